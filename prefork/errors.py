@@ -28,6 +28,9 @@ class BootError(PreforkError, RuntimeError):
 
 
 class BindError(PreforkError, OSError):
-    """A listener could not be made. `errno` is the kernel's, when it was the kernel that refused."""
+    """A listener could not be made: `BindError(errno, sentence)` where the kernel refused, else `BindError(sentence)`."""
 
     exit_code = 4
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
