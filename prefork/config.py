@@ -222,13 +222,13 @@ def show(value: object, unit: str = "") -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0")
 
 
 def _size(value: float) -> str:
     for suffix, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if value and value % factor == 0:
-            return f"{value // factor:g}{suffix}"
+            return _number(value // factor) + suffix
     return _number(value)
 
 

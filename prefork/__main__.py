@@ -1,0 +1,8 @@
+"""`python -m prefork` is the command `prefork`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

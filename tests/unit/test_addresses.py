@@ -1,0 +1,103 @@
+"""What --bind accepts, and what it says about the rest."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.addresses import Address, parse_address
+from prefork.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "address", "family"),
+    [
+        ("127.0.0.1:9999", "tcp", ("127.0.0.1", 9999), socket.AF_INET),
+        ("localhost:0", "tcp", ("localhost", 0), None),
+        (":80", "tcp", ("", 80), None),
+        ("[::]:80", "tcp", ("::", 80), socket.AF_INET6),
+        ("[fe80::1%eth0]:80", "tcp", ("fe80::1%eth0", 80), socket.AF_INET6),
+        ("tcp://127.0.0.1:65535", "tcp", ("127.0.0.1", 65535), socket.AF_INET),
+        ("udp://:514", "udp", ("", 514), None),
+        ("udp://[::1]:53", "udp", ("::1", 53), socket.AF_INET6),
+        ("unix:/run/a:b.sock", "unix", "/run/a:b.sock", socket.AF_UNIX),
+        ("unix:relative", "unix", "relative", socket.AF_UNIX),
+        ("unixgram:/run/log", "unixgram", "/run/log", socket.AF_UNIX),
+    ],
+)
+def test_every_form(text: str, kind: str, address: object, family: object) -> None:
+    """Each documented form becomes the address that it names."""
+    assert parse_address(text) == Address(kind, address, None, text, family)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "it must be host:port"),
+        ("9999", "it must be host:port"),
+        ("host:", "it must be host:port"),
+        ("host:http", "it must be host:port"),
+        ("host:-1", "it must be host:port"),
+        ("host:65536", "the port 65536 is above 65535"),
+        ("::1:80", "an IPv6 address stands in brackets"),
+        ("[127.0.0.1]:80", "'127.0.0.1' is not an IPv6 address"),
+        ("[::1]x:80", "it must be host:port"),
+        ("http://localhost:80", "it is none of host:port"),
+        ("unix:", "it must be unix:/path"),
+        ("unix:/" + "x" * 107, "its path is longer than 107 bytes"),
+        ("unix:/a\0b", "a path has no zero byte"),
+        ("fd://", "it must be fd://N"),
+        ("fd://-1", "it must be fd://N"),
+        ("fd://99999", "descriptor 99999 is no open socket"),
+    ],
+)
+def test_wrong_address_is_one_sentence(text: str, reason: str) -> None:
+    """A wrong address is refused with its text and what is wrong with it."""
+    with pytest.raises(ConfigError) as caught:
+        parse_address(text)
+    assert str(caught.value).startswith(f"could not read the address {text!r}: ")
+    assert reason in str(caught.value)
+
+
+@given(st.text(alphabet=":/[]%.@\0ax0159fduni", max_size=30))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    """No text raises anything but ConfigError."""
+    try:
+        assert parse_address(text).text == text
+    except ConfigError:
+        pass
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def test_descriptor_says_its_kind(listener: socket.socket, tmp_path: Path) -> None:
+    """fd://N takes family, kind and address from the socket itself, which stays open."""
+    port = listener.getsockname()[1]
+    text = f"fd://{listener.fileno()}"
+    assert parse_address(text) == Address("tcp", ("127.0.0.1", port), listener.fileno(), text, socket.AF_INET)
+    assert listener.getsockname()[1] == port
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        found = parse_address(f"fd://{sock.fileno()}")
+    assert (found.kind, found.address, found.family) == ("unixgram", path, socket.AF_UNIX)
+
+
+def test_descriptor_that_is_no_listener() -> None:
+    """A file, and a stream socket that does not listen, are refused."""
+    with socket.socket() as sock, pytest.raises(ConfigError, match="is not a listening socket"):
+        parse_address(f"fd://{sock.fileno()}")
+    fd = os.open("/dev/null", os.O_RDONLY)
+    try:
+        with pytest.raises(ConfigError, match="is no open socket"):
+            parse_address(f"fd://{fd}")
+    finally:
+        os.close(fd)
