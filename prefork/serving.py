@@ -4,13 +4,14 @@ Owns the wait and the wake-up that ends it, both only while it runs, and what is
 thread, fork, or install a signal handler. In a pool the master's loop is the supervisor's and the worker's its own.
 """
 
+import contextlib
 import logging
 import select
 import selectors
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,18 @@ class _ServingLoop:
         `service_actions()` is called after every wait. A class that overrides it is called at least every
         `poll_interval` seconds; where nobody does, the loop waits for as long as there is nothing to do.
         """
+        with self._serving() as wakeup:
+            self._serve(wakeup, poll_interval if self._wants_polling() else None)
+
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[Wakeup]:
+        """The time between the first look at the flag of `shutdown()` and the return that it waits for."""
         done = threading.Event()
         self._serving_thread = threading.get_ident()
         try:
             wakeup = self._wakeup = Wakeup()
-            self._done = (
-                done  # from here on shutdown() waits, and what it needs for that is there; then look at the flag
-            )
-            self._serve(wakeup, poll_interval if self._wants_polling() else None)
+            self._done = done  # from here on shutdown() waits, and what it needs is there; then look at the flag
+            yield wakeup
         finally:
             # First `_done`: a shutdown() that finds it gone waits for nobody; one that sets the flag after the next
             # line means the next serve_forever(). `_serving_thread` later, or a signal handler here would wait for us.
