@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .addresses import parse_address
 from .config import Field, parse, settings
 from .errors import ConfigError, PreforkError
-from .mixins import PreForkingTCPServer, ThreadingMixIn
+from .pool import PreForkingMixIn
 from .targets import UserCodeError, build, load, nearest
 from .version import __version__
 
@@ -27,8 +27,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _RUN_DESCRIPTION = """\
 Serve TARGET from a pool of worker processes until TERM (finish what is in hand) or INT (stop now).
 
-TARGET is module:attribute; the current directory is importable. The attribute is a handler class, a server class,
-a server instance (bound by its own module: no --bind), or a function that takes the address and returns an instance.
+TARGET is module:attribute; the current directory is importable. The attribute is a handler class (served with
+threads if --max-threads is given), a server class, a server instance (bound by its own module: no --bind), or a
+function that takes the address and returns an instance.
 """
 _RUN_EPILOG = """\
 TIME is in seconds, or 500ms, 30s, 2m, 1h. SIZE is in bytes, or 512MiB, 2GiB. "off" switches off what is off by
@@ -38,10 +39,6 @@ exit status: 0 asked to end, 1 internal error, 2 wrong usage or configuration, 3
 bind.
 """
 _BIND_HELP = "HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)"
-
-
-class _Everything(ThreadingMixIn, PreForkingTCPServer):
-    """Every setting that a server run from the command line can have."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +60,7 @@ def _complain(error: PreforkError) -> None:
 
 
 def _command(argv: Sequence[str]) -> int:
-    fields = settings(_Everything)
+    fields = settings(PreForkingMixIn)
     parser, run = _parsers(fields)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -121,7 +118,8 @@ def _parsers(fields: Mapping[str, Field]) -> tuple[_Parser, _Parser]:
     )
     run.add_argument("target", metavar="TARGET", help="what to serve, as in app:Server")
     run.add_argument("--bind", metavar="ADDRESS", help=_BIND_HELP)
-    run.add_argument("--log-level", choices=LOG_LEVELS, default="info", help="what is logged to stderr (default info)")
+    level_help = f"what is logged to stderr: {', '.join(LOG_LEVELS)} (default info)"
+    run.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, default="info", help=level_help)
     _add_settings(run, fields)
     return parser, run
 

@@ -28,7 +28,7 @@ class BootError(PreforkError, RuntimeError):
 
 
 class BindError(PreforkError, OSError):
-    """A listener could not be made: `BindError(errno, sentence)` where the kernel refused, else `BindError(sentence)`."""
+    """A listener could not be made: `BindError(errno, sentence)` where the kernel refused, or `BindError(sentence)`."""
 
     exit_code = 4
 

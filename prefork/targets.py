@@ -1,6 +1,6 @@
 """What TARGET of `prefork run TARGET` may be, and the server that it becomes.
 
-    handler class     served by the PreForking* class of the address's kind; with threads where --max-threads is given
+    handler class     served by a pre-forking server of the address's kind; with threads where --max-threads is given
     server class      called with the address, and with its class attribute RequestHandlerClass where it has one;
                       PreForkingMixIn is put in front of it where it has none
     server instance   bound by its own module, so --bind must not be given
@@ -23,25 +23,20 @@ from typing import Any
 from .addresses import Address, Kind
 from .config import settings, validate
 from .errors import ConfigError, PreforkError
-from .mixins import (
-    PreForkingMixIn,
-    PreForkingTCPServer,
-    PreForkingUDPServer,
-    PreForkingUnixDatagramServer,
-    PreForkingUnixStreamServer,
-    ThreadingMixIn,
-)
+from .mixins import ThreadingMixIn
+from .pool import PreForkingMixIn
+from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 
 __all__ = ["Target", "UserCodeError", "build", "load", "nearest"]
 
 # Any: a target is what the user's module holds, of our classes, the standard library's or their own.
 Server = Any
 
-_BY_KIND: Mapping[Kind, type] = {
-    "tcp": PreForkingTCPServer,
-    "udp": PreForkingUDPServer,
-    "unix": PreForkingUnixStreamServer,
-    "unixgram": PreForkingUnixDatagramServer,
+_BY_KIND: Mapping[Kind, type[BaseServer]] = {
+    "tcp": TCPServer,
+    "udp": UDPServer,
+    "unix": UnixStreamServer,
+    "unixgram": UnixDatagramServer,
 }
 _KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "Unix datagram"}
 
@@ -162,8 +157,8 @@ def _from_class(target: Target, found: type, address: Address | None, values: Ma
 
 
 def _handler_bases(address: Address, values: Mapping[str, Any]) -> tuple[type, ...]:
-    ready_made = _BY_KIND[address.kind]
-    return (ThreadingMixIn, ready_made) if "max_threads" in values else (ready_made,)
+    threads = (ThreadingMixIn,) if "max_threads" in values else ()
+    return (PreForkingMixIn, *threads, _BY_KIND[address.kind])
 
 
 def _server_bases(target: Target, found: type, address: Address) -> tuple[type, ...]:
@@ -252,6 +247,8 @@ def _check_known(target: Target, cls: type, values: Mapping[str, Any]) -> None:
     for name in values:
         if name not in fields:
             raise target.refused(f"its class has no setting {name}")
+        if name == "max_threads" and not hasattr(cls, "process_request_thread"):
+            raise target.refused("max_threads needs a ThreadingMixIn among the bases of its class")
 
 
 def _a(cls: type) -> str:

@@ -1,0 +1,51 @@
+"""The closed lists that cross process boundaries: the number is what stands in memory, the name what people read.
+
+A number once used keeps its meaning. Every process uses this module; it holds no state.
+"""
+
+from enum import IntEnum
+
+
+class Fact(IntEnum):
+    """A member of a closed list: `value` in shared memory, `label` for logs, statistics and Prometheus."""
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Activity(Fact):
+    """What one lane is doing now."""
+
+    IDLE = 0
+    ACCEPTING = 1
+    BUSY = 2
+
+
+class ExitReason(Fact):
+    """Why a child ended. The master decides; a child only hints (see `Slot.leaving`)."""
+
+    DRAINED = 1
+    MAX_REQUESTS = 2
+    MAX_LIFETIME = 3
+    MAX_MEMORY = 4
+    SCALED_DOWN = 5
+    REPLACED = 6
+    STOPPED = 7
+    EXITED = 8
+    TIMEOUT = 9
+    BOOT_FAILED = 10
+    CRASHED = 11
+    OOM_SUSPECTED = 12
+    KILLED = 13
+    MASTER_DIED = 14
+
+
+class AcceptError(Fact):
+    """Why `get_request()` gave no request although the listener had one."""
+
+    EMFILE = 0
+    ENFILE = 1
+    NOMEM = 2
+    ABORTED = 3
+    OTHER = 4

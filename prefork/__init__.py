@@ -1,0 +1,78 @@
+"""Run socketserver programs in production: the standard library's model, under a supervisor.
+
+    connection ─▶ Listener ─▶ worker loop ─▶ handler ─▶ Slot             data goes right
+                  shared fd    accept         yours       counters
+                                                            │
+    statistics ◀───────────────────────────── Scoreboard ◀─┘            numbers come back left
+
+    signal ─┐
+    CLI ────┴─▶ Command ─▶ Supervisor ─▶ policy.plan() ─▶ ChildTable ─▶ signal ─▶ worker
+                one table    one loop       pure             data
+                                 ▲
+    worker ── nudge (an eventfd: "look at the slots") ┘
+
+Everything of the standard library's `socketserver` is here under its own name and with its own meaning, so that
+`import prefork as socketserver` works; the PreForking classes add the pool.
+
+This package is the master and the face; `prefork.workers` is what runs after the fork, `prefork.metrics` the memory
+between the two.
+"""
+
+from prefork.metrics.scoreboard import Statistics
+
+from .errors import BindError, BootError, ConfigError, PreforkError
+from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from .mixins import (
+    ForkingMixIn,
+    ForkingTCPServer,
+    ForkingUDPServer,
+    ForkingUnixDatagramServer,
+    ForkingUnixStreamServer,
+    SupervisedMixIn,
+    ThreadingMixIn,
+    ThreadingTCPServer,
+    ThreadingUDPServer,
+    ThreadingUnixDatagramServer,
+    ThreadingUnixStreamServer,
+)
+from .pool import (
+    PreForkingMixIn,
+    PreForkingTCPServer,
+    PreForkingUDPServer,
+    PreForkingUnixDatagramServer,
+    PreForkingUnixStreamServer,
+)
+from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .version import __version__ as __version__
+
+__all__ = [
+    "BaseRequestHandler",
+    "BaseServer",
+    "BindError",
+    "BootError",
+    "ConfigError",
+    "DatagramRequestHandler",
+    "ForkingMixIn",
+    "ForkingTCPServer",
+    "ForkingUDPServer",
+    "ForkingUnixDatagramServer",
+    "ForkingUnixStreamServer",
+    "PreForkingMixIn",
+    "PreForkingTCPServer",
+    "PreForkingUDPServer",
+    "PreForkingUnixDatagramServer",
+    "PreForkingUnixStreamServer",
+    "PreforkError",
+    "Statistics",
+    "StreamRequestHandler",
+    "SupervisedMixIn",
+    "TCPServer",
+    "ThreadingMixIn",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    "ThreadingUnixDatagramServer",
+    "ThreadingUnixStreamServer",
+    "UDPServer",
+    "UnixDatagramServer",
+    "UnixStreamServer",
+]

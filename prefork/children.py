@@ -1,0 +1,235 @@
+"""The child table: plain data about every process of the service, the only fork and the only reap.
+
+Runs in the process that serves: the master of a pool, or a plain forking server. Owns pids and pidfds; a pid is used
+only while its pidfd says that the process is still ours. Decides nothing: reasons and deadlines come from policy.
+"""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
+from prefork.workers import bootstrap, forked, signals
+
+log = logging.getLogger("prefork.supervisor")
+
+
+class ChildKind(Enum):
+    """What a child is for. The exporter and a reload's rehearsal will stand here too."""
+
+    WORKER = "worker"
+    REQUEST = "request"  # ForkingMixIn alone: one request, then gone
+
+
+class ChildState(Enum):
+    STARTING = auto()
+    READY = auto()
+    DRAINING = auto()
+    KILLING = auto()
+    REAPED = auto()
+
+
+# In which states a child may be set to the one named first.
+MAY_FOLLOW = {
+    ChildState.READY: {ChildState.STARTING},
+    ChildState.DRAINING: {ChildState.STARTING, ChildState.READY},
+    ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},
+    ChildState.REAPED: set(ChildState) - {ChildState.REAPED},
+}
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """The master's record of one process. Times are of the supervisor's clock, in seconds."""
+
+    serial: int  # counts every child ever started: names this one and no other
+    number: int  # its place in the pool, from 1: in the title, in the log, free again at its end
+    kind: ChildKind
+    generation: int
+    pid: int
+    pidfd: int
+    slot: Slot
+    stacks: Stacks
+    reader: SlotReader
+    started: float
+    state: ChildState = ChildState.STARTING
+    changed: float = 0.0
+    deadline: float | None = None  # killed then, at the latest
+    lifetime: float | None = None  # due this long after its start
+    reason: ExitReason | None = None  # why it was told to leave
+    cut_at: float | None = None  # when a request over its time was first seen
+    slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
+    stacks_seen: int = 0
+    report: Report | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} slot={self.number} gen={self.generation} pid={self.pid}"
+
+    def set_state(self, state: ChildState, now: float) -> None:
+        """The one setter."""
+        if self.state not in MAY_FOLLOW[state]:
+            raise AssertionError(f"{self}: {state.name} cannot follow {self.state.name}")
+        level = logging.DEBUG if self.kind is ChildKind.REQUEST else logging.INFO
+        if state is not ChildState.REAPED:
+            log.log(level, "%s: %s", self, state.name.lower())
+        self.state = state
+        self.changed = now
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal, unless it is gone already."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signum)
+        except ProcessLookupError:
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended, as wait4 tells."""
+
+    child: Child
+    status: int | None  # exit status; None: by a signal, or nobody knows
+    signum: int | None
+    user_s: float
+    system_s: float
+
+    def __str__(self) -> str:
+        if self.signum is not None:
+            return f"killed by {_signal_name(self.signum)}"
+        return "ended, its status was taken by somebody else" if self.status is None else f"exit status {self.status}"
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+class ChildTable:
+    """Every child that has been forked and not been reaped, by serial."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, Child] = {}
+        self._serial = 0
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._children.values()))
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def __getitem__(self, serial: int) -> Child:
+        return self._children[serial]
+
+    def fork(
+        self,
+        kind: ChildKind,
+        slot: Slot,
+        *,
+        generation: int,
+        now: float,
+        forget: Callable[[], None],
+        body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
+    ) -> Child:
+        """Start a child; `body(birth, master, number)` runs in it and its result is the exit status.
+
+        The slot is the child's from here on. Raises OSError when the kernel refuses, and then nothing is left behind.
+        """
+        stacks = Stacks()
+        number = self._free_number()
+        master_pid = os.getpid()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        try:
+            with signals.blocked() as mask, forked.own_fork():
+                pid = os.fork()
+                if pid == 0:
+                    birth = bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask)
+                    bootstrap.enter(birth, lambda birth, master: body(birth, master, number))
+                pidfd = self._pidfd(pid)
+        except BaseException:
+            stacks.close()
+            raise
+        self._serial += 1
+        child = Child(
+            self._serial, number, kind, generation, pid, pidfd, slot, stacks, SlotReader(slot), started=now, changed=now
+        )
+        self._children[child.serial] = child
+        return child
+
+    def reap(self, child: Child) -> Exit | None:
+        """Take a child's status if it has ended; it leaves the table then. Its memory is the caller's to fold."""
+        try:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
+            if _alive(child.pidfd):
+                return None
+            return self._forget(Exit(child, None, None, 0.0, 0.0))
+        if pid == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        exited = code >= 0
+        return self._forget(
+            Exit(child, code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
+        )
+
+    def close_copies(self) -> None:
+        """In a new child: give up everything that is known of the siblings."""
+        for child in self._children.values():
+            os.close(child.pidfd)
+            child.slot.close()
+            child.stacks.close()
+        self._children.clear()
+
+    def _forget(self, exit: Exit) -> Exit:
+        del self._children[exit.child.serial]
+        os.close(exit.child.pidfd)
+        return exit
+
+    def _free_number(self) -> int:
+        taken = {child.number for child in self._children.values()}
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+
+    @staticmethod
+    def _pidfd(pid: int) -> int:
+        try:
+            return os.pidfd_open(pid)
+        except OSError:  # no descriptor for it: then not this process either
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+
+def _alive(pidfd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class StrayReaper:
+    """As PID 1: reaps zombies that nobody in this process waits for, five seconds after they were first seen.
+
+    The delay leaves a status to whoever does wait for it (a Popen of the user's).
+    """
+
+    PATIENCE_S = 5.0
+
+    def __init__(self) -> None:
+        self._seen: dict[int, float] = {}
+
+    def turn(self, ours: set[int], now: float) -> None:
+        import psutil  # only as PID 1
+
+        zombies = {p.pid for p in psutil.Process().children() if p.status() == psutil.STATUS_ZOMBIE} - ours
+        self._seen = {pid: self._seen.get(pid, now) for pid in zombies}
+        for pid, since in self._seen.items():
+            if now - since >= self.PATIENCE_S:
+                os.waitpid(pid, os.WNOHANG)
+                log.info("reaped an orphan pid=%d", pid)

@@ -1,0 +1,195 @@
+"""Listening sockets: bind, adopt, narrow the door, unlink.
+
+Runs in the master. A Listener stands in `server.socket`, so that every `server_bind` and `server_activate`, ours, the
+standard library's or the user's, runs unchanged and still gets what a pool needs: a stale Unix path taken over, an
+inherited descriptor left as it was bound, a sentence when the port is taken. Workers inherit it and only accept.
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+from typing import Any
+
+from prefork.metrics.kernel import somaxconn
+
+from .errors import BindError
+
+log = logging.getLogger("prefork.supervisor")
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+# Classic BPF over a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun
+# is finished, a new one is not answered, and its client asks again a second later.
+BARE_SYN_FILTER = (
+    (0x30, 0, 0, 13),  # A = flags
+    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+    (0x15, 0, 1, 0x02),  # if A == SYN
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFF),  # else pass
+)
+
+
+def address_text(address: Any) -> str:
+    """An address as people write it: host:port, [host]:port, a path, @name for an abstract one."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return str(address).replace("\0", "@", 1)
+
+
+class Listener(socket.socket):
+    """A socket of a pool: bound here, or inherited bound.
+
+    `inherited`: it came bound, `bind()` leaves it alone. `flags` are added to every receive, so that a datagram worker
+    does not block for one that a sibling took, while replies on the same socket still may.
+    """
+
+    inherited = False
+    flags = 0
+    _path: str | None = None
+    _identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
+
+    @classmethod
+    def adopt(cls, sock: socket.socket) -> "Listener":
+        """Take over the descriptor of a plain socket object, which is closed by it."""
+        timeout = sock.gettimeout()
+        listener = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        listener.settimeout(timeout)
+        return listener
+
+    @classmethod
+    def inherit(cls, fd: int) -> "Listener":
+        """A descriptor that was bound by whoever started us. Raises BindError when it is no socket."""
+        try:
+            listener = cls(fileno=fd)
+            os.set_inheritable(fd, False)
+        except OSError as exc:
+            raise BindError(exc.errno, f"could not take over descriptor {fd}: {os.strerror(exc.errno or 0)}") from exc
+        listener.inherited = True
+        return listener
+
+    def bind(self, address: Any) -> None:
+        """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
+        if self.inherited:
+            return
+        path = os.fspath(address) if self.family == socket.AF_UNIX else ""
+        named = bool(path) and path[:1] not in ("\0", b"\0")
+        try:
+            if named:
+                _clear_stale(os.fsdecode(path), self.type)
+            super().bind(address)
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason[:1].lower()}{reason[1:]}") from exc
+        if named:
+            self._path = os.path.abspath(os.fsdecode(path))
+            self._identity = _identity(self._path)
+
+    def listen(self, backlog: int = 128, /) -> None:
+        limit = somaxconn()
+        if limit is not None and backlog > limit:
+            log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit)
+        super().listen(backlog)
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return super().recv(bufsize, flags | self.flags)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        return super().recvfrom(bufsize, flags | self.flags)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return super().recvmsg(bufsize, ancbufsize, flags | self.flags)
+
+    def unlink(self) -> None:
+        """Remove the Unix path, if what stands there is still ours."""
+        if self._path is not None and self._identity == _identity(self._path):
+            os.unlink(self._path)
+        self._path = None
+
+
+# Of any listening socket: the user may have wrapped ours (TLS).
+
+
+def prepare(sock: socket.socket) -> None:
+    """Before the first fork: no worker may block here for what a sibling took.
+
+    The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
+    """
+    if sock.type != socket.SOCK_DGRAM:
+        os.set_blocking(sock.fileno(), False)
+        _widen(sock)
+    elif isinstance(sock, Listener):
+        sock.flags = socket.MSG_DONTWAIT
+
+
+def release(sock: socket.socket) -> None:
+    """Undo `prepare()`, when the pool has ended and its program goes on."""
+    if isinstance(sock, Listener):
+        sock.flags = 0
+    if sock.fileno() != -1 and sock.gettimeout() is None:
+        os.set_blocking(sock.fileno(), True)
+
+
+def queued(sock: socket.socket) -> bool:
+    """Whether the kernel holds something for us now. False for a closed socket."""
+    if sock.fileno() == -1:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def narrow(sock: socket.socket) -> None:
+    """Let nobody new in, keep who is in the queue: the workers serve it to its end."""
+    if sock.type == socket.SOCK_DGRAM or sock.fileno() == -1:
+        return
+    if sock.family == socket.AF_UNIX:
+        if isinstance(sock, Listener):
+            sock.unlink()
+        return
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in BARE_SYN_FILTER))
+    try:
+        sock.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(BARE_SYN_FILTER), ctypes.addressof(code))
+        )
+    except OSError:
+        sock.listen(0)
+
+
+def _widen(sock: socket.socket) -> None:
+    """Undo `narrow()`, so that a server can serve again after `shutdown()`."""
+    if sock.family != socket.AF_UNIX:
+        with contextlib.suppress(OSError):  # there was no filter
+            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _clear_stale(path: str, kind: int) -> None:
+    """Remove a socket that nobody listens on. Raises OSError when somebody does, or when it is no socket."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "it exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        answer = probe.connect_ex(path)
+    if answer != errno.ECONNREFUSED:  # EAGAIN: alive with a full queue; EPROTOTYPE: alive, of the other kind
+        raise OSError(errno.EADDRINUSE, "another server is listening there")
+    log.info("removing the stale socket %s", path)
+    os.unlink(path)

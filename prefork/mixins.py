@@ -1,0 +1,348 @@
+"""The mix-ins: how requests are processed, and by whom. Each is mixed in *before* a server class.
+
+    SupervisedMixIn                     child table, scoreboard, statistics, service_actions, server_close
+      ├─ PreForkingMixIn                serve_forever = the supervisor; requests run in a pool of workers (pool.py)
+      ├─ ForkingMixIn                   process_request = one supervised child per request
+      └─ ThreadingMixIn                 process_request = one thread per request, each on a lane
+
+Runs in the process that serves; a worker runs `process_request` of the same object. Owns what a plain server needs
+lazily, at its first request: a constructor makes nothing that has to be closed.
+"""
+
+import signal
+import threading
+from collections.abc import Iterable
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Annotated, Any
+
+from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader, Statistics, Totals
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.lanes import Accepted, Lane, Lanes
+from prefork.workers.loop import Worker
+from prefork.workers.threads import Threads
+from prefork.workers.wakeup import Wakeup
+
+from .children import ChildKind
+from .config import Setting
+from .policy import NO_POOL
+from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .serving import _ServingLoop
+from .supervisor import Service, Supervisor
+
+if TYPE_CHECKING:
+    _AnyServer = BaseServer  # what a mix-in is mixed into; at run time ours or the standard library's
+else:
+    _AnyServer = _ServingLoop
+
+LANES_AT_ONCE = 64  # how many lanes a plain threading server without a cap gets more of at a time
+
+
+class SupervisedMixIn(_AnyServer):
+    """What every mix-in stands on: children in one table, requests counted on lanes, one way to end.
+
+    Call: `statistics()`. Extend: `server_close()`, `service_actions()`. May also be mixed into a plain server, which
+    then counts its requests.
+    """
+
+    service_name: str | None = None  # what process titles and the log call this service; default module:Class
+
+    _supervisor: Supervisor | None = None
+    _worker: Worker | None = None
+    _totals: Totals | None = None
+    _lanes: Lanes | None = None
+    _lane: Lane | None = None  # the one the next request goes on
+    _own: tuple[SlotReader, ...] = ()  # the lanes of this process itself
+    _turns_seen = 0
+    _birth: Birth | None = None  # in a child that serves one request
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class in which a server class would hide the mix-in."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__:
+            if base is SupervisedMixIn:
+                return
+            if hasattr(base, "finish_request") and not issubclass(base, SupervisedMixIn):
+                raise TypeError(
+                    f"could not define {cls.__name__}: {base.__name__} comes before the mix-in and would hide it; "
+                    f"write the mix-in first"
+                )
+
+    def statistics(self) -> Statistics:
+        """What this service has done so far and does now, over all its processes, as an immutable record.
+
+        Call it, from any thread, in the process that serves; also after `serve_forever()` has returned. Raises
+        RuntimeError in a worker, which does not know its siblings.
+        """
+        if self._worker is not None or self._birth is not None:
+            raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
+        own = [reader.look(monotonic_ns()) for reader in self._own]
+        if self._supervisor is not None:
+            return self._supervisor.statistics(own)
+        return self._all_totals().with_living(own, {}, sum(report.lanes for report in own))
+
+    @property
+    def draining(self) -> bool:
+        """Whether this process is finishing what it has and takes nothing new."""
+        return self._worker.draining if self._worker is not None else self._shutdown_requested
+
+    def shutdown(self) -> None:
+        """As BaseServer.shutdown; in a worker or a request's child it asks the serving process and does not wait."""
+        if not self._ask_to_drain():
+            super().shutdown()
+
+    def shutdown_nowait(self) -> None:
+        if not self._ask_to_drain():
+            super().shutdown_nowait()
+
+    def _ask_to_drain(self) -> bool:
+        if self._worker is not None:
+            self._worker.ask_to_drain()
+        elif self._birth is not None and self._supervisor is not None:
+            self._birth.slot.words[DRAIN_ASKED] = YES
+            self._supervisor.nudge()
+        else:
+            return False
+        return True
+
+    def service_actions(self) -> None:
+        """One turn of the supervisor: reaps, counts, cuts. Extend it; one that forgets `super()` leaks nothing."""
+        if self._supervisor is not None:
+            self._supervisor.turn()
+        super().service_actions()
+
+    def server_close(self) -> None:
+        """Close the listener, wait for requests as `block_on_close` says, give up what counting took. Extend it."""
+        super().server_close()
+        self._wait_for_requests()
+        self._end_counting()
+
+    def _wait_for_requests(self) -> None:
+        """Those that run elsewhere than in the serving thread."""
+
+    # Counting in the serving process itself, where there is no pool.
+
+    def _all_totals(self) -> Totals:
+        if self._totals is None:
+            self._totals = Totals()
+        return self._totals
+
+    def _supervise(self) -> Supervisor:
+        """The supervisor of this plain server, made at its first request."""
+        if self._supervisor is None or self._supervisor.closed:
+            service = Service(self._service_name(), forget=self._forget_supervisor, drain_asked=self.shutdown_nowait)
+            self._supervisor = Supervisor(service, NO_POOL, self._all_totals(), Wakeup())
+        return self._supervisor
+
+    def _service_name(self) -> str:
+        return self.service_name or f"{type(self).__module__}:{type(self).__qualname__}"
+
+    def _forget_supervisor(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.forget()
+
+    def _counting(self) -> Lanes:
+        """The lanes of this process, made at its first request."""
+        if self._lanes is None:
+            slot = self._first_slot()
+            elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
+            self._own = (SlotReader(slot),)
+            self._lanes = Lanes(slot, elsewhere=elsewhere, on_free=self._supervise().wake, more=self._more_lanes)
+            self._lanes.bind(self)
+        return self._lanes
+
+    def _first_slot(self) -> Slot:
+        return Slot(getattr(self, "max_threads", None) or LANES_AT_ONCE if self._threaded() else 1)
+
+    def _more_lanes(self) -> Slot | None:
+        if not self._threaded() or getattr(self, "max_threads", None) is not None:
+            return None
+        slot = Slot(LANES_AT_ONCE)
+        self._own = (*self._own, SlotReader(slot))
+        return slot
+
+    def _threaded(self) -> bool:
+        """Whether a ThreadingMixIn, ours or the standard library's, is below."""
+        return hasattr(self, "process_request_thread")
+
+    def _end_counting(self) -> None:
+        if self._lanes is None or not self._lanes.all_free(held=self._lane):
+            return  # daemonic threads go on, and go on counting
+        self._lanes.unbind(self)
+        self._lanes, self._lane = None, None
+        for reader in self._own:
+            self._all_totals().fold(reader, None, 0)
+            reader.slot.close()
+        self._own = ()
+        if self._supervisor is not None and not len(self._supervisor.table):
+            self._supervisor.close()
+
+    def _has_room(self) -> bool:
+        supervisor = self._supervise()
+        if supervisor.turns == self._turns_seen:  # an override of service_actions forgot super()
+            supervisor.turn()
+        self._turns_seen = supervisor.turns
+        if self._lane is None:
+            self._lane = self._counting().take()
+        return self._lane is not None
+
+    def _extra_fds(self) -> Iterable[int]:
+        return (self._supervise().fileno(),)
+
+    def _next_turn(self) -> float | None:
+        supervisor = self._supervisor
+        if supervisor is None or not len(supervisor.table):
+            return None
+        return monotonic() + supervisor.until_next_turn()
+
+    def _handle_request_noblock(self) -> None:
+        if self._has_room() and self._lane is not None:
+            lane, self._lane = self._lane, None
+            outcome = self._counting().serve_one(self, lane, monotonic_ns())
+            if outcome is not Accepted.REQUEST:
+                self._lane = lane
+            if outcome is Accepted.NO_RESOURCES:
+                self._pause_accepting()
+
+
+class ForkingMixIn(SupervisedMixIn):
+    """Process each request in a child of its own, forked when it has come.
+
+    At `max_children` nothing more is accepted until a child ends; nothing ever waits for a child that is not ours.
+    Under PreForkingMixIn the child is forked ahead of its request instead: a worker that serves one and leaves.
+    """
+
+    timeout: float | None = 300
+    max_children: Annotated[int, Setting("most processes at once", group="Pool", at_least=1)] = 40
+    block_on_close = True  # server_close() waits for the children
+
+    _spare: Slot | None = None  # of the next child: its request is counted there from the accept on
+
+    @property
+    def active_children(self) -> set[int] | None:
+        """Pids of the children that serve a request now; None before the first."""
+        if self._supervisor is None or not self._supervisor.forked:
+            return None
+        return {child.pid for child in self._supervisor.table if child.kind is ChildKind.REQUEST}
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        """Reap the children that have ended; with `blocking`, wait until all have."""
+        if self._supervisor is not None and len(self._supervisor.table):
+            self._supervisor.turn()
+            if blocking:
+                self._supervisor.wait_for_children()
+
+    def handle_timeout(self) -> None:
+        """`handle_request()` waited for `timeout` seconds in vain: reap. Extend it."""
+        self.collect_children()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Fork a child for this request. Raises OSError when the kernel refuses."""
+        if self._worker is not None:
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+            return
+        supervisor = self._supervise()
+        slot = self._spare or Slot(1)
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            return self._serve_in_child(request, client_address, birth)
+
+        supervisor.fork(ChildKind.REQUEST, slot, body)
+        self._spare = None
+        self._own = self._own[:1]
+        if self._lanes is not None:
+            self._lanes.pass_on(request)
+        self.close_request(request)
+
+    def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
+        self._birth = birth
+        signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
+        try:
+            self.finish_request(request, client_address)
+            return 0
+        except Exception:
+            self.handle_error(request, client_address)
+            return 1
+        finally:
+            self.shutdown_request(request)
+
+    def _wait_for_requests(self) -> None:
+        self.collect_children(blocking=self.block_on_close)
+
+    def _first_slot(self) -> Slot:
+        return Slot(0)  # requests are counted in the slot of the child that will serve them
+
+    def _more_lanes(self) -> Slot | None:
+        if len(self._supervise().table) >= self.max_children:
+            return None
+        self._spare = Slot(1)
+        self._own = (*self._own[:1], SlotReader(self._spare))
+        return self._spare
+
+
+class ThreadingMixIn(SupervisedMixIn):
+    """Process each request in a thread of its own, `max_threads` at once where that is set."""
+
+    daemon_threads = False
+    block_on_close = True  # server_close() waits for the threads that are not daemonic
+    max_threads: Annotated[
+        int | None, Setting("most requests at once in one process; more wait in the kernel", group="Pool", at_least=1)
+    ] = None
+
+    _threads: Threads | None = None
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Finish one request, in its thread; errors go to `handle_error`. Extend it."""
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for this request. Raises RuntimeError when the system has no more."""
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
+        )
+        if self.block_on_close:
+            if self._threads is None:
+                self._threads = Threads()
+            self._threads.append(thread)
+        thread.start()
+
+    def _wait_for_requests(self) -> None:
+        if self._threads is not None:
+            self._threads.join()
+
+
+class ForkingUDPServer(ForkingMixIn, UDPServer):
+    """A UDPServer with a child per datagram."""
+
+
+class ForkingTCPServer(ForkingMixIn, TCPServer):
+    """A TCPServer with a child per connection."""
+
+
+class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
+    """A UnixStreamServer with a child per connection."""
+
+
+class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
+    """A UnixDatagramServer with a child per datagram."""
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+    """A UDPServer with a thread per datagram."""
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+    """A TCPServer with a thread per connection."""
+
+
+class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+    """A UnixStreamServer with a thread per connection."""
+
+
+class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+    """A UnixDatagramServer with a thread per datagram."""

@@ -1,0 +1,290 @@
+"""PreForkingMixIn: the pool. `serve_forever()` is the supervisor; requests run in workers that share the listener.
+
+Runs in the master; a worker runs the request hooks of the same object. Owns what `serve_forever()` changes in the
+master's process (signals, title, garbage collector, the listener's flags) and puts every bit of it back.
+"""
+
+import contextlib
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import setproctitle
+
+from prefork.workers import forked, loop
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.limits import Limits as WorkerLimits
+from prefork.workers.signals import Signals
+from prefork.workers.wakeup import Wakeup
+
+from .commands import BY_SIGNAL, Command
+from .config import Setting, usable_cpus, validate
+from .errors import PreforkError
+from .listeners import Listener, address_text, prepare, release
+from .mixins import SupervisedMixIn
+from .policy import Limits, Phase
+from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .supervisor import Service, Supervisor, log
+
+if TYPE_CHECKING:
+    import socket
+
+CLOSE_SLACK_S = 2.0
+
+
+def _graceful_default() -> float:
+    return 8.0 if os.getpid() == 1 else 30.0
+
+
+class PreForkingMixIn(SupervisedMixIn):
+    """Serve from a pool of processes that are forked ahead. Mixed in first, before any other mix-in and the server.
+
+    Set the attributes on the class or the instance before `serve_forever()`. Bind, `service_actions` and
+    `server_close` run in the master; `get_request`, `verify_request`, `process_request` and all that follows run in the
+    workers. `handle_request()` stays in the calling process.
+    """
+
+    max_children: Annotated[
+        int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")
+    ] = 2 * usable_cpus() + 1
+    min_children: Annotated[
+        int | None, Setting("fewest workers", group="Pool", at_least=1, default_text="max_children")
+    ] = None
+    min_spare_children: Annotated[
+        int | None, Setting("start workers when fewer than this are idle", group="Pool", at_least=1)
+    ] = None
+    max_spare_children: Annotated[
+        int | None, Setting("drain workers when more than this are idle", group="Pool", at_least=1)
+    ] = None
+    max_threads: Annotated[
+        int | None, Setting("most requests at once in one worker of a threading pool", group="Pool", at_least=1)
+    ] = 10
+    gc_freeze: Annotated[
+        bool, Setting("collect garbage and freeze what is left before the first fork, so that it stays shared", group="Pool")
+    ] = True
+    request_timeout: Annotated[
+        float | None, Setting("cut a request that runs for longer, and replace its worker", group="Requests", unit="s", above=0)
+    ] = None
+    slow_request_timeout: Annotated[
+        float | None, Setting("log the stacks of a worker whose request runs for longer", group="Requests", unit="s", above=0)
+    ] = None
+    max_requests: Annotated[
+        int | None, Setting("replace a worker after this many requests, or up to a tenth fewer", group="Recycling", at_least=1)
+    ] = None
+    max_lifetime: Annotated[
+        float | None, Setting("replace a worker after this time, or up to a tenth less", group="Recycling", unit="s", above=0)
+    ] = None
+    max_memory: Annotated[
+        int | None, Setting("replace a worker whose private memory stays above this", group="Recycling", unit="bytes", at_least=1)
+    ] = None
+    boot_timeout: Annotated[
+        float, Setting("kill a worker that is not ready after this time", group="Timeouts", unit="s", above=0)
+    ] = 60.0
+    graceful_timeout: Annotated[
+        float,
+        Setting("kill what has not finished draining after this time", group="Timeouts", unit="s", above=0, default_text="30 s (8 s as PID 1)"),
+    ] = _graceful_default()
+    max_restart_delay: Annotated[
+        float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
+    ] = 30.0
+    request_queue_size: Annotated[
+        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
+    ] = 1024
+    allow_reuse_address = True
+
+    inherited_fd: int | None = None  # serve on this descriptor instead of binding one
+
+    # The listener.
+
+    @property
+    def socket(self) -> "socket.socket":
+        """The listening socket. What is assigned first becomes a Listener: see listeners.py."""
+        try:
+            return self._listener
+        except AttributeError:
+            raise AttributeError("this server has no socket yet") from None
+
+    @socket.setter
+    def socket(self, sock: "socket.socket") -> None:
+        if self.inherited_fd is not None and "_listener" not in vars(self):
+            sock.close()
+            sock = Listener.inherit(self.inherited_fd)
+            vars(self).update(address_family=sock.family, socket_type=sock.type)
+        self._listener = Listener.adopt(sock) if type(sock).__module__ == "socket" else sock
+
+    # Hooks.
+
+    def worker_started(self) -> None:
+        """Called in a worker before its first request: open what must not be shared. Override it; raising here, the
+        worker counts as one that died at boot."""
+
+    def worker_stopping(self) -> None:
+        """Called in a worker after its last request, unless it is stopped or killed. Override it."""
+
+    # Serving.
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve from a pool until told to end. Returns when every worker is gone.
+
+        In the main thread the signals of the table in commands.py are taken, except those that the program handles
+        itself, and put back at the end; in another thread `shutdown()` is the only way to end. Raises ConfigError
+        before anything is forked, BootError when no worker ever got ready.
+        """
+        validate(self)
+        if sys.platform != "linux":
+            raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
+        with self._serving() as wakeup, contextlib.ExitStack() as stack:
+            signals = stack.enter_context(self._signals_taken(wakeup))
+            stack.enter_context(self._listener_prepared())
+            stack.enter_context(self._titled())
+            if self.gc_freeze:
+                stack.enter_context(_frozen())
+            supervisor = self._supervisor = self._pool(wakeup, signals)
+            forked.on_fork_by_user(self._forked_by_user)
+            try:
+                self._run(supervisor, signals, poll_interval)
+            finally:
+                forked.on_fork_by_user(None)
+                supervisor.close()
+        supervisor.raise_if_hopeless()
+
+    def _run(self, supervisor: Supervisor, signals: Signals, poll_interval: float) -> None:
+        at_most = poll_interval if self._wants_polling() else None
+        log.info("listening on %s", address_text(self.socket.getsockname()))
+        while supervisor.phase is not Phase.STOPPED:
+            while signals.notes:
+                supervisor.commands.append(BY_SIGNAL[signals.notes.popleft()])
+            if self._shutdown_requested and not self.draining:
+                supervisor.commands.append(Command.DRAIN)
+            turns = supervisor.turns
+            self.service_actions()
+            if supervisor.turns == turns:  # an override forgot super()
+                supervisor.turn()
+            supervisor.wait(at_most)
+
+    @property
+    def draining(self) -> bool:
+        """Whether this process is finishing what it has and takes nothing new."""
+        if self._worker is not None:
+            return self._worker.draining
+        return self._supervisor is not None and self._supervisor.phase in (Phase.DRAINING, Phase.KILLING)
+
+    def server_close(self) -> None:
+        """End the pool if it serves, within `graceful_timeout`; close the listener and remove its Unix path."""
+        done = self._done
+        if done is not None and self._serving_thread != threading.get_ident() and self._worker is None:
+            self.shutdown_nowait()
+            done.wait(self.graceful_timeout + CLOSE_SLACK_S)
+        listener = vars(self).get("_listener")
+        if isinstance(listener, Listener) and self._worker is None:
+            listener.unlink()
+        super().server_close()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a worker under a ForkingMixIn: serve in this process, which was forked for it. Else the mix-in's way."""
+        if self._worker is not None and hasattr(self, "collect_children"):
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    # The parts of serve_forever().
+
+    def _pool(self, wakeup: Wakeup, signals: Signals) -> Supervisor:
+        threads = self.max_threads or 1 if self._threaded() else 1
+        service = Service(
+            self._service_name(), forget=lambda: self._forget_master(signals), drain_asked=self.shutdown_nowait,
+            work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
+        )  # fmt: skip
+        limits = Limits(
+            pool=True, max_children=self.max_children, min_children=self.min_children or self.max_children,
+            min_spare_children=self.min_spare_children, max_spare_children=self.max_spare_children,
+            request_timeout=self.request_timeout, slow_request_timeout=self.slow_request_timeout,
+            boot_timeout=self.boot_timeout, graceful_timeout=self.graceful_timeout,
+            max_restart_delay=self.max_restart_delay,
+        )  # fmt: skip
+        return Supervisor(service, limits, self._all_totals(), wakeup)
+
+    def _work(self, birth: Birth, master: Master, number: int) -> int:
+        """The body of a worker."""
+        assert self._supervisor is not None
+        title = f"prefork: worker {number}"
+        terms = loop.Terms(
+            WorkerLimits(self.max_requests, self.max_memory),
+            graceful_timeout=self.graceful_timeout,
+            elsewhere=self._threaded(),
+            one_request=hasattr(self, "collect_children"),
+            set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
+            nudge=self._supervisor.nudge,
+        )
+        return loop.work(self, terms, birth, master)
+
+    def _forget_master(self, signals: Signals) -> None:
+        signals.put_back()
+        if self._supervisor is not None:
+            self._supervisor.forget()
+
+    def _forked_by_user(self) -> None:
+        """In a process that user code forked from the master: it is none, and holds nothing of ours."""
+        self._forget_master_signals()
+        self._forget_supervisor()
+        self._listener.close()
+
+    @contextlib.contextmanager
+    def _signals_taken(self, wakeup: Wakeup) -> Iterator[Signals]:
+        signals = Signals(wakeup)
+        self._forget_master_signals: Callable[[], None] = signals.put_back
+        if threading.current_thread() is threading.main_thread():
+            for signum in signals.take_unhandled(BY_SIGNAL):
+                log.info("the program handles %s itself", signum)
+            signals.reap_ourselves()
+        try:
+            yield signals
+        finally:
+            signals.put_back()
+
+    @contextlib.contextmanager
+    def _listener_prepared(self) -> Iterator[None]:
+        prepare(self._listener)
+        try:
+            yield
+        finally:
+            release(self._listener)
+
+    @contextlib.contextmanager
+    def _titled(self) -> Iterator[None]:
+        before = setproctitle.getproctitle()
+        setproctitle.setproctitle(f"prefork: master {self._service_name()}")
+        try:
+            yield
+        finally:
+            setproctitle.setproctitle(before)
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+class PreForkingTCPServer(PreForkingMixIn, TCPServer):
+    """A TCPServer over a pool of processes."""
+
+
+class PreForkingUDPServer(PreForkingMixIn, UDPServer):
+    """A UDPServer over a pool of processes."""
+
+
+class PreForkingUnixStreamServer(PreForkingMixIn, UnixStreamServer):
+    """A UnixStreamServer over a pool of processes."""
+
+
+class PreForkingUnixDatagramServer(PreForkingMixIn, UnixDatagramServer):
+    """A UnixDatagramServer over a pool of processes."""

@@ -1,0 +1,218 @@
+"""Lanes: one request at a time on each, and the one place where requests are counted.
+
+    take ─▶ serve_one: started_ns, ACCEPTING, get_request, accepted+1, BUSY ─▶ process_request ─▶ finish_request ─▶ IDLE
+                  │ nothing there                        │ refused             │ returned          completed+1
+                  ▼                                      ▼                     ▼ unfinished        or failed+1
+                IDLE                                 rejected+1            handed_over+1
+
+Runs in whatever process serves: a worker, or the one process of a plain server. A lane is a window of words in a slot;
+whoever holds it writes it, and gives it back once. `bind()` puts the counting over whatever `finish_request` the class
+defines, on the instance, so that an override is counted as well. A `finish_request` that no accept of ours caused
+finds no lane and is not counted.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from prefork.metrics.scoreboard import (
+    ACCEPT_ERRORS,
+    ACCEPTED,
+    ACCEPTING,
+    BUSY,
+    COMPLETED,
+    FAILED,
+    HANDED_OVER,
+    IDLE,
+    REJECTED,
+    STARTED_NS,
+    STATE,
+    Slot,
+)
+
+from .accepting import accept_error, is_resource_error
+
+Lane = memoryview
+
+
+class Accepted(Enum):
+    """What came of one `serve_one()`."""
+
+    REQUEST = auto()
+    NOTHING = auto()  # the queue is empty, or what was there is gone
+    NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
+
+
+class _Current(threading.local):
+    lane: Lane | None = None  # carries the request of this thread, not counted yet
+
+
+class Lanes:
+    """The lanes of one process.
+
+    `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts. `more`
+    makes another slot when every lane is taken, or None at the cap; `on_free` is called when a lane comes back to a
+    process that found none.
+    """
+
+    def __init__(
+        self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None], more: Callable[[], Slot | None] | None = None
+    ) -> None:
+        self.elsewhere = elsewhere
+        self._errors = slot.words
+        self._on_free = on_free
+        self._more = more
+        self._starved = False
+        self._total = 0
+        self._free: deque[Lane] = deque()
+        self._waiting: dict[int, Lane] = {}  # by id of the request: handed on, not begun elsewhere
+        self._current = _Current()
+        self._add(slot)
+
+    def _add(self, slot: Slot) -> None:
+        self._total += slot.lanes
+        self._free.extend(slot.lane(index) for index in range(slot.lanes))
+
+    def take(self) -> Lane | None:
+        """A free lane; None at the cap, and then `on_free` is called as soon as there is one."""
+        if self._free:
+            return self._free.popleft()
+        if self._more is not None and (slot := self._more()):
+            self._add(slot)
+            return self._free.popleft()
+        self._starved = True
+        # One that came back between the look and this line told nobody.
+        return self._free.popleft() if self._free else None
+
+    def give_back(self, lane: Lane) -> None:
+        lane[STATE] = IDLE
+        self._free.append(lane)
+        if self._starved:
+            self._starved = False
+            self._on_free()
+
+    def pass_on(self, request: Any) -> None:
+        """A child took this request, and its lane with it: neither is ours any more."""
+        self._current.lane = None
+        self._waiting.pop(id(request), None)
+        self._total -= 1
+
+    def all_free(self, held: Lane | None = None) -> bool:
+        """Whether no request is left (`held`: a lane the caller has taken); if one is, `on_free` is called when a lane
+        comes back."""
+        self._starved = True
+        return len(self._free) + (held is not None) == self._total
+
+    def bind(self, server: Any) -> None:
+        """Count what this server instance finishes from now on; `unbind()` ends it."""
+        server.finish_request = self._counting(server.finish_request)
+        if self.elsewhere:
+            server.close_request = self._returning(server.close_request)
+            if hasattr(server, "process_request_thread"):
+                server.process_request_thread = self._carrying(server.process_request_thread)
+
+    @staticmethod
+    def unbind(server: Any) -> None:
+        for name in ("finish_request", "close_request", "process_request_thread"):
+            vars(server).pop(name, None)
+
+    def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
+        """Accept one request and process it on `lane`, which is the caller's again unless a request came."""
+        lane[STARTED_NS] = now_ns
+        lane[STATE] = ACCEPTING
+        try:
+            request, client_address = server.get_request()
+        except OSError as exc:
+            lane[STATE] = IDLE
+            return self._not_accepted(exc)
+        lane[ACCEPTED] += 1
+        lane[STATE] = BUSY
+        current = self._current
+        current.lane = lane
+        if self.elsewhere:
+            self._waiting[id(request)] = lane  # first, because a thread may be faster than we are
+        try:
+            if server.verify_request(request, client_address):
+                server.process_request(request, client_address)
+            else:
+                self._count(REJECTED)
+                server.shutdown_request(request)
+        except Exception:
+            self._count(FAILED)
+            server.handle_error(request, client_address)
+            server.shutdown_request(request)
+        except BaseException:
+            self._count(FAILED)
+            server.shutdown_request(request)
+            raise
+        finally:
+            if not self.elsewhere:
+                self._count(HANDED_OVER)
+                self.give_back(lane)
+            current.lane = None
+        return Accepted.REQUEST
+
+    def _not_accepted(self, exc: OSError) -> Accepted:
+        if isinstance(exc, BlockingIOError):
+            return Accepted.NOTHING
+        self._errors[ACCEPT_ERRORS + accept_error(exc)] += 1
+        return Accepted.NO_RESOURCES if is_resource_error(exc) else Accepted.NOTHING
+
+    def _count(self, outcome: int) -> None:
+        """Count the request of this thread, unless that is done."""
+        lane = self._current.lane
+        if lane is not None:
+            self._current.lane = None
+            lane[outcome] += 1
+
+    def _counting(self, finish: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        current = self._current
+
+        def finish_request(request: Any, client_address: Any) -> None:
+            lane = current.lane
+            if lane is None:
+                finish(request, client_address)
+                return
+            current.lane = None
+            try:
+                finish(request, client_address)
+            except BaseException:
+                lane[FAILED] += 1
+                raise
+            lane[COMPLETED] += 1
+
+        return finish_request
+
+    def _carrying(self, process: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        """The lane goes over to the thread that serves the request, and back at its end."""
+
+        def process_request_thread(request: Any, client_address: Any) -> None:
+            lane = self._waiting.pop(id(request), None)
+            self._current.lane = lane
+            try:
+                process(request, client_address)
+            finally:
+                self._count(HANDED_OVER)
+                if lane is not None:
+                    self.give_back(lane)
+
+        return process_request_thread
+
+    def _returning(self, close: Callable[[Any], None]) -> Callable[[Any], None]:
+        """A request that is closed before any thread began it (refused, shed, out of threads) leaves its lane."""
+
+        def close_request(request: Any) -> None:
+            lane = self._waiting.pop(id(request), None)
+            try:
+                close(request)
+            finally:
+                if lane is not None:
+                    if lane[ACCEPTED] > lane[COMPLETED] + lane[FAILED] + lane[REJECTED] + lane[HANDED_OVER]:
+                        lane[HANDED_OVER] += 1
+                    self.give_back(lane)
+
+        return close_request
+
+

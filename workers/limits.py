@@ -1,0 +1,51 @@
+"""When a worker is due for replacement: its count of requests, samples of its memory. Pure, but for the sample itself.
+
+Runs in the worker. A worker that is due says so and serves on; the master replaces it. (Age is the master's to judge:
+an idle worker is not woken for it.)
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from prefork.metrics.facts import ExitReason
+
+JITTER = 0.1  # workers that started together do not leave together: up to a tenth earlier
+SAMPLE_EVERY_S = 10.0
+CONFIRM_EVERY_S = 1.0
+SAMPLES = 3  # one large request is no reason
+
+
+def jittered(limit: float, rng: random.Random) -> float:
+    """`limit`, or up to a tenth less of it."""
+    return limit * (1 - JITTER * rng.random())
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits one worker watches itself; None is no limit."""
+
+    max_requests: int | None
+    max_memory: int | None  # bytes, private memory
+
+    def due(self, served: int, memory: deque[int]) -> ExitReason | None:
+        if self.max_requests is not None and served >= self.max_requests:
+            return ExitReason.MAX_REQUESTS
+        if self.too_large(memory) and len(memory) == SAMPLES:
+            return ExitReason.MAX_MEMORY
+        return None
+
+    def too_large(self, memory: deque[int]) -> bool:
+        return self.max_memory is not None and bool(memory) and min(memory) > self.max_memory
+
+    def next_sample_s(self, memory: deque[int]) -> float:
+        """Seconds until the next sample: rarely, and closely once the last one was too large."""
+        over = self.max_memory is not None and bool(memory) and memory[-1] > self.max_memory
+        return CONFIRM_EVERY_S if over else SAMPLE_EVERY_S
+
+
+def private_memory() -> int:
+    """Bytes that this process shares with nobody (Private_Clean + Private_Dirty). Costs milliseconds when large."""
+    import psutil  # only where a limit asks for it: 3 MB that most workers do not need
+
+    return int(psutil.Process().memory_full_info().uss)

@@ -1,0 +1,218 @@
+"""The worker: accept, hand to `process_request`, and when there is nothing wait; then drain. The hot path.
+
+Runs in a worker process only. Owns the process's epoll and its listener copy; writes nothing but its slot. It is told
+what to do by signals and by the master's death, and asks for things by its slot and the nudge.
+"""
+
+import faulthandler
+import os
+import random
+import select
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns
+from types import FrameType
+from typing import Any
+
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, PRIVATE_MEMORY, READY, YES
+
+from . import forked
+from .accepting import ACCEPT_PAUSE
+from .bootstrap import Birth, Master
+from .lanes import Accepted, Lanes
+from .limits import SAMPLES, Limits, jittered, private_memory
+from .signals import Signals, ignore
+from .wakeup import Wakeup
+
+LOOK_EVERY_NS = 100_000_000  # a loop that never waits still looks for a dead master this often
+
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the master lets a worker know of the pool's settings."""
+
+    limits: Limits
+    graceful_timeout: float
+    elsewhere: bool  # ThreadingMixIn: requests run in threads
+    one_request: bool  # ForkingMixIn: forked ahead of its one request
+    set_title: Callable[[str], None]
+    nudge: Callable[[], None]
+
+
+class Worker:
+    """One worker process, from inside."""
+
+    def __init__(self, server: Any, terms: Terms, birth: Birth, master: Master) -> None:
+        self.server = server
+        self.terms = terms
+        self.birth = birth
+        self.master = master
+        self.draining = False
+        self._leaving = ExitReason.DRAINED
+        self._served = 0
+        self._memory: deque[int] = deque(maxlen=SAMPLES)
+        self._next_sample_ns = 0
+        limits = terms.limits
+        if limits.max_requests is not None:
+            limits = Limits(max(1, round(jittered(limits.max_requests, random.Random()))), limits.max_memory)
+        self._limits = limits
+        self._wakeup = Wakeup()
+        self._signals = Signals(self._wakeup)
+        self.lanes = Lanes(birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake)
+        self._epoll = select.epoll()
+        self._own = select.poll()
+
+    # Set-up and end.
+
+    def run(self) -> int:
+        """Boot, serve until told to leave, drain; the exit status."""
+        self._take_signals()
+        self._watch()
+        self.terms.set_title("starting")
+        self.server.worker_started()
+        self.master.tell_us_when_dying()  # worker_started() may have changed credentials
+        self.lanes.bind(self.server)
+        self.terms.set_title("")
+        self.birth.slot.words[READY] = YES
+        self.terms.nudge()
+        self._serve()
+        self._drain()
+        self.server.worker_stopping()
+        self.birth.slot.words[LEAVING] = self._leaving
+        return 0
+
+    def _take_signals(self) -> None:
+        handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
+        handlers |= {signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
+        self._signals.take(handlers)
+        faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
+        forked.on_fork_by_user(self._forked_by_user)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.birth.mask)
+
+    def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        self.draining = True
+        if self.master.gone():  # this is PDEATHSIG: the handler that runs now may take its time, the port may not
+            self._orphaned()
+
+    def _on_quit(self, signum: int, frame: FrameType | None) -> None:
+        self.birth.slot.words[LEAVING] = ExitReason.STOPPED
+        os._exit(0)
+
+    def _forked_by_user(self) -> None:
+        """In a process that user code forked from this worker: it is none, and holds nothing of ours."""
+        forked.make_private(self.birth.slot.memory)
+        self._signals.put_back()
+        faulthandler.unregister(signal.SIGUSR1)
+        self.server.socket.close()
+
+    def _watch(self) -> None:
+        for fd in (self._wakeup.fileno(), self.master.fileno()):
+            self._epoll.register(fd, select.EPOLLIN)
+            self._own.register(fd, select.POLLIN)
+        # Registered for good. While this process does not wait here it is passed over, so another worker is woken.
+        self._epoll.register(self.server.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    # Serving.
+
+    def _serve(self) -> None:
+        """Accept first, wait when there is nothing, and accept once more before leaving: a worker that was woken for a
+        connection and left without it would leave it to nobody."""
+        server, lanes = self.server, self.lanes
+        next_look_ns = 0
+        most = self._limits.max_requests or 0
+        lane = None
+        while True:
+            leaving = self.draining
+            if lane is None and (lane := lanes.take()) is None:
+                if leaving:
+                    return
+                self._wait_without_listener(None)
+                continue
+            now_ns = monotonic_ns()
+            outcome = lanes.serve_one(server, lane, now_ns)
+            if outcome is Accepted.REQUEST:
+                lane = None
+                self._served += 1
+                if self._served == most or now_ns >= next_look_ns:
+                    next_look_ns = now_ns + LOOK_EVERY_NS
+                    self._look(now_ns)
+                if self.terms.one_request:
+                    self._leaving = ExitReason.MAX_REQUESTS
+                    self.draining = True
+                    return
+            elif leaving:
+                lanes.give_back(lane)
+                return
+            elif outcome is Accepted.NOTHING:
+                self._note(fd for fd, _ in self._epoll.poll())
+            else:
+                self._wait_without_listener(ACCEPT_PAUSE)
+
+    def _wait_without_listener(self, seconds: float | None) -> None:
+        self._note(fd for fd, _ in self._own.poll(None if seconds is None else seconds * 1000))
+
+    def _note(self, ready: Any) -> None:
+        """Act on what a wait was ended by. Signals have been noted by their handlers already."""
+        for fd in ready:
+            if fd == self._wakeup.fileno():
+                self._wakeup.drain()
+            elif fd == self.master.fileno():
+                self._orphaned()
+
+    def _look(self, now_ns: int) -> None:
+        """Between two requests, now and then: is the master there, is a limit reached?"""
+        self._note(fd for fd, _ in self._own.poll(0))
+        if self._limits.max_memory is not None and now_ns >= self._next_sample_ns:
+            self._memory.append(private_memory())
+            self.birth.slot.words[PRIVATE_MEMORY] = self._memory[-1]
+            self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
+        due = self._limits.due(self._served, self._memory)
+        if due is not None and not self.birth.slot.words[DUE]:
+            self.birth.slot.words[DUE] = due
+            self.terms.nudge()
+
+    # Leaving.
+
+    def ask_to_drain(self) -> None:
+        """`server.shutdown()` in a worker: the master is asked, and drains the whole pool."""
+        self.birth.slot.words[DRAIN_ASKED] = YES
+        self.terms.nudge()
+
+    def _orphaned(self) -> None:
+        """The master is dead: free the port now, finish what we have, within bounds. A signal handler calls it too."""
+        if self._leaving is not ExitReason.MASTER_DIED:
+            self._leaving = ExitReason.MASTER_DIED
+            self.draining = True
+            self._signals.kill_me_after(self.terms.graceful_timeout)
+            self._own.unregister(self.master.fileno())
+            self._close_listener()
+
+    def _close_listener(self) -> None:
+        listener: socket.socket = self.server.socket
+        # A datagram handler replies through the listener: it stays until the last one has.
+        if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
+            self._epoll.unregister(listener.fileno())  # closing a shared description does not
+            listener.close()
+
+    def _drain(self) -> None:
+        """Finish what is in hand, whatever daemon_threads says. The master bounds it by a deadline."""
+        self.terms.set_title("draining")
+        self._close_listener()
+        while not self.lanes.all_free():
+            self._wait_without_listener(None)
+        self.terms.nudge()
+
+
+def work(server: Any, terms: Terms, birth: Birth, master: Master) -> int:
+    """The body of a worker process: see `bootstrap.enter`."""
+    worker = Worker(server, terms, birth, master)
+    server._worker = worker
+    return worker.run()
+
+

@@ -1,0 +1,81 @@
+"""Signals as notes: the one place that installs handlers, for the master and for its workers alike.
+
+Owns the dispositions it replaced, and gives them back. A handler notes its signal and wakes the loop; what a signal
+means is decided by whoever reads the notes. Only the main thread of a process may call `take` and `put_back`.
+"""
+
+import contextlib
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+from .wakeup import Wakeup
+
+Handler = Callable[[int, FrameType | None], Any]
+
+# What Python itself installs, or the parent left us: nobody's decision to handle the signal.
+UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[set[signal.Signals]]:
+    """Hold every signal of this thread back; yields the mask that is put back at the end."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    try:
+        yield before  # type: ignore[misc]  # the stubs allow numbers that have no name
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore(signum: int, frame: FrameType | None) -> None:
+    """Do nothing. Not SIG_IGN: that would pass to subprocesses."""
+
+
+class Signals:
+    """The signals one process has taken, and what it has been told."""
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self.notes: deque[int] = deque()
+        self._wakeup = wakeup
+        self._before: dict[int, Any] = {}
+        self._wakeup_before: int | None = None
+
+    def note(self, signum: int, frame: FrameType | None = None) -> None:
+        self.notes.append(signum)
+
+    def take(self, handlers: Mapping[int, Handler]) -> None:
+        """Install these handlers, and the wake-up that ends a wait when one runs."""
+        self._wakeup_before = signal.set_wakeup_fd(self._wakeup.write_fileno(), warn_on_full_buffer=False)
+        for signum, handler in handlers.items():
+            self._before[signum] = signal.signal(signum, handler)
+
+    def take_unhandled(self, signums: Iterable[int]) -> list[int]:
+        """Note each of these that the program does not handle itself; return the others."""
+        wanted = list(signums)
+        theirs = [signum for signum in wanted if signal.getsignal(signum) not in UNHANDLED]
+        self.take({signum: self.note for signum in wanted if signum not in theirs})
+        return theirs
+
+    def reap_ourselves(self) -> None:
+        """Undo an inherited "ignore" of SIGCHLD, with which the kernel would reap and forget every status."""
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def put_back(self) -> None:
+        """Restore what `take` found."""
+        while self._before:
+            signum, handler = self._before.popitem()
+            # None: a handler that was not installed from Python; it cannot be put back from here either.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        if self._wakeup_before is not None:
+            signal.set_wakeup_fd(self._wakeup_before)
+            self._wakeup_before = None
+
+    @staticmethod
+    def kill_me_after(seconds: float) -> None:
+        """Let the kernel end this process then, even inside a C call."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
