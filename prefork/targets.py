@@ -47,7 +47,7 @@ class UserCodeError(ConfigError):
     def traceback(self) -> TracebackType | None:
         """Of the cause, from the first frame that is neither ours nor the import system's."""
         tb = self.__cause__.__traceback__ if self.__cause__ else None
-        while tb is not None and tb.tb_next is not None and _is_plumbing(tb.tb_frame.f_code.co_filename):
+        while tb is not None and _is_plumbing(tb.tb_frame.f_code.co_filename):
             tb = tb.tb_next
         return tb
 
@@ -116,7 +116,8 @@ def _import(name: str) -> ModuleType:
         missing = exc.__cause__.name if isinstance(exc.__cause__, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             where = f"in {os.getcwd()} or among the installed packages"
-            raise ConfigError(f"could not import {name}: there is no module {missing} {where}") from None
+            hint = "; leave .py out" if name.endswith(".py") else ""
+            raise ConfigError(f"could not import {name}: there is no module {missing} {where}{hint}") from None
         raise
     return module
 
@@ -186,7 +187,7 @@ def _derived(
         "service_name": target.text,
         **values,
     }
-    if address.family is not None:
+    if address.family is not None and not _chooses_family(bases, address):
         names["address_family"] = address.family
     if address.fd is not None:
         names["inherited_fd"] = address.fd
@@ -194,6 +195,12 @@ def _derived(
     _check_known(target, cls, values)
     validate(cls)
     return cls
+
+
+def _chooses_family(bases: tuple[type, ...], address: Address) -> bool:
+    """Our TCPServer takes an IPv6 address by itself, and `dual_stack` holds only for what it chose."""
+    family = getattr(bases[-1], "address_family", None)
+    return address.fd is None and family == socket.AF_INET and issubclass(bases[-1], TCPServer)
 
 
 def _callable_with(target: Target, function: Callable[..., Any], count: int) -> Callable[..., Any]:

@@ -1,0 +1,191 @@
+"""The command line up to the point where something would be bound: what it reads, and what it says when it cannot."""
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prefork import BindError, BootError, __version__
+from prefork.cli import main
+from prefork.config import settings
+from prefork.pool import PreForkingMixIn
+
+APP = '''
+import socketserver, prefork
+
+class Handler(prefork.StreamRequestHandler):
+    def handle(self): pass
+
+class Server(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Handler
+
+class Standard(socketserver.TCPServer):
+    RequestHandlerClass = Handler
+
+class Bare(prefork.PreForkingTCPServer):
+    """Wants a handler class that nobody gives it."""
+
+class Other: pass
+
+def factory(address): raise OSError(2, "no such thing")
+def leaving(address): raise SystemExit(3)
+def nothing(address): return None
+def plain(address): return prefork.TCPServer(address, Handler)
+def alone(): return None
+def unbindable(address): raise prefork.BindError(98, "could not bind that: address already in use")
+def unbootable(address): raise prefork.BootError("no worker got ready")
+
+number = 3
+plain_instance = prefork.TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
+plain_instance.server_close()
+'''
+
+
+@pytest.fixture(autouse=True)
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory to run in, with app.py; nothing of it stays imported."""
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "broken.py").write_text("def inner():\n    return 1 / 0\ninner()\n")
+    (tmp_path / "unwell.py").write_text("import surely_not_installed\n")
+    (tmp_path / "quits.py").write_text("raise SystemExit('no configuration')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], app: Path) -> Callable[..., str]:
+    """Run a command line that must be refused with 2; what it said on stderr, after what the user's code said."""
+
+    def run(*argv: str) -> str:
+        assert main(argv) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert not list(app.glob("*.sock"))
+        return err
+
+    return run
+
+
+BIND = ("--bind", "unix:never.sock")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "could not read the command line: no command is given"),
+        (["rnu"], "could not read the command line: argument COMMAND: invalid choice: 'rnu'"),
+        (["run"], "could not read the command line: the following arguments are required: TARGET"),
+        (["run", "app:Handler"], "could not serve app:Handler: it needs an address; say --bind HOST:PORT"),
+        (["run", "app:Handler", *BIND, "--max-childs", "4"], "--max-childs; did you mean --max-children?"),
+        (["run", "app:Handler", *BIND, "--max-child=4"], "--max-child=4; did you mean --max-children?"),
+        (["run", "app:Handler", *BIND, "more"], "no option or argument more"),
+        (["run", "app:Handler", *BIND, "--max-children"], "argument --max-children: expected one argument"),
+        (["run", "app:Handler", *BIND, "--max-children", "-3"], "could not set max_children to '-3'"),
+        (["run", "app:Handler", *BIND, "--max-children", "many"], "it must be a whole number, at least 1"),
+        (["run", "app:Handler", *BIND, "--min-children", "9", "--max-children", "8"], "at most max_children, which"),
+        (["run", "app:Handler", *BIND, "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
+        (["run", "app:Handler", "--bind", "nowhere"], "could not read the address 'nowhere'"),
+        (["run", "app", *BIND], "could not read the target 'app': it must be module:attribute"),
+        (["run", "app.py:Handler", *BIND], "packages; leave .py out"),
+        (["run", "./app.py:Handler", *BIND], "a module is named without .py and slashes"),
+        (["run", "ap:Handler", *BIND], "could not import ap: there is no module ap in "),
+        (["run", "app.sub:Handler", *BIND], "could not import app.sub: there is no module app.sub in "),
+        (["run", "app:Handle", *BIND], "has no attribute Handle; did you mean Handler?"),
+        (["run", "app:number", *BIND], "it is an int, not a handler class, server class, server or factory"),
+        (["run", "app:Other", *BIND], "the class Other has neither handle() nor serve_forever()"),
+        (["run", "app:Server", *BIND], "could not serve app:Server at unix:never.sock: it is a TCP server"),
+        (["run", "app:Server", "--bind", "udp://:0"], "could not serve app:Server at udp://:0: it is a TCP server"),
+        (["run", "app:Server", "--bind", ":0", "--max-threads", "4"], "max_threads needs a ThreadingMixIn"),
+        (["run", "app:Bare", "--bind", ":0"], "it cannot be called with an address alone; a class attribute"),
+        (["run", "app:nothing", *BIND], "could not serve app:nothing: it returned None, not a server"),
+        (["run", "app:alone", *BIND], "it takes no address; leave --bind out"),
+        (["run", "app:factory"], "it takes an address; say --bind HOST:PORT"),
+        (["run", "app:plain", "--bind", "127.0.0.1:0"], "it is a TCPServer, which has no PreForkingMixIn"),
+        (["run", "app:plain_instance", *BIND], "it is an instance, bound by its own module; leave --bind out"),
+        (["run", "app:plain_instance"], "it is a TCPServer, which has no PreForkingMixIn among its bases"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # app:plain makes a server that is refused
+def test_mistake_is_one_sentence(argv: list[str], said: str, refused: Callable[..., str]) -> None:
+    """Every mistake on the command line is one sentence on stderr and exit status 2, with nothing bound."""
+    err = refused(*argv)
+    assert err.startswith("prefork: could not ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_error_in_the_users_module_shows_where(refused: Callable[..., str]) -> None:
+    """An exception at import comes with the user's part of the traceback, and none of ours."""
+    err = refused("run", "broken:Handler", *BIND)
+    assert 'broken.py", line 3, in <module>' in err
+    assert "return 1 / 0" in err
+    assert "importlib" not in err
+    assert "targets.py" not in err
+    assert err.endswith("prefork: could not import broken: ZeroDivisionError: division by zero\n")
+
+
+def test_missing_module_in_the_users_module_is_theirs(refused: Callable[..., str]) -> None:
+    """A module that the user's module cannot import is reported from there, not as if the target were missing."""
+    err = refused("run", "unwell:Handler", *BIND)
+    assert "import surely_not_installed" in err
+    assert "prefork: could not import unwell: ModuleNotFoundError" in err
+
+
+def test_leaving_at_import_is_reported(refused: Callable[..., str]) -> None:
+    """A module or factory that calls sys.exit() does not pass for a service that ended well."""
+    assert "could not import quits: it left with status no configuration" in refused("run", "quits:Handler", *BIND)
+    assert "could not make a server of app:leaving: it left with status 3" in refused("run", "app:leaving", *BIND)
+
+
+def test_error_in_a_factory_shows_where(refused: Callable[..., str]) -> None:
+    """An exception in a factory comes with its traceback, although it is an OSError: it is no failure to bind."""
+    err = refused("run", "app:factory", *BIND)
+    assert "in factory" in err
+    assert "targets.py" not in err
+    assert "prefork: could not make a server of app:factory: FileNotFoundError" in err
+
+
+def test_descriptor_for_a_factory(refused: Callable[..., str]) -> None:
+    """A factory binds its own socket, so an inherited one is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        said = refused("run", "app:factory", "--bind", f"fd://{sock.fileno()}")
+    assert "a factory binds its own socket and cannot be given a descriptor" in said
+
+
+@pytest.mark.parametrize(("name", "error"), [("unbindable", BindError), ("unbootable", BootError)])
+def test_errors_have_their_status(name: str, error: type, capsys: pytest.CaptureFixture[str]) -> None:
+    """What could not be bound is 4 and what could not boot is 3, in one sentence."""
+    assert main(["run", f"app:{name}", "--bind", "127.0.0.1:0"]) == error.exit_code  # type: ignore[attr-defined]
+    err = capsys.readouterr().err
+    assert err.startswith("prefork: ")
+    assert err.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`prefork --version` prints the package's version."""
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"prefork {__version__}\n"
+
+
+def test_help_explains_everything_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prefork run --help` has every setting with its default under its group, and no line over 80 columns."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    flat = " ".join(out.split())
+    for field in settings(PreForkingMixIn).values():
+        assert f"\n{field.setting.group}:\n" in out
+        assert f" {field.option} " in flat
+        assert f"{field.setting.help} (default {field.default_text})" in flat
