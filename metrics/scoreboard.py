@@ -1,7 +1,7 @@
 """Memory layout of a child's slot, and both views of it: the child writes, the master reads and folds.
 
-One memfd per child, sealed against resizing, new for each child and never reused. All cells are 8-byte words, written by
-assignment. The header is the child's report of itself; then comes one group of words per lane, each written by one
+One memfd per child, sealed against resizing, new for each child and never reused. All cells are 8-byte words, written
+by assignment. The header is the child's report of itself; then comes one group of words per lane, each written by one
 request at a time. Nothing in a slot is ever used as a pid, an index or an address: the reader checks every word
 against what it can mean, refuses what it cannot, and counts the refusal.
 
@@ -76,7 +76,7 @@ class Slot:
 
 
 class Stacks:
-    """A memfd that faulthandler or a dying child writes text to and the master logs: never straight to a log that may block."""
+    """A memfd for text: faulthandler or a dying child writes, the master logs. Never to a log at once: it may block."""
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("prefork-stacks", os.MFD_CLOEXEC)

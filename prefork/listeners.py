@@ -23,15 +23,16 @@ from .errors import BindError
 log = logging.getLogger("prefork.supervisor")
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
-# Classic BPF over a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun
+# Classic BPF. Over a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun
 # is finished, a new one is not answered, and its client asks again a second later.
-BARE_SYN_FILTER = (
+DROP_BARE_SYN = (
     (0x30, 0, 0, 13),  # A = flags
     (0x54, 0, 0, 0x12),  # A &= SYN | ACK
     (0x15, 0, 1, 0x02),  # if A == SYN
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFF),  # else pass
 )
+DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
 
 
 def address_text(address: Any) -> str:
@@ -87,7 +88,8 @@ class Listener(socket.socket):
             super().bind(address)
         except OSError as exc:
             reason = exc.strerror or str(exc)
-            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason[:1].lower()}{reason[1:]}") from exc
+            reason = reason[:1].lower() + reason[1:]
+            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
         if named:
             self._path = os.path.abspath(os.fsdecode(path))
             self._identity = _identity(self._path)
@@ -122,9 +124,9 @@ def prepare(sock: socket.socket) -> None:
 
     The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
     """
+    _widen(sock)
     if sock.type != socket.SOCK_DGRAM:
         os.set_blocking(sock.fileno(), False)
-        _widen(sock)
     elif isinstance(sock, Listener):
         sock.flags = socket.MSG_DONTWAIT
 
@@ -146,28 +148,31 @@ def queued(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def narrow(sock: socket.socket) -> None:
-    """Let nobody new in, keep who is in the queue: the workers serve it to its end."""
-    if sock.type == socket.SOCK_DGRAM or sock.fileno() == -1:
-        return
-    if sock.family == socket.AF_UNIX:
-        if isinstance(sock, Listener):
-            sock.unlink()
-        return
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in BARE_SYN_FILTER))
+def narrow(sock: socket.socket) -> bool:
+    """Let nobody new in, keep who is in the queue: the workers serve it to its end.
+
+    False for a listener that others hold as well (systemd): its queue is for whoever serves it next.
+    """
+    if sock.fileno() == -1 or (isinstance(sock, Listener) and sock.inherited):
+        return False
+    if isinstance(sock, Listener):
+        sock.unlink()
+    program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
+    if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
+        return True  # nobody finds the way any more
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     try:
-        sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(BARE_SYN_FILTER), ctypes.addressof(code))
-        )
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
     except OSError:
-        sock.listen(0)
+        if sock.type != socket.SOCK_DGRAM:
+            sock.listen(0)
+    return True
 
 
 def _widen(sock: socket.socket) -> None:
     """Undo `narrow()`, so that a server can serve again after `shutdown()`."""
-    if sock.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):  # there was no filter
-            sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+    with contextlib.suppress(OSError):  # there was no filter
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

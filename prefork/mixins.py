@@ -165,16 +165,19 @@ class SupervisedMixIn(_AnyServer):
         return hasattr(self, "process_request_thread")
 
     def _end_counting(self) -> None:
-        if self._lanes is None or not self._lanes.all_free(held=self._lane):
-            return  # daemonic threads go on, and go on counting
-        self._lanes.unbind(self)
-        self._lanes, self._lane = None, None
-        for reader in self._own:
-            self._all_totals().fold(reader, None, 0)
-            reader.slot.close()
-        self._own = ()
+        if self._worker is not None or self._birth is not None:
+            return  # the supervisor is not ours
+        if self._lanes is not None:
+            if not self._lanes.all_free(held=self._lane):
+                return  # daemonic threads go on, and go on counting
+            self._lanes.unbind(self)
+            self._lanes, self._lane = None, None
+            for reader in self._own:
+                self._all_totals().fold(reader, None, 0)
+                reader.slot.close()
+            self._own = ()
         if self._supervisor is not None and not len(self._supervisor.table):
-            self._supervisor.close()
+            self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
 
     def _has_room(self) -> bool:
         supervisor = self._supervise()

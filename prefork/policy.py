@@ -11,6 +11,7 @@ The invariants, each with a test of its name (STARTING and READY children count 
     wakes_in_time           `wake_at` is never later than the next deadline
 """
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -153,8 +154,9 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
         result = _end(snapshot, limits, now)
     cut, dump = _cut(snapshot.children, limits, now)
     kill = tuple(c.serial for c in snapshot.children if _overdue(c, limits, now))
+    slow = tuple(c.serial for c in snapshot.children if _over(c, limits.slow_request_timeout, now))
     drain = tuple({**dict(result.drain), **cut}.items())
-    result = replace(result, drain=drain, kill=kill, dump=dump, slow=_slow(snapshot.children, limits, now))
+    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow)
     return replace(result, wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
 
 
@@ -189,7 +191,7 @@ def _end(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
         return Plan(phase, snapshot.pool, stop=stop)
     quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
     ending = quiet or now >= queue_deadline(snapshot, limits)
-    drain = [c for c in left if c.kind is ChildKind.WORKER and (c.serving if ending else c.state is ChildState.STARTING)]
+    drain = [c for c in left if c.serving and (ending or c.state is ChildState.STARTING)]
     return Plan(phase, snapshot.pool, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
 
 
@@ -212,7 +214,7 @@ def _resize(snapshot: Snapshot, limits: Limits, now: float) -> Pool:
     starting = sum(c.serving for c in snapshot.children) - len(ready)
     spare = sum(c.free_lanes for c in ready) // max((c.lanes for c in ready), default=1) + starting
     short = snapshot.saturated or spare < (limits.min_spare_children or 0)
-    if short and (snapshot.saturated and not starting or now >= pool.next_resize):
+    if short and ((snapshot.saturated and not starting) or now >= pool.next_resize):
         grown = min(high, pool.target + pool.burst)
         burst = min(SPAWN_BURST_MAX, pool.burst * 2)
         return replace(pool, target=grown, burst=burst, next_resize=now + RESIZE_EVERY_S)
@@ -283,17 +285,13 @@ def _cut(
         if child.cut_at is not None:
             if now >= child.cut_at + CUT_TERM_S and child.state in (ChildState.STARTING, ChildState.READY):
                 drain[child.serial] = ExitReason.TIMEOUT
-        elif child.state is not ChildState.KILLING and limits.request_timeout is not None:
-            if any(now >= since + limits.request_timeout for since in child.busy_since):
-                dump.append(child.serial)
+        elif child.state is not ChildState.KILLING and _over(child, limits.request_timeout, now):
+            dump.append(child.serial)
     return drain, tuple(dump)
 
 
-def _slow(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[int, ...]:
-    slow = limits.slow_request_timeout
-    if slow is None:
-        return ()
-    return tuple(c.serial for c in children if any(now >= since + slow for since in c.busy_since))
+def _over(child: ChildView, timeout: float | None, now: float) -> bool:
+    return timeout is not None and any(now >= since + timeout for since in child.busy_since)
 
 
 def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iterable[float]:
@@ -315,6 +313,32 @@ def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iter
         if child.cut_at is not None:
             yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
         yield from (since + timeout for since in child.busy_since for timeout in requests)
+
+
+# Why a child ended.
+
+# What a child may say of itself, where its status does not contradict it.
+HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
+
+
+def exit_reason(
+    told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
+) -> ExitReason:
+    """From what it was told, whether it was ever READY, how it ended, and its own word."""
+    if signum == signal.SIGKILL:
+        # Past the deadline of a drain it was we who killed it, whatever the drain was for.
+        ours = (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
+        return told if told in ours else ExitReason.KILLED
+    ended_well = signum is None and status == 0
+    if ended_well and told is not None:
+        return told
+    if booted and hint is ExitReason.EXITED:
+        return hint
+    if ended_well and hint in HINTS:
+        return hint
+    if not booted:
+        return ExitReason.BOOT_FAILED
+    return ExitReason.EXITED if ended_well else ExitReason.CRASHED
 
 
 # What the pool remembers of events.

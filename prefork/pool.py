@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 CLOSE_SLACK_S = 2.0
 
 
-def _graceful_default() -> float:
-    return 8.0 if os.getpid() == 1 else 30.0
-
-
 class PreForkingMixIn(SupervisedMixIn):
     """Serve from a pool of processes that are forked ahead. Mixed in first, before any other mix-in and the server.
 
@@ -63,33 +59,41 @@ class PreForkingMixIn(SupervisedMixIn):
         int | None, Setting("most requests at once in one worker of a threading pool", group="Pool", at_least=1)
     ] = 10
     gc_freeze: Annotated[
-        bool, Setting("collect garbage and freeze what is left before the first fork, so that it stays shared", group="Pool")
+        bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")
     ] = True
+
     request_timeout: Annotated[
-        float | None, Setting("cut a request that runs for longer, and replace its worker", group="Requests", unit="s", above=0)
+        float | None, Setting("cut a longer request, and replace its worker", group="Requests", unit="s", above=0)
     ] = None
     slow_request_timeout: Annotated[
-        float | None, Setting("log the stacks of a worker whose request runs for longer", group="Requests", unit="s", above=0)
+        float | None, Setting("log the stacks behind a longer request", group="Requests", unit="s", above=0)
     ] = None
+
     max_requests: Annotated[
-        int | None, Setting("replace a worker after this many requests, or up to a tenth fewer", group="Recycling", at_least=1)
+        int | None,
+        Setting("replace a worker after so many requests, or up to a tenth fewer", group="Recycling", at_least=1),
     ] = None
     max_lifetime: Annotated[
-        float | None, Setting("replace a worker after this time, or up to a tenth less", group="Recycling", unit="s", above=0)
+        float | None,
+        Setting("replace a worker after this time, or up to a tenth less", group="Recycling", unit="s", above=0),
     ] = None
     max_memory: Annotated[
-        int | None, Setting("replace a worker whose private memory stays above this", group="Recycling", unit="bytes", at_least=1)
+        int | None,
+        Setting("replace a worker whose private memory stays above", group="Recycling", unit="bytes", at_least=1),
     ] = None
+
     boot_timeout: Annotated[
         float, Setting("kill a worker that is not ready after this time", group="Timeouts", unit="s", above=0)
     ] = 60.0
     graceful_timeout: Annotated[
         float,
-        Setting("kill what has not finished draining after this time", group="Timeouts", unit="s", above=0, default_text="30 s (8 s as PID 1)"),
-    ] = _graceful_default()
+        Setting("kill what has not drained after this time", group="Timeouts", unit="s", above=0,
+                default_text="30 s (8 s as PID 1)"),
+    ] = 8.0 if os.getpid() == 1 else 30.0  # fmt: skip
     max_restart_delay: Annotated[
         float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
     ] = 30.0
+
     request_queue_size: Annotated[
         int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
     ] = 1024

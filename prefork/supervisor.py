@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic, monotonic_ns
+from time import monotonic_ns
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.kernel import oom_kills
@@ -26,15 +26,15 @@ from prefork.workers.wakeup import Wakeup
 
 from . import policy
 from .children import Child, ChildKind, ChildState, ChildTable, Exit, StrayReaper
+from .clock import Clock
 from .commands import Command
 from .errors import BootError
 from .listeners import narrow, queued
 from .policy import Phase, Plan, Pool
+from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
 
-NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
-RELISTEN_S = 0.02  # saturation is asked for again after this
 PAUSE_S = 0.5  # this late, the master itself must have been stopped
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 FORK_LOG_EVERY_S = 10.0
@@ -46,28 +46,6 @@ MAY_FOLLOW = {
     Phase.KILLING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},
     Phase.STOPPED: set(Phase) - {Phase.STOPPED},
 }
-
-
-class Clock:
-    """Monotonic seconds less the time that this process was stopped: then no deadline moves while nobody looks."""
-
-    def __init__(self) -> None:
-        self._paused = 0.0
-        self._pause: tuple[float, float] = (0.0, 0.0)
-
-    def now(self) -> float:
-        return monotonic() - self._paused
-
-    def note_pause(self, seconds: float) -> None:
-        self._paused += seconds
-        self._pause = (monotonic() - seconds, monotonic())
-
-    def at(self, stamp_ns: int) -> float:
-        """When a worker's `monotonic_ns()` stamp was, on this clock."""
-        stamp, (begin, end) = stamp_ns / 1e9, self._pause
-        if stamp >= end:
-            return stamp - self._paused
-        return min(stamp, begin) - (self._paused - (end - begin))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +77,10 @@ class Supervisor:
         self._generation = 1
         self._pool = Pool()
         self._totals = totals
-        self._wakeup = wakeup
-        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll()
-        self._epoll.register(wakeup.fileno(), select.EPOLLIN)
-        self._epoll.register(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
-        self._nudge_deaf_until: float | None = None
-        self._listening = False  # the listener is in the epoll, to learn of saturation
-        self._relisten_at = 0.0
-        self._saturated = False
+        self._waiting = Waiting(wakeup, self.clock.now, service.listener)
+        self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._queued_at = 0.0
+        self._serves_queue = True
         self._wake_at = self.clock.now()
         self._fork_logged_at = float("-inf")
         self._oom_kills = oom_kills()
@@ -120,22 +92,12 @@ class Supervisor:
         # statistics() may be asked in any thread while a reap folds a slot.
         self._lock = threading.Lock()
 
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def nudge(self) -> None:
-        """"Look at the slots." Called by the children; the master hears it."""
-        try:
-            os.eventfd_write(self._nudge, 1)
-        except BlockingIOError:
-            pass
-
     # One turn.
 
     def wait(self, at_most: float | None = None) -> None:
         """Until something happens or the plan's next moment comes; in a pool only."""
         seconds = self.until_next_turn()
-        self._read(self._epoll.poll(seconds if at_most is None else min(seconds, at_most)))
+        self._note_exits(self._waiting.wait(seconds if at_most is None else min(seconds, at_most)))
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
@@ -145,7 +107,7 @@ class Supervisor:
         self.turns += 1
         if self.closed:
             return
-        self._read(self._epoll.poll(0))
+        self._note_exits(self._waiting.wait(0))
         self._note_pause()
         now = self.clock.now()
         self._note_commands(now)
@@ -155,23 +117,9 @@ class Supervisor:
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
-    def _read(self, events: list[tuple[int, int]]) -> None:
-        exited = {fd for fd, _ in events}
-        if self._wakeup.fileno() in exited:
-            self._wakeup.drain()
-        if self._nudge in exited:
-            os.eventfd_read(self._nudge)
-            self._nudge_deaf_until = self.clock.now() + NUDGE_EVERY_S
-        if self._listening and self.service.listener is not None and self.service.listener.fileno() in exited:
-            self._saturated = True
-            self._stop_listening()
-        for child in self.table:
-            if child.pidfd in exited:
-                self._note_exit(child)
-
     def _note_pause(self) -> None:
         late = self.clock.now() - self._wake_at
-        if late > PAUSE_S:
+        if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
             self.clock.note_pause(late)
             log.warning("this process was stopped or kept busy for %.1f s; deadlines move by that", late)
 
@@ -195,10 +143,9 @@ class Supervisor:
 
     def _begin_drain(self, now: float) -> None:
         self._set_phase(Phase.DRAINING, now)
-        self._queued_at = now
-        self._stop_listening()
-        if self.service.listener is not None:
-            narrow(self.service.listener)
+        self._waiting.step_back()
+        self._serves_queue = self.service.listener is not None and narrow(self.service.listener)
+        self._queued_at = now if self._serves_queue else float("-inf")
 
     def _resize(self, step: int) -> None:
         self.limits = self.limits.resized(step)
@@ -210,7 +157,8 @@ class Supervisor:
             return
         if self.phase not in MAY_FOLLOW[phase]:
             raise AssertionError(f"{phase.name} cannot follow {self.phase.name}")
-        log.info("%s", phase.name.lower())
+        if self.limits.pool:  # a plain server says nothing, as the standard library's do
+            log.info("%s", phase.name.lower())
         self.phase = phase
         self._phase_since = now
 
@@ -218,11 +166,12 @@ class Supervisor:
         """Read every slot: who got ready, who asks for something, whose stacks have come."""
         now_ns = monotonic_ns()
         for child in self.table:
-            report = child.report = child.reader.look(now_ns)
+            with self._lock:
+                report = child.report = child.reader.look(now_ns)
             if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
                 child.set_state(ChildState.READY, now)
                 self._pool = policy.after_ready(self._pool)
-                self._stop_listening()  # and again, behind the new one: see _listen
+                self._waiting.step_back()  # behind the new one
             if report.drain_asked and not self._drain_asked:
                 self._drain_asked = True
                 log.info("%s: asked to end the service", child)
@@ -237,6 +186,11 @@ class Supervisor:
         child.stacks_seen = size
 
     # How children end.
+
+    def _note_exits(self, heard: set[int]) -> None:
+        for child in self.table:
+            if child.pidfd in heard:
+                self._note_exit(child)
 
     def _note_exit(self, child: Child) -> None:
         exit = self.table.reap(child)
@@ -274,25 +228,13 @@ class Supervisor:
         log.log(level, "%s: %s%s", child, what, "\n" + text if text else "")
 
     def _reason(self, exit: Exit) -> ExitReason:
-        """Why it ended: what it was told, else what its status says; its own word only where it can be true."""
-        child, signum = exit.child, exit.signum
+        child = exit.child
         hint = child.reader.look(monotonic_ns()).leaving
-        if signum == signal.SIGKILL:
-            # Past the deadline of a drain it was we who killed it, whatever the drain was for.
-            if child.reason in (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED):
-                return child.reason
-            return ExitReason.OOM_SUSPECTED if child.reason is None and self._oom_killed() else ExitReason.KILLED
-        if child.reason is not None and signum is None and exit.status == 0:
-            return child.reason
-        if hint is ExitReason.EXITED and child.state is not ChildState.STARTING:
-            return hint
-        if signum is None and exit.status == 0 and hint in (
-            ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS,
-        ):  # fmt: skip
-            return hint
-        if child.state is ChildState.STARTING and child.reason is None:
-            return ExitReason.BOOT_FAILED
-        return ExitReason.CRASHED if signum is not None or exit.status else ExitReason.EXITED
+        told, booted = child.reason, child.state is not ChildState.STARTING
+        reason = policy.exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
+        if reason is ExitReason.KILLED and told is None and self._oom_killed():
+            return ExitReason.OOM_SUSPECTED
+        return reason
 
     def _oom_killed(self) -> bool:
         before, self._oom_kills = self._oom_kills, oom_kills()
@@ -302,10 +244,10 @@ class Supervisor:
 
     def _snapshot(self, now: float) -> policy.Snapshot:
         listener = self.service.listener
-        waiting = listener is not None and queued(listener)
+        waiting = self._serves_queue and listener is not None and queued(listener)
         if waiting:
             self._queued_at = now
-        saturated, self._saturated = self._saturated, False
+        saturated, self._waiting.saturated = self._waiting.saturated, False
         return policy.Snapshot(
             self.phase, self._phase_since, self._generation, tuple(map(self._view, self.table)), self._pool,
             queued=waiting, queued_at=self._queued_at, saturated=saturated,
@@ -347,10 +289,18 @@ class Supervisor:
             self._set_phase(Phase.KILLING, now)
             plan = policy.plan(self._snapshot(now), self.limits, now)
         self._wake_at = min(plan.wake_at, self._pool.next_start if self._pool.next_start > now else plan.wake_at)
-        self._listen(now)
-        self._hear_nudges(now)
+        scarce = self._wants_more()
+        self._waiting.listen(scarce)
+        self._waiting.hear_nudges()
+        self._wake_at = min(self._wake_at, self._waiting.next_at(scarce))
         if any(child.stacks_seen for child in self.table):
             self._wake_at = min(self._wake_at, now + STACKS_S)
+
+    def _wants_more(self) -> bool:
+        """Whether saturation could be answered by another worker."""
+        serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in self.table)
+        running = self.phase in (Phase.STARTING, Phase.RUNNING)
+        return running and self.limits.min_children < self.limits.max_children and serving < self.limits.max_children
 
     # Effects.
 
@@ -376,7 +326,7 @@ class Supervisor:
         child = self.table.fork(
             kind, slot, generation=self._generation, now=now, forget=self.service.forget, body=body
         )
-        self._epoll.register(child.pidfd, select.EPOLLIN)
+        self._waiting.add(child.pidfd)
         self._totals.counts["spawned"] += 1
         return child
 
@@ -429,41 +379,6 @@ class Supervisor:
             child.signal(signal.SIGUSR1)
             child.stacks_seen = -1  # look for them soon
 
-    # The listener and the nudge in the master's own wait.
-
-    def _listen(self, now: float) -> None:
-        """Be the last exclusive waiter on the listener, so that a connection nobody waits for wakes the master.
-
-        Last, because exclusive waiters are woken in the order of their registration: in front of a worker the master
-        would take that worker's wake-ups. Only where another worker could be started.
-        """
-        listener = self.service.listener
-        serving = sum(c.state in (ChildState.STARTING, ChildState.READY) for c in self.table)
-        wanted = self.phase in (Phase.STARTING, Phase.RUNNING) and serving < self.limits.max_children
-        if not wanted or listener is None or not self.limits.pool or self.limits.min_children >= self.limits.max_children:
-            self._stop_listening()
-        elif not self._listening:
-            if now >= self._relisten_at:
-                self._epoll.register(listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
-                self._listening = True
-            else:
-                self._wake_at = min(self._wake_at, self._relisten_at)
-
-    def _stop_listening(self) -> None:
-        if self._listening and self.service.listener is not None:
-            self._epoll.unregister(self.service.listener.fileno())
-            self._listening = False
-            self._relisten_at = self.clock.now() + (RELISTEN_S if self._saturated else 0.0)
-
-    def _hear_nudges(self, now: float) -> None:
-        if self._nudge_deaf_until is None:
-            return
-        if now >= self._nudge_deaf_until:
-            self._epoll.modify(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
-            self._nudge_deaf_until = None
-        else:
-            self._wake_at = min(self._wake_at, self._nudge_deaf_until)
-
     # For others.
 
     def statistics(self, own: list[Report]) -> Statistics:
@@ -485,10 +400,6 @@ class Supervisor:
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
                             f" of: {self._last_error}")  # fmt: skip
 
-    def wake(self) -> None:
-        """End the wait of whoever waits on our descriptor. From any thread."""
-        self._wakeup.wake()
-
     @property
     def forked(self) -> bool:
         """Whether there has ever been a child."""
@@ -508,15 +419,13 @@ class Supervisor:
         for child in self.table:
             child.signal(signal.SIGKILL)
         self.wait_for_children()
-        self._epoll.close()
-        self._wakeup.close()
-        os.close(self._nudge)
+        self._waiting.close()
 
     def forget(self) -> None:
         """In a new child: close the copies of what is the master's alone, but the nudge, which children write."""
         self.table.close_copies()
-        self._epoll.close()
-        self._wakeup.close()
+        self._waiting.forget()
+
 
 def _activity(child: Child, report: Report) -> str:
     if child.state is ChildState.READY:

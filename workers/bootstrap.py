@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended by an exception
@@ -68,9 +68,6 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     status = CRASHED
     try:
         master = Master(birth)
-        master.tell_us_when_dying()
-        if master.gone():
-            os._exit(CRASHED)
         birth.forget()
         status = body(birth, master)
     except SystemExit as exc:

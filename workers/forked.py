@@ -1,4 +1,4 @@
-"""What happens in a process that *user code* forks from the master or a worker (multiprocessing, os.fork): it is neither.
+"""What happens in a process that *user code* forks from master or worker (multiprocessing, os.fork): it is neither.
 
 One hook, registered once, run by os.fork() in the new process. It takes the slot away (the copy counts privately),
 closes the listener (a stranger must not hold the port) and gives the signals back (so that TERM ends it).

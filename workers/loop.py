@@ -73,6 +73,7 @@ class Worker:
     def run(self) -> int:
         """Boot, serve until told to leave, drain; the exit status."""
         self._take_signals()
+        self.master.tell_us_when_dying()
         self._watch()
         self.terms.set_title("starting")
         self.server.worker_started()

@@ -1,0 +1,105 @@
+"""What the supervisor waits on: one epoll with the wake-up, the nudge, the pidfds, and at times the listener.
+
+Runs in the process that serves. Owns the descriptors that are the supervisor's alone, and when each is listened to.
+Says what was heard; what follows from it is the supervisor's business.
+"""
+
+import os
+import select
+import socket
+from collections.abc import Callable
+
+from prefork.workers.wakeup import Wakeup
+
+NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
+RELISTEN_S = 0.02  # saturation is asked for again after this
+
+
+class Waiting:
+    """One wait for everything.
+
+    The nudge: an eventfd that every child may write, created and read here. It says "look at the slots", nothing else.
+
+    The listener: here only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a connection
+    wakes it when no worker waits; exclusive waiters are woken in the order of their registration, and in front of a
+    worker it would take that worker's wake-ups. So it leaves once told, and after every worker that got READY, and
+    comes back at the end of the queue.
+    """
+
+    def __init__(self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None) -> None:
+        self.saturated = False  # a connection came for which nobody was waiting
+        self._wakeup = wakeup
+        self._now = now
+        self._listener = listener
+        self._listening = False
+        self._relisten_at = 0.0
+        self._deaf_until: float | None = None
+        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._epoll = select.epoll()
+        except OSError:
+            os.close(self._nudge)
+            raise
+        self._epoll.register(wakeup.fileno(), select.EPOLLIN)
+        self._epoll.register(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def add(self, pidfd: int) -> None:
+        self._epoll.register(pidfd, select.EPOLLIN)
+
+    def wait(self, seconds: float) -> set[int]:
+        """Until something happens, at most so long. Returns what is readable, pidfds among it."""
+        heard = {fd for fd, _ in self._epoll.poll(seconds)}
+        if self._wakeup.fileno() in heard:
+            self._wakeup.drain()
+        if self._nudge in heard:
+            os.eventfd_read(self._nudge)
+            self._deaf_until = self._now() + NUDGE_EVERY_S
+        if self._listening and self._listener is not None and self._listener.fileno() in heard:
+            self.saturated = True
+            self.step_back(RELISTEN_S)
+        return heard
+
+    def step_back(self, seconds: float = 0.0) -> None:
+        """Leave the listener to the workers; `listen()` may come back to it, behind them, so much later."""
+        if self._listening and self._listener is not None:
+            self._listening = False
+            self._epoll.unregister(self._listener.fileno())
+            self._relisten_at = self._now() + seconds
+
+    def listen(self, wanted: bool) -> None:
+        """Learn of saturation from now on, or no longer."""
+        if not wanted:
+            self.step_back()
+        elif not self._listening and self._listener is not None and self._now() >= self._relisten_at:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            self._listening = True
+
+    def hear_nudges(self) -> None:
+        """Hear the nudge again when its time has come."""
+        if self._deaf_until is not None and self._now() >= self._deaf_until:
+            self._epoll.modify(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
+            self._deaf_until = None
+
+    def next_at(self, listening: bool) -> float:
+        """When `hear_nudges()`, or `listen()` where it is wanted, must be called again."""
+        nudge = self._deaf_until if self._deaf_until is not None else float("inf")
+        return min(nudge, self._relisten_at if listening and not self._listening else float("inf"))
+
+    def nudge(self) -> None:
+        """Called by the children."""
+        try:
+            os.eventfd_write(self._nudge, 1)
+        except BlockingIOError:
+            pass  # full of nudges
+
+    def forget(self) -> None:
+        """In a new child: close the copies, all but the nudge."""
+        self._epoll.close()
+        self._wakeup.close()
+
+    def close(self) -> None:
+        self.forget()
+        os.close(self._nudge)
