@@ -1,0 +1,198 @@
+"""`prefork run`: every kind of target at every kind of address, real clients, and every exit status."""
+
+import http.client
+import os
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.command import HUNG, ask, running
+
+APP = """
+import os, socketserver, threading
+import prefork
+
+class Who(socketserver.StreamRequestHandler):  # the standard library's
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(b"%s %d %d\\n" % (line.strip().upper(), os.getpid(), os.getppid()))
+
+class Ours(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Who
+
+class Own(prefork.PreForkingTCPServer):
+    def __init__(self, address):
+        super().__init__(address, Who)
+
+class Standard(socketserver.ThreadingTCPServer):
+    RequestHandlerClass = Who
+
+class Unix(socketserver.UnixStreamServer):
+    RequestHandlerClass = Who
+
+class Barrier(prefork.StreamRequestHandler):
+    barrier = threading.Barrier(2, timeout=20)
+    def handle(self):
+        self.barrier.wait()
+        self.wfile.write(b"together\\n")
+
+class Unbootable(Ours):
+    def worker_started(self):
+        raise RuntimeError("no database")
+
+def factory(address):
+    return prefork.PreForkingTCPServer(address, Who)
+
+def alone():
+    return prefork.PreForkingTCPServer(("127.0.0.1", 0), Who)
+
+class Inner:
+    Handler = Who
+"""
+INSTANCE = "import app\nserver = app.alone()\n"
+ANY_PORT = "127.0.0.1:0"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "instance.py").write_text(INSTANCE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "bind"),
+    [
+        ("app:Who", ["--bind", ANY_PORT]),
+        ("app:Who", ["--bind", "[::1]:0"]),
+        ("app:Inner.Handler", ["--bind", "localhost:0"]),
+        ("app:Ours", ["--bind", ANY_PORT]),
+        ("app:Own", ["--bind", ANY_PORT]),
+        ("app:Standard", ["--bind", ANY_PORT, "--max-threads", "2"]),
+        ("app:factory", ["--bind", ANY_PORT]),
+        ("app:alone", []),
+        ("instance:server", []),
+    ],
+)
+def test_every_kind_of_target_serves(target: str, bind: list[str], here: Path) -> None:
+    """Handler, server class, ours or not, factory, instance: a worker of the master answers, and TERM is status 0."""
+    with running(["run", target, *bind, "--max-children", "2"], cwd=here) as run:
+        host = "::1" if "[::1]" in run.address else "127.0.0.1"
+        word, pid, parent = ask((host, run.port), b"hello\n").split()
+        assert word == b"HELLO"
+        assert int(parent) == run.pid
+        assert int(pid) != run.pid
+        assert psutil.Process(run.pid).cmdline()[0].startswith(f"prefork: master {target}")
+        assert run.ended(signal.SIGTERM) == 0
+    assert "Traceback" not in run.log
+
+
+@pytest.mark.parametrize("target", ["app:Who", "app:Unix"])
+def test_unix_stream(target: str, here: Path) -> None:
+    """unix:/path serves on a path that is there while it serves and gone afterwards."""
+    path = here / "s.sock"
+    with running(["run", target, "--bind", f"unix:{path}", "--max-children", "1"], cwd=here) as run:
+        assert run.address == str(path)
+        assert ask(str(path), b"hello\n").startswith(b"HELLO ")
+    assert not path.exists()
+
+
+def test_datagrams(here: Path) -> None:
+    """udp:// and unixgram: serve a datagram handler."""
+    argv = ["run", "prefork.examples:UpperDatagram", "--max-children", "1", "--bind"]
+    with running([*argv, "udp://127.0.0.1:0"], cwd=here) as run:
+        assert ask(("127.0.0.1", run.port), b"hello", socket.SOCK_DGRAM) == b"HELLO"
+    path = here / "d.sock"
+    with running([*argv, f"unixgram:{path}"], cwd=here):
+        assert ask(str(path), b"hello", socket.SOCK_DGRAM, mine=str(here / "me.sock")) == b"HELLO"
+
+
+def test_inherited_descriptor(here: Path) -> None:
+    """fd://N serves on a socket that the parent bound; what was queued there before the start is answered."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as early:
+        early.settimeout(HUNG)
+        early.sendall(b"early\n")
+        early.shutdown(socket.SHUT_WR)
+        argv = ["run", "app:Ours", "--bind", f"fd://{listener.fileno()}", "--max-children", "1"]
+        with running(argv, cwd=here, fds=[listener.fileno()]) as run:
+            assert run.port == listener.getsockname()[1]
+            assert early.recv(100).startswith(b"EARLY ")
+            assert ask(("127.0.0.1", run.port), b"hello\n").startswith(b"HELLO ")
+
+
+def test_threads_where_asked(here: Path) -> None:
+    """With --max-threads a handler class is served by threads: two requests are in one worker at once."""
+    argv = ["run", "app:Barrier", "--bind", ANY_PORT, "--max-children", "1", "--max-threads", "2"]
+    with running(argv, cwd=here) as run, socket.create_connection(("127.0.0.1", run.port), HUNG) as first:
+        assert ask(("127.0.0.1", run.port), b"") == b"together\n"
+        assert first.recv(100) == b"together\n"
+
+
+def test_http_example(here: Path) -> None:
+    """The Http example answers a real HTTP client and says which worker did."""
+    with running(["run", "prefork.examples:Http", "--bind", ANY_PORT, "--max-children", "1"], cwd=here) as run:
+        client = http.client.HTTPConnection("127.0.0.1", run.port, timeout=HUNG)
+        client.request("GET", "/")
+        answer = client.getresponse()
+        assert answer.status == 200
+        assert b"prefork: worker 1" in answer.read()
+        client.close()
+
+
+def test_settings_are_in_force(here: Path) -> None:
+    """A setting on the command line reaches the pool: after max_requests another worker answers."""
+    argv = ["run", "app:Who", "--bind", ANY_PORT, "--max-children", "1", "--max-requests", "1"]
+    with running(argv, cwd=here) as run:
+        pids: set[bytes] = set()
+        while len(pids) < 2:  # ends by the watchdog of running(), if it does not by itself
+            pids.add(ask(("127.0.0.1", run.port), b"hello\n").split()[1])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_stopped_with_a_request_in_hand(signum: int, here: Path) -> None:
+    """Ctrl-C ends it at once and quietly, although a client is connected: status 0, no traceback."""
+    argv = ["run", "prefork.examples:Upper", "--bind", ANY_PORT, "--max-children", "2"]
+    with running(argv, cwd=here) as run, socket.create_connection(("127.0.0.1", run.port), HUNG) as client:
+        client.sendall(b"hello\n")
+        assert client.recv(100) == b"HELLO\n"
+        os.killpg(run.pid, signum)  # as a terminal does, to all of them
+        assert run.ended() == 0
+    assert "Traceback" not in run.log
+
+
+@pytest.mark.parametrize("target", ["app:Who", "app:Standard", "app:factory"])
+def test_port_in_use_is_4(target: str, here: Path) -> None:
+    """A port that is taken is exit status 4 and one sentence with the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with running(["run", target, "--bind", address], cwd=here) as run:
+            assert run.ended() == 4
+    assert run.log == f"prefork: could not bind {address}: address already in use\n"
+
+
+def test_unknown_host_is_4(here: Path) -> None:
+    """A host that has no address here is exit status 4 and one sentence."""
+    with running(["run", "app:Who", "--bind", "host.invalid:0"], cwd=here) as run:
+        assert run.ended() == 4
+    assert run.log.startswith("prefork: could not bind host.invalid:0: ")
+    assert run.log.count("\n") == 1
+
+
+def test_no_worker_is_3(here: Path) -> None:
+    """Workers that never get ready are exit status 3, and the last error is in the sentence."""
+    with running(["run", "app:Unbootable", "--bind", ANY_PORT, "--max-children", "1"], cwd=here) as run:
+        assert run.ended() == 3
+    last = run.log.splitlines()[-1]
+    assert last.startswith("prefork: could not ")
+    assert "no database" in last
+
+
+def test_wrong_usage_is_2(here: Path) -> None:
+    """A mistake is exit status 2, and nothing is bound."""
+    with running(["run", "app:Who", "--bind", f"unix:{here}/s.sock", "--max-children", "0"], cwd=here) as run:
+        assert run.ended() == 2
+    assert run.log == "prefork: could not set max_children to '0': it must be a whole number, at least 1\n"
+    assert not (here / "s.sock").exists()

@@ -1,0 +1,119 @@
+"""`prefork run` as a user starts it: a process of its own, its log on a pipe, ended by a signal.
+
+Runs in the test's process. That it listens is learnt from the line that says where, as a user learns the port.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HUNG = 30.0  # seconds; never reached unless something hangs
+ROOT = Path(__file__).parents[2]
+MODULE = (sys.executable, "-m", "prefork")  # of the checkout
+_LISTENING = re.compile(r"listening on (\S+)")
+
+
+class Run:
+    """A running command. `address` is where it says that it listens."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.address = ""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def read_until_listening(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := _LISTENING.search(line):
+                self.address = found[1]
+                return
+
+    def ended(self, signum: int | None = None) -> int:
+        """Send a signal, where one is given, and wait for the end. The exit status; the whole log is in `log`."""
+        if signum is not None:
+            self.process.send_signal(signum)
+        assert self.process.stderr is not None
+        self.lines += self.process.stderr  # to EOF: until no worker holds the other end
+        return self.process.wait(HUNG)
+
+
+@contextlib.contextmanager
+def running(
+    argv: Sequence[str], *, cwd: Path, program: Sequence[str] = MODULE, fds: Sequence[int] = ()
+) -> Iterator[Run]:
+    """`prefork ARGV` until the block ends. It need not get as far as listening: then `address` is empty.
+
+    A process that is left in its session afterwards is killed, and is a failure.
+    """
+    environ = os.environ | ({"PYTHONPATH": str(ROOT)} if program is MODULE else {})
+    process = subprocess.Popen(
+        [*program, *argv],
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=fds,
+        start_new_session=True,
+    )
+    run = Run(process)
+    watchdog = threading.Timer(HUNG, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog.start()
+    try:
+        run.read_until_listening()
+        yield run
+        if process.poll() is None:
+            assert run.ended(signal.SIGTERM) == 0, run.log
+    finally:
+        left = _kill_group(process.pid)
+        process.wait(HUNG)
+        watchdog.cancel()
+        watchdog.join()
+        assert process.stderr is not None
+        process.stderr.close()
+        sys.stderr.write(run.log)  # shown by pytest when the test fails
+    assert not left, "processes were left in the session of the command"
+
+
+def _kill_group(pgid: int) -> bool:
+    """Whether there was anybody to kill."""
+    try:
+        os.killpg(pgid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ask(address: tuple[str, int] | str, question: bytes, kind: int = socket.SOCK_STREAM, mine: str = "") -> bytes:
+    """What the server answers: all of a stream, or one datagram. `mine` is a Unix datagram client's own path."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, kind) as sock:
+        sock.settimeout(HUNG)
+        if mine:
+            sock.bind(mine)
+        sock.connect(address)
+        sock.sendall(question)
+        if kind == socket.SOCK_DGRAM:
+            return sock.recv(65536)
+        sock.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: sock.recv(65536), b""))
