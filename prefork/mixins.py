@@ -180,12 +180,15 @@ class SupervisedMixIn(_AnyServer):
             self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
 
     def _has_room(self) -> bool:
-        supervisor = self._supervise()
-        if supervisor.turns == self._turns_seen:  # an override of service_actions forgot super()
-            supervisor.turn()
-        self._turns_seen = supervisor.turns
-        if self._lane is None:
-            self._lane = self._counting().take()
+        try:
+            supervisor = self._supervise()
+            if supervisor.turns == self._turns_seen:  # an override of service_actions forgot super()
+                supervisor.turn()
+            self._turns_seen = supervisor.turns
+            if self._lane is None:
+                self._lane = self._counting().take()
+        except OSError as exc:  # descriptors are short
+            self._pause_accepting(exc)
         return self._lane is not None
 
     def _extra_fds(self) -> Iterable[int]:

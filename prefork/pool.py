@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Annotated, Any
 
 import setproctitle
@@ -100,6 +101,13 @@ class PreForkingMixIn(SupervisedMixIn):
     allow_reuse_address = True
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A datagram port reused is a port shared with a stranger: there the default is off."""
+        super().__init_subclass__(**kwargs)
+        chosen_by = next(base for base in cls.__mro__ if "allow_reuse_address" in vars(base))
+        if chosen_by is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
+            cls.allow_reuse_address = False
 
     # The listener.
 

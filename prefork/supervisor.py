@@ -108,6 +108,8 @@ class Supervisor:
         if self.closed:
             return
         self._note_exits(self._waiting.wait(0))
+        if not self.limits.pool and not len(self.table):
+            return
         self._note_pause()
         now = self.clock.now()
         self._note_commands(now)
@@ -285,10 +287,12 @@ class Supervisor:
         self._finish_turn(plan, now)
 
     def _finish_turn(self, plan: Plan, now: float) -> None:
+        self._wake_at = plan.wake_at
         if policy.hopeless(self._pool) and self.phase is Phase.STARTING:
             self._set_phase(Phase.KILLING, now)
-            plan = policy.plan(self._snapshot(now), self.limits, now)
-        self._wake_at = min(plan.wake_at, self._pool.next_start if self._pool.next_start > now else plan.wake_at)
+            self._wake_at = now
+        elif self._pool.next_start > now:
+            self._wake_at = min(self._wake_at, self._pool.next_start)
         scarce = self._wants_more()
         self._waiting.listen(scarce)
         self._waiting.hear_nudges()
