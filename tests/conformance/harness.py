@@ -1,0 +1,131 @@
+"""Runs tests of CPython's own, unchanged, against us: a program of its own, a process for each run.
+
+    python -m tests.conformance.harness ours report.json test.test_socketserver
+
+With "ours", `prefork` stands in `socketserver`'s place before anything imports that; with "stock" nothing is replaced,
+which tells what the same tests do on this machine without us. The report is JSON: `outcomes` (a word by the id of the
+test), `details` (why, where the word is not "passed") and `left` (what was left behind).
+"""
+
+import gc
+import importlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import traceback
+import unittest
+from pathlib import Path
+from typing import Any
+
+USERS_OF_SOCKETSERVER = ("http.server", "xmlrpc.server", "wsgiref.simple_server", "logging.config")
+
+
+def stand_in() -> None:
+    """Put prefork in socketserver's place, and prove that its users in the standard library got it."""
+    import prefork
+
+    early = [name for name in ("socketserver", *USERS_OF_SOCKETSERVER) if name in sys.modules]
+    assert not early, f"imported too early to see prefork: {early}"
+    sys.modules["socketserver"] = prefork
+    for name in USERS_OF_SOCKETSERVER:
+        importlib.import_module(name)
+
+    import http.server
+    import logging.config
+    import xmlrpc.server
+    from wsgiref import simple_server
+
+    from prefork.server import TCPServer
+
+    for user in (http.server.HTTPServer, xmlrpc.server.SimpleXMLRPCServer, simple_server.WSGIServer):
+        assert TCPServer in user.__mro__, user.__mro__
+    assert issubclass(http.server.BaseHTTPRequestHandler, prefork.StreamRequestHandler)
+    assert vars(logging.config)["ThreadingTCPServer"] is prefork.ThreadingTCPServer
+
+
+class Recorder(unittest.TestResult):
+    """What became of each test: one word by its id, and the text that explains a word which is not "passed"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outcomes: dict[str, str] = {}
+        self.details: dict[str, str] = {}
+
+    def _note(self, test: Any, outcome: str, detail: str = "") -> None:
+        name = test.id()
+        if self.outcomes.get(name, "passed") == "passed":  # the first trouble is the one that counts
+            self.outcomes[name] = outcome
+            if detail:
+                self.details[name] = detail
+
+    def addSuccess(self, test: Any) -> None:
+        self._note(test, "passed")
+
+    def addFailure(self, test: Any, err: Any) -> None:
+        self._note(test, "failed", "".join(traceback.format_exception(*err)))
+
+    def addError(self, test: Any, err: Any) -> None:
+        self._note(test, "error", "".join(traceback.format_exception(*err)))
+
+    def addSkip(self, test: Any, reason: str) -> None:
+        self._note(test, "skipped", reason)
+
+    def addExpectedFailure(self, test: Any, err: Any) -> None:
+        self._note(test, "expected failure")
+
+    def addUnexpectedSuccess(self, test: Any) -> None:
+        self._note(test, "unexpected success")
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+        if err is not None:
+            self._note(test, "failed", f"{subtest.id()}\n" + "".join(traceback.format_exception(*err)))
+
+
+def open_descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            pass  # the one that listed them
+    return found
+
+
+def left_behind(before: dict[int, str]) -> list[str]:
+    """Descriptors, threads and children that the tests leave."""
+    gc.collect()
+    left = [f"descriptor {fd} {what}" for fd, what in open_descriptors().items() if fd not in before]
+    left += [f"thread {thread.name}" for thread in threading.enumerate() if thread is not threading.main_thread()]
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        left.append("a child process")
+    except ChildProcessError:
+        pass
+    return left
+
+
+def run(names: list[str]) -> dict[str, Any]:
+    """Run these tests as regrtest does: with the network resource, in a directory that goes away afterwards."""
+    from test import support
+    from test.support import os_helper
+
+    support.use_resources = ["network"]
+    support.verbose = 0
+    with tempfile.TemporaryDirectory() as directory, os_helper.change_cwd(directory):
+        before = open_descriptors()
+        recorder = Recorder()
+        unittest.defaultTestLoader.loadTestsFromNames(names).run(recorder)
+        left = left_behind(before)
+    return {"outcomes": recorder.outcomes, "details": recorder.details, "left": left}
+
+
+def main(which: str, report: str, *names: str) -> None:
+    if which == "ours":
+        stand_in()
+    Path(report).write_text(json.dumps(run(list(names))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
