@@ -200,14 +200,15 @@ class Supervisor:
             return
         now = self.clock.now()
         worker = child.kind is ChildKind.WORKER
-        reason = self._reason(exit) if worker else None
+        booted = child.state is not ChildState.STARTING or child.reader.look(monotonic_ns()).ready
+        reason = self._reason(exit, booted) if worker else None
         text = child.stacks.take().rstrip()
         overdue_ns = monotonic_ns() - int((self.limits.request_timeout or 0) * 1e9)
         with self._lock:
             self._totals.fold(child.reader, reason, overdue_ns)
         child.slot.close()
         child.stacks.close()
-        if worker and (child.state is ChildState.STARTING or reason is ExitReason.BOOT_FAILED):
+        if worker and not booted:
             self._note_boot_death(exit, reason, text, now)
         self._log_exit(exit, reason, text)
         child.set_state(ChildState.REAPED, now)
@@ -229,10 +230,8 @@ class Supervisor:
         what = exit if reason is None else f"{reason.label} ({exit})"
         log.log(level, "%s: %s%s", child, what, "\n" + text if text else "")
 
-    def _reason(self, exit: Exit) -> ExitReason:
-        child = exit.child
-        hint = child.reader.look(monotonic_ns()).leaving
-        told, booted = child.reason, child.state is not ChildState.STARTING
+    def _reason(self, exit: Exit, booted: bool) -> ExitReason:
+        told, hint = exit.child.reason, exit.child.reader.look(monotonic_ns()).leaving
         reason = policy.exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
         if reason is ExitReason.KILLED and told is None and self._oom_killed():
             return ExitReason.OOM_SUSPECTED
