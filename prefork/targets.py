@@ -233,7 +233,7 @@ def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Se
         raise target.refused(f"it returned {_a(type(server))}, not a server")
     if not isinstance(server, PreForkingMixIn):
         raise target.refused(f"it is {_a(type(server))}, which has no PreForkingMixIn among its bases")
-    if server.socket_type == socket.SOCK_STREAM and not _listens(server.socket):
+    if server.socket.type == socket.SOCK_STREAM and not _listens(server.socket):
         raise target.refused("its socket is not listening; it was made with bind_and_activate=False")
     _check_known(target, type(server), values)
     for name, value in values.items():
