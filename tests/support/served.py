@@ -1,0 +1,114 @@
+"""What a served program tells the test that runs it: facts, one JSON line each, on an inherited pipe.
+
+Runs in the service's processes, imported by the program that `Service` starts. Owns the write end of the pipe; every
+process that user code or prefork forks holds it too, so EOF there means that none is left. Uses public API only.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from socketserver import BaseServer
+from time import monotonic
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from prefork import StreamRequestHandler
+
+FACTS = "PREFORK_TEST_FACTS"  # the environment's name for the descriptor
+LOOK = signal.SIGRTMIN  # to the serving process: tell your statistics
+
+_pipe = int(os.environ.pop(FACTS, "-1"))
+if _pipe != -1:
+    os.set_inheritable(_pipe, False)
+
+
+def tell(event: str, **values: Any) -> None:
+    """Write one fact. One write(2) below PIPE_BUF, so that lines of several processes never mix."""
+    fact = {"event": event, "pid": os.getpid(), "at": monotonic(), **values}
+    if _pipe != -1:
+        os.write(_pipe, json.dumps(fact, default=str).encode() + b"\n")
+
+
+class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
+    """Mixed in before everything else: tells `listening`, `worker_started`, `worker_stopping`, `pool`, `ended`.
+
+    `pool` is what the serving process knows of its children, told in the turn in which it changed. The override of
+    `service_actions()` that this takes must not become a poll, hence the long `poll_interval`.
+    """
+
+    _last: tuple[Any, ...] = ()
+    _look = False
+
+    def serve_forever(self, poll_interval: float = 3600) -> None:
+        before = signal.getsignal(LOOK)
+        if _in_main_thread():
+            signal.signal(LOOK, self._note_look)
+        tell("listening", address=self.server_address)
+        try:
+            super().serve_forever(poll_interval)
+        finally:
+            if _in_main_thread():
+                signal.signal(LOOK, before)
+            tell("ended", **asdict(self.statistics()))
+
+    def worker_started(self) -> None:
+        super().worker_started()
+        tell("worker_started")
+
+    def worker_stopping(self) -> None:
+        super().worker_stopping()
+        tell("worker_stopping")
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        now = self.statistics()
+        workers = {name: now.workers.get(name, 0) for name in ("starting", "idle", "busy", "draining")}
+        ready = workers["idle"] + workers["busy"]
+        last = (now.spawned, now.exits, workers["starting"], ready, workers["draining"], now.fork_failures)
+        if last != self._last:
+            self._last = last
+            spawned, exits, starting, ready, draining, failures = last
+            tell("pool", spawned=spawned, exits=exits, starting=starting, ready=ready, draining=draining,
+                 fork_failures=failures)  # fmt: skip
+        if self._look:
+            self._look = False
+            tell("statistics", **asdict(now))
+
+    def _note_look(self, signum: int, frame: FrameType | None) -> None:
+        self._look = True
+
+
+def _in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()
+
+
+class Who(StreamRequestHandler):
+    """Obeys a command per line, and answers with the pid that did. An open connection keeps its worker busy."""
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            word, *rest = line.decode().split()
+            answer = getattr(self, f"do_{word}")(*rest)
+            self.wfile.write(b"%d\n" % os.getpid() if answer is None else f"{answer}\n".encode())
+
+    def do_pid(self) -> None:
+        """Only say who answers."""
+
+    def do_raise(self) -> None:
+        raise RuntimeError("asked to raise")
+
+    def do_exit(self, status: str) -> None:
+        sys.exit(int(status))
+
+    def do_spin(self) -> None:
+        """Busy in Python for ever."""
+        tell("spinning")
+        while True:
+            pass
+
+    def do_shutdown(self) -> None:
+        self.server.shutdown()
