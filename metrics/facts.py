@@ -22,6 +22,42 @@ class Activity(Fact):
     BUSY = 2
 
 
+class Condition(Fact):
+    """What the master holds a child to be."""
+
+    STARTING = 0
+    READY = 1
+    DRAINING = 2  # and what is being killed
+
+
+class Role(Fact):
+    """What a slot belongs to."""
+
+    WORKER = 0
+    REQUEST = 1  # a child of ForkingMixIn
+    SERVER = 2  # lanes of the serving process itself
+    EXPORTER = 3
+
+
+class Outcome(Fact):
+    """How a request ended."""
+
+    OK = 0
+    ERROR = 1
+    TIMEOUT = 2
+    LOST = 3
+
+
+class ForkFailure(Fact):
+    """Which errno a fork failed with."""
+
+    EAGAIN = 0
+    ENOMEM = 1
+    EMFILE = 2
+    ENFILE = 3
+    OTHER = 4
+
+
 class ExitReason(Fact):
     """Why a child ended. The master decides; a child only hints (see `Slot.leaving`)."""
 

@@ -1,35 +1,44 @@
-"""Memory layout of a child's slot, and both views of it: the child writes, the master reads and folds.
+"""Memory layout of a child's slot, and both views of it: the child writes, the master and the exporter read.
 
 One memfd per child, sealed against resizing, new for each child and never reused. All cells are 8-byte words, written
 by assignment. The header is the child's report of itself; then comes one group of words per lane, each written by one
-request at a time. Nothing in a slot is ever used as a pid, an index or an address: the reader checks every word
-against what it can mean, refuses what it cannot, and counts the refusal.
+request at a time; then the region of the user's own metrics. Nothing in a slot is ever used as a pid, an index or an
+address: the reader checks every word against what it can mean, refuses what it cannot, and counts the refusal.
 
                    creates   writes                    closes
     slot           master    the child, nobody else    master at the reap; the child's copy ends with it
     stacks (text)  master    faulthandler, bootstrap   master at the reap
-    Totals         master    the master's fold         with the server object
+    board          master    master (board.py)         with the server object
 """
 
 import fcntl
 import mmap
 import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Self
 
 from .facts import AcceptError, Activity, ExitReason
+from .histogram import Histogram, bounds
 
 LAYOUT_VERSION = 1
 
 # Words of the header.
-VERSION, LANES, READY, DUE, LEAVING, DRAIN_ASKED, PRIVATE_MEMORY = range(7)
-ACCEPT_ERRORS = 8
+(
+    VERSION, LANES, READY, DUE, LEAVING, DRAIN_ASKED, PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT, CPU_USER_NS, CPU_SYSTEM_NS,
+) = range(11)  # fmt: skip
+ACCEPT_ERRORS = 11
 HEADER_WORDS = 16
 
-# Words of a lane: one cache line.
+# Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER = range(7)
-LANE_WORDS = 8
+DURATION = Histogram(
+    8, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+)
+# The kernel tells it in jiffies of up to 10 ms.
+QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
+LANE_WORDS = 40
+COUNTS = slice(ACCEPTED, QUEUE_WAIT.end)
+COUNT_WORDS = COUNTS.stop - COUNTS.start
 
 IDLE, ACCEPTING, BUSY = (int(activity) for activity in Activity)
 
@@ -37,29 +46,55 @@ IDLE, ACCEPTING, BUSY = (int(activity) for activity in Activity)
 YES = 0x7072_6566_6F72_6B21
 
 # No counter of a slot grows faster than this between two looks.
-MOST_GROWTH = 1 << 40
+MOST_GROWTH = 1 << 50
 STACKS_MAX = 256 * 1024
 
+_REASONS = {int(reason): reason for reason in ExitReason}
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
+    """A memfd that nobody can resize, and a writable mapping of it. Raises OSError and leaves nothing behind then."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        return fd, mmap.mmap(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 class Slot:
     """The shared memory of one child process, as whoever maps it sees it."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, application_bytes: int = 0) -> None:
         """Create the slot. Raises OSError when descriptors or memory are short; nothing is left behind then."""
-        self.lanes = lanes
-        size = (HEADER_WORDS + lanes * LANE_WORDS) * 8
-        self.fd = os.memfd_create("prefork-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self.fd, size)
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self.memory = mmap.mmap(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
-        self.words = memoryview(self.memory).cast("Q")
+        application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
+        self._use(*sealed_memory("prefork-slot", application_at + application_bytes), lanes)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
+
+    @classmethod
+    def map_read_only(cls, fd: int) -> Self:
+        """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is no slot."""
+        slot = cls.__new__(cls)
+        memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        words = memoryview(memory).cast("Q")
+        lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
+        if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
+            raise ValueError("this memory is no slot of this version")
+        words.release()
+        slot._use(fd, memory, lanes)
+        return slot
+
+    def _use(self, fd: int, memory: mmap.mmap, lanes: int) -> None:
+        self.fd = fd
+        self.memory = memory
+        self.lanes = lanes
+        words = HEADER_WORDS + lanes * LANE_WORDS
+        self.words = memoryview(memory)[: words * 8].cast("Q")
+        self.application = memoryview(memory)[words * 8 :]
 
     def lane(self, index: int) -> memoryview:
         start = HEADER_WORDS + index * LANE_WORDS
@@ -70,6 +105,7 @@ class Slot:
         os.close(self.fd)
         try:
             self.words.release()
+            self.application.release()
             self.memory.close()
         except BufferError:
             pass  # a lane of it is still held (a request in this process); it goes with its last holder
@@ -100,62 +136,69 @@ class Stacks:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a slot said at one look, after the check of every word."""
+    """What a child says of itself and what its lanes do, at one look, after the check of every word."""
 
     ready: bool
     due: ExitReason | None
     leaving: ExitReason | None
     drain_asked: bool
-    private_memory: int
+    private_memory: int  # bytes; 0 when it has not sampled yet, so with the next two
+    open_fds: int
+    fds_limit: int
+    cpu_user_ns: int
+    cpu_system_ns: int
     lanes: int
     busy_since_ns: tuple[int, ...]  # of each lane that holds a request or an accept
     accepted: int
-    completed: int
-    failed: int
-    rejected: int
-    handed_over: int
-    accept_errors: tuple[int, ...]
 
     @property
     def busy(self) -> int:
         return len(self.busy_since_ns)
 
 
-_REASONS = {int(reason): reason for reason in ExitReason}
-
-
 class SlotReader:
     """Reads one slot again and again. Owns the last plausible value of each counter; an implausible one is refused."""
-
-    COUNTERS = slice(ACCEPTED, HANDED_OVER + 1)
 
     def __init__(self, slot: Slot) -> None:
         self.slot = slot
         self.words_rejected = 0
-        self._counts = [[0] * 5 for _ in range(slot.lanes)]
+        self._counts = [[0] * COUNT_WORDS for _ in range(slot.lanes)]
         self._errors = [0] * len(AcceptError)
 
     def look(self, now_ns: int) -> Report:
-        words = self.slot.words.tolist()
-        self._errors = self._checked(self._errors, words[ACCEPT_ERRORS : ACCEPT_ERRORS + len(AcceptError)])
+        """Cheap: what the supervisor needs each turn."""
+        words = self.slot.words
         busy = []
-        for index in range(self.slot.lanes):
-            start = HEADER_WORDS + index * LANE_WORDS
-            lane = words[start : start + LANE_WORDS]
-            self._counts[index] = self._checked(self._counts[index], lane[self.COUNTERS])
-            if lane[STATE] in (ACCEPTING, BUSY) and lane[STARTED_NS] <= now_ns:
-                busy.append(lane[STARTED_NS])
-        counts = [sum(column) for column in zip(*self._counts, strict=True)] or [0] * 5
+        accepted = 0
+        for start in range(HEADER_WORDS, HEADER_WORDS + self.slot.lanes * LANE_WORDS, LANE_WORDS):
+            accepted += words[start + ACCEPTED]
+            if words[start + STATE] in (ACCEPTING, BUSY) and words[start + STARTED_NS] <= now_ns:
+                busy.append(words[start + STARTED_NS])
         return Report(
             words[READY] == YES, _REASONS.get(words[DUE]), _REASONS.get(words[LEAVING]), words[DRAIN_ASKED] == YES,
-            words[PRIVATE_MEMORY], self.slot.lanes, tuple(busy),
-            counts[0], counts[1], counts[2], counts[3], counts[4], tuple(self._errors),
+            words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT], words[CPU_USER_NS], words[CPU_SYSTEM_NS],
+            self.slot.lanes, tuple(busy), accepted,
         )  # fmt: skip
 
+    def counts(self) -> list[int]:
+        """Every word of COUNTS, summed over the lanes."""
+        words = self.slot.words.tolist()
+        for index, last in enumerate(self._counts):
+            start = HEADER_WORDS + index * LANE_WORDS
+            self._counts[index] = self._checked(last, words[start : start + LANE_WORDS][COUNTS])
+        return [sum(column) for column in zip(*self._counts, strict=True)] or [0] * COUNT_WORDS
+
+    def accept_errors(self) -> list[int]:
+        seen = self.slot.words[ACCEPT_ERRORS : ACCEPT_ERRORS + len(AcceptError)].tolist()
+        self._errors = self._checked(self._errors, seen)
+        return self._errors
+
     def outstanding(self) -> list[int]:
-        """`started_ns` of each request that was accepted and never counted to its end. For a child that is gone."""
+        """`started_ns` of each request that was accepted and never counted to its end. For a child that is gone, after
+        `counts()`."""
         left = []
-        for index, (accepted, *ended) in enumerate(self._counts):
+        for index, counts in enumerate(self._counts):
+            accepted, *ended = counts[: HANDED_OVER - ACCEPTED + 1]
             if accepted > sum(ended):
                 left.append(self.slot.words[HEADER_WORDS + index * LANE_WORDS + STARTED_NS])
         return left
@@ -165,69 +208,3 @@ class SlotReader:
             return seen
         self.words_rejected += 1
         return last
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a service has done so far and does now. Immutable; every number is over all its processes, dead and living.
-
-    `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, but for requests on
-    their way between two of these at the moment of the look.
-    """
-
-    accepted: int = 0
-    completed: int = 0
-    failed: int = 0
-    timed_out: int = 0
-    rejected: int = 0
-    handed_over: int = 0
-    lost: int = 0
-    in_flight: int = 0
-    spawned: int = 0
-    fork_failures: int = 0
-    lanes: int = 0
-    lanes_busy: int = 0
-    words_rejected: int = 0
-    workers: dict[str, int] = field(default_factory=dict)
-    exits: dict[str, int] = field(default_factory=dict)
-    accept_errors: dict[str, int] = field(default_factory=dict)
-
-
-class Totals:
-    """What the dead have left behind. Only the master writes it, by `fold()`, once for each child at its reap."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.exits: Counter[str] = Counter()
-        self.accept_errors: Counter[str] = Counter()
-
-    def fold(self, reader: SlotReader, reason: ExitReason | None, overdue_before_ns: int) -> None:
-        """Add a dead child's slot. What it took with it counts as lost, or timed_out where that is why it ended."""
-        self._add(reader.look((1 << 64) - 1))
-        self.counts["words_rejected"] += reader.words_rejected
-        for started_ns in reader.outstanding():
-            cut = reason is ExitReason.TIMEOUT and started_ns <= overdue_before_ns
-            self.counts["timed_out" if cut else "lost"] += 1
-        if reason is not None:
-            self.exits[reason.label] += 1
-
-    def _add(self, report: Report) -> None:
-        for name in ("accepted", "completed", "failed", "rejected", "handed_over"):
-            self.counts[name] += getattr(report, name)
-        for error, count in zip(AcceptError, report.accept_errors, strict=True):
-            if count:
-                self.accept_errors[error.label] += count
-
-    def with_living(self, reports: Iterable[Report], workers: dict[str, int], lanes: int) -> Statistics:
-        """The totals plus what the living say now. Does not change the totals."""
-        seen = Totals()
-        for mine, theirs in ((seen.counts, self.counts), (seen.accept_errors, self.accept_errors)):
-            mine.update(theirs)
-        busy = 0
-        for report in reports:
-            seen._add(report)
-            busy += report.busy
-        return Statistics(
-            **seen.counts, in_flight=busy, lanes_busy=busy, lanes=lanes, workers=workers,
-            exits=dict(self.exits), accept_errors=dict(seen.accept_errors),
-        )  # fmt: skip

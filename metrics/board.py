@@ -1,0 +1,280 @@
+"""The shared record of a service: what the dead have left, what is in force, and which slots live.
+
+One memfd, behind a sequence word that is odd while the master writes. A reader copies it, adds the slots that it
+names, and starts again if the word has moved: so no request is missed or counted twice while a child's slot goes over
+into the totals, and no total ever falls. Written by the process that serves and by nobody else; read there for
+`statistics()`, and in the exporter.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from time import monotonic_ns
+
+from .facts import AcceptError, Condition, ExitReason, ForkFailure, Role
+from .histogram import Histogram, bounds
+from .scoreboard import (
+    ACCEPTED,
+    COMPLETED,
+    COUNT_WORDS,
+    COUNTS,
+    FAILED,
+    HANDED_OVER,
+    LAYOUT_VERSION,
+    REJECTED,
+    Report,
+    SlotReader,
+    sealed_memory,
+)
+
+ABSENT = (1 << 64) - 1  # what the kernel does not tell
+SIGNALS = 65
+ROWS = 2048  # of the table of live slots
+ROW_WORDS = 3  # serial (0: free), role, condition
+PATIENCE_NS = 1_000_000_000  # a writer that is in the middle for so long has died there
+
+
+class Word(IntEnum):
+    """The single words of the board: gauges, which the master sets, and counters, which only grow."""
+
+    SEQUENCE = 0
+    VERSION = 1
+    ROWS_USED = 2
+    # gauges
+    SERVING = 3  # RUNNING with a READY worker: what /-/ready says
+    GENERATION = 4
+    STARTED_AT_NS = 5  # wall clock
+    TURNED_NS = 6  # monotonic: the master's last turn
+    MIN_CHILDREN = 7
+    MAX_CHILDREN = 8
+    BACKING_OFF = 9
+    QUEUE_LENGTH = 10
+    QUEUE_LIMIT = 11
+    QUEUE_LENGTH_MAX = 12
+    DATAGRAM_BYTES = 13
+    # counters
+    SPAWNED = 14
+    LOST = 15
+    TIMED_OUT = 16
+    WORDS_REJECTED = 17
+    SATURATED_NS = 18
+    DATAGRAM_DROPS = 19
+    CPU_USER_NS = 20
+    CPU_SYSTEM_NS = 21
+    LOG_DROPPED = 22
+    LANES_DEAD = 24  # the COUNTS of every lane that is gone, summed
+
+
+EXITS = Word.LANES_DEAD + COUNT_WORDS
+ACCEPT_ERRORS_DEAD = EXITS + len(ExitReason) + 1
+SIGNAL_DEATHS = ACCEPT_ERRORS_DEAD + len(AcceptError)
+FORK_FAILURES = SIGNAL_DEATHS + SIGNALS
+BOOT = Histogram(FORK_FAILURES + len(ForkFailure), bounds(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
+LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
+TABLE = LOOP_DELAY.end
+BOARD_WORDS = TABLE + ROWS * ROW_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a service has done so far and does now. Immutable; every number is over all its processes, dead and living.
+
+    `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, but for requests on
+    their way between two of these at the moment of the look.
+    """
+
+    accepted: int = 0
+    completed: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    rejected: int = 0
+    handed_over: int = 0
+    lost: int = 0
+    in_flight: int = 0
+    spawned: int = 0
+    fork_failures: int = 0
+    lanes: int = 0
+    lanes_busy: int = 0
+    words_rejected: int = 0
+    workers: dict[str, int] = field(default_factory=dict)
+    exits: dict[str, int] = field(default_factory=dict)
+    accept_errors: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """One slot that lives, at the moment of the look."""
+
+    role: Role
+    condition: Condition
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The board and every live slot at one moment. Plain numbers; the pure source of statistics and metrics."""
+
+    words: list[int]  # of the board, without the table
+    counts: list[int]  # COUNTS over all lanes, dead and living
+    accept_errors: list[int]
+    words_rejected: int
+    live: tuple[Live, ...]
+    now_ns: int
+
+    def count(self, lane_word: int) -> int:
+        return self.counts[lane_word - COUNTS.start]
+
+    def histogram(self, histogram: Histogram) -> list[int]:
+        """Of the lanes: the words of DURATION or QUEUE_WAIT."""
+        return self.counts[histogram.start - COUNTS.start : histogram.end - COUNTS.start]
+
+    def workers(self) -> dict[str, int]:
+        """Workers by what they do: starting, idle, busy, draining."""
+        found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0}
+        for live in self.live:
+            if live.role is Role.WORKER:
+                ready = live.condition is Condition.READY
+                found[("busy" if live.report.busy else "idle") if ready else live.condition.label] += 1
+        return found
+
+    @property
+    def serving(self) -> tuple[Live, ...]:
+        """The slots whose lanes take requests."""
+        return tuple(
+            live for live in self.live
+            if live.role is not Role.EXPORTER and live.condition is not Condition.DRAINING
+        )  # fmt: skip
+
+    @property
+    def busy_since_ns(self) -> list[int]:
+        return [since for live in self.live if live.role is not Role.EXPORTER for since in live.report.busy_since_ns]
+
+    def statistics(self) -> Statistics:
+        words, busy = self.words, self.busy_since_ns
+        return Statistics(
+            accepted=self.count(ACCEPTED), completed=self.count(COMPLETED), failed=self.count(FAILED),
+            timed_out=words[Word.TIMED_OUT], rejected=self.count(REJECTED), handed_over=self.count(HANDED_OVER),
+            lost=words[Word.LOST], in_flight=len(busy), spawned=words[Word.SPAWNED],
+            fork_failures=sum(words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)]),
+            lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),
+            words_rejected=self.words_rejected, workers=self.workers(),
+            exits={r.label: words[EXITS + r] for r in ExitReason if words[EXITS + r]},
+            accept_errors={e.label: self.accept_errors[e] for e in AcceptError if self.accept_errors[e]},
+        )  # fmt: skip
+
+
+class BoardReader:
+    """Reads a board again and again; `reader_of` finds the reader of a live slot by its serial, or None."""
+
+    def __init__(self, words: memoryview) -> None:
+        if len(words) != BOARD_WORDS or words[Word.VERSION] != LAYOUT_VERSION:
+            raise ValueError("this memory is no board of this version")
+        self._words = words
+
+    def snapshot(self, reader_of: Callable[[int], SlotReader | None]) -> Snapshot:
+        """Everything at one moment. A writer that died in the middle is not waited for."""
+        give_up_at = monotonic_ns() + PATIENCE_NS
+        while True:
+            sequence = self._words[Word.SEQUENCE]
+            whole = sequence % 2 == 0
+            if whole or monotonic_ns() > give_up_at:
+                found = self._read(reader_of)
+                if not whole or self._words[Word.SEQUENCE] == sequence or monotonic_ns() > give_up_at:
+                    return found
+            os.sched_yield()
+
+    def _read(self, reader_of: Callable[[int], SlotReader | None]) -> Snapshot:
+        words = self._words[:TABLE].tolist()
+        counts = words[Word.LANES_DEAD : Word.LANES_DEAD + COUNT_WORDS]
+        errors = words[ACCEPT_ERRORS_DEAD : ACCEPT_ERRORS_DEAD + len(AcceptError)]
+        rejected = words[Word.WORDS_REJECTED]
+        live = []
+        now_ns = monotonic_ns()
+        for serial, role, condition in self._rows(words[Word.ROWS_USED]):
+            reader = reader_of(serial)
+            if reader is None:
+                continue
+            if role != Role.EXPORTER:
+                counts = [a + b for a, b in zip(counts, reader.counts(), strict=True)]
+                errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
+            live.append(Live(Role(role), Condition(condition), reader.look(now_ns)))
+            rejected += reader.words_rejected
+        return Snapshot(words, counts, errors, rejected, tuple(live), now_ns)
+
+    def _rows(self, used: int) -> Iterator[list[int]]:
+        table = self._words[TABLE : TABLE + used * ROW_WORDS].tolist()
+        for start in range(0, len(table), ROW_WORDS):
+            if table[start]:
+                yield table[start : start + ROW_WORDS]
+
+
+class Board:
+    """The writing side. One process writes; its threads take turns at the lock, as `statistics()` may be asked in any."""
+
+    def __init__(self) -> None:
+        self.fd, self.memory = sealed_memory("prefork-board", BOARD_WORDS * 8)
+        self.words = memoryview(self.memory).cast("Q")
+        self.words[Word.VERSION] = LAYOUT_VERSION
+        self.reader = BoardReader(self.words)
+        self.lock = threading.RLock()
+        self._readers: dict[int, SlotReader] = {}
+        self._rows: dict[int, int] = {}
+        self._free = list(range(ROWS - 1, -1, -1))
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[memoryview]:
+        """Write inside: a reader sees all of it or nothing."""
+        with self.lock:
+            self.words[Word.SEQUENCE] += 1
+            try:
+                yield self.words
+            finally:
+                self.words[Word.SEQUENCE] += 1
+
+    def enter(self, serial: int, role: Role, reader: SlotReader) -> None:
+        """A slot lives from now on. Serials count from 1 and name a slot for ever."""
+        with self.change() as words:
+            row = self._rows[serial] = self._free.pop()
+            self._readers[serial] = reader
+            words[Word.ROWS_USED] = max(words[Word.ROWS_USED], row + 1)
+            start = TABLE + row * ROW_WORDS
+            words[start + 1], words[start + 2] = role, Condition.STARTING
+            words[start] = serial
+
+    def set_condition(self, serial: int, condition: Condition) -> None:
+        with self.change() as words:
+            words[TABLE + self._rows[serial] * ROW_WORDS + 2] = condition
+
+    def fold(self, serial: int, overdue_before_ns: int | None = None) -> None:
+        """A slot's owner is gone: its counts become totals. What it took with it counts as lost, or as timed out when
+        it had begun before `overdue_before_ns`."""
+        with self.change() as words:
+            row = self._rows.pop(serial)
+            reader = self._readers.pop(serial)
+            words[TABLE + row * ROW_WORDS] = 0
+            self._free.append(row)
+            self._add(Word.LANES_DEAD, reader.counts())
+            self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())
+            words[Word.WORDS_REJECTED] += reader.words_rejected
+            for started_ns in reader.outstanding():
+                overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns
+                words[Word.TIMED_OUT if overdue else Word.LOST] += 1
+
+    def add(self, word: int, amount: int = 1) -> None:
+        with self.change() as words:
+            words[word] += amount
+
+    def observe(self, histogram: Histogram, seconds: float) -> None:
+        with self.change() as words:
+            histogram.observe(words, max(0, int(seconds * 1e9)))
+
+    def snapshot(self) -> Snapshot:
+        with self.lock:
+            return self.reader.snapshot(self._readers.get)
+
+    def _add(self, start: int, amounts: list[int]) -> None:
+        for index, amount in enumerate(amounts, start):
+            self.words[index] += amount

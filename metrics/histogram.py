@@ -1,0 +1,35 @@
+"""Histograms in words of shared memory: counts per bucket, then the sum.
+
+Pure arithmetic on a window of words; used by whoever owns the window. Counts are per bucket, not cumulative, so that an
+observation writes two words; the collector adds them up.
+"""
+
+from bisect import bisect_left
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Where a histogram of durations stands in its window, and its upper bounds in nanoseconds."""
+
+    start: int
+    bounds_ns: tuple[int, ...]
+
+    @property
+    def words(self) -> int:
+        return len(self.bounds_ns) + 2  # one bucket beyond the last bound, and the sum
+
+    @property
+    def end(self) -> int:
+        return self.start + self.words
+
+    def observe(self, window: MutableSequence[int], value_ns: int) -> None:
+        window[self.start + bisect_left(self.bounds_ns, value_ns)] += 1
+        window[self.end - 1] += value_ns
+
+
+def bounds(*seconds: float) -> tuple[int, ...]:
+    return tuple(round(value * NS) for value in seconds)
