@@ -7,6 +7,7 @@ into the totals, and no total ever falls. Written by the process that serves and
 """
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -220,6 +221,7 @@ class Board:
         self.words[Word.VERSION] = LAYOUT_VERSION
         self.reader = BoardReader(self.words)
         self.lock = threading.RLock()
+        self.serials = itertools.count(1)  # each names one slot for ever
         self._readers: dict[int, SlotReader] = {}
         self._rows: dict[int, int] = {}
         self._free = list(range(ROWS - 1, -1, -1))
@@ -234,8 +236,9 @@ class Board:
             finally:
                 self.words[Word.SEQUENCE] += 1
 
-    def enter(self, serial: int, role: Role, reader: SlotReader) -> None:
-        """A slot lives from now on. Serials count from 1 and name a slot for ever."""
+    def enter(self, role: Role, reader: SlotReader) -> int:
+        """A slot lives from now on; the serial that names it."""
+        serial = next(self.serials)
         with self.change() as words:
             row = self._rows[serial] = self._free.pop()
             self._readers[serial] = reader
@@ -243,6 +246,7 @@ class Board:
             start = TABLE + row * ROW_WORDS
             words[start + 1], words[start + 2] = role, Condition.STARTING
             words[start] = serial
+        return serial
 
     def set_condition(self, serial: int, condition: Condition) -> None:
         with self.change() as words:
@@ -270,6 +274,17 @@ class Board:
     def observe(self, histogram: Histogram, seconds: float) -> None:
         with self.change() as words:
             histogram.observe(words, max(0, int(seconds * 1e9)))
+
+    def readers(self) -> dict[int, SlotReader]:
+        """Of every live slot, by serial."""
+        return dict(self._readers)
+
+    def forget(self) -> None:
+        """In a new child: this memory is not its to write."""
+        self._readers.clear()
+        self.words.release()
+        self.memory.close()
+        os.close(self.fd)
 
     def snapshot(self) -> Snapshot:
         with self.lock:

@@ -18,7 +18,7 @@ This package is the master and the face; `prefork.workers` is what runs after th
 between the two.
 """
 
-from prefork.metrics.scoreboard import Statistics
+from prefork.metrics.board import Statistics
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.board import Board
+from prefork.metrics.facts import Condition, ExitReason, Role
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap, forked, signals
 
@@ -20,10 +21,15 @@ log = logging.getLogger("prefork.supervisor")
 
 
 class ChildKind(Enum):
-    """What a child is for. The exporter and a reload's rehearsal will stand here too."""
+    """What a child is for. A reload's rehearsal will stand here too."""
 
     WORKER = "worker"
     REQUEST = "request"  # ForkingMixIn alone: one request, then gone
+    EXPORTER = "exporter"  # serves the metrics
+
+    @property
+    def role(self) -> Role:
+        return Role[self.name]
 
 
 class ChildState(Enum):
@@ -40,6 +46,14 @@ MAY_FOLLOW = {
     ChildState.DRAINING: {ChildState.STARTING, ChildState.READY},
     ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},
     ChildState.REAPED: set(ChildState) - {ChildState.REAPED},
+}
+
+
+_CONDITIONS = {
+    ChildState.STARTING: Condition.STARTING,
+    ChildState.READY: Condition.READY,
+    ChildState.DRAINING: Condition.DRAINING,
+    ChildState.KILLING: Condition.DRAINING,
 }
 
 
@@ -112,11 +126,11 @@ def _signal_name(signum: int) -> str:
 
 
 class ChildTable:
-    """Every child that has been forked and not been reaped, by serial."""
+    """Every child that has been forked and not been reaped, by serial; each has a row on the board."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board) -> None:
+        self._board = board
         self._children: dict[int, Child] = {}
-        self._serial = 0
 
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self._children.values()))
@@ -136,10 +150,11 @@ class ChildTable:
         now: float,
         forget: Callable[[], None],
         body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
+        serial: int | None = None,
     ) -> Child:
         """Start a child; `body(birth, master, number)` runs in it and its result is the exit status.
 
-        The slot is the child's from here on. Raises OSError when the kernel refuses, and then nothing is left behind.
+        The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the kernel refuses, and then nothing is left behind.
         """
         stacks = Stacks()
         number = self._free_number()
@@ -155,12 +170,18 @@ class ChildTable:
         except BaseException:
             stacks.close()
             raise
-        self._serial += 1
-        child = Child(
-            self._serial, number, kind, generation, pid, pidfd, slot, stacks, SlotReader(slot), started=now, changed=now
-        )
-        self._children[child.serial] = child
+        reader = SlotReader(slot)
+        if serial is None:
+            serial = self._board.enter(kind.role, reader)
+        child = Child(serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now)
+        self._children[serial] = child
         return child
+
+    def set_state(self, child: Child, state: ChildState, now: float) -> None:
+        """Set a child's state, on the board as well."""
+        child.set_state(state, now)
+        if state is not ChildState.REAPED:
+            self._board.set_condition(child.serial, _CONDITIONS[state])
 
     def reap(self, child: Child) -> Exit | None:
         """Take a child's status if it has ended; it leaves the table then. Its memory is the caller's to fold."""
@@ -185,6 +206,7 @@ class ChildTable:
             child.slot.close()
             child.stacks.close()
         self._children.clear()
+        self._board.forget()
 
     def _forget(self, exit: Exit) -> Exit:
         del self._children[exit.child.serial]

@@ -15,7 +15,9 @@ from collections.abc import Iterable
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader, Statistics, Totals
+from prefork.metrics.board import Board, Statistics
+from prefork.metrics.facts import Role
+from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
@@ -48,10 +50,10 @@ class SupervisedMixIn(_AnyServer):
 
     _supervisor: Supervisor | None = None
     _worker: Worker | None = None
-    _totals: Totals | None = None
+    _board: Board | None = None
     _lanes: Lanes | None = None
     _lane: Lane | None = None  # the one the next request goes on
-    _own: tuple[SlotReader, ...] = ()  # the lanes of this process itself
+    _own: tuple[tuple[int, Slot], ...] = ()  # the slots of this process itself, by serial on the board
     _turns_seen = 0
     _birth: Birth | None = None  # in a child that serves one request
 
@@ -75,10 +77,7 @@ class SupervisedMixIn(_AnyServer):
         """
         if self._worker is not None or self._birth is not None:
             raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
-        own = [reader.look(monotonic_ns()) for reader in self._own]
-        if self._supervisor is not None:
-            return self._supervisor.statistics(own)
-        return self._all_totals().with_living(own, {}, sum(report.lanes for report in own))
+        return self._scoreboard().snapshot().statistics()
 
     @property
     def draining(self) -> bool:
@@ -121,16 +120,22 @@ class SupervisedMixIn(_AnyServer):
 
     # Counting in the serving process itself, where there is no pool.
 
-    def _all_totals(self) -> Totals:
-        if self._totals is None:
-            self._totals = Totals()
-        return self._totals
+    def _scoreboard(self) -> Board:
+        if self._board is None:
+            self._board = Board()
+        return self._board
+
+    def _enter(self, slot: Slot, role: Role) -> int:
+        """Put a slot of this process on the board."""
+        serial = self._scoreboard().enter(role, SlotReader(slot))
+        self._own = (*self._own, (serial, slot))
+        return serial
 
     def _supervise(self) -> Supervisor:
         """The supervisor of this plain server, made at its first request."""
         if self._supervisor is None or self._supervisor.closed:
             service = Service(self._service_name(), forget=self._forget_supervisor, drain_asked=self.shutdown_nowait)
-            self._supervisor = Supervisor(service, NO_POOL, self._all_totals(), Wakeup())
+            self._supervisor = Supervisor(service, NO_POOL, self._scoreboard(), Wakeup())
         return self._supervisor
 
     def _service_name(self) -> str:
@@ -145,7 +150,7 @@ class SupervisedMixIn(_AnyServer):
         if self._lanes is None:
             slot = self._first_slot()
             elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
-            self._own = (SlotReader(slot),)
+            self._enter(slot, Role.SERVER)
             self._lanes = Lanes(slot, elsewhere=elsewhere, on_free=self._supervise().wake, more=self._more_lanes)
             self._lanes.bind(self)
         return self._lanes
@@ -157,7 +162,7 @@ class SupervisedMixIn(_AnyServer):
         if not self._threaded() or getattr(self, "max_threads", None) is not None:
             return None
         slot = Slot(LANES_AT_ONCE)
-        self._own = (*self._own, SlotReader(slot))
+        self._enter(slot, Role.SERVER)
         return slot
 
     def _threaded(self) -> bool:
@@ -172,9 +177,9 @@ class SupervisedMixIn(_AnyServer):
                 return  # daemonic threads go on, and go on counting
             self._lanes.unbind(self)
             self._lanes, self._lane = None, None
-            for reader in self._own:
-                self._all_totals().fold(reader, None, 0)
-                reader.slot.close()
+            for serial, slot in self._own:
+                self._scoreboard().fold(serial)
+                slot.close()
             self._own = ()
         if self._supervisor is not None and not len(self._supervisor.table):
             self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
@@ -221,7 +226,7 @@ class ForkingMixIn(SupervisedMixIn):
     max_children: Annotated[int, Setting("most processes at once", group="Pool", at_least=1)] = 40
     block_on_close = True  # server_close() waits for the children
 
-    _spare: Slot | None = None  # of the next child: its request is counted there from the accept on
+    _spare: tuple[int, Slot] | None = None  # of the next child: its request is counted there from the accept on
 
     @property
     def active_children(self) -> set[int] | None:
@@ -248,14 +253,13 @@ class ForkingMixIn(SupervisedMixIn):
             self.shutdown_request(request)
             return
         supervisor = self._supervise()
-        slot = self._spare or Slot(1)
+        serial, slot = self._spare or (None, Slot(1))
 
         def body(birth: Birth, master: Master, number: int) -> int:
             return self._serve_in_child(request, client_address, birth)
 
-        supervisor.fork(ChildKind.REQUEST, slot, body)
-        self._spare = None
-        self._own = self._own[:1]
+        supervisor.fork(ChildKind.REQUEST, slot, body, serial)
+        self._spare, self._own = None, self._own[:1]
         if self._lanes is not None:
             self._lanes.pass_on(request)
         self.close_request(request)
@@ -281,9 +285,9 @@ class ForkingMixIn(SupervisedMixIn):
     def _more_lanes(self) -> Slot | None:
         if len(self._supervise().table) >= self.max_children:
             return None
-        self._spare = Slot(1)
-        self._own = (*self._own[:1], SlotReader(self._spare))
-        return self._spare
+        slot = Slot(1)
+        self._spare = self._enter(slot, Role.REQUEST), slot
+        return slot
 
 
 class ThreadingMixIn(SupervisedMixIn):

@@ -218,7 +218,7 @@ class PreForkingMixIn(SupervisedMixIn):
             boot_timeout=self.boot_timeout, graceful_timeout=self.graceful_timeout,
             max_restart_delay=self.max_restart_delay,
         )  # fmt: skip
-        return Supervisor(service, limits, self._all_totals(), wakeup)
+        return Supervisor(service, limits, self._scoreboard(), wakeup)
 
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """The body of a worker."""

@@ -5,21 +5,22 @@ inside the loop of a plain server with children. Must not handle a request, star
 slot. Decides nothing itself: `policy.plan()` does.
 """
 
+import errno
 import logging
 import os
 import random
 import select
 import signal
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ExitReason, ForkFailure
 from prefork.metrics.kernel import oom_kills
-from prefork.metrics.scoreboard import Report, Slot, Statistics, Totals
+from prefork.metrics.board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, Board, Word
+from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 from prefork.workers.wakeup import Wakeup
@@ -65,18 +66,18 @@ class Service:
 class Supervisor:
     """Supervises the children of one server. Raises OSError from the constructor when descriptors are short."""
 
-    def __init__(self, service: Service, limits: policy.Limits, totals: Totals, wakeup: Wakeup) -> None:
+    def __init__(self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup) -> None:
         self.service = service
         self.limits = limits
         self.phase = Phase.STARTING
-        self.table = ChildTable()
+        self.table = ChildTable(board)
         self.clock = Clock()
         self.commands: deque[Command] = deque()
         self.turns = 0
         self._phase_since = self.clock.now()
         self._generation = 1
         self._pool = Pool()
-        self._totals = totals
+        self._board = board
         self._waiting = Waiting(wakeup, self.clock.now, service.listener)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._queued_at = 0.0
@@ -89,8 +90,6 @@ class Supervisor:
         self.closed = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
         self._rng = random.Random()
-        # statistics() may be asked in any thread while a reap folds a slot.
-        self._lock = threading.Lock()
 
     # One turn.
 
@@ -168,10 +167,10 @@ class Supervisor:
         """Read every slot: who got ready, who asks for something, whose stacks have come."""
         now_ns = monotonic_ns()
         for child in self.table:
-            with self._lock:
-                report = child.report = child.reader.look(now_ns)
+            report = child.report = child.reader.look(now_ns)
             if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
-                child.set_state(ChildState.READY, now)
+                self.table.set_state(child, ChildState.READY, now)
+                self._board.observe(BOOT, now - child.started)
                 self._pool = policy.after_ready(self._pool)
                 self._waiting.step_back()  # behind the new one
             if report.drain_asked and not self._drain_asked:
@@ -203,16 +202,27 @@ class Supervisor:
         booted = child.state is not ChildState.STARTING or child.reader.look(monotonic_ns()).ready
         reason = self._reason(exit, booted) if worker else None
         text = child.stacks.take().rstrip()
-        overdue_ns = monotonic_ns() - int((self.limits.request_timeout or 0) * 1e9)
-        with self._lock:
-            self._totals.fold(child.reader, reason, overdue_ns)
+        self._fold(exit, reason)
         child.slot.close()
         child.stacks.close()
         if worker and not booted:
             self._note_boot_death(exit, reason, text, now)
         self._log_exit(exit, reason, text)
-        child.set_state(ChildState.REAPED, now)
+        self.table.set_state(child, ChildState.REAPED, now)
         self._wake_at = min(self._wake_at, now)
+
+    def _fold(self, exit: Exit, reason: ExitReason | None) -> None:
+        """What the child leaves behind becomes totals, in one change of the board."""
+        cut = reason is ExitReason.TIMEOUT and self.limits.request_timeout is not None
+        overdue_ns = monotonic_ns() - int((self.limits.request_timeout or 0) * 1e9)
+        with self._board.change() as words:
+            self._board.fold(exit.child.serial, overdue_ns if cut else None)
+            words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
+            words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
+            if reason is not None:
+                words[EXITS + reason] += 1
+                if exit.signum is not None:
+                    words[SIGNAL_DEATHS + exit.signum] += 1
 
     def _note_boot_death(self, exit: Exit, reason: ExitReason | None, text: str, now: float) -> None:
         if reason in (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED):
@@ -323,18 +333,22 @@ class Supervisor:
             child.lifetime = jittered(self.service.max_lifetime, self._rng)
         return True
 
-    def fork(self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int]) -> Child:
+    def fork(
+        self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
+    ) -> Child:
         """Start a child of this kind; its slot is folded into the totals when it is reaped."""
         now = self.clock.now()
         child = self.table.fork(
-            kind, slot, generation=self._generation, now=now, forget=self.service.forget, body=body
+            kind, slot, generation=self._generation, now=now, forget=self.service.forget, body=body, serial=serial
         )
         self._waiting.add(child.pidfd)
-        self._totals.counts["spawned"] += 1
+        if kind is not ChildKind.EXPORTER:
+            self._board.add(Word.SPAWNED)
         return child
 
     def _note_fork_failure(self, exc: OSError, now: float) -> None:
-        self._totals.counts["fork_failures"] += 1
+        kind = ForkFailure.__members__.get(errno.errorcode.get(exc.errno or 0, ""), ForkFailure.OTHER)
+        self._board.add(FORK_FAILURES + kind)
         self._pool = policy.after_fork_failure(self._pool, now)
         if now - self._fork_logged_at >= FORK_LOG_EVERY_S:
             self._fork_logged_at = now
@@ -350,7 +364,7 @@ class Supervisor:
             deadline = min(deadline, self._phase_since + self.limits.graceful_timeout)
         child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
         if child.state in (ChildState.STARTING, ChildState.READY):
-            child.set_state(ChildState.DRAINING, now)
+            self.table.set_state(child, ChildState.DRAINING, now)
         child.signal(signum)
 
     def _kill(self, child: Child, now: float) -> None:
@@ -359,7 +373,7 @@ class Supervisor:
         elif child.reason is None:
             child.reason = ExitReason.BOOT_FAILED
         log.warning("%s: killed after %.1f s in state %s", child, now - child.changed, child.state.name.lower())
-        child.set_state(ChildState.KILLING, now)
+        self.table.set_state(child, ChildState.KILLING, now)
         child.signal(signal.SIGKILL)
 
     def _dump(self, child: Child, now: float) -> None:
@@ -384,19 +398,6 @@ class Supervisor:
 
     # For others.
 
-    def statistics(self, own: list[Report]) -> Statistics:
-        """The totals and what the living say now; `own` are the lanes of this process itself. From any thread."""
-        with self._lock:
-            children = list(self.table)
-            now_ns = monotonic_ns()
-            reports = [(child, child.reader.look(now_ns)) for child in children]
-            workers = {"starting": 0, "idle": 0, "busy": 0, "draining": 0}
-            for child, report in reports:
-                workers[_activity(child, report)] += child.kind is ChildKind.WORKER
-            serving = [r for c, r in reports if c.state in (ChildState.STARTING, ChildState.READY)]
-            every = [report for _, report in reports] + own
-            return self._totals.with_living(every, workers, sum(r.lanes for r in serving + own))
-
     def raise_if_hopeless(self) -> None:
         """BootError, with what the last worker said, when the pool never got one READY."""
         if policy.hopeless(self._pool):
@@ -406,7 +407,7 @@ class Supervisor:
     @property
     def forked(self) -> bool:
         """Whether there has ever been a child."""
-        return self._totals.counts["spawned"] > 0
+        return self._board.words[Word.SPAWNED] > 0
 
     def wait_for_children(self) -> None:
         """Until every child has ended and is reaped."""
@@ -428,12 +429,6 @@ class Supervisor:
         """In a new child: close the copies of what is the master's alone, but the nudge, which children write."""
         self.table.close_copies()
         self._waiting.forget()
-
-
-def _activity(child: Child, report: Report) -> str:
-    if child.state is ChildState.READY:
-        return "busy" if report.busy else "idle"
-    return "starting" if child.state is ChildState.STARTING else "draining"
 
 
 def _wait_readable(fd: int) -> None:

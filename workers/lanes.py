@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from time import monotonic_ns
 from typing import Any
 
 from prefork.metrics.scoreboard import (
@@ -23,6 +24,7 @@ from prefork.metrics.scoreboard import (
     ACCEPTING,
     BUSY,
     COMPLETED,
+    DURATION,
     FAILED,
     HANDED_OVER,
     IDLE,
@@ -169,6 +171,7 @@ class Lanes:
 
     def _counting(self, finish: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         current = self._current
+        observe = DURATION.observe
 
         def finish_request(request: Any, client_address: Any) -> None:
             lane = current.lane
@@ -180,8 +183,10 @@ class Lanes:
                 finish(request, client_address)
             except BaseException:
                 lane[FAILED] += 1
+                DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
                 raise
             lane[COMPLETED] += 1
+            observe(lane, monotonic_ns() - lane[STARTED_NS])
 
         return finish_request
 
