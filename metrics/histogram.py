@@ -5,7 +5,6 @@ observation writes two words; the collector adds them up.
 """
 
 from bisect import bisect_left
-from collections.abc import MutableSequence
 from dataclasses import dataclass
 
 NS = 1_000_000_000
@@ -26,7 +25,7 @@ class Histogram:
     def end(self) -> int:
         return self.start + self.words
 
-    def observe(self, window: MutableSequence[int], value_ns: int) -> None:
+    def observe(self, window: memoryview, value_ns: int) -> None:
         window[self.start + bisect_left(self.bounds_ns, value_ns)] += 1
         window[self.end - 1] += value_ns
 

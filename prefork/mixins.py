@@ -51,6 +51,7 @@ class SupervisedMixIn(_AnyServer):
     _supervisor: Supervisor | None = None
     _worker: Worker | None = None
     _board: Board | None = None
+    _final: Statistics | None = None  # once the board is closed
     _lanes: Lanes | None = None
     _lane: Lane | None = None  # the one the next request goes on
     _own: tuple[tuple[int, Slot], ...] = ()  # the slots of this process itself, by serial on the board
@@ -77,7 +78,7 @@ class SupervisedMixIn(_AnyServer):
         """
         if self._worker is not None or self._birth is not None:
             raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
-        return self._scoreboard().snapshot().statistics()
+        return self._final or self._scoreboard().snapshot().statistics()
 
     @property
     def draining(self) -> bool:
@@ -183,6 +184,10 @@ class SupervisedMixIn(_AnyServer):
             self._own = ()
         if self._supervisor is not None and not len(self._supervisor.table):
             self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
+        if self._board is not None and (self._supervisor is None or self._supervisor.closed):
+            self._final = self._board.snapshot().statistics()
+            self._board.forget()
+            self._board = None
 
     def _has_room(self) -> bool:
         try:

@@ -1,0 +1,276 @@
+"""From a snapshot to Prometheus metric families: one table, one row a metric. Pure: what goes in decides what comes out.
+
+Runs in the exporter, the only process that imports prometheus_client. The README's reference is made from the table.
+What is absent (the kernel does not tell it, or the service has no such thing) gives no sample, never zero.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from .board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, SIGNALS, Live, Snapshot, Word
+from .facts import AcceptError, Condition, ExitReason, ForkFailure, Outcome, Role
+from .histogram import NS, Histogram
+from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """What the kernel tells of the listener and its namespace at the moment of the scrape; None is absent."""
+
+    length: int | None = None
+    limit: int | None = None
+    datagram_bytes: int | None = None
+    datagram_drops: int | None = None
+    overflows: int | None = None
+    drops: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """Everything one scrape is made from."""
+
+    snapshot: Snapshot
+    queues: Queues
+    version: str
+    listener: str
+    pool: bool  # there is a master: its pool, its timers
+
+    def word(self, word: int) -> int:
+        return self.snapshot.words[word]
+
+
+Value = float | tuple[list[tuple[str, float]], float]  # a number; or a histogram's cumulative buckets and sum
+Sample = tuple[tuple[str, ...], Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric: what it is called, what it means, and where its samples come from."""
+
+    name: str
+    kind: str  # gauge, counter, histogram
+    labels: tuple[str, ...]
+    help: str
+    samples: Callable[[Scrape], Iterable[Sample]]
+
+
+def families(scrape: Scrape) -> Iterator["Metric"]:
+    """Every family of the table that has a sample now."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    classes = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}
+    for row in TABLE:
+        family = classes[row.kind](row.name, row.help, labels=row.labels)
+        for labels, value in row.samples(scrape):
+            family.add_metric(list(labels), *(value if isinstance(value, tuple) else (value,)))
+        if family.samples:
+            yield family
+
+
+# Where samples come from.
+
+
+def _one(value: Callable[[Scrape], float | None], pool: bool = False) -> Callable[[Scrape], Iterable[Sample]]:
+    """A single sample without labels; none where the value is absent, or the metric is a pool's and there is none."""
+
+    def samples(scrape: Scrape) -> Iterator[Sample]:
+        number = value(scrape) if scrape.pool or not pool else None
+        if number is not None:
+            yield (), number
+
+    return samples
+
+
+def _word(word: int, scale: float = 1, pool: bool = False) -> Callable[[Scrape], Iterable[Sample]]:
+    return _one(lambda scrape: scrape.word(word) / scale if scale != 1 else scrape.word(word), pool)
+
+
+def _of_listener(value: Callable[[Scrape], Value | None]) -> Callable[[Scrape], Iterable[Sample]]:
+    def samples(scrape: Scrape) -> Iterator[Sample]:
+        number = value(scrape)
+        if number is not None:
+            yield (scrape.listener,), number
+
+    return samples
+
+
+def _cumulative(histogram: Histogram, words: list[int]) -> Value:
+    counts = words[: len(histogram.bounds_ns) + 1]
+    bounds = [f"{bound / NS:g}" for bound in histogram.bounds_ns] + ["+Inf"]
+    return list(zip(bounds, map(float, accumulate(counts)), strict=True)), words[-1] / NS
+
+
+def _board_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[Sample]]:
+    def samples(scrape: Scrape) -> Iterator[Sample]:
+        if scrape.pool:
+            yield (), _cumulative(histogram, scrape.snapshot.words[histogram.start : histogram.end])
+
+    return samples
+
+
+def _lane_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[Sample]]:
+    return _of_listener(lambda scrape: _cumulative(histogram, scrape.snapshot.histogram(histogram)))
+
+
+def _build_info(scrape: Scrape) -> Iterator[Sample]:
+    yield (scrape.version, ".".join(map(str, sys.version_info[:3]))), 1
+
+
+def _workers(scrape: Scrape) -> Iterator[Sample]:
+    if scrape.pool:
+        for state, number in scrape.snapshot.workers().items():
+            yield (state,), number
+
+
+def _outcomes(scrape: Scrape) -> Iterator[Sample]:
+    found = {
+        Outcome.OK: scrape.snapshot.count(COMPLETED),
+        Outcome.ERROR: scrape.snapshot.count(FAILED),
+        Outcome.TIMEOUT: scrape.word(Word.TIMED_OUT),
+        Outcome.LOST: scrape.word(Word.LOST),
+    }
+    for outcome, number in found.items():
+        yield (scrape.listener, outcome.label), number
+
+
+def _exits(scrape: Scrape) -> Iterator[Sample]:
+    if scrape.pool:
+        for reason in ExitReason:
+            yield (reason.label,), scrape.word(EXITS + reason)
+
+
+def _signal_deaths(scrape: Scrape) -> Iterator[Sample]:
+    for signum in range(1, SIGNALS):
+        number = scrape.word(SIGNAL_DEATHS + signum)
+        # The usual ones are there before the first death, so that its increase is seen.
+        if number or signum in (signal.SIGSEGV, signal.SIGBUS, signal.SIGKILL):
+            name = signal.Signals(signum).name if signum in set(signal.Signals) else f"SIG{signum}"
+            yield (name,), number
+
+
+def _fork_failures(scrape: Scrape) -> Iterator[Sample]:
+    for failure in ForkFailure:
+        yield (failure.name if failure is not ForkFailure.OTHER else "other",), scrape.word(FORK_FAILURES + failure)
+
+
+def _accept_errors(scrape: Scrape) -> Iterator[Sample]:
+    for error in AcceptError:
+        yield (error.label,), scrape.snapshot.accept_errors[error]
+
+
+def _children(scrape: Scrape) -> list[Live]:
+    return [live for live in scrape.snapshot.live if live.role is Role.WORKER and live.report.open_fds]
+
+
+def _private_memory(scrape: Scrape) -> Iterator[Sample]:
+    sizes = [live.report.private_memory for live in _children(scrape)]
+    if sizes:
+        yield ("sum",), sum(sizes)
+        yield ("max",), max(sizes)
+
+
+def _cpu(scrape: Scrape) -> Iterator[Sample]:
+    user = scrape.word(Word.CPU_USER_NS) + sum(live.report.cpu_user_ns for live in scrape.snapshot.live)
+    system = scrape.word(Word.CPU_SYSTEM_NS) + sum(live.report.cpu_system_ns for live in scrape.snapshot.live)
+    yield ("user",), user / NS
+    yield ("system",), system / NS
+
+
+def _oldest_age(scrape: Scrape) -> float:
+    started = scrape.snapshot.busy_since_ns
+    return max(0, scrape.snapshot.now_ns - min(started)) / NS if started else 0.0
+
+
+def _lanes(scrape: Scrape) -> int:
+    return sum(live.report.lanes for live in scrape.snapshot.serving if live.condition is not Condition.DRAINING)
+
+
+def _most(pick: Callable[[Live], int]) -> Callable[[Scrape], float | None]:
+    return lambda scrape: max(map(pick, _children(scrape)), default=None)
+
+
+def _queue_max(scrape: Scrape) -> float | None:
+    if scrape.queues.length is None:
+        return None
+    return max(scrape.queues.length, scrape.word(Word.QUEUE_LENGTH_MAX))
+
+
+LISTENER = ("listener",)
+
+TABLE = (
+    Row("prefork_build_info", "gauge", ("version", "python"), "Identity; always 1.", _build_info),
+    Row("prefork_start_time_seconds", "gauge", (), "When the master started, as Unix time.",
+        _word(Word.STARTED_AT_NS, NS)),
+    Row("prefork_generation", "gauge", (), "The generation of workers in service.", _word(Word.GENERATION, pool=True)),
+    Row("prefork_workers", "gauge", ("state",), "Workers by what they do now.", _workers),
+    Row("prefork_workers_min", "gauge", (), "min_children in force.", _word(Word.MIN_CHILDREN, pool=True)),
+    Row("prefork_workers_max", "gauge", (), "max_children in force.", _word(Word.MAX_CHILDREN, pool=True)),
+    Row("prefork_lanes", "gauge", (), "Requests that can run at once now.", _one(_lanes)),
+    Row("prefork_lanes_busy", "gauge", (), "Requests that run now.",
+        _one(lambda scrape: len(scrape.snapshot.busy_since_ns))),
+    Row("prefork_saturated_seconds", "counter", (), "Time with no idle lane at max_children.",
+        _word(Word.SATURATED_NS, NS, pool=True)),
+    Row("prefork_listen_queue_length", "gauge", LISTENER, "Connections the kernel holds for us.",
+        _of_listener(lambda scrape: scrape.queues.length)),
+    Row("prefork_listen_queue_limit", "gauge", LISTENER, "Most connections the kernel would hold.",
+        _of_listener(lambda scrape: scrape.queues.limit)),
+    Row("prefork_listen_queue_length_max", "gauge", LISTENER, "Longest queue seen since the start.",
+        _of_listener(_queue_max)),
+    Row("prefork_netns_listen_overflows", "counter", (), "Full accept queues, in the whole network namespace.",
+        _one(lambda scrape: scrape.queues.overflows)),
+    Row("prefork_netns_listen_drops", "counter", (), "Connections dropped, in the whole network namespace.",
+        _one(lambda scrape: scrape.queues.drops)),
+    Row("prefork_datagram_receive_drops", "counter", LISTENER, "Datagrams the kernel had no room for.",
+        _of_listener(lambda scrape: scrape.queues.datagram_drops)),
+    Row("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
+        _of_listener(lambda scrape: scrape.queues.datagram_bytes)),
+    Row("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
+        _of_listener(lambda scrape: scrape.snapshot.count(ACCEPTED))),
+    Row("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
+        lambda scrape: [((scrape.listener, "verify"), scrape.snapshot.count(REJECTED))]),
+    Row("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors),
+    Row("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",
+        _outcomes),
+    Row("prefork_request_duration_seconds", "histogram", LISTENER, "Time from the accept to the end of the handler.",
+        _lane_histogram(DURATION)),
+    Row("prefork_queue_wait_seconds", "histogram", LISTENER, "Time a connection waited in the kernel's accept queue.",
+        _lane_histogram(QUEUE_WAIT)),
+    Row("prefork_requests_in_flight", "gauge", LISTENER, "Requests that run now.",
+        _of_listener(lambda scrape: len(scrape.snapshot.busy_since_ns))),
+    Row("prefork_oldest_request_age_seconds", "gauge", (), "Age of the oldest request that runs now.",
+        _one(_oldest_age)),
+    Row("prefork_worker_exits", "counter", ("reason",), "Why workers ended.", _exits),
+    Row("prefork_worker_signal_deaths", "counter", ("signal",), "Workers ended by a signal.", _signal_deaths),
+    Row("prefork_worker_spawns", "counter", (), "Children started.", _word(Word.SPAWNED)),
+    Row("prefork_fork_failures", "counter", ("errno",), "Forks that the kernel refused.", _fork_failures),
+    Row("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT)),
+    Row("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
+        _word(Word.BACKING_OFF, pool=True)),
+    Row("prefork_worker_private_memory_bytes", "gauge", ("agg",), "Memory of the workers' own, shared with nobody.",
+        _private_memory),
+    Row("prefork_worker_open_fds_max", "gauge", (), "Most descriptors open in one worker.",
+        _one(_most(lambda live: live.report.open_fds))),
+    Row("prefork_worker_fds_limit", "gauge", (), "Descriptors a worker may open.",
+        _one(_most(lambda live: live.report.fds_limit))),
+    Row("prefork_worker_cpu_seconds", "counter", ("mode",), "CPU time of the children, living and dead.", _cpu),
+    Row("prefork_master_loop_delay_seconds", "histogram", (), "How late the master's timers run.",
+        _board_histogram(LOOP_DELAY)),
+    Row("prefork_slot_words_rejected", "counter", (), "Implausible words in the shared memory of a child.",
+        _one(lambda scrape: scrape.snapshot.words_rejected)),
+)  # fmt: skip
+
+
+def reference() -> str:
+    """The table as Markdown, for the README."""
+    lines = ["| name | type | labels | meaning |", "| --- | --- | --- | --- |"]
+    for row in TABLE:
+        name = row.name + ("_total" if row.kind == "counter" else "")
+        lines.append(f"| `{name}` | {row.kind} | {', '.join(row.labels)} | {row.help} |")
+    return "\n".join(lines)

@@ -1,0 +1,310 @@
+"""The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
+
+Runs in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the shared memory and
+the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper from harming it:
+how many connections, how long each, which is given up first.
+"""
+
+import gzip
+import io
+import logging
+import mmap
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefork.metrics import collector, kernel
+from prefork.metrics.board import Board, BoardReader, Snapshot, Word
+from prefork.metrics.scoreboard import Slot, SlotReader
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.signals import Signals, ignore
+from prefork.workers.wakeup import Wakeup
+
+from .mixins import ThreadingMixIn
+from .server import TCPServer
+from .version import __version__
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+log = logging.getLogger("prefork.exporter")
+
+CONNECTIONS = 64
+UNREAD = 48  # connections that have not sent their request yet; one more, and the oldest is closed
+DEADLINE_S = 5.0  # for the whole of one connection
+STALE_NS = 5_000_000_000  # a master that has not turned for so long is not healthy
+NOBODY = 65534
+
+
+class Feed:
+    """The master's end of the socket pair over which the exporter gets the slots of children that come after it."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.setblocking(False)
+
+    def send(self, serial: int, slot: Slot) -> bool:
+        """Whether the exporter got it; one that takes no more is wedged or dead."""
+        fd = os.open(f"/proc/self/fd/{slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._ours, [serial.to_bytes(8, "little")], [fd])
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def close(self) -> None:
+        self._ours.close()
+        self.theirs.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the exporter is forked with."""
+
+    name: str
+    metrics_listener: socket.socket
+    listener: socket.socket | None  # of the service: looked at, never accepted on
+    listener_name: str
+    pool: bool
+
+
+class Slots:
+    """Every slot the exporter knows, read-only: those it was forked with, and those that came over the feed."""
+
+    def __init__(self, board: Board, feed: socket.socket) -> None:
+        self._feed = feed
+        feed.setblocking(False)
+        fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self._board = BoardReader(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)).cast("Q"))
+        self._readers: dict[int, SlotReader] = {}
+        for serial, reader in board.readers().items():
+            self._add(serial, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
+        self._lock = threading.Lock()
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            snapshot = self._board.snapshot(self._reader)
+            # What is not on the board any more will never be again: its owner is folded.
+            for serial in set(self._readers) - snapshot.serials:
+                self._readers.pop(serial).slot.close()
+            return snapshot
+
+    def receive(self) -> None:
+        with self._lock:
+            self._receive()
+
+    def _reader(self, serial: int) -> SlotReader | None:
+        if serial not in self._readers:
+            self._receive()
+        return self._readers.get(serial)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                name, fds, _, _ = socket.recv_fds(self._feed, 8, 1)
+            except BlockingIOError:
+                return
+            if not fds:
+                return
+            self._add(int.from_bytes(name, "little"), fds[0])
+
+    def _add(self, serial: int, fd: int) -> None:
+        self._readers[serial] = SlotReader(Slot.map_read_only(fd))
+
+    def fileno(self) -> int:
+        return self._feed.fileno()
+
+
+class Exporter(ThreadingMixIn, TCPServer):
+    """The HTTP server. Every connection has a deadline; at the cap, whoever has asked for nothing yet goes first."""
+
+    max_threads = CONNECTIONS
+    daemon_threads = True
+
+    def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
+        super().__init__(scope.metrics_listener.getsockname(), _handler(), bind_and_activate=False)
+        self.socket.close()
+        self.socket = scope.metrics_listener
+        self.scope = scope
+        self.slots = slots
+        self._master = master
+        self._unread: dict[socket.socket, None] = {}
+
+    def serving_master(self) -> bool:
+        """Whether the master turns. A plain server's turns only when there is something to do."""
+        return not self.scope.pool or (
+            time.monotonic_ns() - self.slots.snapshot().words[Word.TURNED_NS] < STALE_NS
+        )
+
+    def ready(self) -> bool:
+        return bool(self.slots.snapshot().words[Word.SERVING])
+
+    def registry(self) -> "CollectorRegistry":
+        from prometheus_client import CollectorRegistry
+
+        scrape = collector.Scrape(
+            self.slots.snapshot(), self._queues(), __version__, self.scope.listener_name, self.scope.pool
+        )
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Once(scrape))
+        return registry
+
+    def _queues(self) -> collector.Queues:
+        sock = self.scope.listener
+        overflows, drops = kernel.listen_overflows_and_drops()
+        if sock is None or sock.fileno() == -1:
+            return collector.Queues(overflows=overflows, drops=drops)
+        if sock.type == socket.SOCK_DGRAM:
+            queued, lost = kernel.datagram_queue(sock)
+            return collector.Queues(datagram_bytes=queued, datagram_drops=lost, overflows=overflows, drops=drops)
+        length, limit = kernel.accept_queue(sock)
+        return collector.Queues(length=length, limit=limit, overflows=overflows, drops=drops)
+
+    # Limits.
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if len(self._unread) >= UNREAD:
+            oldest = next(iter(self._unread))
+            self.has_read(oldest)
+            try:
+                oldest.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has just ended by itself
+        self._unread[request] = None
+        return True
+
+    def has_read(self, request: Any) -> None:
+        self._unread.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.has_read(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a scrape did not end well", exc_info=True)
+
+    # Its own loop.
+
+    def _extra_fds(self) -> Iterable[int]:
+        return (*super()._extra_fds(), self.slots.fileno(), self._master.fileno())
+
+    def service_actions(self) -> None:
+        if self._master.gone():
+            os._exit(0)
+        self.slots.receive()
+        super().service_actions()
+
+
+class _Once:
+    """A collector for one scrape."""
+
+    def __init__(self, scrape: collector.Scrape) -> None:
+        self._scrape = scrape
+
+    def collect(self) -> Iterable[Any]:
+        return collector.families(self._scrape)
+
+
+class _Deadline(io.RawIOBase):
+    """The read side of a connection that has until `ends_at`, however slowly its bytes come."""
+
+    def __init__(self, sock: socket.socket, ends_at: float) -> None:
+        self._sock = sock
+        self._ends_at = ends_at
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(max(0.001, self._ends_at - time.monotonic()))
+        return self._sock.recv_into(buffer)
+
+
+def _handler() -> type:
+    """The request handler; http.server is imported in the exporter only."""
+    from http.server import BaseHTTPRequestHandler
+
+    class Handler(BaseHTTPRequestHandler):
+        server: Exporter
+        server_version = "prefork"
+        sys_version = ""
+
+        def setup(self) -> None:
+            super().setup()
+            self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + DEADLINE_S))
+
+        def do_GET(self) -> None:
+            self.server.has_read(self.request)
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._metrics()
+            elif path == "/-/healthy":
+                self._say(self.server.serving_master(), "healthy", "the master does not turn")
+            elif path == "/-/ready":
+                self._say(self.server.ready(), "ready", "not ready")
+            else:
+                self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def _metrics(self) -> None:
+            from prometheus_client.exposition import choose_encoder
+
+            encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+            body = encoder(self.server.registry())
+            encoding = None
+            if "gzip" in self.headers.get("Accept-Encoding", ""):
+                body, encoding = gzip.compress(body, 1), "gzip"
+            self._answer(200, content_type, body, encoding)
+
+        def _say(self, good: bool, yes: str, no: str) -> None:
+            text = yes if good else no
+            self._answer(200 if good else 503, "text/plain; charset=utf-8", f"{text}\n".encode())
+
+        def _answer(self, status: int, content_type: str, body: bytes, encoding: str | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            if encoding is not None:
+                self.send_header("Content-Encoding", encoding)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.connection.settimeout(DEADLINE_S)  # sendall's is for the whole of it
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            log.debug(format, *args)
+
+    return Handler
+
+
+def serve(scope: Scope, board: Board, feed: Feed, birth: Birth, master: Master) -> int:
+    """The body of the exporter: see `bootstrap.enter`. Ends with the master, or by TERM."""
+    slots = Slots(board, feed.theirs)
+    birth.forget_shared()
+    _drop_privileges()
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    exporter = Exporter(scope, slots, master)
+    quiet = dict.fromkeys((signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU), ignore)
+    leave = dict.fromkeys((signal.SIGTERM, signal.SIGQUIT), lambda signum, frame: os._exit(0))
+    signals.take({**quiet, **leave})
+    master.tell_us_when_dying()
+    signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
+    exporter.serve_forever()
+    return 0
+
+
+def _drop_privileges() -> None:
+    """To nobody, where we are root: it reads shared memory that it holds already, and nothing else."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
