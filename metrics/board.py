@@ -27,6 +27,7 @@ from .scoreboard import (
     LAYOUT_VERSION,
     REJECTED,
     Report,
+    Slot,
     SlotReader,
     sealed_memory,
 )
@@ -73,7 +74,9 @@ EXITS = Word.LANES_DEAD + COUNT_WORDS
 ACCEPT_ERRORS_DEAD = EXITS + len(ExitReason) + 1
 SIGNAL_DEATHS = ACCEPT_ERRORS_DEAD + len(AcceptError)
 FORK_FAILURES = SIGNAL_DEATHS + SIGNALS
-BOOT = Histogram(FORK_FAILURES + len(ForkFailure), bounds(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
+BOOT = Histogram(
+    FORK_FAILURES + len(ForkFailure), bounds(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+)
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 TABLE = LOOP_DELAY.end
 BOARD_WORDS = TABLE + ROWS * ROW_WORDS
@@ -123,6 +126,7 @@ class Snapshot:
     accept_errors: list[int]
     words_rejected: int
     live: tuple[Live, ...]
+    serials: frozenset[int]  # of every slot on the board, also one the reader did not have
     now_ns: int
 
     def count(self, lane_word: int) -> int:
@@ -194,7 +198,8 @@ class BoardReader:
         rejected = words[Word.WORDS_REJECTED]
         live = []
         now_ns = monotonic_ns()
-        for serial, role, condition in self._rows(words[Word.ROWS_USED]):
+        rows = list(self._rows(words[Word.ROWS_USED]))
+        for serial, role, condition in rows:
             reader = reader_of(serial)
             if reader is None:
                 continue
@@ -203,7 +208,7 @@ class BoardReader:
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
             live.append(Live(Role(role), Condition(condition), reader.look(now_ns)))
             rejected += reader.words_rejected
-        return Snapshot(words, counts, errors, rejected, tuple(live), now_ns)
+        return Snapshot(words, counts, errors, rejected, tuple(live), frozenset(row[0] for row in rows), now_ns)
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[TABLE : TABLE + used * ROW_WORDS].tolist()
@@ -213,7 +218,7 @@ class BoardReader:
 
 
 class Board:
-    """The writing side. One process writes; its threads take turns at the lock, as `statistics()` may be asked in any."""
+    """The writing side. One process writes; its threads take turns at the lock: any may ask for `statistics()`."""
 
     def __init__(self) -> None:
         self.fd, self.memory = sealed_memory("prefork-board", BOARD_WORDS * 8)
@@ -222,6 +227,7 @@ class Board:
         self.reader = BoardReader(self.words)
         self.lock = threading.RLock()
         self.serials = itertools.count(1)  # each names one slot for ever
+        self.announce: Callable[[int, Slot], object] = lambda serial, slot: None  # before it stands on the board
         self._readers: dict[int, SlotReader] = {}
         self._rows: dict[int, int] = {}
         self._free = list(range(ROWS - 1, -1, -1))
@@ -239,6 +245,7 @@ class Board:
     def enter(self, role: Role, reader: SlotReader) -> int:
         """A slot lives from now on; the serial that names it."""
         serial = next(self.serials)
+        self.announce(serial, reader.slot)
         with self.change() as words:
             row = self._rows[serial] = self._free.pop()
             self._readers[serial] = reader

@@ -1,4 +1,4 @@
-"""From a snapshot to Prometheus metric families: one table, one row a metric. Pure: what goes in decides what comes out.
+"""From a snapshot to Prometheus metric families: one table, one row a metric. Pure.
 
 Runs in the exporter, the only process that imports prometheus_client. The README's reference is made from the table.
 What is absent (the kernel does not tell it, or the service has no such thing) gives no sample, never zero.
@@ -9,15 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from .board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, SIGNALS, Live, Snapshot, Word
 from .facts import AcceptError, Condition, ExitReason, ForkFailure, Outcome, Role
 from .histogram import NS, Histogram
 from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +59,8 @@ class Row:
     samples: Callable[[Scrape], Iterable[Sample]]
 
 
-def families(scrape: Scrape) -> Iterator["Metric"]:
+def families(scrape: Scrape) -> Iterator[Metric]:
     """Every family of the table that has a sample now."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
     classes = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}
     for row in TABLE:
         family = classes[row.kind](row.name, row.help, labels=row.labels)

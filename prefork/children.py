@@ -138,6 +138,9 @@ class ChildTable:
     def __len__(self) -> int:
         return len(self._children)
 
+    def count(self, kind: ChildKind) -> int:
+        return sum(child.kind is kind for child in self._children.values())
+
     def __getitem__(self, serial: int) -> Child:
         return self._children[serial]
 
@@ -200,11 +203,15 @@ class ChildTable:
         )
 
     def close_copies(self) -> None:
-        """In a new child: give up everything that is known of the siblings."""
+        """In a new child: give up what is known of the siblings, but the memory."""
         for child in self._children.values():
             os.close(child.pidfd)
-            child.slot.close()
             child.stacks.close()
+
+    def close_memory(self) -> None:
+        """In a new child, after `close_copies()`: it writes in its own slot and nowhere else."""
+        for child in self._children.values():
+            child.slot.close()
         self._children.clear()
         self._board.forget()
 

@@ -1,6 +1,6 @@
 """The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
 
-Runs in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the shared memory and
+Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the shared memory and
 the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper from harming it:
 how many connections, how long each, which is given up first.
 """
@@ -16,21 +16,24 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
 from prefork.metrics.board import Board, BoardReader, Snapshot, Word
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.loop import IGNORED
+from prefork.workers.signals import Handler as SignalHandler
 from prefork.workers.signals import Signals, ignore
 from prefork.workers.wakeup import Wakeup
 
 from .mixins import ThreadingMixIn
 from .server import TCPServer
 from .version import __version__
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
 
 log = logging.getLogger("prefork.exporter")
 
@@ -39,29 +42,6 @@ UNREAD = 48  # connections that have not sent their request yet; one more, and t
 DEADLINE_S = 5.0  # for the whole of one connection
 STALE_NS = 5_000_000_000  # a master that has not turned for so long is not healthy
 NOBODY = 65534
-
-
-class Feed:
-    """The master's end of the socket pair over which the exporter gets the slots of children that come after it."""
-
-    def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.setblocking(False)
-
-    def send(self, serial: int, slot: Slot) -> bool:
-        """Whether the exporter got it; one that takes no more is wedged or dead."""
-        fd = os.open(f"/proc/self/fd/{slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            socket.send_fds(self._ours, [serial.to_bytes(8, "little")], [fd])
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-    def close(self) -> None:
-        self._ours.close()
-        self.theirs.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +64,7 @@ class Slots:
         fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._board = BoardReader(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)).cast("Q"))
         self._readers: dict[int, SlotReader] = {}
+        self._seen: frozenset[int] = frozenset()
         for serial, reader in board.readers().items():
             self._add(serial, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
         self._lock = threading.Lock()
@@ -91,9 +72,10 @@ class Slots:
     def snapshot(self) -> Snapshot:
         with self._lock:
             snapshot = self._board.snapshot(self._reader)
-            # What is not on the board any more will never be again: its owner is folded.
-            for serial in set(self._readers) - snapshot.serials:
+            # What was on the board and is no more will never be again: its owner is folded.
+            for serial in (set(self._readers) & self._seen) - snapshot.serials:
                 self._readers.pop(serial).slot.close()
+            self._seen = snapshot.serials
             return snapshot
 
     def receive(self) -> None:
@@ -129,7 +111,7 @@ class Exporter(ThreadingMixIn, TCPServer):
     daemon_threads = True
 
     def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
-        super().__init__(scope.metrics_listener.getsockname(), _handler(), bind_and_activate=False)
+        super().__init__(scope.metrics_listener.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = scope.metrics_listener
         self.scope = scope
@@ -146,9 +128,7 @@ class Exporter(ThreadingMixIn, TCPServer):
     def ready(self) -> bool:
         return bool(self.slots.snapshot().words[Word.SERVING])
 
-    def registry(self) -> "CollectorRegistry":
-        from prometheus_client import CollectorRegistry
-
+    def registry(self) -> CollectorRegistry:
         scrape = collector.Scrape(
             self.slots.snapshot(), self._queues(), __version__, self.scope.listener_name, self.scope.pool
         )
@@ -227,75 +207,67 @@ class _Deadline(io.RawIOBase):
         return self._sock.recv_into(buffer)
 
 
-def _handler() -> type:
-    """The request handler; http.server is imported in the exporter only."""
-    from http.server import BaseHTTPRequestHandler
+class Handler(BaseHTTPRequestHandler):
+    """GET /metrics, /-/healthy, /-/ready."""
 
-    class Handler(BaseHTTPRequestHandler):
-        server: Exporter
-        server_version = "prefork"
-        sys_version = ""
+    server: Exporter  # type: ignore[assignment]  # typeshed knows the standard library's only
+    server_version = "prefork"
+    sys_version = ""
 
-        def setup(self) -> None:
-            super().setup()
-            self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + DEADLINE_S))
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + DEADLINE_S))
 
-        def do_GET(self) -> None:
-            self.server.has_read(self.request)
-            path = self.path.partition("?")[0]
-            if path == "/metrics":
-                self._metrics()
-            elif path == "/-/healthy":
-                self._say(self.server.serving_master(), "healthy", "the master does not turn")
-            elif path == "/-/ready":
-                self._say(self.server.ready(), "ready", "not ready")
-            else:
-                self.send_error(404)
+    def do_GET(self) -> None:
+        self.server.has_read(self.request)
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._metrics()
+        elif path == "/-/healthy":
+            self._say(self.server.serving_master(), "healthy", "the master does not turn")
+        elif path == "/-/ready":
+            self._say(self.server.ready(), "ready", "not ready")
+        else:
+            self.send_error(404)
 
-        do_HEAD = do_GET
+    do_HEAD = do_GET
 
-        def _metrics(self) -> None:
-            from prometheus_client.exposition import choose_encoder
+    def _metrics(self) -> None:
+        encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+        body = encoder(self.server.registry())
+        encoding = None
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, encoding = gzip.compress(body, 1), "gzip"
+        self._answer(200, content_type, body, encoding)
 
-            encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
-            body = encoder(self.server.registry())
-            encoding = None
-            if "gzip" in self.headers.get("Accept-Encoding", ""):
-                body, encoding = gzip.compress(body, 1), "gzip"
-            self._answer(200, content_type, body, encoding)
+    def _say(self, good: bool, yes: str, no: str) -> None:
+        text = yes if good else no
+        self._answer(200 if good else 503, "text/plain; charset=utf-8", f"{text}\n".encode())
 
-        def _say(self, good: bool, yes: str, no: str) -> None:
-            text = yes if good else no
-            self._answer(200 if good else 503, "text/plain; charset=utf-8", f"{text}\n".encode())
+    def _answer(self, status: int, content_type: str, body: bytes, encoding: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if encoding is not None:
+            self.send_header("Content-Encoding", encoding)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.connection.settimeout(DEADLINE_S)  # sendall's is for the whole of it
+            self.wfile.write(body)
 
-        def _answer(self, status: int, content_type: str, body: bytes, encoding: str | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            if encoding is not None:
-                self.send_header("Content-Encoding", encoding)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.connection.settimeout(DEADLINE_S)  # sendall's is for the whole of it
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            log.debug(format, *args)
-
-    return Handler
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
 
 
-def serve(scope: Scope, board: Board, feed: Feed, birth: Birth, master: Master) -> int:
+def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     """The body of the exporter: see `bootstrap.enter`. Ends with the master, or by TERM."""
-    slots = Slots(board, feed.theirs)
-    birth.forget_shared()
     _drop_privileges()
     wakeup = Wakeup()
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master)
-    quiet = dict.fromkeys((signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU), ignore)
-    leave = dict.fromkeys((signal.SIGTERM, signal.SIGQUIT), lambda signum, frame: os._exit(0))
-    signals.take({**quiet, **leave})
+    handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
+    handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGQUIT), lambda signum, frame: os._exit(0))
+    signals.take(handlers)
     master.tell_us_when_dying()
     signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
     exporter.serve_forever()

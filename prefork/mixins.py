@@ -26,6 +26,8 @@ from prefork.workers.wakeup import Wakeup
 
 from .children import ChildKind
 from .config import Setting
+from .exporting import Exporting, Subject, bind
+from .listeners import Listener
 from .policy import NO_POOL
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving import _ServingLoop
@@ -48,6 +50,9 @@ class SupervisedMixIn(_AnyServer):
 
     service_name: str | None = None  # what process titles and the log call this service; default module:Class
 
+    metrics_address: Any = None  # a (host, port) tuple or a Unix path: serve metrics there, by a process of its own
+
+    _metrics_listener: Listener | None = None
     _supervisor: Supervisor | None = None
     _worker: Worker | None = None
     _board: Board | None = None
@@ -69,6 +74,29 @@ class SupervisedMixIn(_AnyServer):
                     f"could not define {cls.__name__}: {base.__name__} comes before the mix-in and would hide it; "
                     f"write the mix-in first"
                 )
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        supervisor = self._supervise()
+        self._export(supervisor)
+        try:
+            super().serve_forever(poll_interval)  # type: ignore[arg-type]
+        finally:
+            supervisor.end_export()
+
+    def _export(self, supervisor: Supervisor) -> None:
+        """Have an exporter, where `metrics_address` asks for one. Raises BindError."""
+        if self.metrics_address is None:
+            return
+        if self._metrics_listener is None:
+            self._metrics_listener = bind(self.metrics_address)
+            self.metrics_address = self._metrics_listener.getsockname()
+        subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
+        supervisor.exporting = Exporting(
+            subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory
+        )
+
+    def _may_fork_exporter(self) -> bool:
+        return self._lanes is None or not self._threaded() or self._lanes.all_free(held=self._lane)
 
     def statistics(self) -> Statistics:
         """What this service has done so far and does now, over all its processes, as an immutable record.
@@ -115,6 +143,9 @@ class SupervisedMixIn(_AnyServer):
         super().server_close()
         self._wait_for_requests()
         self._end_counting()
+        if self._metrics_listener is not None:
+            self._metrics_listener.unlink()
+            self._metrics_listener.close()
 
     def _wait_for_requests(self) -> None:
         """Those that run elsewhere than in the serving thread."""
@@ -245,7 +276,7 @@ class ForkingMixIn(SupervisedMixIn):
         if self._supervisor is not None and len(self._supervisor.table):
             self._supervisor.turn()
             if blocking:
-                self._supervisor.wait_for_children()
+                self._supervisor.wait_for_children(ChildKind.REQUEST)
 
     def handle_timeout(self) -> None:
         """`handle_request()` waited for `timeout` seconds in vain: reap. Extend it."""
@@ -288,7 +319,7 @@ class ForkingMixIn(SupervisedMixIn):
         return Slot(0)  # requests are counted in the slot of the child that will serve them
 
     def _more_lanes(self) -> Slot | None:
-        if len(self._supervise().table) >= self.max_children:
+        if self._supervise().table.count(ChildKind.REQUEST) >= self.max_children:
             return None
         slot = Slot(1)
         self._spare = self._enter(slot, Role.REQUEST), slot

@@ -138,7 +138,7 @@ class PreForkingMixIn(SupervisedMixIn):
 
     # Serving.
 
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve from a pool until told to end. Returns when every worker is gone.
 
         In the main thread the signals of the table in commands.py are taken, except those that the program handles
@@ -155,6 +155,7 @@ class PreForkingMixIn(SupervisedMixIn):
             if self.gc_freeze:
                 stack.enter_context(_frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)
+            self._export(supervisor)
             forked.on_fork_by_user(self._forked_by_user)
             try:
                 self._run(supervisor, signals, poll_interval)
@@ -163,7 +164,7 @@ class PreForkingMixIn(SupervisedMixIn):
                 supervisor.close()
         supervisor.raise_if_hopeless()
 
-    def _run(self, supervisor: Supervisor, signals: Signals, poll_interval: float) -> None:
+    def _run(self, supervisor: Supervisor, signals: Signals, poll_interval: float | None) -> None:
         at_most = poll_interval if self._wants_polling() else None
         log.info("listening on %s", address_text(self.socket.getsockname()))
         while supervisor.phase is not Phase.STOPPED:

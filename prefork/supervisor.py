@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, time_ns
 
 from prefork.metrics.facts import ExitReason, ForkFailure
 from prefork.metrics.kernel import oom_kills
@@ -30,6 +30,7 @@ from .children import Child, ChildKind, ChildState, ChildTable, Exit, StrayReape
 from .clock import Clock
 from .commands import Command
 from .errors import BootError
+from .exporting import Exporting
 from .listeners import narrow, queued
 from .policy import Phase, Plan, Pool
 from .waiting import Waiting
@@ -54,7 +55,7 @@ class Service:
     """What is supervised: the pool's side of the server, as the supervisor needs it."""
 
     name: str
-    forget: Callable[[], None]  # in a new child: close the copies of what is this process's alone
+    forget: Callable[[], None]  # in a new child: close the copies of what is this process's alone, but the memory
     drain_asked: Callable[[], None]  # a child asks to end the service
     # Of a pool only:
     work: Callable[[Birth, Master, int], int] | None = None  # the body of a worker
@@ -76,6 +77,8 @@ class Supervisor:
         self.turns = 0
         self._phase_since = self.clock.now()
         self._generation = 1
+        with board.change() as words:
+            words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self._pool = Pool()
         self._board = board
         self._waiting = Waiting(wakeup, self.clock.now, service.listener)
@@ -88,6 +91,9 @@ class Supervisor:
         self._last_error = ""
         self._drain_asked = False
         self.closed = False
+        self.exporting: Exporting | None = None
+        self._turned_at = self.clock.now()
+        self._was_saturated = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
         self._rng = random.Random()
 
@@ -96,7 +102,12 @@ class Supervisor:
     def wait(self, at_most: float | None = None) -> None:
         """Until something happens or the plan's next moment comes; in a pool only."""
         seconds = self.until_next_turn()
-        self._note_exits(self._waiting.wait(seconds if at_most is None else min(seconds, at_most)))
+        seconds = seconds if at_most is None else min(seconds, at_most)
+        until = monotonic() + seconds
+        heard = self._waiting.wait(seconds)
+        if not heard:
+            self._board.observe(LOOP_DELAY, monotonic() - until)
+        self._note_exits(heard)
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
@@ -107,7 +118,7 @@ class Supervisor:
         if self.closed:
             return
         self._note_exits(self._waiting.wait(0))
-        if not self.limits.pool and not len(self.table):
+        if not self.limits.pool and not len(self.table) and self.exporting is None:
             return
         self._note_pause()
         now = self.clock.now()
@@ -115,6 +126,9 @@ class Supervisor:
         self._note_reports(now)
         plan = policy.plan(self._snapshot(now), self.limits, now)
         self._apply(plan, now)
+        self._publish(now)
+        if self.exporting is not None:
+            self._wake_at = min(self._wake_at, self.exporting.turn(now))
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
@@ -207,6 +221,8 @@ class Supervisor:
         child.stacks.close()
         if worker and not booted:
             self._note_boot_death(exit, reason, text, now)
+        if child.kind is ChildKind.EXPORTER and self.exporting is not None:
+            self.exporting.ended(now)
         self._log_exit(exit, reason, text)
         self.table.set_state(child, ChildState.REAPED, now)
         self._wake_at = min(self._wake_at, now)
@@ -309,6 +325,24 @@ class Supervisor:
         if any(child.stacks_seen for child in self.table):
             self._wake_at = min(self._wake_at, now + STACKS_S)
 
+    def _publish(self, now: float) -> None:
+        """Put on the board what is in force, for whoever reads it."""
+        ready = [child for child in self.table if child.state is ChildState.READY]
+        idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
+        saturated = self.limits.pool and not idle and len(ready) >= self.limits.max_children
+        since, self._turned_at = self._turned_at, now
+        with self._board.change() as words:
+            words[Word.SERVING] = bool(ready or not self.limits.pool) and self.phase is Phase.RUNNING
+            words[Word.GENERATION] = self._generation
+            words[Word.TURNED_NS] = monotonic_ns()
+            words[Word.MIN_CHILDREN] = self.limits.min_children
+            words[Word.MAX_CHILDREN] = self.limits.max_children
+            waits = self._pool.backing_off and self._pool.next_start > now
+            words[Word.BACKING_OFF] = max(0, self._pool.target - len(ready)) if waits else 0
+            if saturated and self._was_saturated:
+                words[Word.SATURATED_NS] += int((now - since) * 1e9)
+        self._was_saturated = saturated
+
     def _wants_more(self) -> bool:
         """Whether saturation could be answered by another worker."""
         serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in self.table)
@@ -338,8 +372,13 @@ class Supervisor:
     ) -> Child:
         """Start a child of this kind; its slot is folded into the totals when it is reaped."""
         now = self.clock.now()
+        def body_without_memory(birth: Birth, master: Master, number: int) -> int:
+            self.forget_memory()
+            return body(birth, master, number)
+
         child = self.table.fork(
-            kind, slot, generation=self._generation, now=now, forget=self.service.forget, body=body, serial=serial
+            kind, slot, generation=self._generation, now=now, forget=self.service.forget,
+            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
         )
         self._waiting.add(child.pidfd)
         if kind is not ChildKind.EXPORTER:
@@ -409,26 +448,39 @@ class Supervisor:
         """Whether there has ever been a child."""
         return self._board.words[Word.SPAWNED] > 0
 
-    def wait_for_children(self) -> None:
-        """Until every child has ended and is reaped."""
+    def wait_for_children(self, *kinds: ChildKind) -> None:
+        """Until every child of these kinds has ended and is reaped."""
         for child in self.table:
-            _wait_readable(child.pidfd)
-            self._note_exit(child)
+            if child.kind in kinds:
+                _wait_readable(child.pidfd)
+                self._note_exit(child)
+
+    def end_export(self) -> None:
+        """No exporter from now on."""
+        if self.exporting is not None:
+            self.exporting.close()
+            self.exporting = None
+            self.wait_for_children(ChildKind.EXPORTER)
 
     def close(self) -> None:
         """Kill and reap what is left, give the descriptors back. Statistics can still be asked."""
         if self.closed:
             return
         self.closed = True
+        self.end_export()
         for child in self.table:
             child.signal(signal.SIGKILL)
-        self.wait_for_children()
+        self.wait_for_children(*ChildKind)
         self._waiting.close()
 
     def forget(self) -> None:
-        """In a new child: close the copies of what is the master's alone, but the nudge, which children write."""
+        """In a new child: close the copies of what is the master's alone, but the nudge, which children write, and the
+        memory, which the exporter reads."""
         self.table.close_copies()
         self._waiting.forget()
+
+    def forget_memory(self) -> None:
+        self.table.close_memory()
 
 
 def _wait_readable(fd: int) -> None:

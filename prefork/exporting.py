@@ -1,0 +1,185 @@
+"""The master's side of the exporter: its listener, its forks and restarts, and the slots it is told of.
+
+Runs in the process that serves, in its turns. Owns the metrics listener for the life of the service, so that an exporter
+that dies or hangs costs nothing but the scrapes of that moment.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prefork.metrics.board import Board
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.bootstrap import Birth, Master
+
+from .children import Child, ChildKind
+from .listeners import Listener, address_text, queued
+
+log = logging.getLogger("prefork.supervisor")
+
+WEDGED_S = 3.0  # a connection that nobody takes for so long
+FIRST_RESTART_S = 0.1
+RESTART_MAX_S = 30.0
+HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
+
+
+class Feed:
+    """The master's end of the socket pair over which the exporter gets the slots of children that come after it."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.setblocking(False)
+
+    def send(self, serial: int, slot: Slot) -> bool:
+        """Whether the exporter got it; one that takes no more is wedged or dead."""
+        fd = os.open(f"/proc/self/fd/{slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            socket.send_fds(self._ours, [serial.to_bytes(8, "little")], [fd])
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def keep_theirs(self) -> None:
+        """In the exporter."""
+        self._ours.close()
+
+    def keep_ours(self) -> None:
+        self.theirs.close()
+
+    def close(self) -> None:
+        self._ours.close()
+        self.theirs.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The service that is exported."""
+
+    name: str
+    listener: socket.socket
+    pool: bool
+    may_fork: Callable[[], bool]  # no thread of the service may be forked with the exporter
+
+
+def bind(address: Any) -> Listener:
+    """The metrics listener, at a (host, port) tuple or a Unix path. Raises BindError."""
+    family = socket.AF_UNIX
+    if isinstance(address, (tuple, list)):
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        address = tuple(address)
+    listener = Listener(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(64)
+        os.set_blocking(listener.fileno(), False)
+    except BaseException:
+        listener.close()
+        raise
+    log.info("metrics on %s", address_text(listener.getsockname()))
+    return listener
+
+
+class Exporting:
+    """Keeps one exporter running."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        listener: Listener,
+        board: Board,
+        fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
+        forget_memory: Callable[[], None],
+    ) -> None:
+        self._subject = subject
+        self._listener = listener
+        self._board = board
+        self._fork = fork
+        self._forget_memory = forget_memory
+        self._feed: Feed | None = None
+        self._child: Child | None = None
+        self._next_start = 0.0
+        self._delay = FIRST_RESTART_S
+        self._unanswered_since: float | None = None
+        board.announce = self._announce
+
+    def turn(self, now: float) -> float:
+        """Start it where it is missing, end it where it hangs; when to look again."""
+        if self._child is None:
+            if now < self._next_start or not self._subject.may_fork():
+                return max(self._next_start, now + FIRST_RESTART_S)
+            self._start(now)
+        elif not queued(self._listener):
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= WEDGED_S:
+            self._give_up("it takes no connections")
+        return float("inf")
+
+    def ended(self, now: float) -> None:
+        """It was reaped."""
+        started = self._child.started if self._child is not None else now
+        self._delay = FIRST_RESTART_S if now - started > HEALTHY_S else min(RESTART_MAX_S, self._delay * 2)
+        self._next_start = now + (0.0 if now - started > HEALTHY_S else self._delay)
+        self._child = None
+        self._close_feed()
+
+    def close(self) -> None:
+        """End it for good; the caller reaps it. The listener is the service's."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+        self._board.announce = lambda serial, slot: None
+        self._close_feed()
+
+    def _start(self, now: float) -> None:
+        self._unanswered_since = None
+        feed = self._feed = Feed()
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            from .exporter import Scope, Slots, serve  # with all that it needs to speak HTTP: nobody else does
+
+            feed.keep_theirs()
+            slots = Slots(self._board, feed.theirs)
+            self._forget_memory()
+            name = address_text(self._subject.listener.getsockname())
+            return serve(
+                Scope(self._subject.name, self._listener, self._subject.listener, name, self._subject.pool),
+                slots, birth, master,
+            )  # fmt: skip
+
+        try:
+            slot = Slot(0)
+            try:
+                self._child = self._fork(ChildKind.EXPORTER, slot, body)
+            except BaseException:
+                slot.close()
+                raise
+        except OSError as exc:
+            log.error("could not fork the exporter: %s", exc.strerror)
+            self.ended(now)
+            return
+        feed.keep_ours()
+
+    def _announce(self, serial: int, slot: Slot) -> None:
+        if self._feed is not None and self._child is not None and not self._feed.send(serial, slot):
+            self._give_up("it does not take new slots")
+
+    def _give_up(self, why: str) -> None:
+        if self._child is not None:
+            log.warning("%s: %s; killing it", self._child, why)
+            self._child.signal(signal.SIGKILL)
+        self._unanswered_since = None
+        self._close_feed()
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None
