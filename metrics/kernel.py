@@ -29,3 +29,4 @@ def _field(path: str, name: str) -> int | None:
 def accept_queue(sock): return (0,0)
 def datagram_queue(sock): return (None,None)
 def listen_overflows_and_drops(): return (None,None)
+def queue_wait_ns(sock): return 0

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+import setproctitle
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
@@ -268,6 +269,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
     handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGQUIT), lambda signum, frame: os._exit(0))
     signals.take(handlers)
+    setproctitle.setproctitle("prefork: exporter")
     master.tell_us_when_dying()
     signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
     exporter.serve_forever()

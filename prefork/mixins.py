@@ -10,6 +10,7 @@ lazily, at its first request: a constructor makes nothing that has to be closed.
 """
 
 import signal
+import socket
 import threading
 from collections.abc import Iterable
 from time import monotonic, monotonic_ns
@@ -183,9 +184,17 @@ class SupervisedMixIn(_AnyServer):
             slot = self._first_slot()
             elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
             self._enter(slot, Role.SERVER)
-            self._lanes = Lanes(slot, elsewhere=elsewhere, on_free=self._supervise().wake, more=self._more_lanes)
+            self._lanes = Lanes(
+                slot, elsewhere=elsewhere, on_free=self._supervise().wake, more=self._more_lanes,
+                queue_waits=self._counts_queue_waits(),
+            )
             self._lanes.bind(self)
         return self._lanes
+
+    def _counts_queue_waits(self) -> bool:
+        """Only the kernel's TCP knows, and only where somebody may look."""
+        tcp = self.socket.family != getattr(socket, "AF_UNIX", None) and self.socket.type == socket.SOCK_STREAM
+        return tcp and self.metrics_address is not None
 
     def _first_slot(self) -> Slot:
         return Slot(getattr(self, "max_threads", None) or LANES_AT_ONCE if self._threaded() else 1)

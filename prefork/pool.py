@@ -152,6 +152,8 @@ class PreForkingMixIn(SupervisedMixIn):
             signals = stack.enter_context(self._signals_taken(wakeup))
             stack.enter_context(self._listener_prepared())
             stack.enter_context(self._titled())
+            if self.metrics_address is not None or self.max_memory is not None:
+                import psutil  # noqa: F401  # here, so that the workers share its memory
             if self.gc_freeze:
                 stack.enter_context(_frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)
@@ -230,6 +232,8 @@ class PreForkingMixIn(SupervisedMixIn):
             graceful_timeout=self.graceful_timeout,
             elsewhere=self._threaded(),
             one_request=hasattr(self, "collect_children"),
+            queue_waits=self._counts_queue_waits(),
+            metrics=self.metrics_address is not None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self._supervisor.nudge,
         )

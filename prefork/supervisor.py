@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 
+from prefork.metrics.board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.facts import ExitReason, ForkFailure
 from prefork.metrics.kernel import oom_kills
-from prefork.metrics.board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered

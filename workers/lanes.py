@@ -18,6 +18,7 @@ from enum import Enum, auto
 from time import monotonic_ns
 from typing import Any
 
+from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.scoreboard import (
     ACCEPT_ERRORS,
     ACCEPTED,
@@ -28,6 +29,7 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     IDLE,
+    QUEUE_WAIT,
     REJECTED,
     STARTED_NS,
     STATE,
@@ -37,6 +39,7 @@ from prefork.metrics.scoreboard import (
 from .accepting import accept_error, is_resource_error
 
 Lane = memoryview
+QUEUE_WAIT_EVERY = 8  # of so many requests on a lane one is asked how long it waited: a system call, a microsecond
 
 
 class Accepted(Enum):
@@ -60,9 +63,16 @@ class Lanes:
     """
 
     def __init__(
-        self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None], more: Callable[[], Slot | None] | None = None
+        self,
+        slot: Slot,
+        *,
+        elsewhere: bool,
+        on_free: Callable[[], None],
+        more: Callable[[], Slot | None] | None = None,
+        queue_waits: bool = False,
     ) -> None:
         self.elsewhere = elsewhere
+        self._queue_waits = queue_waits
         self._errors = slot.words
         self._on_free = on_free
         self._more = more
@@ -131,6 +141,8 @@ class Lanes:
             return self._not_accepted(exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
+        if self._queue_waits and lane[ACCEPTED] % QUEUE_WAIT_EVERY == 1:
+            QUEUE_WAIT.observe(lane, queue_wait_ns(request))
         current = self._current
         current.lane = lane
         if self.elsewhere:

@@ -18,13 +18,24 @@ from types import FrameType
 from typing import Any
 
 from prefork.metrics.facts import ExitReason
-from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, PRIVATE_MEMORY, READY, YES
+from prefork.metrics.scoreboard import (
+    CPU_SYSTEM_NS,
+    CPU_USER_NS,
+    DRAIN_ASKED,
+    DUE,
+    FDS_LIMIT,
+    LEAVING,
+    OPEN_FDS,
+    PRIVATE_MEMORY,
+    READY,
+    YES,
+)
 
 from . import forked
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .lanes import Accepted, Lanes
-from .limits import SAMPLES, Limits, jittered, private_memory
+from .limits import SAMPLES, Limits, jittered, sample
 from .signals import Signals, ignore
 from .wakeup import Wakeup
 
@@ -41,6 +52,8 @@ class Terms:
     graceful_timeout: float
     elsewhere: bool  # ThreadingMixIn: requests run in threads
     one_request: bool  # ForkingMixIn: forked ahead of its one request
+    queue_waits: bool  # ask the kernel how long a connection waited, now and then
+    metrics: bool  # somebody may look: measure what costs something
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
 
@@ -64,7 +77,9 @@ class Worker:
         self._limits = limits
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
-        self.lanes = Lanes(birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake)
+        self.lanes = Lanes(
+            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits
+        )
         self._epoll = select.epoll()
         self._own = select.poll()
 
@@ -79,6 +94,8 @@ class Worker:
         self.server.worker_started()
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         self.lanes.bind(self.server)
+        if self.terms.metrics:
+            self._sample(monotonic_ns())
         self.terms.set_title("")
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
@@ -169,14 +186,19 @@ class Worker:
     def _look(self, now_ns: int) -> None:
         """Between two requests, now and then: is the master there, is a limit reached?"""
         self._note(fd for fd, _ in self._own.poll(0))
-        if self._limits.max_memory is not None and now_ns >= self._next_sample_ns:
-            self._memory.append(private_memory())
-            self.birth.slot.words[PRIVATE_MEMORY] = self._memory[-1]
-            self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
+        if now_ns >= self._next_sample_ns and (self.terms.metrics or self._limits.max_memory is not None):
+            self._sample(now_ns)
         due = self._limits.due(self._served, self._memory)
         if due is not None and not self.birth.slot.words[DUE]:
             self.birth.slot.words[DUE] = due
             self.terms.nudge()
+
+    def _sample(self, now_ns: int) -> None:
+        seen, words = sample(), self.birth.slot.words
+        self._memory.append(seen.private_memory)
+        words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT] = seen.private_memory, seen.open_fds, seen.fds_limit
+        words[CPU_USER_NS], words[CPU_SYSTEM_NS] = int(seen.cpu_user_s * 1e9), int(seen.cpu_system_s * 1e9)
+        self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
 
     # Leaving.
 
