@@ -234,13 +234,16 @@ class Board:
 
     @contextlib.contextmanager
     def change(self) -> Iterator[memoryview]:
-        """Write inside: a reader sees all of it or nothing."""
+        """Write inside: a reader sees all of it or nothing. One change may be part of another."""
         with self.lock:
-            self.words[Word.SEQUENCE] += 1
+            begins = self.words[Word.SEQUENCE] % 2 == 0
+            if begins:
+                self.words[Word.SEQUENCE] += 1
             try:
                 yield self.words
             finally:
-                self.words[Word.SEQUENCE] += 1
+                if begins:
+                    self.words[Word.SEQUENCE] += 1
 
     def enter(self, role: Role, reader: SlotReader) -> int:
         """A slot lives from now on; the serial that names it."""
