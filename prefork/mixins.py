@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 else:
     _AnyServer = _ServingLoop
 
+_ending = threading.RLock()  # whoever comes last ends the counting: server_close(), the loop, or a daemonic thread
+
 LANES_AT_ONCE = 64  # how many lanes a plain threading server without a cap gets more of at a time
 
 
@@ -75,14 +77,6 @@ class SupervisedMixIn(_AnyServer):
                     f"could not define {cls.__name__}: {base.__name__} comes before the mix-in and would hide it; "
                     f"write the mix-in first"
                 )
-
-    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        supervisor = self._supervise()
-        self._export(supervisor)
-        try:
-            super().serve_forever(poll_interval)  # type: ignore[arg-type]
-        finally:
-            supervisor.end_export()
 
     def _export(self, supervisor: Supervisor) -> None:
         """Have an exporter, where `metrics_address` asks for one. Raises BindError."""
@@ -139,6 +133,17 @@ class SupervisedMixIn(_AnyServer):
             self._supervisor.turn()
         super().service_actions()
 
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        """As BaseServer.serve_forever; with an exporter beside it where `metrics_address` asks for one."""
+        supervisor = self._supervise()
+        self._export(supervisor)
+        try:
+            super().serve_forever(poll_interval)  # type: ignore[arg-type]
+        finally:
+            supervisor.end_export()
+            if self.fileno() < 0:  # it was closed before it was shut down
+                self._end_counting()
+
     def server_close(self) -> None:
         """Close the listener, wait for requests as `block_on_close` says, give up what counting took. Extend it."""
         super().server_close()
@@ -185,7 +190,7 @@ class SupervisedMixIn(_AnyServer):
             elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
             self._enter(slot, Role.SERVER)
             self._lanes = Lanes(
-                slot, elsewhere=elsewhere, on_free=self._supervise().wake, more=self._more_lanes,
+                slot, elsewhere=elsewhere, on_free=self._lane_is_free, more=self._more_lanes,
                 queue_waits=self._counts_queue_waits(),
             )
             self._lanes.bind(self)
@@ -210,24 +215,35 @@ class SupervisedMixIn(_AnyServer):
         """Whether a ThreadingMixIn, ours or the standard library's, is below."""
         return hasattr(self, "process_request_thread")
 
+    def _lane_is_free(self) -> None:
+        """In the thread that gave a lane back when there was none, or when the server had been closed."""
+        if self._supervisor is not None:
+            self._supervisor.wake()
+        if self.fileno() < 0:
+            self._end_counting()
+
     def _end_counting(self) -> None:
+        """Of a closed server, once nobody serves and no request is left."""
         if self._worker is not None or self._birth is not None:
             return  # the supervisor is not ours
-        if self._lanes is not None:
-            if not self._lanes.all_free(held=self._lane):
-                return  # daemonic threads go on, and go on counting
-            self._lanes.unbind(self)
-            self._lanes, self._lane = None, None
-            for serial, slot in self._own:
-                self._scoreboard().fold(serial)
-                slot.close()
-            self._own = ()
-        if self._supervisor is not None and not len(self._supervisor.table):
-            self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
-        if self._board is not None and (self._supervisor is None or self._supervisor.closed):
-            self._final = self._board.snapshot().statistics()
-            self._board.forget()
-            self._board = None
+        with _ending:
+            if self._done is not None:
+                return
+            if self._lanes is not None:
+                if not self._lanes.all_free(held=self._lane):
+                    return  # daemonic threads go on, and go on counting
+                self._lanes.unbind(self)
+                self._lanes, self._lane = None, None
+                for serial, slot in self._own:
+                    self._scoreboard().fold(serial)
+                    slot.close()
+                self._own = ()
+            if self._supervisor is not None and not len(self._supervisor.table):
+                self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
+            if self._board is not None and (self._supervisor is None or self._supervisor.closed):
+                self._final = self._board.snapshot().statistics()
+                self._board.forget()
+                self._board = None
 
     def _has_room(self) -> bool:
         try:
@@ -282,6 +298,8 @@ class ForkingMixIn(SupervisedMixIn):
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have ended; with `blocking`, wait until all have."""
+        if self._done is not None and self._serving_thread != threading.get_ident():
+            return  # the loop reaps, and waits for the others at its end when the server is closed by then
         if self._supervisor is not None and len(self._supervisor.table):
             self._supervisor.turn()
             if blocking:

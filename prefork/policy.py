@@ -303,6 +303,8 @@ def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iter
         yield result.pool.next_resize
     if result.pool.stalled:
         yield now + STALL_LOOK_S
+    if result.dump:
+        yield now + CUT_TERM_S
     if snapshot.phase is Phase.DRAINING:
         yield max(snapshot.queued_at + QUIET_S, now + QUIET_S / 3)
     for child in snapshot.children:

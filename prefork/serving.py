@@ -175,7 +175,7 @@ class _ServingLoop:
             listening = True
             while not self._shutdown_requested:
                 # The socket of a server that was closed under us would read as ready for ever.
-                if listening is not (self._may_accept() and self.fileno() >= 0):
+                if listening is not (self.fileno() >= 0 and self._may_accept()):
                     listening = not listening
                     if listening:
                         selector.register(self, selectors.EVENT_READ)

@@ -420,7 +420,6 @@ class Supervisor:
         log.error("%s: a request has run for longer than request_timeout", child)
         child.signal(signal.SIGUSR1)
         child.signal(signal.SIGCONT)
-        self._wake_at = min(self._wake_at, now + policy.CUT_TERM_S)
 
     def _dump_slow(self, child: Child) -> None:
         slow = self.limits.slow_request_timeout

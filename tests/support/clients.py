@@ -19,6 +19,7 @@ from typing import Any, Self
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[2]
+IP_BIND_ADDRESS_NO_PORT = 24  # the port is chosen by connect(), which may reuse one in TIME_WAIT; ip(7)
 
 
 class Connection:
@@ -63,6 +64,7 @@ def _socket(address: Any, timeout: float, source: str = "") -> socket.socket:
     try:
         sock.settimeout(timeout)
         if source and family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
         sock.connect(address)
     except BaseException:

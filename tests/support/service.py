@@ -282,13 +282,14 @@ def in_session(session: int) -> list[int]:
 
 
 def kill_session(session: int) -> list[str]:
-    """Kill what is left of a session; the titles of what was."""
+    """Kill what is left of a session; the titles of what was. Who is at its end already is only waited for."""
     left = []
     while pids := in_session(session):  # what is forked meanwhile is found by the next round
         for pid in pids:
-            with contextlib.suppress(psutil.Error, OSError):
-                left.append(f"{pid} {' '.join(psutil.Process(pid).cmdline())}"[:100])
-            with contextlib.suppress(ProcessLookupError), readable(os.pidfd_open(pid)) as pidfd:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with contextlib.suppress(OSError), readable(os.pidfd_open(pid)) as pidfd:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty once the memory is given back, proc(5)
+                if title:
+                    left.append(f"{pid} {title.decode(errors='replace')}"[:100])
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 select.select([pidfd], [], [], HUNG)
     return left
