@@ -1,7 +1,42 @@
-"""Figures that only the kernel knows. Reads /proc, owns nothing, may run in any process.
+"""Figures that only the kernel knows, of the sockets and the process that ask. Owns nothing, may run in any process.
 
-What the kernel will not tell is None, never zero.
+What the kernel will not tell is None, never zero: an old kernel, a namespace or a sandbox that refuses, a socket of a
+kind that has no such figure, another system than Linux. Nothing here raises.
 """
+
+import os
+import socket
+import struct
+import sys
+from typing import Literal
+
+ORDER: Literal["little", "big"] = sys.byteorder
+
+# tcp(7), asm-generic/socket.h
+TCP_INFO = 11
+TCP_LISTEN = 10  # Unix listeners are in this state too
+SO_MEMINFO = 55
+
+# struct tcp_info of linux/tcp.h: these places have been the same since 4.6.
+STATE_AT, UNACKED_AT, LAST_DATA_SENT_AT, DATA_SEGS_OUT_AT = 0, 24, 44, 156
+TCP_INFO_SIZE = 160
+
+# enum sk_meminfo of linux/sock_diag.h: bytes in the receive queue, datagrams dropped for want of room.
+MEMINFO = struct.Struct("=I28xI")
+
+# linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST = 1
+ALL_STATES = 0xFFFF_FFFF
+UDIAG_SHOW_RQLEN = 0x10
+UNIX_DIAG_RQLEN = 4
+NO_COOKIE = 0xFFFF_FFFF
+NETLINK_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+UNIX_DIAG_REQUEST = struct.Struct("=BBHIIIII")  # family, protocol, pad, states, inode, show, cookie
+UNIX_DIAG_ANSWER = struct.Struct("=BBBxIII")  # family, type, state, inode, cookie
+ATTRIBUTE = struct.Struct("=HH")  # length, type
+QUEUE = struct.Struct("=II")  # length, limit
 
 
 def oom_kills() -> int | None:
@@ -18,15 +53,116 @@ def somaxconn() -> int | None:
         return None
 
 
+def listen_overflows_and_drops() -> tuple[int | None, int | None]:
+    """Connections for which no accept queue of this network namespace had room, and all it dropped on the way there.
+
+    ListenOverflows and ListenDrops of TcpExt in /proc/net/netstat: two lines, one of names, one of numbers.
+    """
+    try:
+        with open("/proc/self/net/netstat") as file:
+            names, numbers = (line.split() for line in file if line.startswith("TcpExt:"))
+        found = dict(zip(names[1:], map(int, numbers[1:]), strict=True))
+    except (OSError, ValueError):
+        return None, None
+    return found.get("ListenOverflows"), found.get("ListenDrops")
+
+
+def accept_queue(sock: socket.socket) -> tuple[int | None, int | None]:
+    """How many connections wait to be accepted on a listener, and how many may: `min(backlog, somaxconn)`."""
+    if sys.platform != "linux":
+        return None, None
+    try:
+        found = _unix_queue(sock) if sock.family == socket.AF_UNIX else _tcp_queue(sock)
+    except (OSError, struct.error):
+        found = None
+    return found or (None, None)
+
+
+def datagram_queue(sock: socket.socket) -> tuple[int | None, int | None]:
+    """Bytes that wait on a datagram socket (as the kernel accounts them, headers included), and datagrams it dropped
+    there for want of room. Unknown for Unix datagrams: they are charged to whoever sent them, who waits for room.
+    """
+    if sys.platform != "linux" or sock.family == socket.AF_UNIX or sock.type != socket.SOCK_DGRAM:
+        return None, None
+    try:
+        queued, dropped = MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+    except (OSError, struct.error):
+        return None, None
+    return queued, dropped
+
+
+def queue_wait_ns(sock: object) -> int | None:
+    """How long a TCP connection waited before it was accepted: asked right after the accept, about a microsecond.
+
+    tcpi_last_data_sent counts from the handshake as long as nothing has been sent, in jiffies of up to 10 ms. Unknown
+    for what is no TCP connection, and for one on which something was sent (a TLS handshake in `get_request()`).
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)  # type: ignore[attr-defined]
+    except (OSError, AttributeError):  # a request can be anything: a datagram is a tuple
+        return None
+    if len(info) < TCP_INFO_SIZE or _u32(info, DATA_SEGS_OUT_AT):
+        return None
+    return _u32(info, LAST_DATA_SENT_AT) * 1_000_000
+
+
+def descriptors() -> tuple[int | None, int | None]:
+    """How many descriptors this process has open, and how many it may have (RLIMIT_NOFILE, soft)."""
+    import resource  # not on every system
+
+    try:
+        # Since 6.2 the size of the directory is the count; before, it is 0, and listing takes a descriptor itself.
+        opened = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        opened = None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return opened, None if limit == resource.RLIM_INFINITY else limit
+
+
+def _tcp_queue(sock: socket.socket) -> tuple[int, int] | None:
+    """tcp_info of a listener has its queue in two fields that mean something else in a connection."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)
+    if info[STATE_AT] != TCP_LISTEN:
+        return None
+    return _u32(info, UNACKED_AT), _u32(info, UNACKED_AT + 4)
+
+
+def _unix_queue(sock: socket.socket) -> tuple[int, int] | None:
+    """By netlink (sock_diag(7)), because neither a socket option nor /proc/net/unix has it."""
+    inode = os.fstat(sock.fileno()).st_ino
+    body = UNIX_DIAG_REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, inode, UDIAG_SHOW_RQLEN, NO_COOKIE, NO_COOKIE)
+    head = NETLINK_HEADER.pack(NETLINK_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
+        netlink.sendto(head + body, (0, 0))
+        return _rqlen(netlink.recv(4096, socket.MSG_DONTWAIT), inode)
+
+
+def _rqlen(answer: bytes, inode: int) -> tuple[int, int] | None:
+    """The attribute UNIX_DIAG_RQLEN of an answer about this listener; None where the answer is anything else."""
+    length, kind, *_ = NETLINK_HEADER.unpack_from(answer)
+    if kind != SOCK_DIAG_BY_FAMILY:
+        return None
+    _, _, state, found, *_ = UNIX_DIAG_ANSWER.unpack_from(answer, NETLINK_HEADER.size)
+    if state != TCP_LISTEN or found != inode:
+        return None
+    at = NETLINK_HEADER.size + UNIX_DIAG_ANSWER.size
+    while at + ATTRIBUTE.size <= length:
+        size, attribute = ATTRIBUTE.unpack_from(answer, at)
+        if attribute == UNIX_DIAG_RQLEN:
+            return QUEUE.unpack_from(answer, at + ATTRIBUTE.size)
+        at += max(ATTRIBUTE.size, (size + 3) & ~3)
+    return None
+
+
+def _u32(info: bytes, at: int) -> int:
+    return int.from_bytes(info[at : at + 4], ORDER)
+
+
 def _field(path: str, name: str) -> int | None:
     try:
         with open(path) as file:
             return next((int(line.split()[1]) for line in file if line.startswith(name + " ")), None)
     except OSError:
         return None
-
-
-def accept_queue(sock): return (0,0)
-def datagram_queue(sock): return (None,None)
-def listen_overflows_and_drops(): return (None,None)
-def queue_wait_ns(sock): return 0
