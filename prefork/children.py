@@ -187,7 +187,7 @@ class ChildTable:
             self._board.set_condition(child.serial, _CONDITIONS[state])
 
     def reap(self, child: Child) -> Exit | None:
-        """Take a child's status if it has ended; it leaves the table then. Its memory is the caller's to fold."""
+        """Take a child's status if it has ended; it leaves the table then. Its memory and its pidfd are the caller's."""
         try:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
@@ -217,7 +217,6 @@ class ChildTable:
 
     def _forget(self, exit: Exit) -> Exit:
         del self._children[exit.child.serial]
-        os.close(exit.child.pidfd)
         return exit
 
     def _free_number(self) -> int:

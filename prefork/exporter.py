@@ -29,7 +29,7 @@ from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
 from prefork.workers.signals import Handler as SignalHandler
-from prefork.workers.signals import Signals, ignore
+from prefork.workers.signals import Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .mixins import ThreadingMixIn
@@ -271,7 +271,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     signals.take(handlers)
     setproctitle.setproctitle("prefork: exporter")
     master.tell_us_when_dying()
-    signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
+    set_mask(birth.mask)
     exporter.serve_forever()
     return 0
 

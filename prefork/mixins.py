@@ -9,10 +9,10 @@ Runs in the process that serves; a worker runs `process_request` of the same obj
 lazily, at its first request: a constructor makes nothing that has to be closed.
 """
 
-import signal
 import socket
 import threading
 from collections.abc import Iterable
+from math import inf
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
+from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 from prefork.workers.wakeup import Wakeup
 
@@ -261,10 +262,8 @@ class SupervisedMixIn(_AnyServer):
         return (self._supervise().fileno(),)
 
     def _next_turn(self) -> float | None:
-        supervisor = self._supervisor
-        if supervisor is None or not len(supervisor.table):
-            return None
-        return monotonic() + supervisor.until_next_turn()
+        seconds = inf if self._supervisor is None else self._supervisor.until_next_turn()
+        return None if seconds == inf else monotonic() + seconds
 
     def _handle_request_noblock(self) -> None:
         if self._has_room() and self._lane is not None:
@@ -329,7 +328,7 @@ class ForkingMixIn(SupervisedMixIn):
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
-        signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
+        set_mask(birth.mask)
         try:
             self.finish_request(request, client_address)
             return 0

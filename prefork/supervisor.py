@@ -118,17 +118,26 @@ class Supervisor:
         if self.closed:
             return
         self._note_exits(self._waiting.wait(0))
-        if not self.limits.pool and not len(self.table) and self.exporting is None:
-            return
         self._note_pause()
         now = self.clock.now()
-        self._note_commands(now)
-        self._note_reports(now)
-        plan = policy.plan(self._snapshot(now), self.limits, now)
-        self._apply(plan, now)
-        self._publish(now)
+        if self.limits.pool:
+            self._note_commands(now)
+            self._note_reports(now)
+            self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
+        else:
+            if self._waiting.nudged:
+                self._waiting.nudged = False
+                self._note_reports(now)
+            self._waiting.hear_nudges()
+        self._finish_turn(now)
+
+    def _finish_turn(self, now: float) -> None:
+        """What is done whatever the plan is, and when to be back for it."""
+        if not self.limits.pool:
+            self._wake_at = self._waiting.next_at(False)
         if self.exporting is not None:
-            self._wake_at = min(self._wake_at, self.exporting.turn(now))
+            self._publish(now)
+            self._wake_at = min(self._wake_at, self.exporting.turn(now), now + policy.TICK_S)
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
@@ -211,6 +220,7 @@ class Supervisor:
         exit = self.table.reap(child)
         if exit is None:
             return
+        self._waiting.remove(child.pidfd)
         now = self.clock.now()
         worker = child.kind is ChildKind.WORKER
         booted = child.state is not ChildState.STARTING or child.reader.look(monotonic_ns()).ready
@@ -309,9 +319,9 @@ class Supervisor:
         for _ in range(plan.spawn):
             if not self._spawn(now):
                 break
-        self._finish_turn(plan, now)
+        self._plan_next_turn(plan, now)
 
-    def _finish_turn(self, plan: Plan, now: float) -> None:
+    def _plan_next_turn(self, plan: Plan, now: float) -> None:
         self._wake_at = plan.wake_at
         if policy.hopeless(self._pool) and self.phase is Phase.STARTING:
             self._set_phase(Phase.KILLING, now)

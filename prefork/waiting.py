@@ -27,7 +27,8 @@ class Waiting:
     """
 
     def __init__(self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None) -> None:
-        self.saturated = False  # a connection came for which nobody was waiting
+        self.saturated = False  # a connection came for which nobody was waiting; the reader takes it back, and so:
+        self.nudged = False
         self._wakeup = wakeup
         self._now = now
         self._listener = listener
@@ -49,6 +50,11 @@ class Waiting:
     def add(self, pidfd: int) -> None:
         self._epoll.register(pidfd, select.EPOLLIN)
 
+    def remove(self, pidfd: int) -> None:
+        """Close it. Taken out first: closing alone does not, while a child that was just forked has a copy."""
+        self._epoll.unregister(pidfd)
+        os.close(pidfd)
+
     def wait(self, seconds: float) -> set[int]:
         """Until something happens, at most so long. Returns what is readable, pidfds among it."""
         heard = {fd for fd, _ in self._epoll.poll(seconds)}
@@ -56,6 +62,7 @@ class Waiting:
             self._wakeup.drain()
         if self._nudge in heard:
             os.eventfd_read(self._nudge)
+            self.nudged = True
             self._deaf_until = self._now() + NUDGE_EVERY_S
         if self._listening and self._listener is not None and self._listener.fileno() in heard:
             self.saturated = True

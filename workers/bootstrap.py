@@ -33,7 +33,7 @@ class Birth:
     master_pid: int
     in_main_thread: bool  # PDEATHSIG follows the thread that forked: only the main one lives as long as the master
     forget: Callable[[], None]  # closes the child's copies of what is the master's alone
-    mask: set[signal.Signals]  # the signal mask to go back to
+    mask: set[int]  # the signal mask to go back to
 
 
 class Master:

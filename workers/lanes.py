@@ -141,8 +141,8 @@ class Lanes:
             return self._not_accepted(exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if self._queue_waits and lane[ACCEPTED] % QUEUE_WAIT_EVERY == 1:
-            QUEUE_WAIT.observe(lane, queue_wait_ns(request))
+        if self._queue_waits and lane[ACCEPTED] % QUEUE_WAIT_EVERY == 1 and (wait := queue_wait_ns(request)) is not None:
+            QUEUE_WAIT.observe(lane, wait)
         current = self._current
         current.lane = lane
         if self.elsewhere:

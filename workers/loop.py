@@ -36,7 +36,7 @@ from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .lanes import Accepted, Lanes
 from .limits import SAMPLES, Limits, jittered, sample
-from .signals import Signals, ignore
+from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
 
 LOOK_EVERY_NS = 100_000_000  # memory is looked at this often at most
@@ -111,7 +111,7 @@ class Worker:
         self._signals.take(handlers)
         faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
         forked.on_fork_by_user(self._forked_by_user)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.birth.mask)
+        set_mask(self.birth.mask)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self.draining = True

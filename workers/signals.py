@@ -4,6 +4,7 @@ Owns the dispositions it replaced, and gives them back. A handler notes its sign
 means is decided by whoever reads the notes. Only the main thread of a process may call `take` and `put_back`.
 """
 
+import _signal  # type: ignore[import-not-found]  # what signal wraps
 import contextlib
 import signal
 from collections import deque
@@ -19,14 +20,23 @@ Handler = Callable[[int, FrameType | None], Any]
 UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
+EVERY = frozenset(map(int, signal.valid_signals()))
+
+
+def set_mask(mask: Iterable[int]) -> set[int]:
+    """Set this thread's signal mask; the one it had. (signal's own makes enums of both, 0.1 ms each fork.)"""
+    before: set[int] = _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return before
+
+
 @contextlib.contextmanager
-def blocked() -> Iterator[set[signal.Signals]]:
+def blocked() -> Iterator[set[int]]:
     """Hold every signal of this thread back; yields the mask that is put back at the end."""
-    before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    before = set_mask(EVERY)
     try:
-        yield before  # type: ignore[misc]  # the stubs allow numbers that have no name
+        yield before
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        set_mask(before)
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:
