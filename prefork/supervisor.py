@@ -200,7 +200,7 @@ class Supervisor:
             return
         now = self.clock.now()
         worker = child.kind is ChildKind.WORKER
-        booted = child.state is not ChildState.STARTING or child.reader.look(monotonic_ns()).ready
+        booted = child.booted or child.reader.look(monotonic_ns()).ready
         reason = self._reason(exit, booted) if worker else None
         text = child.stacks.take().rstrip()
         overdue_ns = monotonic_ns() - int((self.limits.request_timeout or 0) * 1e9)
