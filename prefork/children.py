@@ -73,6 +73,7 @@ class Child:
     started: float
     state: ChildState = ChildState.STARTING
     changed: float = 0.0
+    booted: bool = False  # it has been READY, whatever it is now
     deadline: float | None = None  # killed then, at the latest
     lifetime: float | None = None  # due this long after its start
     reason: ExitReason | None = None  # why it was told to leave
@@ -93,6 +94,7 @@ class Child:
             log.log(level, "%s: %s", self, state.name.lower())
         self.state = state
         self.changed = now
+        self.booted |= state is ChildState.READY
 
     def signal(self, signum: int) -> None:
         """Send it a signal, unless it is gone already."""

@@ -303,6 +303,13 @@ def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iter
         yield result.pool.next_resize
     if result.pool.stalled:
         yield now + STALL_LOOK_S
+    # What this plan begins has deadlines that the snapshot does not know.
+    if result.spawn:
+        yield now + limits.boot_timeout
+    if result.drain:
+        yield now + limits.graceful_timeout
+    if result.stop:
+        yield now + STOP_GRACE_S
     if result.dump:
         yield now + CUT_TERM_S
     if snapshot.phase is Phase.DRAINING:

@@ -223,7 +223,7 @@ class Supervisor:
         self._waiting.remove(child.pidfd)
         now = self.clock.now()
         worker = child.kind is ChildKind.WORKER
-        booted = child.state is not ChildState.STARTING or child.reader.look(monotonic_ns()).ready
+        booted = child.booted or child.reader.look(monotonic_ns()).ready
         reason = self._reason(exit, booted) if worker else None
         text = child.stacks.take().rstrip()
         self._fold(exit, reason)

@@ -14,7 +14,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from prefork import StreamRequestHandler
+from prefork import PreForkingMixIn, StreamRequestHandler
 
 FACTS = "PREFORK_TEST_FACTS"  # the environment's name for the descriptor
 LOOK = signal.SIGRTMIN  # to the serving process: tell your statistics
@@ -35,19 +35,20 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
     """Mixed in before everything else: tells `listening`, `worker_started`, `worker_stopping`, `pool`, `ended`.
 
     `pool` is what the serving process knows of its children, told in the turn in which it changed. The override of
-    `service_actions()` that this takes must not become a poll, hence the long `poll_interval`.
+    `service_actions()` that this takes must not become a poll in a pool, hence the long `poll_interval`; a plain
+    server, which takes no signals, would not hear LOOK then.
     """
 
     _last: tuple[Any, ...] = ()
     _look = False
 
-    def serve_forever(self, poll_interval: float = 3600) -> None:
+    def serve_forever(self, poll_interval: float | None = None) -> None:
         before = signal.getsignal(LOOK)
         if _in_main_thread():
             signal.signal(LOOK, self._note_look)
         tell("listening", address=self.server_address)
         try:
-            super().serve_forever(poll_interval)
+            super().serve_forever(poll_interval or (3600 if isinstance(self, PreForkingMixIn) else 0.02))
         finally:
             if _in_main_thread():
                 signal.signal(LOOK, before)

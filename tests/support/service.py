@@ -44,7 +44,7 @@ class Hooks:
 {definitions}
 
 class Server(Hooks, Told, {bases}):
-    pass
+    RequestHandlerClass = Handler
 for name, value in {settings!r}.items():
     setattr(Server, name, value)
 
@@ -147,6 +147,14 @@ class Service:
                     return fact
             seen = max(after, len(self.facts))
             self._read(deadline, f"for the fact {event!r}")
+
+    def wait_each(self, event: str, count: int, *, after: int = 0) -> list[Fact]:
+        """The first so many such facts since `after`, when they have come."""
+        found: list[Fact] = []
+        for _ in range(count):
+            found.append(self.wait(event, after=after))
+            after = next(number for number, fact in enumerate(self.facts) if fact is found[-1]) + 1
+        return found
 
     def wait_pool(self, where: Callable[[Fact], bool]) -> Fact:
         """What the master last said of its pool, as soon as that is true. Ask for counts that only grow."""

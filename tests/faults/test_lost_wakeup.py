@@ -1,0 +1,116 @@
+"""EPOLLEXCLUSIVE wakes one worker; what if that one is gone, or stopped, before it accepts, and nothing else comes?"""
+
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients import ask, ask_datagram
+from tests.support.figures import figure, ms
+from tests.support.service import Service, script
+
+ANSWERED = 1.2  # seconds, for a connection whose wake-up died
+TIMES = 4
+
+# The trap is a file: whoever is about to take what is there, and is the one to remove it, does itself in.
+TRAPPED = """
+import select
+
+class Hooks:
+    def get_request(self):
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            raise BlockingIOError  # what comes from here on is for the next look: no accept without a look at the trap
+        if os.path.exists("trap"):
+            try:
+                os.unlink("trap")
+            except FileNotFoundError:
+                pass
+            else:
+                tell("trapped")
+                os.kill(os.getpid(), signal.SIG{name})
+        return super().get_request()
+
+if {datagram}:
+    class Handler(DatagramRequestHandler):
+        def handle(self):
+            self.wfile.write(b"%d" % os.getpid())
+"""
+KINDS: dict[str, Any] = {
+    "PreForkingTCPServer": ("127.0.0.1", 0),
+    "PreForkingMixIn, ThreadingTCPServer": ("127.0.0.1", 0),
+    "PreForkingUnixStreamServer": "s",
+    "PreForkingUDPServer": ("127.0.0.1", 0),
+}
+
+
+def answered_in(service: Service, bases: str) -> float:
+    """One request, with nothing else going on; how long it took to be answered."""
+    address = service.address
+    if isinstance(address, str):
+        address = str(service.log_path.parent / address)
+    began = time.monotonic()
+    assert ask_datagram(address, b"x") if "UDP" in bases else ask(address, b"pid\n")
+    return time.monotonic() - began
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize("name", ["KILL", "STOP"])
+@pytest.mark.parametrize("bases", KINDS)
+def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
+    """The worker that was woken is killed, or stopped, before it accepts: a sibling answers, with no other traffic."""
+    definitions = TRAPPED.format(name=name, datagram="UDP" in bases)
+    slowest = 0.0
+    with Service(tmp_path, script(definitions, bases=bases, address=KINDS[bases], max_children=3)) as service:
+        for time_ in range(1, TIMES + 1):
+            service.wait_ready(3)
+            (tmp_path / "trap").touch()
+            mark = service.mark()
+            slowest = max(slowest, answered_in(service, bases))
+            trapped = service.wait("trapped", after=mark)["pid"]
+            if name == "STOP":
+                service.signal(signal.SIGCONT, trapped)
+            else:
+                service.wait_ready(3, killed=time_)
+        statistics = service.statistics()
+    figure(f"{bases}, woken worker in SIG{name}: slowest answer", ms(slowest), ms(ANSWERED))
+    assert slowest < ANSWERED
+    assert statistics["accepted"] == statistics["completed"] == TIMES
+    assert statistics["exits"] == ({} if name == "STOP" else {"killed": TIMES})
+
+
+def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
+    """A worker stopped between wake-up and accept for good: request_timeout finds it, and it is replaced."""
+    source = script(TRAPPED.format(name="STOP", datagram=False), max_children=2, request_timeout=1.0)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        (tmp_path / "trap").touch()
+        slowest = answered_in(service, "")
+        replaced = service.wait_ready(2, timeout=1)
+        took = replaced["at"] - service.wait("trapped")["at"]
+    figure("stopped in accept: answered after", ms(slowest), ms(ANSWERED))
+    figure("stopped in accept: replaced after", ms(took), "1 to 2.5 s")
+    assert slowest < ANSWERED
+    assert took < 2.5
+
+
+def test_leaving_worker_takes_what_it_was_woken_for(tmp_path: Path) -> None:
+    """Workers that are replaced without pause, one connection at a time: each is answered within the bound."""
+    with Service(tmp_path, script(max_children=2, max_requests=1)) as service:
+        service.wait_ready(2)
+        slowest = 0.0
+        for _ in range(200):
+            began = time.monotonic()
+            with socket.create_connection(service.address, 30) as client:
+                client.sendall(b"pid\n")
+                assert client.recv(100)
+            slowest = max(slowest, time.monotonic() - began)
+        statistics = service.statistics()
+    figure("200 connections at workers that serve one each: slowest answer", ms(slowest), ms(ANSWERED))
+    assert slowest < ANSWERED
+    assert statistics["accepted"] == 200
+    assert statistics["lost"] == 0

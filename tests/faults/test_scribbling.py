@@ -1,0 +1,72 @@
+"""A worker that writes at random over its slot can spoil its own numbers, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import Load
+from tests.support.figures import figure
+from tests.support.service import Service, script
+
+SECONDS = 5.0
+
+# The slot is found as broken code would hit it: by its mapping in this process.
+SCRIBBLING = """
+import ctypes, random
+
+def mappings():
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if "prefork-slot" in line:
+                begin, end = (int(n, 16) for n in line.split()[0].split("-"))
+                yield begin, end - begin
+
+class Handler(Who):
+    def do_mappings(self):
+        return len(list(mappings()))
+
+    def do_scribble(self, seconds, kind, seed):
+        rng = random.Random(int(seed))
+        (begin, size), = mappings()
+        rounds, until = 0, time.monotonic() + float(seconds)
+        while time.monotonic() < until:
+            if kind == "bytes":
+                content = rng.randbytes(size)
+            else:  # numbers that a slot might hold
+                small = (0, 1, 2, 3, 8, 9, 14, 1000, time.monotonic_ns(), 1 << 63)
+                content = b"".join(rng.choice(small).to_bytes(8, "little") for _ in range(size // 8))
+            ctypes.memmove(begin, content, size)
+            rounds += 1
+        return rounds
+"""
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize(("bases", "kind", "seconds"), [
+    ("PreForkingTCPServer", "bytes", SECONDS),
+    ("PreForkingTCPServer", "numbers", 1.0),
+    ("PreForkingMixIn, ThreadingTCPServer", "bytes", 1.0),
+])  # fmt: skip
+def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> None:
+    """Master, other pids and what the others count stay as they are while a worker scribbles over its slot."""
+    with Service(tmp_path, script(SCRIBBLING, bases=bases, max_children=3, request_timeout=60)) as service:
+        service.wait_ready(3)
+        before = set(service.workers())
+        with service.hold() as held:
+            assert held.ask(b"mappings") == b"1", "a worker has more than its own slot mapped"
+            with Load(service.address, 2) as load:
+                rounds = int(held.ask(b"scribble %.1f %s 20261121" % (seconds, kind.encode())))
+                load.wait_answered(1)
+            others = before - {held.pid}
+            assert others <= set(service.workers()), "another worker was felled"
+            statistics = service.statistics()
+    figure(f"{bases}, {rounds} slots of random {kind}: other pids that changed", 0, 0)
+    figure(f"{bases}, random {kind}: requests failed", f"{load.tally.failures} of {load.tally.opened}", 0)
+    assert load.tally.failures == 0
+    if kind == "bytes":
+        served_by_the_scribbler = 1 if "Threading" not in bases else load.tally.answered + 1
+        spoilt = abs(statistics["accepted"] - load.tally.answered - 1)
+        figure(f"{bases}, random {kind}: difference in accepted", spoilt, served_by_the_scribbler)
+        assert spoilt <= served_by_the_scribbler
+        assert statistics["words_rejected"] >= 0
+        assert service.wait("ended")["words_rejected"] > 0

@@ -1,0 +1,173 @@
+"""Processes that do not react: deaf to TERM, stopped, or the clock on the wall moved under them."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import Load, ask
+from tests.support.figures import figure, ms
+from tests.support.service import Service, Watch, script
+
+GRACEFUL = 1.0
+SLACK = 0.6  # seconds beyond a deadline
+
+DEAF = """
+class Hooks:
+    def worker_started(self):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        super().worker_started()
+"""
+SITECUSTOMIZE = """
+import os, time
+_real, _file = time.time, os.environ["SHIFT_FILE"]
+def _shifted():
+    with open(_file) as file:
+        return _real() + float(file.read())
+time.time = _shifted
+time.time_ns = lambda: int(_shifted() * 1e9)
+"""
+CLOCK = """
+class Handler(Who):
+    def do_clock(self):
+        return time.time()
+"""
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
+def test_busy_worker_that_ignores_term(bases: str, tmp_path: Path) -> None:
+    """On USR2 a worker that computes for ever is killed at graceful_timeout, reason killed, its request lost."""
+    with Service(tmp_path, script(bases=bases, max_children=2, graceful_timeout=GRACEFUL)) as service:
+        service.wait_ready(2)
+        with service.hold() as held:
+            held.send(b"spin")
+            service.wait("spinning")
+            service.signal(signal.SIGUSR2)
+            draining = service.wait_pool(lambda pool: pool["ready"] == 2 and pool["exits"].get("replaced"))
+            killed = service.wait_ready(2, replaced=1, killed=1)
+        took = killed["at"] - draining["at"]
+        assert service.statistics()["lost"] == 1
+    figure(f"{bases}, busy worker that ignores TERM: killed after", ms(took), ms(GRACEFUL + SLACK))
+    assert took < GRACEFUL + SLACK
+
+
+def test_service_with_a_worker_that_ignores_term(tmp_path: Path) -> None:
+    """TERM to the master ends the service within graceful_timeout although a worker computes on."""
+    with Service(tmp_path, script(max_children=2, graceful_timeout=GRACEFUL)) as service:
+        service.wait_ready(2)
+        with service.hold() as held:
+            held.send(b"spin")
+            service.wait("spinning")
+            sent_at = service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    took = ended["at"] - sent_at
+    figure("service with a worker that ignores TERM: ended after", ms(took), ms(GRACEFUL + SLACK))
+    assert ended["exits"] == {"drained": 1, "killed": 1}
+    assert GRACEFUL <= took < GRACEFUL + SLACK
+
+
+def test_idle_workers_that_ignore_term(tmp_path: Path) -> None:
+    """User code that sets TERM to SIG_IGN gets its workers killed at the deadline, not a service that never ends."""
+    with Service(tmp_path, script(DEAF, max_children=2, graceful_timeout=GRACEFUL)) as service:
+        service.wait_ready(2)
+        sent_at = service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    figure("idle workers that ignore TERM: ended after", ms(ended["at"] - sent_at), ms(GRACEFUL + SLACK))
+    assert ended["exits"] == {"killed": 2}
+    assert ended["at"] - sent_at < GRACEFUL + SLACK
+
+
+@pytest.mark.quick_faults
+def test_idle_worker_stopped(tmp_path: Path) -> None:
+    """With an idle worker in SIGSTOP every connection is still answered; after CONT it is as good as the others."""
+    with Service(tmp_path, script(max_children=2)) as service:
+        service.wait_ready(2)
+        stopped, other = service.workers()
+        service.signal(signal.SIGSTOP, stopped)
+        slowest = 0.0
+        for _ in range(100):
+            began = time.monotonic()
+            assert int(ask(service.address, b"pid\n")) == other
+            slowest = max(slowest, time.monotonic() - began)
+        service.signal(signal.SIGCONT, stopped)
+        with service.hold() as first, service.hold() as second:
+            assert {first.pid, second.pid} == {stopped, other}
+        assert service.statistics()["exits"] == {}
+    figure("idle worker stopped: slowest answer", ms(slowest), "1200 ms")
+    assert slowest < 1.2
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
+def test_busy_worker_stopped(bases: str, tmp_path: Path) -> None:
+    """A worker stopped in mid-request is replaced, reason timeout, its stack in the log, while traffic goes on."""
+    settings = {"max_children": 2, "request_timeout": 1.0, "graceful_timeout": 5}
+    with Service(tmp_path, script(bases=bases, **settings)) as service:
+        service.wait_ready(2)
+        with service.hold() as held, Load(service.address, 2) as load:
+            began = time.monotonic()
+            service.signal(signal.SIGSTOP, held.pid)
+            service.wait_pool(lambda pool: pool["draining"] == 1)  # told by TERM, before it is killed
+            replaced = service.wait_ready(2, timeout=1)
+            assert held.answer() == b""
+        statistics = service.statistics()
+    took = replaced["at"] - began
+    figure(f"{bases}, busy worker stopped: replaced after", ms(took), "1 to 2.5 s")
+    figure(f"{bases}, traffic meanwhile", f"{load.tally.answered} answered, {load.tally.failures} failed")
+    assert 0.9 < took < 2.5
+    assert load.tally.failures == 0
+    assert statistics["timed_out"] == 1
+    assert " in handle\n" in service.log
+
+
+def test_master_stopped(tmp_path: Path) -> None:
+    """The master in SIGSTOP for three timeouts kills nobody when it is back, idle or busy."""
+    timeout = 0.5
+    settings = {"max_children": 3, "request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
+    with Service(tmp_path, script(**settings)) as service:
+        service.wait_ready(3)
+        before = set(service.workers())
+        with service.hold() as held:
+            service.signal(signal.SIGSTOP)
+            time.sleep(3 * timeout)  # an input: how long it is gone
+            assert int(held.ask(b"pid")) == held.pid
+            service.signal(signal.SIGCONT)
+            statistics = service.statistics()
+        with service.hold() as held:
+            assert held.pid in before
+        assert service.statistics()["exits"] == statistics["exits"] == {}
+        assert set(service.workers()) == before
+    figure("master stopped for three timeouts: killed", 0, 0)
+
+
+def test_wall_clock_moved(tmp_path: Path) -> None:
+    """The wall clock an hour on, and an hour back: nothing is restarted and no deadline moves."""
+    shift = tmp_path / "shift"
+    shift.write_text("0")
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    settings = {
+        "max_children": 2, "request_timeout": 600, "slow_request_timeout": 300, "max_lifetime": 1800,
+        "boot_timeout": 300, "graceful_timeout": 1,
+    }  # fmt: skip
+    with Service(tmp_path, script(CLOCK, **settings), env={"SHIFT_FILE": str(shift)}) as service:
+        service.wait_ready(2)
+        before = set(service.workers())
+        with service.hold() as held:
+            for seconds in (3600, -3600):
+                shift.write_text(str(seconds))
+                assert abs(float(held.ask(b"clock")) - time.time() - seconds) < 60
+                statistics = service.statistics()
+                assert statistics["exits"] == {}
+                assert statistics["in_flight"] == 1
+            with Watch(held.pid) as worker:
+                sent_at = service.signal(signal.SIGTERM)
+                drained = worker.wait_dead() - sent_at
+        assert service.wait_exit() == 0
+        assert before == {fact["pid"] for fact in service.facts if fact["event"] == "worker_started"}
+    figure("wall clock moved by an hour: restarted", 0, 0)
+    figure("wall clock moved: the deadline of a drain came after", ms(drained), "1 s + 0.6 s")
+    assert 0.9 < drained < 1 + SLACK
