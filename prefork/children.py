@@ -159,7 +159,8 @@ class ChildTable:
     ) -> Child:
         """Start a child; `body(birth, master, number)` runs in it and its result is the exit status.
 
-        The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the kernel refuses, and then nothing is left behind.
+        The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the
+        kernel refuses, and then nothing is left behind.
         """
         stacks = Stacks()
         number = self._free_number()
@@ -189,7 +190,7 @@ class ChildTable:
             self._board.set_condition(child.serial, _CONDITIONS[state])
 
     def reap(self, child: Child) -> Exit | None:
-        """Take a child's status if it has ended; it leaves the table then. Its memory and its pidfd are the caller's."""
+        """Take a child's status if it has ended; it leaves the table then. Memory and pidfd are the caller's."""
         try:
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child

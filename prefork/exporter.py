@@ -1,8 +1,8 @@
 """The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
 
-Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the shared memory and
-the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper from harming it:
-how many connections, how long each, which is given up first.
+Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the
+shared memory and the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper
+from harming it: how many connections, how long each, which is given up first.
 """
 
 import gzip
@@ -231,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  # http.server's name
 
     def _metrics(self) -> None:
         encoder, content_type = choose_encoder(self.headers.get("Accept", ""))

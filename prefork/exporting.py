@@ -1,7 +1,7 @@
 """The master's side of the exporter: its listener, its forks and restarts, and the slots it is told of.
 
-Runs in the process that serves, in its turns. Owns the metrics listener for the life of the service, so that an exporter
-that dies or hangs costs nothing but the scrapes of that moment.
+Runs in the process that serves, in its turns. Owns the metrics listener for the life of the service, so that an
+exporter that dies or hangs costs nothing but the scrapes of that moment.
 """
 
 import logging

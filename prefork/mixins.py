@@ -328,6 +328,8 @@ class ForkingMixIn(SupervisedMixIn):
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
+        if self.socket.type == socket.SOCK_STREAM:
+            self.socket.close()  # a long request does not hold the port of a server that is gone
         set_mask(birth.mask)
         try:
             self.finish_request(request, client_address)

@@ -91,6 +91,7 @@ class Supervisor:
         self._last_error = ""
         self._drain_asked = False
         self.closed = False
+        self.forked = False  # there has been a child that serves
         self.exporting: Exporting | None = None
         self._turned_at = self.clock.now()
         self._was_saturated = False
@@ -392,6 +393,7 @@ class Supervisor:
         )
         self._waiting.add(child.pidfd)
         if kind is not ChildKind.EXPORTER:
+            self.forked = True
             self._board.add(Word.SPAWNED)
         return child
 
@@ -451,11 +453,6 @@ class Supervisor:
         if policy.hopeless(self._pool):
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
                             f" of: {self._last_error}")  # fmt: skip
-
-    @property
-    def forked(self) -> bool:
-        """Whether there has ever been a child."""
-        return self._board.words[Word.SPAWNED] > 0
 
     def wait_for_children(self, *kinds: ChildKind) -> None:
         """Until every child of these kinds has ended and is reaped."""

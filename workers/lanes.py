@@ -141,7 +141,8 @@ class Lanes:
             return self._not_accepted(exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if self._queue_waits and lane[ACCEPTED] % QUEUE_WAIT_EVERY == 1 and (wait := queue_wait_ns(request)) is not None:
+        wait = queue_wait_ns(request) if self._queue_waits and lane[ACCEPTED] % QUEUE_WAIT_EVERY == 1 else None
+        if wait is not None:
             QUEUE_WAIT.observe(lane, wait)
         current = self._current
         current.lane = lane
