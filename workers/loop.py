@@ -141,10 +141,10 @@ class Worker:
     def _serve(self) -> None:
         """Wait, accept one, and again; at the end accept once without waiting.
 
-        Waiting first costs one cheap system call where an accept that finds nothing costs ten times as much. Nothing is
-        missed by it: registering with the epoll looks at the queue, and so does every wait, because the kernel notes a
-        connection for a process that is not waiting, too; it only does not count it as woken. The accept before
-        leaving is for a connection that this worker was woken for and nobody else was.
+        Waiting first costs one cheap system call where an accept that finds nothing costs ten times as much. The first
+        wait looks at the queue, because registering does; a connection that comes while this worker is busy, and
+        nobody else waits, is in its next wait. The accept before leaving is for a connection that this worker alone was
+        woken for; where it was killed instead, the master wakes the idle ones, and whoever is woken by anything accepts.
         """
         server, lanes, wait, listener = self.server, self.lanes, self._epoll.poll, self.server.fileno()
         next_look_ns = 0
@@ -161,7 +161,6 @@ class Worker:
                 ready = wait()
                 if len(ready) > 1 or ready[0][0] != listener:
                     self._note(ready)
-                    continue
             now_ns = monotonic_ns()
             outcome = lanes.serve_one(server, lane, now_ns)
             if outcome is Accepted.REQUEST:
