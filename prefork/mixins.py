@@ -12,6 +12,7 @@ lazily, at its first request: a constructor makes nothing that has to be closed.
 import signal
 import threading
 from collections.abc import Iterable
+from socket import SOCK_STREAM
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -286,6 +287,8 @@ class ForkingMixIn(SupervisedMixIn):
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
+        if getattr(self, "socket_type", None) == SOCK_STREAM:  # on a datagram socket the handler replies
+            self.socket.close()  # a long request must not hold the port when the server has ended
         signal.pthread_sigmask(signal.SIG_SETMASK, birth.mask)
         try:
             self.finish_request(request, client_address)
