@@ -328,8 +328,8 @@ class ForkingMixIn(SupervisedMixIn):
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
-        if self.socket.type == socket.SOCK_STREAM:
-            self.socket.close()  # a long request does not hold the port of a server that is gone
+        if self.socket.type == socket.SOCK_STREAM:  # on a datagram socket the handler replies
+            self.socket.close()  # a long request must not hold the port when the server has ended
         set_mask(birth.mask)
         try:
             self.finish_request(request, client_address)

@@ -7,6 +7,7 @@ master's process (signals, title, garbage collector, the listener's flags) and p
 import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -256,7 +257,7 @@ class PreForkingMixIn(SupervisedMixIn):
         self._forget_master_signals: Callable[[], None] = signals.put_back
         if threading.current_thread() is threading.main_thread():
             for signum in signals.take_unhandled(BY_SIGNAL):
-                log.info("the program handles %s itself", signum)
+                log.info("the program handles %s itself", signal.Signals(signum).name)
             signals.reap_ourselves()
         try:
             yield signals

@@ -1,0 +1,153 @@
+"""What a series of the user's own metrics is called in shared memory, and how several processes' values become one.
+
+Pure, holds no values. A family and a series are written as keys (`encode`), and interned when they are read: one object
+for each, so that adding up ten thousand of them compares no strings. Imports nothing of prometheus_client.
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from math import fsum, isfinite
+from weakref import WeakValueDictionary
+
+
+class Rule(Enum):
+    """How the values that several processes have of one series become one."""
+
+    SUM = auto()
+    MIN = auto()
+    MAX = auto()
+    LATEST = auto()
+    EACH = auto()  # they do not: every slot has a series of its own
+
+
+_GAUGES = {"all": Rule.EACH, "sum": Rule.SUM, "min": Rule.MIN, "max": Rule.MAX, "mostrecent": Rule.LATEST}
+
+# By kind and gauge mode. What is not here is not supported.
+RULES = {
+    **{(kind, ""): Rule.SUM for kind in ("counter", "histogram", "summary")},
+    **{("gauge", live + mode): rule for mode, rule in _GAUGES.items() for live in ("", "live")},
+}
+
+# What a sample's name has after the metric's. A bucket counts what the one below it does not; its last label is `le`.
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "histogram": ("_sum", "_bucket"),
+    "summary": ("_count", "_sum"),
+}
+
+
+def encode(parts: Iterable[str]) -> bytes:
+    """The key of a family (kind, mode, name, help, label names) or of a series (suffix, label values)."""
+    return json.dumps(list(parts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Family:
+    """One metric of the user's. Its help is the first that was read."""
+
+    kind: str
+    mode: str  # of a gauge
+    name: str
+    help: str
+    labelnames: tuple[str, ...]
+    rule: Rule
+    key: bytes
+
+    @property
+    def live(self) -> bool:
+        """Whether the values of the dead are forgotten."""
+        return self.mode.startswith("live")
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Series:
+    """One time series, or one bucket of one."""
+
+    family: Family
+    suffix: str
+    labelvalues: tuple[str, ...]
+    key: bytes
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label values without `le`: what all series of one histogram have in common."""
+        return self.labelvalues[: len(self.family.labelnames)]
+
+    def at_slot(self, slot: str) -> "Series":
+        """What this series is called where every slot has its own."""
+        family = self.family
+        label = "prefork_slot" if "slot" in family.labelnames else "slot"
+        apart = family_of(encode((family.kind, family.mode, family.name, family.help, *family.labelnames, label)))
+        return series_of(apart, encode((self.suffix, *self.labelvalues, slot)))
+
+
+_families: WeakValueDictionary[tuple[str, ...], Family] = WeakValueDictionary()
+_series: WeakValueDictionary[tuple[Family, bytes], Series] = WeakValueDictionary()
+_interning = threading.Lock()
+
+
+def family_of(key: bytes) -> Family:
+    """Raises ValueError for what is no key of a family."""
+    kind, mode, name, help, *labelnames = _texts(key)
+    if (kind, mode) not in RULES or not name:
+        raise ValueError(f"no kind of metric that is supported: {kind} {mode}")
+    family = Family(kind, mode, name, help, tuple(labelnames), RULES[kind, mode], key)
+    with _interning:
+        return _families.setdefault((kind, mode, name, *labelnames), family)
+
+
+def series_of(family: Family, key: bytes) -> Series:
+    """Raises ValueError for what is no key of a series of this family."""
+    known = _series.get((family, key))
+    if known is not None:
+        return known
+    suffix, *labelvalues = _texts(key)
+    is_bucket = suffix == "_bucket"
+    if suffix not in SUFFIXES[family.kind] or len(labelvalues) != len(family.labelnames) + is_bucket:
+        raise ValueError(f"no series of {family.name}")
+    if is_bucket and float(labelvalues[-1]) != float(labelvalues[-1]):
+        raise ValueError(f"no bucket of {family.name}")
+    with _interning:
+        return _series.setdefault((family, key), Series(family, suffix, tuple(labelvalues), key))
+
+
+def _texts(key: bytes) -> list[str]:
+    try:
+        texts = json.loads(key)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("no list of texts")
+    "".join(texts).encode()  # half a surrogate pair would end every scrape
+    return texts
+
+
+# A total must not fall by a rounding when a value goes over from the living to the dead: Prometheus takes the slightest
+# fall for a restart, and the whole total for what was counted since. So sums are exact and rounded once.
+
+
+def total(parts: Sequence[float]) -> float:
+    """The exact sum, rounded; the same whatever the order."""
+    try:
+        return fsum(parts)
+    except (OverflowError, ValueError):  # past the largest float; infinities of both signs
+        return sum(parts)
+
+
+def added(*parts: float) -> tuple[float, float]:
+    """The exact sum in two floats: the nearest one, and what it lacks."""
+    nearest = total(parts)
+    return nearest, total((*parts, -nearest)) if isfinite(nearest) else 0.0
+
+
+def prevails(rule: Rule, value: float, written: float, other: float, other_written: float) -> bool:
+    """Whether the first value is shown and not the other. One that was never written says nothing."""
+    if not written or not other_written or rule is Rule.LATEST:
+        return written > other_written
+    if rule is Rule.EACH:
+        return False
+    return other != other or (value < other if rule is Rule.MIN else value > other)
