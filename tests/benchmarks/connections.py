@@ -1,0 +1,140 @@
+"""CPU time of the whole server process tree per short TCP connection: prefork, a bare loop, the standard library.
+
+    python -m tests.benchmarks.connections [--quick] [--json FILE]        from the checkout; 4 minutes, --quick 20 s
+
+Every contender runs all the time, in a process of its own; a measurement is a burst of connections to one of them from
+two clients in a closed loop (connect, one line, read to the end), and a round measures each contender once, in turn, so
+that whatever else the machine does hits all alike. Ratios are taken within a round; what is printed is the median
+over the rounds. Wall time is not compared: clients and servers share the CPUs.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from .contenders import CONTENDERS, STYLES, Started, started
+
+CLIENTS = 2
+WORKERS = 2
+BURST_S = 2.0  # no measurement takes longer
+WARM_UP = 40
+LINE = b"the quick brown fox jumps over the lazy dog\n"
+BASE, FORKING, POOL = "bare loop", "standard ForkingTCPServer", "PreForkingTCPServer"
+TARGETS = {BASE: 1.3, FORKING: 1 / 40}
+
+Samples = dict[tuple[str, str], list[float]]  # (style, contender): µs per connection, one for each round
+
+
+def drive(port: int, most: int, seconds: float) -> int:
+    """Runs in a client process: `most` connections one after another, fewer when time is up; how many there were."""
+    deadline = time.monotonic() + seconds
+    for done in range(most):
+        if time.monotonic() > deadline:
+            return done
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(LINE)
+            answer = b""
+            while more := connection.recv(1024):
+                answer += more
+            if answer != LINE.upper():
+                raise RuntimeError(f"port {port} answered {answer!r}")
+    return most
+
+
+def burst(clients: ProcessPoolExecutor, server: Started, most: int) -> float:
+    """One measurement: µs of CPU time per connection."""
+    before = server.meter.usage_ns(server.pid)
+    jobs = [clients.submit(drive, server.port, most // CLIENTS, BURST_S) for _ in range(CLIENTS)]
+    connections = sum(job.result() for job in jobs)
+    return (settled_usage_ns(server) - before) / connections / 1000
+
+
+def settled_usage_ns(server: Started) -> int:
+    """The usage once the last connection has been put away: two looks 5 ms apart that hardly differ."""
+    last = server.meter.usage_ns(server.pid)
+    for _ in range(20):
+        time.sleep(0.005)
+        now = server.meter.usage_ns(server.pid)
+        if now - last < 50_000:
+            return now
+        last = now
+    return last
+
+
+def measure(rounds: int, share: float, seconds: float) -> tuple[Samples, str]:
+    """`share`: how much of each contender's `most` is used; `seconds`: no round begins after this."""
+    samples: Samples = {}
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        clients = stack.enter_context(ProcessPoolExecutor(CLIENTS))
+        servers = [
+            stack.enter_context(started(contender, style, WORKERS))
+            for style in STYLES for contender in CONTENDERS if style in contender.styles
+        ]  # fmt: skip
+        for server in servers:
+            burst(clients, server, WARM_UP)
+        for number in range(rounds):
+            if time.monotonic() - begin > seconds:
+                break
+            print(f"\rround {number + 1}", end="", file=sys.stderr, flush=True)
+            for server in servers:
+                value = burst(clients, server, int(server.contender.most * share))
+                samples.setdefault((server.style, server.contender.name), []).append(value)
+    print(file=sys.stderr)
+    return samples, servers[0].meter.kind
+
+
+def evaluate(samples: Samples) -> list[dict[str, Any]]:
+    rows = []
+    for (style, name), values in samples.items():
+        low, _, high = quantiles(values, n=4) if len(values) > 1 else values * 3
+        row = {"style": style, "contender": name, "us": median(values), "q1": low, "q3": high, "samples": values}
+        for key, other in (("to_bare", BASE), ("to_forking", FORKING)):
+            row[key] = median(a / b for a, b in zip(values, samples[style, other], strict=True))
+        rows.append(row)
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    print(f"{'handler':8}{'server':30}{'µs CPU per connection':>22}{'quartiles':>18}{'× bare':>9}{'of forking':>12}")
+    for row in rows:
+        spread = f"{row['q1']:.1f} – {row['q3']:.1f}"
+        print(
+            f"{row['style']:8}{row['contender']:30}{row['us']:22.1f}{spread:>18}{row['to_bare']:9.2f}"
+            f"{'1/%.1f' % (1 / row['to_forking']):>12}"
+        )
+    for row in (row for row in rows if row["contender"] == POOL):
+        met = row["to_bare"] <= TARGETS[BASE] and row["to_forking"] < TARGETS[FORKING]
+        print(f"{row['style']}: at most 1.3 × bare and less than 1/40 of forking: {'met' if met else 'MISSED'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20 seconds: enough to see a factor, not a tenth")
+    parser.add_argument("--rounds", type=int, help="how many rounds; default 35, with --quick 7")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every sample included")
+    options = parser.parse_args()
+    rounds = options.rounds or (7 if options.quick else 35)
+    samples, meter = measure(rounds, *((0.25, 17) if options.quick else (1.0, 220)))
+    rows = evaluate(samples)
+    about = {
+        "python": platform.python_version(), "kernel": platform.release(), "cpus": len(os.sched_getaffinity(0)),
+        "workers": WORKERS, "clients": CLIENTS, "rounds": len(next(iter(samples.values()))), "cpu_time": meter,
+    }  # fmt: skip
+    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    report(rows)
+    if options.json:
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

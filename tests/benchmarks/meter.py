@@ -1,0 +1,72 @@
+"""CPU time, user plus system, of a whole process tree, its dead included, in nanoseconds.
+
+Owns one control group per server. utime and stime of /proc are in ticks of 10 ms and taken only where there is no
+control group: then for the dead alone, as the sum that their parent has waited for; the living have their CPU clocks.
+"""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+V1 = Path("/sys/fs/cgroup/cpuacct")
+V2 = Path("/sys/fs/cgroup")
+NS_PER_TICK = 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+class Meter:
+    """The account of one server tree. `procs` is the file by which a process joins it, "" where there is none."""
+
+    def __init__(self, name: str) -> None:
+        self._group: Path | None = None
+        for base, usage in ((V1, "cpuacct.usage"), (V2, "cpu.stat")):
+            with contextlib.suppress(OSError):
+                (base / name).mkdir()
+                if (base / name / usage).exists():
+                    self._group, self._usage = base / name, base / name / usage
+                    break
+                (base / name).rmdir()
+        self.procs = str(self._group / "cgroup.procs") if self._group else ""
+        self.kind = f"{usage} of a control group per server" if self._group else "CPU clocks, and waited-for children"
+
+    def usage_ns(self, root: int) -> int:
+        """What the tree below `root` has used since it was started."""
+        if self._group is None:
+            return _tree_usage_ns(root)
+        text = self._usage.read_text()
+        return int(text) if text.strip().isdigit() else int(text.split()[1]) * 1000  # cpu.stat: "usage_usec N" first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        """Remove the group. Those who were in it have been killed, and are gone in a moment."""
+        for _ in range(200 if self._group else 0):
+            with contextlib.suppress(OSError):
+                assert self._group is not None
+                self._group.rmdir()
+                return
+            time.sleep(0.01)
+
+
+def cpu_clock_ns(pid: int) -> int:
+    """What this process has used, with all its threads, but not its children."""
+    return time.clock_gettime_ns((~pid << 3) | 2)  # clock_getcpuclockid(3), as Linux makes the id
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def _tree_usage_ns(root: int) -> int:
+    total, pids = 0, [root]
+    while pids:
+        pid = pids.pop()
+        with contextlib.suppress(OSError):  # gone meanwhile
+            waited_for = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]  # cutime, cstime
+            total += cpu_clock_ns(pid) + sum(map(int, waited_for)) * NS_PER_TICK
+            pids += children(pid)
+    return total
