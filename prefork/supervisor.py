@@ -17,19 +17,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 
-from prefork.metrics.board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, Board, Word
+from prefork.metrics.board import BOOT, FORK_FAILURES, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ExitReason, ForkFailure
-from prefork.metrics.kernel import oom_kills
+from prefork.metrics.kernel import accept_queue
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 from prefork.workers.wakeup import Wakeup
 
 from . import policy
-from .children import Child, ChildKind, ChildState, ChildTable, Exit, StrayReaper
+from .children import Child, ChildKind, ChildState, ChildTable, StrayReaper
 from .clock import Clock
 from .commands import Command
 from .errors import BootError
+from .exits import Exits
 from .exporting import Exporting
 from .listeners import narrow, queued
 from .policy import Phase, Plan, Pool
@@ -87,7 +88,7 @@ class Supervisor:
         self._serves_queue = True
         self._wake_at = self.clock.now()
         self._fork_logged_at = float("-inf")
-        self._oom_kills = oom_kills()
+        self._exits = Exits(board)
         self._last_error = ""
         self._drain_asked = False
         self.closed = False
@@ -223,60 +224,15 @@ class Supervisor:
             return
         self._waiting.remove(child.pidfd)
         now = self.clock.now()
-        worker = child.kind is ChildKind.WORKER
-        booted = child.booted or child.reader.look(monotonic_ns()).ready
-        reason = self._reason(exit, booted) if worker else None
-        text = child.stacks.take().rstrip()
-        self._fold(exit, reason)
-        child.slot.close()
-        child.stacks.close()
-        if worker and not booted:
-            self._note_boot_death(exit, reason, text, now)
+        death = self._exits.settle(exit, self.limits.request_timeout)
+        if death.at_boot:
+            self._last_error = death.text.splitlines()[-1] if death.text else str(exit)
+            killed = death.reason is not ExitReason.BOOT_FAILED
+            self._pool = policy.after_boot_death(self._pool, self.limits, now, killed=killed)
         if child.kind is ChildKind.EXPORTER and self.exporting is not None:
             self.exporting.ended(now)
-        self._log_exit(exit, reason, text)
         self.table.set_state(child, ChildState.REAPED, now)
         self._wake_at = min(self._wake_at, now)
-
-    def _fold(self, exit: Exit, reason: ExitReason | None) -> None:
-        """What the child leaves behind becomes totals, in one change of the board."""
-        cut = reason is ExitReason.TIMEOUT and self.limits.request_timeout is not None
-        overdue_ns = monotonic_ns() - int((self.limits.request_timeout or 0) * 1e9)
-        with self._board.change() as words:
-            self._board.fold(exit.child.serial, overdue_ns if cut else None)
-            words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
-            words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
-            if reason is not None:
-                words[EXITS + reason] += 1
-                if exit.signum is not None:
-                    words[SIGNAL_DEATHS + exit.signum] += 1
-
-    def _note_boot_death(self, exit: Exit, reason: ExitReason | None, text: str, now: float) -> None:
-        if reason in (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED):
-            self._last_error = text.splitlines()[-1] if text else str(exit)
-            killed = reason is not ExitReason.BOOT_FAILED
-            self._pool = policy.after_boot_death(self._pool, self.limits, now, killed=killed)
-
-    def _log_exit(self, exit: Exit, reason: ExitReason | None, text: str) -> None:
-        child = exit.child
-        if reason is None:
-            level = logging.WARNING if exit.signum is not None or text else logging.DEBUG
-        else:
-            expected = child.reason is not None or reason in (ExitReason.DRAINED, ExitReason.MAX_REQUESTS)
-            level = logging.INFO if expected else logging.ERROR
-        what = exit if reason is None else f"{reason.label} ({exit})"
-        log.log(level, "%s: %s%s", child, what, "\n" + text if text else "")
-
-    def _reason(self, exit: Exit, booted: bool) -> ExitReason:
-        told, hint = exit.child.reason, exit.child.reader.look(monotonic_ns()).leaving
-        reason = policy.exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
-        if reason is ExitReason.KILLED and told is None and self._oom_killed():
-            return ExitReason.OOM_SUSPECTED
-        return reason
-
-    def _oom_killed(self) -> bool:
-        before, self._oom_kills = self._oom_kills, oom_kills()
-        return before is not None and self._oom_kills is not None and self._oom_kills > before
 
     # Planning.
 
@@ -343,16 +299,23 @@ class Supervisor:
         saturated = self.limits.pool and not idle and len(ready) >= self.limits.max_children
         since, self._turned_at = self._turned_at, now
         with self._board.change() as words:
-            words[Word.SERVING] = bool(ready or not self.limits.pool) and self.phase is Phase.RUNNING
+            words[Word.SERVING] = not self.limits.pool or (bool(ready) and self.phase is Phase.RUNNING)
             words[Word.GENERATION] = self._generation
             words[Word.TURNED_NS] = monotonic_ns()
             words[Word.MIN_CHILDREN] = self.limits.min_children
             words[Word.MAX_CHILDREN] = self.limits.max_children
             waits = self._pool.backing_off and self._pool.next_start > now
             words[Word.BACKING_OFF] = max(0, self._pool.target - len(ready)) if waits else 0
+            words[Word.QUEUE_LENGTH_MAX] = max(words[Word.QUEUE_LENGTH_MAX], self._queue_length())
             if saturated and self._was_saturated:
                 words[Word.SATURATED_NS] += int((now - since) * 1e9)
         self._was_saturated = saturated
+
+    def _queue_length(self) -> int:
+        listener = self.service.listener
+        if listener is None or listener.fileno() == -1 or listener.type == socket.SOCK_DGRAM:
+            return 0
+        return accept_queue(listener)[0] or 0
 
     def _wants_more(self) -> bool:
         """Whether saturation could be answered by another worker."""

@@ -1,0 +1,90 @@
+"""What is done for every child that has ended: find out why, fold its numbers into the totals, say so in the log.
+
+Runs in the process that serves. Owns the last count of the kernel's out-of-memory kills, nothing else. What the pool
+makes of a death is the supervisor's and policy's business.
+"""
+
+import logging
+import signal
+from dataclasses import dataclass
+from time import monotonic_ns
+
+from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.kernel import oom_kills
+
+from . import policy
+from .children import ChildKind, Exit
+
+log = logging.getLogger("prefork.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a child ended, and what it left to say. Reasons are a worker's; other kinds have none."""
+
+    reason: ExitReason | None
+    booted: bool  # it has been READY
+    text: str
+
+    @property
+    def at_boot(self) -> bool:
+        """It died before READY, and nobody had told it to leave."""
+        unasked = (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED)
+        return not self.booted and self.reason in unasked
+
+
+class Exits:
+    """Settles the account of each child, once."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._oom_kills = oom_kills()
+
+    def settle(self, exit: Exit, request_timeout: float | None) -> Death:
+        """Its slot is folded and closed; `request_timeout` tells which of its requests were cut rather than lost."""
+        child = exit.child
+        report = child.reader.look(monotonic_ns())
+        booted = child.booted or report.ready
+        reason = self._reason(exit, booted, report.leaving) if child.kind is ChildKind.WORKER else None
+        death = Death(reason, booted, child.stacks.take().rstrip())
+        self._fold(exit, reason, request_timeout)
+        child.slot.close()
+        child.stacks.close()
+        _log(exit, death)
+        return death
+
+    def _reason(self, exit: Exit, booted: bool, hint: ExitReason | None) -> ExitReason:
+        told = exit.child.reason
+        reason = policy.exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
+        suspect = exit.signum == signal.SIGKILL and told is None and self._oom_killed()
+        return ExitReason.OOM_SUSPECTED if suspect else reason
+
+    def _oom_killed(self) -> bool:
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return before is not None and self._oom_kills is not None and self._oom_kills > before
+
+    def _fold(self, exit: Exit, reason: ExitReason | None, request_timeout: float | None) -> None:
+        """In one change of the board: a reader finds the child alive or folded, never both or neither."""
+        overdue_ns = None
+        if reason is ExitReason.TIMEOUT and request_timeout is not None:
+            overdue_ns = monotonic_ns() - int(request_timeout * 1e9)
+        with self._board.change() as words:
+            self._board.fold(exit.child.serial, overdue_ns)
+            words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
+            words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
+            if reason is not None:
+                words[EXITS + reason] += 1
+                if exit.signum is not None:
+                    words[SIGNAL_DEATHS + exit.signum] += 1
+
+
+def _log(exit: Exit, death: Death) -> None:
+    if death.reason is None:
+        level = logging.WARNING if exit.signum is not None or death.text else logging.DEBUG
+        what = str(exit)
+    else:
+        asked = exit.child.reason is not None or death.reason in (ExitReason.DRAINED, ExitReason.MAX_REQUESTS)
+        level = logging.INFO if asked else logging.ERROR
+        what = f"{death.reason.label} ({exit})"
+    log.log(level, "%s: %s%s", exit.child, what, "\n" + death.text if death.text else "")
