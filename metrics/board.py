@@ -8,6 +8,7 @@ into the totals, and no total ever falls. Written by the process that serves and
 
 import contextlib
 import itertools
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from time import monotonic_ns
 
+from .application import FOLDED_BYTES, Copy, Folded, Region
 from .facts import AcceptError, Condition, ExitReason, ForkFailure, Role
 from .histogram import Histogram, bounds
 from .scoreboard import (
@@ -27,7 +29,6 @@ from .scoreboard import (
     LAYOUT_VERSION,
     REJECTED,
     Report,
-    Slot,
     SlotReader,
     sealed_memory,
 )
@@ -80,6 +81,7 @@ BOOT = Histogram(
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 TABLE = LOOP_DELAY.end
 BOARD_WORDS = TABLE + ROWS * ROW_WORDS
+BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # behind the table: the user's metrics of the dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class Snapshot:
     accept_errors: list[int]
     words_rejected: int
     live: tuple[Live, ...]
+    application: tuple[Copy, ...]  # the user's metrics, where they were asked for: the youngest first, the dead last
     serials: frozenset[int]  # of every slot on the board, also one the reader did not have
     now_ns: int
 
@@ -174,32 +177,45 @@ class Snapshot:
 class BoardReader:
     """Reads a board again and again; `reader_of` finds the reader of a live slot by its serial, or None."""
 
-    def __init__(self, words: memoryview) -> None:
-        if len(words) != BOARD_WORDS or words[Word.VERSION] != LAYOUT_VERSION:
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memoryview(memory)
+        if len(memory) != BOARD_BYTES:
             raise ValueError("this memory is no board of this version")
-        self._words = words
+        self._words = self._memory[: BOARD_WORDS * 8].cast("Q")
+        if self._words[Word.VERSION] != LAYOUT_VERSION:
+            raise ValueError("this memory is no board of this version")
+        self._dead_memory = self._memory[BOARD_WORDS * 8 :]
+        self._dead = Region(self._dead_memory, None)
 
-    def snapshot(self, reader_of: Callable[[int], SlotReader | None]) -> Snapshot:
-        """Everything at one moment. A writer that died in the middle is not waited for."""
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        self._dead_memory.release()
+        self._words.release()
+        self._memory.release()
+
+    def snapshot(self, reader_of: Callable[[int], SlotReader | None], *, application: bool = False) -> Snapshot:
+        """Everything at one moment, the user's metrics too where asked for. A writer that died in the middle is not
+        waited for."""
         give_up_at = monotonic_ns() + PATIENCE_NS
         while True:
             sequence = self._words[Word.SEQUENCE]
             whole = sequence % 2 == 0
             if whole or monotonic_ns() > give_up_at:
-                found = self._read(reader_of)
+                found = self._read(reader_of, application)
                 if not whole or self._words[Word.SEQUENCE] == sequence or monotonic_ns() > give_up_at:
                     return found
             os.sched_yield()
 
-    def _read(self, reader_of: Callable[[int], SlotReader | None]) -> Snapshot:
+    def _read(self, reader_of: Callable[[int], SlotReader | None], application: bool) -> Snapshot:
         words = self._words[:TABLE].tolist()
         counts = words[Word.LANES_DEAD : Word.LANES_DEAD + COUNT_WORDS]
         errors = words[ACCEPT_ERRORS_DEAD : ACCEPT_ERRORS_DEAD + len(AcceptError)]
         rejected = words[Word.WORDS_REJECTED]
         live = []
+        copies = []
         now_ns = monotonic_ns()
         rows = list(self._rows(words[Word.ROWS_USED]))
-        for serial, role, condition in rows:
+        for serial, role, condition in sorted(rows, reverse=True):
             reader = reader_of(serial)
             if reader is None:
                 continue
@@ -208,7 +224,12 @@ class BoardReader:
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
             live.append(Live(Role(role), Condition(condition), reader.look(now_ns)))
             rejected += reader.words_rejected
-        return Snapshot(words, counts, errors, rejected, tuple(live), frozenset(row[0] for row in rows), now_ns)
+            if application:
+                copies.append(reader.region.copy())
+        if application:
+            copies.append(self._dead.copy())
+        serials = frozenset(row[0] for row in rows)
+        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(copies), serials, now_ns)
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[TABLE : TABLE + used * ROW_WORDS].tolist()
@@ -221,13 +242,15 @@ class Board:
     """The writing side. One process writes; its threads take turns at the lock: any may ask for `statistics()`."""
 
     def __init__(self) -> None:
-        self.fd, self.memory = sealed_memory("prefork-board", BOARD_WORDS * 8)
-        self.words = memoryview(self.memory).cast("Q")
+        self.fd, self.memory = sealed_memory("prefork-board", BOARD_BYTES)
+        self._view = memoryview(self.memory)
+        self.words = self._view[: BOARD_WORDS * 8].cast("Q")
         self.words[Word.VERSION] = LAYOUT_VERSION
-        self.reader = BoardReader(self.words)
+        self.folded = Folded(self._view[BOARD_WORDS * 8 :])
+        self.reader = BoardReader(self.memory)
         self.lock = threading.RLock()
         self.serials = itertools.count(1)  # each names one slot for ever
-        self.announce: Callable[[int, Slot], object] = lambda serial, slot: None  # before it stands on the board
+        self.announce: Callable[[int, SlotReader], object] = unannounced  # before it stands on the board
         self._readers: dict[int, SlotReader] = {}
         self._rows: dict[int, int] = {}
         self._free = list(range(ROWS - 1, -1, -1))
@@ -248,7 +271,7 @@ class Board:
     def enter(self, role: Role, reader: SlotReader) -> int:
         """A slot lives from now on; the serial that names it."""
         serial = next(self.serials)
-        self.announce(serial, reader.slot)
+        self.announce(serial, reader)
         with self.change() as words:
             row = self._rows[serial] = self._free.pop()
             self._readers[serial] = reader
@@ -272,7 +295,7 @@ class Board:
             self._free.append(row)
             self._add(Word.LANES_DEAD, reader.counts())
             self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())
-            words[Word.WORDS_REJECTED] += reader.words_rejected
+            words[Word.WORDS_REJECTED] += reader.words_rejected + self.folded.fold(reader.region)
             for started_ns in reader.outstanding():
                 overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns
                 words[Word.TIMED_OUT if overdue else Word.LOST] += 1
@@ -292,7 +315,10 @@ class Board:
     def forget(self) -> None:
         """In a new child: this memory is not its to write."""
         self._readers.clear()
+        self.reader.release()
+        self.folded.release()
         self.words.release()
+        self._view.release()
         self.memory.close()
         os.close(self.fd)
 
@@ -303,3 +329,7 @@ class Board:
     def _add(self, start: int, amounts: list[int]) -> None:
         for index, amount in enumerate(amounts, start):
             self.words[index] += amount
+
+
+def unannounced(serial: int, reader: SlotReader) -> None:
+    """Nobody else reads."""

@@ -12,6 +12,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from .application import Merged
 from .board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, SIGNALS, Live, Snapshot, Word
 from .facts import AcceptError, Condition, ExitReason, ForkFailure, Outcome, Role
 from .histogram import NS, Histogram
@@ -39,6 +40,7 @@ class Scrape:
     version: str
     listener: str
     pool: bool  # there is a master: its pool, its timers
+    application: Merged  # what the user's own metrics add up to
 
     def word(self, word: int) -> int:
         return self.snapshot.words[word]
@@ -258,8 +260,10 @@ TABLE = (
     Row("prefork_worker_cpu_seconds", "counter", ("mode",), "CPU time of the children, living and dead.", _cpu),
     Row("prefork_master_loop_delay_seconds", "histogram", (), "How late the master's timers run.",
         _board_histogram(LOOP_DELAY)),
+    Row("prefork_application_series_dropped", "counter", (), "New series of the program's own without room.",
+        _one(lambda scrape: scrape.application.dropped)),
     Row("prefork_slot_words_rejected", "counter", (), "Implausible words in the shared memory of a child.",
-        _one(lambda scrape: scrape.snapshot.words_rejected)),
+        _one(lambda scrape: scrape.snapshot.words_rejected + scrape.application.rejected)),
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
+from .application import Region
 from .facts import AcceptError, Activity, ExitReason
 from .histogram import Histogram, bounds
 
@@ -159,9 +160,11 @@ class Report:
 class SlotReader:
     """Reads one slot again and again. Owns the last plausible value of each counter; an implausible one is refused."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, number: int = 0) -> None:
         self.slot = slot
+        self.number = number  # of the child in its pool
         self.words_rejected = 0
+        self.region = Region(slot.application, str(number))
         self._counts = [[0] * COUNT_WORDS for _ in range(slot.lanes)]
         self._errors = [0] * len(AcceptError)
 

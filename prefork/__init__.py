@@ -19,6 +19,7 @@ between the two.
 """
 
 from prefork.metrics.board import Statistics
+from prefork.metrics.prometheus import install_hook
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
@@ -44,6 +45,8 @@ from .pool import (
 )
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .version import __version__ as __version__
+
+install_hook()
 
 __all__ = [
     "BaseRequestHandler",

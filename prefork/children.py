@@ -176,7 +176,7 @@ class ChildTable:
         except BaseException:
             stacks.close()
             raise
-        reader = SlotReader(slot)
+        reader = SlotReader(slot, number)
         if serial is None:
             serial = self._board.enter(kind.role, reader)
         child = Child(serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now)

@@ -20,11 +20,13 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import setproctitle
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
+from prefork.metrics.application import merge
 from prefork.metrics.board import Board, BoardReader, Snapshot, Word
+from prefork.metrics.families import families
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
@@ -32,6 +34,7 @@ from prefork.workers.signals import Handler as SignalHandler
 from prefork.workers.signals import Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
+from .exporting import NAME
 from .mixins import ThreadingMixIn
 from .server import TCPServer
 from .version import __version__
@@ -63,16 +66,16 @@ class Slots:
         self._feed = feed
         feed.setblocking(False)
         fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._board = BoardReader(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)).cast("Q"))
+        self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
         self._readers: dict[int, SlotReader] = {}
         self._seen: frozenset[int] = frozenset()
         for serial, reader in board.readers().items():
-            self._add(serial, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
+            self._add(serial, reader.number, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
         self._lock = threading.Lock()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, application: bool = False) -> Snapshot:
         with self._lock:
-            snapshot = self._board.snapshot(self._reader)
+            snapshot = self._board.snapshot(self._reader, application=application)
             # What was on the board and is no more will never be again: its owner is folded.
             for serial in (set(self._readers) & self._seen) - snapshot.serials:
                 self._readers.pop(serial).slot.close()
@@ -91,15 +94,16 @@ class Slots:
     def _receive(self) -> None:
         while True:
             try:
-                name, fds, _, _ = socket.recv_fds(self._feed, 8, 1)
+                name, fds, _, _ = socket.recv_fds(self._feed, NAME.size, 1)
             except BlockingIOError:
                 return
             if not fds:
                 return
-            self._add(int.from_bytes(name, "little"), fds[0])
+            serial, number = NAME.unpack(name)
+            self._add(serial, number, fds[0])
 
-    def _add(self, serial: int, fd: int) -> None:
-        self._readers[serial] = SlotReader(Slot.map_read_only(fd))
+    def _add(self, serial: int, number: int, fd: int) -> None:
+        self._readers[serial] = SlotReader(Slot.map_read_only(fd), number)
 
     def fileno(self) -> int:
         return self._feed.fileno()
@@ -130,11 +134,13 @@ class Exporter(ThreadingMixIn, TCPServer):
         return bool(self.slots.snapshot().words[Word.SERVING])
 
     def registry(self) -> CollectorRegistry:
+        snapshot = self.slots.snapshot(application=True)
+        merged = merge(snapshot.application)
         scrape = collector.Scrape(
-            self.slots.snapshot(), self._queues(), __version__, self.scope.listener_name, self.scope.pool
+            snapshot, self._queues(), __version__, self.scope.listener_name, self.scope.pool, merged
         )
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Once(scrape))
+        registry.register(_Once([*collector.families(scrape), *families(merged)]))
         return registry
 
     def _queues(self) -> collector.Queues:
@@ -186,11 +192,11 @@ class Exporter(ThreadingMixIn, TCPServer):
 class _Once:
     """A collector for one scrape."""
 
-    def __init__(self, scrape: collector.Scrape) -> None:
-        self._scrape = scrape
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
 
-    def collect(self) -> Iterable[Any]:
-        return collector.families(self._scrape)
+    def collect(self) -> list[Metric]:
+        return self._found
 
 
 class _Deadline(io.RawIOBase):

@@ -8,12 +8,13 @@ import logging
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from prefork.metrics.board import Board
-from prefork.metrics.scoreboard import Slot
+from prefork.metrics.board import Board, unannounced
+from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 
 from .children import Child, ChildKind
@@ -24,6 +25,7 @@ log = logging.getLogger("prefork.supervisor")
 WEDGED_S = 3.0  # a connection that nobody takes for so long
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
+NAME = struct.Struct("=QQ")  # of a slot on its way: serial, and the number of its child
 HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
 
 
@@ -34,11 +36,11 @@ class Feed:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
 
-    def send(self, serial: int, slot: Slot) -> bool:
+    def send(self, serial: int, reader: SlotReader) -> bool:
         """Whether the exporter got it; one that takes no more is wedged or dead."""
-        fd = os.open(f"/proc/self/fd/{slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            socket.send_fds(self._ours, [serial.to_bytes(8, "little")], [fd])
+            socket.send_fds(self._ours, [NAME.pack(serial, reader.number)], [fd])
         except OSError:
             return False
         finally:
@@ -136,7 +138,7 @@ class Exporting:
         """End it for good; the caller reaps it. The listener is the service's."""
         if self._child is not None:
             self._child.signal(signal.SIGKILL)
-        self._board.announce = lambda serial, slot: None
+        self._board.announce = unannounced
         self._close_feed()
 
     def _start(self, now: float) -> None:
@@ -168,8 +170,8 @@ class Exporting:
             return
         feed.keep_ours()
 
-    def _announce(self, serial: int, slot: Slot) -> None:
-        if self._feed is not None and self._child is not None and not self._feed.send(serial, slot):
+    def _announce(self, serial: int, reader: SlotReader) -> None:
+        if self._feed is not None and self._child is not None and not self._feed.send(serial, reader):
             self._give_up("it does not take new slots")
 
     def _give_up(self, why: str) -> None:

@@ -16,8 +16,10 @@ from math import inf
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
+from prefork.metrics.application import REGION_BYTES
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import Role
+from prefork.metrics.prometheus import adopt, begin, release
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.lanes import Accepted, Lane, Lanes
@@ -65,6 +67,7 @@ class SupervisedMixIn(_AnyServer):
     _lane: Lane | None = None  # the one the next request goes on
     _own: tuple[tuple[int, Slot], ...] = ()  # the slots of this process itself, by serial on the board
     _turns_seen = 0
+    _adopted = False  # the program's own metrics of this process are in a slot of ours
     _birth: Birth | None = None  # in a child that serves one request
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -86,10 +89,21 @@ class SupervisedMixIn(_AnyServer):
         if self._metrics_listener is None:
             self._metrics_listener = bind(self.metrics_address)
             self.metrics_address = self._metrics_listener.getsockname()
+            self._adopt_application()
         subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
         supervisor.exporting = Exporting(
             subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory
         )
+
+    def _application_bytes(self) -> int:
+        """Room for the program's own metrics in a slot, where anybody may look."""
+        return REGION_BYTES if self.metrics_address is not None else 0
+
+    def _adopt_application(self) -> None:
+        """What the program counts in this process goes to a slot too. One server of a process may have it."""
+        slot = Slot(0, self._application_bytes())
+        self._enter(slot, Role.SERVER)
+        self._adopted = adopt(slot.application)
 
     def _may_fork_exporter(self) -> bool:
         return self._lanes is None or not self._threaded() or self._lanes.all_free(held=self._lane)
@@ -235,10 +249,13 @@ class SupervisedMixIn(_AnyServer):
                     return  # daemonic threads go on, and go on counting
                 self._lanes.unbind(self)
                 self._lanes, self._lane = None, None
-                for serial, slot in self._own:
-                    self._scoreboard().fold(serial)
-                    slot.close()
-                self._own = ()
+            if self._adopted:
+                self._adopted = False
+                release()
+            for serial, slot in self._own:
+                self._scoreboard().fold(serial)
+                slot.close()
+            self._own = ()
             if self._supervisor is not None and not len(self._supervisor.table):
                 self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
             if self._board is not None and (self._supervisor is None or self._supervisor.closed):
@@ -315,19 +332,22 @@ class ForkingMixIn(SupervisedMixIn):
             self.shutdown_request(request)
             return
         supervisor = self._supervise()
-        serial, slot = self._spare or (None, Slot(1))
+        serial, slot = self._spare or (None, Slot(1, self._application_bytes()))
 
         def body(birth: Birth, master: Master, number: int) -> int:
             return self._serve_in_child(request, client_address, birth)
 
         supervisor.fork(ChildKind.REQUEST, slot, body, serial)
-        self._spare, self._own = None, self._own[:1]
+        self._own = tuple(own for own in self._own if own != self._spare)
+        self._spare = None
         if self._lanes is not None:
             self._lanes.pass_on(request)
         self.close_request(request)
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
+        if birth.slot.application:
+            begin(birth.slot.application)
         if self.socket.type == socket.SOCK_STREAM:  # on a datagram socket the handler replies
             self.socket.close()  # a long request must not hold the port when the server has ended
         set_mask(birth.mask)
@@ -349,7 +369,7 @@ class ForkingMixIn(SupervisedMixIn):
     def _more_lanes(self) -> Slot | None:
         if self._supervise().table.count(ChildKind.REQUEST) >= self.max_children:
             return None
-        slot = Slot(1)
+        slot = Slot(1, self._application_bytes())
         self._spare = self._enter(slot, Role.REQUEST), slot
         return slot
 

@@ -214,6 +214,7 @@ class PreForkingMixIn(SupervisedMixIn):
         service = Service(
             self._service_name(), forget=lambda: self._forget_master(signals), drain_asked=self.shutdown_nowait,
             work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
+            application_bytes=self._application_bytes(),
         )  # fmt: skip
         limits = Limits(
             pool=True, max_children=self.max_children, min_children=self.min_children or self.max_children,

@@ -63,6 +63,7 @@ class Service:
     lanes: int = 1  # of one worker
     listener: socket.socket | None = None
     max_lifetime: float | None = None
+    application_bytes: int = 0  # for the user's own metrics
 
 
 class Supervisor:
@@ -328,7 +329,7 @@ class Supervisor:
     def _spawn(self, now: float) -> bool:
         assert self.service.work is not None, "only a pool is told to spawn"
         try:
-            slot = Slot(self.service.lanes)
+            slot = Slot(self.service.lanes, self.service.application_bytes)
             try:
                 child = self.fork(ChildKind.WORKER, slot, self.service.work)
             except BaseException:

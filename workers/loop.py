@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.prometheus import begin
 from prefork.metrics.scoreboard import (
     CPU_SYSTEM_NS,
     CPU_USER_NS,
@@ -91,6 +92,8 @@ class Worker:
         self.master.tell_us_when_dying()
         self._watch()
         self.terms.set_title("starting")
+        if self.birth.slot.application:
+            begin(self.birth.slot.application)
         self.server.worker_started()
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         self.lanes.bind(self.server)
@@ -144,7 +147,7 @@ class Worker:
         Waiting first costs one cheap system call where an accept that finds nothing costs ten times as much. The first
         wait looks at the queue, because registering does; a connection that comes while this worker is busy, and
         nobody else waits, is in its next wait. The accept before leaving is for a connection that this worker alone was
-        woken for; where it was killed instead, the master wakes the idle ones, and whoever is woken by anything accepts.
+        woken for; where it was killed instead, the master wakes the idle ones, and whoever is woken accepts.
         """
         server, lanes, wait, listener = self.server, self.lanes, self._epoll.poll, self.server.fileno()
         next_look_ns = 0
