@@ -214,7 +214,7 @@ class Region:
             cells, implausible = [], 0
             for series, at in self._series:
                 if at + 1 >= len(words):
-                    break  # learnt from a later copy
+                    continue  # learnt from a later copy
                 value, second = floats[at], floats[at + 1]
                 if (second == 0.0 and 0.0 <= value < MOST) or _plausible(series, value, second):
                     cells.append((series, value, second))

@@ -19,7 +19,7 @@ between the two.
 """
 
 from prefork.metrics.board import Statistics
-from prefork.metrics.prometheus import install_hook
+from prefork.metrics.prometheus import install_hook as _install_hook
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
@@ -46,7 +46,7 @@ from .pool import (
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .version import __version__ as __version__
 
-install_hook()
+_install_hook()
 
 __all__ = [
     "BaseRequestHandler",
