@@ -24,7 +24,7 @@ class Hooks:
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         if not poll.poll(0):
-            raise BlockingIOError  # what comes from here on is for the next look: no accept without a look at the trap
+            raise BlockingIOError  # not on to an accept that has not looked at the trap
         if os.path.exists("trap"):
             try:
                 os.unlink("trap")
@@ -33,6 +33,7 @@ class Hooks:
             else:
                 tell("trapped")
                 os.kill(os.getpid(), signal.SIG{name})
+                raise BlockingIOError
         return super().get_request()
 
 if {datagram}:
@@ -51,8 +52,6 @@ KINDS: dict[str, Any] = {
 def answered_in(service: Service, bases: str) -> float:
     """One request, with nothing else going on; how long it took to be answered."""
     address = service.address
-    if isinstance(address, str):
-        address = str(service.log_path.parent / address)
     began = time.monotonic()
     assert ask_datagram(address, b"x") if "UDP" in bases else ask(address, b"pid\n")
     return time.monotonic() - began

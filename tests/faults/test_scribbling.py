@@ -49,7 +49,8 @@ class Handler(Who):
 ])  # fmt: skip
 def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> None:
     """Master, other pids and what the others count stay as they are while a worker scribbles over its slot."""
-    with Service(tmp_path, script(SCRIBBLING, bases=bases, max_children=3, request_timeout=60)) as service:
+    source = script(SCRIBBLING, bases=bases, max_children=3, request_timeout=60)
+    with Service(tmp_path, source, accounts=False) as service:
         service.wait_ready(3)
         before = set(service.workers())
         with service.hold() as held:

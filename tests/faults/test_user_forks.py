@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.clients import ask
 from tests.support.figures import figure
-from tests.support.service import HUNG, Service, script
+from tests.support.service import HUNG, Service, Watch, script
 
 # Each command has a process of its own serve a request as the handler's server would, and so count it there.
 FORKING = """
@@ -93,6 +93,8 @@ class Hooks:
     zombies = -1
     def service_actions(self):
         super().service_actions()
+        if self.statistics().workers["idle"] and mine.returncode is None:
+            tell("mine", status=mine.wait())
         zombies = sum(p.status() == psutil.STATUS_ZOMBIE for p in psutil.Process().children())
         if zombies != self.zombies:
             self.zombies = zombies
@@ -102,7 +104,7 @@ class Handler(Who):
     def do_orphan(self):
         subprocess.run(["sh", "-c", "(read line; exit 0) <&0 &"], stdin=subprocess.DEVNULL)
 
-mine = subprocess.Popen(["sh", "-c", "exit 7"])
+mine = subprocess.Popen(["sh", "-c", "exit 7"], stdin=subprocess.DEVNULL)
 tell("init", pid_here=os.getpid(), graceful=PreForkingTCPServer.graceful_timeout)
 """
 
@@ -167,12 +169,13 @@ def test_children_of_a_forking_program(tmp_path: Path) -> None:
 
 
 def test_pid_1_reaps_orphans(tmp_path: Path) -> None:
-    """As PID 1 it reaps what its workers orphaned, leaves the program's child alone for 5 s, and TERM ends it."""
+    """As PID 1 it reaps what its workers orphaned, leaves the program's child to it for 5 s, and TERM ends it."""
     before = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     with Service(tmp_path, script(INIT, max_children=1), before=before) as service:
         init = service.wait("init")
         service.wait_ready(1)
         assert (init["pid_here"], init["graceful"]) == (1, 8)
+        assert service.wait("mine")["status"] == 7
         (master,) = psutil.Process(service.pid).children()
         mark = service.mark()
         for _ in range(3):
@@ -190,8 +193,11 @@ def test_listener_is_not_left_to_strangers(tmp_path: Path) -> None:
     """With a handler's subprocess alive the service ends, and its port is refused at once."""
     with Service(tmp_path, script(FORKING, max_children=1)) as service:
         sleeper = int(ask(service.address, b"sleeper\n"))
-        service.signal(signal.SIGTERM)
-        assert service.wait_exit() == 0
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(service.address, HUNG)
-        service.signal(signal.SIGKILL, sleeper)
+        with Watch(sleeper) as watch:
+            service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(service.address, HUNG)
+            assert watch.alive() == [sleeper]
+            service.signal(signal.SIGKILL, sleeper)
+            watch.wait_dead()

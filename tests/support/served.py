@@ -75,7 +75,7 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
                  fork_failures=failures)  # fmt: skip
         if self._look:
             self._look = False
-            tell("statistics", **asdict(now))
+            tell("statistics", **asdict(self.statistics()))  # not `now`: that may be older than the signal
 
     def _note_look(self, signum: int, frame: FrameType | None) -> None:
         self._look = True

@@ -65,6 +65,7 @@ class Service:
     """A running program; use as a context manager. Left alone it is ended by TERM and must exit with 0.
 
     `argv` instead of `source` runs that command; `before` is put in front of it (unshare, a shell that sets limits).
+    At the end every accepted request must be accounted for, unless the test spoils the books (`accounts=False`).
     """
 
     def __init__(
@@ -75,9 +76,12 @@ class Service:
         argv: Sequence[str] | None = None,
         before: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        accounts: bool = True,
         **popen: Any,
     ) -> None:
         self.facts: list[Fact] = []
+        self._accounts = accounts
+        self.directory = tmp_path
         self.log_path = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
         program = tmp_path / "program.py"
         if source is not None:
@@ -110,7 +114,7 @@ class Service:
     def address(self) -> Any:
         """Where it listens, as a client needs it."""
         address = self.wait("listening")["address"]
-        return tuple(address) if isinstance(address, list) else address
+        return tuple(address) if isinstance(address, list) else os.path.relpath(self.directory / address)
 
     def workers(self) -> list[int]:
         """The pids of the worker processes, by their titles."""
@@ -242,7 +246,19 @@ class Service:
             self.process.wait(HUNG)
             os.close(self._pipe)
             sys.stderr.write("".join(self.log.splitlines(keepends=True)[-LOG_TAIL:]))  # pytest shows it on failure
-        assert exc is not None or not left, f"left behind in the session of the service: {left}"
+        if exc is None:
+            assert not left, f"left behind in the session of the service: {left}"
+            for fact in self.facts:
+                if fact["event"] == "ended" and self._accounts:
+                    assert_accounted(fact)
+
+
+OUTCOMES = ("completed", "failed", "timed_out", "rejected", "handed_over", "lost", "in_flight")
+
+
+def assert_accounted(statistics: Fact) -> None:
+    """What was accepted has come to one of the ends there are, or is at it still."""
+    assert statistics["accepted"] == sum(statistics[outcome] for outcome in OUTCOMES), statistics
 
 
 @contextlib.contextmanager

@@ -1,0 +1,200 @@
+"""The master seen from its program: signals, titles, garbage collector, service_actions, threads, the terminal."""
+
+import os
+import pty
+import signal
+import socketserver
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import prefork
+from tests.support.clients import ask
+from tests.support.service import HUNG, Service, script
+
+RECORDING = """
+import gc
+
+def state():
+    names = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGCHLD")
+    handlers = {{name: repr(signal.getsignal(getattr(signal, name))) for name in names}}
+    import setproctitle
+    return dict(handlers, frozen=gc.get_freeze_count() > 0, title=setproctitle.getproctitle(),
+                wakeup=signal.set_wakeup_fd(-1), mask=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+                blocking=os.get_blocking(server.fileno()))
+
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        tell("in_worker", frozen=gc.get_freeze_count() > 0)
+
+if __name__ == "__main__":
+    server = type("S", (Hooks, Told, PreForkingTCPServer), {{"max_children": 1, "gc_freeze": {freeze}}})(
+        ("127.0.0.1", 0), Who)
+    with server:
+        tell("before", **state())
+        server.serve_forever()
+        tell("after", **state())
+    sys.exit(0)
+"""
+OWN_HANDLER = """
+def mine(signum, frame):
+    tell("mine")
+    server.shutdown()
+signal.signal(signal.SIGTERM, mine)
+"""
+IN_A_THREAD = """
+class Silent(PreForkingTCPServer):
+    max_children = 2
+
+if __name__ == "__main__":
+    server = type("S", (Told, PreForkingTCPServer), {"max_children": 2})(("127.0.0.1", 0), Who)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    signal.sigwait({signal.SIGUSR1})
+    server.shutdown()
+    tell("shut_down", alive=thread.is_alive(), drained=server.statistics().exits)
+    thread.join()
+    server.server_close()
+    sys.exit(0)
+signal
+"""
+FORGETFUL = """
+class Hooks(Told):
+    def service_actions(self):
+        tell("turn", zombies=0)
+
+class Told:
+    pass
+"""
+COUNTING_TURNS = """
+class Hooks:
+    def serve_forever(self):
+        PreForkingTCPServer.serve_forever(self, 0.05)
+    def service_actions(self):
+        super().service_actions()
+        tell("turn")
+"""
+
+
+def test_wrong_order_is_refused() -> None:
+    """A class in which a server class hides the mix-in is refused where it is defined, with what to do."""
+    with pytest.raises(TypeError, match="write the mix-in first"):
+
+        class Wrong(prefork.TCPServer, prefork.PreForkingMixIn):
+            pass
+
+    with pytest.raises(TypeError, match="write the mix-in first"):
+
+        class Wrong2(socketserver.TCPServer, prefork.PreForkingMixIn):
+            pass
+
+    class Right(socketserver.ThreadingMixIn, prefork.PreForkingMixIn, prefork.TCPServer):
+        pass
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_everything_is_put_back(freeze: bool, tmp_path: Path) -> None:
+    """After serve_forever() signals, wake-up fd, mask, title, collector and listener are what they were before."""
+    with Service(tmp_path, script(RECORDING.format(freeze=freeze))) as service:
+        assert ask(service.address, b"pid\n")
+        assert psutil.Process(service.pid).cmdline()[0].startswith("prefork: master __main__:S")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        before, after = service.wait("before"), service.wait("after")
+        assert service.wait("in_worker")["frozen"] is freeze
+    for fact in (before, after):
+        del fact["at"], fact["event"]
+    assert before == after
+    assert before["frozen"] is False
+
+
+def test_titles(tmp_path: Path) -> None:
+    """Workers are numbered from 1; a replacement takes the free number; one that drains says so."""
+    with Service(tmp_path, script(max_children=3)) as service:
+        service.wait_ready(3)
+        titles = {pid: psutil.Process(pid).cmdline()[0] for pid in service.workers()}
+        assert sorted(titles.values()) == [f"prefork: worker {number}" for number in (1, 2, 3)]
+        with service.hold() as held:
+            service.signal(signal.SIGTERM, held.pid)
+            service.wait_pool(lambda pool: pool["spawned"] == 3)
+            assert int(held.ask(b"pid")) == held.pid
+        service.wait_ready(3, drained=1)
+        again = {psutil.Process(pid).cmdline()[0] for pid in service.workers()}
+    assert again == set(titles.values())
+
+
+def test_signals_that_the_program_handles(tmp_path: Path) -> None:
+    """A signal with a handler of the program's stays the program's; shutdown() from it drains; the log says so once."""
+    source = script(max_children=1).replace('if __name__', OWN_HANDLER + '\nif __name__')
+    with Service(tmp_path, source) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGTERM)
+        service.wait("mine")
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 1}
+    assert service.log.count("the program handles SIGTERM itself") == 1
+
+
+def test_serving_in_a_thread(tmp_path: Path) -> None:
+    """serve_forever() in a thread takes no signals, supervises all the same, and shutdown() ends it and waits."""
+    block = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+    with Service(tmp_path, script(block + IN_A_THREAD)) as service:
+        service.wait_ready(2)
+        service.signal(signal.SIGKILL, service.workers()[0])
+        service.wait_ready(2, killed=1)
+        assert ask(service.address, b"pid\n")
+        service.signal(signal.SIGUSR1)
+        assert service.wait("shut_down")["drained"] == {"killed": 1, "drained": 2}
+        assert service.wait_exit() == 0
+
+
+def test_overridden_service_actions(tmp_path: Path) -> None:
+    """An override is called in the master, at least every poll_interval."""
+    with Service(tmp_path, script(COUNTING_TURNS, max_children=1)) as service:
+        turns = service.wait_each("turn", 20)
+        assert {fact["pid"] for fact in turns} == {service.pid}
+    assert turns[-1]["at"] - turns[4]["at"] < 16 * 0.05 + 0.5
+
+
+def test_forgotten_super_in_service_actions(tmp_path: Path) -> None:
+    """An override that forgets super() leaks no zombie: the dead are reaped and replaced."""
+    with Service(tmp_path, script(FORGETFUL, max_children=2)) as service:
+        first = {fact["pid"] for fact in service.wait_each("worker_started", 2)}
+        for pid in first:
+            service.signal(signal.SIGKILL, pid)
+        second = {fact["pid"] for fact in service.wait_each("worker_started", 4)[2:]}
+        service.wait("turn", after=service.mark())
+        assert set(service.workers()) == second
+        assert {process.pid for process in psutil.Process(service.pid).children()} == second
+
+
+def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
+    """Ctrl-C reaches the whole foreground group: it ends within a second, with 0, and no traceback on the screen."""
+    program = tmp_path / "program.py"
+    program.write_text(script(max_children=3))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        os.execv(sys.executable, [sys.executable, str(program)])
+    screen = b""
+    while screen.count(b": ready") < 3:
+        screen += os.read(terminal, 4096)
+    pressed = time.monotonic()
+    os.write(terminal, b"\x03")
+    try:
+        while data := os.read(terminal, 4096):
+            screen += data
+    except OSError:  # EIO: nobody has the terminal any more
+        pass
+    took = time.monotonic() - pressed
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0, screen.decode()
+    assert b"Traceback" not in screen
+    assert took < min(1.0, HUNG)
