@@ -1,0 +1,264 @@
+"""The user's own metrics with real processes and real prometheus_clients: killed, forked, the oldest, the newest."""
+
+import mmap
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from prefork.metrics import prometheus
+from prefork.metrics.application import Folded, Region, merge
+from prefork.metrics.prometheus import Value
+from prefork.metrics.series import Series
+from tests.support.command import ROOT
+
+HUNG = 60.0
+KILLS = 200
+SERIES = 300
+
+# Every byte differs from one to the other: half of one is neither.
+PATTERNS = (-1.1102230246251565e-16, 6.02214076e23)
+
+
+# Killed at any moment.
+
+
+def count_without_end(region: memoryview, truth: memoryview) -> NoReturn:
+    """Count on ever more series, and say in `truth` what was counted, as a worker does that is never told to end."""
+    prometheus.begin(region)
+    total = Value("counter", "all", "all_total", (), (), "All.")
+    number = 0
+    while True:
+        path = str(number % SERIES)
+        Value("counter", "hits", "hits_total", ("path",), (path,), "Hits.").inc(1)
+        truth[0] += 1
+        Value("gauge", "pattern", "pattern", ("path",), (path,), "", "mostrecent").set(PATTERNS[number % 2], number + 1)
+        if number < SERIES:
+            for suffix, le in (("_sum", ()), ("_bucket", ("1.0",)), ("_bucket", ("+Inf",))):
+                Value("histogram", "h", "h" + suffix, ("path", "le")[: 1 + len(le)], (path, *le), "H.")
+        total.inc(1)
+        number += 1
+
+
+def check(values: dict[Series, float], before: dict[Series, float]) -> None:
+    """One look: no value in half, no total that fell, no histogram in part."""
+    for series, value in before.items():
+        assert series in values
+        if series.family.kind == "counter":
+            assert values[series] >= value
+    patterns = {value for series, value in values.items() if series.family.name == "pattern"}
+    assert patterns <= {0.0, *PATTERNS}
+    assert sum(series.family.name == "h" for series in values) % 3 == 0
+
+
+def total(values: dict[Series, float], name: str) -> float:
+    return sum(value for series, value in values.items() if series.family.name == name)
+
+
+def test_killed_at_any_moment(rng: random.Random) -> None:
+    """200 workers are killed while they count: no look ever sees a value in half or a total that fell, and what was
+    counted is what they counted, but for at most the one increment each had in hand."""
+    with mmap.mmap(-1, 1 << 20) as totals_map:
+        totals_memory = memoryview(totals_map)
+        folded, totals = Folded(totals_memory), Region(totals_memory, None)
+        before: dict[Series, float] = {}
+        counted = looks = 0
+        for kill in range(KILLS):
+            with mmap.mmap(-1, 1 << 18) as region_map, mmap.mmap(-1, 4096) as truth_map:
+                memory, truth = memoryview(region_map), memoryview(truth_map).cast("Q")
+                region = Region(memory, str(kill % 4))
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        count_without_end(memory, truth)
+                    finally:
+                        os._exit(1)
+                end = time.monotonic() + rng.uniform(0, 0.025)
+                try:
+                    while time.monotonic() < end:
+                        merged = merge([region.copy(), totals.copy()])
+                        check(merged.values, before)
+                        before = merged.values
+                        looks += 1
+                finally:
+                    os.kill(pid, signal.SIGKILL)
+                    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+                merged = merge([region.copy(), totals.copy()])
+                check(merged.values, before)
+                assert folded.fold(region) == 0
+                before, living = merge([totals.copy()]).values, merged.values
+                assert total(before, "hits") == total(living, "hits")
+                counted += truth[0]
+                in_hand = total(before, "hits") - counted
+                assert 0 <= in_hand <= kill + 1
+                assert 0 <= total(before, "hits") - total(before, "all") <= kill + 1
+                assert (merged.dropped, merged.rejected) == (0, 0)
+                for view in (memory, truth):
+                    view.release()
+        assert looks > KILLS
+        assert counted > 10 * KILLS
+        for holder in (folded, totals_memory):
+            holder.release()
+
+
+# Forks.
+
+
+def test_child_of_a_stranger_counts_for_itself() -> None:
+    """A process that user code forks never writes into the region of the one it comes from; one of ours has its own."""
+    with mmap.mmap(-1, 4096) as ours, mmap.mmap(-1, 4096) as theirs:
+        assert prometheus.adopt(memoryview(ours))
+        value = Value("counter", "c", "c_total", (), (), "")
+        value.inc(1)
+        for region in (None, theirs):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    if region is not None:
+                        prometheus.begin(memoryview(region))
+                    assert value.get() == 0
+                    value.inc(10)
+                    Value("counter", "new", "new_total", (), (), "").inc(1)
+                    assert value.get() == 10
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+        regions = [Region(memoryview(memory), "1") for memory in (ours, theirs)]
+        assert [sorted(merge([region.copy()]).values.values()) for region in regions] == [[1.0], [1.0, 10.0]]
+        prometheus.release()
+        del regions
+
+
+def test_import_prefork_leaves_prometheus_client_alone() -> None:
+    """The hook imports nothing, goes away when it has done its work, and hides nothing of the module it looked at."""
+    code = (
+        "import prefork, sys; from prefork.metrics import prometheus\n"
+        "prometheus.install_hook(); found = len(sys.meta_path)\n"
+        "assert not [name for name in sys.modules if name.startswith('prometheus_client')]\n"
+        "import inspect, prometheus_client.values as values\n"
+        "assert len(sys.meta_path) == found - 1\n"
+        "assert values.ValueClass is prometheus.Value and 'class MutexValue' in inspect.getsource(values)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=HUNG)
+
+
+# Contract.
+
+EVERYTHING = r"""
+before_total 0.5
+change_bucket{le="-1.0"} 3.0
+change_bucket{le="1.0"} 3.0
+change_bucket{le="+Inf"} 3.0
+change_count 3.0
+duration_seconds_bucket{le="0.5",path="/"} 2.0
+duration_seconds_bucket{le="1.0",path="/"} 3.0
+duration_seconds_bucket{le="+Inf",path="/"} 3.0
+duration_seconds_count{path="/"} 3.0
+duration_seconds_sum{path="/"} 1.5
+duration_seconds_bucket{le="0.5",path="/timed"} 3.0
+duration_seconds_bucket{le="1.0",path="/timed"} 3.0
+duration_seconds_bucket{le="+Inf",path="/timed"} 3.0
+duration_seconds_count{path="/timed"} 3.0
+duration_seconds_sum{path="/timed"} …
+function{kind="set"} 3.0
+function{kind="called"} 42.0
+gauge_all{slot="1"} 1.0
+gauge_all{slot="2"} 2.0
+gauge_all{slot="3"} 3.0
+gauge_liveall{slot="2"} 2.0
+gauge_liveall{slot="3"} 3.0
+gauge_livemax 3.0
+gauge_livemin 2.0
+gauge_livemostrecent 3.0
+gauge_livesum 5.0
+gauge_max 3.0
+gauge_min 1.0
+gauge_mostrecent 3.0
+gauge_sum 6.0
+hits_total{method="GET",path="/"} 16.0
+hits_total{method="POST",path="/1\"\n\\é"} 1.0
+hits_total{method="POST",path="/2\"\n\\é"} 2.0
+hits_total{method="POST",path="/3\"\n\\é"} 3.0
+late_bucket{le="1.0"} 1.0
+late_bucket{le="+Inf"} 3.0
+late_count 3.0
+late_sum 6.0
+never_total 0.0
+size_bytes_count 3.0
+size_bytes_sum 6.0
+build_info{version="1"} 1.0
+state{state="on"} 0.0
+state{state="off"} 1.0
+custom 7.0
+"""
+
+
+def oldest() -> str:
+    """The oldest prometheus_client that the project says it supports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return next(name.replace(">=", "==") for name in project["dependencies"] if name.startswith("prometheus-client"))
+
+
+@pytest.fixture(scope="module", params=["oldest", "newest"])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but one version of prometheus_client."""
+    folder = tmp_path_factory.mktemp(request.param)
+    name = oldest() if request.param == "oldest" else "prometheus-client"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", folder, name], check=True, timeout=HUNG)
+    return folder
+
+
+def run(library: Path, scenario: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.counting", scenario],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(library)} | environ,
+        capture_output=True,
+        text=True,
+        timeout=HUNG,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_every_kind_is_summed(library: Path) -> None:
+    """Each kind and mode comes out as documented, over a dead worker, two living ones and the master; what has no
+    values is evaluated; what fails is said and harms nothing else."""
+    done = run(library, "everything")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    timed = re.compile(r'(duration_seconds_sum{path="/timed"}) [\d.e-]+$')
+    assert [timed.sub(r"\1 …", line) for line in lines] == EVERYTHING.split("\n")[1:-1]
+    types = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("# TYPE")]
+    assert ["hits_total", "counter"] in types
+    assert ["duration_seconds", "histogram"] in types
+    assert len(types) == len({name for name, _ in types})
+    assert "evaluated in the exporter only, with the state of its start: build, state, function" in done.stderr
+    assert done.stderr.count("WARNING") == 2
+    assert "WARNING could not collect function" in done.stderr
+
+
+def test_early_metrics_are_named(library: Path) -> None:
+    """prometheus_client imported before us: metrics that have values already are named, once; later ones count."""
+    done = run(library, "imported_early")
+    assert [line for line in done.stdout.splitlines() if not line.startswith("#")] == ["late_total 3.0"]
+    assert re.findall(r"WARNING could not count (.*?) over all", done.stderr) == [
+        "early_counter, early_histogram, early_children"
+    ]
+    assert done.stderr.count("\n") == 1
+
+
+def test_choice_of_the_user_stands(library: Path, tmp_path: Path) -> None:
+    """With PROMETHEUS_MULTIPROC_DIR prometheus_client's own way is left alone, and we serve nothing of it."""
+    done = run(library, "chosen_by_user", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    assert done.stdout == "MmapedValue 4 files\n"
+    assert "INFO the program's own metrics are not served here" in done.stderr
