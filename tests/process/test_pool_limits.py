@@ -70,7 +70,7 @@ def test_spare_children(tmp_path: Path) -> None:
     """The pool grows while fewer than min_spare_children are idle, to max_children, and shrinks to min_children."""
     settings = {"min_children": 1, "max_children": 6, "min_spare_children": 1, "max_spare_children": 2}
     with Service(tmp_path, script(**settings)) as service:
-        service.wait_pool(lambda pool: pool["ready"] == 1)
+        service.wait_pool(lambda pool: 1 <= pool["ready"] <= 2)
         held = [service.hold() for _ in range(6)]
         assert len({connection.pid for connection in held}) == 6
         service.wait_pool(lambda pool: pool["ready"] == 6 and pool["spawned"] == 6)
