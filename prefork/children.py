@@ -4,6 +4,7 @@ Runs in the process that serves: the master of a pool, or a plain forking server
 only while its pidfd says that the process is still ours. Decides nothing: reasons and deadlines come from policy.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -251,16 +252,31 @@ class StrayReaper:
     """
 
     PATIENCE_S = 5.0
+    LOOK_EVERY_S = 1.0  # a look reads the whole of /proc
 
     def __init__(self) -> None:
         self._seen: dict[int, float] = {}
+        self._next_look = float("-inf")
 
     def turn(self, ours: set[int], now: float) -> None:
-        import psutil  # only as PID 1
-
-        zombies = {p.pid for p in psutil.Process().children() if p.status() == psutil.STATUS_ZOMBIE} - ours
-        self._seen = {pid: self._seen.get(pid, now) for pid in zombies}
+        if now < self._next_look:
+            return
+        self._next_look = now + self.LOOK_EVERY_S
+        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - ours}
         for pid, since in self._seen.items():
             if now - since >= self.PATIENCE_S:
-                os.waitpid(pid, os.WNOHANG)
-                log.info("reaped an orphan pid=%d", pid)
+                with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it
+                    os.waitpid(pid, os.WNOHANG)
+                    log.info("reaped an orphan pid=%d", pid)
+
+
+def _zombies() -> set[int]:
+    """The children of this process that have ended and that nobody has waited for."""
+    import psutil  # only as PID 1
+
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.add(child.pid)
+    return found
