@@ -17,6 +17,11 @@ class Handler(DatagramRequestHandler):
             raise RuntimeError("asked to raise")
         self.wfile.write(b"%d" % os.getpid())
 """
+ASKING = """
+class Handler(Who):
+    def do_statistics(self):
+        self.server.statistics()
+"""
 REFUSING = """
 class Hooks:
     def verify_request(self, request, client_address):
@@ -89,6 +94,14 @@ def test_statistics_under_load(bases: str, tmp_path: Path) -> None:
         ended = service.wait("ended")
     assert load.tally.failures == 0
     assert ended["accepted"] == ended["completed"] == load.tally.opened == load.tally.answered
+
+
+def test_statistics_in_a_worker(tmp_path: Path) -> None:
+    """A worker does not know its siblings, and says so: RuntimeError, not numbers of its own."""
+    with Service(tmp_path, script(ASKING, max_children=1)) as service:
+        assert ask(service.address, b"statistics\n") == b""
+        assert service.statistics()["failed"] == 1
+    assert "RuntimeError: statistics() is answered in the process that runs serve_forever()" in service.log
 
 
 def test_refused_is_counted_as_rejected(tmp_path: Path) -> None:

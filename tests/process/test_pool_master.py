@@ -201,3 +201,44 @@ def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(status) == 0, screen.decode()
     assert b"Traceback" not in screen
     assert took < min(1.0, HUNG)
+
+
+AGAIN = """
+if __name__ == "__main__":
+    server = type("S", (Told, PreForkingTCPServer), {"max_children": 2})(("127.0.0.1", 0), Who)
+    with server:
+        for _ in range(2):
+            server.serve_forever()
+    sys.exit(0)
+"""
+
+
+def test_serving_again(tmp_path: Path) -> None:
+    """After shutdown serve_forever() may be called again: same address, and the books go on."""
+    with Service(tmp_path, script(AGAIN)) as service:
+        service.wait_ready(2)
+        assert ask(service.address, b"pid\n")
+        service.signal(signal.SIGTERM)
+        service.wait("ended")
+        service.wait_each("listening", 2)
+        service.wait_pool(lambda pool: pool["ready"] == 2 and pool["spawned"] == 4)
+        assert ask(service.address, b"pid\n")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert service.wait_each("ended", 2)[1]["completed"] == 2
+
+
+def test_stop_wins_over_drain(tmp_path: Path) -> None:
+    """INT during a drain that waits for a request ends it now; the request is counted as lost."""
+    with Service(tmp_path, script(max_children=2)) as service:
+        service.wait_ready(2)
+        with service.hold() as held:
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] == 1 and pool["exits"].get("drained"))
+            sent_at = service.signal(signal.SIGINT)
+            assert service.wait_exit() == 0
+            assert held.answer() == b""
+        ended = service.wait("ended")
+    assert ended["exits"] == {"drained": 1, "stopped": 1}
+    assert ended["lost"] == 1
+    assert ended["at"] - sent_at < 1.5
