@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .addresses import parse_address
 from .config import Field, parse, settings
 from .errors import ConfigError, PreforkError
-from .pool import PreForkingMixIn
+from .pool import PreForkingTCPServer
 from .targets import UserCodeError, build, load, nearest
 from .version import __version__
 
@@ -40,6 +40,8 @@ bind.
 """
 _BIND_HELP = "HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)"
 
+_METRICS_HELP = "HOST:PORT or unix:/PATH: serve Prometheus metrics there (default: nowhere)"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. What is wrong is said in one sentence on stderr."""
@@ -60,7 +62,7 @@ def _complain(error: PreforkError) -> None:
 
 
 def _command(argv: Sequence[str]) -> int:
-    fields = settings(PreForkingMixIn)
+    fields = settings(PreForkingTCPServer)
     parser, run = _parsers(fields)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -75,9 +77,19 @@ def _run(args: argparse.Namespace, fields: Mapping[str, Field]) -> int:
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
     values = {name: parse(field, text) for name, field in fields.items() if (text := getattr(args, name)) is not None}
     address = parse_address(args.bind) if args.bind is not None else None
+    metrics = _metrics_address(args.metrics) if args.metrics is not None else None
     with build(load(args.target), address, values) as server:
+        if metrics is not None:
+            server.metrics_address = metrics
         server.serve_forever()
     return 0
+
+
+def _metrics_address(text: str) -> tuple[str, int] | str:
+    address = parse_address(text)
+    if address.kind not in ("tcp", "unix") or address.fd is not None:
+        raise ConfigError(f"could not serve metrics at {text}: give HOST:PORT or unix:/PATH")
+    return address.address
 
 
 # --- the parser ------------------------------------------------------------------------------------
@@ -118,6 +130,7 @@ def _parsers(fields: Mapping[str, Field]) -> tuple[_Parser, _Parser]:
     )
     run.add_argument("target", metavar="TARGET", help="what to serve, as in app:Server")
     run.add_argument("--bind", metavar="ADDRESS", help=_BIND_HELP)
+    run.add_argument("--metrics", metavar="ADDRESS", help=_METRICS_HELP)
     level_help = f"what is logged to stderr: {', '.join(LOG_LEVELS)} (default info)"
     run.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, default="info", help=level_help)
     _add_settings(run, fields)

@@ -11,8 +11,9 @@ A constructor makes the socket and nothing else.
 import socket
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from .config import Setting
 from .serving import _ServingLoop
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
@@ -83,7 +84,7 @@ class TCPServer(BaseServer):
     request_queue_size = 5  # connections the kernel may hold for us, at most net.core.somaxconn; listen(2)
     allow_reuse_address = False  # SO_REUSEADDR: bind although connections of an earlier server linger; socket(7)
     allow_reuse_port = False  # SO_REUSEPORT
-    dual_stack = False  # an IPv6 server takes IPv4 clients as well; ipv6(7)
+    dual_stack: Annotated[bool, Setting("an IPv6 listener takes IPv4 clients as well", group="Listening")] = False
     _family_chosen = False  # by the constructor, because of the address
 
     def __init__(

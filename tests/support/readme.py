@@ -8,9 +8,10 @@ writes them anew; tests/unit/test_house.py holds that they are true.
 import re
 from pathlib import Path
 
-from prefork import PreForkingMixIn
+from prefork import PreForkingTCPServer
 from prefork.commands import TABLE
 from prefork.config import reference
+from prefork.metrics.collector import reference as metrics
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,7 +27,8 @@ def signals() -> str:
 
 def made_anew(text: str) -> str:
     """The text of README.md with every part that is made from the code as it is now."""
-    for name, part in (("settings", reference(PreForkingMixIn)), ("signals", signals())):
+    parts = {"settings": reference(PreForkingTCPServer), "signals": signals(), "metrics": metrics() + "\n"}
+    for name, part in parts.items():
         marked = re.compile(rf"(<!-- {name}: .* -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         assert len(marked.findall(text)) == 1, f"README.md has not one place for {name}"
         text = marked.sub(lambda match, part=part: match[1] + part + match[2], text)  # type: ignore[misc]
