@@ -4,11 +4,14 @@ import mmap
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,76 +69,116 @@ def total(values: dict[Series, float], name: str) -> float:
 def test_killed_at_any_moment(rng: random.Random) -> None:
     """200 workers are killed while they count: no look ever sees a value in half or a total that fell, and what was
     counted is what they counted, but for at most the one increment each had in hand."""
-    with mmap.mmap(-1, 1 << 20) as totals_map:
-        totals_memory = memoryview(totals_map)
-        folded, totals = Folded(totals_memory), Region(totals_memory, None)
-        before: dict[Series, float] = {}
-        counted = looks = 0
-        for kill in range(KILLS):
-            with mmap.mmap(-1, 1 << 18) as region_map, mmap.mmap(-1, 4096) as truth_map:
-                memory, truth = memoryview(region_map), memoryview(truth_map).cast("Q")
-                region = Region(memory, str(kill % 4))
-                pid = os.fork()
-                if pid == 0:
-                    try:
-                        count_without_end(memory, truth)
-                    finally:
-                        os._exit(1)
-                end = time.monotonic() + rng.uniform(0, 0.025)
-                try:
-                    while time.monotonic() < end:
-                        merged = merge([region.copy(), totals.copy()])
-                        check(merged.values, before)
-                        before = merged.values
-                        looks += 1
-                finally:
-                    os.kill(pid, signal.SIGKILL)
-                    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    dead = memoryview(mmap.mmap(-1, 1 << 20))
+    folded, totals = Folded(dead), Region(dead, None)
+    before: dict[Series, float] = {}
+    counted = looks = 0
+    for kill in range(KILLS):
+        memory, truth = memoryview(mmap.mmap(-1, 1 << 18)), memoryview(mmap.mmap(-1, 4096)).cast("Q")
+        region = Region(memory, str(kill % 4))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                count_without_end(memory, truth)
+            finally:
+                os._exit(1)
+        end = time.monotonic() + rng.uniform(0, 0.02)
+        try:
+            while time.monotonic() < end:
                 merged = merge([region.copy(), totals.copy()])
                 check(merged.values, before)
-                assert folded.fold(region) == 0
-                before, living = merge([totals.copy()]).values, merged.values
-                assert total(before, "hits") == total(living, "hits")
-                counted += truth[0]
-                in_hand = total(before, "hits") - counted
-                assert 0 <= in_hand <= kill + 1
-                assert 0 <= total(before, "hits") - total(before, "all") <= kill + 1
-                assert (merged.dropped, merged.rejected) == (0, 0)
-                for view in (memory, truth):
-                    view.release()
-        assert looks > KILLS
-        assert counted > 10 * KILLS
-        for holder in (folded, totals_memory):
-            holder.release()
+                before = merged.values
+                looks += 1
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+        assert status == signal.SIGKILL
+        merged = merge([region.copy(), totals.copy()])
+        check(merged.values, before)
+        assert (folded.fold(region), merged.dropped, merged.rejected) == (0, 0, 0)
+        before = merge([totals.copy()]).values
+        hits, every = total(before, "hits"), total(before, "all")
+        assert hits == total(merged.values, "hits")
+        counted += truth[0]
+        assert counted <= hits <= counted + kill + 1
+        assert every <= hits <= every + kill + 1
+    assert looks > KILLS
+    assert counted > 10 * KILLS
 
 
 # Forks.
 
 
-def test_child_of_a_stranger_counts_for_itself() -> None:
+def in_child(work: Callable[[], None]) -> None:
+    """Run this in a process that user code forks, and wait for it. Fails where it raises or hangs."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    pidfd = os.pidfd_open(pid)
+    try:
+        if not select.select([pidfd], [], [], HUNG)[0]:
+            os.kill(pid, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+        status = os.waitpid(pid, 0)[1]
+    assert status == 0
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    """The region that the values of this process are in."""
+    memory = memoryview(mmap.mmap(-1, 1 << 16))
+    assert prometheus.adopt(memory)
+    yield Region(memory, "master")
+    prometheus.release()
+
+
+def test_child_of_a_stranger_counts_for_itself(region: Region) -> None:
     """A process that user code forks never writes into the region of the one it comes from; one of ours has its own."""
-    with mmap.mmap(-1, 4096) as ours, mmap.mmap(-1, 4096) as theirs:
-        assert prometheus.adopt(memoryview(ours))
-        value = Value("counter", "c", "c_total", (), (), "")
-        value.inc(1)
-        for region in (None, theirs):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    if region is not None:
-                        prometheus.begin(memoryview(region))
-                    assert value.get() == 0
-                    value.inc(10)
-                    Value("counter", "new", "new_total", (), (), "").inc(1)
-                    assert value.get() == 10
-                    os._exit(0)
-                finally:
-                    os._exit(1)
-            assert os.waitpid(pid, 0)[1] == 0
-        regions = [Region(memoryview(memory), "1") for memory in (ours, theirs)]
-        assert [sorted(merge([region.copy()]).values.values()) for region in regions] == [[1.0], [1.0, 10.0]]
-        prometheus.release()
-        del regions
+    value = Value("counter", "c", "c_total", (), (), "")
+    value.inc(1)
+    own = memoryview(mmap.mmap(-1, 1 << 16))
+
+    def count() -> None:
+        assert value.get() == 0
+        value.inc(10)
+        Value("counter", "new", "new_total", (), (), "").inc(1)
+        assert value.get() == 10
+
+    def count_as_ours() -> None:
+        prometheus.begin(own)
+        count()
+
+    in_child(count)
+    in_child(count_as_ours)
+    assert list(merge([region.copy()]).values.values()) == [1.0]
+    assert sorted(merge([Region(own, "1").copy()]).values.values()) == [1.0, 10.0]
+
+
+def test_fork_while_a_thread_counts(region: Region) -> None:
+    """A child that is forked while another thread is in the middle of counting can count."""
+    value = Value("gauge", "g", "g", (), (), "", "sum")
+    counting, go_on = threading.Event(), threading.Event()
+
+    class Slow(float):
+        def __radd__(self, other: float) -> float:
+            counting.set()
+            go_on.wait(HUNG)
+            return other + 1
+
+    thread = threading.Thread(target=value.inc, args=(Slow(),))
+    thread.start()
+    assert counting.wait(HUNG)
+    try:
+        in_child(lambda: value.inc(1))
+    finally:
+        go_on.set()
+        thread.join(HUNG)
+    assert list(merge([region.copy()]).values.values()) == [1.0]
 
 
 def test_import_prefork_leaves_prometheus_client_alone() -> None:
