@@ -56,12 +56,13 @@ def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> No
         with service.hold() as held:
             assert held.ask(b"mappings") == b"1", "a worker has more than its own slot mapped"
             with Load(service.address, 2) as load:
-                rounds = int(held.ask(b"scribble %.1f %s 20261121" % (seconds, kind.encode())))
+                rounds = held.ask(b"scribble %.1f %s 20261121" % (seconds, kind.encode())).decode()
                 load.wait_answered(1)
             others = before - {held.pid}
             assert others <= set(service.workers()), "another worker was felled"
             statistics = service.statistics()
-    figure(f"{bases}, {rounds} slots of random {kind}: other pids that changed", 0, 0)
+    assert rounds or kind == "numbers"  # one that claims a request of 60 s is cut for it
+    figure(f"{bases}, {rounds or '?'} slots of random {kind}: other pids that changed", 0, 0)
     figure(f"{bases}, random {kind}: requests failed", f"{load.tally.failures} of {load.tally.opened}", 0)
     assert load.tally.failures == 0
     if kind == "bytes":
