@@ -36,12 +36,12 @@ def own_fork() -> Iterator[None]:
             _undo = undo
 
 
-def make_private(memory: mmap.mmap) -> None:
-    """Replace this process's view of a shared mapping by a private copy at the same address.
+def make_private(memory: mmap.mmap, size: int) -> None:
+    """Replace the first `size` bytes of a shared mapping, and what shares their last page, by a private copy.
 
     At the same address, because the windows into it are in the local variables of running code.
     """
-    size = len(memory)
+    size = min(len(memory), -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
     window = (ctypes.c_char * size).from_buffer(memory)
     content = bytes(window)
     address = ctypes.addressof(window)

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.kernel import descriptors
 
 JITTER = 0.1  # workers that started together do not leave together: up to a tenth earlier
 SAMPLE_EVERY_S = 10.0
@@ -61,5 +62,5 @@ def sample() -> Sample:
 
     process = psutil.Process()
     cpu = process.cpu_times()
-    limit = process.rlimit(psutil.RLIMIT_NOFILE)[0]
-    return Sample(process.memory_full_info().uss, process.num_fds(), limit, cpu.user, cpu.system)
+    opened, limit = descriptors()
+    return Sample(process.memory_full_info().uss, opened or 0, limit or 0, cpu.user, cpu.system)

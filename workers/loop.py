@@ -127,7 +127,8 @@ class Worker:
 
     def _forked_by_user(self) -> None:
         """In a process that user code forked from this worker: it is none, and holds nothing of ours."""
-        forked.make_private(self.birth.slot.memory)
+        slot = self.birth.slot  # its other part, the program's own metrics, is left by itself: prometheus._leave
+        forked.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
         faulthandler.unregister(signal.SIGUSR1)
         self.server.socket.close()
