@@ -34,9 +34,10 @@ def settled(service: Service) -> dict[str, int]:
     """The same of a plain server, between two turns of its loop, when no child and no thread of a request is left."""
     deadline = monotonic() + HUNG
     while monotonic() < deadline:
+        reaped = not psutil.Process(service.pid).children()
         service.statistics()  # told at the end of a turn
         held = held_by(service.pid)
-        if held["threads"] == 1 and not psutil.Process(service.pid).children():
+        if reaped and held["threads"] == 1:
             return held
     raise AssertionError("hung: the last request does not end")
 
