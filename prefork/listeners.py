@@ -54,6 +54,7 @@ class Listener(socket.socket):
 
     inherited = False
     flags = 0
+    unreachable = False  # its path is gone, and no other leads to it
     _path: str | None = None
     _identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
 
@@ -113,6 +114,7 @@ class Listener(socket.socket):
         """Remove the Unix path, if what stands there is still ours."""
         if self._path is not None and self._identity == _identity(self._path):
             os.unlink(self._path)
+            self.unreachable = True
         self._path = None
 
 
@@ -123,7 +125,11 @@ def prepare(sock: socket.socket) -> None:
     """Before the first fork: no worker may block here for what a sibling took.
 
     The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
+    Raises BindError for a Unix socket whose path an earlier drain has removed.
     """
+    if isinstance(sock, Listener) and sock.unreachable:
+        where = address_text(sock.getsockname())
+        raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
     _widen(sock)
     if sock.type != socket.SOCK_DGRAM:
         os.set_blocking(sock.fileno(), False)
