@@ -70,5 +70,4 @@ def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> No
         spoilt = abs(statistics["accepted"] - load.tally.answered - 1)
         figure(f"{bases}, random {kind}: difference in accepted", spoilt, served_by_the_scribbler)
         assert spoilt <= served_by_the_scribbler
-        assert statistics["words_rejected"] >= 0
         assert service.wait("ended")["words_rejected"] > 0
