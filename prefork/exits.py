@@ -81,7 +81,8 @@ class Exits:
 
 def _log(exit: Exit, death: Death) -> None:
     if death.reason is None:
-        level = logging.WARNING if exit.signum is not None or death.text else logging.DEBUG
+        unasked = exit.child.reason is None and exit.signum is not None
+        level = logging.WARNING if unasked or death.text else logging.DEBUG
         what = str(exit)
     else:
         asked = exit.child.reason is not None or death.reason in (ExitReason.DRAINED, ExitReason.MAX_REQUESTS)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.board import Board, unannounced
+from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 
@@ -137,6 +138,7 @@ class Exporting:
     def close(self) -> None:
         """End it for good; the caller reaps it. The listener is the service's."""
         if self._child is not None:
+            self._child.reason = ExitReason.STOPPED
             self._child.signal(signal.SIGKILL)
         self._board.announce = unannounced
         self._close_feed()

@@ -1,0 +1,158 @@
+"""A real Prometheus scrapes a pool whose workers come and go, and is asked what it saw."""
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from prefork.metrics.collector import TABLE
+from tests.support.clients import ask
+from tests.support.figures import figure
+from tests.support.service import HUNG, Service, script
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="prometheus and promtool are not installed (Debian's package prometheus has both)",
+)
+
+TURNOVER = 1000  # workers
+LOAD_S = 25.0  # of load at most, however few workers that takes
+COUNTED = """
+import prometheus_client
+LINES = prometheus_client.Counter("told_lines", "lines answered")
+
+class Handler(Who):
+    def do_pid(self):
+        LINES.inc()
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Prometheus:
+    """The API of one that runs."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str, **query: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=HUNG) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[float]:
+        """The value of each series that the expression gives now."""
+        return [float(series["value"][1]) for series in self.get("/api/v1/query", query=expression)["result"]]
+
+    def wait_for(self, expression: str) -> None:
+        """Until the expression gives something."""
+        deadline = monotonic() + HUNG
+        while True:
+            try:
+                if self.query(expression):
+                    return
+            except OSError:
+                pass  # it is still starting
+            assert monotonic() < deadline, f"hung: waited {HUNG} s for {expression}"
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
+    """One that scrapes `target` every second."""
+    jobs = [{"job_name": "prefork", "static_configs": [{"targets": [target]}]}]
+    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
+    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    port = free_port()
+    with (folder / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(
+            ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data",
+             f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            yield Prometheus(port)
+        finally:
+            process.kill()
+            process.wait(HUNG)
+
+
+def turn_over(service: Service, server: Prometheus) -> int:
+    """Connections from two clients, until enough workers have come and gone; how many there were."""
+    counts = [0] * 2
+    enough = threading.Event()
+
+    def client(index: int) -> None:
+        while not enough.is_set():
+            assert ask(service.address, b"pid\n")
+            counts[index] += 1
+
+    threads = [threading.Thread(target=client, args=(index,)) for index in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    deadline = monotonic() + LOAD_S
+    try:
+        while monotonic() < deadline and not server.query(f"prefork_worker_spawns_total > {TURNOVER}"):
+            enough.wait(0.5)
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    return sum(counts)
+
+
+def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> None:
+    """Prometheus sees `up` at every scrape, no counter reset, and rates and quantiles that can be."""
+    port = free_port()
+    source = script(COUNTED, max_children=4, max_requests=1, metrics_address=("127.0.0.1", port))
+    with Service(tmp_path, source) as service, prometheus(tmp_path, f"127.0.0.1:{port}") as server:
+        service.wait_ready(4)
+        server.wait_for("up == 1")
+        asked = turn_over(service, server)
+        server.wait_for(f'prefork_requests_total{{outcome="ok"}} >= {asked}')
+        # Whatever these expressions give is a fault; `[5m]` is the whole of this test.
+        counters = [row.name + "_total" for row in TABLE if row.kind == "counter"] + ["told_lines_total"]
+        counters += [row.name + suffix for row in TABLE if row.kind == "histogram" for suffix in ("_count", "_bucket")]
+        falls = [f"resets({name}[5m]) > 0" for name in counters]
+        for fault in ("min_over_time(up[5m]) < 1", 'prefork_requests_total{outcome!="ok"} > 0', *falls):
+            assert server.query(fault) == [], fault
+        (rate,) = server.query('sum(rate(prefork_requests_total{outcome="ok"}[1m]))')
+        (p99,) = server.query("histogram_quantile(0.99, sum by (le) (rate(prefork_request_duration_seconds_bucket[1m])))")
+        (lines,) = server.query("told_lines_total")
+        (spawned,) = server.query("prefork_worker_spawns_total")
+        (target,) = server.get("/api/v1/targets")["activeTargets"]
+        statistics = service.statistics()
+    figure("workers that came and went", f"{spawned:.0f}", f"{TURNOVER}")
+    figure("requests a second, as Prometheus has it; p99", f"{rate:.0f}; {p99 * 1000:.2f} ms", "")
+    assert target["lastError"] == ""
+    assert rate > 0
+    assert 0 < p99 < 60
+    assert lines == asked == statistics["completed"]
+
+
+def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
+    """`promtool check metrics` finds no fault in a scrape."""
+    with Service(tmp_path, script(COUNTED, max_children=1, metrics_address=str(tmp_path / "m"))) as service:
+        service.wait_ready(1)
+        assert ask(service.address, b"pid\n")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(HUNG)
+            client.connect(str(tmp_path / "m"))
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            with client.makefile("rb") as answer:
+                head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert b" 200 " in head.splitlines()[0]
+    checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, timeout=HUNG)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
