@@ -29,7 +29,6 @@ from .mixins import (
     ForkingUDPServer,
     ForkingUnixDatagramServer,
     ForkingUnixStreamServer,
-    SupervisedMixIn,
     ThreadingMixIn,
     ThreadingTCPServer,
     ThreadingUDPServer,
@@ -44,6 +43,7 @@ from .pool import (
     PreForkingUnixStreamServer,
 )
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .supervised import SupervisedMixIn
 from .version import __version__ as __version__
 
 _install_hook()

@@ -26,9 +26,9 @@ from .commands import BY_SIGNAL, Command
 from .config import Setting, usable_cpus, validate
 from .errors import PreforkError
 from .listeners import Listener, address_text, prepare, release
-from .mixins import SupervisedMixIn
 from .policy import Limits, Phase
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .supervised import SupervisedMixIn
 from .supervisor import Service, Supervisor, log
 
 if TYPE_CHECKING:

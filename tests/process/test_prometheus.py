@@ -129,7 +129,8 @@ def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> Non
         for fault in ("min_over_time(up[5m]) < 1", 'prefork_requests_total{outcome!="ok"} > 0', *falls):
             assert server.query(fault) == [], fault
         (rate,) = server.query('sum(rate(prefork_requests_total{outcome="ok"}[1m]))')
-        (p99,) = server.query("histogram_quantile(0.99, sum by (le) (rate(prefork_request_duration_seconds_bucket[1m])))")
+        buckets = "sum by (le) (rate(prefork_request_duration_seconds_bucket[1m]))"
+        (p99,) = server.query(f"histogram_quantile(0.99, {buckets})")
         (lines,) = server.query("told_lines_total")
         (spawned,) = server.query("prefork_worker_spawns_total")
         (target,) = server.get("/api/v1/targets")["activeTargets"]
