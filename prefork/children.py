@@ -63,7 +63,7 @@ class Child:
     """The master's record of one process. Times are of the supervisor's clock, in seconds."""
 
     serial: int  # counts every child ever started: names this one and no other
-    number: int  # its place in the pool, from 1: in the title, in the log, free again at its end
+    number: int  # its place in the pool, from 1: in the title, in the log, free again at its end; 0: it has none
     kind: ChildKind
     generation: int
     pid: int
@@ -84,7 +84,8 @@ class Child:
     report: Report | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind.value} slot={self.number} gen={self.generation} pid={self.pid}"
+        place = f"slot={self.number} gen={self.generation} " if self.number else ""
+        return f"{self.kind.value} {place}pid={self.pid}"
 
     def set_state(self, state: ChildState, now: float) -> None:
         """The one setter."""
@@ -164,7 +165,7 @@ class ChildTable:
         kernel refuses, and then nothing is left behind.
         """
         stacks = Stacks()
-        number = self._free_number()
+        number = 0 if kind is ChildKind.EXPORTER else self._free_number()
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
         try:

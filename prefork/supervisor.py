@@ -155,7 +155,7 @@ class Supervisor:
     def _note_commands(self, now: float) -> None:
         while self.commands:
             command = self.commands.popleft()
-            log.info("asked to %s", command.name.lower())
+            log.info("command: %s", command.name.lower())
             match command:
                 case Command.DRAIN if self.phase in MAY_FOLLOW[Phase.DRAINING]:
                     self._begin_drain(now)
