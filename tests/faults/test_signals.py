@@ -76,7 +76,7 @@ def test_any_signal_to_a_child(tmp_path: Path) -> None:
             assert (child["pid"] in service.workers()) is (signum not in ENDS_A_WORKER)
         assert service.statistics()["exits"] == {reason: count for reason, count in expected.items() if count}
     assert service.log.count("most recent call first") >= len([d for d in DELAYS if TO_CHILD[d % 9] == signal.SIGUSR1])
-    assert "asked to" not in service.log.partition("asked to drain")[0]
+    assert "command:" not in service.log.partition("command: drain")[0]
     figure("signals to a child after its fork that acted", f"{len(DELAYS)} of {len(DELAYS)}")
 
 
