@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.wakeup import Wakeup
 
+from .listeners import address_text
+
 log = logging.getLogger("prefork.server")
 
 # Neither needs a descriptor of its own, nor is shared with a child as an epoll would be.
@@ -158,7 +160,7 @@ class _ServingLoop:
         it goes to DEBUG, everything else to ERROR.
         """
         exc = sys.exception()
-        peer = _name_of(client_address)
+        peer = address_text(client_address or "an unnamed client")  # Unix sockets have a path, or none
         if isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
             log.debug("connection from %s lost: %s", peer, exc, exc_info=exc)
         else:
@@ -250,13 +252,6 @@ def _is_ours(cls: type) -> bool:
     """Whether this class's `service_actions()` is ours, or does nothing."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     return name.startswith("prefork.") or name == "socketserver.BaseServer"
-
-
-def _name_of(client_address: Any) -> str:
-    if isinstance(client_address, tuple) and len(client_address) >= 2:
-        host, port = client_address[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    return str(client_address or "an unnamed client")  # Unix sockets have a path, or none
 
 
 def _is_broken(request: Any) -> bool:
