@@ -75,7 +75,7 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
                 service.signal(signal.SIGCONT, trapped)
             else:
                 service.wait_ready(3, killed=time_)
-        statistics = service.statistics()
+        statistics = service.settled()
     figure(f"{bases}, woken worker in SIG{name}: slowest answer", ms(slowest), ms(ANSWERED))
     assert slowest < ANSWERED
     assert statistics["accepted"] == statistics["completed"] == TIMES

@@ -194,6 +194,13 @@ class Service:
             return self.wait("statistics", after=after)
         return self.wait("ended")
 
+    def settled(self) -> Fact:
+        """The statistics once no request runs: a client may have its answer before the worker has counted it."""
+        deadline = monotonic() + HUNG
+        while (found := self.statistics())["in_flight"]:
+            assert monotonic() < deadline, f"hung: waited {HUNG} s for requests to end: {found}"
+        return found
+
     def wait_exit(self) -> int:
         """The exit status of the program (negative: a signal's number)."""
         deadline = monotonic() + HUNG
