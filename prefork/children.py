@@ -18,6 +18,9 @@ from prefork.metrics.facts import Condition, ExitReason, Role
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap, forked, signals
 
+with contextlib.suppress(ImportError):  # not on every system
+    import resource  # noqa: F401  # os.wait4() imports it at its first call, which needs a descriptor to be left
+
 log = logging.getLogger("prefork.supervisor")
 
 
