@@ -13,7 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
 from types import FrameType
 from typing import Any
 
@@ -181,7 +181,14 @@ class Worker:
                 lanes.give_back(lane)
                 return
             elif outcome is Accepted.NO_RESOURCES:
-                self._note(self._own.poll(ACCEPT_PAUSE * 1000))
+                self._pause()
+
+    def _pause(self) -> None:
+        """Leave the listener alone: descriptors or memory are short. The master, which sees an idle lane beside a
+        queue, wakes us meanwhile; that is no reason to try before the time."""
+        until = monotonic() + ACCEPT_PAUSE
+        while not self.draining and (left := until - monotonic()) > 0:
+            self._note(self._own.poll(left * 1000))
 
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what a wait was ended by. Signals have been noted by their handlers already."""
