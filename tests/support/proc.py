@@ -1,0 +1,76 @@
+"""What /proc tells of the processes and sockets of a service under test, and a limit that is set on them from here.
+
+Runs in the test's process. Reads, and sets soft limits; nothing of the service has to cooperate.
+"""
+
+import contextlib
+import os
+import resource
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import psutil
+
+TCP_LISTEN = 0x0A
+ACCEPTS = {"43", "288", "45"}  # accept, accept4, recvfrom on x86_64; /proc/PID/syscall
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of the process and of its children that were waited for."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+@contextlib.contextmanager
+def no_descriptor_left(*pids: int) -> Iterator[None]:
+    """In the block these processes get no new descriptor: the soft RLIMIT_NOFILE is at their lowest free one."""
+    before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
+    for pid, (_, hard) in before.items():
+        held = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        lowest_free = next(fd for fd in range(len(held) + 1) if fd not in held)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        for pid, limits in before.items():
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+def blocked_in_accept(pid: int) -> bool:
+    """Whether the process sleeps inside accept, or inside the receive of a datagram. One that runs does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ACCEPTS
+    return False
+
+
+def threads(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def accept_queue(port: int) -> int:
+    """How many connections wait in the kernel at the TCP listener of this port."""
+    return next(int(row[4].partition(":")[2], 16) for row in _sockets("tcp", port) if int(row[3], 16) == TCP_LISTEN)
+
+
+def datagrams(port: int) -> tuple[int, int]:
+    """Bytes that wait at the UDP socket of this port, and the datagrams that the kernel dropped there."""
+    row = next(_sockets("udp", port))
+    return int(row[4].partition(":")[2], 16), int(row[-1])
+
+
+def _sockets(protocol: str, port: int) -> Iterator[list[str]]:
+    """Rows of /proc/net/tcp or udp with this local port; proc(5)."""
+    for line in Path(f"/proc/net/{protocol}").read_text().splitlines()[1:]:
+        row = line.split()
+        if int(row[1].rpartition(":")[2], 16) == port:
+            yield row
+
+
+def nothing_for(seconds: float, *sockets: object) -> float:
+    """Let this much time pass, in which nobody may answer on these sockets; how long it was."""
+    began = monotonic()
+    assert not select.select(sockets, [], [], seconds)[0], "answered too early"
+    return monotonic() - began
