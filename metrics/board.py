@@ -68,7 +68,12 @@ class Word(IntEnum):
     CPU_USER_NS = 20
     CPU_SYSTEM_NS = 21
     LOG_DROPPED = 22
-    LANES_DEAD = 24  # the COUNTS of every lane that is gone, summed
+    SERIALS_USED = 23
+    RELOADS_OK = 24
+    RELOADS_FAILED = 25
+    LAST_RELOAD_OK = 26
+    LAST_RELOAD_AT_NS = 27  # wall clock; 0: there was none
+    LANES_DEAD = 32  # the COUNTS of every lane that is gone, summed
 
 
 EXITS = Word.LANES_DEAD + COUNT_WORDS
@@ -105,6 +110,8 @@ class Statistics:
     lanes: int = 0
     lanes_busy: int = 0
     words_rejected: int = 0
+    generation: int = 0  # in service
+    reloads: dict[str, int] = field(default_factory=dict)  # by result: ok, failed
     workers: dict[str, int] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)
     accept_errors: dict[str, int] = field(default_factory=dict)
@@ -168,7 +175,8 @@ class Snapshot:
             lost=words[Word.LOST], in_flight=len(busy), spawned=words[Word.SPAWNED],
             fork_failures=sum(words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)]),
             lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),
-            words_rejected=self.words_rejected, workers=self.workers(),
+            words_rejected=self.words_rejected, generation=words[Word.GENERATION],
+            reloads={"ok": words[Word.RELOADS_OK], "failed": words[Word.RELOADS_FAILED]}, workers=self.workers(),
             exits={r.label: words[EXITS + r] for r in ExitReason if words[EXITS + r]},
             accept_errors={e.label: self.accept_errors[e] for e in AcceptError if self.accept_errors[e]},
         )  # fmt: skip
@@ -241,19 +249,30 @@ class BoardReader:
 class Board:
     """The writing side. One process writes; its threads take turns at the lock: any may ask for `statistics()`."""
 
-    def __init__(self) -> None:
-        self.fd, self.memory = sealed_memory("prefork-board", BOARD_BYTES)
+    def __init__(self, fd: int | None = None) -> None:
+        """A new board, or with `fd` the one that another image of this process wrote: its totals go on.
+
+        Raises ValueError when that is none of this version, OSError when descriptors or memory are short.
+        """
+        if fd is None:
+            self.fd, self.memory = sealed_memory("prefork-board", BOARD_BYTES)
+        else:
+            self.fd, self.memory = fd, mmap.mmap(fd, 0)
+            BoardReader(self.memory).release()  # refuses another version's
         self._view = memoryview(self.memory)
         self.words = self._view[: BOARD_WORDS * 8].cast("Q")
-        self.words[Word.VERSION] = LAYOUT_VERSION
+        if fd is None:
+            self.words[Word.VERSION] = LAYOUT_VERSION
+        self.words[Word.SEQUENCE] += self.words[Word.SEQUENCE] % 2  # the other image was in the middle of nothing
         self.folded = Folded(self._view[BOARD_WORDS * 8 :])
         self.reader = BoardReader(self.memory)
         self.lock = threading.RLock()
-        self.serials = itertools.count(1)  # each names one slot for ever
+        rows = self.words[TABLE : TABLE + self.words[Word.ROWS_USED] * ROW_WORDS : ROW_WORDS].tolist()
+        self.serials = itertools.count(self.words[Word.SERIALS_USED] + 1)  # each names one slot for ever
         self.announce: Callable[[int, SlotReader], object] = unannounced  # before it stands on the board
         self._readers: dict[int, SlotReader] = {}
-        self._rows: dict[int, int] = {}
-        self._free = list(range(ROWS - 1, -1, -1))
+        self._rows: dict[int, int] = {serial: row for row, serial in enumerate(rows) if serial}
+        self._free = [row for row in range(ROWS - 1, -1, -1) if row not in self._rows.values()]
 
     @contextlib.contextmanager
     def change(self) -> Iterator[memoryview]:
@@ -273,6 +292,7 @@ class Board:
         serial = next(self.serials)
         self.announce(serial, reader)
         with self.change() as words:
+            words[Word.SERIALS_USED] = serial
             row = self._rows[serial] = self._free.pop()
             self._readers[serial] = reader
             words[Word.ROWS_USED] = max(words[Word.ROWS_USED], row + 1)
@@ -280,6 +300,20 @@ class Board:
             words[start + 1], words[start + 2] = role, Condition.STARTING
             words[start] = serial
         return serial
+
+    def resume(self, serial: int, reader: SlotReader) -> None:
+        """A slot that stands on an adopted board is read again. Raises KeyError when it does not stand there."""
+        if serial not in self._rows:
+            raise KeyError(serial)
+        self._readers[serial] = reader
+
+    def keep_only_resumed(self) -> None:
+        """Forget the rows that nobody resumed: what they counted cannot be read any more."""
+        with self.change() as words:
+            for serial in set(self._rows) - set(self._readers):
+                row = self._rows.pop(serial)
+                words[TABLE + row * ROW_WORDS] = 0
+                self._free.append(row)
 
     def set_condition(self, serial: int, condition: Condition) -> None:
         with self.change() as words:

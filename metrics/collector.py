@@ -158,6 +158,17 @@ def _fork_failures(scrape: Scrape) -> Iterator[Sample]:
         yield (failure.name if failure is not ForkFailure.OTHER else "other",), scrape.word(FORK_FAILURES + failure)
 
 
+def _reloads(scrape: Scrape) -> Iterator[Sample]:
+    if scrape.pool:
+        yield ("ok",), scrape.word(Word.RELOADS_OK)
+        yield ("failed",), scrape.word(Word.RELOADS_FAILED)
+
+
+def _last_reload(word: int, scale: float = 1) -> Callable[[Scrape], Iterable[Sample]]:
+    """Absent until there was one."""
+    return _one(lambda scrape: scrape.word(word) / scale if scrape.word(Word.LAST_RELOAD_AT_NS) else None, pool=True)
+
+
 def _accept_errors(scrape: Scrape) -> Iterator[Sample]:
     for error in AcceptError:
         yield (error.label,), scrape.snapshot.accept_errors[error]
@@ -251,6 +262,11 @@ TABLE = (
     Row("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT)),
     Row("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
         _word(Word.BACKING_OFF, pool=True)),
+    Row("prefork_reloads_total", "counter", ("result",), "Reloads that were asked for.", _reloads),
+    Row("prefork_last_reload_successful", "gauge", (), "Whether the last reload put new code in service.",
+        _last_reload(Word.LAST_RELOAD_OK)),
+    Row("prefork_last_reload_timestamp_seconds", "gauge", (), "When the last reload ended, as Unix time.",
+        _last_reload(Word.LAST_RELOAD_AT_NS, NS)),
     Row("prefork_worker_private_memory_bytes", "gauge", ("agg",), "Memory of the workers' own, shared with nobody.",
         _private_memory),
     Row("prefork_worker_open_fds_max", "gauge", (), "Most descriptors open in one worker.",

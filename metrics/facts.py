@@ -37,6 +37,7 @@ class Role(Fact):
     REQUEST = 1  # a child of ForkingMixIn
     SERVER = 2  # lanes of the serving process itself
     EXPORTER = 3
+    REHEARSAL = 4
 
 
 class Outcome(Fact):

@@ -78,7 +78,8 @@ class Slot:
 
     @classmethod
     def map_read_only(cls, fd: int) -> Self:
-        """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is no slot."""
+        """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is none of this version,
+        and then the descriptor is still the caller's."""
         slot = cls.__new__(cls)
         memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         words = memoryview(memory).cast("Q")
@@ -115,8 +116,9 @@ class Slot:
 class Stacks:
     """A memfd for text: faulthandler or a dying child writes, the master logs. Never to a log at once: it may block."""
 
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("prefork-stacks", os.MFD_CLOEXEC)
+    def __init__(self, fd: int | None = None) -> None:
+        """A new one, or the one that another image of this process made."""
+        self.fd = os.memfd_create("prefork-stacks", os.MFD_CLOEXEC) if fd is None else fd
         # Writer and reader share the file description; appending leaves each writer at the end after a truncation.
         fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_APPEND)
 

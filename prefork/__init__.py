@@ -23,6 +23,7 @@ from prefork.metrics.prometheus import install_hook as _install_hook
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from .handover import rehearsing
 from .mixins import (
     ForkingMixIn,
     ForkingTCPServer,
@@ -78,4 +79,5 @@ __all__ = [
     "UDPServer",
     "UnixDatagramServer",
     "UnixStreamServer",
+    "rehearsing",
 ]

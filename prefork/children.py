@@ -25,11 +25,12 @@ log = logging.getLogger("prefork.supervisor")
 
 
 class ChildKind(Enum):
-    """What a child is for. A reload's rehearsal will stand here too."""
+    """What a child is for."""
 
     WORKER = "worker"
     REQUEST = "request"  # ForkingMixIn alone: one request, then gone
     EXPORTER = "exporter"  # serves the metrics
+    REHEARSAL = "rehearsal"  # tries what a reload would put in service
 
     @property
     def role(self) -> Role:
@@ -168,7 +169,7 @@ class ChildTable:
         kernel refuses, and then nothing is left behind.
         """
         stacks = Stacks()
-        number = 0 if kind is ChildKind.EXPORTER else self._free_number()
+        number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
         try:
@@ -187,6 +188,10 @@ class ChildTable:
         child = Child(serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now)
         self._children[serial] = child
         return child
+
+    def adopt(self, child: Child) -> None:
+        """A child that an earlier image of this process forked; its row is on the board."""
+        self._children[child.serial] = child
 
     def set_state(self, child: Child, state: ChildState, now: float) -> None:
         """Set a child's state, on the board as well."""

@@ -8,9 +8,14 @@ from time import monotonic
 
 
 class Clock:
-    def __init__(self) -> None:
-        self._paused = 0.0
+    def __init__(self, paused: float = 0.0) -> None:
+        """`paused`: of an earlier image of this process, so that the times it noted go on to mean the same."""
+        self._paused = paused
         self._pause = (0.0, 0.0)  # the last one, in monotonic seconds
+
+    @property
+    def paused(self) -> float:
+        return self._paused
 
     def now(self) -> float:
         return monotonic() - self._paused

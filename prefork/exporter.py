@@ -177,6 +177,12 @@ class Exporter(ThreadingMixIn, TCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape did not end well", exc_info=True)
 
+    def finish(self) -> None:
+        """Take nothing new, and let each connection come to its end, at its deadline at the latest."""
+        self.socket.close()
+        for thread in set(threading.enumerate()) - {threading.current_thread()}:
+            thread.join(DEADLINE_S)
+
     # Its own loop.
 
     def _extra_fds(self) -> Iterable[int]:
@@ -273,12 +279,16 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master)
     handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
-    handlers |= dict.fromkeys((signal.SIGTERM, signal.SIGQUIT), lambda signum, frame: os._exit(0))
+    handlers |= {
+        signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait(),
+        signal.SIGQUIT: lambda signum, frame: os._exit(0),
+    }
     signals.take(handlers)
     setproctitle.setproctitle("prefork: exporter")
     master.tell_us_when_dying()
     set_mask(birth.mask)
     exporter.serve_forever()
+    exporter.finish()
     return 0
 
 

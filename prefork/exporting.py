@@ -19,7 +19,8 @@ from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers.bootstrap import Birth, Master
 
 from .children import Child, ChildKind
-from .listeners import Listener, address_text, queued
+from .handover import handed
+from .listeners import Listener, address_text, asked_for, queued
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -27,6 +28,7 @@ WEDGED_S = 3.0  # a connection that nobody takes for so long
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
 NAME = struct.Struct("=QQ")  # of a slot on its way: serial, and the number of its child
+OLD_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
 HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
 
 
@@ -72,11 +74,16 @@ class Subject:
 
 def bind(address: Any) -> Listener:
     """The metrics listener, at a (host, port) tuple or a Unix path. Raises BindError."""
+    asked = asked_for(address, socket.SOCK_STREAM)
+    given = handed()
+    if given is not None and (resumed := given.listener("metrics", asked)) is not None:
+        return resumed
     family = socket.AF_UNIX
     if isinstance(address, (tuple, list)):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         address = tuple(address)
     listener = Listener(family, socket.SOCK_STREAM)
+    listener.asked = asked
     try:
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,6 +119,7 @@ class Exporting:
         self._delay = FIRST_RESTART_S
         self._unanswered_since: float | None = None
         board.announce = self._announce
+        self._before: list[Child] = []
 
     def turn(self, now: float) -> float:
         """Start it where it is missing, end it where it hangs; when to look again."""
@@ -127,8 +135,14 @@ class Exporting:
             self._give_up("it takes no connections")
         return float("inf")
 
-    def ended(self, now: float) -> None:
-        """It was reaped."""
+    def succeed(self, before: list[Child]) -> None:
+        """Exporters of an earlier image: each goes on until ours is there, then finishes what it has."""
+        self._before = before
+
+    def ended(self, child: Child | None, now: float) -> None:
+        """It was reaped, or never came to be."""
+        if child is not self._child:
+            return
         started = self._child.started if self._child is not None else now
         self._delay = FIRST_RESTART_S if now - started > HEALTHY_S else min(RESTART_MAX_S, self._delay * 2)
         self._next_start = now + (0.0 if now - started > HEALTHY_S else self._delay)
@@ -168,9 +182,14 @@ class Exporting:
                 raise
         except OSError as exc:
             log.error("could not fork the exporter: %s", exc.strerror)
-            self.ended(now)
+            self.ended(None, now)
             return
         feed.keep_ours()
+        while self._before:
+            old = self._before.pop()
+            old.reason = ExitReason.REPLACED
+            old.deadline = now + OLD_S
+            old.signal(signal.SIGTERM)
 
     def _announce(self, serial: int, reader: SlotReader) -> None:
         if self._feed is not None and self._child is not None and not self._feed.send(serial, reader):

@@ -14,6 +14,7 @@ import select
 import socket
 import stat
 import struct
+from collections import Counter
 from typing import Any
 
 from prefork.metrics.kernel import somaxconn
@@ -45,6 +46,23 @@ def address_text(address: Any) -> str:
     return str(address).replace("\0", "@", 1)
 
 
+def asked_for(address: Any, kind: int, ordinal: int = 1) -> str:
+    """By what a reload finds a listener again: the address as it was asked for, and which of those it is."""
+    if isinstance(address, (str, bytes, os.PathLike)):
+        address = os.fsdecode(os.fspath(address))
+    return f"{socket.SocketKind(kind).name} {address!r} {ordinal}"
+
+
+_asked: Counter[str] = Counter()
+
+
+def asked_once_more(address: Any, kind: int) -> str:
+    """The same, for the next server of this process at this address."""
+    first = asked_for(address, kind)
+    _asked[first] += 1
+    return asked_for(address, kind, _asked[first])
+
+
 class Listener(socket.socket):
     """A socket of a pool: bound here, or inherited bound.
 
@@ -53,10 +71,13 @@ class Listener(socket.socket):
     """
 
     inherited = False
+    resumed = False  # handed over by an earlier image of this process
+    quiet = False  # another process's, in a rehearsal: looked at and left as it is
     flags = 0
     unreachable = False  # its path is gone, and no other leads to it
-    _path: str | None = None
-    _identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
+    asked = ""  # what it was asked for: by this a reload finds it again
+    path: str | None = None
+    identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
 
     @classmethod
     def adopt(cls, sock: socket.socket) -> "Listener":
@@ -77,9 +98,16 @@ class Listener(socket.socket):
         listener.inherited = True
         return listener
 
+    @classmethod
+    def resume(cls, fd: int, *, quiet: bool) -> "Listener":
+        """What an earlier image of this process listened on; `quiet`: what another process does."""
+        listener = cls(fileno=fd)
+        listener.resumed, listener.quiet = True, quiet
+        return listener
+
     def bind(self, address: Any) -> None:
         """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
-        if self.inherited:
+        if self.inherited or self.resumed:
             return
         path = os.fspath(address) if self.family == socket.AF_UNIX else ""
         named = bool(path) and path[:1] not in ("\0", b"\0")
@@ -92,10 +120,12 @@ class Listener(socket.socket):
             reason = reason[:1].lower() + reason[1:]
             raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
         if named:
-            self._path = os.path.abspath(os.fsdecode(path))
-            self._identity = _identity(self._path)
+            self.path = os.path.abspath(os.fsdecode(path))
+            self.identity = _identity(self.path)
 
     def listen(self, backlog: int = 128, /) -> None:
+        if self.quiet:
+            return
         limit = somaxconn()
         if limit is not None and backlog > limit:
             log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit)
@@ -112,10 +142,10 @@ class Listener(socket.socket):
 
     def unlink(self) -> None:
         """Remove the Unix path, if what stands there is still ours."""
-        if self._path is not None and self._identity == _identity(self._path):
-            os.unlink(self._path)
+        if self.path is not None and self.identity == _identity(self.path):
+            os.unlink(self.path)
             self.unreachable = True
-        self._path = None
+        self.path = None
 
 
 # Of any listening socket: the user may have wrapped ours (TLS).

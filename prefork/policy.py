@@ -183,7 +183,7 @@ def _run(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
 
 def _end(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
     """DRAINING serves the queue to its end, then drains the workers; KILLING tells everybody to leave now."""
-    phase, left = snapshot.phase, [c for c in snapshot.children if c.kind is not ChildKind.EXPORTER]
+    phase, left = snapshot.phase, [c for c in snapshot.children if c.kind is ChildKind.WORKER]
     if phase is Phase.STOPPED or not left:
         return Plan(Phase.STOPPED, snapshot.pool)
     if phase is Phase.KILLING:

@@ -19,14 +19,17 @@ import setproctitle
 from prefork.workers import forked, loop
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import Limits as WorkerLimits
-from prefork.workers.signals import Signals
+from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .commands import BY_SIGNAL, Command
 from .config import Setting, usable_cpus, validate
 from .errors import PreforkError
-from .listeners import Listener, address_text, prepare, release
+from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
+from .listeners import Listener, address_text, asked_once_more, prepare, release
+from .origin import ORIGIN
 from .policy import Limits, Phase
+from .rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .supervised import SupervisedMixIn
 from .supervisor import Service, Supervisor, log
@@ -102,6 +105,7 @@ class PreForkingMixIn(SupervisedMixIn):
     allow_reuse_address = True
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
+    _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A datagram port reused is a port shared with a stranger: there the default is off."""
@@ -122,11 +126,28 @@ class PreForkingMixIn(SupervisedMixIn):
 
     @socket.setter
     def socket(self, sock: "socket.socket") -> None:
-        if self.inherited_fd is not None and "_listener" not in vars(self):
-            sock.close()
-            sock = Listener.inherit(self.inherited_fd)
-            vars(self).update(address_family=sock.family, socket_type=sock.type)
+        if "_listener" not in vars(self):
+            sock = self._first_socket(sock)
         self._listener = Listener.adopt(sock) if type(sock).__module__ == "socket" else sock
+
+    def _first_socket(self, sock: Any) -> Listener:
+        """The one that a reload handed over or that was inherited, where there is one, instead of the new one."""
+        fd = self.inherited_fd
+        address = getattr(self, "server_address", None) if fd is None else f"fd://{fd}"
+        asked = asked_once_more(address, sock.type)
+        given = handed()
+        listener = given.listener("listener", asked) if given is not None else None
+        if listener is None and fd is not None:
+            listener = Listener.inherit(fd)
+        if listener is None:
+            listener = Listener.adopt(sock)
+        else:
+            sock.close()
+        listener.asked = asked
+        self._first = listener
+        if listener.inherited:
+            vars(self).update(address_family=listener.family, socket_type=listener.type)
+        return listener
 
     # Hooks.
 
@@ -149,6 +170,8 @@ class PreForkingMixIn(SupervisedMixIn):
         validate(self)
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
+        if rehearsing():
+            rehearse(self)
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
             signals = stack.enter_context(self._signals_taken(wakeup))
             stack.enter_context(self._listener_prepared())
@@ -214,8 +237,12 @@ class PreForkingMixIn(SupervisedMixIn):
         service = Service(
             self._service_name(), forget=lambda: self._forget_master(signals), drain_asked=self.shutdown_nowait,
             work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
-            application_bytes=self._application_bytes(),
+            application_bytes=self._application_bytes(), pack=self._pack, no_reload=self._no_reload(),
         )  # fmt: skip
+        given = self._given()
+        if given is not None:
+            self._board = given.board()
+        self._bind_metrics()  # what is handed over is given only until the supervisor has taken it
         limits = Limits(
             pool=True, max_children=self.max_children, min_children=self.min_children or self.max_children,
             min_spare_children=self.min_spare_children, max_spare_children=self.max_spare_children,
@@ -223,7 +250,45 @@ class PreForkingMixIn(SupervisedMixIn):
             boot_timeout=self.boot_timeout, graceful_timeout=self.graceful_timeout,
             max_restart_delay=self.max_restart_delay,
         )  # fmt: skip
-        return Supervisor(service, limits, self._scoreboard(), wakeup)
+        return Supervisor(service, limits, self._scoreboard(), wakeup, given)
+
+    @staticmethod
+    def _given() -> Handed | None:
+        """What an earlier image of this process had, for the one server that serves in the main thread."""
+        given = handed()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return given if in_main_thread and given is not None and not given.rehearsal else None
+
+    def _pack(self, record: Record) -> None:
+        """What the next image needs of this server."""
+        record.add("listener", pack_listener(self._first, self._listener.fileno()))
+        if self._metrics_listener is not None:
+            record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
+        record.add("own", pack_own(self._own))
+
+    def _no_reload(self) -> str | None:
+        if threading.current_thread() is not threading.main_thread():
+            return "serve_forever() does not run in the main thread"
+        return ORIGIN.refusal()
+
+    def reload(self) -> None:
+        """Put new code and settings in service, as HUP does: rehearse, then run the program again in this process.
+
+        Call it in the process that runs `serve_forever()`, from any thread; it returns at once, and what comes of it is
+        in the log and in the metrics. Raises PreforkError where a reload cannot be, with the reason.
+        """
+        if self._worker is not None or self._supervisor is None:
+            raise PreforkError("could not reload: only the process that runs serve_forever() can")
+        refusal = self._supervisor.service.no_reload
+        if refusal is not None:
+            raise PreforkError(f"could not reload: {refusal}")
+        self._supervisor.commands.append(Command.RELOAD)
+        self._wake()
+
+    @property
+    def rehearsing(self) -> bool:
+        """Whether this process only tries what a reload would put in service."""
+        return rehearsing()
 
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """The body of a worker."""
@@ -233,6 +298,7 @@ class PreForkingMixIn(SupervisedMixIn):
             WorkerLimits(self.max_requests, self.max_memory),
             graceful_timeout=self.graceful_timeout,
             elsewhere=self._threaded(),
+            rehearsal=not self._serves,
             one_request=hasattr(self, "collect_children"),
             queue_waits=self._counts_queue_waits(),
             metrics=self.metrics_address is not None,
@@ -256,13 +322,19 @@ class PreForkingMixIn(SupervisedMixIn):
     def _signals_taken(self, wakeup: Wakeup) -> Iterator[Signals]:
         signals = Signals(wakeup)
         self._forget_master_signals: Callable[[], None] = signals.put_back
+        given = self._given()
         if threading.current_thread() is threading.main_thread():
+            if given is not None and given.early is not None:
+                with blocked():
+                    given.early.hand_over(signals)
             for signum in signals.take_unhandled(BY_SIGNAL):
                 log.info("the program handles %s itself", signal.Signals(signum).name)
             signals.reap_ourselves()
         try:
             yield signals
         finally:
+            if given is not None and not given.taken:
+                set_mask(EVERY)  # the caretaker's to hear
             signals.put_back()
 
     @contextlib.contextmanager

@@ -78,14 +78,19 @@ class SupervisedMixIn(_AnyServer):
         """Have an exporter, where `metrics_address` asks for one. Raises BindError."""
         if self.metrics_address is None:
             return
-        if self._metrics_listener is None:
+        self._bind_metrics()
+        assert self._metrics_listener is not None
+        subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
+        supervisor.export(
+            Exporting(subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory)
+        )
+
+    def _bind_metrics(self) -> None:
+        """Listen where `metrics_address` says. Raises BindError."""
+        if self.metrics_address is not None and self._metrics_listener is None:
             self._metrics_listener = bind(self.metrics_address)
             self.metrics_address = self._metrics_listener.getsockname()
             self._adopt_application()
-        subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
-        supervisor.exporting = Exporting(
-            subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory
-        )
 
     def _application_bytes(self) -> int:
         """Room for the program's own metrics in a slot, where anybody may look."""

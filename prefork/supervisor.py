@@ -14,7 +14,7 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, monotonic_ns, time_ns
 
 from prefork.metrics.board import BOOT, FORK_FAILURES, LOOP_DELAY, Board, Word
@@ -32,6 +32,8 @@ from .commands import Command
 from .errors import BootError
 from .exits import Exits
 from .exporting import Exporting
+from .generations import Generations
+from .handover import Handed, Record
 from .listeners import narrow, queued
 from .policy import Phase, Plan, Pool
 from .waiting import Waiting
@@ -64,26 +66,32 @@ class Service:
     listener: socket.socket | None = None
     max_lifetime: float | None = None
     application_bytes: int = 0  # for the user's own metrics
+    pack: Callable[[Record], None] = lambda record: None  # what of it goes over to the next image
+    no_reload: str | None = None  # why it cannot be reloaded
 
 
 class Supervisor:
     """Supervises the children of one server. Raises OSError from the constructor when descriptors are short."""
 
-    def __init__(self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup) -> None:
+    def __init__(
+        self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup, handed: Handed | None = None,
+        failed: str = "",
+    ) -> None:  # fmt: skip
+        """`handed`: what an earlier image of this process had; `failed`: why its program does not go on with it."""
         self.service = service
         self.limits = limits
         self.phase = Phase.STARTING
         self.table = ChildTable(board)
-        self.clock = Clock()
+        self.clock = Clock(handed.values["paused"] if handed is not None else 0.0)
         self.commands: deque[Command] = deque()
         self.turns = 0
         self._phase_since = self.clock.now()
-        self._generation = 1
         with board.change() as words:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self._pool = Pool()
         self._board = board
-        self._waiting = Waiting(wakeup, self.clock.now, service.listener)
+        nudge = None if handed is None else handed.values["nudge"]
+        self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._queued_at = 0.0
         self._serves_queue = True
@@ -99,6 +107,14 @@ class Supervisor:
         self._was_saturated = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
         self._rng = random.Random()
+        self.generations = Generations(
+            board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
+            refusal=service.no_reload,
+        )  # fmt: skip
+        if handed is not None:
+            self._pool = replace(self._pool, ever_ready=True)
+            self.generations.resume(handed, failed=failed)
+            self.forked = True
 
     # One turn.
 
@@ -136,7 +152,10 @@ class Supervisor:
 
     def _finish_turn(self, now: float) -> None:
         """What is done whatever the plan is, and when to be back for it."""
-        if not self.limits.pool:
+        if self.limits.pool:
+            when = self.generations.turn(now, self._pool.boot_deaths, self._last_error)
+            self._wake_at = min(self._wake_at, when)
+        else:
             self._wake_at = self._waiting.next_at(False)
         if self.exporting is not None:
             self._publish(now)
@@ -161,8 +180,10 @@ class Supervisor:
                     self._begin_drain(now)
                 case Command.STOP if self.phase in MAY_FOLLOW[Phase.KILLING]:
                     self._set_phase(Phase.KILLING, now)
+                case Command.RELOAD if self.phase in (Phase.STARTING, Phase.RUNNING):
+                    self.generations.ask()
                 case Command.RESTART:
-                    self._generation += 1
+                    self.generations.current += 1
                 case Command.MORE:
                     self._resize(1)
                 case Command.FEWER:
@@ -188,6 +209,8 @@ class Supervisor:
             log.info("%s", phase.name.lower())
         self.phase = phase
         self._phase_since = now
+        if phase is not Phase.RUNNING:
+            self.generations.cancel()
 
     def _note_reports(self, now: float) -> None:
         """Read every slot: who got ready, who asks for something, whose stacks have come."""
@@ -231,7 +254,9 @@ class Supervisor:
             killed = death.reason is not ExitReason.BOOT_FAILED
             self._pool = policy.after_boot_death(self._pool, self.limits, now, killed=killed)
         if child.kind is ChildKind.EXPORTER and self.exporting is not None:
-            self.exporting.ended(now)
+            self.exporting.ended(child, now)
+        if child.kind is ChildKind.REHEARSAL:
+            self.generations.rehearsal_ended(str(exit))
         self.table.set_state(child, ChildState.REAPED, now)
         self._wake_at = min(self._wake_at, now)
 
@@ -244,7 +269,7 @@ class Supervisor:
             self._queued_at = now
         saturated, self._waiting.saturated = self._waiting.saturated, False
         return policy.Snapshot(
-            self.phase, self._phase_since, self._generation, tuple(map(self._view, self.table)), self._pool,
+            self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self._pool,
             queued=waiting, queued_at=self._queued_at, saturated=saturated,
         )  # fmt: skip
 
@@ -274,7 +299,7 @@ class Supervisor:
             self._drain(self.table[serial], reason, now)
         for serial in plan.poke:
             self.table[serial].signal(POKE)
-        for _ in range(plan.spawn):
+        for _ in range(plan.spawn if self.service.work is not None else 0):  # a caretaker starts nobody
             if not self._spawn(now):
                 break
         self._plan_next_turn(plan, now)
@@ -301,7 +326,6 @@ class Supervisor:
         since, self._turned_at = self._turned_at, now
         with self._board.change() as words:
             words[Word.SERVING] = not self.limits.pool or (bool(ready) and self.phase is Phase.RUNNING)
-            words[Word.GENERATION] = self._generation
             words[Word.TURNED_NS] = monotonic_ns()
             words[Word.MIN_CHILDREN] = self.limits.min_children
             words[Word.MAX_CHILDREN] = self.limits.max_children
@@ -323,6 +347,13 @@ class Supervisor:
         serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in self.table)
         running = self.phase in (Phase.STARTING, Phase.RUNNING)
         return running and self.limits.min_children < self.limits.max_children and serving < self.limits.max_children
+
+    def _pack(self, record: Record) -> None:
+        record.values["paused"] = self.clock.paused
+        record.values["boot_timeout"] = self.limits.boot_timeout
+        record.values["graceful_timeout"] = self.limits.graceful_timeout
+        record.values["name"] = self.service.name
+        self.service.pack(record)
 
     # Effects.
 
@@ -352,11 +383,11 @@ class Supervisor:
             return body(birth, master, number)
 
         child = self.table.fork(
-            kind, slot, generation=self._generation, now=now, forget=self.service.forget,
+            kind, slot, generation=self.generations.current, now=now, forget=self.service.forget,
             body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
         )
         self._waiting.add(child.pidfd)
-        if kind is not ChildKind.EXPORTER:
+        if kind in (ChildKind.WORKER, ChildKind.REQUEST):
             self.forked = True
             self._board.add(Word.SPAWNED)
         return child
@@ -412,6 +443,11 @@ class Supervisor:
 
     # For others.
 
+    def export(self, exporting: Exporting) -> None:
+        """Have an exporter from now on."""
+        exporting.succeed([child for child in self.table if child.kind is ChildKind.EXPORTER])
+        self.exporting = exporting
+
     def raise_if_hopeless(self) -> None:
         """BootError, with what the last worker said, when the pool never got one READY."""
         if policy.hopeless(self._pool):
@@ -437,6 +473,7 @@ class Supervisor:
         if self.closed:
             return
         self.closed = True
+        self.generations.cancel()
         self.end_export()
         for child in self.table:
             child.signal(signal.SIGKILL)
@@ -448,6 +485,7 @@ class Supervisor:
         memory, which the exporter reads."""
         self.table.close_copies()
         self._waiting.forget()
+        self.generations.forget()
 
     def forget_memory(self) -> None:
         self.table.close_memory()

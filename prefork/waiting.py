@@ -26,7 +26,10 @@ class Waiting:
     comes back at the end of the queue.
     """
 
-    def __init__(self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None) -> None:
+    def __init__(
+        self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None, nudge: int | None = None
+    ) -> None:
+        """`nudge`: the eventfd of an earlier image of this process, which its children hold."""
         self.saturated = False  # a connection came for which nobody was waiting; the reader takes it back, and so:
         self.nudged = False
         self._wakeup = wakeup
@@ -35,7 +38,7 @@ class Waiting:
         self._listening = False
         self._relisten_at = 0.0
         self._deaf_until: float | None = None
-        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if nudge is None else nudge
         try:
             self._epoll = select.epoll()
         except OSError:
@@ -49,6 +52,12 @@ class Waiting:
 
     def add(self, pidfd: int) -> None:
         self._epoll.register(pidfd, select.EPOLLIN)
+
+    def take_out(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+
+    def pack_nudge(self) -> tuple[int, list[int]]:
+        return self._nudge, [self._nudge]
 
     def remove(self, pidfd: int) -> None:
         """Close it. Taken out first: closing alone does not, while a child that was just forked has a copy."""

@@ -82,11 +82,17 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
 def leave(status: int) -> NoReturn:
     """Flush what the user printed and logged, then end without running the master's program any further."""
     try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for reference in logging._handlerList:  # type: ignore[attr-defined]  # logging.shutdown() would also close them
-            handler = reference()
-            if handler is not None:
-                handler.flush()
+        flush()
     finally:
         os._exit(status & 0xFF)
+
+
+def flush() -> None:
+    """Bring out what the user printed and logged: this image of the process ends without atexit."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    for reference in logging._handlerList:  # type: ignore[attr-defined]  # logging.shutdown() would also close them
+        handler = reference()
+        if handler is not None:
+            handler.flush()

@@ -52,6 +52,7 @@ class Terms:
     limits: Limits
     graceful_timeout: float
     elsewhere: bool  # ThreadingMixIn: requests run in threads
+    rehearsal: bool  # boot, say READY, leave
     one_request: bool  # ForkingMixIn: forked ahead of its one request
     queue_waits: bool  # ask the kernel how long a connection waited, now and then
     metrics: bool  # somebody may look: measure what costs something
@@ -90,7 +91,8 @@ class Worker:
         """Boot, serve until told to leave, drain; the exit status."""
         self._take_signals()
         self.master.tell_us_when_dying()
-        self._watch()
+        if not self.terms.rehearsal:
+            self._watch()
         self.terms.set_title("starting")
         if self.birth.slot.application:
             begin(self.birth.slot.application)
@@ -102,8 +104,9 @@ class Worker:
         self.terms.set_title("")
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
-        self._serve()
-        self._drain()
+        if not self.terms.rehearsal:
+            self._serve()
+            self._drain()
         self.server.worker_stopping()
         self.birth.slot.words[LEAVING] = self._leaving
         return 0

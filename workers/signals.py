@@ -73,6 +73,14 @@ class Signals:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
+    def hand_over(self, to: "Signals") -> None:
+        """What was noted until now is `to`'s to act on. A handler that the program has put over ours stays."""
+        for signum in list(self._before):
+            if signal.getsignal(signum) != self.note:
+                del self._before[signum]
+        self.put_back()
+        to.notes.extend(self.notes)
+
     def put_back(self) -> None:
         """Restore what `take` found."""
         while self._before:
@@ -82,6 +90,16 @@ class Signals:
         if self._wakeup_before is not None:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
+
+    @staticmethod
+    def raise_after(seconds: float, error: type[BaseException]) -> None:
+        """Raise this in the main thread then, wherever it is in Python; 0: no longer."""
+
+        def on_alarm(signum: int, frame: FrameType | None) -> None:
+            raise error
+
+        signal.signal(signal.SIGALRM, on_alarm if seconds else signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
     @staticmethod
     def kill_me_after(seconds: float) -> None:

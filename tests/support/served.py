@@ -14,18 +14,22 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from prefork import PreForkingMixIn, StreamRequestHandler
+from prefork import PreForkingMixIn, StreamRequestHandler, rehearsing
 
 FACTS = "PREFORK_TEST_FACTS"  # the environment's name for the descriptor
 LOOK = signal.SIGRTMIN  # to the serving process: tell your statistics
 
+RELOADS = "PREFORK_TEST_RELOADS"  # set: the program is reloaded, and goes on to tell after the exec
+
 _pipe = int(os.environ.pop(FACTS, "-1"))
 if _pipe != -1:
-    os.set_inheritable(_pipe, False)
+    os.set_inheritable(_pipe, RELOADS in os.environ)
 
 
 def tell(event: str, **values: Any) -> None:
     """Write one fact. One write(2) below PIPE_BUF, so that lines of several processes never mix."""
+    if rehearsing():
+        return
     fact = {"event": event, "pid": os.getpid(), "at": monotonic(), **values}
     if _pipe != -1:
         os.write(_pipe, json.dumps(fact, default=str).encode() + b"\n")
@@ -67,12 +71,12 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
         now = self.statistics()
         workers = {name: now.workers.get(name, 0) for name in ("starting", "idle", "busy", "draining")}
         ready = workers["idle"] + workers["busy"]
-        last = (now.spawned, now.exits, workers["starting"], ready, workers["draining"], now.fork_failures)
+        last = (now.spawned, now.exits, workers["starting"], ready, workers["draining"], now.fork_failures, now.reloads)
         if last != self._last:
             self._last = last
-            spawned, exits, starting, ready, draining, failures = last
+            spawned, exits, starting, ready, draining, failures, reloads = last
             tell("pool", spawned=spawned, exits=exits, starting=starting, ready=ready, draining=draining,
-                 fork_failures=failures)  # fmt: skip
+                 fork_failures=failures, reloads=reloads)  # fmt: skip
         if self._look:
             self._look = False
             tell("statistics", **asdict(self.statistics()))  # not `now`: that may be older than the signal

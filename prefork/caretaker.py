@@ -1,0 +1,77 @@
+"""The master without its program: an exec was done, the program failed, and the old generation serves on.
+
+Runs in the new image, instead of a pool's `serve_forever()`. Obeys every command that starts nobody; the next reload
+begins again from the original command line and mends what was broken. Starts no worker, for it has no handler to run.
+"""
+
+from dataclasses import replace
+
+import setproctitle
+
+from prefork.workers.signals import Signals, set_mask
+from prefork.workers.wakeup import Wakeup
+
+from .commands import BY_SIGNAL, Command
+from .exporting import Exporting, Subject
+from .handover import LISTENERS, Handed, Record
+from .listeners import Listener
+from .policy import NO_POOL, Phase
+from .supervisor import Service, Supervisor
+
+
+def caretake(handed: Handed, why: str) -> int:
+    """Supervise what is there until told to end; the exit status. Every signal is blocked when this is called."""
+    values = handed.values
+    handed.take_back()
+    listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    supervisor = _supervisor(handed, why, listeners, wakeup, signals)
+    if handed.early is not None:
+        handed.early.hand_over(signals)
+    signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
+    setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
+    set_mask(values["mask"])
+    while supervisor.phase is not Phase.STOPPED:
+        while signals.notes:
+            supervisor.commands.append(BY_SIGNAL[signals.notes.popleft()])
+        supervisor.turn()
+        supervisor.wait()
+    supervisor.close()
+    for listener in listeners.values():
+        if listener is not None:
+            listener.unlink()
+    return 0
+
+
+def _supervisor(
+    handed: Handed, why: str, listeners: dict[str, Listener | None], wakeup: Wakeup, signals: Signals
+) -> Supervisor:
+    values = handed.values
+    serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
+    limits = replace(
+        NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
+        graceful_timeout=values["graceful_timeout"],
+    )  # fmt: skip
+
+    def pack(record: Record) -> None:
+        for name in LISTENERS:
+            if name in values:
+                record.values[name] = values[name]
+                record.fds.append(values[name]["fd"])
+        record.add("own", ([], []))
+
+    def forget() -> None:
+        signals.put_back()
+        supervisor.forget()
+
+    service = Service(
+        values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
+        listener=listeners["listener"], pack=pack,
+    )  # fmt: skip
+    supervisor = Supervisor(service, limits, handed.board(), wakeup, handed, failed=why)
+    metrics = listeners.get("metrics")
+    if metrics is not None and service.listener is not None:
+        subject = Subject(service.name, service.listener, True, lambda: True)
+        supervisor.export(Exporting(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory))
+    return supervisor

@@ -1,0 +1,361 @@
+"""Reload in place: new code and settings with the same pid, from every way a program can be started."""
+
+import signal
+import socket
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients import ask
+from tests.support.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
+from tests.support.service import Watch, script
+
+WORKERS = 2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def reload(service: Released, text: str, generation: int) -> None:
+    """Release this, ask for it by HUP, and wait until the old workers are gone."""
+    service.release(text)
+    service.signal(signal.SIGHUP)
+    service.wait_reloads(ok=generation - 1)
+    service.wait_ready(WORKERS, replaced=WORKERS * (generation - 1))
+
+
+def test_new_code_answers_with_the_same_pid(tmp_path: Path) -> None:
+    """After HUP the workers are of the new release; master, address, totals and start time are the old ones."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        address = service.address
+        assert service.answering() == "r1"
+        before = service.settled()
+        reload(service, numbered(2), 2)
+        assert service.answering() == "r2"
+        reload(service, numbered(3), 3)
+        assert service.answering() == "r3"
+        after = service.settled()
+    assert [fact["address"] for fact in service.facts if fact["event"] == "listening"] == [list(address)] * 3
+    assert after["accepted"] == before["accepted"] + 2
+    assert after["generation"] == 3
+    assert after["reloads"] == {"ok": 2, "failed": 0}
+
+
+def test_a_connection_in_hand_is_finished_by_the_old_code(tmp_path: Path) -> None:
+    """A worker with a request serves it on through the exec, and is gone when it ends."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        held = service.hold()
+        service.release(numbered(2))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        with Watch(held.pid) as old, held:
+            assert held.ask(b"release") == b"r1"
+            assert service.answering() == "r2"
+            held.close()
+            old.wait_dead()
+        service.wait_ready(WORKERS, replaced=WORKERS)
+
+
+BROKEN = {
+    "raises at import": ("raise RuntimeError('no such table')\n", "no such table"),
+    "exits": ("import sys; sys.exit('not today')\n", "not today"),
+    "hangs at boot": (HANGS, "was not ready within 1 s (boot_timeout)"),
+    "fails in worker_started": (
+        "class Hooks:\n    def worker_started(self):\n        raise RuntimeError('no database')\n", "no database",
+    ),
+    "hangs in worker_started": (
+        "class Hooks:\n    def worker_started(self):\n        import time; time.sleep(600)\n", "boot_timeout",
+    ),
+    "is killed": ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n", "SIGKILL"),
+    "returns": ("import sys, os; os._exit(0)\n", "ended before its serve_forever() was ready: exit status 0"),
+    "is no Python": ("def\n", "SyntaxError"),
+    "has a wrong setting": ("class Hooks:\n    max_requests = -1\n", "max_requests"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_release_changes_nothing(how: str, tmp_path: Path) -> None:
+    """Whatever the rehearsal dies of, the workers stay the same processes, the log has the reason, the next is fine."""
+    text, reason = BROKEN[how]
+    with Released(tmp_path, max_children=WORKERS, boot_timeout=1) as service:
+        service.wait_ready(WORKERS)
+        before = service.workers()
+        service.release(text)
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        assert service.workers() == before
+        assert service.answering() == "r1"
+        assert reason in service.log
+        service.release(numbered(3))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r3"
+
+
+AFTER_THE_EXEC = {
+    "raises": "raise RuntimeError('only here')\n",
+    "exits": "sys.exit(3)\n",
+    "hangs": "while True: time.sleep(60)\n",
+    "cannot serve": "Hooks.serve_forever = lambda self, poll_interval=None: self.server_close()\n",
+}
+
+
+@pytest.mark.parametrize("how", AFTER_THE_EXEC)
+def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: str, tmp_path: Path) -> None:
+    """The old generation serves on under the same pid; the next reload puts the new code in service."""
+    port = free_port()
+    settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 2, "metrics_address": ("127.0.0.1", port)}
+    broken = "class Hooks: pass\n" + AFTERWARDS + AFTER_THE_EXEC[how]
+    with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
+        service.wait_ready(WORKERS)
+        before = service.workers()
+        service.release(broken)
+        service.signal(signal.SIGHUP)
+        wait_scraped(port, 'prefork_reloads_total{result="failed"}', 1)
+        assert service.workers() == before
+        assert service.answering() == "r1"
+        assert scraped(port, "prefork_last_reload_successful") == 0
+        service.release("class Hooks: pass\n" + numbered(3))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r3"
+        assert scraped(port, "prefork_generation") == 2
+
+
+def test_workers_that_cannot_start_after_all_leave_the_old_ones_in_service(tmp_path: Path) -> None:
+    """After the exec every new worker dies at boot: the old ones stay, and the next reload mends it."""
+    broken = "class Hooks:\n    def worker_started(self):\n        if not rehearsing(): raise RuntimeError('later')\n"
+    with Released(tmp_path, max_children=WORKERS, max_restart_delay=0.5) as service:
+        service.wait_ready(WORKERS)
+        before = service.workers()
+        service.release(broken)
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        assert set(before) <= set(service.workers())
+        assert service.answering() == "r1"
+        service.release(numbered(3))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r3"
+
+
+def test_changed_settings_take_effect(tmp_path: Path) -> None:
+    """Pool bounds, name and metrics address of the new release are in force."""
+    first, second = free_port(), free_port()
+    hooks = "class Hooks:\n    max_children = {}\n    metrics_address = ('127.0.0.1', {})\n    service_name = '{}'\n"
+    with Released(tmp_path, numbered(1, hooks.format(3, first, "one"))) as service:
+        service.wait_ready(3)
+        wait_scraped(first, "prefork_workers_max", 3)
+        service.release(numbered(2, hooks.format(1, second, "two")))
+        service.signal(signal.SIGHUP)
+        service.wait_ready(1, replaced=3)
+        wait_scraped(second, "prefork_workers_max", 1)
+        assert scraped(first, "prefork_workers_max") is None
+        assert Path(f"/proc/{service.pid}/cmdline").read_bytes().startswith(b"prefork: master two")
+
+
+def test_another_address_is_opened_and_the_old_one_left(tmp_path: Path) -> None:
+    """A release that listens elsewhere: what is queued at the old address is served, then nobody listens there."""
+    first, second = free_port(), free_port()
+    hooks = (
+        "class Hooks:\n"
+        "    max_children = 1\n"
+        "    def __init__(self, address, handler): super().__init__(('127.0.0.1', {}), handler)\n"
+    )
+    with Released(tmp_path, numbered(1, hooks.format(first))) as service:
+        service.wait_ready(1)
+        held = service.hold()
+        with socket.create_connection(("127.0.0.1", first)) as queued:
+            queued.sendall(b"release\n")
+            service.release(numbered(2, hooks.format(second)))
+            after = service.mark()
+            service.signal(signal.SIGHUP)
+            service.wait("listening", after=after)
+            held.close()
+            assert queued.makefile().readline() == "r1\n"
+        service.wait_ready(1, replaced=1)
+        assert ask(("127.0.0.1", second), b"release\n") == b"r2\n"
+        with pytest.raises(ConnectionRefusedError):
+            ask(("127.0.0.1", first), b"release\n")
+
+
+def test_a_unix_path_stays_and_is_removed_at_the_end(tmp_path: Path) -> None:
+    """The path of a Unix socket is the same file over a reload, also a failed one, and gone after the last drain."""
+    path = tmp_path / "s"
+    with Released(tmp_path, bases="PreForkingUnixStreamServer", address=str(path), max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        inode = path.stat().st_ino
+        service.release("class Hooks:\n    def worker_started(self): raise RuntimeError\n")
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        reload(service, numbered(2), 2)
+        assert service.answering() == "r2"
+        assert path.stat().st_ino == inode
+    assert not path.exists()
+
+
+def test_over_the_standard_library(tmp_path: Path) -> None:
+    """A pool over http.server is reloaded as ours is."""
+    source = """
+import http.server, sys
+from prefork import PreForkingMixIn
+from tests.support.served import Told
+
+exec(open("release.py").read())
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(RELEASE.encode())
+
+class Site(Told, PreForkingMixIn, http.server.ThreadingHTTPServer):
+    max_children = 2
+
+with Site(("127.0.0.1", 0), Page) as site:
+    site.serve_forever()
+"""
+    with Released(tmp_path, source=source) as service:
+        service.wait_ready(2)
+        assert ask(service.address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"r1")
+        reload(service, numbered(2), 2)
+        assert ask(service.address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"r2")
+
+
+def ways(tmp_path: Path) -> dict[str, list[str]]:
+    """Every way to start the same program, as the interpreter's arguments."""
+    source = script(DEFINITIONS, max_children=WORKERS)
+    (tmp_path / "service.py").write_text(source)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(source)
+    with zipfile.ZipFile(tmp_path / "service.pyz", "w") as archive:
+        archive.writestr("__main__.py", source)
+    (tmp_path / "app.py").write_text(source.partition('if __name__ == "__main__"')[0])
+    console = tmp_path / "prefork-console"
+    console.write_text("import sys\nfrom prefork.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n")
+    return {
+        "script": ["service.py"],
+        "script with flags": ["-W", "error", "-Xdev", "-B", "service.py", "-m", "argument"],
+        "-m": ["-m", "service"],
+        "-m package": ["-m", "package"],
+        "-c": ["-c", source],
+        "zip": ["service.pyz"],
+        "folder": ["package"],
+        "console script": [str(console), "run", "app:Server", "--bind", "127.0.0.1:0"],
+        "-m prefork": ["-m", "prefork", "run", "app:Server", "--bind", "127.0.0.1:0"],
+    }
+
+
+WAYS = ["script", "script with flags", "-m", "-m package", "-c", "zip", "folder", "console script", "-m prefork"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_start_a_program(way: str, tmp_path: Path) -> None:
+    """A program is run again as it was started: its arguments, its flags, its `__main__`."""
+    with Released(tmp_path, argv=ways(tmp_path)[way]) as service:
+        service.wait_ready(WORKERS)
+        reload(service, numbered(2), 2)
+        assert service.answering() == "r2"
+        command = Path(f"/proc/{service.pid}/exe").resolve()
+        assert command == Path(sys.executable).resolve()
+
+
+def test_a_release_symlink_that_moved_is_followed(tmp_path: Path) -> None:
+    """The program runs where the symlink points to now, by the name that it was started under."""
+    source = script(
+        "import pathlib\nRELEASE = pathlib.Path('name').read_text()\n"
+        "class Handler(Who):\n    def do_release(self):\n        return RELEASE\n", max_children=WORKERS,
+    )  # fmt: skip
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "program.py").write_text(source)
+        (tmp_path / name / "name").write_text(name)
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    before = ["sh", "-c", f'cd {current} && exec "$@"', "sh"]
+    with Released(tmp_path, argv=["program.py"], before=before) as service:
+        service.wait_ready(WORKERS)
+        assert service.answering() == "one"
+        (tmp_path / "new").symlink_to("two")
+        (tmp_path / "new").rename(current)
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "two"
+
+
+def test_a_python_call_reloads(tmp_path: Path) -> None:
+    """`server.reload()` in the master does what HUP does; in a worker it is refused."""
+    hooks = """
+class Hooks:
+    def service_actions(self):
+        super().service_actions()
+        import os
+        if os.path.exists("please"):
+            os.unlink("please")
+            self.reload()
+"""
+    with Released(tmp_path, numbered(1, hooks), max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        service.release(numbered(2, hooks))
+        (tmp_path / "please").touch()
+        service.answering()
+        service.signal(signal.SIGTTIN)  # any turn
+        service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r2"
+
+
+THREAD = """
+import threading
+
+def serve():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=refused, args=(server,)).start()
+        server.serve_forever()
+
+def refused(server):
+    import time
+    while server._supervisor is None:
+        time.sleep(0.01)
+    try:
+        server.reload()
+    except PreforkError as exc:
+        tell("refused", why=str(exc))
+    server.shutdown()
+"""
+
+
+def test_outside_the_main_thread_it_is_refused_by_name(tmp_path: Path) -> None:
+    """A pool that serves in another thread cannot be reloaded, and says why."""
+    source = script(THREAD).rpartition('if __name__ == "__main__":')[0]
+    source += "thread = threading.Thread(target=serve)\nthread.start()\nthread.join()\n"
+    with Released(tmp_path, source=source) as service:
+        why = service.wait("refused")["why"]
+        assert service.wait_exit() == 0
+    assert why == "could not reload: serve_forever() does not run in the main thread"
+
+
+def test_a_program_from_stdin_is_refused_by_name(tmp_path: Path) -> None:
+    """What was read from stdin cannot be read again."""
+    source = script("Handler = Who", max_children=WORKERS)
+    (tmp_path / "text").write_text(source)
+    before = ["sh", "-c", f'exec "$@" < {tmp_path}/text', "sh"]
+    with Released(tmp_path, argv=["-"], before=before) as service:
+        service.wait_ready(WORKERS)
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        assert "could not reload: its program was read from stdin" in service.log
