@@ -17,7 +17,7 @@ from enum import IntEnum
 from time import monotonic_ns
 
 from .application import FOLDED_BYTES, Copy, Folded, Region
-from .facts import AcceptError, Condition, ExitReason, ForkFailure, Role
+from .facts import AcceptError, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Role
 from .histogram import Histogram, bounds
 from .scoreboard import (
     ACCEPTED,
@@ -73,6 +73,8 @@ class Word(IntEnum):
     RELOADS_FAILED = 25
     LAST_RELOAD_OK = 26
     LAST_RELOAD_AT_NS = 27  # wall clock; 0: there was none
+    LOGS_COUNTED = 28  # a gauge: whether anybody counts into LOG_DROPPED
+    CONTROL_OPEN = 29  # a gauge: whether there is a control socket
     LANES_DEAD = 32  # the COUNTS of every lane that is gone, summed
 
 
@@ -84,9 +86,16 @@ BOOT = Histogram(
     FORK_FAILURES + len(ForkFailure), bounds(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 )
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
-TABLE = LOOP_DELAY.end
+CONTROL_REQUESTS = LOOP_DELAY.end
+CONTROL_COMMANDS = 16  # room for more of them
+TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
 BOARD_WORDS = TABLE + ROWS * ROW_WORDS
 BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # behind the table: the user's metrics of the dead
+
+
+def control_requests(command: ControlCommand, result: ControlResult) -> int:
+    """The word of the board that counts these: `board.add(control_requests(…))`."""
+    return CONTROL_REQUESTS + command * len(ControlResult) + result
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,19 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from .application import Merged
-from .board import BOOT, EXITS, FORK_FAILURES, LOOP_DELAY, SIGNAL_DEATHS, SIGNALS, Live, Snapshot, Word
-from .facts import AcceptError, Condition, ExitReason, ForkFailure, Outcome, Role
+from .board import (
+    BOOT,
+    EXITS,
+    FORK_FAILURES,
+    LOOP_DELAY,
+    SIGNAL_DEATHS,
+    SIGNALS,
+    Live,
+    Snapshot,
+    Word,
+    control_requests,
+)
+from .facts import AcceptError, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome, Role
 from .histogram import NS, Histogram
 from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
 
@@ -169,6 +180,12 @@ def _last_reload(word: int, scale: float = 1) -> Callable[[Scrape], Iterable[Sam
     return _one(lambda scrape: scrape.word(word) / scale if scrape.word(Word.LAST_RELOAD_AT_NS) else None, pool=True)
 
 
+def _control_requests(scrape: Scrape) -> Iterator[Sample]:
+    for command in ControlCommand if scrape.word(Word.CONTROL_OPEN) else ():
+        for result in ControlResult:
+            yield (command.label, result.label), scrape.word(control_requests(command, result))
+
+
 def _accept_errors(scrape: Scrape) -> Iterator[Sample]:
     for error in AcceptError:
         yield (error.label,), scrape.snapshot.accept_errors[error]
@@ -262,11 +279,15 @@ TABLE = (
     Row("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT)),
     Row("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
         _word(Word.BACKING_OFF, pool=True)),
-    Row("prefork_reloads_total", "counter", ("result",), "Reloads that were asked for.", _reloads),
+    Row("prefork_reloads", "counter", ("result",), "Reloads that were asked for.", _reloads),
     Row("prefork_last_reload_successful", "gauge", (), "Whether the last reload put new code in service.",
         _last_reload(Word.LAST_RELOAD_OK)),
     Row("prefork_last_reload_timestamp_seconds", "gauge", (), "When the last reload ended, as Unix time.",
         _last_reload(Word.LAST_RELOAD_AT_NS, NS)),
+    Row("prefork_log_messages_dropped", "counter", (), "Log lines given up so that service goes on.",
+        _one(lambda scrape: scrape.word(Word.LOG_DROPPED) if scrape.word(Word.LOGS_COUNTED) else None)),
+    Row("prefork_control_requests", "counter", ("command", "result"), "Requests on the control socket.",
+        _control_requests),
     Row("prefork_worker_private_memory_bytes", "gauge", ("agg",), "Memory of the workers' own, shared with nobody.",
         _private_memory),
     Row("prefork_worker_open_fds_max", "gauge", (), "Most descriptors open in one worker.",

@@ -86,3 +86,24 @@ class AcceptError(Fact):
     NOMEM = 2
     ABORTED = 3
     OTHER = 4
+
+
+class ControlCommand(Fact):
+    """What was asked for on the control socket; OTHER is what is no command."""
+
+    OTHER = 0
+    STATUS = 1
+    DRAIN = 2
+    STOP = 3
+    RELOAD = 4
+    RESTART = 5
+    SCALE = 6
+    REOPEN = 7
+
+
+class ControlResult(Fact):
+    """What came of it."""
+
+    OK = 0
+    DENIED = 1
+    BAD = 2
