@@ -1,12 +1,15 @@
 """The errors a caller is told about, each with the exit status `prefork run` gives it.
 
-Owns the four classes and nothing else; it prints nothing and ends nothing. Raised in the process that called
+Owns the classes and nothing else; it prints nothing and ends nothing. Raised in the process that called
 `serve_forever()` or ran the command line, never in a worker.
 """
 
+import importlib
+import os
+from types import TracebackType
 from typing import ClassVar
 
-__all__ = ["BindError", "BootError", "ConfigError", "PreforkError"]
+__all__ = ["BindError", "BootError", "ConfigError", "PreforkError", "UserCodeError"]
 
 
 class PreforkError(Exception):
@@ -19,6 +22,22 @@ class ConfigError(PreforkError, ValueError):
     """A setting, an address or a target is wrong; nothing was bound and nothing was forked."""
 
     exit_code = 2
+
+
+class UserCodeError(ConfigError):
+    """The user's code raised while it was imported or called: `__cause__`, whose traceback is for the user to see."""
+
+    def traceback(self) -> TracebackType | None:
+        """Of the cause, from the first frame that is neither ours nor the import system's."""
+        tb = self.__cause__.__traceback__ if self.__cause__ else None
+        while tb is not None and _is_plumbing(tb.tb_frame.f_code.co_filename):
+            tb = tb.tb_next
+        return tb
+
+
+def _is_plumbing(filename: str) -> bool:
+    loader = os.path.join(os.path.dirname(__file__), "targets.py")  # which calls the user's code
+    return filename in (loader, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
 class BootError(PreforkError, RuntimeError):

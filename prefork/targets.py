@@ -10,24 +10,24 @@ Owns importing the user's module and making the server; never serves. Runs in th
 A mistake is a ConfigError; an exception in the user's own code is a UserCodeError, which keeps it as its cause.
 """
 
-import difflib
 import importlib
 import inspect
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType, TracebackType
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from .addresses import Address, Kind
 from .config import settings, validate
-from .errors import ConfigError, PreforkError
+from .errors import ConfigError, PreforkError, UserCodeError
 from .mixins import ThreadingMixIn
 from .pool import PreForkingMixIn
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .spelling import nearest
 
-__all__ = ["Target", "UserCodeError", "build", "load", "nearest"]
+__all__ = ["Target", "build", "load"]
 
 # Any: a target is what the user's module holds, of our classes, the standard library's or their own.
 Server = Any
@@ -39,27 +39,6 @@ _BY_KIND: Mapping[Kind, type[BaseServer]] = {
     "unixgram": UnixDatagramServer,
 }
 _KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "Unix datagram"}
-
-
-class UserCodeError(ConfigError):
-    """The user's code raised while it was imported or called: `__cause__`, whose traceback is for the user to see."""
-
-    def traceback(self) -> TracebackType | None:
-        """Of the cause, from the first frame that is neither ours nor the import system's."""
-        tb = self.__cause__.__traceback__ if self.__cause__ else None
-        while tb is not None and _is_plumbing(tb.tb_frame.f_code.co_filename):
-            tb = tb.tb_next
-        return tb
-
-
-def _is_plumbing(filename: str) -> bool:
-    return filename == __file__ or filename == importlib.__file__ or filename.startswith("<frozen importlib")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?`, or nothing when nothing is near."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 # --- loading ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefork import BindError, BootError, __version__
-from prefork.cli import main
+from prefork.cli import TABLE, Row, main
 from prefork.config import settings
 from prefork.pool import PreForkingMixIn
 
@@ -79,7 +79,7 @@ BIND = ("--bind", "unix:never.sock")
     ("argv", "said"),
     [
         ([], "could not read the command line: no command is given"),
-        (["rnu"], "could not read the command line: argument COMMAND: invalid choice: 'rnu'"),
+        (["rnu"], "could not read the command line: there is no command rnu; did you mean run?"),
         (["run"], "could not read the command line: the following arguments are required: TARGET"),
         (["run", "app:Handler"], "could not serve app:Handler: it needs an address; say --bind HOST:PORT"),
         (["run", "app:Handler", *BIND, "--max-childs", "4"], "--max-childs; did you mean --max-children?"),
@@ -169,10 +169,25 @@ def test_errors_have_their_status(name: str, error: type, capsys: pytest.Capture
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`prefork --version` prints the package's version."""
-    with pytest.raises(SystemExit) as left:
-        main(["--version"])
-    assert left.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"prefork {__version__}\n"
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_command_has_a_page(
+    row: Row, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prefork --help` lists it; its own page begins with its name, has its exit statuses, and fits 80 columns."""
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["--help"]) == 0
+    assert f"\n  {row.name} " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main([row.name, "--help"])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"prefork {row.name} - {row.help}\n\nusage: prefork {row.name} ")
+    assert "\nexit status:\n" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_help_explains_everything_in_80_columns(

@@ -1,0 +1,78 @@
+"""`prefork run`: serve a target from a pool of workers.
+
+Runs in the process that becomes the master. Decides nothing about servers: targets.py makes one, and it serves.
+"""
+
+import argparse
+import logging
+
+from .addresses import parse_address
+from .config import settings
+from .errors import ConfigError
+from .options import add_settings, given
+from .pages import Parser, Section, Subcommand
+from .pool import PreForkingTCPServer
+from .targets import build, load
+
+__all__ = ["COMMAND"]
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+DESCRIPTION = """\
+Serve TARGET from a pool of worker processes until TERM (finish what is in hand) or INT (stop now).
+
+TARGET is module:attribute; the current directory is importable. The attribute is a handler class (served with
+threads if --max-threads is given), a server class, a server instance (bound by its own module: no --bind), or a
+function that takes the address and returns an instance.
+"""
+VALUES = """\
+TIME is in seconds, or 500ms, 30s, 2m, 1h. SIZE is in bytes, or 512MiB, 2GiB. "off" switches off what is off by
+default.
+"""
+EXIT_STATUS = (
+    ("0", "asked to end"),
+    ("1", "internal error"),
+    ("2", "wrong usage or configuration"),
+    ("3", "no worker could start"),
+    ("4", "could not bind"),
+)
+_BIND_HELP = "HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)"
+_METRICS_HELP = "HOST:PORT or unix:/PATH: serve Prometheus metrics there (default: nowhere)"
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("target", metavar="TARGET", help="what to serve, as in app:Server")
+    parser.add_argument("--bind", metavar="ADDRESS", help=_BIND_HELP)
+    parser.add_argument("--metrics", metavar="ADDRESS", help=_METRICS_HELP)
+    level_help = f"what is logged to stderr: {', '.join(LOG_LEVELS)} (default info)"
+    parser.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, default="info", help=level_help)
+    add_settings(parser, settings(PreForkingTCPServer))
+
+
+def _run(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
+    values = given(args, settings(PreForkingTCPServer))
+    address = parse_address(args.bind) if args.bind is not None else None
+    metrics = _metrics_address(args.metrics) if args.metrics is not None else None
+    with build(load(args.target), address, values) as server:
+        if metrics is not None:
+            server.metrics_address = metrics
+        server.serve_forever()
+    return 0
+
+
+def _metrics_address(text: str) -> tuple[str, int] | str:
+    address = parse_address(text)
+    if address.kind not in ("tcp", "unix") or address.fd is not None:
+        raise ConfigError(f"could not serve metrics at {text}: give HOST:PORT or unix:/PATH")
+    return address.address
+
+
+COMMAND = Subcommand(
+    "TARGET --bind ADDRESS [--NAME VALUE ...]",
+    DESCRIPTION,
+    _add_arguments,
+    _run,
+    (Section("values", VALUES), Section("exit status", EXIT_STATUS)),
+)
