@@ -1,0 +1,260 @@
+"""Reloads under load and in a hurry: nothing is lost, two generations at most, and a stop wins over everything."""
+
+import os
+import random
+import signal
+import socket
+import threading
+from pathlib import Path
+from time import monotonic
+
+import psutil
+import pytest
+
+from tests.support.clients import Load
+from tests.support.figures import figure, ms
+from tests.support.releases import AFTERWARDS, Released, numbered
+from tests.support.service import HUNG, Watch, script
+
+WORKERS = 4
+CLIENTS, PROCESSES = 8, 2
+RELOADS = 10
+BURST = 30
+UDP_RELOADS = 3
+
+
+def reload(service: Released, number: int, results: dict[str, int]) -> float:
+    """Release this and ask for it; how long until a new connection is answered by it."""
+    service.release(numbered(number))
+    began = service.signal(signal.SIGHUP)
+    while service.answering() != f"r{number}":
+        assert monotonic() < began + HUNG, "hung: the new code does not answer"
+    took = monotonic() - began
+    results["ok"] = results.get("ok", 0) + 1
+    service.wait_reloads(**results)
+    return took
+
+
+@pytest.mark.quick_faults
+def test_reloads_under_load_lose_nothing(tmp_path: Path) -> None:
+    """Ten reloads with clients from several processes: no connection fails, the pid stays, new code answers soon."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        with Load(service.address, CLIENTS, processes=PROCESSES) as load:
+            load.wait_answered()
+            results: dict[str, int] = {}
+            took = [reload(service, number, results) for number in range(2, RELOADS + 2)]
+        figure("failed connections", f"{load.tally.failures} of {load.tally.opened} over {RELOADS} reloads", 0)
+        figure("from HUP to new code", ms(max(took)), "2 s from READY")
+        figure("longest latency", ms(load.tally.max_latency), "1 s")
+        assert load.tally.failures == 0, load.tally.failed
+        assert service.settled()["generation"] == RELOADS + 1
+
+
+BROKEN = {
+    "raises at import": "raise RuntimeError\n",
+    "exits": "import sys; sys.exit(1)\n",
+    "hangs at boot": "import time\nwhile True: time.sleep(60)\n",
+    "fails in worker_started": "class Hooks:\n    def worker_started(self): raise RuntimeError\n",
+}
+
+
+def test_broken_releases_under_load_lose_nothing(tmp_path: Path) -> None:
+    """Releases that break in every way: the same workers serve on, and no connection fails."""
+    with Released(tmp_path, max_children=WORKERS, boot_timeout=2) as service:
+        service.wait_ready(WORKERS)
+        before = sorted(service.workers())
+        with Load(service.address, CLIENTS, processes=PROCESSES) as load:
+            load.wait_answered()
+            for number, text in enumerate(BROKEN.values(), 1):
+                service.release(text)
+                service.signal(signal.SIGHUP)
+                service.wait_reloads(failed=number)
+        figure("failed connections", f"{load.tally.failures} of {load.tally.opened} over {len(BROKEN)} broken ones", 0)
+        assert load.tally.failures == 0, load.tally.failed
+        assert sorted(service.workers()) == before
+
+
+def test_a_release_that_breaks_after_the_exec_under_load_loses_nothing(tmp_path: Path) -> None:
+    """The degraded master keeps the old generation serving, until the next reload mends it."""
+    with Released(tmp_path, "class Hooks: pass\n" + numbered(1), max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        with Load(service.address, CLIENTS, processes=PROCESSES) as load:
+            load.wait_answered()
+            service.release(AFTERWARDS + "raise RuntimeError\nclass Hooks: pass\n")
+            service.signal(signal.SIGHUP)
+            title = Path(f"/proc/{service.pid}/cmdline")
+            deadline = monotonic() + HUNG
+            while not title.read_bytes().rstrip(b"\0").endswith(b"degraded"):
+                assert monotonic() < deadline, "hung: it is not degraded"
+            assert service.answering() == "r1"
+            reload(service, 3, {})
+        figure("failed connections", f"{load.tally.failures} of {load.tally.opened}", 0)
+        assert load.tally.failures == 0, load.tally.failed
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def generations(service: Released, log: str) -> int:
+    """How many generations of workers lived at once at most, by the log's own order of events."""
+    alive: dict[str, str] = {}
+    most = 0
+    for line in log.splitlines():
+        words = line.split()
+        at = words.index("worker") if "worker" in words[:-4] else None
+        if at is None or not words[at + 1].startswith("slot="):
+            continue
+        generation, pid = words[at + 2], words[at + 3].rstrip(":")
+        if words[at + 4] == "ready":
+            alive[pid] = generation
+        elif words[at + 4] in ("replaced", "drained", "stopped", "killed"):
+            alive.pop(pid, None)
+        most = max(most, len(set(alive.values())))
+    return most
+
+
+def test_a_burst_of_hups(tmp_path: Path, rng: random.Random) -> None:
+    """HUPs 0 to 25 ms apart: the master lives, one generation remains, two at most, no descriptor more."""
+    with Released(tmp_path, max_children=2) as service:
+        service.wait_ready(2)
+        results: dict[str, int] = {}
+        reload(service, 2, results)
+        before = descriptors(service.pid)
+        hurry = threading.Event()
+        for _ in range(BURST):
+            service.signal(signal.SIGHUP)
+            hurry.wait(rng.uniform(0, 0.025))  # swept, not a synchronisation
+        reload(service, 3, {"ok": 1})
+        service.wait_ready(2)
+        last = service.settled()
+        service.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"] and not pool["starting"])
+        figure("reloads that came of it", last["reloads"], f"at most {BURST + 2}")
+        figure("generations at once", generations(service, service.log), 2)
+        figure("descriptors more", descriptors(service.pid) - before, 0)
+        assert last["reloads"]["failed"] == 0
+        assert generations(service, service.log) <= 2
+        assert descriptors(service.pid) == before
+
+
+@pytest.mark.parametrize("delay_ms", [0, 5, 20, 60, 120, 160, 200, 240])
+def test_term_during_a_reload_ends_it(delay_ms: int, tmp_path: Path) -> None:
+    """TERM at any moment of a reload: the service ends with status 0, within graceful_timeout."""
+    with Released(tmp_path, max_children=2, graceful_timeout=10) as service:
+        service.wait_ready(2)
+        service.release(numbered(2))
+        service.signal(signal.SIGHUP)
+        threading.Event().wait(delay_ms / 1000)
+        began = service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        figure(f"gone after TERM {delay_ms} ms after HUP", ms(monotonic() - began), "graceful_timeout + 1 s")
+        assert monotonic() - began < 11
+
+
+def test_hup_during_a_drain_changes_nothing(tmp_path: Path) -> None:
+    """A reload that is asked for while the service drains is not begun; the drain goes on to its end."""
+    with Released(tmp_path, max_children=2) as service:
+        service.wait_ready(2)
+        held = service.hold()
+        service.signal(signal.SIGTERM)
+        service.wait_pool(lambda pool: pool["draining"] == 1)
+        service.signal(signal.SIGHUP)
+        service.signal(signal.SIGTTIN)
+        assert held.ask(b"release") == b"r1"
+        held.close()
+        assert service.wait_exit() == 0
+
+
+def test_ttin_during_a_reload(tmp_path: Path) -> None:
+    """One worker more, asked for at any time of a reload: no state is stuck."""
+    with Released(tmp_path, max_children=2) as service:
+        service.wait_ready(2)
+        for number, delay_ms in enumerate((0, 40, 120, 180), 2):
+            service.release(numbered(number))
+            service.signal(signal.SIGHUP)
+            threading.Event().wait(delay_ms / 1000)
+            service.signal(signal.SIGTTIN)
+            service.wait_reloads(ok=number - 1)
+            service.wait_pool(lambda pool: not pool["starting"] and not pool["draining"] and pool["ready"] in (2, 3))
+
+
+def mappings(pid: int) -> int:
+    return len(psutil.Process(pid).memory_maps(grouped=False))
+
+
+def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
+    """Thirty reloads: descriptors and memory of the master are what they were."""
+    with Released(tmp_path, max_children=2) as service:
+        service.wait_ready(2)
+        results: dict[str, int] = {}
+        for number in range(2, 4):
+            reload(service, number, results)
+        service.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
+        before, memory = descriptors(service.pid), psutil.Process(service.pid).memory_info().rss
+        for number in range(4, 4 + BURST):
+            reload(service, number, results)
+        service.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
+        grown = psutil.Process(service.pid).memory_info().rss / memory - 1
+        figure("descriptors more", descriptors(service.pid) - before, 0)
+        figure("RSS grown", f"{grown:.1%}", "2 %")
+        assert descriptors(service.pid) == before
+        assert grown < 0.02
+
+
+DATAGRAMS = """
+RELEASE = ""
+exec(open("release.py").read())
+
+class Handler(DatagramRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.read())
+"""
+
+
+def test_datagrams_over_reloads(tmp_path: Path) -> None:
+    """A stream of counted datagrams over reloads: every one that the kernel had room for is answered."""
+    with Released(tmp_path, source=script(DATAGRAMS, bases="PreForkingUDPServer", max_children=2)) as service:
+        service.wait_ready(2)
+        done = threading.Event()
+        sent, received = 0, set()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.connect(service.address)
+            client.settimeout(HUNG)
+
+            def stream() -> None:
+                nonlocal sent
+                while not done.is_set():
+                    window = [b"%d" % number for number in range(sent, sent + 16)]
+                    for data in window:
+                        client.send(data)
+                    sent += len(window)
+                    while len(received) < sent:
+                        received.add(client.recv(64))
+
+            thread = threading.Thread(target=stream)
+            thread.start()
+            try:
+                for number in range(UDP_RELOADS):
+                    service.release(numbered(number))
+                    service.signal(signal.SIGHUP)
+                    service.wait_reloads(ok=number + 1)
+            finally:
+                done.set()
+                thread.join(2 * HUNG)
+            assert not thread.is_alive()
+        figure("datagrams answered", f"{len(received)} of {sent} over {UDP_RELOADS} reloads", "all")
+        assert len(received) == sent
+        assert sent > 16
+
+
+def test_the_masters_death_after_a_reload(tmp_path: Path) -> None:
+    """kill -9 of a master that was reloaded: the workers of its last generation watch it as the first did."""
+    with Released(tmp_path, max_children=2) as service:
+        service.wait_ready(2)
+        reload(service, 2, {})
+        service.wait_ready(2, replaced=2)
+        with Watch(*service.workers()) as workers:
+            service.signal(signal.SIGKILL)
+            workers.wait_dead()
+        service.wait_exit()
