@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import Condition, ExitReason, Role
@@ -62,6 +63,64 @@ _CONDITIONS = {
 }
 
 
+class End(NamedTuple):
+    """How a process ended, as wait4 tells."""
+
+    status: int | None  # exit status; None: by a signal, or nobody knows
+    signum: int | None
+    user_s: float
+    system_s: float
+
+
+class Processes:
+    """The kernel's side of a child: the only fork, the only reap. A simulation has another one, which passes the same
+    contract tests."""
+
+    def start(
+        self, slot: Slot, stacks: Stacks, forget: Callable[[], None],
+        body: Callable[[bootstrap.Birth, bootstrap.Master], int],
+    ) -> tuple[int, int]:  # fmt: skip
+        """Fork; the pid, and a pidfd that is the caller's to close. Raises OSError, and then there is no process."""
+        master_pid = os.getpid()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with signals.blocked() as mask, forked.own_fork():
+            pid = os.fork()
+            if pid == 0:
+                bootstrap.enter(bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask), body)
+            return pid, self._pidfd(pid)
+
+    @staticmethod
+    def _pidfd(pid: int) -> int:
+        try:
+            return os.pidfd_open(pid)
+        except OSError:  # no descriptor for it: then not this process either
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+    def reap(self, pid: int, pidfd: int) -> End | None:
+        """How it ended, once; None while it lives."""
+        try:
+            found, status, usage = os.wait4(pid, os.WNOHANG)
+        except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
+            return None if _alive(pidfd) else End(None, None, 0.0, 0.0)
+        if found == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        exited = code >= 0
+        return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
+
+    def signal(self, pidfd: int, signum: int) -> None:
+        """Send it a signal, unless it is gone already."""
+        try:
+            signal.pidfd_send_signal(pidfd, signum)
+        except ProcessLookupError:
+            pass
+
+
+KERNEL = Processes()
+
+
 @dataclass(slots=True, eq=False)
 class Child:
     """The master's record of one process. Times are of the supervisor's clock, in seconds."""
@@ -86,6 +145,7 @@ class Child:
     slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
     stacks_seen: int = 0
     report: Report | None = None
+    processes: Processes = KERNEL
 
     def __str__(self) -> str:
         place = f"slot={self.number} gen={self.generation} " if self.number else ""
@@ -104,18 +164,15 @@ class Child:
 
     def signal(self, signum: int) -> None:
         """Send it a signal, unless it is gone already."""
-        try:
-            signal.pidfd_send_signal(self.pidfd, signum)
-        except ProcessLookupError:
-            pass
+        self.processes.signal(self.pidfd, signum)
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended, as wait4 tells."""
+    """How a child ended."""
 
     child: Child
-    status: int | None  # exit status; None: by a signal, or nobody knows
+    status: int | None
     signum: int | None
     user_s: float
     system_s: float
@@ -136,8 +193,9 @@ def _signal_name(signum: int) -> str:
 class ChildTable:
     """Every child that has been forked and not been reaped, by serial; each has a row on the board."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, processes: Processes = KERNEL) -> None:
         self._board = board
+        self._processes = processes
         self._children: dict[int, Child] = {}
 
     def __iter__(self) -> Iterator[Child]:
@@ -170,22 +228,18 @@ class ChildTable:
         """
         stacks = Stacks()
         number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
-        master_pid = os.getpid()
-        in_main_thread = threading.current_thread() is threading.main_thread()
         try:
-            with signals.blocked() as mask, forked.own_fork():
-                pid = os.fork()
-                if pid == 0:
-                    birth = bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask)
-                    bootstrap.enter(birth, lambda birth, master: body(birth, master, number))
-                pidfd = self._pidfd(pid)
+            pid, pidfd = self._processes.start(slot, stacks, forget, lambda birth, master: body(birth, master, number))
         except BaseException:
             stacks.close()
             raise
         reader = SlotReader(slot, number)
         if serial is None:
             serial = self._board.enter(kind.role, reader)
-        child = Child(serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now)
+        child = Child(
+            serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
+            processes=self._processes,
+        )  # fmt: skip
         self._children[serial] = child
         return child
 
@@ -201,19 +255,11 @@ class ChildTable:
 
     def reap(self, child: Child) -> Exit | None:
         """Take a child's status if it has ended; it leaves the table then. Memory and pidfd are the caller's."""
-        try:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-        except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
-            if _alive(child.pidfd):
-                return None
-            return self._forget(Exit(child, None, None, 0.0, 0.0))
-        if pid == 0:
+        end = self._processes.reap(child.pid, child.pidfd)
+        if end is None:
             return None
-        code = os.waitstatus_to_exitcode(status)
-        exited = code >= 0
-        return self._forget(
-            Exit(child, code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
-        )
+        del self._children[child.serial]
+        return Exit(child, *end)
 
     def close_copies(self) -> None:
         """In a new child: give up what is known of the siblings, but the memory."""
@@ -228,22 +274,9 @@ class ChildTable:
         self._children.clear()
         self._board.forget()
 
-    def _forget(self, exit: Exit) -> Exit:
-        del self._children[exit.child.serial]
-        return exit
-
     def _free_number(self) -> int:
         taken = {child.number for child in self._children.values()}
         return next(number for number in range(1, len(taken) + 2) if number not in taken)
-
-    @staticmethod
-    def _pidfd(pid: int) -> int:
-        try:
-            return os.pidfd_open(pid)
-        except OSError:  # no descriptor for it: then not this process either
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
 
 
 def _alive(pidfd: int) -> bool:

@@ -4,12 +4,15 @@ So no deadline moves while nobody looks (SIGSTOP, a suspended machine, a `servic
 seconds): a healthy child is not killed for the master's own pause. One object per supervisor; holds no descriptor.
 """
 
-from time import monotonic
+from collections.abc import Callable
+from time import monotonic_ns
 
 
 class Clock:
-    def __init__(self, paused: float = 0.0) -> None:
-        """`paused`: of an earlier image of this process, so that the times it noted go on to mean the same."""
+    def __init__(self, paused: float = 0.0, *, stamp_ns: Callable[[], int] = monotonic_ns) -> None:
+        """`paused`: of an earlier image of this process, so that the times it noted go on to mean the same;
+        `stamp_ns`: this moment as every process of the machine stamps it."""
+        self.stamp_ns = stamp_ns
         self._paused = paused
         self._pause = (0.0, 0.0)  # the last one, in monotonic seconds
 
@@ -18,11 +21,11 @@ class Clock:
         return self._paused
 
     def now(self) -> float:
-        return monotonic() - self._paused
+        return self.stamp_ns() / 1e9 - self._paused
 
     def note_pause(self, seconds: float) -> None:
         """This process was not there for so long, until now."""
-        end = monotonic()
+        end = self.stamp_ns() / 1e9
         self._paused += seconds
         self._pause = (end - seconds, end)
 

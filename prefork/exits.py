@@ -7,7 +7,6 @@ makes of a death is the supervisor's and policy's business.
 import logging
 import signal
 from dataclasses import dataclass
-from time import monotonic_ns
 
 from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.facts import ExitReason
@@ -41,14 +40,14 @@ class Exits:
         self._board = board
         self._oom_kills = oom_kills()
 
-    def settle(self, exit: Exit, request_timeout: float | None) -> Death:
+    def settle(self, exit: Exit, request_timeout: float | None, now_ns: int) -> Death:
         """Its slot is folded and closed; `request_timeout` tells which of its requests were cut rather than lost."""
         child = exit.child
-        report = child.reader.look(monotonic_ns())
+        report = child.reader.look(now_ns)
         booted = child.booted or report.ready
         reason = self._reason(exit, booted, report.leaving) if child.kind is ChildKind.WORKER else None
         death = Death(reason, booted, child.stacks.take().rstrip())
-        self._fold(exit, reason, request_timeout)
+        self._fold(exit, reason, request_timeout, now_ns)
         child.slot.close()
         child.stacks.close()
         _log(exit, death)
@@ -64,11 +63,11 @@ class Exits:
         before, self._oom_kills = self._oom_kills, oom_kills()
         return before is not None and self._oom_kills is not None and self._oom_kills > before
 
-    def _fold(self, exit: Exit, reason: ExitReason | None, request_timeout: float | None) -> None:
+    def _fold(self, exit: Exit, reason: ExitReason | None, request_timeout: float | None, now_ns: int) -> None:
         """In one change of the board: a reader finds the child alive or folded, never both or neither."""
         overdue_ns = None
         if reason is ExitReason.TIMEOUT and request_timeout is not None:
-            overdue_ns = monotonic_ns() - int(request_timeout * 1e9)
+            overdue_ns = now_ns - int(request_timeout * 1e9)
         with self._board.change() as words:
             self._board.fold(exit.child.serial, overdue_ns)
             words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)

@@ -54,7 +54,7 @@ def boot_one(server: "PreForkingMixIn") -> None:
         child.signal(signal.SIGKILL)
         poll.poll()
     exit = supervisor.table.reap(child)
-    death = Exits(server._scoreboard()).settle(exit, None) if exit is not None else None
+    death = Exits(server._scoreboard()).settle(exit, None, supervisor.clock.stamp_ns()) if exit is not None else None
     supervisor.close()
     wakeup.close()
     if death is None or not death.booted:

@@ -26,7 +26,7 @@ from prefork.workers.limits import jittered
 from prefork.workers.wakeup import Wakeup
 
 from . import policy
-from .children import Child, ChildKind, ChildState, ChildTable, StrayReaper
+from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes, StrayReaper
 from .clock import Clock
 from .commands import Command
 from .errors import BootError
@@ -75,14 +75,15 @@ class Supervisor:
 
     def __init__(
         self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup, handed: Handed | None = None,
-        failed: str = "",
+        failed: str = "", *, processes: Processes = KERNEL, stamp_ns: Callable[[], int] = monotonic_ns,
     ) -> None:  # fmt: skip
-        """`handed`: what an earlier image of this process had; `failed`: why its program does not go on with it."""
+        """`handed`: what an earlier image of this process had; `failed`: why its program does not go on with it.
+        `processes` and `stamp_ns` are the machine's, unless this is a simulation."""
         self.service = service
         self.limits = limits
         self.phase = Phase.STARTING
-        self.table = ChildTable(board)
-        self.clock = Clock(handed.values["paused"] if handed is not None else 0.0)
+        self.table = ChildTable(board, processes)
+        self.clock = Clock(handed.values["paused"] if handed is not None else 0.0, stamp_ns=stamp_ns)
         self.commands: deque[Command] = deque()
         self.turns = 0
         self._phase_since = self.clock.now()
@@ -214,7 +215,7 @@ class Supervisor:
 
     def _note_reports(self, now: float) -> None:
         """Read every slot: who got ready, who asks for something, whose stacks have come."""
-        now_ns = monotonic_ns()
+        now_ns = self.clock.stamp_ns()
         for child in self.table:
             report = child.report = child.reader.look(now_ns)
             if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
@@ -248,7 +249,7 @@ class Supervisor:
             return
         self._waiting.remove(child.pidfd)
         now = self.clock.now()
-        death = self._exits.settle(exit, self.limits.request_timeout)
+        death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         if death.at_boot:
             self._last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
@@ -274,7 +275,7 @@ class Supervisor:
         )  # fmt: skip
 
     def _view(self, child: Child) -> policy.ChildView:
-        report = child.report or child.reader.look(monotonic_ns())
+        report = child.report or child.reader.look(self.clock.stamp_ns())
         due: ExitReason | None = ExitReason.MAX_LIFETIME
         if child.lifetime is None or self.clock.now() < child.started + child.lifetime:
             due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
@@ -326,7 +327,7 @@ class Supervisor:
         since, self._turned_at = self._turned_at, now
         with self._board.change() as words:
             words[Word.SERVING] = not self.limits.pool or (bool(ready) and self.phase is Phase.RUNNING)
-            words[Word.TURNED_NS] = monotonic_ns()
+            words[Word.TURNED_NS] = self.clock.stamp_ns()
             words[Word.MIN_CHILDREN] = self.limits.min_children
             words[Word.MAX_CHILDREN] = self.limits.max_children
             waits = self._pool.backing_off and self._pool.next_start > now
@@ -432,7 +433,7 @@ class Supervisor:
         slow = self.limits.slow_request_timeout
         if slow is None or child.report is None:
             return
-        before = monotonic_ns() - int(slow * 1e9)
+        before = self.clock.stamp_ns() - int(slow * 1e9)
         fresh = {since for since in child.report.busy_since_ns if since <= before} - child.slow_seen
         child.slow_seen &= set(child.report.busy_since_ns)
         if fresh:
