@@ -60,6 +60,7 @@ def _supervisor(
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
+        record.values["notes"] = list(signals.notes)
 
     def forget() -> None:
         signals.put_back()

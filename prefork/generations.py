@@ -153,8 +153,8 @@ class Generations:
 
     def _may_begin(self) -> bool:
         """At most two generations live at any time: a third waits until the first is gone."""
-        booted = {child.generation for child in self._workers() if child.state is not ChildState.STARTING}
-        return len(booted) < GENERATIONS_MAX
+        alive = {child.generation for child in self._workers()}
+        return len(alive) < GENERATIONS_MAX or bool(self.degraded)
 
     def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
         if not self._arriving:

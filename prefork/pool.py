@@ -265,6 +265,8 @@ class PreForkingMixIn(SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
+        # What came since the last look is the next image's to act on.
+        record.values["notes"] = [*self._signals.notes, *([signal.SIGTERM] if self._shutdown_requested else [])]
 
     def _no_reload(self) -> str | None:
         if threading.current_thread() is not threading.main_thread():
@@ -322,6 +324,7 @@ class PreForkingMixIn(SupervisedMixIn):
     def _signals_taken(self, wakeup: Wakeup) -> Iterator[Signals]:
         signals = Signals(wakeup)
         self._forget_master_signals: Callable[[], None] = signals.put_back
+        self._signals = signals
         given = self._given()
         if threading.current_thread() is threading.main_thread():
             if given is not None and given.early is not None:

@@ -107,7 +107,7 @@ class Reloading:
     def cancel(self) -> None:
         """The service ends: no reload any more."""
         self.again = False
-        if self.stage is Stage.WAITING:
+        if self.stage in (Stage.WAITING, Stage.READY):
             self._end(ReloadResult(False, "the service is about to end"))
         elif self._child is not None:
             self._killed = True
