@@ -9,17 +9,16 @@ README and `--help` print. Holds no value: the class attribute is the only place
 
 import math
 import os
-import re
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from .errors import ConfigError
+from .units import UNITS, UnitName, number_text
 
-__all__ = ["Field", "Setting", "parse", "reference", "settings", "usable_cpus", "validate"]
+__all__ = ["Field", "Setting", "in_force", "parse", "reference", "refuse_changes", "settings", "show", "validate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,18 @@ class Setting:
     """What an annotated class attribute says about itself. Bounds are in `unit`; `above` is exclusive."""
 
     help: str
-    unit: Literal["", "s", "bytes"] = ""
+    unit: UnitName = ""
     group: str = "Pool"
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
     default_text: str = ""  # what to print for a default that depends on the machine
+    choices: tuple[str, ...] = ()  # of a text: these and no other
+    kinds: tuple[str, ...] = ()  # of an address: these and no other, as Address.kind
+    name: str = ""  # of option, variable and key, where it is not the attribute's
+    metavar: str = ""
+    flag: bool = False  # its option takes no value
+    reloadable: bool = True  # a reload can change it; else it takes a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,22 @@ class Field:
     setting: Setting
 
     @property
+    def key(self) -> str:
+        """What option, variable and file call it."""
+        return self.setting.name or self.name
+
+    @property
     def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PREFORK_" + self.key.upper()
+
+    @property
+    def metavar(self) -> str:
+        kind = "WORD" if self.setting.choices else UNITS[self.setting.unit].metavar
+        return self.setting.metavar or kind or {bool: "YES|NO", int: "N", float: "X"}.get(self.type, "TEXT")
 
     @property
     def default_text(self) -> str:
@@ -57,29 +76,40 @@ class Field:
     def allowed(self) -> str:
         """The allowed values in words, as they end the sentence "it must be …"."""
         words = self._kind()
-        if self.setting.above is not None:
-            words += f" above {_number(self.setting.above)}"
-        if self.setting.at_least is not None:
-            words += f", at least {_number(self.setting.at_least)}"
-        if self.setting.at_most is not None:
-            words += f", at most {_number(self.setting.at_most)}"
+        if self.setting.unit != "mode":  # it says all that its bounds say
+            words += self._bounds()
         return words + (", or none" if self.optional else "")
 
     def _kind(self) -> str:
-        if self.setting.unit == "s":
-            return "a time in seconds"
-        if self.setting.unit == "bytes":
-            return "a size in bytes"
-        return {bool: "yes or no", int: "a whole number", float: "a number"}.get(self.type, "a text")
+        if self.setting.choices:
+            return "one of " + ", ".join(self.setting.choices)
+        if self.setting.kinds == ("unix",):
+            return "unix:/path"
+        if "udp" not in self.setting.kinds and "tcp" in self.setting.kinds:
+            return "host:port or unix:/path"
+        words = {bool: "yes or no", int: "a whole number", float: "a number"}.get(self.type, "a text")
+        return UNITS[self.setting.unit].words or words
 
-    def check(self, value: object) -> None:
-        """Raise ConfigError unless `value` is of this type and in this range."""
+    def _bounds(self) -> str:
+        words = ""
+        if self.setting.above is not None:
+            words += f" above {number_text(self.setting.above)}"
+        if self.setting.at_least is not None:
+            words += f", at least {number_text(self.setting.at_least)}"
+        if self.setting.at_most is not None:
+            words += f", at most {number_text(self.setting.at_most)}"
+        return words
+
+    def check(self, value: object, origin: str = "") -> None:
+        """Raise ConfigError unless `value` is of this type and in this range. `origin`: who says so, in words."""
         if value is None and self.optional:
             return
         if not self._is_of_type(value) or not self._in_range(value):
-            raise ConfigError(f"could not set {self.name} to {value!r}: it must be {self.allowed}")
+            raise ConfigError(f"could not set {self.name} to {value!r}{_from(origin)}: it must be {self.allowed}")
 
     def _is_of_type(self, value: object) -> bool:
+        if self.setting.unit == "address":
+            return _is_address(value, self.type)
         if isinstance(value, bool) or self.type is bool:  # a bool is an int to Python, and a mistake here
             return isinstance(value, bool) and self.type is bool
         if self.type is float:
@@ -89,10 +119,27 @@ class Field:
     def _in_range(self, value: Any) -> bool:
         s = self.setting
         return (
-            (s.above is None or value > s.above)
+            (not s.choices or value in s.choices)
+            and (s.above is None or value > s.above)
             and (s.at_least is None or value >= s.at_least)
             and (s.at_most is None or value <= s.at_most)
         )
+
+
+def _from(origin: str) -> str:
+    return f" (from {origin})" if origin else ""
+
+
+def _is_address(value: object, kind: type) -> bool:
+    """What a socket can be bound to: a (host, port) tuple, or a Unix path; or the record of addresses.py."""
+    if kind is not object:
+        return isinstance(value, kind)
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return bool(os.fspath(value))
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        return False
+    host, port = value[:2]
+    return isinstance(host, str) and type(port) is int and 0 <= port <= 65535
 
 
 # --- reading the annotations ----------------------------------------------------------------------
@@ -124,11 +171,11 @@ def _annotated(klass: type) -> Iterator[tuple[str, Any, Setting]]:
 
 
 def _type_of(hint: Any) -> tuple[type, bool]:
-    """The type under `X | None`, and whether None is allowed."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (inner,) = (arg for arg in get_args(hint) if arg is not types.NoneType)
-        return inner, True
-    return hint, False
+    """The type under `X | None`, and whether None is allowed; `object` where there are several."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    inner = [arg for arg in get_args(hint) if arg is not types.NoneType]
+    return inner[0] if len(inner) == 1 else object, types.NoneType in get_args(hint)
 
 
 # --- allowed together -----------------------------------------------------------------------------
@@ -143,43 +190,56 @@ _IN_ORDER = (
 )
 
 
-def validate(target: object) -> None:
+def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
     """Check every setting of a server, or of a server class, alone and together.
 
-    Raises ConfigError: one sentence with the name, the value and what is allowed.
+    `origins` says of a setting who set it, in words for the sentence. Raises ConfigError: one sentence with the name,
+    the value and what is allowed.
     """
     fields = settings(target if isinstance(target, type) else type(target))
     for name, field in fields.items():
-        field.check(getattr(target, name))
+        field.check(getattr(target, name), (origins or {}).get(name, ""))
     for smaller, larger, may_be_equal in _IN_ORDER:
         if smaller in fields and larger in fields:
-            _check_order(target, fields[smaller], fields[larger], may_be_equal)
+            _check_order(target, fields[smaller], fields[larger], may_be_equal, origins or {})
 
 
-def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool) -> None:
+def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool, origins: Mapping[str, str]) -> None:
     low, high = getattr(target, smaller.name), getattr(target, larger.name)
     if low is None or high is None or low < high or (low == high and may_be_equal):
         return
     bound = "at most" if may_be_equal else "less than"
-    raise ConfigError(f"could not set {smaller.name} to {low}: it must be {bound} {larger.name}, which is {high}")
+    raise ConfigError(
+        f"could not set {smaller.name} to {low}{_from(origins.get(smaller.name, ''))}: it must be {bound} "
+        f"{larger.name}, which is {high}{_from(origins.get(larger.name, ''))}"
+    )
+
+
+# --- a reload --------------------------------------------------------------------------------------
+
+
+def in_force(server: object) -> dict[str, Any]:
+    """The settings of a server that a reload cannot change, as values that JSON can hold."""
+    fields = settings(type(server)).values()
+    return {field.name: getattr(server, field.name) for field in fields if not field.setting.reloadable}
+
+
+def refuse_changes(server: object, before: Mapping[str, Any]) -> None:
+    """In a new image or its rehearsal: what `in_force()` said in the one before must still hold. Raises ConfigError."""
+    for name, value in in_force(server).items():
+        if name in before and before[name] != value:
+            raise ConfigError(
+                f"could not change {name} from {show(before[name])} to {show(value)} by a reload: it needs a restart"
+            )
 
 
 # --- text -----------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", re.IGNORECASE)
 _BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 _NONE = {"none", "off"}
-_UNITS: Mapping[str, Mapping[str, float]] = {
-    "": {"": 1},
-    "s": {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400},
-    "bytes": {"": 1, "b": 1}
-    | {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
-    | {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-}
-_EXAMPLES = {"": "", "s": " (as in 30s, 500ms, 2m, 1h)", "bytes": " (as in 512MiB, 2GiB)"}
 
 
-def parse(field: Field, text: str) -> Any:
+def parse(field: Field, text: str, origin: str = "") -> Any:
     """The value that `text` means for this setting: `512MiB`, `30s`, `none`, `yes`, or a plain number.
 
     Raises ConfigError as `validate` does, when it means none or one that is not allowed.
@@ -188,48 +248,43 @@ def parse(field: Field, text: str) -> Any:
     try:
         value = None if field.optional and word in _NONE else _read(field, text, word)
         field.check(value)
-    except (ConfigError, ValueError, KeyError, OverflowError):
-        examples = _EXAMPLES[field.setting.unit]
-        raise ConfigError(f"could not set {field.name} to {text!r}: it must be {field.allowed}{examples}") from None
+    except (ValueError, KeyError, OverflowError) as exc:
+        if "could not read" in str(exc):  # an address says itself what is wrong with it
+            raise ConfigError(str(exc).replace(repr(text), repr(text) + _from(origin), 1)) from None
+        examples = UNITS[field.setting.unit].examples
+        raise ConfigError(
+            f"could not set {field.key} to {text!r}{_from(origin)}: it must be {field.allowed}{examples}"
+        ) from None
     return value
 
 
 def _read(field: Field, text: str, word: str) -> Any:
     if field.type is bool:
         return _BOOLEANS[word]
+    if field.setting.unit == "address":
+        return _read_address(field, text)
     if field.type is str:
-        return text
-    match = _NUMBER.fullmatch(word)
-    if match is None:
-        raise ValueError(text)
-    number = float(match[1]) * _UNITS[field.setting.unit][match[2]]
-    if field.type is float:
-        return number
-    if not number.is_integer():
-        raise ValueError(text)
-    return int(match[1]) if not match[2] and match[1].lstrip("+-").isdigit() else int(number)
+        return word if field.setting.choices else text
+    number = UNITS[field.setting.unit].read(word)
+    return float(number) if field.type is float else number
 
 
-def show(value: object, unit: str = "") -> str:
+def _read_address(field: Field, text: str) -> Any:
+    address = UNITS["address"].read(text)
+    if field.setting.kinds and (address.kind not in field.setting.kinds or address.fd is not None):
+        raise ValueError(text)
+    return address.address if field.type is object or field.type is str else address
+
+
+def show(value: object, unit: UnitName = "") -> str:
     """A value as it may be typed: `off`, `yes`, `30s`, `512MiB`."""
     if value is None:
         return "off"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return _size(value) if unit == "bytes" else _number(value) + unit
+    if unit == "address" or isinstance(value, (int, float)):
+        return UNITS[unit].show(value)
     return str(value)
-
-
-def _number(value: float) -> str:
-    return str(value).removesuffix(".0")
-
-
-def _size(value: float) -> str:
-    for suffix, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if value and value % factor == 0:
-            return _number(value // factor) + suffix
-    return _number(value)
 
 
 def reference(cls: type) -> str:
@@ -244,45 +299,3 @@ def reference(cls: type) -> str:
             if field.setting.group == group
         ]
     return "\n".join(lines) + "\n"
-
-
-# --- the machine ----------------------------------------------------------------------------------
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use: the affinity mask, cut by the CPU quota of its cgroup; at least 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        membership = Path("/proc/self/cgroup").read_text()
-    except OSError:
-        return affinity
-    quota = cgroup_quota(membership, Path("/sys/fs/cgroup"))
-    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
-
-
-def cgroup_quota(membership: str, root: Path) -> float | None:
-    """The CPUs that a cgroup (v2, or v1's cpu controller) and everything above it allow; None without a limit.
-
-    `membership` is the text of /proc/self/cgroup (cgroups(7)). In a container the path it gives may lie outside what is
-    mounted at `root`; what is missing on the way up limits nothing.
-    """
-    quotas = []
-    for line in membership.splitlines():
-        number, controllers, path = line.split(":", 2)
-        base = root if number == "0" else root / "cpu"
-        if number == "0" or "cpu" in controllers.split(","):
-            start = base / path.lstrip("/")
-            quotas += [_quota_of(folder) for folder in (start, *start.parents) if folder.is_relative_to(base)]
-    return min((quota for quota in quotas if quota is not None), default=None)
-
-
-def _quota_of(folder: Path) -> float | None:
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

@@ -21,16 +21,10 @@ def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         text = f"{field.setting.help} (default {field.default_text})".replace("%", "%%")
-        groups[title].add_argument(field.option, metavar=_metavar(field), dest=field.name, help=text)
+        groups[title].add_argument(field.option, metavar=field.metavar, dest=field.name, help=text)
 
 
 def given(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, Any]:
     """The values of the options that were given. Raises ConfigError."""
     texts = {name: getattr(args, name) for name in fields}
     return {name: parse(fields[name], text) for name, text in texts.items() if text is not None}
-
-
-def _metavar(field: Field) -> str:
-    if field.setting.unit:
-        return {"s": "TIME", "bytes": "SIZE"}[field.setting.unit]
-    return {bool: "YES|NO", int: "N", float: "X"}.get(field.type, "TEXT")

@@ -23,7 +23,8 @@ from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .commands import BY_SIGNAL, Command
-from .config import Setting, usable_cpus, validate
+from .config import Setting, validate
+from .cpus import usable_cpus
 from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
 from .listeners import Listener, address_text, asked_once_more, prepare, release

@@ -8,7 +8,6 @@ import logging
 
 from .addresses import parse_address
 from .config import settings
-from .errors import ConfigError
 from .options import add_settings, given
 from .pages import Parser, Section, Subcommand
 from .pool import PreForkingTCPServer
@@ -38,13 +37,11 @@ EXIT_STATUS = (
     ("4", "could not bind"),
 )
 _BIND_HELP = "HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)"
-_METRICS_HELP = "HOST:PORT or unix:/PATH: serve Prometheus metrics there (default: nowhere)"
 
 
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help="what to serve, as in app:Server")
     parser.add_argument("--bind", metavar="ADDRESS", help=_BIND_HELP)
-    parser.add_argument("--metrics", metavar="ADDRESS", help=_METRICS_HELP)
     level_help = f"what is logged to stderr: {', '.join(LOG_LEVELS)} (default info)"
     parser.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, default="info", help=level_help)
     add_settings(parser, settings(PreForkingTCPServer))
@@ -54,19 +51,9 @@ def _run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
     values = given(args, settings(PreForkingTCPServer))
     address = parse_address(args.bind) if args.bind is not None else None
-    metrics = _metrics_address(args.metrics) if args.metrics is not None else None
     with build(load(args.target), address, values) as server:
-        if metrics is not None:
-            server.metrics_address = metrics
         server.serve_forever()
     return 0
-
-
-def _metrics_address(text: str) -> tuple[str, int] | str:
-    address = parse_address(text)
-    if address.kind not in ("tcp", "unix") or address.fd is not None:
-        raise ConfigError(f"could not serve metrics at {text}: give HOST:PORT or unix:/PATH")
-    return address.address
 
 
 COMMAND = Subcommand(

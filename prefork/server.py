@@ -84,7 +84,9 @@ class TCPServer(BaseServer):
     request_queue_size = 5  # connections the kernel may hold for us, at most net.core.somaxconn; listen(2)
     allow_reuse_address = False  # SO_REUSEADDR: bind although connections of an earlier server linger; socket(7)
     allow_reuse_port = False  # SO_REUSEPORT
-    dual_stack: Annotated[bool, Setting("an IPv6 listener takes IPv4 clients as well", group="Listening")] = False
+    dual_stack: Annotated[
+        bool, Setting("an IPv6 listener takes IPv4 clients as well", group="Listening", reloadable=False)
+    ] = False
     _family_chosen = False  # by the constructor, because of the address
 
     def __init__(

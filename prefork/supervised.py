@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable
 from math import inf
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefork.metrics.application import REGION_BYTES
 from prefork.metrics.board import Board, Statistics
@@ -22,6 +22,7 @@ from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
+from .config import Setting
 from .exporting import Exporting, Subject, bind
 from .listeners import Listener
 from .policy import NO_POOL
@@ -48,7 +49,11 @@ class SupervisedMixIn(_AnyServer):
 
     service_name: str | None = None  # what process titles and the log call this service; default module:Class
 
-    metrics_address: Any = None  # a (host, port) tuple or a Unix path: serve metrics there, by a process of its own
+    metrics_address: Annotated[
+        tuple[str, int] | str | None,
+        Setting("serve Prometheus metrics there, by a process of its own", name="metrics", group="Watching",
+                unit="address", kinds=("tcp", "unix")),
+    ] = None  # fmt: skip
 
     _metrics_listener: Listener | None = None
     _supervisor: Supervisor | None = None

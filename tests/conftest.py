@@ -33,7 +33,7 @@ def nothing_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def rng() -> random.Random:
-    """Random times of a test. The seed is printed; PREFORK_TEST_SEED=N repeats a run."""
-    seed = int(os.environ.get("PREFORK_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"PREFORK_TEST_SEED={seed}")  # noqa: T201  # pytest shows it when the test fails
+    """Random times of a test. The seed is printed; TEST_PREFORK_SEED=N repeats a run."""
+    seed = int(os.environ.get("TEST_PREFORK_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"TEST_PREFORK_SEED={seed}")  # noqa: T201  # pytest shows it when the test fails
     return random.Random(seed)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefork import PreForkingMixIn, StreamRequestHandler, rehearsing
 
-FACTS = "PREFORK_TEST_FACTS"  # the environment's name for the descriptor
+FACTS = "TEST_PREFORK_FACTS"  # the environment's name for the descriptor
 LOOK = signal.SIGRTMIN  # to the serving process: tell your statistics
 
-RELOADS = "PREFORK_TEST_RELOADS"  # set: the program is reloaded, and goes on to tell after the exec
+RELOADS = "TEST_PREFORK_RELOADS"  # set: the program is reloaded, and goes on to tell after the exec
 
 _pipe = int(os.environ.pop(FACTS, "-1"))
 if _pipe != -1:

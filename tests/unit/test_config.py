@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.config import Field, Setting, cgroup_quota, parse, reference, settings, show, usable_cpus, validate
+from prefork.config import Field, Setting, parse, reference, settings, show, validate
+from prefork.cpus import cgroup_quota, usable_cpus
 from prefork.errors import ConfigError, PreforkError
 
 

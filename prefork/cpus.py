@@ -1,0 +1,49 @@
+"""How many CPUs this process may use.
+
+Runs in any process, once, when the classes are defined: the default size of a pool follows from it.
+"""
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["cgroup_quota", "usable_cpus"]
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use: the affinity mask, cut by the CPU quota of its cgroup; at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        membership = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return affinity
+    quota = cgroup_quota(membership, Path("/sys/fs/cgroup"))
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def cgroup_quota(membership: str, root: Path) -> float | None:
+    """The CPUs that a cgroup (v2, or v1's cpu controller) and everything above it allow; None without a limit.
+
+    `membership` is the text of /proc/self/cgroup (cgroups(7)). In a container the path it gives may lie outside what is
+    mounted at `root`; what is missing on the way up limits nothing.
+    """
+    quotas = []
+    for line in membership.splitlines():
+        number, controllers, path = line.split(":", 2)
+        base = root if number == "0" else root / "cpu"
+        if number == "0" or "cpu" in controllers.split(","):
+            start = base / path.lstrip("/")
+            quotas += [_quota_of(folder) for folder in (start, *start.parents) if folder.is_relative_to(base)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
