@@ -119,6 +119,7 @@ class Statistics:
     lanes: int = 0
     lanes_busy: int = 0
     words_rejected: int = 0
+    log_dropped: int = 0
     generation: int = 0  # in service
     reloads: dict[str, int] = field(default_factory=dict)  # by result: ok, failed
     workers: dict[str, int] = field(default_factory=dict)
@@ -184,7 +185,7 @@ class Snapshot:
             lost=words[Word.LOST], in_flight=len(busy), spawned=words[Word.SPAWNED],
             fork_failures=sum(words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)]),
             lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),
-            words_rejected=self.words_rejected, generation=words[Word.GENERATION],
+            words_rejected=self.words_rejected, log_dropped=words[Word.LOG_DROPPED], generation=words[Word.GENERATION],
             reloads={"ok": words[Word.RELOADS_OK], "failed": words[Word.RELOADS_FAILED]}, workers=self.workers(),
             exits={r.label: words[EXITS + r] for r in ExitReason if words[EXITS + r]},
             accept_errors={e.label: self.accept_errors[e] for e in AcceptError if self.accept_errors[e]},
@@ -241,6 +242,7 @@ class BoardReader:
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
             live.append(Live(Role(role), Condition(condition), reader.look(now_ns)))
             rejected += reader.words_rejected
+            words[Word.LOG_DROPPED] += reader.log_dropped()
             if application:
                 copies.append(reader.region.copy())
         if application:
@@ -338,6 +340,7 @@ class Board:
             self._free.append(row)
             self._add(Word.LANES_DEAD, reader.counts())
             self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())
+            words[Word.LOG_DROPPED] += reader.log_dropped()
             words[Word.WORDS_REJECTED] += reader.words_rejected + self.folded.fold(reader.region)
             for started_ns in reader.outstanding():
                 overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns

@@ -28,7 +28,8 @@ LAYOUT_VERSION = 1
     VERSION, LANES, READY, DUE, LEAVING, DRAIN_ASKED, PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT, CPU_USER_NS, CPU_SYSTEM_NS,
 ) = range(11)  # fmt: skip
 ACCEPT_ERRORS = 11
-HEADER_WORDS = 16
+LOG_DROPPED = 16  # log lines that this process gave up
+HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER = range(7)
@@ -169,6 +170,7 @@ class SlotReader:
         self.region = Region(slot.application, str(number))
         self._counts = [[0] * COUNT_WORDS for _ in range(slot.lanes)]
         self._errors = [0] * len(AcceptError)
+        self._log_dropped = [0]
 
     def look(self, now_ns: int) -> Report:
         """Cheap: what the supervisor needs each turn."""
@@ -197,6 +199,10 @@ class SlotReader:
         seen = self.slot.words[ACCEPT_ERRORS : ACCEPT_ERRORS + len(AcceptError)].tolist()
         self._errors = self._checked(self._errors, seen)
         return self._errors
+
+    def log_dropped(self) -> int:
+        self._log_dropped = self._checked(self._log_dropped, [self.slot.words[LOG_DROPPED]])
+        return self._log_dropped[0]
 
     def outstanding(self) -> list[int]:
         """`started_ns` of each request that was accepted and never counted to its end. For a child that is gone, after

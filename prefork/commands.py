@@ -13,6 +13,7 @@ class Command(Enum):
     STOP = auto()
     RELOAD = auto()
     RESTART = auto()
+    REOPEN = auto()
     MORE = auto()
     FEWER = auto()
 
@@ -28,6 +29,7 @@ TABLE = (
     Row(Command.DRAIN, (signal.SIGTERM,), "finish what is queued and in hand, then exit"),
     Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut"),
     Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid"),
+    Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children"),
     Row(Command.RESTART, (signal.SIGUSR2,), "replace every worker, one by one, with the same code"),
     Row(Command.MORE, (signal.SIGTTIN,), "one more worker: min_children and max_children plus one"),
     Row(Command.FEWER, (signal.SIGTTOU,), "one worker fewer: min_children and max_children minus one"),

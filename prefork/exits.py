@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass
 
 from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
 
 from . import policy
@@ -69,13 +69,20 @@ class Exits:
         if reason is ExitReason.TIMEOUT and request_timeout is not None:
             overdue_ns = now_ns - int(request_timeout * 1e9)
         with self._board.change() as words:
+            before = words[Word.LOST], words[Word.TIMED_OUT]
             self._board.fold(exit.child.serial, overdue_ns)
+            gone = words[Word.LOST] - before[0], words[Word.TIMED_OUT] - before[1]
             words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
             words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
             if reason is not None:
                 words[EXITS + reason] += 1
                 if exit.signum is not None:
                     words[SIGNAL_DEATHS + exit.signum] += 1
+        for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):
+            if number:
+                fields = {"outcome": outcome.label, "requests": number}
+                log.warning("%s: requests that ended with it: %d %s", exit.child, number, outcome.label,
+                            extra={"event": "requests_died", "fields": fields})  # fmt: skip
 
 
 def _log(exit: Exit, death: Death) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from prefork.metrics.board import Board, unannounced
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import Slot, SlotReader
+from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 
 from .children import Child, ChildKind
@@ -164,6 +165,7 @@ class Exporting:
         def body(birth: Birth, master: Master, number: int) -> int:
             from .exporter import Scope, Slots, serve  # with all that it needs to speak HTTP: nobody else does
 
+            sinks.name_child(f"exporter pid={os.getpid()}")
             feed.keep_theirs()
             slots = Slots(self._board, feed.theirs)
             self._forget_memory()

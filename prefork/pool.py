@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import setproctitle
 
-from prefork.workers import forked, loop
+from prefork.workers import access, forked, loop
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import Limits as WorkerLimits
 from prefork.workers.signals import EVERY, Signals, blocked, set_mask
@@ -104,6 +104,10 @@ class PreForkingMixIn(SupervisedMixIn):
         int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
     ] = 1024
     allow_reuse_address = True
+
+    access_log: Annotated[
+        bool, Setting("log a line for each request, whatever the log level", group="Logs")
+    ] = False
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
@@ -297,6 +301,8 @@ class PreForkingMixIn(SupervisedMixIn):
         """The body of a worker."""
         assert self._supervisor is not None
         title = f"prefork: worker {number}"
+        if self.access_log:
+            access.bind(self, access.Place(address_text(self.socket.getsockname()), number, address_text))
         terms = loop.Terms(
             WorkerLimits(self.max_requests, self.max_memory),
             graceful_timeout=self.graceful_timeout,

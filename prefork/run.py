@@ -4,8 +4,8 @@ Runs in the process that becomes the master. Decides nothing about servers: targ
 """
 
 import argparse
-import logging
 
+from . import logs
 from .addresses import parse_address
 from .config import settings
 from .options import add_settings, given
@@ -14,9 +14,6 @@ from .pool import PreForkingTCPServer
 from .targets import build, load
 
 __all__ = ["COMMAND"]
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 DESCRIPTION = """\
 Serve TARGET from a pool of worker processes until TERM (finish what is in hand) or INT (stop now).
@@ -42,13 +39,12 @@ _BIND_HELP = "HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram
 def _add_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="TARGET", help="what to serve, as in app:Server")
     parser.add_argument("--bind", metavar="ADDRESS", help=_BIND_HELP)
-    level_help = f"what is logged to stderr: {', '.join(LOG_LEVELS)} (default info)"
-    parser.add_argument("--log-level", metavar="LEVEL", choices=LOG_LEVELS, default="info", help=level_help)
+    logs.add_arguments(parser)
     add_settings(parser, settings(PreForkingTCPServer))
 
 
 def _run(args: argparse.Namespace) -> int:
-    logging.basicConfig(level=args.log_level.upper(), format=LOG_FORMAT)
+    logs.set_up(args.log_level, args.log_format, args.log_file)
     values = given(args, settings(PreForkingTCPServer))
     address = parse_address(args.bind) if args.bind is not None else None
     with build(load(args.target), address, values) as server:

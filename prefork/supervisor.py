@@ -21,11 +21,12 @@ from prefork.metrics.board import BOOT, FORK_FAILURES, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ExitReason, ForkFailure
 from prefork.metrics.kernel import accept_queue
 from prefork.metrics.scoreboard import Slot
+from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 from prefork.workers.wakeup import Wakeup
 
-from . import policy
+from . import logs, policy
 from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes, StrayReaper
 from .clock import Clock
 from .commands import Command
@@ -99,6 +100,7 @@ class Supervisor:
         self._wake_at = self.clock.now()
         self._fork_logged_at = float("-inf")
         self._exits = Exits(board)
+        self._drops = logs.Drops(board, self.table)
         self._last_error = ""
         self._drain_asked = False
         self.closed = False
@@ -161,6 +163,7 @@ class Supervisor:
         if self.exporting is not None:
             self._publish(now)
             self._wake_at = min(self._wake_at, self.exporting.turn(now), now + policy.TICK_S)
+        self._wake_at = min(self._wake_at, self._drops.turn(now))
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
@@ -185,6 +188,8 @@ class Supervisor:
                     self.generations.ask()
                 case Command.RESTART:
                     self.generations.current += 1
+                case Command.REOPEN:
+                    logs.reopen()
                 case Command.MORE:
                     self._resize(1)
                 case Command.FEWER:
@@ -378,13 +383,15 @@ class Supervisor:
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
     ) -> Child:
         """Start a child of this kind; its slot is folded into the totals when it is reaped."""
-        now = self.clock.now()
+        now, generation = self.clock.now(), self.generations.current
+
         def body_without_memory(birth: Birth, master: Master, number: int) -> int:
+            sinks.name_child(f"{kind.value} slot={number} gen={generation} pid={os.getpid()}", self.nudge)
             self.forget_memory()
             return body(birth, master, number)
 
         child = self.table.fork(
-            kind, slot, generation=self.generations.current, now=now, forget=self.service.forget,
+            kind, slot, generation=generation, now=now, forget=self.service.forget,
             body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
         )
         self._waiting.add(child.pidfd)
@@ -479,6 +486,7 @@ class Supervisor:
         for child in self.table:
             child.signal(signal.SIGKILL)
         self.wait_for_children(*ChildKind)
+        self._drops.close()
         self._waiting.close()
 
     def forget(self) -> None:

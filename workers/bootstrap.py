@@ -18,6 +18,8 @@ from typing import NoReturn
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
+from . import sinks
+
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended by an exception
 
@@ -68,6 +70,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     status = CRASHED
     try:
         master = Master(birth)
+        sinks.begin_child(birth.slot.words)
         birth.forget()
         status = body(birth, master)
     except SystemExit as exc:

@@ -32,7 +32,7 @@ from prefork.metrics.scoreboard import (
     YES,
 )
 
-from . import forked
+from . import forked, sinks
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .lanes import Accepted, Lanes
@@ -203,6 +203,7 @@ class Worker:
 
     def _look(self, now_ns: int) -> None:
         """Between two requests, now and then: is a limit reached?"""
+        sinks.follow()
         if now_ns >= self._next_sample_ns and (self.terms.metrics or self._limits.max_memory is not None):
             self._sample(now_ns)
         due = self._limits.due(self._served, self._memory)

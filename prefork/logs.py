@@ -1,0 +1,141 @@
+"""Logging as `prefork run` sets it up: one format, one sink for all processes, one level that can be changed.
+
+The library itself only emits to loggers named prefork.…; without `set_up()` they are the program's business. Runs in
+the master, before the first fork; what its children need of it is in workers/sinks.py.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING
+
+from prefork.metrics.board import Board, Word
+from prefork.workers import sinks
+
+from .children import Child
+from .errors import ConfigError
+from .lines import JournalFormat, JsonFormat, TextFormat
+
+if TYPE_CHECKING:
+    import argparse  # a program that serves by itself needs none
+
+log = logging.getLogger("prefork.supervisor")
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+TELL_EVERY_S = 1.0  # how often dropped lines are told of, at most
+
+
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
+    """The options of `prefork run`."""
+    parser.add_argument("--log-level", metavar="LEVEL", choices=LEVELS, default="info",
+                        help=f"what is logged: {', '.join(LEVELS)} (default info)")  # fmt: skip
+    parser.add_argument("--log-format", metavar="FORMAT", choices=FORMATS, default="text",
+                        help="text or json (default text)")  # fmt: skip
+    parser.add_argument("--log-file", metavar="PATH",
+                        help="log there instead of stderr; USR1 reopens it after a rotation")  # fmt: skip
+
+
+def set_up(level: str = "info", format: str = "text", path: str | None = None) -> None:
+    """Log everything that this process and its children log, by the root logger. Raises ConfigError."""
+    try:
+        handler = sinks.SinkHandler(sinks.Sink(path))
+    except OSError as exc:
+        raise ConfigError(f"could not open the log file {path}: {exc.strerror}") from exc
+    handler.setFormatter(_formatter(format, path))
+    logging.getLogger().addHandler(handler)
+    sinks.install(handler)
+    set_level(level)
+
+
+def _formatter(format: str, path: str | None) -> TextFormat:
+    if format == "json":
+        return JsonFormat()
+    if path is None and _stderr_is_the_journal():
+        return JournalFormat()
+    return TextFormat(colour=path is None and _isatty() and "NO_COLOR" not in os.environ)
+
+
+def _isatty() -> bool:
+    return os.isatty(2) and os.environ.get("TERM") != "dumb"
+
+
+def _stderr_is_the_journal() -> bool:
+    """systemd.exec(5): JOURNAL_STREAM is device:inode of the stream it gave us, which may not be our stderr now."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def set_level(level: str) -> None:
+    """Change what is logged, here and, before its next look, in every worker. Raises ConfigError."""
+    if level not in LEVELS:
+        raise ConfigError(f"could not set the log level {level!r}: it must be one of {', '.join(LEVELS)}")
+    number = getattr(logging, level.upper())
+    handler = sinks.installed()
+    if handler is None:
+        logging.getLogger("prefork").setLevel(number)
+    else:
+        handler.set_level(number)
+
+
+def reopen() -> None:
+    """Go on in a new file, because the old one was renamed; every other process does at its next line."""
+    handler = sinks.installed()
+    if handler is None or handler.sink.path is None:
+        log.info("there is no log file of ours to reopen")
+        return
+    handler.acquire()
+    try:
+        handler.sink.reopen()
+    except OSError as exc:
+        log.error("could not reopen the log file %s: %s; going on with the old one", handler.sink.path, exc.strerror)
+    finally:
+        handler.release()
+
+
+class Drops:
+    """Lines that were dropped, in the master or in a child: counted on the board, told of once there is room again."""
+
+    def __init__(self, board: Board, children: Iterable[Child]) -> None:
+        self._board = board
+        self._children = children
+        self._told = board.words[Word.LOG_DROPPED]
+        self._next = -inf
+        handler = self._handler = sinks.installed()
+        if handler is not None:
+            handler.count_with(lambda number: board.add(Word.LOG_DROPPED, number))
+            with board.change() as words:
+                words[Word.LOGS_COUNTED] = 1
+
+    def turn(self, now: float) -> float:
+        """When to be back."""
+        if self._handler is None:
+            return inf
+        untold = self._dropped() - self._told
+        if not untold:
+            return inf
+        if now >= self._next:
+            self._next = now + TELL_EVERY_S
+            if self._handler.write(self._handler.format(_notice(untold))):
+                self._told += untold
+        return self._next
+
+    def close(self) -> None:
+        """The board is about to go."""
+        if self._handler is not None:
+            self._handler.count_no_longer()
+
+    def _dropped(self) -> int:
+        dead: int = self._board.words[Word.LOG_DROPPED]
+        return dead + sum(child.reader.log_dropped() for child in self._children)
+
+
+def _notice(dropped: int) -> logging.LogRecord:
+    return logging.makeLogRecord({
+        "name": log.name, "levelno": logging.WARNING, "levelname": "WARNING", "event": "log_dropped",
+        "msg": "%d log messages were dropped", "args": (dropped,), "fields": {"dropped": dropped},
+    })  # fmt: skip
