@@ -1,29 +1,18 @@
 """A real Prometheus scrapes a pool whose workers come and go, and is asked what it saw."""
 
-import json
-import shutil
 import socket
 import subprocess
 import threading
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
-
-import pytest
 
 from prefork.metrics.collector import TABLE
 from tests.support.clients import ask
 from tests.support.figures import figure
+from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus, scraping
 from tests.support.service import HUNG, Service, script
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="prometheus and promtool are not installed (Debian's package prometheus has both)",
-)
+pytestmark = needs_prometheus
 
 TURNOVER = 1000  # workers
 LOAD_S = 25.0  # of load at most, however few workers that takes
@@ -35,58 +24,6 @@ class Handler(Who):
     def do_pid(self):
         LINES.inc()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Prometheus:
-    """The API of one that runs."""
-
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-
-    def get(self, path: str, **query: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=HUNG) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, expression: str) -> list[float]:
-        """The value of each series that the expression gives now."""
-        return [float(series["value"][1]) for series in self.get("/api/v1/query", query=expression)["result"]]
-
-    def wait_for(self, expression: str) -> None:
-        """Until the expression gives something."""
-        deadline = monotonic() + HUNG
-        while True:
-            try:
-                if self.query(expression):
-                    return
-            except OSError:
-                pass  # it is still starting
-            assert monotonic() < deadline, f"hung: waited {HUNG} s for {expression}"
-
-
-@contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """One that scrapes `target` every second."""
-    jobs = [{"job_name": "prefork", "static_configs": [{"targets": [target]}]}]
-    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": jobs}
-    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    port = free_port()
-    with (folder / "prometheus.log").open("w") as log:
-        process = subprocess.Popen(
-            ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data",
-             f"--web.listen-address=127.0.0.1:{port}"], cwd=folder, stdout=log, stderr=log,
-        )  # fmt: skip
-        try:
-            yield Prometheus(port)
-        finally:
-            process.kill()
-            process.wait(HUNG)
 
 
 def turn_over(service: Service, server: Prometheus) -> int:
@@ -117,7 +54,8 @@ def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> Non
     """Prometheus sees `up` at every scrape, no counter reset, and rates and quantiles that can be."""
     port = free_port()
     source = script(COUNTED, max_children=4, max_requests=1, metrics_address=("127.0.0.1", port))
-    with Service(tmp_path, source) as service, prometheus(tmp_path, f"127.0.0.1:{port}") as server:
+    config = scraping({"targets": [f"127.0.0.1:{port}"]})
+    with Service(tmp_path, source) as service, prometheus(tmp_path, config) as server:
         service.wait_ready(4)
         server.wait_for("up == 1")
         asked = turn_over(service, server)

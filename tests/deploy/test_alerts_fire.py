@@ -1,0 +1,171 @@
+"""The alerts, fired for real: pools driven into each state, watched by a real Prometheus with the rules of deploy/."""
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.support.clients import connect
+from tests.support.figures import figure
+from tests.support.monitored import monitored, target, watching
+from tests.support.proc import no_descriptor_left
+from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus
+from tests.support.service import Service
+
+pytestmark = needs_prometheus
+
+QUEUE = 4  # request_queue_size of the service that gets full
+FIRED = 'max_over_time(ALERTS{alertstate="firing",%s}[10m])'  # at any time since the start
+OF_THE_NAMESPACE = "PreforkListenOverflows"  # the kernel's count is everybody's
+
+DYING = """
+class Handler(Who):
+    def do_segv(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+BROKEN = """
+class Hooks(Hooks):
+    def worker_started(self):
+        if os.path.exists("broken"):
+            raise RuntimeError("broken on purpose")
+        super().worker_started()
+"""
+
+SHORT = """
+import resource
+class Hooks(Hooks):
+    def worker_started(self):
+        self.kept = [os.dup(2) for _ in range(200)]
+        most = self.kept[-1] + 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        super().worker_started()
+"""
+
+DROPPING = """
+class Handler(BaseRequestHandler):
+    def handle(self):
+        tell("busy")
+        threading.Event().wait()
+
+class Hooks(Hooks):
+    def server_bind(self):
+        super().server_bind()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+"""
+
+
+@contextlib.contextmanager
+def full(service: Service) -> Iterator[None]:
+    """Every worker held, the accept queue full, and one connection more for which the kernel has no room."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(service.hold())
+        for _ in range(QUEUE + 1):
+            stack.enter_context(connect(service.address))
+        for _ in range(3):
+            late = stack.enter_context(socket.socket())
+            late.setblocking(False)
+            late.connect_ex(service.address)
+        yield
+
+
+@contextlib.contextmanager
+def dying(service: Service) -> Iterator[None]:
+    """Requests that raise, and requests that take their worker with them."""
+    for word in [b"raise"] * 20 + [b"segv"] * 3:
+        with service.connect() as client:
+            assert client.ask(word) == b""
+    yield
+
+
+@contextlib.contextmanager
+def broken(service: Service) -> Iterator[None]:
+    """A worker is killed, and no new one can start."""
+    (service.directory / "broken").touch()
+    service.signal(signal.SIGKILL, service.workers()[0])
+    service.wait_pool(lambda pool: pool["exits"].get("boot_failed", 0) >= 2)
+    yield
+    (service.directory / "broken").unlink()
+
+
+@contextlib.contextmanager
+def short(service: Service) -> Iterator[None]:
+    """Most descriptors are open; then there is none left for a connection."""
+    with no_descriptor_left(service.workers()[0]), service.connect():
+        yield
+
+
+@contextlib.contextmanager
+def dropping(service: Service) -> Iterator[None]:
+    """More datagrams than the receive buffer holds, while the worker is busy with the first."""
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.sendto(b"first", service.address)
+        service.wait("busy")
+        for _ in range(50):
+            client.sendto(b"x" * 1000, service.address)
+        yield
+
+
+@contextlib.contextmanager
+def calm(service: Service) -> Iterator[None]:
+    """A service that is well."""
+    with service.connect() as client:
+        client.ask(b"pid")
+    yield
+
+
+# Service, its program, what is done to it, the alerts that must fire.
+STATES: dict[str, tuple[str, Callable[[Service], contextlib.AbstractContextManager[None]], set[str]]] = {
+    "full": (
+        monitored(max_children=2, request_queue_size=QUEUE), full,
+        {"PreforkSaturated", "PreforkNearlyFull", "PreforkNoIdleWorker", "PreforkQueueFilling",
+         "PreforkRequestNearTimeout", OF_THE_NAMESPACE},
+    ),
+    "dying": (
+        monitored(DYING, max_children=2), dying,
+        {"PreforkRequestsLost", "PreforkBadRequests", "PreforkWorkersEndedBadly", "PreforkWorkersKilled",
+         "PreforkNoTraffic"},
+    ),
+    "broken": (
+        monitored(BROKEN, max_children=2), broken,
+        {"PreforkCrashLoop", "PreforkWorkersBelowMinimum", "PreforkWorkersKilled"},
+    ),
+    "short": (monitored(SHORT, max_children=1), short, {"PreforkDescriptorsShort", "PreforkDescriptorsExhausted"}),
+    "dropping": (
+        monitored(DROPPING, bases="PreForkingUDPServer", max_children=1, graceful_timeout=1.0), dropping,
+        {"PreforkDatagramsDropped"},
+    ),
+    "calm": (monitored(max_children=2), calm, set()),
+}  # fmt: skip
+
+
+def fired(server: Prometheus, services: str) -> set[tuple[str, str]]:
+    """Service and name of every alert that has fired so far."""
+    found = server.series(FIRED % f'service=~"{services}"')
+    return {(series["metric"]["service"], series["metric"]["alertname"]) for series in found}
+
+
+def test_every_state_fires_its_alerts(tmp_path: Path) -> None:
+    """Each state fires the alerts for it, a dead master its own, and a service that is well none."""
+    expected = {(name, alert) for name, (_, _, alerts) in STATES.items() for alert in alerts}
+    with contextlib.ExitStack() as stack:
+        services = {}
+        for name, (program, _, _) in STATES.items():
+            (tmp_path / name).mkdir()
+            services[name] = stack.enter_context(Service(tmp_path / name, program))
+        targets = [target(name, service) for name, service in services.items()]
+        gone = {"labels": {"service": "gone"}, "targets": [f"127.0.0.1:{free_port()}"]}
+        config = watching(tmp_path, [*targets, gone], request_timeout_seconds=2)
+        server = stack.enter_context(prometheus(tmp_path, config))
+        server.wait_for(f"count(up == 1) == {len(services)}")
+        assert fired(server, "calm") == set()
+        for name, service in services.items():
+            stack.enter_context(STATES[name][1](service))
+        for name, alert in sorted({*expected, ("gone", "PreforkDown")}):
+            server.wait_for(FIRED % f'service="{name}",alertname="{alert}"')
+        found = fired(server, ".+")
+    figure("alerts fired for real", len({alert for _, alert in found}))
+    assert {alert for name, alert in found if name == "calm"} - {OF_THE_NAMESPACE, "PreforkNoTraffic"} == set()
+    assert expected <= found

@@ -1,0 +1,120 @@
+"""deploy/prometheus as files: promtool finds no fault, the rules do what their tests say, every alert has its page."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from prefork.metrics.collector import TABLE
+from tests.support.prometheus import needs_prometheus
+from tests.support.service import HUNG, ROOT
+
+FOLDER = ROOT / "deploy" / "prometheus"
+RULES = sorted((FOLDER / "rules").glob("*.yml"))
+SUFFIXES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+SERVED = {row.name + suffix for row in TABLE for suffix in SUFFIXES[row.kind]}
+# Of other parts of prefork; here from the first day on, because a rule for a metric that is absent is silent.
+OF_OTHER_PARTS = {
+    "prefork_reloads_total", "prefork_last_reload_successful", "prefork_last_reload_timestamp_seconds",
+    "prefork_log_messages_dropped_total", "prefork_tls_certificate_expiry_timestamp_seconds",
+    "prefork_control_requests_total",
+}  # fmt: skip
+# What must have an alert that looks at it, directly or by a recording rule.
+ALERTED = OF_OTHER_PARTS - {"prefork_last_reload_timestamp_seconds"} | {
+    "prefork_workers", "prefork_workers_min", "prefork_lanes", "prefork_lanes_busy", "prefork_saturated_seconds_total",
+    "prefork_listen_queue_length", "prefork_listen_queue_limit", "prefork_netns_listen_overflows_total",
+    "prefork_netns_listen_drops_total", "prefork_datagram_receive_drops_total", "prefork_connections_accepted_total",
+    "prefork_connections_rejected_total", "prefork_accept_errors_total", "prefork_requests_total",
+    "prefork_request_duration_seconds_bucket", "prefork_queue_wait_seconds_bucket",
+    "prefork_oldest_request_age_seconds", "prefork_worker_exits_total", "prefork_worker_signal_deaths_total",
+    "prefork_fork_failures_total", "prefork_worker_boot_seconds_bucket", "prefork_worker_backoff",
+    "prefork_worker_private_memory_bytes", "prefork_worker_open_fds_max", "prefork_worker_fds_limit",
+    "prefork_master_loop_delay_seconds_bucket", "prefork_application_series_dropped_total",
+    "prefork_slot_words_rejected_total", "up",
+}  # fmt: skip
+
+
+def rules(kind: str) -> Iterator[dict[str, Any]]:
+    """Every rule that has this key: alert or record."""
+    for path in RULES:
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            yield from (rule for rule in group["rules"] if kind in rule)
+
+
+def names(expression: str) -> set[str]:
+    """What looks like one of our metrics, or a recorded one."""
+    return set(re.findall(r"(?:(?:instance|service):)?prefork_[a-z0-9_:]+|\bup\b", expression))
+
+
+def metrics_behind(expression: str) -> set[str]:
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    found = set()
+    for name in names(expression):
+        found |= metrics_behind(recorded[name]) if name in recorded else {name}
+    return found
+
+
+def promtool(*args: str) -> None:
+    done = subprocess.run(["promtool", *args], cwd=FOLDER, capture_output=True, text=True, timeout=HUNG)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_prometheus
+def test_promtool_checks() -> None:
+    """The configuration and every rule file are sound."""
+    promtool("check", "config", "prometheus.yml")
+    promtool("check", "rules", "--lint=all", "--lint-fatal", *map(str, RULES))
+
+
+@needs_prometheus
+def test_rules_by_their_own_tests() -> None:
+    """Every alert fires where it must and nowhere else: tests/alerts.yml, by promtool."""
+    promtool("test", "rules", "tests/alerts.yml")
+
+
+def test_every_alert_is_tested() -> None:
+    """tests/alerts.yml expects each alert to fire."""
+    text = (FOLDER / "tests" / "alerts.yml").read_text()
+    assert [rule["alert"] for rule in rules("alert") if f'alertname="{rule["alert"]}"' not in text] == []
+
+
+def test_every_metric_is_served() -> None:
+    """The rules and their tests name no metric that prefork does not have."""
+    texts = [path.read_text() for path in (*RULES, FOLDER / "tests" / "alerts.yml")]
+    recorded = {rule["record"] for rule in rules("record")}
+    known = SERVED | OF_OTHER_PARTS | recorded | {"up"}
+    assert {name for text in texts for name in names(text)} - known == set()
+
+
+def test_every_metric_that_wants_an_alert_has_one() -> None:
+    """Nothing an operator must know is only on a dashboard."""
+    assert ALERTED - set().union(*(metrics_behind(rule["expr"]) for rule in rules("alert"))) == set()
+
+
+@pytest.mark.parametrize("rule", list(rules("alert")), ids=lambda rule: rule["alert"])
+def test_every_alert_says_what_to_do(rule: dict[str, Any]) -> None:
+    """Severity, summary, description, what to do, and a section of the runbook that is there."""
+    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert set(rule["annotations"]) == {"summary", "description", "action", "runbook"}
+    assert "{{ $labels." in rule["annotations"]["summary"]
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert anchor in [line.removeprefix("### ").lower() for line in (FOLDER / page).read_text().splitlines()]
+
+
+def test_the_runbook_has_nothing_else() -> None:
+    """Every section of the runbook is about an alert, and every link in it leads somewhere."""
+    text = (FOLDER / "runbook.md").read_text()
+    sections = re.findall(r"^### (\w+)$", text, re.MULTILINE)
+    assert sorted(sections) == sorted(rule["alert"] for rule in rules("alert"))
+    assert set(re.findall(r"\(#(\w+)\)", text)) <= {section.lower() for section in sections}
+
+
+def test_paths_are_inside() -> None:
+    """The folder can be copied to anywhere: what it names is in it."""
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    patterns = [*config["rule_files"]]
+    patterns += [name for job in config["scrape_configs"] for sd in job["file_sd_configs"] for name in sd["files"]]
+    assert [pattern for pattern in patterns if not list(FOLDER.glob(pattern))] == []
