@@ -138,6 +138,7 @@ class Child:
     state: ChildState = ChildState.STARTING
     changed: float = 0.0
     booted: bool = False  # it has been READY, whatever it is now
+    told: float = 0.0  # when it was last told to leave
     deadline: float | None = None  # killed then, at the latest
     lifetime: float | None = None  # due this long after its start
     reason: ExitReason | None = None  # why it was told to leave

@@ -6,7 +6,7 @@ The invariants, each with a test of its name (STARTING and READY children count 
     draining_is_bounded     no drain is begun that makes more than max_children DRAINING (a cut request excepted)
     replacement_is_ready    a healthy READY worker is drained only while enough others are READY
     backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
-    stop_wins               after STOP or DRAIN nothing is started
+    stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
     deadline_kills          a child past its deadline is killed, in whatever phase
     wakes_in_time           `wake_at` is never later than the next deadline
 """
@@ -25,6 +25,7 @@ STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
 CUT_TERM_S = 0.2  # from the stack of a request over its time to TERM
 CUT_KILL_S = 0.4  # and to SIGKILL, when only such requests are left
 CUT_LOOK_S = 0.1
+REMIND_S = 0.25  # a draining worker is told again: hangup.py
 QUIET_S = 0.03  # the queue is empty when nothing came for this long
 STALL_LOOK_S = 0.05
 FIRST_RESTART_DELAY_S = 0.5
@@ -56,6 +57,8 @@ class Limits:
     boot_timeout: float
     graceful_timeout: float
     max_restart_delay: float
+    drain_delay: float = 0.0
+    hang_up: bool = False  # drain_connections = "eof"
 
     def resized(self, step: int) -> "Limits":
         """One worker more or fewer (TTIN, TTOU); never none at all."""
@@ -81,6 +84,7 @@ class ChildView:
     generation: int
     started: float
     changed: float
+    told: float = 0.0  # when it was last told to leave
     deadline: float | None = None
     due: ExitReason | None = None  # a limit it has reached
     lanes: int = 1
@@ -143,12 +147,13 @@ class Plan:
     dump: tuple[int, ...] = ()  # over request_timeout: stacks, and CONT in case it was stopped
     slow: tuple[int, ...] = ()  # over slow_request_timeout: stacks
     poke: tuple[int, ...] = ()
+    remind: tuple[int, ...] = ()  # to hang up what was too young for it
     wake_at: float = 0.0
 
 
 def plan(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
     """What to do now, and when to look again at the latest."""
-    if snapshot.phase in (Phase.STARTING, Phase.RUNNING):
+    if snapshot.phase in (Phase.STARTING, Phase.RUNNING) or _still_open(snapshot, limits, now):
         result = _run(snapshot, limits, now)
     else:
         result = _end(snapshot, limits, now)
@@ -156,7 +161,8 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
     kill = tuple(c.serial for c in snapshot.children if _overdue(c, limits, now))
     slow = tuple(c.serial for c in snapshot.children if _over(c, limits.slow_request_timeout, now))
     drain = tuple({**dict(result.drain), **cut}.items())
-    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow)
+    remind = tuple(c.serial for c in snapshot.children if _hanging_up(c, limits) and now >= c.told + REMIND_S)
+    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow, remind=remind)
     return replace(result, wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
 
 
@@ -165,6 +171,8 @@ def plan(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
 
 def _run(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
     phase = Phase.RUNNING if snapshot.pool.ever_ready else Phase.STARTING
+    if snapshot.phase is Phase.DRAINING:
+        phase = snapshot.phase  # and all goes on until the door is narrowed
     if not limits.pool:
         return Plan(Phase.RUNNING, snapshot.pool)
     pool = _resize(snapshot, limits, now)
@@ -195,9 +203,18 @@ def _end(snapshot: Snapshot, limits: Limits, now: float) -> Plan:
     return Plan(phase, snapshot.pool, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
 
 
+def door_at(phase_since: float, pool: Pool, limits: Limits) -> float:
+    """When a service that drains lets nobody new in. One that has never served has nobody to wait for."""
+    return phase_since + (limits.drain_delay if pool.ever_ready else 0.0)
+
+
+def _still_open(snapshot: Snapshot, limits: Limits, now: float) -> bool:
+    return snapshot.phase is Phase.DRAINING and now < door_at(snapshot.phase_since, snapshot.pool, limits)
+
+
 def queue_deadline(snapshot: Snapshot, limits: Limits) -> float:
     """Until when the workers go on accepting while the whole service drains."""
-    return snapshot.phase_since + limits.graceful_timeout / 2
+    return door_at(snapshot.phase_since, snapshot.pool, limits) + limits.graceful_timeout / 2
 
 
 # The pool.
@@ -275,6 +292,11 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
     return all(now >= since + limits.request_timeout for since in child.busy_since)
 
 
+def _hanging_up(child: ChildView, limits: Limits) -> bool:
+    """Whether requests of its may still have to be hung up."""
+    return limits.hang_up and child.state is ChildState.DRAINING and bool(child.busy_since)
+
+
 def _cut(
     children: Iterable[ChildView], limits: Limits, now: float
 ) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
@@ -308,17 +330,23 @@ def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iter
         yield now + limits.boot_timeout
     if result.drain:
         yield now + limits.graceful_timeout
+        if limits.hang_up:
+            yield now + REMIND_S
     if result.stop:
         yield now + STOP_GRACE_S
     if result.dump:
         yield now + CUT_TERM_S
-    if snapshot.phase is Phase.DRAINING:
+    if _still_open(snapshot, limits, now):
+        yield door_at(snapshot.phase_since, snapshot.pool, limits)
+    elif snapshot.phase is Phase.DRAINING:
         yield max(snapshot.queued_at + QUIET_S, now + QUIET_S / 3)
     for child in snapshot.children:
         if child.deadline is not None:
             yield child.deadline
         if child.state is ChildState.STARTING:
             yield child.started + limits.boot_timeout
+        if _hanging_up(child, limits):
+            yield max(child.told, now) + REMIND_S
         if child.cut_at is not None:
             yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
         yield from (since + timeout for since in child.busy_since for timeout in requests)

@@ -96,6 +96,14 @@ class PreForkingMixIn(SupervisedMixIn):
         Setting("kill what has not drained after this time", group="Timeouts", unit="s", above=0,
                 default_text="30 s (8 s as PID 1)"),
     ] = 8.0 if os.getpid() == 1 else 30.0  # fmt: skip
+    drain_delay: Annotated[
+        float, Setting("go on accepting for so long when told to drain, not ready any more", group="Timeouts", unit="s",
+                       at_least=0),
+    ] = 0.0  # fmt: skip
+    drain_connections: Annotated[
+        str, Setting("what a drain does with a stream request in hand: wait for its end, or let it read what was sent "
+                     "and then the end of file (eof)", group="Requests", choices=("wait", "eof")),
+    ] = "wait"  # fmt: skip
     max_restart_delay: Annotated[
         float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
     ] = 30.0
@@ -253,7 +261,8 @@ class PreForkingMixIn(SupervisedMixIn):
             min_spare_children=self.min_spare_children, max_spare_children=self.max_spare_children,
             request_timeout=self.request_timeout, slow_request_timeout=self.slow_request_timeout,
             boot_timeout=self.boot_timeout, graceful_timeout=self.graceful_timeout,
-            max_restart_delay=self.max_restart_delay,
+            max_restart_delay=self.max_restart_delay, drain_delay=self.drain_delay,
+            hang_up=self.drain_connections == "eof",
         )  # fmt: skip
         return Supervisor(service, limits, self._scoreboard(), wakeup, given)
 
@@ -309,6 +318,7 @@ class PreForkingMixIn(SupervisedMixIn):
             elsewhere=self._threaded(),
             rehearsal=not self._serves,
             one_request=hasattr(self, "collect_children"),
+            hang_up=self.drain_connections == "eof",
             queue_waits=self._counts_queue_waits(),
             metrics=self.metrics_address is not None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),

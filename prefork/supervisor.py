@@ -97,6 +97,7 @@ class Supervisor:
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._queued_at = 0.0
         self._serves_queue = True
+        self._narrowed = False
         self._wake_at = self.clock.now()
         self._fork_logged_at = float("-inf")
         self._exits = Exits(board)
@@ -145,6 +146,7 @@ class Supervisor:
         if self.limits.pool:
             self._note_commands(now)
             self._note_reports(now)
+            self._narrow_in_time(now)
             self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
         else:
             if self._waiting.nudged:
@@ -196,8 +198,20 @@ class Supervisor:
                     self._resize(-1)
 
     def _begin_drain(self, now: float) -> None:
+        """Say so first: whoever asks /-/ready sends nobody new while `drain_delay` keeps the door open."""
         self._set_phase(Phase.DRAINING, now)
         self._waiting.step_back()
+        if self.exporting is not None:
+            self._publish(now)
+
+    @property
+    def _door_at(self) -> float:
+        return policy.door_at(self._phase_since, self._pool, self.limits)
+
+    def _narrow_in_time(self, now: float) -> None:
+        if self.phase is not Phase.DRAINING or self._narrowed or now < self._door_at:
+            return
+        self._narrowed = True
         self._serves_queue = self.service.listener is not None and narrow(self.service.listener)
         self._queued_at = now if self._serves_queue else float("-inf")
 
@@ -285,7 +299,8 @@ class Supervisor:
         if child.lifetime is None or self.clock.now() < child.started + child.lifetime:
             due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
         return policy.ChildView(
-            child.serial, child.kind, child.state, child.generation, child.started, child.changed, child.deadline, due,
+            child.serial, child.kind, child.state, child.generation, child.started, child.changed, child.told,
+            child.deadline, due,
             report.lanes, tuple(self.clock.at(since) for since in report.busy_since_ns), report.accepted,
             child.cut_at, child.reason,
         )  # fmt: skip
@@ -303,6 +318,9 @@ class Supervisor:
             self._tell_to_leave(self.table[serial], ExitReason.STOPPED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
         for serial, reason in plan.drain:
             self._drain(self.table[serial], reason, now)
+        for serial in plan.remind:
+            self.table[serial].told = now
+            self.table[serial].signal(signal.SIGTERM)
         for serial in plan.poke:
             self.table[serial].signal(POKE)
         for _ in range(plan.spawn if self.service.work is not None else 0):  # a caretaker starts nobody
@@ -412,10 +430,10 @@ class Supervisor:
         self._tell_to_leave(child, reason, signal.SIGTERM, self.limits.graceful_timeout, now)
 
     def _tell_to_leave(self, child: Child, reason: ExitReason, signum: int, within: float, now: float) -> None:
-        child.reason = reason
+        child.reason, child.told = reason, now
         deadline = now + within
         if self.phase is Phase.DRAINING:
-            deadline = min(deadline, self._phase_since + self.limits.graceful_timeout)
+            deadline = min(deadline, self._door_at + self.limits.graceful_timeout)
         child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
         if child.state in (ChildState.STARTING, ChildState.READY):
             self.table.set_state(child, ChildState.DRAINING, now)

@@ -35,6 +35,7 @@ from prefork.metrics.scoreboard import (
 from . import forked, sinks
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
+from .hangup import InHand
 from .lanes import Accepted, Lanes
 from .limits import SAMPLES, Limits, jittered, sample
 from .signals import Signals, ignore, set_mask
@@ -54,6 +55,7 @@ class Terms:
     elsewhere: bool  # ThreadingMixIn: requests run in threads
     rehearsal: bool  # boot, say READY, leave
     one_request: bool  # ForkingMixIn: forked ahead of its one request
+    hang_up: bool  # a drain ends the loop of a handler that reads on
     queue_waits: bool  # ask the kernel how long a connection waited, now and then
     metrics: bool  # somebody may look: measure what costs something
     set_title: Callable[[str], None]
@@ -82,6 +84,7 @@ class Worker:
         self.lanes = Lanes(
             birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits
         )
+        self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
 
@@ -99,6 +102,8 @@ class Worker:
         self.server.worker_started()
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         self.lanes.bind(self.server)
+        if self.terms.hang_up:
+            self._in_hand.bind(self.server)
         if self.terms.metrics:
             self._sample(monotonic_ns())
         self.terms.set_title("")
@@ -121,6 +126,7 @@ class Worker:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self.draining = True
+        self._in_hand.hang_up()
         if self.master.gone():  # this is PDEATHSIG: the handler that runs now may take its time, the port may not
             self._orphaned()
 
@@ -233,6 +239,7 @@ class Worker:
             self._signals.kill_me_after(self.terms.graceful_timeout)
             self._own.unregister(self.master.fileno())
             self._close_listener()
+            self._in_hand.hang_up()
 
     def _close_listener(self) -> None:
         listener: socket.socket = self.server.socket
