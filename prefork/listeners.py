@@ -19,7 +19,8 @@ from typing import Any
 
 from prefork.metrics.kernel import somaxconn
 
-from .errors import BindError
+from .errors import BindError, ConfigError
+from .ownership import Access
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -73,6 +74,7 @@ class Listener(socket.socket):
     inherited = False
     resumed = False  # handed over by an earlier image of this process
     quiet = False  # another process's, in a rehearsal: looked at and left as it is
+    access = Access()  # of a Unix path that it binds
     flags = 0
     unreachable = False  # its path is gone, and no other leads to it
     asked = ""  # what it was asked for: by this a reload finds it again
@@ -107,20 +109,28 @@ class Listener(socket.socket):
 
     def bind(self, address: Any) -> None:
         """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
+        path = os.fsdecode(address) if self.family == socket.AF_UNIX else ""
+        named = bool(path) and path[:1] != "\0" and not self.inherited
+        if self.access and not named:
+            where = address_text(address)
+            raise ConfigError(f"could not set {self.access} of {where}: it is no Unix path, or bound by somebody else")
         if self.inherited or self.resumed:
             return
-        path = os.fspath(address) if self.family == socket.AF_UNIX else ""
-        named = bool(path) and path[:1] not in ("\0", b"\0")
         try:
-            if named:
-                _clear_stale(os.fsdecode(path), self.type)
-            super().bind(address)
+            self._bind(address, path if named else None)
         except OSError as exc:
             reason = exc.strerror or str(exc)
             reason = reason[:1].lower() + reason[1:]
             raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
-        if named:
-            self.path = os.path.abspath(os.fsdecode(path))
+
+    def _bind(self, address: Any, path: str | None) -> None:
+        if path is None:
+            super().bind(address)
+            return
+        _clear_stale(path, self.type)
+        with self.access.given_to(self, path):
+            super().bind(address)
+            self.path = os.path.abspath(path)
             self.identity = _identity(self.path)
 
     def listen(self, backlog: int = 128, /) -> None:
@@ -142,10 +152,11 @@ class Listener(socket.socket):
 
     def unlink(self) -> None:
         """Remove the Unix path, if what stands there is still ours."""
-        if self.path is not None and self.identity == _identity(self.path):
-            os.unlink(self.path)
+        path, self.path = self.path, None
+        if path is not None and self.identity == _identity(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
             self.unreachable = True
-        self.path = None
 
 
 # Of any listening socket: the user may have wrapped ours (TLS).

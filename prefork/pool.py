@@ -29,6 +29,7 @@ from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
 from .listeners import Listener, address_text, asked_once_more, prepare, release
 from .origin import ORIGIN
+from .ownership import Access
 from .policy import Limits, Phase
 from .rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -111,11 +112,21 @@ class PreForkingMixIn(SupervisedMixIn):
     request_queue_size: Annotated[
         int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
     ] = 1024
+    socket_mode: Annotated[
+        int | None, Setting("mode of the path of a Unix socket; else what the umask leaves", group="Listening",
+                            unit="mode", at_least=0, at_most=0o777, reloadable=False),
+    ] = None  # fmt: skip
+    socket_owner: Annotated[
+        str | None, Setting("owner of the path of a Unix socket: USER, USER:GROUP or :GROUP", group="Listening",
+                            reloadable=False),
+    ] = None  # fmt: skip
     allow_reuse_address = True
 
     access_log: Annotated[
         bool, Setting("log a line for each request, whatever the log level", group="Logs")
     ] = False
+
+    _closing = False  # server_close() has been called
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
@@ -139,9 +150,12 @@ class PreForkingMixIn(SupervisedMixIn):
 
     @socket.setter
     def socket(self, sock: "socket.socket") -> None:
+        self._closing = False
         if "_listener" not in vars(self):
             sock = self._first_socket(sock)
         self._listener = Listener.adopt(sock) if type(sock).__module__ == "socket" else sock
+        if isinstance(self._listener, Listener):
+            self._listener.access = Access(self.socket_mode, self.socket_owner)
 
     def _first_socket(self, sock: Any) -> Listener:
         """The one that a reload handed over or that was inherited, where there is one, instead of the new one."""
@@ -186,6 +200,8 @@ class PreForkingMixIn(SupervisedMixIn):
         if rehearsing():
             rehearse(self)
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
+            if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
+                return
             signals = stack.enter_context(self._signals_taken(wakeup))
             stack.enter_context(self._listener_prepared())
             stack.enter_context(self._titled())
@@ -201,7 +217,14 @@ class PreForkingMixIn(SupervisedMixIn):
             finally:
                 forked.on_fork_by_user(None)
                 supervisor.close()
+        if self._closing:
+            PreForkingMixIn.server_close(self)  # it was asked for in this thread, which could not wait for itself
         supervisor.raise_if_hopeless()
+
+    def _is_closed(self) -> bool:
+        if self._closing:
+            log.info("not serving: the server is closed")
+        return self._closing
 
     def _run(self, supervisor: Supervisor, signals: Signals, poll_interval: float | None) -> None:
         at_most = poll_interval if self._wants_polling() else None
@@ -225,13 +248,22 @@ class PreForkingMixIn(SupervisedMixIn):
         return self._supervisor is not None and self._supervisor.phase in (Phase.DRAINING, Phase.KILLING)
 
     def server_close(self) -> None:
-        """End the pool if it serves, within `graceful_timeout`; close the listener and remove its Unix path."""
+        """End the pool if it serves, as `shutdown()` does; close the listener and remove its Unix path.
+
+        Call it from any thread, as often as you like. In the thread that serves it asks, and is done when
+        `serve_forever()` returns; in a worker it asks as well. What is closed does not serve again.
+        """
+        if self._ask_to_drain():
+            return
+        self._closing = True
         done = self._done
-        if done is not None and self._serving_thread != threading.get_ident() and self._worker is None:
+        if done is not None:
             self.shutdown_nowait()
-            done.wait(self.graceful_timeout + CLOSE_SLACK_S)
+            if self._serving_thread == threading.get_ident():
+                return
+            done.wait(self.drain_delay + self.graceful_timeout + CLOSE_SLACK_S)
         listener = vars(self).get("_listener")
-        if isinstance(listener, Listener) and self._worker is None:
+        if isinstance(listener, Listener):
             listener.unlink()
         super().server_close()
 

@@ -1,0 +1,82 @@
+"""Mode and owner of the path of a Unix socket, from the first moment that the path is there.
+
+Runs in the process that binds. Linux gives a new path the mode of the socket itself, less the umask: one that
+is narrowed before its bind() is never open to more than it shall be.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import ConfigError
+
+KEEP = -1  # chown(2): this one stays as it is
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What was asked for; None leaves it to the umask, and to who we are."""
+
+    mode: int | None = None
+    owner: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.mode is not None or self.owner is not None
+
+    def __str__(self) -> str:
+        return "socket_owner" if self.mode is None else "socket_mode"
+
+    @contextlib.contextmanager
+    def given_to(self, sock: socket.socket, path: str) -> Iterator[None]:
+        """Bind `sock` to `path` inside. Raises ConfigError before, OSError after, and then the path is not there."""
+        if not self:
+            yield
+            return
+        uid, gid = owner(self.owner) if self.owner is not None else (KEEP, KEEP)
+        mode = 0o777 & ~_umask() if self.mode is None else self.mode
+        os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # the user is still us, the group ours: only then the rest
+        yield
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.chown(f"/proc/self/fd/{fd}", uid, gid)
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+
+def owner(text: str) -> tuple[int, int]:
+    """The ids that USER, USER:GROUP or :GROUP names, each by name or number. Raises ConfigError."""
+    import grp  # not on every system, and there is no pool there
+    import pwd
+
+    user, _, group = text.partition(":")
+    if not user and not group:
+        raise ConfigError(f"could not set socket_owner to {text!r}: it must be USER, USER:GROUP or :GROUP")
+    return _id(text, user, "user", lambda name: pwd.getpwnam(name).pw_uid), _id(
+        text, group, "group", lambda name: grp.getgrnam(name).gr_gid
+    )
+
+
+def _id(text: str, name: str, what: str, find: Callable[[str], int]) -> int:
+    if not name:
+        return KEEP
+    if re.fullmatch("[0-9]{1,9}", name):
+        return int(name)
+    try:
+        return find(name)
+    except KeyError:
+        raise ConfigError(f"could not set socket_owner to {text!r}: there is no {what} {name}") from None
+
+
+def _umask() -> int:
+    """Asked of /proc: umask(2) can only be set, which another thread would feel."""
+    found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 8) if found else 0o077
