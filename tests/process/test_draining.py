@@ -1,0 +1,308 @@
+"""Draining for good: what goes red first, what is still served, what is hung up, and who may ask for it."""
+
+import errno
+import http.client
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import ask
+from tests.support.proc import nothing_for
+from tests.support.service import Service, Watch, script
+
+POOLS = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"]
+DELAY = 2.0
+
+EXPORTED = """
+class Hooks:
+    def serve_forever(self, poll_interval=None):
+        self._export_address = None
+        super().serve_forever(poll_interval)
+    def service_actions(self):
+        super().service_actions()
+        if self._export_address != self.metrics_address:
+            self._export_address = self.metrics_address
+            tell("exporting", address=self.metrics_address)
+        if self.draining:
+            tell("draining")
+"""
+SLOW = """
+class Handler(Who):
+    def do_raise(self):
+        tell("in_hand")
+        super().do_raise()
+    def do_draining(self):
+        tell("told")
+        while not self.server.draining:
+            time.sleep(0.001)  # a poll of the public attribute: nothing else may end it
+        return "True"
+"""
+FROM_A_THREAD = """
+if __name__ == "__main__":
+    server = type("S", (Told, PreForkingTCPServer), {{"max_children": 2}})(("127.0.0.1", 0), Who)
+    now = threading.Event()
+    def end():
+        now.wait()
+        for word in {words!r}:
+            getattr(server, word)()
+        tell("asked", fileno=server.fileno())
+    def tell_all():
+        signal.sigwait({{signal.SIGUSR1}})
+        now.set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+    threads = [threading.Thread(target=what) for what in (end, end, end, tell_all)]
+    for thread in threads:
+        thread.start()
+    server.serve_forever()
+    for thread in threads:
+        thread.join()
+    server.server_close()
+    sys.exit(0)
+"""
+BEFORE = """
+if __name__ == "__main__":
+    server = type("S", (Told, PreForkingUnixStreamServer), {{"max_children": 2}})("here", Who)
+    for word in {words!r}:
+        getattr(server, word)()
+    server.serve_forever()
+    tell("returned", there=os.path.exists("here"))
+    server.server_close()
+    sys.exit(0)
+"""
+IN_THE_LOOP = """
+class Hooks:
+    def service_actions(self):
+        super().service_actions()
+        if os.path.exists("now"):
+            self.server_close()
+            self.server_close()
+"""
+
+
+def ready(address: tuple[str, int]) -> int:
+    """The status of /-/ready."""
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    try:
+        connection.request("GET", "/-/ready")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_drain_delay(tmp_path: Path) -> None:
+    """With drain_delay TERM first turns /-/ready red and goes on serving, with a whole pool; then it drains."""
+    settings = {"max_children": 2, "metrics_address": ("127.0.0.1", 0), "drain_delay": DELAY}
+    with Service(tmp_path, script(EXPORTED, **settings)) as service:
+        service.wait_ready(2)
+        exporter = tuple(service.wait("exporting", lambda fact: fact["address"][1])["address"])
+        assert ready(exporter) == 200
+        sent_at = service.signal(signal.SIGTERM)
+        service.wait("draining")
+        assert ready(exporter) == 503
+        assert ask(service.address, b"pid\n")
+        service.signal(signal.SIGKILL, service.workers()[0])
+        service.wait_ready(2, killed=1)
+        assert ask(service.address, b"pid\n")
+        assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    assert DELAY < ended["at"] - sent_at < DELAY + 5
+    assert ended["exits"] == {"killed": 1, "drained": 2}
+    assert ended["completed"] == 2
+
+
+def test_stop_during_drain_delay(tmp_path: Path) -> None:
+    """INT does not wait for drain_delay."""
+    with Service(tmp_path, script(EXPORTED, max_children=2, drain_delay=60)) as service:
+        service.wait_ready(2)
+        service.signal(signal.SIGTERM)
+        service.wait("draining")
+        service.signal(signal.SIGINT)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"stopped": 2}
+
+
+def test_drain_before_ready_does_not_delay(tmp_path: Path) -> None:
+    """A service that has never served has nobody to wait for: drain_delay is skipped."""
+    boots = "class Hooks:\n    def worker_started(self):\n        tell('booting')\n        signal.pause()\n"
+    settings = {"max_children": 1, "drain_delay": 60, "graceful_timeout": 0.3}
+    with Service(tmp_path, script(boots, **settings)) as service:
+        service.wait("booting")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+
+
+@pytest.mark.parametrize("bases", POOLS)
+def test_draining_is_seen_in_the_worker(bases: str, tmp_path: Path) -> None:
+    """server.draining gets true under a handler that runs while its worker drains."""
+    with Service(tmp_path, script(SLOW, bases=bases, max_children=1)) as service:
+        service.wait_ready(1)
+        with service.connect() as held:
+            held.send(b"draining")
+            service.wait("told")
+            service.signal(signal.SIGTERM)
+            assert held.answer() == b"True"
+        assert service.wait_exit() == 0
+
+
+@pytest.mark.parametrize("bases", POOLS)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR2])
+def test_eof_ends_idle_connections(how: int, bases: str, tmp_path: Path) -> None:
+    """With eof a connection that idles in `for line in rfile` ends when its worker drains, for good or replaced; what
+    was sent by then is answered."""
+    settings = {"max_children": 1, "drain_connections": "eof"}
+    with Service(tmp_path, script(bases=bases, **settings)) as service:
+        service.wait_ready(1)
+        with service.hold() as held:
+            nothing_for(0.3, held.sock)  # an input: it is no newcomer
+            for _ in range(3):
+                held.send(b"pid")
+            service.signal(how)
+            assert [int(held.answer()) for _ in range(3)] == [held.pid] * 3
+            assert held.answer() == b""
+            if how == signal.SIGUSR2:
+                service.wait_ready(1, replaced=1)
+        assert service.settled()["completed"] == 1 if how == signal.SIGUSR2 else service.wait_exit() == 0
+
+
+def test_eof_reaches_every_lane(tmp_path: Path) -> None:
+    """With threads every request of the worker is hung up, and each gives its answers first."""
+    settings = {"bases": "PreForkingMixIn, ThreadingTCPServer", "max_children": 1, "drain_connections": "eof"}
+    with Service(tmp_path, script(**settings)) as service:
+        service.wait_ready(1)
+        held = [service.hold() for _ in range(8)]
+        for connection in held:
+            connection.send(b"pid")
+        service.signal(signal.SIGTERM)
+        for connection in held:
+            assert int(connection.answer()) == connection.pid
+            assert connection.answer() == b""
+            connection.close()
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["completed"] == 8
+
+
+def test_eof_gives_a_newcomer_time(tmp_path: Path) -> None:
+    """A connection that was accepted this very moment may still say what it came for."""
+    settings = {"max_children": 2, "drain_connections": "eof"}
+    with Service(tmp_path, script(**settings)) as service:
+        service.wait_ready(2)
+        with service.hold(), service.connect() as new:
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] == 2)
+            assert new.ask(b"pid")
+            assert new.answer() == b""
+        assert service.wait_exit() == 0
+
+
+def test_wait_leaves_connections_alone(tmp_path: Path) -> None:
+    """By default a connection goes on while its worker drains, as long as its client likes."""
+    with Service(tmp_path, script(max_children=1)) as service:
+        service.wait_ready(1)
+        with service.hold() as held:
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] == 1)
+            nothing_for(0.6, held.sock)
+            assert int(held.ask(b"pid")) == held.pid
+        assert service.wait_exit() == 0
+
+
+def test_eof_under_tls_stays_under_tls(tmp_path: Path) -> None:
+    """On a TLS connection the answers that follow the end of file are still encrypted."""
+    pytest.importorskip("ssl")
+    # The socket object stands for any subclass with a shutdown() of its own, as ssl.SSLSocket's, which unwraps.
+    wrapped = """
+class Wrapped(socket.socket):
+    def shutdown(self, how):
+        tell("unwrapped", how=int(how))
+        super().shutdown(how)
+class Hooks:
+    def get_request(self):
+        sock, address = super().get_request()
+        return Wrapped(fileno=sock.detach()), address
+"""
+    with Service(tmp_path, script(wrapped, max_children=1, drain_connections="eof")) as service:
+        service.wait_ready(1)
+        with service.hold() as held:
+            service.signal(signal.SIGTERM)
+            assert held.answer() == b""
+        assert service.wait_exit() == 0
+        assert [fact["how"] for fact in service.facts if fact["event"] == "unwrapped"] == [socket.SHUT_WR]
+
+
+@pytest.mark.parametrize("words", [["shutdown", "shutdown"], ["server_close", "server_close"], ["shutdown_nowait"]])
+def test_ended_from_threads(words: list[str], tmp_path: Path) -> None:
+    """shutdown() and server_close() drain, from three threads at once and twice each; what is in hand is finished."""
+    with Service(tmp_path, script(FROM_A_THREAD.format(words=words))) as service:
+        service.wait_ready(2)
+        with service.hold() as held:
+            service.signal(signal.SIGUSR1)
+            service.wait_pool(lambda pool: pool["draining"] == 1)
+            assert int(held.ask(b"pid")) == held.pid
+        if words != ["shutdown_nowait"]:
+            closed = {fact["fileno"] == -1 for fact in service.wait_each("asked", 3)}
+            assert closed == {words[0] == "server_close"}
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 2}
+
+
+@pytest.mark.parametrize("words", [["shutdown"], ["server_close", "server_close"], ["shutdown", "server_close"]])
+def test_ended_before_it_began(words: list[str], tmp_path: Path) -> None:
+    """Asked before serve_forever(), it returns at once, no worker is forked and no path is left."""
+    with Service(tmp_path, script(BEFORE.format(words=words))) as service:
+        assert service.wait("returned")["there"] is False
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["spawned"] == 0
+
+
+def test_closed_in_the_thread_that_serves(tmp_path: Path) -> None:
+    """server_close() in service_actions() drains; the queue is served, then the port is free and serve_forever()
+    returns."""
+    with Service(tmp_path, script(IN_THE_LOOP, max_children=1)) as service:
+        service.wait_ready(1)
+        with service.hold() as held, service.connect() as queued:
+            queued.send(b"pid")
+            (tmp_path / "now").touch()
+            service.signal(signal.SIGUSR2)
+            assert int(held.ask(b"pid")) == held.pid
+            held.close()
+            assert queued.answer()
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["lost"] == 0
+
+
+def test_closed_in_a_worker(tmp_path: Path) -> None:
+    """server_close() in a handler asks for the end of the service, as shutdown() does; its answer goes out."""
+    closing = "class Handler(Who):\n    def do_shutdown(self):\n        self.server.server_close()\n"
+    with Service(tmp_path, script(closing, max_children=2)) as service:
+        service.wait_ready(2)
+        assert ask(service.address, b"shutdown\n")
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 2}
+
+
+def test_path_of_another_is_left(tmp_path: Path) -> None:
+    """A Unix path that somebody else has bound meanwhile is not removed by our drain."""
+    with Service(tmp_path, script(bases="PreForkingUnixStreamServer", address="here", max_children=1)) as service:
+        service.wait_ready(1)
+        os.unlink(tmp_path / "here")
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(os.path.relpath(tmp_path / "here"))
+            with Watch(service.pid) as master:
+                service.signal(signal.SIGTERM)
+                master.wait_dead()
+            assert service.wait_exit() == 0
+            assert (tmp_path / "here").is_socket()
+
+
+def test_port_is_free_after_the_drain(tmp_path: Path) -> None:
+    """When the service has drained nobody listens any more."""
+    with Service(tmp_path, script(max_children=1)) as service:
+        service.wait_ready(1)
+        address = service.address
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+    with socket.socket() as client:
+        assert client.connect_ex(address) == errno.ECONNREFUSED
