@@ -25,6 +25,7 @@ from .listeners import Listener, address_text, asked_for, queued
 
 log = logging.getLogger("prefork.supervisor")
 
+BACKLOG = 512  # a crowd that comes at once; where a Unix listener's queue is full, a scrape is refused
 WEDGED_S = 3.0  # a connection that nobody takes for so long
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
@@ -89,7 +90,7 @@ def bind(address: Any) -> Listener:
         if family != socket.AF_UNIX:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(64)
+        listener.listen(BACKLOG)
         os.set_blocking(listener.fileno(), False)
     except BaseException:
         listener.close()

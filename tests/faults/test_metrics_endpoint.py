@@ -44,20 +44,18 @@ def exporter(master: int) -> psutil.Process:
 
 @contextlib.contextmanager
 def idle_connections(address: str) -> Iterator[None]:
-    """500 connections that never ask; those that the exporter closes are opened again, by four threads."""
+    """500 connections that never ask, of which the exporter keeps as many as it likes; then 100 more every second."""
     done = threading.Event()
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            stack.enter_context(dial(address))
 
-    def hold() -> None:
-        while not done.is_set():
-            with contextlib.ExitStack() as stack:
-                for _ in range(IDLE // 4):
-                    with contextlib.suppress(OSError):
-                        stack.enter_context(dial(address, 1.0))
-                    if done.wait(0.005):
-                        return
+        def more() -> None:
+            while not done.wait(0.01):
+                stack.enter_context(dial(address))
 
-    with _threads(hold, 4, done):
-        yield
+        with _threads(more, 1, done):
+            yield
 
 
 @contextlib.contextmanager
