@@ -109,6 +109,17 @@ def dropping(service: Service) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def stale(service: Service) -> Iterator[None]:
+    """A release that raises when it is imported."""
+    program = service.directory / "program.py"
+    good = program.read_text()
+    program.write_text("raise RuntimeError('released in a hurry')")
+    service.signal(signal.SIGHUP)
+    yield
+    program.write_text(good)
+
+
+@contextlib.contextmanager
 def calm(service: Service) -> Iterator[None]:
     """A service that is well."""
     with service.connect() as client:
@@ -137,6 +148,7 @@ STATES: dict[str, tuple[str, Callable[[Service], contextlib.AbstractContextManag
         monitored(DROPPING, bases="PreForkingUDPServer", max_children=1, graceful_timeout=1.0), dropping,
         {"PreforkDatagramsDropped"},
     ),
+    "stale": (monitored(max_children=1), stale, {"PreforkReloadFailed"}),
     "calm": (monitored(max_children=2), calm, set()),
 }  # fmt: skip
 
