@@ -1,0 +1,288 @@
+"""The board: what a reader sees while the master writes, while workers count, die and are folded."""
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefork.metrics.board import (
+    BOOT,
+    CONTROL_COMMANDS,
+    PATIENCE_NS,
+    ROWS,
+    TABLE,
+    Board,
+    BoardReader,
+    Word,
+    control_requests,
+)
+from prefork.metrics.facts import (
+    AcceptError,
+    Condition,
+    ControlCommand,
+    ControlResult,
+    Role,
+)
+from prefork.metrics.scoreboard import (
+    ACCEPT_ERRORS,
+    ACCEPTED,
+    ACCEPTING,
+    BUSY,
+    COMPLETED,
+    DURATION,
+    FAILED,
+    HANDED_OVER,
+    IDLE,
+    REJECTED,
+    STARTED_NS,
+    STATE,
+    Slot,
+    SlotReader,
+)
+
+HUNG = 30.0
+CHILDREN = 200
+
+
+@contextmanager
+def boards() -> Iterator[Board]:
+    board = Board()
+    try:
+        yield board
+    finally:
+        board.forget()
+
+
+class Child:
+    """A worker as far as the board goes: a slot with two lanes."""
+
+    def __init__(self, board: Board, role: Role = Role.WORKER) -> None:
+        self.board = board
+        self.slot = Slot(2)
+        self.serial = board.enter(role, SlotReader(self.slot))
+
+    def accept(self, lane: int, now_ns: int) -> None:
+        words = self.slot.lane(lane)
+        words[STARTED_NS], words[STATE] = now_ns, ACCEPTING
+        words[ACCEPTED] += 1
+        words[STATE] = BUSY
+
+    def finish(self, lane: int, outcome: int = COMPLETED) -> None:
+        words = self.slot.lane(lane)
+        words[outcome] += 1
+        DURATION.observe(words, 1_000_000)
+        words[STATE] = IDLE
+
+    def die(self, overdue_before_ns: int | None = None) -> None:
+        self.fold(overdue_before_ns)
+        self.slot.close()
+
+    def fold(self, overdue_before_ns: int | None = None) -> None:
+        self.board.fold(self.serial, overdue_before_ns)
+
+
+STEPS = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 1),
+              st.sampled_from(["accept", "accept", COMPLETED, FAILED, REJECTED, HANDED_OVER, "die", "cut"])),
+    max_size=60,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(STEPS)
+def test_every_request_is_somewhere(steps: list[tuple[int, int, object]]) -> None:
+    """Whoever counts what and dies when: each look finds every accepted request at exactly one of its ends or in
+    flight, and no total falls."""
+    with boards() as board:
+        children = [Child(board) for _ in range(3)]
+        busy: set[tuple[int, int]] = set()
+        accepted = cut = lost = 0
+        before: list[int] = []
+        for now_ns, (number, lane, what) in enumerate(steps, 1):
+            if what == "accept" and (number, lane) not in busy:
+                children[number].accept(lane, now_ns)
+                busy.add((number, lane))
+                accepted += 1
+            elif isinstance(what, int) and (number, lane) in busy:
+                children[number].finish(lane, what)
+                busy.discard((number, lane))
+            elif what in ("die", "cut"):
+                mine = {pair for pair in busy if pair[0] == number}
+                children[number].die(now_ns if what == "cut" else None)
+                children[number] = Child(board)
+                busy -= mine
+                cut, lost = (cut + len(mine), lost) if what == "cut" else (cut, lost + len(mine))
+            found = board.snapshot().statistics()
+            ends = (found.completed, found.failed, found.rejected, found.handed_over, found.timed_out, found.lost)
+            assert (found.accepted, found.in_flight) == (accepted, len(busy))
+            assert found.accepted == sum(ends) + found.in_flight
+            assert (found.timed_out, found.lost, found.words_rejected) == (cut, lost, 0)
+            totals = [found.accepted, *ends]
+            assert all(old <= new for old, new in zip(before, totals, strict=False))
+            before = totals
+        for child in children:
+            child.die()
+
+
+def test_reader_beside_a_writer_sees_no_total_fall() -> None:
+    """A reader in another thread looks all the time while children count, die and are folded: no total ever
+    falls."""
+    with boards() as board:
+        done, falls, looks = threading.Event(), [], itertools.count()
+        reader, known = BoardReader(board.memory), dict[int, SlotReader]()
+        children = []
+
+        def look() -> None:
+            before = (0, 0, 0)
+            while not done.is_set():
+                found = reader.snapshot(known.get).statistics()
+                now = (found.accepted, found.completed, found.lost)
+                if any(old > new for old, new in zip(before, now, strict=True)):
+                    falls.append((before, now))
+                before = now
+                next(looks)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            for number in range(CHILDREN):
+                child = Child(board)
+                children.append(child)
+                known[child.serial] = SlotReader(child.slot)  # the reader's own, as in the exporter
+                for _ in range(5):
+                    child.accept(0, number)
+                    child.finish(0)
+                child.accept(1, number)
+                child.fold()
+        finally:
+            done.set()
+            thread.join(HUNG)
+            reader.release()
+            for child in children:
+                child.slot.close()
+        final = board.snapshot().statistics()
+        assert falls == []
+        assert next(looks) > 10
+        assert (final.accepted, final.completed, final.lost) == (6 * CHILDREN, 5 * CHILDREN, CHILDREN)
+
+
+def test_reader_waits_while_the_sequence_is_odd() -> None:
+    """While the master is in the middle of a change a reader gets nothing; then it gets all of the change."""
+    with boards() as board:
+        reader = BoardReader(board.memory)
+        inside, go_on, seen = threading.Event(), threading.Event(), []
+
+        def look() -> None:
+            inside.wait(HUNG)
+            seen.append(reader.snapshot(lambda serial: None).words[Word.SPAWNED])
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        with board.change() as words:
+            words[Word.SPAWNED] = 1
+            inside.set()
+            assert not go_on.wait(0.02)  # a delay as input: the reader spins meanwhile
+            assert seen == []
+            words[Word.SPAWNED] = 2
+        thread.join(HUNG)
+        reader.release()
+        assert seen == [2]
+
+
+def test_writer_that_died_in_the_middle_is_not_waited_for() -> None:
+    """A sequence word that stays odd ends a reader's patience, not the reader."""
+    assert PATIENCE_NS <= 1_000_000_000
+    with boards() as board:
+        board.words[Word.SEQUENCE] += 1
+        assert BoardReader(board.memory).snapshot(lambda serial: None).serials == frozenset()
+
+
+def test_change_within_a_change_is_one() -> None:
+    """The sequence word is odd from the first to the last of nested changes, and even when an error ends them."""
+    with boards() as board:
+        with board.change() as words:
+            board.add(Word.SPAWNED)
+            assert words[Word.SEQUENCE] == 1
+        assert board.words[Word.SEQUENCE] == 2
+        with pytest.raises(ZeroDivisionError), board.change():
+            _ = 1 / 0
+        assert board.words[Word.SEQUENCE] == 4
+
+
+def test_another_image_goes_on() -> None:
+    """A board that is adopted by its descriptor, after a reload, has the totals, the rows and the serials it had."""
+    with boards() as board:
+        child = Child(board)
+        child.accept(0, 1)
+        dead = Child(board)
+        dead.accept(0, 1)
+        dead.die()
+        again = Board(os.dup(board.fd))
+        again.resume(child.serial, SlotReader(child.slot))
+        assert again.snapshot().statistics() == board.snapshot().statistics()
+        assert next(again.serials) > dead.serial
+        with pytest.raises(KeyError):
+            again.resume(dead.serial, SlotReader(child.slot))
+        again.forget()
+        child.die()
+
+
+def test_rows_are_used_again() -> None:
+    """A service that has had more children than the table has rows has one row of it in use."""
+    with boards() as board:
+        for _ in range(ROWS + 10):
+            Child(board).die()
+        assert board.words[Word.ROWS_USED] == 1
+        assert next(board.serials) == ROWS + 11
+
+
+def test_roles_and_conditions() -> None:
+    """Only READY and STARTING workers offer lanes; the exporter's slot counts nowhere; workers are named by state."""
+    with boards() as board:
+        ready, starting, draining = (Child(board) for _ in range(3))
+        exporter = Child(board, Role.EXPORTER)
+        board.set_condition(ready.serial, Condition.READY)
+        board.set_condition(draining.serial, Condition.DRAINING)
+        for child in (ready, draining, exporter):
+            child.accept(0, 1)
+        snapshot = board.snapshot()
+        assert snapshot.workers() == {"starting": 1, "idle": 0, "busy": 1, "draining": 1}
+        assert snapshot.statistics().lanes == 4
+        assert snapshot.statistics().accepted == snapshot.statistics().in_flight == 2
+        for child in (ready, starting, draining, exporter):
+            child.die()
+
+
+def test_accept_errors_outlive_their_worker() -> None:
+    """Errors of accept are summed over the dead and the living."""
+    with boards() as board:
+        dead, living = Child(board), Child(board)
+        dead.slot.words[ACCEPT_ERRORS + AcceptError.EMFILE] = 2
+        living.slot.words[ACCEPT_ERRORS + AcceptError.EMFILE] = 1
+        dead.die()
+        assert board.snapshot().statistics().accept_errors == {"emfile": 3}
+        living.die()
+
+
+def test_words_do_not_overlap() -> None:
+    """The areas of the board follow each other without sharing a word, and every control request has one of its own."""
+    words = [control_requests(command, result) for command in ControlCommand for result in ControlResult]
+    assert len(set(words)) == len(words)
+    assert BOOT.end <= min(words)
+    assert max(words) < TABLE
+    assert len(ControlCommand) <= CONTROL_COMMANDS
+    assert len({int(word) for word in Word}) == len(Word)
+    assert max(word for word in Word if word is not Word.LANES_DEAD) < Word.LANES_DEAD
+
+
+def test_memory_of_another_version_is_refused() -> None:
+    """A board is read only where size and version are ours."""
+    with boards() as board:
+        board.words[Word.VERSION] += 1
+        with pytest.raises(ValueError, match="no board of this version"):
+            BoardReader(board.memory)

@@ -1,0 +1,256 @@
+"""The slot: where words stand, what a reader believes, and what it refuses and counts."""
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefork.metrics.facts import AcceptError, ExitReason
+from prefork.metrics.scoreboard import (
+    ACCEPT_ERRORS,
+    ACCEPTED,
+    ACCEPTING,
+    BUSY,
+    COMPLETED,
+    COUNT_WORDS,
+    COUNTS,
+    DRAIN_ASKED,
+    DUE,
+    DURATION,
+    FAILED,
+    HANDED_OVER,
+    HEADER_WORDS,
+    LANE_WORDS,
+    LANES,
+    LAYOUT_VERSION,
+    LEAVING,
+    MOST_GROWTH,
+    OPEN_FDS,
+    PRIVATE_MEMORY,
+    QUEUE_WAIT,
+    READY,
+    REJECTED,
+    STACKS_MAX,
+    STARTED_NS,
+    STATE,
+    VERSION,
+    YES,
+    Slot,
+    SlotReader,
+    Stacks,
+)
+
+WORD = st.integers(0, (1 << 64) - 1)
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    slot = Slot(2)
+    yield slot
+    slot.close()
+
+
+# Layout.
+
+
+def test_version_comes_first(slot: Slot) -> None:
+    """The first word is the version, so that a reader of any other version knows that it is none."""
+    assert VERSION == 0
+    assert slot.words[0] == LAYOUT_VERSION
+
+
+def test_words_do_not_overlap() -> None:
+    """Header, lanes, and in a lane its counters and histograms, each have words of their own."""
+    assert max(LANES, READY, DUE, LEAVING, DRAIN_ASKED, PRIVATE_MEMORY, OPEN_FDS) < ACCEPT_ERRORS
+    assert ACCEPT_ERRORS + len(AcceptError) <= HEADER_WORDS
+    assert len({STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER}) == 7
+    assert DURATION.start > HANDED_OVER
+    assert DURATION.end <= QUEUE_WAIT.start < QUEUE_WAIT.end <= LANE_WORDS
+    assert COUNTS.start > max(STATE, STARTED_NS)
+
+
+def test_lanes_are_apart(slot: Slot) -> None:
+    """What one lane writes is no other lane's, nor the header's."""
+    header = slot.words[:HEADER_WORDS].tolist()
+    slot.lane(0)[:] = memoryview(b"\xff" * 8 * LANE_WORDS).cast("Q")
+    assert slot.lane(1).tolist() == [0] * LANE_WORDS
+    assert slot.words[:HEADER_WORDS].tolist() == header
+
+
+def test_memory_cannot_be_resized(slot: Slot) -> None:
+    """Nobody who has the descriptor can cut the memory off under a reader."""
+    for size in (0, 1 << 20):
+        with pytest.raises(PermissionError) as refused:
+            os.ftruncate(slot.fd, size)
+        assert refused.value.errno == errno.EPERM
+
+
+def test_read_only_mapping(slot: Slot) -> None:
+    """Another process's view shows what the child writes, and cannot write."""
+    view = Slot.map_read_only(os.dup(slot.fd))
+    slot.lane(1)[ACCEPTED] = 7
+    assert view.lane(1)[ACCEPTED] == 7
+    with pytest.raises(TypeError):
+        view.lane(1)[ACCEPTED] = 8
+    view.close()
+
+
+@pytest.mark.parametrize(("word", "value"), [(VERSION, LAYOUT_VERSION + 1), (LANES, 3), (LANES, 1 << 63)])
+def test_no_slot_is_refused(slot: Slot, word: int, value: int) -> None:
+    """Memory of another version, or of more lanes than it has room for, is not mapped."""
+    slot.words[word] = value
+    with pytest.raises(ValueError, match="no slot of this version"):
+        Slot.map_read_only(slot.fd)
+
+
+def test_region_is_behind_the_lanes() -> None:
+    """The program's own metrics have the size that was asked for, and share no byte with a lane."""
+    slot = Slot(3, 4096)
+    assert slot.application.nbytes == 4096
+    slot.application[:] = b"\xff" * 4096
+    assert slot.lane(2).tolist() == [0] * LANE_WORDS
+    slot.close()
+
+
+# Reading.
+
+
+def test_report(slot: Slot) -> None:
+    """What a child says of itself comes out as it was written."""
+    slot.words[READY], slot.words[DRAIN_ASKED] = YES, YES
+    slot.words[DUE], slot.words[LEAVING] = ExitReason.MAX_MEMORY, ExitReason.DRAINED
+    slot.words[PRIVATE_MEMORY], slot.words[OPEN_FDS] = 1 << 20, 12
+    lane = slot.lane(1)
+    lane[STARTED_NS], lane[STATE], lane[ACCEPTED] = 50, BUSY, 3
+    report = SlotReader(slot).look(100)
+    assert (report.ready, report.drain_asked, report.due, report.leaving) == (
+        True, True, ExitReason.MAX_MEMORY, ExitReason.DRAINED,
+    )  # fmt: skip
+    assert (report.private_memory, report.open_fds, report.lanes) == (1 << 20, 12, 2)
+    assert (report.busy_since_ns, report.busy, report.accepted) == ((50,), 1, 3)
+
+
+@given(WORD, WORD, WORD, st.lists(WORD, min_size=2, max_size=2), st.lists(WORD, min_size=2, max_size=2))
+def test_report_believes_what_can_be(flag: int, due: int, leaving: int, states: list[int], since: list[int]) -> None:
+    """Any words whatever: a flag is the one number, a reason one of the list, a lane busy only since the past."""
+    slot = Slot(2)
+    slot.words[READY], slot.words[DUE], slot.words[LEAVING] = flag, due, leaving
+    for index in range(2):
+        slot.lane(index)[STATE], slot.lane(index)[STARTED_NS] = states[index], since[index]
+    report = SlotReader(slot).look(1 << 40)
+    assert report.ready is (flag == YES)
+    assert report.due in (None, *ExitReason)
+    assert report.leaving in (None, *ExitReason)
+    assert (report.due is None) is (due not in set(map(int, ExitReason)))
+    assert all(started <= 1 << 40 for started in report.busy_since_ns)
+    assert report.busy <= sum(state in (ACCEPTING, BUSY) for state in states)
+    slot.close()
+
+
+LANE = st.lists(st.integers(0, 1 << 40) | WORD, min_size=COUNT_WORDS, max_size=COUNT_WORDS)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 1), LANE), max_size=8))
+def test_counters_never_fall(writes: list[tuple[int, list[int]]]) -> None:
+    """Whatever stands in a lane's counters, what the reader says of them only grows, never by more than can be, and
+    what it refused is counted; the other lane's numbers are not lost with it."""
+    slot = Slot(2)
+    reader = SlotReader(slot)
+    believed, before, rejected = [[0] * COUNT_WORDS, [0] * COUNT_WORDS], [0] * COUNT_WORDS, 0
+    for index, words in writes:
+        slot.lane(index)[COUNTS] = memoryview(b"".join(word.to_bytes(8, "little") for word in words)).cast("Q")
+        # The oracle, in its own words: each lane is believed whole or not at all.
+        for lane in range(2):
+            seen = slot.lane(lane)[COUNTS].tolist()
+            grown = [new - old for old, new in zip(believed[lane], seen, strict=True)]
+            if min(grown) < 0 or max(grown) > MOST_GROWTH:
+                rejected += 1
+            else:
+                believed[lane] = seen
+        counts = reader.counts()
+        assert counts == [a + b for a, b in zip(*believed, strict=True)]
+        assert all(new >= old for old, new in zip(before, counts, strict=True))
+        assert reader.words_rejected == rejected
+        before = counts
+    slot.close()
+
+
+def test_accept_errors_never_fall(slot: Slot) -> None:
+    """An error counter that falls is refused and counted."""
+    reader = SlotReader(slot)
+    slot.words[ACCEPT_ERRORS + AcceptError.EMFILE] = 5
+    assert reader.accept_errors()[AcceptError.EMFILE] == 5
+    slot.words[ACCEPT_ERRORS + AcceptError.EMFILE] = 4
+    assert (reader.accept_errors()[AcceptError.EMFILE], reader.words_rejected) == (5, 1)
+
+
+@pytest.mark.parametrize("outcome", [None, COMPLETED, FAILED, REJECTED, HANDED_OVER])
+def test_outstanding(slot: Slot, outcome: int | None) -> None:
+    """What was accepted and came to none of the ends is what a dying child took with it, by its start."""
+    lane = slot.lane(1)
+    lane[STARTED_NS], lane[ACCEPTED] = 77, 3
+    lane[COMPLETED] = 2
+    if outcome is not None:
+        lane[outcome] += 1
+    reader = SlotReader(slot)
+    reader.counts()
+    assert reader.outstanding() == ([77] if outcome is None else [])
+
+
+def test_no_lanes() -> None:
+    """The exporter's own slot has none: its counts are zeroes."""
+    slot = Slot(0)
+    assert SlotReader(slot).counts() == [0] * COUNT_WORDS
+    slot.close()
+
+
+# What is given back.
+
+
+def test_nothing_is_left_when_memory_is_short() -> None:
+    """A slot that cannot be mapped leaves no descriptor behind (the suite's own fixture looks)."""
+    with pytest.raises((OSError, ValueError, OverflowError)):
+        Slot(1, 1 << 62)
+
+
+def test_close_while_a_lane_is_held() -> None:
+    """A slot can be closed while a request of this process holds a lane; the lane can still be written."""
+    slot = Slot(1)
+    lane = slot.lane(0)
+    slot.close()
+    lane[COMPLETED] += 1
+    assert lane[COMPLETED] == 1
+    lane.release()
+
+
+# Stacks.
+
+
+def test_stacks_are_taken_once() -> None:
+    """Text that was written is taken, whole and once; the next text begins anew."""
+    stacks = Stacks()
+    stacks.write("first\n")
+    stacks.write("half a surrogate \udc80\n")
+    assert stacks.take() == "first\nhalf a surrogate \\udc80\n"
+    assert (stacks.take(), stacks.size()) == ("", 0)
+    stacks.write("second")
+    assert stacks.take() == "second"
+    stacks.close()
+
+
+def test_stacks_are_bounded() -> None:
+    """Of a text without end the end is kept, which says what went wrong."""
+    stacks = Stacks()
+    stacks.write("x" * STACKS_MAX + "the error")
+    assert stacks.take().endswith("the error")
+    stacks.close()
+
+
+def test_page_sizes() -> None:
+    """A slot of one lane without metrics of the program's takes one page."""
+    assert (HEADER_WORDS + LANE_WORDS) * 8 <= mmap.PAGESIZE
