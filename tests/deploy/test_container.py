@@ -1,0 +1,90 @@
+"""deploy/container: the Dockerfile by its linter, and its steps run by hand: tests have no Docker engine."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import psutil
+import pytest
+import yaml
+
+from tests.support.figures import figure, ms
+from tests.support.service import HUNG, Service
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "deploy" / "container"
+STOP_S = 10.0  # what `docker stop` gives
+
+ORPHAN = """
+import os, subprocess
+from prefork import StreamRequestHandler
+
+class Handler(StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            # A shell that leaves a child behind, whose parent is PID 1 from then on.
+            subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
+            self.wfile.write(b"%d\\n" % os.getpid())
+"""
+
+
+def test_the_dockerfile_is_clean() -> None:
+    """hadolint has nothing to say."""
+    hadolint = Path(sys.executable).parent / "hadolint"
+    lint = subprocess.run([hadolint, HERE / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_the_dockerfile_keeps_its_promises() -> None:
+    """Not root, exec form, the stop signal and a health check; what it copies is there and not ignored."""
+    text = (HERE / "Dockerfile").read_text()
+    assert "\nUSER 10001\n" in text
+    assert '\nENTRYPOINT ["prefork"]\n' in text
+    assert "\nSTOPSIGNAL SIGTERM\n" in text
+    assert "\nHEALTHCHECK " in text
+    kept = [line[1:] for line in (HERE / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    for name in kept:
+        assert (ROOT / name).exists(), name
+    assert {"prefork", "workers", "metrics", "pyproject.toml", "deploy/container/service.toml"} <= set(kept)
+
+
+def test_compose_mounts_what_is_there() -> None:
+    """Every file that compose.yaml mounts or builds from is in the repository."""
+    services = yaml.safe_load((HERE / "compose.yaml").read_text())["services"]
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (HERE / source).exists(), source
+    build = services["service"]["build"]
+    assert (HERE / build["context"] / build["dockerfile"]).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+def test_as_pid_1_it_reaps_orphans_and_ends_in_time(tmp_path: Path) -> None:
+    """As PID 1 of a pid namespace, by the image's own command: orphans are reaped, and TERM ends it within 10 s."""
+    (tmp_path / "app.py").write_text(ORPHAN)
+    argv = ["-m", "prefork", "run", "app:Handler", "--bind", f"unix:{tmp_path}/s", "--max-children", "2"]
+    before = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    with Service(tmp_path, argv=argv, before=before, accounts=False) as service:
+        deadline = monotonic() + HUNG
+        while not (tmp_path / "s").exists() or not (found := psutil.Process(service.pid).children()):
+            assert monotonic() < deadline, "hung: it does not listen"
+        master = found[0]
+        os.chdir(tmp_path)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(HUNG)
+            client.connect("s")
+            client.sendall(b"x\n")
+            assert client.makefile().readline()
+            # The connection stays: the request is in hand when TERM comes, and its client says nothing more.
+            while any(child.status() == psutil.STATUS_ZOMBIE for child in master.children(recursive=True)):
+                assert monotonic() < deadline, "hung: a zombie stays"
+            began = service.signal(signal.SIGTERM, master.pid)
+            assert service.wait_exit() == 0
+        figure("TERM to the end as PID 1, with a request that hangs", ms(monotonic() - began), f"{STOP_S:g} s")
+        assert monotonic() - began < STOP_S

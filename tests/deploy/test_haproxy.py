@@ -1,0 +1,114 @@
+"""deploy/haproxy: three hosts behind a real HAProxy, released, restarted, killed and cut off under load."""
+
+import signal
+import socket
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.support.clients import Load, connect
+from tests.support.figures import figure
+from tests.support.hosts import HUNG, Host, haproxy, hosts, possible
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+CLIENTS, PROCESSES = 6, 2
+APP = """
+import os
+from prefork import StreamRequestHandler
+
+with open("release") as file:
+    RELEASE = file.read()
+
+class Who(StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(f"{RELEASE} {os.uname().nodename} {os.getpid()}\\n".encode())
+"""
+OPTIONS = ("--max-children", "8", "--drain-delay", "2s", "--graceful-timeout", "10s")
+
+pytestmark = pytest.mark.skipif(
+    not possible(), reason="needs root, network namespaces, and Debian's packages haproxy and iproute2"
+)
+
+
+def configuration(three: list[Host], port: int) -> str:
+    """The file as it is, but for the addresses."""
+    text = CONFIG.read_text().replace("bind 127.0.0.1:9999", f"bind 127.0.0.1:{port}")
+    for number, host in enumerate(three, 1):
+        assert f"192.0.2.{number}:9999" in text
+        text = text.replace(f"192.0.2.{number}:9999", f"{host.address}:9999")
+    return text
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_released(three: list[Host], release: str) -> None:
+    """Until each host answers with this release, asked directly."""
+    for host in three:
+        deadline = monotonic() + HUNG
+        while True:
+            with connect((host.address, 9999)) as client:
+                if client.ask(b"?").startswith(release.encode() + b" "):
+                    break
+            assert monotonic() < deadline, f"hung: {host.name} is not of release {release}"
+
+
+def test_three_hosts(tmp_path: Path) -> None:
+    """A rolling release and a rolling restart lose no connection; a host that dies or is cut off, what it held."""
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "release").write_text("one")
+    port = free_port()
+    with hosts(3, tmp_path) as three:
+        for host in three:
+            host.start("app:Who", *OPTIONS)
+        with haproxy(configuration(three, port), tmp_path):
+            address = ("127.0.0.1", port)
+            with connect(address) as first:
+                assert first.ask(b"?").startswith(b"one ")
+            with Load(address, CLIENTS, processes=PROCESSES) as load:
+                load.wait_answered()
+                (tmp_path / "release").write_text("two")
+                for host in three:
+                    host.signal(signal.SIGHUP)
+                    wait_released([host], "two")
+                (tmp_path / "release").write_text("three")
+                for host in three:
+                    assert host.stop() == 0
+                    host.start("app:Who", *OPTIONS)
+                wait_released(three, "three")
+            figure("failed over 3 reloads and 3 restarts", f"{load.tally.failures} of {load.tally.opened}", 0)
+            assert load.tally.failures == 0, load.tally.failed
+            loses_what_it_held(address, three, three[0], three[0].kill, "a host killed")
+            loses_what_it_held(address, three[1:], three[1], three[1].cut_off, "a host cut off")
+
+
+def loses_what_it_held(address: tuple[str, int], alive: list[Host], host: Host, act: object, what: str) -> None:
+    """Connections held over every host: after the act those of this host are gone, the others answer, new ones too."""
+    held = [connect(address) for _ in range(3 * len(alive))]
+    for client in held:
+        assert client.ask(b"?")
+    theirs = {id(client): client.sock.getsockname() for client in held}
+    assert len(theirs) == len(held)
+    with Load(address, CLIENTS) as load:
+        load.wait_answered(CLIENTS)
+        assert callable(act)
+        act()
+        broken = 0
+        for client in held:
+            try:
+                broken += not client.ask(b"?")
+            except OSError:
+                broken += 1
+            client.close()
+        load.wait_answered(4 * CLIENTS)
+    share = len(held) // len(alive)
+    figure(what, f"{broken} of {len(held)} held, {load.tally.failures} of {load.tally.opened} short ones",
+           f"{share}, and at most one in flight for each of {CLIENTS} clients")  # fmt: skip
+    assert broken == share
+    assert load.tally.failures <= CLIENTS, load.tally.failed

@@ -1,0 +1,133 @@
+"""Hosts on one machine: network namespaces, each with its own address and its own pool, and a real HAProxy before them.
+
+Runs in the test's process, as root. Owns the namespaces, their links, and what runs in them.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from urllib.request import urlopen
+
+import psutil
+
+HUNG = 30.0  # seconds; never reached unless something hangs
+ROOT = Path(__file__).parents[2]
+SERVICE, METRICS = 9999, 9465  # the namespace is the host's own: these are free there
+
+
+def ip(*argv: str) -> None:
+    subprocess.run(["ip", *argv], check=True, capture_output=True)
+
+
+class Host:
+    """One of them. It is up as soon as its pool is ready."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.name = f"prefork{os.getpid()}-{number}"
+        self.link = f"pf{os.getpid() % 100000}h{number}"
+        self.address = f"10.199.{number}.2"
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        ip("netns", "add", self.name)
+        ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        ip("addr", "add", f"10.199.{number}.1/30", "dev", self.link)
+        ip("link", "set", self.link, "up")
+        for argv in (["addr", "add", f"{self.address}/30", "dev", "eth0"], ["link", "set", "eth0", "up"],
+                     ["link", "set", "lo", "up"]):  # fmt: skip
+            ip("-n", self.name, *argv)
+
+    def start(self, target: str, *options: str) -> None:
+        """Run a pool there, until it is ready."""
+        argv = [
+            "ip", "netns", "exec", self.name, sys.executable, "-m", "prefork", "run", target,
+            "--bind", f"0.0.0.0:{SERVICE}", "--metrics", f"0.0.0.0:{METRICS}", *options,
+        ]  # fmt: skip
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, cwd=self.folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log,
+            )  # fmt: skip
+        deadline = monotonic() + HUNG
+        while not self.ready():
+            assert monotonic() < deadline, f"hung: {self.name} does not get ready"
+
+    def ready(self) -> bool:
+        try:
+            with urlopen(f"http://{self.address}:{METRICS}/-/ready", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def signal(self, signum: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(signum)
+
+    def stop(self) -> int:
+        """Drain it; its exit status."""
+        assert self.process is not None
+        self.signal(signal.SIGTERM)
+        return self.process.wait(HUNG)
+
+    def kill(self) -> None:
+        """The host is dead at once: nothing of it runs, and nothing of it answers or says goodbye."""
+        assert self.process is not None
+        ip("link", "set", self.link, "down")
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(HUNG)
+        self.process = None
+
+    def cut_off(self) -> None:
+        """Its network is gone; it runs on and does not know."""
+        ip("link", "set", self.link, "down")
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+        ip("netns", "del", self.name)  # takes the link along
+
+
+@contextlib.contextmanager
+def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
+    found: list[Host] = []
+    try:
+        for number in range(1, count + 1):
+            found.append(Host(number, folder))
+        yield found
+    finally:
+        for host in found:
+            host.close()
+
+
+@contextlib.contextmanager
+def haproxy(config: str, folder: Path) -> Iterator[None]:
+    """One that runs with this configuration."""
+    path = folder / "haproxy.cfg"
+    path.write_text(config)
+    check = subprocess.run(["haproxy", "-c", "-f", path], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout + check.stderr
+    with (folder / "haproxy.log").open("wb") as log:
+        process = subprocess.Popen(["haproxy", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(HUNG)
+
+
+def possible() -> bool:
+    """Whether this machine lets us: root, HAProxy, and network namespaces."""
+    if os.geteuid() != 0 or not shutil.which("haproxy") or not shutil.which("ip"):
+        return False
+    name = f"prefork{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
+    if made:
+        ip("netns", "del", name)
+    return made
