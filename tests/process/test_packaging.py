@@ -88,6 +88,11 @@ def test_sdist_builds_the_same_wheel(built: Path, wheel: Path) -> None:
         assert not [member.name for member in archive if member.issym()]
 
 
+def test_twine_would_upload_it(built: Path) -> None:
+    """`twine check --strict` finds nothing: metadata and README are what an index takes."""
+    run(sys.executable, "-m", "twine", "check", "--strict", *built.glob("*.whl"), *built.glob("*.tar.gz"), cwd=built)
+
+
 def test_installed_wheel_serves(wheel: Path, tmp_path: Path) -> None:
     """In a fresh environment with nothing but the wheel and its dependencies, `prefork run` serves and ends with 0."""
     folder = environment(tmp_path / "venv")
