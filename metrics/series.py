@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from math import fsum, isfinite
+from math import fsum, inf, isfinite, nextafter
 from weakref import WeakValueDictionary
 
 
@@ -139,9 +139,13 @@ def total(parts: Sequence[float]) -> float:
 
 
 def added(*parts: float) -> tuple[float, float]:
-    """The exact sum in two floats: the nearest one, and what it lacks."""
+    """The exact sum in two floats: the nearest one, and what it lacks; rounded up where two cannot hold it, or a total
+    would fall by the last digit when what it was made of is folded."""
     nearest = total(parts)
-    return nearest, total((*parts, -nearest)) if isfinite(nearest) else 0.0
+    if not isfinite(nearest):
+        return nearest, 0.0
+    rest = total((*parts, -nearest))
+    return nearest, nextafter(rest, inf) if total((*parts, -nearest, -rest)) > 0 else rest
 
 
 def prevails(rule: Rule, value: float, written: float, other: float, other_written: float) -> bool:
