@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterable
 from math import inf
-from typing import TYPE_CHECKING
 
 from prefork.metrics.board import Board, Word
 from prefork.workers import sinks
@@ -17,24 +16,11 @@ from .children import Child
 from .errors import ConfigError
 from .lines import JournalFormat, JsonFormat, TextFormat
 
-if TYPE_CHECKING:
-    import argparse  # a program that serves by itself needs none
-
 log = logging.getLogger("prefork.supervisor")
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
 TELL_EVERY_S = 1.0  # how often dropped lines are told of, at most
-
-
-def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    """The options of `prefork run`."""
-    parser.add_argument("--log-level", metavar="LEVEL", choices=LEVELS, default="info",
-                        help=f"what is logged: {', '.join(LEVELS)} (default info)")  # fmt: skip
-    parser.add_argument("--log-format", metavar="FORMAT", choices=FORMATS, default="text",
-                        help="text or json (default text)")  # fmt: skip
-    parser.add_argument("--log-file", metavar="PATH",
-                        help="log there instead of stderr; USR1 reopens it after a rotation")  # fmt: skip
 
 
 def set_up(level: str = "info", format: str = "text", path: str | None = None) -> None:

@@ -5,12 +5,11 @@ Owns how a field looks on a command line. Runs in the process of the command lin
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
 
-from .config import Field, parse
+from .config import Field
 from .pages import Parser
 
-__all__ = ["add_settings", "given"]
+__all__ = ["add_settings", "texts"]
 
 
 def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
@@ -20,11 +19,21 @@ def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
         title = field.setting.group
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        text = f"{field.setting.help} (default {field.default_text})".replace("%", "%%")
-        groups[title].add_argument(field.option, metavar=field.metavar, dest=field.name, help=text)
+        if field.setting.flag:
+            groups[title].add_argument(
+                field.option, action="store_const", const="yes", dest=field.name, help=field.setting.help
+            )
+        else:
+            groups[title].add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field))
 
 
-def given(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The values of the options that were given. Raises ConfigError."""
-    texts = {name: getattr(args, name) for name in fields}
-    return {name: parse(fields[name], text) for name, text in texts.items() if text is not None}
+def _help(field: Field) -> str:
+    setting = field.setting
+    choices = f": {', '.join(setting.choices)}" if setting.choices else ""
+    return f"{setting.help}{choices} (default {field.default_text})".replace("%", "%%")
+
+
+def texts(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, str]:
+    """What was given for each field, as it was typed."""
+    found = {name: getattr(args, name, None) for name in fields}
+    return {name: text for name, text in found.items() if text is not None}

@@ -28,7 +28,7 @@ class Section:
 
     def formatted(self, width: int) -> str:
         if isinstance(self.body, str):
-            lines = [_filled(part, width, "  ") for part in self.body.strip().split("\n\n")]
+            lines = [_filled(part, width, "  ") for part in self.body.strip("\n").split("\n\n")]
             return f"{self.title}:\n" + "\n\n".join(lines)
         return f"{self.title}:\n" + "\n".join(_row(term, meaning, width) for term, meaning in self.body)
 
@@ -102,7 +102,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def _filled(paragraph: str, width: int, indent: str) -> str:
     """One paragraph, filled; one whose lines are indented is kept as it is, as an example of a terminal."""
     if paragraph.startswith("  "):
-        return textwrap.indent(textwrap.dedent(paragraph), indent + "  ")
+        return textwrap.indent(textwrap.dedent(paragraph), indent)
     return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent)
 
 

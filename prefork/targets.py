@@ -27,7 +27,7 @@ from .pool import PreForkingMixIn
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .spelling import nearest
 
-__all__ = ["Target", "build", "load"]
+__all__ = ["Server", "Target", "applies", "build", "load"]
 
 # Any: a target is what the user's module holds, of our classes, the standard library's or their own.
 Server = Any
@@ -45,11 +45,12 @@ _KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "U
 
 
 class Target:
-    """What `text` (module:attribute) names, imported."""
+    """What `text` (module:attribute) names, imported. `origins` says of a setting who set it."""
 
-    def __init__(self, text: str, found: Any) -> None:
+    def __init__(self, text: str, found: Any, origins: Mapping[str, str]) -> None:
         self.text = text
         self.found = found
+        self.origins = origins
 
     def refused(self, reason: str, address: Address | None = None) -> ConfigError:
         where = f" at {address.text}" if address else ""
@@ -71,7 +72,7 @@ def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
         raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
 
 
-def load(text: str) -> Target:
+def load(text: str, origins: Mapping[str, str]) -> Target:
     """Import `module:attribute`, the current directory first. Raises ConfigError."""
     module_name, _, path = text.partition(":")
     if not path or not all(part.isidentifier() for part in (module_name + "." + path).split(".")):
@@ -85,7 +86,7 @@ def load(text: str) -> Target:
             near = nearest(part, dir(found))
             raise ConfigError(f"could not find {text}: {found!r} has no attribute {part}{near}")
         found = getattr(found, part)
-    return Target(text, found)
+    return Target(text, found, origins)
 
 
 def _import(name: str) -> ModuleType:
@@ -172,7 +173,7 @@ def _derived(
         names["inherited_fd"] = address.fd
     cls: type = target.call(type, found.__name__, bases, names)
     _check_known(target, cls, values)
-    validate(cls)
+    validate(cls, target.origins)
     return cls
 
 
@@ -217,9 +218,10 @@ def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Se
     _check_known(target, type(server), values)
     for name, value in values.items():
         if settings(type(server))[name].setting.group == "Listening":
-            raise target.refused(f"{name} must be set before the socket is bound, in the program that binds it")
+            reason = f"{name} (from {target.origins[name]}) must be set before the socket is bound, in the program"
+            raise target.refused(f"{reason} that binds it")
         setattr(server, name, value)
-    validate(server)
+    validate(server, target.origins)
     server.service_name = target.text
     return server
 
@@ -232,9 +234,15 @@ def _check_known(target: Target, cls: type, values: Mapping[str, Any]) -> None:
     fields = settings(cls)
     for name in values:
         if name not in fields:
-            raise target.refused(f"its class has no setting {name}")
-        if name == "max_threads" and not hasattr(cls, "process_request_thread"):
-            raise target.refused("max_threads needs a ThreadingMixIn among the bases of its class")
+            raise target.refused(f"its class has no setting {name} (from {target.origins[name]})")
+        if not applies(cls, name):
+            origin = target.origins[name]
+            raise target.refused(f"{name} (from {origin}) needs a ThreadingMixIn among the bases of its class")
+
+
+def applies(cls: type, name: str) -> bool:
+    """Whether this setting means anything to this class."""
+    return name != "max_threads" or hasattr(cls, "process_request_thread")
 
 
 def _a(cls: type) -> str:

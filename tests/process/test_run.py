@@ -194,5 +194,6 @@ def test_wrong_usage_is_2(here: Path) -> None:
     """A mistake is exit status 2, and nothing is bound."""
     with running(["run", "app:Who", "--bind", f"unix:{here}/s.sock", "--max-children", "0"], cwd=here) as run:
         assert run.ended() == 2
-    assert run.log == "prefork: could not set max_children to '0': it must be a whole number, at least 1\n"
+    where = "(from --max-children)"
+    assert run.log == f"prefork: could not set max_children to '0' {where}: it must be a whole number, at least 1\n"
     assert not (here / "s.sock").exists()

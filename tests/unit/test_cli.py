@@ -9,8 +9,7 @@ import pytest
 
 from prefork import BindError, BootError, __version__
 from prefork.cli import TABLE, Row, main
-from prefork.config import settings
-from prefork.pool import PreForkingMixIn
+from prefork.launch import fields
 
 APP = '''
 import socketserver, prefork
@@ -52,10 +51,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "quits.py").write_text("raise SystemExit('no configuration')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    before = set(sys.modules)
     yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ BIND = ("--bind", "unix:never.sock")
     [
         ([], "could not read the command line: no command is given"),
         (["rnu"], "could not read the command line: there is no command rnu; did you mean run?"),
-        (["run"], "could not read the command line: the following arguments are required: TARGET"),
+        (["run"], "could not read the command line: no target is given; say TARGET"),
         (["run", "app:Handler"], "could not serve app:Handler: it needs an address; say --bind HOST:PORT"),
         (["run", "app:Handler", *BIND, "--max-childs", "4"], "--max-childs; did you mean --max-children?"),
         (["run", "app:Handler", *BIND, "--max-child=4"], "--max-child=4; did you mean --max-children?"),
@@ -89,8 +87,21 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Handler", *BIND, "--max-children", "-3"], "could not set max_children to '-3'"),
         (["run", "app:Handler", *BIND, "--max-children", "many"], "it must be a whole number, at least 1"),
         (["run", "app:Handler", *BIND, "--min-children", "9", "--max-children", "8"], "at most max_children, which"),
-        (["run", "app:Handler", *BIND, "--log-level", "loud"], "argument --log-level: invalid choice: 'loud'"),
-        (["run", "app:Handler", "--bind", "nowhere"], "could not read the address 'nowhere'"),
+        (
+            ["run", "app:Handler", *BIND, "--log-level", "loud"],
+            "'loud' (from --log-level): it must be one of debug, info",
+        ),
+        (["run", "app:Handler", "--bind", "nowhere"], "could not read the address 'nowhere' (from --bind): it must be"),
+        (
+            ["run", "app:Handler", "--bind", ":9", "--metrics", "127.0.0.1:9"],
+            "127.0.0.1:9 (from --metrics): the service is",
+        ),
+        (
+            ["run", "app:Handler", *BIND, "--metrics", "unix:./never.sock"],
+            "to ./never.sock (from --metrics): the service",
+        ),
+        (["run", "app:Handler", *BIND, "--metrics", "fd://0"], "could not read the address 'fd://0' (from --metrics):"),
+        (["run", "app:Handler", *BIND, "--config", "none.toml"], "could not read none.toml: no such file or directory"),
         (["run", "app", *BIND], "could not read the target 'app': it must be module:attribute"),
         (["run", "app.py:Handler", *BIND], "packages; leave .py out"),
         (["run", "./app.py:Handler", *BIND], "a module is named without .py and slashes"),
@@ -101,7 +112,7 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Other", *BIND], "the class Other has neither handle() nor serve_forever()"),
         (["run", "app:Server", *BIND], "could not serve app:Server at unix:never.sock: it is a TCP server"),
         (["run", "app:Server", "--bind", "udp://:0"], "could not serve app:Server at udp://:0: it is a TCP server"),
-        (["run", "app:Server", "--bind", ":0", "--max-threads", "4"], "max_threads needs a ThreadingMixIn"),
+        (["run", "app:Server", "--bind", ":0", "--max-threads", "4"], "(from --max-threads) needs a ThreadingMixIn"),
         (["run", "app:Bare", "--bind", ":0"], "it cannot be called with an address alone; a class attribute"),
         (["run", "app:nothing", *BIND], "could not serve app:nothing: it returned None, not a server"),
         (["run", "app:alone", *BIND], "it takes no address; leave --bind out"),
@@ -118,6 +129,17 @@ def test_mistake_is_one_sentence(argv: list[str], said: str, refused: Callable[.
     assert err.startswith("prefork: could not ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_what_does_not_fit_together_names_both_sources(
+    app: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings from two sources that contradict each other are refused by the names of both sources."""
+    (app / "s.toml").write_text("[prefork]\ntarget = 'app:Handler'\nbind = 'unix:never.sock'\nmax_children = 2\n")
+    monkeypatch.setenv("PREFORK_CONFIG", "s.toml")
+    monkeypatch.setenv("PREFORK_MIN_CHILDREN", "3")
+    first = "could not set min_children to 3 (from PREFORK_MIN_CHILDREN): it must be at most max_children, which is 2"
+    assert refused("run") == f"prefork: {first} (from s.toml: max_children)\n"
 
 
 def test_error_in_the_users_module_shows_where(refused: Callable[..., str]) -> None:
@@ -200,7 +222,9 @@ def test_help_explains_everything_in_80_columns(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     flat = " ".join(out.split())
-    for field in settings(PreForkingMixIn).values():
-        assert f"\n{field.setting.group}:\n" in out
-        assert f" {field.option} " in flat
-        assert f"{field.setting.help} (default {field.default_text})" in flat
+    for field in fields().values():
+        if field.name != "target":
+            assert f"\n{field.setting.group}:\n" in out
+            assert f" {field.option} " in flat
+            choices = f": {', '.join(field.setting.choices)}" if field.setting.choices else ""
+            assert f"{field.setting.help}{choices} (default {field.default_text})" in flat

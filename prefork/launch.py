@@ -1,0 +1,147 @@
+"""What `prefork run`, `check` and `config` have in common: the arguments, and the server that they mean.
+
+Owns what the command line is told beside the settings of the server's class, which is declared in the same way, so
+that option, variable and file key of it are made from the same list. Runs in the process that becomes the master.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from . import logs
+from .addresses import Address
+from .config import Field, Setting, settings
+from .errors import ConfigError
+from .listeners import address_text
+from .options import add_settings, texts
+from .pages import Parser, Section
+from .pool import PreForkingTCPServer
+from .sources import FILE_VARIABLE, Found, gather
+from .targets import Server, Target, build, load
+
+__all__ = ["ENVIRONMENT", "EXIT_STATUS", "FILES", "TARGET_TEXT", "VALUES", "Launch", "Plan", "add_arguments", "read"]
+
+TARGET_TEXT = """\
+TARGET is module:attribute; the current directory is importable. The attribute is a handler class (served with
+threads if --max-threads is given), a server class, a server instance (bound by its own module: no --bind), or a
+function that takes the address and returns an instance.
+"""
+VALUES = Section(
+    "values",
+    "TIME is in seconds, or 500ms, 30s, 2m, 1h. SIZE is in bytes, or 512MiB, 2GiB. MODE is octal. "
+    '"off" switches off what is off by default.',
+)
+ENVIRONMENT = Section(
+    "environment",
+    (
+        ("PREFORK_NAME", "each option --name can be set by a variable: PREFORK_MAX_CHILDREN is --max-children, "
+         "PREFORK_TARGET the target, PREFORK_CONFIG the file; an empty variable counts as none"),
+        ("precedence", "option over variable over file over the attribute of the class"),
+    ),
+)  # fmt: skip
+FILES = Section(
+    "files",
+    (
+        ("FILE.toml", "what --config names: the table [prefork] may set every option by its name with underscores, "
+         "and target; times and sizes are numbers or texts as above; other tables are left alone"),
+    ),
+)  # fmt: skip
+EXIT_STATUS: Mapping[int, str] = {
+    0: "asked to end",
+    1: "internal error",
+    2: "wrong usage or configuration; nothing was bound",
+    3: "no worker could start",
+    4: "could not bind",
+}
+
+
+class Launch:
+    """What the command line is told beside the settings of the server's class."""
+
+    target: Annotated[str | None, Setting("what to serve, as in app:Server", group="Service")] = None
+    bind: Annotated[
+        Address | None,
+        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)",
+                group="Service", unit="address", default_text="none; a server instance has its own"),
+    ] = None  # fmt: skip
+    log_level: Annotated[
+        str, Setting("the least that is logged", group="Logs", choices=logs.LEVELS, metavar="LEVEL")
+    ] = "info"
+    log_format: Annotated[
+        str, Setting("how a line is written", group="Logs", choices=logs.FORMATS, metavar="FORMAT")
+    ] = "text"
+    log_file: Annotated[
+        str | None, Setting("log there; USR1 reopens it after a rotation", group="Logs", metavar="PATH",
+                            default_text="stderr"),
+    ] = None  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A command line that was read, with all that it leads to: nothing is imported yet."""
+
+    found: Mapping[str, Found]
+    launch: Launch
+    values: Mapping[str, Any]  # of settings of the server's class
+
+    @property
+    def origins(self) -> dict[str, str]:
+        return {name: found.origin for name, found in self.found.items()}
+
+    def load(self) -> Target:
+        """Import the target. Raises ConfigError."""
+        if self.launch.target is None:
+            raise ConfigError(
+                "could not read the command line: no target is given; say TARGET, PREFORK_TARGET, or target in a file"
+            )
+        return load(self.launch.target, self.origins)
+
+    def build(self) -> Server:
+        """The server, bound. Raises ConfigError or BindError."""
+        return build(self.load(), self.launch.bind, self.values)
+
+
+def fields() -> Mapping[str, Field]:
+    """Everything that can be set, the command line's own first."""
+    return {**settings(Launch), **settings(PreForkingTCPServer)}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="what to serve, as in app:Server")
+    parser.add_argument("--config", metavar="FILE", help="read settings from the table [prefork] of this TOML file")
+    add_settings(parser, {name: field for name, field in fields().items() if name != "target"})
+
+
+def read(args: argparse.Namespace) -> Plan:
+    """All sources, and what must fit together. Raises ConfigError."""
+    known = fields()
+    path = args.config if args.config is not None else os.environ.get(FILE_VARIABLE) or None
+    found = gather(known, texts(args, known), os.environ, path)
+    launch = Launch()
+    for name in settings(Launch):
+        if name in found:
+            setattr(launch, name, found[name].value)
+    values = {name: each.value for name, each in found.items() if not hasattr(launch, name)}
+    if launch.bind is not None:
+        _check_addresses(launch.bind, found)
+    return Plan(found, launch, values)
+
+
+def _check_addresses(bind: Address, found: Mapping[str, Found]) -> None:
+    """Two things cannot listen at one address."""
+    for name, each in found.items():
+        taken = name.endswith("_address") and each.value is not None and bind.fd is None
+        if taken and bind.kind in ("tcp", "unix") and _same(bind.address, each.value):
+            raise ConfigError(
+                f"could not set {name} to {address_text(each.value)} (from {each.origin}): the service is there "
+                f"({found['bind'].origin})"
+            )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or isinstance(other, str):
+        return isinstance(one, str) and isinstance(other, str) and os.path.realpath(one) == os.path.realpath(other)
+    anywhere = {"", "0.0.0.0", "::"}
+    return one[1] == other[1] != 0 and (one[0] == other[0] or bool(anywhere & {one[0], other[0]}))
