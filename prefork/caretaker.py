@@ -60,7 +60,6 @@ def _supervisor(
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
-        record.values["notes"] = list(signals.notes)
 
     def forget() -> None:
         signals.put_back()
@@ -68,7 +67,7 @@ def _supervisor(
 
     service = Service(
         values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
-        listener=listeners["listener"], pack=pack,
+        listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
     )  # fmt: skip
     supervisor = Supervisor(service, limits, handed.board(), wakeup, handed, failed=why)
     metrics = listeners.get("metrics")

@@ -20,7 +20,7 @@ from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_
 from .listeners import Listener, address_text, narrow, queued
 from .origin import ORIGIN
 from .policy import BOOT_DEATHS_MAX, QUIET_S
-from .reload import Reloading, ReloadResult, Stage, execute
+from .reload import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
 from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
@@ -41,6 +41,7 @@ class Generations:
         pack: Callable[[Record], None],
         fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
         refusal: str | None,
+        asked: Callable[[], bool],
     ) -> None:
         self._board = board
         self.current = 1
@@ -49,6 +50,7 @@ class Generations:
         self._table, self._waiting = table, waiting
         self._pack = pack
         self._refusal = refusal
+        self._asked = asked  # whether a command waits for its turn, which comes before an exec
         self._arriving = False  # a new image, whose workers are to take over
         self._left: Listener | None = None  # where the program listens no longer
         self._quiet_since = 0.0
@@ -141,7 +143,7 @@ class Generations:
         """The service is about to end."""
         if self._arriving:
             self._arriving = False
-            self._tell(ReloadResult(False, "the service is about to end"))
+            self._tell(ReloadResult(False, ABOUT_TO_END))
         self._reloading.cancel()
 
     def forget(self) -> None:
@@ -152,9 +154,10 @@ class Generations:
         return [child for child in self._table if child.kind is ChildKind.WORKER]
 
     def _may_begin(self) -> bool:
-        """At most two generations live at any time: a third waits until the first is gone."""
+        """At most two generations live at any time: a third waits until the first is gone. One that is about to take
+        over, and has perhaps not forked yet, counts; one that cannot is mended by the next."""
         alive = {child.generation for child in self._workers()}
-        return len(alive) < GENERATIONS_MAX or bool(self.degraded)
+        return bool(self.degraded) or (not self._arriving and len(alive) < GENERATIONS_MAX)
 
     def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
         if not self._arriving:
@@ -195,10 +198,13 @@ class Generations:
         return ORIGIN.directory
 
     def _exec(self) -> None:
-        """The way over. Returns when it failed, and then everything is as it was."""
+        """The way over. Returns when it failed, and then everything is as it was; or when there is something else to do
+        first."""
         log.info("reload: replacing this image by a new one of the same program")
         flush()
         with blocked() as mask:
+            if self._asked():  # what comes later stays pending over the exec
+                return
             record = self._record()
             record.values["mask"] = sorted(mask)
             try:

@@ -283,6 +283,7 @@ class PreForkingMixIn(SupervisedMixIn):
             self._service_name(), forget=lambda: self._forget_master(signals), drain_asked=self.shutdown_nowait,
             work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
             application_bytes=self._application_bytes(), pack=self._pack, no_reload=self._no_reload(),
+            asked=lambda: bool(signals.notes) or (self._shutdown_requested and not self.draining),
         )  # fmt: skip
         given = self._given()
         if given is not None:
@@ -311,8 +312,6 @@ class PreForkingMixIn(SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
-        # What came since the last look is the next image's to act on.
-        record.values["notes"] = [*self._signals.notes, *([signal.SIGTERM] if self._shutdown_requested else [])]
 
     def _no_reload(self) -> str | None:
         if threading.current_thread() is not threading.main_thread():
@@ -373,7 +372,6 @@ class PreForkingMixIn(SupervisedMixIn):
     def _signals_taken(self, wakeup: Wakeup) -> Iterator[Signals]:
         signals = Signals(wakeup)
         self._forget_master_signals: Callable[[], None] = signals.put_back
-        self._signals = signals
         given = self._given()
         if threading.current_thread() is threading.main_thread():
             if given is not None and given.early is not None:

@@ -31,6 +31,7 @@ log = logging.getLogger("prefork.supervisor")
 
 OUTPUT_MAX = 64 * 1024  # of what a rehearsal prints, the end is kept
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to KILL
+ABOUT_TO_END = "the service is about to end"
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -79,6 +80,7 @@ class Reloading:
         self._pipes: dict[str, int] = {}
         self._kill_at = 0.0
         self._killed = False
+        self._cancelled = False
 
     @property
     def busy(self) -> bool:
@@ -108,10 +110,9 @@ class Reloading:
         """The service ends: no reload any more."""
         self.again = False
         if self.stage in (Stage.WAITING, Stage.READY):
-            self._end(ReloadResult(False, "the service is about to end"))
+            self._end(ReloadResult(False, ABOUT_TO_END))
         elif self._child is not None:
-            self._killed = True
-            self._word = self._word or json.dumps({"failed": "the service is about to end"}).encode()
+            self._killed = self._cancelled = True
             self._child.signal(signal.SIGKILL)
 
     def done(self, result: ReloadResult) -> None:
@@ -122,7 +123,8 @@ class Reloading:
 
     def _begin(self, now: float) -> None:
         self.stage = Stage.REHEARSING
-        self._kill_at, self._killed = now + self._boot_timeout, False
+        self._kill_at = now + self._boot_timeout
+        self._killed = self._cancelled = False
         self._word = self._output = b""
         try:
             self._start()
@@ -183,6 +185,9 @@ class Reloading:
         said = {}
         with contextlib.suppress(ValueError):
             said = json.loads(self._word)
+        if self._cancelled:  # whatever it has said meanwhile
+            self._end(ReloadResult(False, ABOUT_TO_END))
+            return
         if said.get("ready"):
             self.stage = Stage.READY
             self._tell("rehearsed: the new code has booted a worker")

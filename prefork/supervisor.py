@@ -69,6 +69,7 @@ class Service:
     application_bytes: int = 0  # for the user's own metrics
     pack: Callable[[Record], None] = lambda record: None  # what of it goes over to the next image
     no_reload: str | None = None  # why it cannot be reloaded
+    asked: Callable[[], bool] = lambda: False  # whether there is a command that no turn has been told of
 
 
 class Supervisor:
@@ -113,7 +114,7 @@ class Supervisor:
         self._rng = random.Random()
         self.generations = Generations(
             board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
-            refusal=service.no_reload,
+            refusal=service.no_reload, asked=self._asked,
         )  # fmt: skip
         if handed is not None:
             self._pool = replace(self._pool, ever_ready=True)
@@ -124,13 +125,17 @@ class Supervisor:
 
     def wait(self, at_most: float | None = None) -> None:
         """Until something happens or the plan's next moment comes; in a pool only."""
-        seconds = self.until_next_turn()
+        seconds = 0.0 if self._asked() else self.until_next_turn()  # its wake-up may have been heard in the turn
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
         heard = self._waiting.wait(seconds)
         if not heard:
             self._board.observe(LOOP_DELAY, monotonic() - until)
         self._note_exits(heard)
+
+    def _asked(self) -> bool:
+        """Whether there is a command that no turn has acted on."""
+        return bool(self.commands) or self.service.asked()
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())

@@ -33,7 +33,6 @@ def take_over(fd: int, program: list[str]) -> int:
         return 1  # it came to no serve_forever()
     early = Signals(Wakeup())
     early.take(dict.fromkeys(BY_SIGNAL, early.note))
-    early.notes.extend(handed.values["notes"])
     handed.early = early
     handed.on_taken = lambda: Signals.raise_after(0, TookTooLong)
     set_mask(handed.values["mask"])
