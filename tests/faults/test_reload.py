@@ -61,7 +61,7 @@ BROKEN = {
 
 def test_broken_releases_under_load_lose_nothing(tmp_path: Path) -> None:
     """Releases that break in every way: the same workers serve on, and no connection fails."""
-    with Released(tmp_path, max_children=WORKERS, boot_timeout=2) as service:
+    with Released(tmp_path, max_children=WORKERS, boot_timeout=5) as service:
         service.wait_ready(WORKERS)
         before = sorted(service.workers())
         with Load(service.address, CLIENTS, processes=PROCESSES) as load:

@@ -68,7 +68,7 @@ def test_a_connection_in_hand_is_finished_by_the_old_code(tmp_path: Path) -> Non
 BROKEN = {
     "raises at import": ("raise RuntimeError('no such table')\n", "no such table"),
     "exits": ("import sys; sys.exit('not today')\n", "not today"),
-    "hangs at boot": (HANGS, "was not ready within 1 s (boot_timeout)"),
+    "hangs at boot": (HANGS, "was not ready within 3 s (boot_timeout)"),
     "fails in worker_started": (
         "class Hooks:\n    def worker_started(self):\n        raise RuntimeError('no database')\n", "no database",
     ),
@@ -86,7 +86,7 @@ BROKEN = {
 def test_a_broken_release_changes_nothing(how: str, tmp_path: Path) -> None:
     """Whatever the rehearsal dies of, the workers stay the same processes, the log has the reason, the next is fine."""
     text, reason = BROKEN[how]
-    with Released(tmp_path, max_children=WORKERS, boot_timeout=1) as service:
+    with Released(tmp_path, max_children=WORKERS, boot_timeout=3) as service:
         service.wait_ready(WORKERS)
         before = service.workers()
         service.release(text)
@@ -114,7 +114,7 @@ AFTER_THE_EXEC = {
 def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: str, tmp_path: Path) -> None:
     """The old generation serves on under the same pid; the next reload puts the new code in service."""
     port = free_port()
-    settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 2, "metrics_address": ("127.0.0.1", port)}
+    settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 3, "metrics_address": ("127.0.0.1", port)}
     broken = "class Hooks: pass\n" + AFTERWARDS + AFTER_THE_EXEC[how]
     with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
         service.wait_ready(WORKERS)
