@@ -17,6 +17,7 @@ from prefork.metrics.kernel import queue_wait_ns
 log = logging.getLogger("prefork.access")
 
 TCP_INFO = 11
+_AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the client's FIN was counted as a byte
 _NOTSENT = struct.Struct("=144xI")  # struct tcp_info, linux/tcp.h: tcpi_notsent_bytes
 _BYTES = struct.Struct("=128xQ64xQQ")  # tcpi_bytes_received, tcpi_bytes_sent, tcpi_bytes_retrans
 
@@ -138,6 +139,6 @@ def _bytes(request: Any) -> tuple[int | None, int | None]:
     try:
         info = request.getsockopt(IPPROTO_TCP, TCP_INFO, 216)
         received, sent, again = _BYTES.unpack_from(info)
-        return received, sent - again + _NOTSENT.unpack_from(info)[0]
+        return received - (info[0] in _AFTER_FIN), sent - again + _NOTSENT.unpack_from(info)[0]
     except (OSError, AttributeError, struct.error):
         return None, None  # no TCP, closed already, or a kernel before 4.19

@@ -1,0 +1,170 @@
+"""FAULTS.md, Outside: a log that stalls, closes, fills up or is rotated never stops service, and loses no count."""
+
+import os
+import re
+import select
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.support.clients import Load, ask
+from tests.support.figures import figure
+from tests.support.service import HUNG, Service, script
+
+ACCESS = re.compile(
+    rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO prefork\.access: worker slot=\d gen=\d pid=\d+: request "
+    rb"listener=127\.0\.0\.1:\d+ peer=127\.0\.\d+\.\d+:\d+ slot=\d outcome=ok duration_ms=[\d.]+ received=4 sent=\d+ "
+    rb"queue_wait_ms=\d+"
+)
+NOTICE = re.compile(rb".* WARNING prefork\.supervisor: (\d+) log messages were dropped")
+
+
+def run(tmp_path: Path, *options: str, before: tuple[str, ...] = (), workers: int = 2) -> Service:
+    """`prefork run` with an access log. At level `error` nothing else is logged, so that every line is one request."""
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", "127.0.0.1:0", "--max-children", str(workers),
+            "--access-log", "yes", "--log-level", "error", *options]  # fmt: skip
+    return Service(tmp_path, script(), argv=argv, before=before)
+
+
+class Reader:
+    """The other end of a named pipe that is the service's stderr. Owns its descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.data = b""
+        self.open()
+
+    def open(self) -> None:
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    @property
+    def told(self) -> int:
+        return sum(int(found[1]) for line in self.data.split(b"\n") if (found := NOTICE.fullmatch(line)))
+
+    @property
+    def requests(self) -> int:
+        return sum(ACCESS.fullmatch(line) is not None for line in self.data.split(b"\n"))
+
+    def read_until(self, told: int, requests: int) -> None:
+        """Until so many dropped lines were told of and so many records came; then every byte of it is a whole line."""
+        deadline = monotonic() + HUNG
+        while (self.told, self.requests) != (told, requests):
+            assert monotonic() < deadline, f"hung: told {self.told} of {told}, records {self.requests} of {requests}"
+            if select.select([self._fd], [], [], 1)[0]:
+                self.data += os.read(self._fd, 1 << 20)
+        lines = [line for line in self.data.split(b"\n") if line]
+        assert [line for line in lines if not (ACCESS.fullmatch(line) or NOTICE.fullmatch(line))] == []
+
+
+@contextmanager
+def fifo(tmp_path: Path) -> Iterator[tuple[Reader, tuple[str, ...]]]:
+    path = tmp_path / "stderr"
+    os.mkfifo(path)
+    reader = Reader(path)
+    try:
+        yield reader, ("sh", "-c", 'exec "$@" 2>"$0"', str(path))
+    finally:
+        reader.close()
+
+
+def ask_often(service: Service, count: int) -> None:
+    for _ in range(count):
+        assert ask(service.address, b"pid\n")
+
+
+def test_stderr_that_nobody_reads(tmp_path: Path) -> None:
+    """stderr is a pipe that nobody reads: every request is served, each line is read or counted as dropped, and as
+    soon as somebody reads the drop is told and no further line is missing."""
+    with fifo(tmp_path) as (reader, before), run(tmp_path, before=before) as service:
+        ask_often(service, 1500)
+        dropped = service.settled()["log_dropped"]
+        assert dropped > 0
+        reader.read_until(dropped, 1500 - dropped)
+        ask_often(service, 50)
+        reader.read_until(dropped, 1550 - dropped)
+        assert service.settled()["log_dropped"] == dropped
+        assert (service.settled()["completed"], service.settled()["failed"]) == (1550, 0)
+
+
+def test_stderr_whose_reader_is_gone(tmp_path: Path) -> None:
+    """The reader of stderr is gone: every request is served, each line is counted, and a new reader gets the rest."""
+    with fifo(tmp_path) as (reader, before), run(tmp_path, before=before) as service:
+        ask_often(service, 20)
+        service.settled()
+        reader.read_until(0, 20)
+        reader.close()
+        ask_often(service, 200)
+        assert service.settled()["log_dropped"] == 200
+        reader.open()
+        ask_often(service, 20)
+        reader.read_until(200, 40)
+        assert service.settled()["failed"] == 0
+
+
+def test_stderr_that_is_closed(tmp_path: Path) -> None:
+    """Started without any stderr, a service serves."""
+    with run(tmp_path, before=("sh", "-c", 'exec "$@" 2>&-', "sh")) as service:
+        ask_often(service, 50)
+        assert service.settled()["completed"] == 50
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """The disk of the log file is full: every request is served, each line is in the file whole or counted; with room
+    again the drop is told and lines come."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = 'mount -t tmpfs -o size=64k tmpfs "$0" && head -c 32768 /dev/zero >"$0/filler" && exec "$@"'
+    before = ("unshare", "--mount", "sh", "-c", mount, str(disk))
+    if os.geteuid() or shutil.which("unshare") is None:
+        pytest.skip("mounting a tmpfs takes root")
+    with run(tmp_path, "--log-file", str(disk / "log"), before=before) as service:
+        ask_often(service, 600)
+        there = Path(f"/proc/{service.pid}/root{disk}")
+        dropped = service.settled()["log_dropped"]
+        assert dropped > 0
+        (there / "filler").unlink()
+        deadline = monotonic() + HUNG
+        while b"log messages were dropped" not in (there / "log").read_bytes():
+            assert monotonic() < deadline, "hung: the drop is not told"
+            service.statistics()
+        ask_often(service, 20)
+        assert service.settled()["log_dropped"] == dropped
+        lines = (there / "log").read_bytes().split(b"\n")
+        assert sum(ACCESS.fullmatch(line) is not None for line in lines) == 620 - dropped
+        assert sum(int(found[1]) for line in lines if (found := NOTICE.fullmatch(line))) == dropped
+
+
+def test_rotation_loses_no_line(tmp_path: Path) -> None:
+    """The log file is renamed, then USR1 sent, every 50 ms under load: each request has its one whole line."""
+    log = tmp_path / "access"
+    with run(tmp_path, "--log-file", str(log), workers=4) as service:
+        with Load(service.address, 4, processes=1) as load:
+            load.wait_answered()
+            for number in range(50):
+                time.sleep(0.05)  # the period that the claim is about
+                log.rename(tmp_path / f"access.{number}")
+                service.signal(signal.SIGUSR1)
+                wait_for(log)
+            tally = load.stop()
+        accepted = service.settled()["accepted"]
+    assert tally.failures == 0
+    lines = [line for path in tmp_path.glob("access*") for line in path.read_bytes().split(b"\n")[:-1]]
+    torn = [line for line in lines if ACCESS.fullmatch(line) is None]
+    assert torn == []
+    assert len(lines) == accepted == tally.opened
+    figure("log rotation", f"{len(lines)} requests, 50 rotations, {len(lines)} lines, 0 torn")
+
+
+def wait_for(path: Path) -> None:
+    deadline = monotonic() + HUNG
+    while not path.exists():
+        assert monotonic() < deadline, f"hung: {path.name} is not made anew"

@@ -1,0 +1,134 @@
+"""The log of `prefork run`: what a record of a request says, and a level that can be changed while it runs."""
+
+import json
+import signal
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from tests.support.clients import ask
+from tests.support.service import HUNG, Service, script
+
+
+def run(tmp_path: Path, definitions: str, *options: str, bind: str = "127.0.0.1:0", bases: str = "PreForkingTCPServer"
+        ) -> Service:  # fmt: skip
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", bind, "--max-children", "1", "--log-format", "json"]
+    return Service(tmp_path, script(definitions, bases=bases), argv=[*argv, *options], accounts=False)
+
+
+def events(service: Service, name: str) -> list[dict[str, Any]]:
+    """A line that is no JSON object is a failure."""
+    return [found for line in service.log.splitlines() if (found := json.loads(line))["event"] == name]
+
+
+def wait_events(service: Service, name: str, count: int) -> list[dict[str, Any]]:
+    deadline = monotonic() + HUNG
+    while len(found := events(service, name)) < count:
+        assert monotonic() < deadline, f"hung: {len(found)} of {count} events {name!r}"
+        service.statistics()
+    return found
+
+
+OUTCOMES = """\
+class Hooks:
+    refuse = False
+    def verify_request(self, request, client_address):
+        return not os.path.exists("refuse")
+"""
+
+
+def test_each_outcome_has_a_record(tmp_path: Path) -> None:
+    """A request that is finished, fails, or is refused has one record, with its bytes, times, peer and worker; one
+    that dies with its worker is told by the master."""
+    with run(tmp_path, OUTCOMES, "--access-log", "yes") as service:
+        assert ask(service.address, b"pid\npid\n")
+        ask(service.address, b"raise\n")
+        (tmp_path / "refuse").touch()
+        ask(service.address, b"")
+        (tmp_path / "refuse").unlink()
+        service.settled()
+        ok, error, rejected = wait_events(service, "request", 3)
+        with service.hold() as held:
+            service.signal(signal.SIGKILL, held.pid)
+            assert held.answer() == b""
+            service.wait_ready(1, killed=1)
+        (died,) = wait_events(service, "requests_died", 1)
+    assert [each["outcome"] for each in (ok, error, rejected)] == ["ok", "error", "rejected"]
+    assert (ok["slot"], ok["gen"], ok["pid"]) == (1, 1, ok["process"])
+    assert (ok["received"], ok["sent"]) == (8, 2 * len(f"{ok['pid']}\n"))
+    assert ok["listener"] == "{}:{}".format(*service.address)
+    assert ok["peer"].startswith("127.0.0.1:")
+    assert 0 < ok["duration_ms"] < HUNG * 1000
+    assert ok["queue_wait_ms"] >= 0
+    assert (died["outcome"], died["requests"], died["slot"]) == ("lost", 1, 1)
+
+
+def test_threads_have_records(tmp_path: Path) -> None:
+    """In a threading pool each request has one record too."""
+    with run(tmp_path, "", "--access-log", "yes", bases="ThreadingMixIn, PreForkingTCPServer") as service:
+        for _ in range(20):
+            assert ask(service.address, b"pid\n")
+        found = wait_events(service, "request", 20)
+        service.settled()
+    assert len(found) == 20
+    assert {each["outcome"] for each in found} == {"ok"}
+
+
+def test_no_record_without_asking(tmp_path: Path) -> None:
+    """Without `access_log` nothing stands around the hooks of a worker and nothing is logged."""
+    with run(tmp_path, "class Handler(Who):\n    def do_hooks(self): return sorted(vars(self.server))") as service:
+        hooks = ask(service.address, b"hooks\n").decode()
+        service.settled()
+        assert events(service, "request") == []
+    assert "finish_request" in hooks  # of lanes.py
+    assert "verify_request" not in hooks
+
+
+LEVEL = """\
+from prefork import logs
+class Hooks:
+    def service_actions(self):
+        if os.path.exists("level"):
+            logs.set_level("debug")
+        super().service_actions()
+class Handler(Who):
+    def do_log(self):
+        logging.getLogger("app").debug("seen", extra={"client": "a\\nb"})
+"""
+
+
+def test_the_level_changes_in_living_workers(tmp_path: Path) -> None:
+    """A level set in the master is in force there at once and in a living worker within its next requests."""
+    with run(tmp_path, LEVEL) as service:
+        ask(service.address, b"log\n")
+        service.settled()
+        assert events(service, "seen") == []
+        (tmp_path / "level").touch()
+        service.statistics()
+        deadline = monotonic() + HUNG
+        while not events(service, "seen"):
+            assert monotonic() < deadline, "hung: the worker does not take the level over"
+            ask(service.address, b"log\n")
+        (seen, *_) = events(service, "seen")
+        assert service.settled()["exits"] == {}
+    assert (seen["client"], seen["level"], seen["slot"]) == ("a\nb", "debug", 1)
+
+
+def test_a_unix_peer_has_no_address(tmp_path: Path) -> None:
+    """What is unknown is null in JSON: the peer of a Unix socket, its bytes and its wait."""
+    with run(tmp_path, "", "--access-log", "yes", bind="unix:s", bases="PreForkingUnixStreamServer") as service:
+        assert ask(service.address, b"pid\n")
+        (found,) = wait_events(service, "request", 1)
+        service.settled()
+    assert [found[name] for name in ("peer", "received", "sent", "queue_wait_ms")] == [None] * 4
+    assert found["listener"] == "s"
+
+
+def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    """It is said in one sentence with exit status 2, before anything is bound."""
+    service = Service(tmp_path, script(), argv=["-m", "prefork", "run", "program:Server", "--log-file", "no/such/file"])
+    try:
+        assert service.wait_exit() == 2
+        assert service.log == "prefork: could not open the log file no/such/file: No such file or directory\n"
+    finally:
+        service.__exit__(AssertionError, None, None)
