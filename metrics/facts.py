@@ -99,6 +99,10 @@ class ControlCommand(Fact):
     RESTART = 5
     SCALE = 6
     REOPEN = 7
+    WORKERS = 8
+    STACKS = 9
+    LOG_LEVEL = 10
+    VERSION = 11
 
 
 class ControlResult(Fact):

@@ -12,6 +12,7 @@ from prefork.workers.signals import Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .commands import BY_SIGNAL, Command
+from .control import open_control, resumed_terms
 from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener
@@ -29,6 +30,8 @@ def caretake(handed: Handed, why: str) -> int:
     supervisor = _supervisor(handed, why, listeners, wakeup, signals)
     if handed.early is not None:
         handed.early.hand_over(signals)
+    if "control" in values:
+        open_control(supervisor, resumed_terms(values["control"]), values["control"])
     signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
     setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
     set_mask(values["mask"])

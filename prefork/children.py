@@ -145,6 +145,9 @@ class Child:
     cut_at: float | None = None  # when a request over its time was first seen
     slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
     stacks_seen: int = 0
+    stacks_wanted: bool = False  # asked for by somebody, who gets them instead of the log,
+    stacks_text: str = ""  # here
+    replace: bool = False  # asked for by somebody
     report: Report | None = None
     processes: Processes = KERNEL
 

@@ -34,7 +34,10 @@ class Row:
 
 
 # A row added here is the only way to add a command.
-TABLE = (Row("run", "serve a target from a pool of workers", "serving", "run"),)
+TABLE = (
+    Row("run", "serve a target from a pool of workers", "serving", "run"),
+    Row("ctl", "ask or command a running service", "operating", "ctl"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

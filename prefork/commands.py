@@ -1,11 +1,16 @@
-"""Everything the master can be asked to do: one table with the command, its signals, and the sentence for help.
+"""Everything the master can be asked to do: one table with the command, its signals, its verb, and the help sentence.
 
-A signal handler only notes; the supervisor looks the note up here. A row added here is the only way to add a command.
+A signal handler only notes, the control socket only reads; what is meant is looked up here. A row added here is the
+only way to add a command. The verbs are those of `prefork ctl`.
 """
 
 import signal
 from dataclasses import dataclass
 from enum import Enum, auto
+
+from .logs import LEVELS
+
+WORKERS_MAX = 1024
 
 
 class Command(Enum):
@@ -16,23 +21,57 @@ class Command(Enum):
     REOPEN = auto()
     MORE = auto()
     FEWER = auto()
+    STATUS = auto()
+    WORKERS = auto()
+    SCALE = auto()
+    STACKS = auto()
+    LOG_LEVEL = auto()
+    VERSION = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What a verb takes: one of some words, or a whole number."""
+
+    name: str
+    help: str
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    at_least: int = 1
+    at_most: int = WORKERS_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """A command with no signal has a verb; one with no verb has a signal."""
+
     command: Command
     signals: tuple[signal.Signals, ...]
     help: str
+    verb: str = ""
+    argument: Argument | None = None
+    looks: bool = False  # changes nothing: also for those who may only look
 
+
+_SLOT = Argument("slot", "the number of one worker, as in its title", optional=True)
 
 TABLE = (
-    Row(Command.DRAIN, (signal.SIGTERM,), "finish what is queued and in hand, then exit"),
-    Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut"),
-    Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid"),
-    Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children"),
-    Row(Command.RESTART, (signal.SIGUSR2,), "replace every worker, one by one, with the same code"),
+    Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),
+    Row(Command.WORKERS, (), "every worker: what it does, since when, for whom, what it costs", "workers", looks=True),
+    Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid", "reload"),
+    Row(Command.RESTART, (signal.SIGUSR2,), "replace every worker, one by one, with the same code", "restart", _SLOT),
+    Row(Command.SCALE, (), "set max_children; min_children follows where it was equal or would be above", "scale",
+        Argument("workers", "how many at most")),
     Row(Command.MORE, (signal.SIGTTIN,), "one more worker: min_children and max_children plus one"),
     Row(Command.FEWER, (signal.SIGTTOU,), "one worker fewer: min_children and max_children minus one"),
-)
+    Row(Command.DRAIN, (signal.SIGTERM,), "finish what is queued and in hand, then exit", "drain"),
+    Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop"),
+    Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children", "reopen"),
+    Row(Command.STACKS, (), "what every thread of every worker is doing now", "stacks", _SLOT, looks=True),
+    Row(Command.LOG_LEVEL, (), "log from this level on, in the master and in every worker", "log-level",
+        Argument("level", "what is logged", choices=LEVELS)),
+    Row(Command.VERSION, (), "the versions of prefork and Python that serve", "version", looks=True),
+)  # fmt: skip
 
 BY_SIGNAL: dict[int, Command] = {signum: row.command for row in TABLE for signum in row.signals}
+BY_VERB = {row.verb: row for row in TABLE if row.verb}

@@ -47,6 +47,7 @@ class Generations:
         self.current = 1
         self.degraded = ""  # why, in one sentence
         self.told: Callable[[ReloadResult | str], None] = lambda result: None
+        self.pack_more: Callable[[Record], None] = lambda record: None  # what goes over beside the pool itself
         self._table, self._waiting = table, waiting
         self._pack = pack
         self._refusal = refusal
@@ -191,6 +192,7 @@ class Generations:
             record.values["children"].append(values)
             record.fds += fds
         record.add("nudge", self._waiting.pack_nudge())
+        self.pack_more(record)
         return record
 
     @staticmethod

@@ -66,6 +66,11 @@ class Limits:
             self, min_children=max(1, self.min_children + step), max_children=max(1, self.max_children + step)
         )
 
+    def scaled(self, workers: int) -> "Limits":
+        """So many workers at most; `min_children` follows where it was equal or would be above."""
+        low = workers if self.min_children == self.max_children else min(self.min_children, workers)
+        return replace(self, min_children=low, max_children=workers)
+
 
 # A plain server: its children are its own business, and end by themselves.
 NO_POOL = Limits(

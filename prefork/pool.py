@@ -22,6 +22,7 @@ from prefork.workers.limits import Limits as WorkerLimits
 from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
+from . import control
 from .commands import BY_SIGNAL, Command
 from .config import Setting, validate
 from .cpus import usable_cpus
@@ -87,6 +88,25 @@ class PreForkingMixIn(SupervisedMixIn):
     max_memory: Annotated[
         int | None,
         Setting("replace a worker whose private memory stays above", group="Recycling", unit="bytes", at_least=1),
+    ] = None
+
+    control_socket: Annotated[
+        str | None,
+        Setting("where prefork ctl commands this service", name="control", group="Control", unit="address",
+                kinds=("unix",)),
+    ] = None  # fmt: skip
+    control_mode: Annotated[
+        int, Setting("mode of that path", group="Control", unit="mode", at_least=0, at_most=0o777)
+    ] = 0o600
+    control_owner: Annotated[
+        str | None, Setting("give the path to USER, USER:GROUP or :GROUP", group="Control")
+    ] = None
+    control_allow: Annotated[
+        str | None,
+        Setting("users, by name or number, with commas, who may command; root and its own may", group="Control"),
+    ] = None
+    control_allow_read: Annotated[
+        str | None, Setting("users who may only look: status, workers, stacks, version", group="Control")
     ] = None
 
     boot_timeout: Annotated[
@@ -197,6 +217,7 @@ class PreForkingMixIn(SupervisedMixIn):
         validate(self)
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
+        self._control_terms()
         if rehearsing():
             rehearse(self)
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
@@ -211,6 +232,7 @@ class PreForkingMixIn(SupervisedMixIn):
                 stack.enter_context(_frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)
             self._export(supervisor)
+            self._open_control(supervisor)
             forked.on_fork_by_user(self._forked_by_user)
             try:
                 self._run(supervisor, signals, poll_interval)
@@ -286,6 +308,7 @@ class PreForkingMixIn(SupervisedMixIn):
             asked=lambda: bool(signals.notes) or (self._shutdown_requested and not self.draining),
         )  # fmt: skip
         given = self._given()
+        self._given_control = None if given is None else given.values.get("control")
         if given is not None:
             self._board = given.board()
         self._bind_metrics()  # what is handed over is given only until the supervisor has taken it
@@ -312,6 +335,20 @@ class PreForkingMixIn(SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
+
+    def _control_terms(self) -> control.Terms | None:
+        if self.control_socket is None:
+            return None
+        return control.Terms.read(
+            self.control_socket, self.control_mode, self.control_owner, self.control_allow, self.control_allow_read
+        )
+
+    def _open_control(self, supervisor: Supervisor) -> None:
+        try:
+            control.open_control(supervisor, self._control_terms(), self._given_control)
+        except BaseException:
+            supervisor.close()
+            raise
 
     def _no_reload(self) -> str | None:
         if threading.current_thread() is not threading.main_thread():

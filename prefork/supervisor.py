@@ -30,6 +30,7 @@ from . import logs, policy
 from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes, StrayReaper
 from .clock import Clock
 from .commands import Command
+from .control import Control
 from .errors import BootError
 from .exits import Exits
 from .exporting import Exporting
@@ -108,6 +109,7 @@ class Supervisor:
         self.closed = False
         self.forked = False  # there has been a child that serves
         self.exporting: Exporting | None = None
+        self.control: Control | None = None
         self._turned_at = self.clock.now()
         self._was_saturated = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
@@ -167,8 +169,12 @@ class Supervisor:
             self._wake_at = min(self._wake_at, when)
         else:
             self._wake_at = self._waiting.next_at(False)
-        if self.exporting is not None:
+        if self.control is not None:
+            when = self.control.turn(now)  # which may have obeyed something, and that is for now
+            self._wake_at = min(self._wake_at, when)
+        if self.exporting is not None or self.control is not None:
             self._publish(now)
+        if self.exporting is not None:
             self._wake_at = min(self._wake_at, self.exporting.turn(now), now + policy.TICK_S)
         self._wake_at = min(self._wake_at, self._drops.turn(now))
         if self._strays is not None:
@@ -184,23 +190,31 @@ class Supervisor:
 
     def _note_commands(self, now: float) -> None:
         while self.commands:
-            command = self.commands.popleft()
-            log.info("command: %s", command.name.lower())
-            match command:
-                case Command.DRAIN if self.phase in MAY_FOLLOW[Phase.DRAINING]:
-                    self._begin_drain(now)
-                case Command.STOP if self.phase in MAY_FOLLOW[Phase.KILLING]:
-                    self._set_phase(Phase.KILLING, now)
-                case Command.RELOAD if self.phase in (Phase.STARTING, Phase.RUNNING):
-                    self.generations.ask()
-                case Command.RESTART:
-                    self.generations.current += 1
-                case Command.REOPEN:
-                    logs.reopen()
-                case Command.MORE:
-                    self._resize(1)
-                case Command.FEWER:
-                    self._resize(-1)
+            self._obey(self.commands.popleft(), now)
+
+    def obey(self, command: Command) -> None:
+        """Do now what a command that takes no argument says. Call it in a turn."""
+        now = self.clock.now()
+        self._obey(command, now)
+        self._wake_at = now
+
+    def _obey(self, command: Command, now: float) -> None:
+        log.info("command: %s", command.name.lower())
+        match command:
+            case Command.DRAIN if self.phase in MAY_FOLLOW[Phase.DRAINING]:
+                self._begin_drain(now)
+            case Command.STOP if self.phase in MAY_FOLLOW[Phase.KILLING]:
+                self._set_phase(Phase.KILLING, now)
+            case Command.RELOAD if self.phase in (Phase.STARTING, Phase.RUNNING):
+                self.generations.ask()
+            case Command.RESTART:
+                self.generations.current += 1
+            case Command.REOPEN:
+                logs.reopen()
+            case Command.MORE:
+                self._set_limits(self.limits.resized(1))
+            case Command.FEWER:
+                self._set_limits(self.limits.resized(-1))
 
     def _begin_drain(self, now: float) -> None:
         """Say so first: whoever asks /-/ready sends nobody new while `drain_delay` keeps the door open."""
@@ -220,8 +234,14 @@ class Supervisor:
         self._serves_queue = self.service.listener is not None and narrow(self.service.listener)
         self._queued_at = now if self._serves_queue else float("-inf")
 
-    def _resize(self, step: int) -> None:
-        self.limits = self.limits.resized(step)
+    def scale(self, workers: int) -> policy.Limits:
+        """So many workers at most; the limits that are in force then."""
+        self._set_limits(self.limits.scaled(workers))
+        self._wake_at = self.clock.now()
+        return self.limits
+
+    def _set_limits(self, limits: policy.Limits) -> None:
+        self.limits = limits
         log.info("pool: min_children=%d max_children=%d", self.limits.min_children, self.limits.max_children)
 
     def _set_phase(self, phase: Phase, now: float) -> None:
@@ -256,7 +276,11 @@ class Supervisor:
     def _note_stacks(self, child: Child) -> None:
         size = child.stacks.size()
         if size and size == child.stacks_seen:
-            log.warning("%s: stacks of its threads\n%s", child, child.stacks.take().rstrip())
+            text = child.stacks.take().rstrip()
+            if child.stacks_wanted:
+                child.stacks_wanted, child.stacks_text = False, text
+            if not child.stacks_text or child.cut_at is not None:
+                log.warning("%s: stacks of its threads\n%s", child, text)
             size = 0
         child.stacks_seen = size
 
@@ -303,6 +327,8 @@ class Supervisor:
         due: ExitReason | None = ExitReason.MAX_LIFETIME
         if child.lifetime is None or self.clock.now() < child.started + child.lifetime:
             due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
+        if child.replace:
+            due = ExitReason.REPLACED
         return policy.ChildView(
             child.serial, child.kind, child.state, child.generation, child.started, child.changed, child.told,
             child.deadline, due,
@@ -474,6 +500,32 @@ class Supervisor:
 
     # For others.
 
+    @property
+    def board(self) -> Board:
+        return self._board
+
+    @property
+    def pool(self) -> Pool:
+        """What policy remembers of it."""
+        return self._pool
+
+    @property
+    def last_error(self) -> str:
+        """What the last worker that died at boot said."""
+        return self._last_error
+
+    def ask_stacks(self, child: Child) -> None:
+        """They come to `child.stacks_text` in a later turn, and `stacks_wanted` is taken back."""
+        child.stacks_wanted, child.stacks_text = True, ""
+        child.stacks_seen = -1  # look for them soon
+        child.signal(signal.SIGUSR1)
+
+    def open_control(self, control: Control) -> None:
+        """Have a control socket from now on."""
+        self.control = control
+        self._waiting.add(control.fileno())
+        self.generations.pack_more = lambda record: control.pack(record, self.clock.now())
+
     def export(self, exporting: Exporting) -> None:
         """Have an exporter from now on."""
         exporting.succeed([child for child in self.table if child.kind is ChildKind.EXPORTER])
@@ -505,6 +557,10 @@ class Supervisor:
             return
         self.closed = True
         self.generations.cancel()
+        if self.control is not None:
+            self._waiting.take_out(self.control.fileno())
+            self.control.close()
+            self.control = None
         self.end_export()
         for child in self.table:
             child.signal(signal.SIGKILL)
@@ -518,6 +574,8 @@ class Supervisor:
         self.table.close_copies()
         self._waiting.forget()
         self.generations.forget()
+        if self.control is not None:
+            self.control.forget()
 
     def forget_memory(self) -> None:
         self.table.close_memory()

@@ -1,0 +1,400 @@
+"""The control socket: where the master listens for commands, who may give them, and how many at once.
+
+Runs in the master, as a part of the supervisor's turn: no thread, no wait. Owns the listening socket, an epoll with it
+and its clients (which stands, as one descriptor, in the supervisor's own), and what is being worked on for whom. A
+client that is slow, broken or silent costs itself its connection and nobody anything else.
+
+The path has its final mode from the moment it exists, or a narrower one: the mode of a Unix socket's inode is set
+before bind(), which only takes bits away (umask). It is given away, and widened, last.
+"""
+
+import contextlib
+import errno
+import grp
+import logging
+import os
+import pwd
+import select
+import socket
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from prefork.metrics.board import Board, Word, control_requests
+from prefork.metrics.facts import ControlCommand, ControlResult
+
+from . import frames
+from .addresses import parse_address
+from .connections import Connection, Peer, credentials
+from .desk import Answer, Desk, Place, Work
+from .errors import BindError, ConfigError
+from .frames import BadRequest
+from .handover import Record
+from .listeners import Listener
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+log = logging.getLogger("prefork.supervisor")
+
+CLIENTS_MAX = 16
+ACCEPTS_A_TURN = 16
+PAUSE_S = 1.0  # without descriptors, accept is tried again after this
+WORK_EVERY_S = 0.1
+NARROW = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Where the socket is, and who may use it. Made from the settings, before anything is bound."""
+
+    path: str
+    mode: int
+    owner: tuple[int, int]  # -1: as it is
+    may_command: frozenset[int]
+    may_look: frozenset[int]
+
+    @classmethod
+    def read(cls, path: str, mode: int, owner: str | None, allow: str | None, allow_read: str | None) -> "Terms":
+        """Raises ConfigError."""
+        address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
+        assert isinstance(address.address, str)
+        return cls(address.address, mode, _owner(owner), _uids("control_allow", allow),
+                   _uids("control_allow_read", allow_read))  # fmt: skip
+
+    def peer(self, pid: int, uid: int) -> Peer | None:
+        """Who connected, if he may; root and this process's own user may everything."""
+        if uid in (0, os.geteuid()) or uid in self.may_command:
+            return Peer(pid, uid)
+        return Peer(pid, uid, looks_only=True) if uid in self.may_look else None
+
+
+def _owner(text: str | None) -> tuple[int, int]:
+    user, _, group = (text or "").partition(":")
+    try:
+        return _uid(user) if user else -1, _gid(group) if group else -1
+    except KeyError:
+        raise ConfigError(f"could not set control_owner to {text!r}: it must be USER, USER:GROUP or :GROUP") from None
+
+
+def _uids(name: str, text: str | None) -> frozenset[int]:
+    try:
+        return frozenset(_uid(user.strip()) for user in (text or "").split(",") if user.strip())
+    except KeyError as exc:
+        raise ConfigError(f"could not set {name} to {text!r}: there is no user {exc.args[0]}") from None
+
+
+def _uid(user: str) -> int:
+    if user.isascii() and user.isdigit():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise KeyError(user) from None
+
+
+def _gid(group: str) -> int:
+    return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
+
+
+def bind(terms: Terms) -> Listener:
+    """The listening socket, at no moment open to more than was asked for. Raises BindError."""
+    listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), NARROW & terms.mode)
+        listener.bind(terms.path)
+        _give_away(terms)
+        listener.listen(CLIENTS_MAX)
+        listener.setblocking(False)
+    except BaseException:
+        listener.unlink()
+        listener.close()
+        raise
+    log.info("control socket at %s", terms.path)
+    return listener
+
+
+def _give_away(terms: Terms) -> None:
+    """By a descriptor of the path, so that nothing else that comes to stand there is given away. Raises BindError."""
+    try:
+        _set_owner_and_mode(terms)
+    except OSError as exc:
+        reason = (exc.strerror or str(exc)).lower()
+        raise BindError(exc.errno, f"could not set owner and mode of {terms.path}: {reason}") from exc
+
+
+def _set_owner_and_mode(terms: Terms) -> None:
+    fd = os.open(terms.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOTSOCK, "it is no socket any more")
+        if terms.owner != (-1, -1):
+            os.chown(f"/proc/self/fd/{fd}", *terms.owner)
+        os.chmod(f"/proc/self/fd/{fd}", terms.mode)
+    finally:
+        os.close(fd)
+
+
+@dataclass(slots=True)
+class Client:
+    """A connection, and the work on its answer."""
+
+    connection: Connection
+    since: float  # it came, or its last answer was out
+    work: Work | None = None
+    place: Place = field(default_factory=Place)
+
+
+class Control:
+    """The part of the supervisor that listens there."""
+
+    def __init__(self, terms: Terms, listener: Listener, desk: Desk, board: Board) -> None:
+        self._terms = terms
+        self._listener = listener
+        self._desk = desk
+        self._board = board
+        self._epoll = select.epoll()
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._accept_again_at: float | None = None
+        self._clients: dict[int, Client] = {}
+        board.words[Word.CONTROL_OPEN] = 1
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def turn(self, now: float) -> float:
+        """Hear, work, answer, cut; when to be called again at the latest."""
+        for fd, _ in self._epoll.poll(0):
+            if fd == self._listener.fileno():
+                self._accept(now)
+            elif fd in self._clients:
+                self._hear(self._clients[fd], now)
+        for client in list(self._clients.values()):
+            if client.connection.has_line:
+                self._hear(client, now)
+            if client.work is not None:
+                self._go_on(client, now)
+            self._tidy(client, now)
+        self._listen_again(now)
+        return self._next_at(now)
+
+    def _next_at(self, now: float) -> float:
+        moments = [self._accept_again_at] if self._accept_again_at is not None else []
+        for client in self._clients.values():
+            connection = client.connection
+            if connection.deadline is not None:
+                moments.append(connection.deadline)
+            if client.work is not None:
+                moments.append(now + WORK_EVERY_S)
+            if connection.has_line:
+                moments.append(now)
+        return min(moments, default=float("inf"))
+
+    # Who comes.
+
+    def _accept(self, now: float) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                log.warning("could not accept on the control socket: %s", exc.strerror)
+                self._epoll.unregister(self._listener.fileno())
+                self._accept_again_at = now + PAUSE_S
+                return
+            sock.setblocking(False)
+            self._admit(sock, now)
+
+    def _listen_again(self, now: float) -> None:
+        if self._accept_again_at is not None and now >= self._accept_again_at:
+            self._accept_again_at = None
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+
+    def _admit(self, sock: socket.socket, now: float) -> None:
+        pid, uid = credentials(sock)
+        peer = self._terms.peer(pid, uid)
+        if peer is None:
+            self._count(ControlCommand.OTHER, ControlResult.DENIED)
+            log.warning("control: uid=%d pid=%d may not use the control socket", uid, pid)
+            self._turn_away(sock, f"uid {uid} may not use this socket")
+        elif len(self._clients) >= CLIENTS_MAX and not self._make_room():
+            self._turn_away(sock, f"there are {CLIENTS_MAX} clients already")
+        else:
+            self._add(Client(Connection(sock, peer, now), now))
+
+    @staticmethod
+    def _turn_away(sock: socket.socket, sentence: str) -> None:
+        with sock, contextlib.suppress(OSError):
+            sock.send(frames.line(frames.error(sentence)), socket.MSG_NOSIGNAL)
+
+    def _make_room(self) -> bool:
+        """Cut whoever has been silent for longest."""
+        silent = [client for client in self._clients.values() if client.connection.reads]
+        if silent:
+            self._drop(min(silent, key=lambda client: client.since))
+        return bool(silent)
+
+    def _add(self, client: Client) -> None:
+        fd = client.connection.fileno()
+        self._clients[fd] = client
+        self._epoll.register(fd, self._wanted(client.connection))
+
+    @staticmethod
+    def _wanted(connection: Connection) -> int:
+        events = select.EPOLLIN if connection.reads else 0
+        return events | (select.EPOLLOUT if connection.out else 0)
+
+    # What they say.
+
+    def _hear(self, client: Client, now: float) -> None:
+        connection = client.connection
+        try:
+            if connection.out:
+                connection.flush(now)
+                return
+            line = connection.read() if connection.reads else None
+            if line is None:
+                # An event without anything to read or write is a hang-up.
+                if connection.busy:
+                    self._drop(client)
+                return
+            self._obey(client, line, now)
+        except BadRequest as exc:
+            self._count(ControlCommand.OTHER, ControlResult.BAD)
+            self._refuse(client, str(exc), now)
+        except OSError:
+            self._drop(client)
+
+    def _obey(self, client: Client, line: bytes, now: float) -> None:
+        request = frames.read(line)
+        command = ControlCommand[request.row.command.name]
+        connection = client.connection
+        if connection.peer.looks_only and not request.row.looks:
+            self._count(command, ControlResult.DENIED)
+            log.warning("control: %s may not %s", connection.peer, request.row.verb)
+            self._refuse(client, f"could not {request.row.verb}: uid {connection.peer.uid} may only look", now)
+            return
+        self._count(command, ControlResult.OK)
+        connection.begin()
+        answer = self._desk.answer(request, connection.peer, client.place)
+        if isinstance(answer, dict):
+            self._say(client, answer, now)
+        else:
+            client.work = answer
+
+    def _refuse(self, client: Client, sentence: str, now: float) -> None:
+        client.connection.closing = True
+        self._say(client, frames.error(sentence), now)
+
+    def _count(self, command: ControlCommand, result: ControlResult) -> None:
+        self._board.add(control_requests(command, result))
+
+    # What they are told.
+
+    def _say(self, client: Client, message: Answer, now: float) -> None:
+        client.since = now
+        try:
+            client.connection.say(message, now)
+        except OSError:
+            self._drop(client)
+
+    def _go_on(self, client: Client, now: float) -> None:
+        assert client.work is not None
+        try:
+            said = next(client.work)
+            while said is not None:
+                self._say(client, frames.progress(said), now)
+                said = next(client.work)
+        except StopIteration as ended:
+            client.work = None
+            client.place = Place()
+            self._say(client, ended.value, now)
+
+    def _tidy(self, client: Client, now: float) -> None:
+        connection = client.connection
+        if connection.fileno() == -1:
+            return
+        if connection.done or (connection.deadline is not None and now >= connection.deadline):
+            self._drop(client)
+        else:
+            self._epoll.modify(connection.fileno(), self._wanted(connection))
+
+    def _drop(self, client: Client) -> None:
+        fd = client.connection.fileno()
+        if fd == -1:
+            return
+        if client.work is not None:
+            client.work.close()
+            client.work = None
+        self._clients.pop(fd, None)
+        self._epoll.unregister(fd)  # closing does not, while a child that was just forked has a copy
+        client.connection.sock.close()
+
+    # The end, and the next image.
+
+    def pack(self, record: Record, now: float) -> None:
+        """Hand over the socket, its clients, and who waits for the reload that this is."""
+        self.turn(now)
+        clients = list(self._clients.values())
+        record.add("control", ({
+            "fd": self._listener.fileno(), "path": self._listener.path, "identity": self._listener.identity,
+            "terms": [self._terms.path, self._terms.mode, list(self._terms.owner), sorted(self._terms.may_command),
+                      sorted(self._terms.may_look)],
+            "clients": [{**client.connection.pack(), "skip": client.place.skip} for client in clients],
+        }, [self._listener.fileno(), *(client.connection.fileno() for client in clients)]))  # fmt: skip
+
+    def resume(self, packed: Iterable[dict[str, Any]], now: float) -> None:
+        """Take over the clients of the image before."""
+        for values in packed:
+            client = Client(Connection.resume(values, now), now, place=Place(values["skip"]))
+            if client.place.skip is not None:
+                client.connection.begin()
+                client.work = self._desk.reload(client.place, asked=True)
+            self._add(client)
+
+    def forget(self) -> None:
+        """In a new child: close the copies."""
+        self._epoll.close()
+        self._listener.close()
+        for client in self._clients.values():
+            client.connection.sock.close()
+
+    def close(self) -> None:
+        """For good; the path is removed if it is still ours."""
+        self._board.words[Word.CONTROL_OPEN] = 0
+        with contextlib.suppress(OSError):  # after a change of user the folder may not be ours to write
+            self._listener.unlink()
+        self.forget()
+        self._clients.clear()
+
+
+def open_control(supervisor: "Supervisor", terms: Terms | None, packed: dict[str, Any] | None) -> None:
+    """Listen as the terms say, and go on with what the image before had. None: on what it had, or nowhere."""
+    listener = None
+    if packed is not None:
+        before, listener = resumed_terms(packed), resumed_listener(packed)
+        if terms is None or (terms.path, terms.mode, terms.owner) != (before.path, before.mode, before.owner):
+            listener.unlink()
+            listener.close()
+            listener = None
+    clients = packed["clients"] if packed is not None else []
+    if terms is None:
+        for values in clients:
+            os.close(values["fd"])
+        return
+    control = Control(terms, listener or bind(terms), Desk(supervisor), supervisor.board)
+    control.resume(clients, supervisor.clock.now())
+    supervisor.open_control(control)
+
+
+def resumed_terms(packed: dict[str, Any]) -> Terms:
+    path, mode, owner, may_command, may_look = packed["terms"]
+    return Terms(path, mode, (owner[0], owner[1]), frozenset(may_command), frozenset(may_look))
+
+
+def resumed_listener(packed: dict[str, Any]) -> Listener:
+    listener = Listener.resume(packed["fd"], quiet=False)
+    listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
+    return listener

@@ -1,0 +1,202 @@
+"""The control socket and `prefork ctl`: real masters, the real command, every verb."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients import HUNG, ROOT
+from tests.support.releases import AFTERWARDS, Released, numbered
+from tests.support.service import Service, script
+
+WORKERS = 2
+
+
+def ctl(service: Service, *argv: str) -> "subprocess.CompletedProcess[str]":
+    """`prefork ctl`, as a user runs it."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PREFORK_CONTROL": str(service.directory / "c")}
+    command = [sys.executable, "-m", "prefork", "ctl", *argv]
+    return subprocess.run(command, env=environ, cwd=service.directory, capture_output=True, text=True, timeout=HUNG)
+
+
+def ask(service: Service, *argv: str) -> Any:
+    """The result of a verb, which must be good."""
+    done = ctl(service, *argv, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Released]:
+    with Released(tmp_path, max_children=WORKERS, control_socket=str(tmp_path / "c"), boot_timeout=5) as service:
+        service.wait_ready(WORKERS)
+        yield service
+
+
+def test_status_and_workers_are_true(service: Released) -> None:
+    """What is said of the service and of each worker is what the kernel and the clients know of them."""
+    with service.hold() as held:
+        status = ask(service, "status")
+        workers = {worker["pid"]: worker for worker in ask(service, "workers")["workers"]}
+        peer = ":".join(map(str, held.sock.getsockname()[:2]))
+    assert (status["pid"], status["phase"], status["generation"]) == (service.pid, "running", 1)
+    assert status["address"] == ":".join(map(str, service.address))
+    assert (status["workers"]["idle"], status["workers"]["busy"]) == (WORKERS - 1, 1)
+    assert (status["lanes"], status["lanes_busy"], status["requests"]["accepted"]) == (WORKERS, 1, 1)
+    assert set(workers) == set(service.workers())
+    busy = workers[held.pid]
+    assert (busy["state"], busy["requests"], busy["peers"]) == ("busy", 1, [peer])
+    assert busy["request_age_s"] < busy["age_s"]
+    assert busy["rss_bytes"] > 1 << 20
+    (idle,) = (worker for pid, worker in workers.items() if pid != held.pid)
+    assert (idle["state"], idle["request_age_s"], idle["peers"]) == ("idle", None, [])
+
+
+def test_a_terminal_is_told_in_words(service: Released) -> None:
+    """Without --json the same is a text; a mistake is one sentence and status 2, nobody there is status 1."""
+    assert f"pid {service.pid}  running  generation 1" in ctl(service, "status").stdout
+    assert ctl(service, "workers").stdout.startswith("slot ")
+    assert ctl(service, "version").stdout.startswith("prefork ")
+    for argv, said in (("stats", "did you mean status?"), ("scale", "whole number"), ("drain 3", "no argument")):
+        done = ctl(service, *argv.split())
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+    nobody = ctl(service, "status", "--control", str(service.directory / "nobody"))
+    assert (nobody.returncode, nobody.stderr.count("\n")) == (1, 1)
+    assert "could not reach the control socket" in nobody.stderr
+
+
+def test_scale(service: Released) -> None:
+    """`scale N` is done at once, up and down."""
+    assert ask(service, "scale", "4") == {"min_children": 4, "max_children": 4}
+    service.wait_ready(4)
+    ask(service, "scale", "1")
+    service.wait_ready(1, scaled_down=3)
+
+
+def test_restart_of_one_and_of_all(service: Released) -> None:
+    """`restart SLOT` replaces that worker and no other, `restart` all; both return when it is done."""
+    first, second = ask(service, "workers")["workers"]
+    assert ask(service, "restart", str(first["slot"])) == {"replaced": 1}
+    service.wait_ready(WORKERS, replaced=1)
+    now = set(service.workers())
+    assert first["pid"] not in now
+    assert second["pid"] in now
+    assert ask(service, "restart") == {"replaced": WORKERS}
+    service.wait_ready(WORKERS, replaced=1 + WORKERS)
+    assert not now & set(service.workers())
+    assert "there is no worker 77" in ctl(service, "restart", "77").stderr
+
+
+def test_stacks(service: Released) -> None:
+    """The stacks of every worker, or of one, come to whoever asked and not to the log; a stopped one is said to be."""
+    with service.hold() as held:
+        stacks = {worker["pid"]: worker["stacks"] for worker in ask(service, "stacks")["workers"]}
+        assert set(stacks) == set(service.workers())
+        assert "in handle" in stacks[held.pid]
+        assert sum("in handle" in text for text in stacks.values()) == 1
+        assert "stacks of its threads" not in service.log
+        (slot,) = (w["slot"] for w in ask(service, "workers")["workers"] if w["pid"] == held.pid)
+        service.signal(signal.SIGSTOP, held.pid)
+        try:
+            assert "it does not answer" in ctl(service, "stacks", str(slot)).stdout
+        finally:
+            service.signal(signal.SIGCONT, held.pid)
+
+
+def test_log_level(service: Released) -> None:
+    """`log-level` holds in the master and in the workers, which are new ones."""
+    before = set(service.workers())
+    assert ask(service, "log-level", "error") == {"level": "error"}
+    service.wait_ready(WORKERS, replaced=WORKERS)
+    assert not before & set(service.workers())
+    said = len(service.log)
+    ask(service, "restart")
+    assert len(service.log) == said
+
+
+@pytest.mark.parametrize(("verb", "phase"), [("drain", "draining"), ("stop", "killing")])
+def test_end(verb: str, phase: str, service: Released) -> None:
+    """`drain` and `stop` end the service with status 0, and its path is gone."""
+    assert ask(service, verb) == {"phase": phase}
+    assert service.wait_exit() == 0
+    assert not (service.directory / "c").exists()
+
+
+def test_reload_is_waited_for(service: Released) -> None:
+    """`reload` says how far it is, and its answer comes from the new image to the same connection."""
+    service.release(numbered(2))
+    done = ctl(service, "reload")
+    assert (done.returncode, done.stdout) == (0, "reloaded: generation 2 is in service\n")
+    assert "rehearsed" in done.stderr
+    assert service.answering() == "r2"
+    assert ask(service, "status")["generation"] == 2  # the socket is there as before
+
+
+def test_a_reload_that_fails_says_why(service: Released) -> None:
+    """A release that breaks is status 1, with what it printed and the reason; the old one serves on."""
+    service.release("raise RuntimeError('no such table')\n")
+    done = ctl(service, "reload")
+    assert done.returncode == 1
+    assert "RuntimeError: no such table" in done.stderr
+    assert "prefork: the rehearsal" in done.stderr
+    assert service.answering() == "r1"
+
+
+def test_a_degraded_service_still_obeys(tmp_path: Path) -> None:
+    """Broken after the exec: the reload's client is told, the socket is there, and the next reload mends it."""
+    settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 5, "control_socket": str(tmp_path / "c")}
+    with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
+        service.wait_ready(WORKERS)
+        service.release("class Hooks: pass\n" + AFTERWARDS + "raise RuntimeError('only here')\n")
+        done = ctl(service, "reload")
+        assert done.returncode == 1
+        assert "only here" in done.stderr
+        assert "only here" in ask(service, "status")["degraded"]
+        service.release("class Hooks: pass\n" + numbered(3))
+        assert ctl(service, "reload").returncode == 0
+        assert service.answering() == "r3"
+        assert ask(service, "status")["degraded"] is None
+
+
+def test_clients_that_wait_go_over_to_the_next_image(service: Released) -> None:
+    """A connection opened before a reload is answered after it."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(HUNG)
+        client.connect(str(service.directory / "c"))
+        assert ctl(service, "reload").returncode == 0
+        client.sendall(b'{"verb":"status"}\n')
+        assert json.loads(client.makefile("rb").readline())["result"]["generation"] == 2
+
+
+def test_mode_and_owner(tmp_path: Path) -> None:
+    """The path is as asked for, and given away only when asked."""
+    asked = {"control_mode": 0o640, "control_owner": ":65534"}
+    if os.getuid() != 0:
+        del asked["control_owner"]
+    with Service(tmp_path, script(max_children=1, control_socket=str(tmp_path / "c"), **asked)) as service:
+        service.wait_ready(1)
+        found = os.stat(tmp_path / "c")
+        assert stat.S_IMODE(found.st_mode) == 0o640
+        assert found.st_uid == os.getuid()
+        assert found.st_gid == (65534 if os.getuid() == 0 else os.getgid())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("control_allow", "nobody, no-such-user"), ("control_owner", "no-such-user:")]
+)
+def test_an_unknown_user_is_a_mistake(name: str, value: str, tmp_path: Path) -> None:
+    """A user who is not there is refused before anything is forked."""
+    source = script(max_children=1, control_socket=str(tmp_path / "c"), **{name: value})
+    with Service(tmp_path, source) as service:
+        assert service.wait_exit() != 0
+    assert f"could not set {name} to '{value}'" in service.log
+    assert not (tmp_path / "c").exists()
