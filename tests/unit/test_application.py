@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefork.metrics import prometheus
@@ -69,8 +69,15 @@ class Process:
 # Sums.
 
 
+# Sums that lie next to the middle between two floats, by less than a second float could say.
+HARD = st.sampled_from([1.0, 2.0**-53, 2.0**-52, 2.0**-107, 5e-324])
+
+
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab"), st.floats(0, 1e9) | st.just(None)), max_size=60))
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab"), st.floats(0, 1e9) | HARD | st.just(None)), max_size=60)
+)
+@example([(0, "a", 1.0), (1, "a", 2.0**-53), (2, "a", 5e-324), (0, "a", None), (1, "a", None), (2, "a", None)])
 def test_sum_is_exact_and_never_falls(steps: list[tuple[int, str, float | None]]) -> None:
     """Whatever is counted, and whoever dies in between (None): each total is the exact sum rounded once, or one digit
     more where two floats could not hold it; none falls."""
