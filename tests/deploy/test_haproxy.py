@@ -33,8 +33,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def configuration(three: list[Host], port: int) -> str:
-    """The file as it is, but for the addresses."""
+    """The file as it is, but for the addresses, and for how long a host that says nothing is believed."""
     text = CONFIG.read_text().replace("bind 127.0.0.1:9999", f"bind 127.0.0.1:{port}")
+    text = text.replace("timeout server 60s", "timeout server 5s")
     for number, host in enumerate(three, 1):
         assert f"192.0.2.{number}:9999" in text
         text = text.replace(f"192.0.2.{number}:9999", f"{host.address}:9999")
@@ -67,7 +68,7 @@ def test_three_hosts(tmp_path: Path) -> None:
     with hosts(3, tmp_path) as three:
         for host in three:
             host.start("app:Who", *OPTIONS)
-        with haproxy(configuration(three, port), tmp_path):
+        with haproxy(configuration(three, port), tmp_path, port):
             address = ("127.0.0.1", port)
             with connect(address) as first:
                 assert first.ask(b"?").startswith(b"one ")
@@ -101,8 +102,10 @@ def loses_what_it_held(address: tuple[str, int], alive: list[Host], host: Host, 
         act()
         broken = 0
         for client in held:
+            client.send(b"?")
+        for client in held:
             try:
-                broken += not client.ask(b"?")
+                broken += not client.answer()
             except OSError:
                 broken += 1
             client.close()

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,19 +108,27 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
 
 
 @contextlib.contextmanager
-def haproxy(config: str, folder: Path) -> Iterator[None]:
-    """One that runs with this configuration."""
+def haproxy(config: str, folder: Path, port: int) -> Iterator[None]:
+    """One that runs with this configuration, and listens on this port."""
     path = folder / "haproxy.cfg"
     path.write_text(config)
     check = subprocess.run(["haproxy", "-c", "-f", path], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout + check.stderr
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(["haproxy", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    deadline = monotonic() + HUNG
     try:
+        while not _listens(port):
+            assert monotonic() < deadline, "hung: haproxy does not listen"
         yield
     finally:
         process.kill()
         process.wait(HUNG)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def possible() -> bool:
