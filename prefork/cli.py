@@ -36,6 +36,8 @@ class Row:
 # A row added here is the only way to add a command.
 TABLE = (
     Row("run", "serve a target from a pool of workers", "serving", "run"),
+    Row("check", "load a target and boot one worker, beside a running service", "serving", "checking"),
+    Row("config", "print every setting in force, and who set it", "serving", "inforce"),
     Row("ctl", "ask or command a running service", "operating", "ctl"),
 )
 

@@ -19,7 +19,7 @@ from .options import add_settings, texts
 from .pages import Parser, Section
 from .pool import PreForkingTCPServer
 from .sources import FILE_VARIABLE, Found, gather
-from .targets import Server, Target, build, load
+from .targets import Server, Target, build, holder, load
 
 __all__ = ["ENVIRONMENT", "EXIT_STATUS", "FILES", "TARGET_TEXT", "VALUES", "Launch", "Plan", "add_arguments", "read"]
 
@@ -48,7 +48,7 @@ FILES = Section(
          "and target; times and sizes are numbers or texts as above; other tables are left alone"),
     ),
 )  # fmt: skip
-EXIT_STATUS: Mapping[int, str] = {
+EXIT_STATUS: dict[int, str] = {
     0: "asked to end",
     1: "internal error",
     2: "wrong usage or configuration; nothing was bound",
@@ -64,7 +64,7 @@ class Launch:
     bind: Annotated[
         Address | None,
         Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)",
-                group="Service", unit="address", default_text="none; a server instance has its own"),
+                group="Service", unit="address", default_text="none"),
     ] = None  # fmt: skip
     log_level: Annotated[
         str, Setting("the least that is logged", group="Logs", choices=logs.LEVELS, metavar="LEVEL")
@@ -101,6 +101,15 @@ class Plan:
     def build(self) -> Server:
         """The server, bound. Raises ConfigError or BindError."""
         return build(self.load(), self.launch.bind, self.values)
+
+    def holder(self) -> Any:
+        """What has the settings of the server in force: its class, or itself where only it knows. Raises as `build()`.
+
+        Without a target, what a pool has by itself.
+        """
+        if self.launch.target is None:
+            return type("none", (PreForkingTCPServer,), dict(self.values))
+        return holder(self.load(), self.launch.bind, self.values)
 
 
 def fields() -> Mapping[str, Field]:

@@ -15,6 +15,7 @@ import socket
 import stat
 import struct
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prefork.metrics.kernel import somaxconn
@@ -98,6 +99,7 @@ class Listener(socket.socket):
         except OSError as exc:
             raise BindError(exc.errno, f"could not take over descriptor {fd}: {os.strerror(exc.errno or 0)}") from exc
         listener.inherited = True
+        listener.quiet = _instead is not None
         return listener
 
     @classmethod
@@ -124,6 +126,9 @@ class Listener(socket.socket):
             raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
 
     def _bind(self, address: Any, path: str | None) -> None:
+        if _instead is not None:
+            super().bind(_instead(self, address, path))
+            return
         if path is None:
             super().bind(address)
             return
@@ -157,6 +162,21 @@ class Listener(socket.socket):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             self.unreachable = True
+
+
+Instead = Callable[[Listener, Any, str | None], Any]
+_instead: Instead | None = None
+
+
+@contextlib.contextmanager
+def bound_elsewhere(instead: Instead) -> Iterator[None]:
+    """Inside, `bind()` takes no address but the one that this gives, and inherited sockets are left as they are."""
+    global _instead
+    _instead = instead
+    try:
+        yield
+    finally:
+        _instead = None
 
 
 # Of any listening socket: the user may have wrapped ours (TLS).
@@ -232,10 +252,17 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _clear_stale(path: str, kind: int) -> None:
     """Remove a socket that nobody listens on. Raises OSError when somebody does, or when it is no socket."""
+    if is_stale(path, kind):
+        log.info("removing the stale socket %s", path)
+        os.unlink(path)
+
+
+def is_stale(path: str, kind: int) -> bool:
+    """Whether a socket is left there that nobody listens on. Raises OSError when somebody does, or it is no socket."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EEXIST, "it exists and is not a socket")
     with socket.socket(socket.AF_UNIX, kind) as probe:
@@ -243,5 +270,4 @@ def _clear_stale(path: str, kind: int) -> None:
         answer = probe.connect_ex(path)
     if answer != errno.ECONNREFUSED:  # EAGAIN: alive with a full queue; EPROTOTYPE: alive, of the other kind
         raise OSError(errno.EADDRINUSE, "another server is listening there")
-    log.info("removing the stale socket %s", path)
-    os.unlink(path)
+    return True

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from .addresses import Address, Kind
+from .addresses import Address, Kind, parse_address
 from .config import settings, validate
 from .errors import ConfigError, PreforkError, UserCodeError
 from .mixins import ThreadingMixIn
@@ -27,7 +27,7 @@ from .pool import PreForkingMixIn
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .spelling import nearest
 
-__all__ = ["Server", "Target", "applies", "build", "load"]
+__all__ = ["Server", "Target", "applies", "build", "holder", "load"]
 
 # Any: a target is what the user's module holds, of our classes, the standard library's or their own.
 Server = Any
@@ -128,13 +128,31 @@ def _from_class(target: Target, found: type, address: Address | None, values: Ma
         raise target.refused(f"the class {found.__name__} has neither handle() nor serve_forever()")
     if address is None:
         raise target.refused("it needs an address; say --bind HOST:PORT")
-    bases = _server_bases(target, found, address) if _is_server(found) else _handler_bases(address, values)
-    cls = _derived(target, bases, found, address, values)
+    cls = _server_class(target, found, address, values)
     if not _is_server(found):
         return target.call(cls, address.address, found)
     if hasattr(cls, "RequestHandlerClass"):
         return target.call(_callable_with(target, cls, 2), address.address, cls.RequestHandlerClass)
     return target.call(_callable_with(target, cls, 1), address.address)
+
+
+def holder(target: Target, address: Address | None, values: Mapping[str, Any]) -> Any:
+    """What has the settings in force: the class that would be made an instance of, or the instance itself."""
+    found = target.found
+    if not isinstance(found, type) or not (_is_server(found) or callable(getattr(found, "handle", None))):
+        return build(target, address, values)
+    return _server_class(target, found, address or _any_address(found), values)
+
+
+def _any_address(found: type) -> Address:
+    texts = {"udp": "udp://127.0.0.1:0", "unix": "unix:/none", "unixgram": "unixgram:/none"}
+    kind = _kind_of(found) if _is_server(found) else None
+    return parse_address(texts.get(kind or "", "127.0.0.1:0"))
+
+
+def _server_class(target: Target, found: type, address: Address, values: Mapping[str, Any]) -> Any:
+    bases = _server_bases(target, found, address) if _is_server(found) else _handler_bases(address, values)
+    return _derived(target, bases, found, address, values)
 
 
 def _handler_bases(address: Address, values: Mapping[str, Any]) -> tuple[type, ...]:

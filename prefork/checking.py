@@ -1,0 +1,86 @@
+"""`prefork check`: load everything, boot one worker that serves nothing, and say how that went.
+
+Runs in a process of its own, beside the service where that is running, which does not feel it.
+"""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from time import monotonic
+
+from . import launch
+from .errors import ConfigError
+from .pages import Section, Subcommand
+from .rehearsal import boot_one
+from .trial import trial
+
+__all__ = ["COMMAND"]
+
+DESCRIPTION = f"""\
+Read every setting, import TARGET, make its server and boot one worker through worker_started(), with the same
+arguments as prefork run. The worker serves nothing and leaves.
+
+No address is taken: each is looked at, and one that is in use is said and not tried, so that the check can be run
+beside the service. Ask prefork.rehearsing() in a program that has what may exist only once (a second port, a pid file,
+a migration): it is true here, as in the rehearsal of a reload.
+
+{launch.TARGET_TEXT}
+"""
+EXIT_STATUS = {
+    **launch.EXIT_STATUS,
+    0: "it would start",
+    3: "the worker could not start",
+    4: "an address cannot be had",
+}
+EXAMPLES = """\
+  prefork check app:Server --config service.toml && systemctl reload service
+"""
+
+
+def _run(args: argparse.Namespace) -> int:
+    plan = launch.read(args)
+    _check_log_file(plan.launch.log_file)
+    with trial() as tried, plan.build() as server:
+        _say("target", f"{plan.launch.target} is loaded")
+        _say("settings", _sources(plan) or "all by default")
+        since = monotonic()
+        boot_one(server)
+        for address, verdict in tried.seen or [("inherited", "it came bound")]:
+            _say("address", f"{address}: {verdict}")
+        _say("worker", f"booted in {monotonic() - since:.2f} s, and left")
+    sys.stdout.write("ok\n")
+    return 0
+
+
+def _sources(plan: launch.Plan) -> str:
+    counts = Counter(found.origin for name, found in plan.found.items() if name != "target")
+    files = Counter(origin.partition(":")[0] for origin in counts if ": " in origin)
+    others = [origin for origin in counts if ": " not in origin]
+    return ", ".join([*(f"{count} of {path}" for path, count in files.items()), *others])
+
+
+def _check_log_file(path: str | None) -> None:
+    """That it could be opened, without making it. Raises ConfigError."""
+    if path is not None and not os.access(path if os.path.exists(path) else os.path.dirname(path) or ".", os.W_OK):
+        raise ConfigError(f"could not open the log file {path}: it, or its directory, cannot be written")
+
+
+def _say(what: str, text: str) -> None:
+    sys.stdout.write(f"{what:10}{text}\n")
+    sys.stdout.flush()  # a worker that is forked later must not say it again
+
+
+COMMAND = Subcommand(
+    "TARGET --bind ADDRESS [--NAME VALUE ...]",
+    DESCRIPTION,
+    launch.add_arguments,
+    _run,
+    (
+        launch.VALUES,
+        launch.ENVIRONMENT,
+        launch.FILES,
+        Section("exit status", [(str(status), text) for status, text in EXIT_STATUS.items()]),
+        Section("examples", EXAMPLES),
+    ),
+)

@@ -1,0 +1,146 @@
+"""`prefork check`: a service is loaded and one worker booted, and nobody who listens there feels it."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import HUNG, MODULE, ROOT, ask, running
+
+APP = """
+import os, prefork
+
+class Handler(prefork.StreamRequestHandler):
+    def handle(self): self.wfile.write(b"served")
+
+class Server(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Handler
+    def worker_started(self):
+        print("booting", prefork.rehearsing(), flush=True)
+
+class Broken(Server):
+    def worker_started(self): raise RuntimeError("no database")
+
+class Hanging(Server):
+    boot_timeout = 0.5
+    def worker_started(self):
+        import time; time.sleep(600)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    return tmp_path
+
+
+def check(here: Path, *argv: str, fds: tuple[int, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*MODULE, "check", *argv], cwd=here, env=environ, capture_output=True, text=True, timeout=HUNG, pass_fds=fds
+    )
+
+
+def test_what_would_start(here: Path) -> None:
+    """All is loaded, a worker boots once, in a process that knows that it is a trial; no path is left."""
+    (here / "s.toml").write_text("[prefork]\ntarget = 'app:Server'\nmax_children = 3\nmetrics = 'unix:metrics.sock'\n")
+    done = check(here, "--config", "s.toml", "--bind", "127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines.pop(2) == "booting True"
+    assert lines[0] == "target    app:Server is loaded"
+    assert lines[1] == "settings  2 of s.toml, --bind"
+    assert lines[2:4] == ["address   127.0.0.1:0: free", "address   metrics.sock: free"]
+    assert lines[4].startswith("worker    booted in ")
+    assert lines[5:] == ["ok"]
+    assert not (here / "metrics.sock").exists()
+
+
+def test_beside_the_running_service(here: Path) -> None:
+    """At the addresses of the service that runs it says so and boots all the same; the service serves on."""
+    path = here / "s.sock"
+    argv = ["app:Handler", "--bind", f"unix:{path}", "--max-children", "1"]
+    with running(["run", *argv], cwd=here):
+        done = check(here, *argv)
+        assert done.returncode == 0, done.stderr
+        assert f"address   {path}: in use now, so not tried" in done.stdout
+        assert ask(str(path), b"") == b"served"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_who_listens_there_does_not_feel_it(family: socket.AddressFamily, here: Path) -> None:
+    """No connection is made to an address in use, and its listener's queue is left as it is."""
+    with socket.socket(family) as listener:
+        listener.bind({socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0)}.get(family, str(here / "s.sock")))
+        listener.listen(7)
+        name = listener.getsockname()
+        bind = f"unix:{name}" if isinstance(name, str) else f"[{name[0]}]:{name[1]}" if ":" in name[0] else ""
+        done = check(here, "app:Handler", "--bind", bind or f"127.0.0.1:{name[1]}")
+        assert done.returncode == 0, done.stderr
+        assert ": in use now" in done.stdout
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_datagrams_of_others_are_left_alone(here: Path) -> None:
+    """A UDP port in use is not shared, not even for a moment: what is sent there meanwhile arrives."""
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(HUNG)
+        port = server.getsockname()[1]
+        done = check(here, "prefork.examples:UpperDatagram", "--bind", f"udp://127.0.0.1:{port}")
+        assert done.returncode == 0, done.stderr
+        assert f"127.0.0.1:{port}: in use now" in done.stdout
+
+
+def test_stale_path_is_left(here: Path) -> None:
+    """A socket that a dead server left is said to be removed by a start, and is not removed by a check."""
+    path = here / "s.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    done = check(here, "app:Handler", "--bind", f"unix:{path}")
+    assert done.returncode == 0, done.stderr
+    assert f"address   {path}: a stale socket, which would be removed" in done.stdout
+    assert path.exists()
+
+
+def test_inherited_descriptor_is_left(here: Path) -> None:
+    """A listener that was inherited is taken as it is: its queue keeps its length, and nobody is taken from it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as listener:
+        before = _backlog(listener)
+        done = check(here, "app:Server", "--bind", f"fd://{listener.fileno()}", fds=(listener.fileno(),))
+        assert done.returncode == 0, done.stderr
+        assert _backlog(listener) == before
+
+
+def _backlog(listener: socket.socket) -> int:
+    """tcp_info: of a listening socket, tcpi_sacked is the limit of its queue; tcp(7), net/ipv4/tcp.c."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[28:32], "little")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["app:Broken", "--bind", "127.0.0.1:0"], 3, "RuntimeError: no database"),
+        (["app:Hanging", "--bind", "127.0.0.1:0"], 3, "not ready within 0.5 s (boot_timeout)"),
+        (["app:Server", "--bind", "192.0.2.1:1"], 4, "prefork: could not bind 192.0.2.1:1: cannot assign requested"),
+        (["app:Handler", "--bind", "unix:/no/such/folder/s"], 4, "could not bind /no/such/folder/s: no such file"),
+        (["app:Handler", "--bind", "unix:app.py"], 4, "could not bind app.py: it exists and is not a socket"),
+        (["app:Server", "--bind", ":0", "--max-children", "0"], 2, "could not set max_children to '0'"),
+        (["app:Server", "--bind", ":0", "--log-file", "/no/such/log"], 2, "could not open the log file /no/such/log"),
+        (["broken:Server", "--bind", ":0"], 2, "prefork: could not import broken: ZeroDivisionError: division by zero"),
+        (["app:Server"], 2, "it needs an address; say --bind HOST:PORT"),
+    ],
+)
+def test_what_would_not_start(argv: list[str], status: int, said: str, here: Path) -> None:
+    """What would keep the service from starting is said, with the status that `prefork run` would have."""
+    done = check(here, *argv)
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "ok\n" not in done.stdout
