@@ -5,7 +5,7 @@ observation writes two words; the collector adds them up.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NS = 1_000_000_000
 
@@ -16,14 +16,14 @@ class Histogram:
 
     start: int
     bounds_ns: tuple[int, ...]
+    end: int = field(init=False)  # computed once: every request asks for it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", self.start + self.words)
 
     @property
     def words(self) -> int:
         return len(self.bounds_ns) + 2  # one bucket beyond the last bound, and the sum
-
-    @property
-    def end(self) -> int:
-        return self.start + self.words
 
     def observe(self, window: memoryview, value_ns: int) -> None:
         window[self.start + bisect_left(self.bounds_ns, value_ns)] += 1
