@@ -30,6 +30,7 @@ BURST_S = 2.0  # no measurement takes longer
 WARM_UP = 40
 LINE = b"the quick brown fox jumps over the lazy dog\n"
 BASE, FORKING, POOL = "bare loop", "standard ForkingTCPServer", "PreForkingTCPServer"
+MEASURED, MEASURED_AT_MOST = "PreForkingTCPServer, metrics", 1.03  # times the same pool without an exporter
 TARGETS = {BASE: 1.3, FORKING: 1 / 40}
 
 Samples = dict[tuple[str, str], list[float]]  # (style, contender): µs per connection, one for each round
@@ -113,6 +114,12 @@ def report(rows: list[dict[str, Any]], verdict: bool) -> None:
             f"{row['style']:8}{row['contender']:30}{row['us']:22.1f}{spread:>18}{row['to_bare']:9.2f}"
             f"{'1/%.1f' % (1 / row['to_forking']):>12}"
         )
+    for style in {row["style"]: None for row in rows}:
+        samples = {row["contender"]: row["samples"] for row in rows if row["style"] == style}
+        ratios = [a / b for a, b in zip(samples[MEASURED], samples[POOL], strict=True)]
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        met = f": {'met' if middle <= MEASURED_AT_MOST else 'MISSED'}" if verdict else ""
+        print(f"{style}: metrics on ÷ off {middle:.3f} ({low:.3f} – {high:.3f}), at most {MEASURED_AT_MOST}{met}")
     for row in (row for row in rows if verdict and row["contender"] == POOL):
         met = row["to_bare"] <= TARGETS[BASE] and row["to_forking"] < TARGETS[FORKING]
         print(f"{row['style']}: at most 1.3 × bare and less than 1/40 of forking: {'met' if met else 'MISSED'}")

@@ -81,9 +81,10 @@ def plain(server_class: Any, handlers: dict[str, Any]) -> Callable[[str, int, Re
     return run
 
 
-def pool(server_class: Any) -> Callable[[str, int, Ready], None]:
+def pool(server_class: Any, **settings: Any) -> Callable[[str, int, Ready], None]:
     def run(style: str, workers: int, ready: Ready) -> None:
         with server_class(ADDRESS, OURS[style]) as server:
+            vars(server).update(settings)
             server.max_children = workers
             server.worker_started = lambda: ready(server.socket)
             server.serve_forever()
@@ -124,6 +125,7 @@ CONTENDERS = (
     Contender("bare loop, no handler", bare(accept_and_answer), pool=True, styles=("recv",)),
     Contender("bare loop", bare(accept_and_handle), pool=True),
     Contender("PreForkingTCPServer", pool(prefork.PreForkingTCPServer), pool=True),
+    Contender("PreForkingTCPServer, metrics", pool(prefork.PreForkingTCPServer, metrics_address=ADDRESS), pool=True),
     Contender("PreForking + Threading", pool(PreForkingThreadingTCPServer), pool=True, most=2000),
     Contender("prefork TCPServer", plain(prefork.TCPServer, OURS)),
     Contender("prefork ThreadingTCPServer", plain(prefork.ThreadingTCPServer, OURS), most=2000),
