@@ -54,9 +54,13 @@ class Connection:
 
     def read(self) -> bytes | None:
         """The next line, when it is there. Raises BadRequest when it is too long, OSError when the client is gone."""
-        line, self._in = frames.split(self._in)
-        if line is None and not self._ended:
-            line = self._receive()
+        try:
+            line, self._in = frames.split(self._in)
+            if line is None and not self._ended:
+                line = self._receive()
+        except frames.BadRequest:  # nobody knows where the next line would begin
+            self.closing = True
+            raise
         if line is None and self._ended:
             self.closing = True
         return line
@@ -97,7 +101,7 @@ class Connection:
     @property
     def has_line(self) -> bool:
         """Whether the next request is here already: no event will tell."""
-        return self.reads and b"\n" in self._in
+        return self.fileno() != -1 and self.reads and b"\n" in self._in
 
     @property
     def done(self) -> bool:

@@ -40,6 +40,7 @@ log = logging.getLogger("prefork.supervisor")
 
 CLIENTS_MAX = 16
 ACCEPTS_A_TURN = 16
+LINES_A_TURN = 16  # of one client
 PAUSE_S = 1.0  # without descriptors, accept is tried again after this
 WORK_EVERY_S = 0.1
 NARROW = 0o600
@@ -171,8 +172,9 @@ class Control:
             elif fd in self._clients:
                 self._hear(self._clients[fd], now)
         for client in list(self._clients.values()):
-            if client.connection.has_line:
-                self._hear(client, now)
+            for _ in range(LINES_A_TURN):
+                if client.connection.has_line:
+                    self._hear(client, now)
             if client.work is not None:
                 self._go_on(client, now)
             self._tidy(client, now)
@@ -255,15 +257,13 @@ class Control:
                 connection.flush(now)
                 return
             line = connection.read() if connection.reads else None
-            if line is None:
-                # An event without anything to read or write is a hang-up.
-                if connection.busy:
-                    self._drop(client)
-                return
-            self._obey(client, line, now)
+            if line is not None:
+                self._obey(client, line, now)
+            elif connection.busy:  # an event without anything to read or write is a hang-up
+                self._drop(client)
         except BadRequest as exc:
             self._count(ControlCommand.OTHER, ControlResult.BAD)
-            self._refuse(client, str(exc), now)
+            self._say(client, frames.error(str(exc)), now)
         except OSError:
             self._drop(client)
 
@@ -274,7 +274,7 @@ class Control:
         if connection.peer.looks_only and not request.row.looks:
             self._count(command, ControlResult.DENIED)
             log.warning("control: %s may not %s", connection.peer, request.row.verb)
-            self._refuse(client, f"could not {request.row.verb}: uid {connection.peer.uid} may only look", now)
+            self._say(client, frames.error(f"could not {request.row.verb}: {connection.peer} may only look"), now)
             return
         self._count(command, ControlResult.OK)
         connection.begin()
@@ -283,10 +283,6 @@ class Control:
             self._say(client, answer, now)
         else:
             client.work = answer
-
-    def _refuse(self, client: Client, sentence: str, now: float) -> None:
-        client.connection.closing = True
-        self._say(client, frames.error(sentence), now)
 
     def _count(self, command: ControlCommand, result: ControlResult) -> None:
         self._board.add(control_requests(command, result))

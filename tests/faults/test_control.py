@@ -1,0 +1,213 @@
+"""FAULTS.md "Outside", the control socket: broken frames, half-open and slow peers, another uid, the moment of bind."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from prefork import control
+from prefork.connections import DEADLINE_S
+from prefork.control import CLIENTS_MAX, Terms
+from prefork.frames import FRAME_MAX
+from tests.support.clients import HUNG
+from tests.support.figures import figure
+from tests.support.service import Service, script
+
+FRAMES = 50_000
+STATUS = b'{"verb":"status"}\n'
+VERBS = (b"status", b"drain", b"stop", b"restart", b"scale", b"stacks", b"reload")
+
+
+def client(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(HUNG)
+    sock.connect(str(path))
+    return sock
+
+
+def ask(path: Path, line: bytes = STATUS) -> dict[str, Any]:
+    with client(path) as sock, sock.makefile("rb") as file:
+        sock.sendall(line)
+        return dict(json.loads(file.readline()))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where another user may come, unlike in pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def broken(rng: random.Random) -> bytes:
+    """A line that is no request, however near it comes."""
+    verb = rng.choice(VERBS)
+    return rng.choice([
+        rng.randbytes(rng.randrange(1, 40)).replace(b"\n", b"") + b"\xff",
+        b"[" * rng.randrange(1, 4000), b'{"verb":"%s","verb2":1}' % verb, b'{"verb":["%s"]}' % verb,
+        b'{"verb":"%s"' % verb, b'"%s"' % verb, b'{"verb":"scale","workers":%d}' % rng.choice([-1, 0, 1 << 70]),
+        b'{"verb":"scale","workers":NaN}', b'{"verb":"restart","slot":"1"}', b'{"verb":"\\ud800"}', b"9" * 5000, b"",
+    ]) + b"\n"  # fmt: skip
+
+
+def test_broken_frames(tmp_path: Path, rng: random.Random) -> None:
+    """50,000 broken frames over and over at the cap of clients: none is accepted, nobody dies, requests are served."""
+    path = tmp_path / "c"
+    with Service(tmp_path, script(max_children=2, control_socket=str(path))) as service:
+        service.wait_ready(2)
+        before = service.workers()
+        began, slowest, refused = monotonic(), 0.0, 0
+        for _ in range(FRAMES // 1000):
+            lines = [broken(rng) for _ in range(1000)]
+            refused += all_refused(path, lines)
+            asked = monotonic()
+            with service.connect() as connection:
+                assert connection.ask(b"pid")
+            slowest = max(slowest, monotonic() - asked)
+        for _ in range(20):  # and what has no end, or ends in the middle
+            with client(path) as sock:
+                with contextlib.suppress(OSError):  # it closes while we send
+                    sock.sendall(b"x" * (2 * FRAME_MAX))
+                    assert not json.loads(sock.makefile("rb").readline())["ok"]
+            with client(path) as sock:
+                sock.sendall(STATUS[:9])
+        assert refused == FRAMES
+        assert ask(path)["ok"]
+        assert service.workers() == before
+        figure("broken frames", f"{refused} in {monotonic() - began:.1f} s, 0 accepted, 0 deaths")
+        figure("slowest connection meanwhile", f"{slowest * 1000:.1f} ms")
+
+
+def all_refused(path: Path, lines: list[bytes]) -> int:
+    """How many of these lines are answered by an error; none may be by anything else."""
+    with client(path) as sock, sock.makefile("rb") as answers:
+        sender = threading.Thread(target=sock.sendall, args=(b"".join(lines),))
+        sender.start()
+        refused = sum(json.loads(answers.readline())["ok"] is False for _ in lines)
+        sender.join()
+    return refused
+
+
+def test_half_open_and_slow_peers(tmp_path: Path) -> None:
+    """Silent clients, and such as ask and never read, are cut at the deadline; others are answered at once."""
+    path = tmp_path / "c"
+    source = script(max_children=2, control_socket=str(path))
+    with Service(tmp_path, source) as service, contextlib.ExitStack() as stack:
+        service.wait_ready(2)
+        began = monotonic()
+        deaf = stack.enter_context(client(path))
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        deaf.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                deaf.send(STATUS * 100)
+        silent = [stack.enter_context(client(path)) for _ in range(CLIENTS_MAX - 1)]
+        for sock in silent[::2]:
+            sock.sendall(STATUS[:-2])
+        asked = monotonic()
+        assert ask(path)["ok"]  # for which the longest silent one had to go
+        answered = monotonic() - asked
+        for sock in silent:
+            assert sock.recv(1) == b""
+        cut = monotonic() - began
+        poll = select.poll()
+        poll.register(deaf, 0)
+        assert poll.poll(HUNG * 1000), "hung: a client that does not read is kept"
+        assert cut >= DEADLINE_S - 0.1
+        with service.connect() as connection:
+            assert connection.ask(b"pid")
+        assert ask(path)["ok"]
+        figure("half-open peers cut after", f"{cut:.2f} s", f"{DEADLINE_S:g} s")
+        figure("an answer at the cap of clients", f"{answered * 1000:.1f} ms")
+
+
+OTHER = 65534
+AS_OTHER = f"""
+import json, os, socket, sys
+os.setgroups([])
+os.setgid({OTHER})
+os.setuid({OTHER})
+sock = socket.socket(socket.AF_UNIX)
+try:
+    sock.connect(sys.argv[1])
+    sock.sendall(sys.argv[2].encode() + b"\\n")
+    print(sock.makefile().readline().strip())
+except OSError as exc:
+    print(json.dumps(dict(errno=exc.errno)))
+"""
+
+
+def as_other(path: Path, verb: str) -> dict[str, Any]:
+    """What another user is answered."""
+    line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
+    command = [sys.executable, "-c", AS_OTHER, str(path), line]
+    return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(
+    ("settings", "may_look", "may_command"),
+    [
+        ({}, False, False),
+        ({"control_allow_read": str(OTHER)}, True, False),
+        ({"control_allow": str(OTHER)}, True, True),
+    ],
+)
+def test_another_uid(
+    settings: dict[str, Any], may_look: bool, may_command: bool, folder: Path, tmp_path: Path
+) -> None:
+    """The kernel keeps another user out by the mode; where the mode lets him in, only the lists do: 0 accepted."""
+    path = folder / "c"
+    source = script(max_children=2, control_socket=str(path), **settings)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        assert as_other(path, "status") == {"errno": 13}
+    source = script(max_children=2, control_socket=str(path), control_mode=0o666, **settings)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        found = {verb: as_other(path, verb).get("ok", False) for verb in ("status", "version", "scale", "drain")}
+        assert found == {"status": may_look, "version": may_look, "scale": may_command, "drain": may_command}
+        if may_command:
+            assert service.wait_exit() == 0
+        else:
+            assert ask(path)["result"]["workers"]["idle"] == 2
+            assert "may " in service.log
+
+
+def test_mode_at_every_moment(tmp_path: Path) -> None:
+    """A watcher that looks all the time, under umask 0, never sees a mode beyond the one asked for."""
+    seen, path, stop = {0o600: 0, 0o660: 0}, tmp_path / "c", threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                mode = os.stat(path).st_mode & 0o777
+                seen[mode] = seen.get(mode, 0) + 1
+
+    before = os.umask(0)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for _ in range(2000):
+            listener = control.bind(Terms(str(path), 0o660, (-1, -1), frozenset(), frozenset()))
+            listener.unlink()
+            listener.close()
+    finally:
+        stop.set()
+        watcher.join()
+        os.umask(before)
+    figure("modes seen of a path asked for with 0660", {f"{mode:04o}": count for mode, count in seen.items()})
+    assert set(seen) == {0o600, 0o660}
+    assert seen[0o600], "the watcher never saw the time before the path was widened"
