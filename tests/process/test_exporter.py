@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.clients import ask
 from tests.support.figures import figure, ms
+from tests.support.picture import picture
 from tests.support.scraping import HUNG, Answer, Scraper, dial, get, read_answer, total
 from tests.support.service import Service, Watch, script
 
@@ -109,6 +110,13 @@ def test_only_the_program_is_described(served: str) -> None:
     """Every name is the service's or the program's: nothing describes the exporter's own process."""
     names = {name.partition("{")[0] for name in get(served).samples}
     assert {name for name in names if not name.startswith("prefork_")} == set()
+
+
+def test_picture(served: str) -> None:
+    """The picture that README.md shows is drawn from a scrape."""
+    drawn = picture(get(served).samples).splitlines()
+    assert drawn[3] == "accepted 1 = 1 ok + 0 error + 0 timeout + 0 lost + 0 running"
+    assert drawn[-1].endswith("█ 1")
 
 
 @pytest.mark.parametrize("kind", KINDS)
