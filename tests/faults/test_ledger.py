@@ -10,11 +10,9 @@ machine that has other things to do.
 import itertools
 import os
 import random
-import signal
 import threading
 from collections import Counter
 from pathlib import Path
-from time import monotonic
 
 import pytest
 
@@ -22,6 +20,7 @@ from tests.support.clients import Connection, Load, connect
 from tests.support.figures import figure, ms
 from tests.support.scraping import Scraper, total
 from tests.support.service import Service, script
+from tests.support.storm import Storm
 
 SECONDS = float(os.environ.get("PREFORK_TEST_LEDGER_S", "8"))
 REFILL_S = float(os.environ.get("PREFORK_TEST_REFILL_MS", "200")) / 1000
@@ -44,47 +43,6 @@ class Handler(Who):
 """
 
 
-def booted(master: int) -> list[int]:
-    """The workers whose title says that they are through with their boot; quick, because a storm asks all the time."""
-    found = []
-    for pid in map(int, Path(f"/proc/{master}/task/{master}/children").read_text().split()):
-        try:
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-        except OSError:
-            continue
-        if title.startswith("prefork: worker") and title.split()[-1].isdigit():
-            found.append(pid)
-    return found
-
-
-class Storm:
-    """Kills a random worker every 0 to 20 ms, while it is told to."""
-
-    def __init__(self, service: Service, rng: random.Random) -> None:
-        self._killed: set[int] = set()  # one that is dying can still be seen
-        self.last_at = 0.0
-        self._service, self._rng = service, rng
-
-    @property
-    def kills(self) -> int:
-        return len(self._killed)
-
-    def rage(self, seconds: float) -> None:
-        pause, until = threading.Event(), monotonic() + seconds
-        while monotonic() < until:
-            pause.wait(self._rng.uniform(0, 0.02))  # the fault's own timing
-            victims = [pid for pid in booted(self._service.pid) if pid not in self._killed]
-            if victims:
-                victim = self._rng.choice(victims)
-                self._killed.add(victim)
-                self.last_at = self._service.signal(signal.SIGKILL, victim)
-            self._service.mark()
-
-    def wait_full(self) -> float:
-        """Until the pool is whole again; how long that took since the last kill."""
-        return float(self._service.wait_ready(WORKERS, killed=self.kills)["at"]) - self.last_at
-
-
 @pytest.mark.parametrize(("bases", "lanes", "clients"), [
     pytest.param("PreForkingTCPServer", 1, 8, marks=pytest.mark.quick_faults),
     ("PreForkingMixIn, ThreadingTCPServer", THREADS, 16),
@@ -100,7 +58,7 @@ def test_ledger(bases: str, lanes: int, clients: int, tmp_path: Path, rng: rando
             with Load(service.address, clients, processes=2) as load:
                 load.wait_answered()
                 storm.rage(SECONDS)
-                refill = storm.wait_full()
+                refill = storm.wait_full(WORKERS)
             statistics = service.settled()
         scraped = scraper.look()
     tally = load.tally

@@ -1,5 +1,6 @@
 """A real Prometheus scrapes a pool whose workers come and go, and is asked what it saw."""
 
+import random
 import socket
 import subprocess
 import threading
@@ -7,15 +8,17 @@ from pathlib import Path
 from time import monotonic
 
 from prefork.metrics.collector import TABLE
-from tests.support.clients import ask
+from tests.support.clients import Load, ask
 from tests.support.figures import figure
 from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus, scraping
 from tests.support.service import HUNG, Service, script
+from tests.support.storm import Storm
 
 pytestmark = needs_prometheus
 
 TURNOVER = 1000  # workers
 LOAD_S = 25.0  # of load at most, however few workers that takes
+STORM_S = 5.0
 COUNTED = """
 import prometheus_client
 LINES = prometheus_client.Counter("told_lines", "lines answered")
@@ -79,6 +82,33 @@ def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> Non
     assert rate > 0
     assert 0 < p99 < 60
     assert lines == asked == statistics["completed"]
+
+
+def test_a_kill_storm_is_scraped_without_a_fault(tmp_path: Path, rng: random.Random) -> None:
+    """While workers are killed under load every scrape succeeds and no counter is reset; what Prometheus has in the
+    end is what the master counted."""
+    port = free_port()
+    source = script(COUNTED, max_children=4, metrics_address=("127.0.0.1", port))
+    config = scraping({"targets": [f"127.0.0.1:{port}"]})
+    with Service(tmp_path, source) as service, prometheus(tmp_path, config) as server:
+        service.wait_ready(4)
+        server.wait_for("up == 1")
+        storm = Storm(service, rng)
+        with Load(service.address, 4, processes=1):
+            storm.rage(STORM_S)
+            storm.wait_full(4)
+        statistics = service.settled()
+        counted = {outcome: statistics[field] for outcome, field in (("ok", "completed"), ("lost", "lost"))}
+        for outcome, number in counted.items():
+            server.wait_for(f'prefork_requests_total{{outcome="{outcome}"}} == {number}')
+        server.wait_for(f'prefork_worker_exits_total{{reason="killed"}} == {storm.kills}')
+        counters = [row.name + "_total" for row in TABLE if row.kind == "counter"] + ["told_lines_total"]
+        for fault in ("min_over_time(up[5m]) < 1", *(f"resets({name}[5m]) > 0" for name in counters)):
+            assert server.query(fault) == [], fault
+        (target,) = server.get("/api/v1/targets")["activeTargets"]
+    figure("kills under Prometheus' eyes; requests ok, lost", f"{storm.kills}; {counted['ok']}, {counted['lost']}")
+    assert target["lastError"] == ""
+    assert storm.kills > STORM_S
 
 
 def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
