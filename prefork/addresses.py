@@ -7,6 +7,7 @@ the process that reads the command line.
     udp://host:port                 UDP
     unix:/path  unixgram:/path      Unix stream and datagram sockets
     fd://N                          a bound socket inherited as descriptor N; it says itself which kind it is
+    systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
 """
 
 import ipaddress
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import ConfigError
+from .systemd import descriptor
 
 __all__ = ["Address", "Kind", "parse_address"]
 
@@ -46,6 +48,8 @@ class Address:
 def parse_address(text: str) -> Address:
     """The address that `text` means; ConfigError says what is wrong with it and which forms there are."""
     scheme, separator, rest = text.partition(":")
+    if scheme == "systemd":
+        return _inherited(str(descriptor(rest)), text)
     if separator and scheme in ("unix", "unixgram"):
         return _unix("unix" if scheme == "unix" else "unixgram", rest, text)
     scheme, separator, rest = text.partition("://")
@@ -55,7 +59,8 @@ def parse_address(text: str) -> Address:
         return _inherited(rest, text)
     if scheme in ("tcp", "udp"):
         return _inet("tcp" if scheme == "tcp" else "udp", rest, text)
-    raise _refused(text, "it is none of host:port, :port, [::]:port, udp://host:port, unix:/path, unixgram:/path, fd://N")
+    forms = "host:port, :port, [::]:port, udp://host:port, unix:/path, unixgram:/path, fd://N, systemd[:name]"
+    raise _refused(text, f"it is none of {forms}")
 
 
 def _refused(text: str, reason: str) -> ConfigError:

@@ -63,7 +63,8 @@ class Launch:
     target: Annotated[str | None, Setting("what to serve, as in app:Server", group="Service")] = None
     bind: Annotated[
         Address | None,
-        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, or fd://N (inherited)",
+        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, fd://N (inherited), or "
+                "systemd[:NAME]",
                 group="Service", unit="address", default_text="none"),
     ] = None  # fmt: skip
     log_level: Annotated[

@@ -109,6 +109,16 @@ class Listener(socket.socket):
         listener.resumed, listener.quiet = True, quiet
         return listener
 
+    @classmethod
+    def recover(cls, fd: int) -> "Listener":
+        """What an earlier life of this service listened on, kept by the service manager: bound, and with its queue."""
+        listener = cls.resume(fd, quiet=False)
+        name = listener.getsockname()
+        log.info("going on with the socket that the service manager kept: %s", address_text(name))
+        if isinstance(name, str) and name[:1] not in ("", "\0"):
+            listener.path, listener.identity = name, _identity(name)
+        return listener
+
     def bind(self, address: Any) -> None:
         """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
         path = os.fsdecode(address) if self.family == socket.AF_UNIX else ""

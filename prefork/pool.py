@@ -36,6 +36,7 @@ from .rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .supervised import SupervisedMixIn
 from .supervisor import Service, Supervisor, log
+from .systemd import stored
 
 if TYPE_CHECKING:
     import socket
@@ -186,6 +187,8 @@ class PreForkingMixIn(SupervisedMixIn):
         listener = given.listener("listener", asked) if given is not None else None
         if listener is None and fd is not None:
             listener = Listener.inherit(fd)
+        if listener is None and (kept := stored(asked)) is not None:
+            listener = Listener.recover(kept)
         if listener is None:
             listener = Listener.adopt(sock)
         else:

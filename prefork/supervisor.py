@@ -36,8 +36,9 @@ from .exits import Exits
 from .exporting import Exporting
 from .generations import Generations
 from .handover import Handed, Record
-from .listeners import narrow, queued
+from .listeners import Listener, narrow, queued
 from .policy import Phase, Plan, Pool
+from .systemd import Facts, Notifying
 from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
@@ -110,6 +111,7 @@ class Supervisor:
         self.forked = False  # there has been a child that serves
         self.exporting: Exporting | None = None
         self.control: Control | None = None
+        self._notifying: Notifying | None = None
         self._turned_at = self.clock.now()
         self._was_saturated = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
@@ -122,6 +124,11 @@ class Supervisor:
             self._pool = replace(self._pool, ever_ready=True)
             self.generations.resume(handed, failed=failed)
             self.forked = True
+        if limits.pool:
+            self._notifying = Notifying(
+                self._facts, resumed=handed is not None, listener=_kept(service.listener),
+                before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
+            )  # fmt: skip
 
     # One turn.
 
@@ -177,6 +184,8 @@ class Supervisor:
         if self.exporting is not None:
             self._wake_at = min(self._wake_at, self.exporting.turn(now), now + policy.TICK_S)
         self._wake_at = min(self._wake_at, self._drops.turn(now))
+        if self._notifying is not None:
+            self._wake_at = min(self._wake_at, self._notifying.turn(now))
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
@@ -391,6 +400,16 @@ class Supervisor:
                 words[Word.SATURATED_NS] += int((now - since) * 1e9)
         self._was_saturated = saturated
 
+    def _facts(self) -> Facts:
+        """For the service manager."""
+        states = [child.state for child in self.table if child.kind is ChildKind.WORKER]
+        ready, starting = states.count(ChildState.READY), states.count(ChildState.STARTING)
+        return Facts(
+            self.phase, ready, starting, len(states) - ready - starting,
+            min(self.limits.min_children, self.limits.max_children), self.limits.boot_timeout,
+            self.generations.reloading, self.generations.degraded,
+        )  # fmt: skip
+
     def _queue_length(self) -> int:
         listener = self.service.listener
         if listener is None or listener.fileno() == -1 or listener.type == socket.SOCK_DGRAM:
@@ -565,6 +584,8 @@ class Supervisor:
         for child in self.table:
             child.signal(signal.SIGKILL)
         self.wait_for_children(*ChildKind)
+        if self._notifying is not None:
+            self._notifying.forget()
         self._drops.close()
         self._waiting.close()
 
@@ -576,9 +597,18 @@ class Supervisor:
         self.generations.forget()
         if self.control is not None:
             self.control.forget()
+        if self._notifying is not None:
+            self._notifying.forget()
 
     def forget_memory(self) -> None:
         self.table.close_memory()
+
+
+def _kept(listener: socket.socket | None) -> tuple[int, str] | None:
+    """The listener that a service manager may keep for us over a crash: what it gave us it has itself."""
+    if isinstance(listener, Listener) and listener.asked and not listener.inherited:
+        return listener.fileno(), listener.asked
+    return None
 
 
 def _wait_readable(fd: int) -> None:
