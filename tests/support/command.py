@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 HUNG = 30.0  # seconds; never reached unless something hangs
@@ -40,10 +40,11 @@ class Run:
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
 
-    def read_until_listening(self) -> None:
+    def read_until_listening(self, on_line: Callable[[str], None] = lambda line: None) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
+            on_line(line)
             if found := _LISTENING.search(line):
                 self.address = found[1]
                 return
@@ -59,9 +60,15 @@ class Run:
 
 @contextlib.contextmanager
 def running(
-    argv: Sequence[str], *, cwd: Path, program: Sequence[str] = MODULE, fds: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    program: Sequence[str] = MODULE,
+    fds: Sequence[int] = (),
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Run]:
-    """`prefork ARGV` until the block ends. It need not get as far as listening: then `address` is empty.
+    """`prefork ARGV` until the block ends. It need not get as far as listening: then `address` is empty. `on_line` is
+    told of each line until then.
 
     A process that is left in its session afterwards is killed, and is a failure.
     """
@@ -80,7 +87,7 @@ def running(
     watchdog = threading.Timer(HUNG, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     try:
-        run.read_until_listening()
+        run.read_until_listening(on_line)
         yield run
         if process.poll() is None:
             assert run.ended(signal.SIGTERM) == 0, run.log

@@ -42,11 +42,11 @@ class Released(Service):
 
     def __init__(self, folder: Path, first: str = numbered(1), source: str | None = None, **settings: Any) -> None:
         release(folder, first)
-        argv, before = settings.pop("argv", None), settings.pop("before", ())
+        argv, before, fds = settings.pop("argv", None), settings.pop("before", ()), settings.pop("fds", ())
         env = {RELOADS: "1", **settings.pop("env", {})}
         if argv is None and source is None:
             source = script(DEFINITIONS, **settings)
-        super().__init__(folder, source, argv=argv, env=env, before=before)
+        super().__init__(folder, source, argv=argv, env=env, before=before, fds=fds)
 
     def release(self, text: str) -> None:
         release(self.directory, text)

@@ -65,6 +65,7 @@ class Service:
     """A running program; use as a context manager. Left alone it is ended by TERM and must exit with 0.
 
     `argv` instead of `source` runs that command; `before` is put in front of it (unshare, a shell that sets limits).
+    `fds` are passed on under their numbers.
     At the end every accepted request must be accounted for, unless the test spoils the books (`accounts=False`).
     """
 
@@ -77,6 +78,7 @@ class Service:
         before: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         accounts: bool = True,
+        fds: Sequence[int] = (),
         **popen: Any,
     ) -> None:
         self.facts: list[Fact] = []
@@ -95,7 +97,7 @@ class Service:
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*before, *command], cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=[write], start_new_session=True, **popen,
+                pass_fds=[write, *fds], start_new_session=True, **popen,
             )  # fmt: skip
         os.close(write)
 

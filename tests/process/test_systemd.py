@@ -1,0 +1,251 @@
+"""A service under systemd: the sockets it is passed, by systemd's own tool, and what it tells the manager."""
+
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support import command
+from tests.support.clients import ask, ask_datagram
+from tests.support.manager import Manager, passing
+from tests.support.service import Service, script
+
+ECHO = """
+import os, subprocess
+import prefork
+
+class Hooks:
+    def variables(self):
+        found = subprocess.check_output(["env"], text=True) + repr(dict(os.environ))
+        return [word for word in ("LISTEN_", "NOTIFY_", "WATCHDOG_") if word in found]
+
+class Stream(Hooks, prefork.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(f"{os.getpid()} {self.variables()}\\n".encode())
+
+class Datagram(prefork.DatagramRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.read().upper())
+"""
+ENVIRONMENT = """
+import subprocess
+class Handler(Who):
+    def do_env(self):
+        found = subprocess.check_output(["env"], text=True) + repr(dict(os.environ))
+        return [word for word in ("LISTEN_", "NOTIFY_", "WATCHDOG_") if word in found]
+"""
+BOOTS_ONE_BY_ONE = """
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        if os.path.exists("first"):
+            tell("second")
+            with open("gate") as gate:
+                gate.read()
+        open("first", "w").close()
+"""
+
+
+needs_activate = pytest.mark.skipif(
+    shutil.which("systemd-socket-activate") is None,
+    reason="systemd-socket-activate is not installed (Debian's package systemd has it)",
+)
+
+
+def activated(*listen: str) -> tuple[str, ...]:
+    """`prefork` behind systemd-socket-activate, which starts it at the first connection."""
+    passed_on = (f"--setenv={name}" for name in ("PATH", "PYTHONPATH"))
+    return ("systemd-socket-activate", *passed_on, *listen, sys.executable, "-m", "prefork")
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the program, found by whatever is started."""
+    (tmp_path / "app.py").write_text(ECHO)
+    monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
+    return tmp_path
+
+
+class First:
+    """A client that connects as soon as systemd-socket-activate listens, which starts the service."""
+
+    def __init__(self, path: str, kind: int = socket.SOCK_STREAM, mine: str = "") -> None:
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, kind)
+        self.sock.settimeout(command.HUNG)
+        if mine:
+            self.sock.bind(mine)
+
+    def on_line(self, line: str) -> None:
+        if line.startswith("Listening on "):
+            self.sock.connect(self.path)
+            self.sock.sendall(b"x\n")
+
+    def __enter__(self) -> "First":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.sock.close()
+
+
+@needs_activate
+@pytest.mark.parametrize(
+    ("options", "bind"), [((), "systemd"), (("--fdname=web",), "systemd"), (("--fdname=web",), "systemd:web")]
+)
+def test_socket_activation(options: tuple[str, ...], bind: str, app: Path) -> None:
+    """systemd-socket-activate starts the service at the first connection, which is served; nothing of the protocol is
+    left in the environment of workers and of their subprocesses; the path stays, for it is systemd's."""
+    program = activated("-l", str(app / "s"), *options)
+    argv = ["run", "app:Stream", "--bind", bind, "--max-children", "2"]
+    with First(os.path.relpath(app / "s")) as first:
+        with command.running(argv, cwd=app, program=program, on_line=first.on_line) as run:
+            pid, variables = first.sock.recv(1000).decode().split(" ", 1)
+            assert variables == "[]\n"
+            assert psutil.Process(int(pid)).ppid() == run.pid
+            first.sock.close()
+            assert command.ask(first.path, b"x\n")
+            assert run.ended(signal.SIGTERM) == 0
+    assert (app / "s").is_socket()
+
+
+@needs_activate
+def test_datagram_activation(app: Path) -> None:
+    """A datagram socket is passed as well, and says itself what it is."""
+    program = activated("-d", "-l", str(app / "s"))
+    argv = ["run", "app:Datagram", "--bind", "systemd", "--max-children", "1"]
+    with First(os.path.relpath(app / "s"), socket.SOCK_DGRAM, str(app / "first")) as first:
+        with command.running(argv, cwd=app, program=program, on_line=first.on_line) as run:
+            assert first.sock.recv(100) == b"X\n"
+            assert ask_datagram(first.path, b"more", str(app / "mine")) == b"MORE"
+            assert run.ended(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("bind", "reason"),
+    [
+        ("systemd", "2 were passed; say which by systemd:NAME, of admin, web"),
+        ("systemd:wob", "none of the 2 passed is called wob; there is admin, web"),
+    ],
+)
+def test_which_socket(bind: str, reason: str, app: Path) -> None:
+    """Of several sockets one must be named, and named right; else one sentence and exit status 2."""
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as admin:
+        program = (*passing({"web": web.fileno(), "admin": admin.fileno()}), *command.MODULE)
+        argv, fds = ["run", "app:Stream", "--bind", bind], (web.fileno(), admin.fileno())
+        with command.running(argv, cwd=app, program=program, fds=fds) as run:
+            assert run.ended() == 2
+        assert reason in run.log
+
+
+def test_one_of_two_sockets(app: Path) -> None:
+    """systemd:NAME serves on the socket of that name and leaves the other alone."""
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as admin:
+        program = (*passing({"web": web.fileno(), "admin": admin.fileno()}), *command.MODULE)
+        argv, fds = ["run", "app:Stream", "--bind", "systemd:admin"], (web.fileno(), admin.fileno())
+        with command.running(argv, cwd=app, program=program, fds=fds) as run:
+            assert run.port == admin.getsockname()[1]
+            assert command.ask(admin.getsockname(), b"x\n")
+
+
+def test_sockets_of_another_process(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that were meant for our parent are not taken for ours."""
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
+    with command.running(["run", "app:Stream", "--bind", "systemd"], cwd=app) as run:
+        assert run.ended() == 2
+    assert f"LISTEN_PID is {os.getpid()}, and this process is {run.pid}: they are for another one" in run.log
+
+
+def test_activation_over_a_reload(app: Path) -> None:
+    """A reload goes on with the socket that was passed."""
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        program = (*passing({"web": web.fileno()}), *command.MODULE)
+        argv = ["run", "app:Stream", "--bind", "systemd:web", "--max-children", "1"]
+        with command.running(argv, cwd=app, program=program, fds=(web.fileno(),)) as run:
+            before = command.ask(web.getsockname(), b"x\n").split()[0]
+            run.process.send_signal(signal.SIGHUP)
+            run.read_until_listening()
+            assert run.port == web.getsockname()[1]
+            while (after := command.ask(web.getsockname(), b"x\n").split()[0]) == before:
+                pass  # the old generation serves until the new is there
+            assert psutil.Process(int(after)).ppid() == run.pid
+
+
+
+# Notices. Their order, and the watchdog, are a promise of FAULTS.md: tests/faults/test_manager.py.
+
+
+def test_ready_when_all_are(tmp_path: Path) -> None:
+    """READY=1 comes only when min_children are READY; until then the status says how many are."""
+    os.mkfifo(tmp_path / "gate")
+    with Manager(tmp_path) as manager:
+        with Service(tmp_path, script(BOOTS_ONE_BY_ONE, max_children=2), env=manager.env()) as service:
+            service.wait("second")
+            service.wait_pool(lambda pool: pool["ready"] == 1 and pool["starting"] == 1)
+            number = manager.wait("STATUS=serving: 1 of 2 workers, 1 starting")
+            assert manager.states == []
+            with (tmp_path / "gate").open("w"):
+                pass
+            service.wait_ready(2)
+            assert "STATUS=serving: 2 workers" in manager.messages[manager.wait("READY=1", after=number)]
+
+
+def test_status_follows_the_pool(tmp_path: Path) -> None:
+    """The status changes with the pool, and says so when the service drains."""
+    with Manager(tmp_path) as manager:
+        with Service(tmp_path, script(max_children=1), env=manager.env()) as service:
+            number = manager.wait("STATUS=serving: 1 worker")
+            service.signal(signal.SIGTTIN)
+            number = manager.wait("STATUS=serving: 2 workers", after=number)
+            with service.hold():
+                service.signal(signal.SIGTERM)
+                manager.wait("STATUS=draining: ", after=number)
+            assert service.wait_exit() == 0
+        manager.look()
+    assert manager.messages[-1].endswith("STATUS=stopped")
+
+
+def test_nothing_of_it_is_inherited(tmp_path: Path) -> None:
+    """Workers and their subprocesses have neither the variables nor a copy of the socket to the manager."""
+    with Manager(tmp_path) as manager:
+        env = manager.env(watchdog_s=60)
+        with Service(tmp_path, script(ENVIRONMENT, max_children=1), env=env) as service:
+            service.wait_ready(1)
+            manager.wait("READY=1")
+            with service.hold() as held:
+                assert held.ask(b"env") == b"[]"
+                # The listener, and nothing else: not the wake-up, and not the one to the manager.
+                assert len(sockets(service.pid) & sockets(held.pid)) == 1
+
+
+def sockets(pid: int) -> set[str]:
+    """The sockets that a process has, by what only the same socket has."""
+    links = (os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd"))
+    return {link for link in links if link.startswith("socket:")}
+
+
+def test_watchdog_of_another_process(tmp_path: Path) -> None:
+    """Where WATCHDOG_PID is somebody else's nothing feeds it."""
+    with Manager(tmp_path) as manager:
+        env = manager.env(watchdog_s=0.02, watchdog_pid=os.getpid())
+        with Service(tmp_path, script(max_children=1), env=env) as service:
+            manager.wait("READY=1")
+            service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+            manager.look()
+    assert "WATCHDOG=1" not in manager.messages
+
+
+def test_manager_that_is_gone(tmp_path: Path) -> None:
+    """A manager that does not listen is no reason not to serve."""
+    with Manager(tmp_path) as manager:
+        env = manager.env(watchdog_s=0.1)
+    with Service(tmp_path, script(max_children=1), env=env) as service:
+        service.wait_ready(1)
+        assert ask(service.address, b"pid\n")

@@ -1,0 +1,204 @@
+"""What a service manager passes on and is told: the environment, and facts in, messages out."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.policy import Phase
+from prefork.systemd import EXTEND_BY_S, EXTEND_EVERY_S, Facts, Notices, Passed, status, stored_name, take
+
+PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
+
+
+def facts(phase: Phase = Phase.RUNNING, ready: int = 2, starting: int = 0, leaving: int = 0, enough: int = 2,
+          boot_timeout: float = 60.0, reloading: bool = False, degraded: str = "") -> Facts:  # fmt: skip
+    return Facts(phase, ready, starting, leaving, enough, boot_timeout, reloading, degraded)
+
+
+BOOTING = facts(Phase.STARTING, ready=0, starting=2)
+
+
+def words(messages: list[str]) -> list[str]:
+    """The lines that say a state."""
+    states = ("READY", "RELOADING", "STOPPING")
+    return [line for message in messages for line in message.split("\n") if line.partition("=")[0] in states]
+
+
+# The environment.
+
+
+def test_variables_are_taken_out() -> None:
+    """What was passed to this pid is known by name, and nothing of it stays in the environment."""
+    environ = {
+        "LISTEN_FDS": "3", "LISTEN_PID": "7", "LISTEN_FDNAMES": "web:admin", "NOTIFY_SOCKET": "@x", "PATH": "/bin",
+        "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "7",
+    }  # fmt: skip
+    found = take(environ, 7)
+    assert environ == {"PATH": "/bin"}
+    assert found.passed == (Passed(3, "web"), Passed(4, "admin"), Passed(5, "unknown"))
+    assert (found.refusal, found.notify, found.watchdog_s) == ("", "\0x", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("environ", "refusal"),
+    [
+        ({}, "LISTEN_FDS is not set"),
+        ({"LISTEN_FDS": "1"}, "LISTEN_PID is not set, and this process is 7"),
+        ({"LISTEN_FDS": "1", "LISTEN_PID": "8"}, "LISTEN_PID is 8, and this process is 7"),
+        ({"LISTEN_FDS": "x", "LISTEN_PID": "7"}, "LISTEN_FDS is 'x', not a number"),
+    ],
+)
+def test_sockets_of_another_process(environ: dict[str, str], refusal: str) -> None:
+    """What is not for this pid is left alone, with the reason; the variables go all the same."""
+    found = take(environ, 7)
+    assert found.passed == ()
+    assert refusal in found.refusal
+    assert environ == {}
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "seconds"),
+    [("1000000", "", 1.0), ("1000000", "7", 1.0), ("1000000", "8", None), ("0", "", None), ("", "", None),
+     ("soon", "7", None)],
+)  # fmt: skip
+def test_watchdog_of_another_process(usec: str, pid: str, seconds: float | None) -> None:
+    """WATCHDOG_PID, where it is set, must be ours."""
+    assert take({"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}, 7).watchdog_s == seconds
+
+
+@pytest.mark.parametrize(("text", "address"), [("/run/n", "/run/n"), ("@a/b", "\0a/b"), ("vsock:2:1", ""), ("", "")])
+def test_notify_socket(text: str, address: str) -> None:
+    """A path and an abstract name are understood; another kind is none."""
+    assert take({"NOTIFY_SOCKET": text}, 7).notify == address
+
+
+@given(st.text(max_size=400))
+def test_stored_names_are_allowed(asked: str) -> None:
+    """Whatever was asked for becomes a name that systemd takes."""
+    name = stored_name(asked)
+    assert name.isascii()
+    assert name.isprintable()
+    assert ":" not in name
+    assert len(name) <= 255
+
+
+# What is told.
+
+
+def test_ready_when_enough_are() -> None:
+    """READY=1 comes with the last of min_children, once."""
+    notices = Notices(None, 0.0)
+    told = [words(notices.turn(facts(ready=ready), now)) for now, ready in enumerate([0, 1, 2, 1, 2])]
+    assert told == [[], [], ["READY=1"], [], []]
+
+
+def test_whole_life() -> None:
+    """READY, RELOADING with the time, READY, STOPPING; each state in one message with a status."""
+    notices = Notices(None, 0.0)
+    messages = notices.turn(BOOTING, 0.0)
+    messages += notices.turn(facts(), 1.0)
+    messages += notices.turn(facts(reloading=True), 2.5)
+    messages += notices.turn(facts(), 3.0)
+    messages += notices.turn(facts(Phase.DRAINING), 4.0)
+    messages += notices.turn(facts(Phase.STOPPED, ready=0), 5.0)
+    extend = f"EXTEND_TIMEOUT_USEC={int(EXTEND_BY_S * 1e6)}"
+    assert messages == [
+        f"{extend}\nSTATUS=starting: 0 of 2 workers, 2 starting",
+        "READY=1\nSTATUS=serving: 2 workers",
+        f"RELOADING=1\nMONOTONIC_USEC=2500000\n{extend}\nSTATUS=reloading: 2 workers",
+        "READY=1\nSTATUS=serving: 2 workers",
+        f"STOPPING=1\n{extend}\nSTATUS=draining: 2 workers left",
+        "STATUS=stopped",
+    ]
+
+
+def test_new_image_does_not_announce_the_reload_again() -> None:
+    """After the exec the manager knows of the reload: what it waits for is READY."""
+    notices = Notices(None, 0.0, resumed=True)
+    assert words(notices.turn(facts(reloading=True), 0.0)) == []
+    assert words(notices.turn(facts(), 1.0)) == ["READY=1"]
+
+
+def test_degraded_is_ready_and_says_why() -> None:
+    """A new image whose program failed serves on with the old generation: READY, and the reason in the status."""
+    notices = Notices(None, 0.0, resumed=True)
+    (message,) = notices.turn(facts(reloading=True, degraded="the program failed\nTraceback"), 0.0)
+    assert message == "READY=1\nSTATUS=degraded: the program failed; reloading: 2 workers"
+
+
+def test_watchdog_is_fed_twice_as_often_as_it_looks() -> None:
+    """WATCHDOG=1 comes every half of WATCHDOG_USEC, and `next_at` says when."""
+    notices = Notices(2.0, 0.0)
+    now, fed = 0.0, []
+    while now < 10:
+        if "WATCHDOG=1" in notices.turn(facts(), now):
+            fed.append(now)
+        assert notices.next_at <= now + 1.0
+        now = max(now + 0.001, notices.next_at)
+    assert fed == [float(second) for second in range(10)]
+
+
+def test_watchdog_waits_for_a_new_image() -> None:
+    """During a reload the watchdog is told to be patient for boot_timeout more, and then no longer."""
+    notices = Notices(2.0, 0.0)
+    notices.turn(facts(), 0.0)
+    assert "WATCHDOG_USEC=62000000" in notices.turn(facts(reloading=True), 1.0)[0]
+    assert "WATCHDOG_USEC=2000000" in notices.turn(facts(), 2.0)[0]
+
+
+def test_boot_is_not_extended_for_ever() -> None:
+    """A service that does not get ready within boot_timeout is the manager's to judge."""
+    notices, now, asked = Notices(None, 0.0), 0.0, []
+    while now < 100:
+        asked += [now for message in notices.turn(BOOTING, now) if "EXTEND" in message]
+        now += 1
+    assert asked == [EXTEND_EVERY_S * n for n in range(int(60 / EXTEND_EVERY_S))]
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        (facts(ready=1), "serving: 1 of 2 workers"),
+        (facts(ready=1, enough=1), "serving: 1 worker"),
+        (facts(ready=3, starting=1, leaving=2), "serving: 3 workers, 1 starting, 2 draining"),
+        (facts(Phase.DRAINING, ready=1), "draining: 1 worker left"),
+        (facts(Phase.KILLING, ready=1, leaving=1), "stopping: 2 workers left"),
+        (facts(Phase.STOPPED), "stopped"),
+    ],
+)
+def test_status(known: Facts, line: str) -> None:
+    """The status is a line that a person understands."""
+    assert status(known) == line
+
+
+FACTS = st.builds(
+    facts, ready=st.integers(0, 3), starting=st.integers(0, 2), leaving=st.integers(0, 2), reloading=st.booleans(),
+    degraded=st.sampled_from(["", "why"]),
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 20), FACTS), max_size=30),
+    st.lists(st.sampled_from(PHASES), min_size=31, max_size=31).map(lambda found: sorted(found, key=PHASES.index)),
+    st.sampled_from([None, 0.5, 30.0]),
+    st.booleans(),
+)
+def test_order_of_every_life(
+    steps: list[tuple[float, Facts]], phases: list[Phase], watchdog_s: float | None, resumed: bool
+) -> None:
+    """Whatever happens: no state twice in a row, RELOADING only between two READY, nothing after STOPPING; every
+    message is text without an empty line; `next_at` never stands still in the past."""
+    notices, now, told = Notices(watchdog_s, 0.0, resumed=resumed), 0.0, ["RELOADING=1"] if resumed else []
+    for (later, known), phase in zip(steps, phases, strict=False):
+        now += later
+        known = facts(phase, known.ready, known.starting, known.leaving, reloading=known.reloading,
+                      degraded=known.degraded)  # fmt: skip
+        messages = notices.turn(known, now)
+        told += words(messages)
+        assert all(message and "" not in message.split("\n") for message in messages)
+        assert notices.next_at > now
+    assert all(first != second for first, second in pairwise(told))
+    assert "STOPPING=1" not in told[:-1]
+    assert not told or told[0] in (["RELOADING=1"] if resumed else ["READY=1", "STOPPING=1"])
