@@ -17,8 +17,8 @@ import socket
 from dataclasses import dataclass
 from typing import Literal
 
+from . import systemd
 from .errors import ConfigError
-from .systemd import descriptor
 
 __all__ = ["Address", "Kind", "parse_address"]
 
@@ -49,7 +49,10 @@ def parse_address(text: str) -> Address:
     """The address that `text` means; ConfigError says what is wrong with it and which forms there are."""
     scheme, separator, rest = text.partition(":")
     if scheme == "systemd":
-        return _inherited(str(descriptor(rest)), text)
+        found = systemd.find(rest)
+        if isinstance(found, str):
+            raise _refused(text, found)
+        return _inherited(str(found), text)
     if separator and scheme in ("unix", "unixgram"):
         return _unix("unix" if scheme == "unix" else "unixgram", rest, text)
     scheme, separator, rest = text.partition("://")

@@ -113,18 +113,24 @@ def descriptor(name: str = "") -> int:
 
     For `--bind systemd:NAME`, and for a script: `inherited_fd = prefork.systemd.descriptor("web")`. Raises ConfigError.
     """
+    found = find(name)
+    if isinstance(found, str):
+        raise ConfigError(f"could not take a socket from systemd: {found}")
+    return found
+
+
+def find(name: str) -> int | str:
+    """The same, or the reason why there is none."""
     named = [passed for passed in given().passed if not passed.name.startswith(STORED)]
     found = [passed for passed in named if name in ("", passed.name)]
     if len(found) == 1:
         return found[0].fd
     names = ", ".join(sorted({passed.name for passed in named}))
     if not named:
-        reason = given().refusal or "none was passed"
-    elif name:
-        reason = f"{len(found) or 'none'} of the {len(named)} passed is called {name}; there is {names}"
-    else:
-        reason = f"{len(named)} were passed; say which by systemd:NAME, of {names}"
-    raise ConfigError(f"could not take a socket from systemd: {reason}")
+        return given().refusal or "no socket was passed"
+    if name:
+        return f"{len(found) or 'none'} of the {len(named)} passed is called {name}; there is {names}"
+    return f"{len(named)} were passed; say which by systemd:NAME, of {names}"
 
 
 def stored(asked: str) -> int | None:

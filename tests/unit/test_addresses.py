@@ -53,6 +53,8 @@ def test_every_form(text: str, kind: str, address: object, family: object) -> No
         ("fd://", "it must be fd://N"),
         ("fd://-1", "it must be fd://N"),
         ("fd://99999", "descriptor 99999 is no open socket"),
+        ("systemd", "LISTEN_FDS is not set"),
+        ("systemd:web", "LISTEN_FDS is not set"),
     ],
 )
 def test_wrong_address_is_one_sentence(text: str, reason: str) -> None:
