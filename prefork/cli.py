@@ -39,6 +39,7 @@ TABLE = (
     Row("check", "load a target and boot one worker, beside a running service", "serving", "checking"),
     Row("config", "print every setting in force, and who set it", "serving", "inforce"),
     Row("ctl", "ask or command a running service", "operating", "ctl"),
+    Row("top", "a running service on a live screen", "operating", "top"),
 )
 
 

@@ -69,6 +69,10 @@ class Client:
             raise PreforkError(f"could not hear from {self._path}: {_lower(exc)}") from None
         raise PreforkError(f"could not hear from {self._path}: the service closed the connection")
 
+    def send(self, request: bytes) -> None:
+        """Without waiting for what comes of it."""
+        self._sock.sendall(request)
+
     def result(self, row: Row, argument: int | str | None = None) -> dict[str, Any]:
         """The result alone. Raises Refused."""
         for message in self.ask(row, argument):
