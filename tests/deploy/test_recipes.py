@@ -1,0 +1,252 @@
+"""The recipes of deploy/recipes, asked by the programs that they are for, under reload and `kill -9` of workers."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import smtplib
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.clients import connect
+from tests.support.figures import figure
+from tests.support.postfix import postfix
+from tests.support.recipes import RECIPES, Asking, Recipe, recipe
+from tests.support.service import HUNG
+
+
+def needs(tool: str, package: str) -> pytest.MarkDecorator:
+    found = shutil.which(tool) or shutil.which(tool, path="/usr/sbin")
+    return pytest.mark.skipif(found is None, reason=f"{tool} is not installed (Debian's package {package})")
+
+
+def output(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=HUNG).stdout
+
+
+def keep_running(run: Recipe, ask: Callable[[], object]) -> None:
+    """What every recipe must stand: asked all the while, a reload fails nothing; after `kill -9` of all it answers."""
+    ask()
+    with Asking(ask) as asking:
+        run.reload()
+    assert asking.failed == []
+    with Asking(ask) as killed:
+        run.kill_each_worker()
+    ask()
+    figure("answers over a reload; failed over the kills", f"{asking.answered}; {len(killed.failed)}")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+def test_a_page_that_says_how_to_try_it(path: Path) -> None:
+    """Each recipe is about a page, and what it tells one to run is there."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__doc__ is not None
+    targets = re.findall(r"^    prefork run (\w+):(\w+) --bind \S+", module.__doc__, re.MULTILINE)
+    assert targets
+    assert [target for target in targets if target[0] != path.stem or not hasattr(module, target[1])] == []
+    assert len(path.read_text().splitlines()) <= 140
+
+
+# DNS, by dig.
+
+
+@needs("dig", "bind9-dnsutils")
+@pytest.mark.parametrize(("target", "scheme", "more"), [("OverUdp", "udp://", "+notcp"), ("OverTcp", "", "+tcp")])
+def test_dns(target: str, scheme: str, more: str) -> None:
+    """dig gets its records over UDP and TCP, each transport in its own pool."""
+    options = ["--max-threads", "4"] if target == "OverTcp" else []
+    with recipe(f"dns_responder:{target}", f"{scheme}127.0.0.1:0", *options) as run:
+
+        def dig(*question: str) -> str:
+            return output("dig", "@127.0.0.1", "-p", str(run.port), more, "+tries=1", "+time=5", *question)
+
+        def ask() -> None:
+            assert dig("www.example.test", "+short") == "192.0.2.10\n"
+
+        assert "2001:db8::10" in dig("www.example.test", "AAAA")
+        assert "status: NXDOMAIN" in dig("nothing.example.test")
+        assert "status: REFUSED" in dig("www.elsewhere.test")
+        keep_running(run, ask)
+
+
+@needs("dig", "bind9-dnsutils")
+def test_dns_truncation() -> None:
+    """What does not fit into a datagram is cut, with the question kept; over TCP all of it comes."""
+    with recipe("dns_responder:OverUdp", "udp://127.0.0.1:0") as udp:
+        dig = ["dig", "@127.0.0.1", "-p", str(udp.port), "big.example.test", "TXT"]
+        cut = output(*dig, "+noedns", "+ignore")
+        assert " tc " in cut.partition("flags:")[2].partition("\n")[0]
+        assert "QUERY: 1, ANSWER: 0" in cut
+        assert "ANSWER: 10" in output(*dig, "+bufsize=4096", "+ignore")
+    with recipe("dns_responder:OverTcp", "127.0.0.1:0") as tcp:
+        whole = output("dig", "@127.0.0.1", "-p", str(tcp.port), "+tcp", "+short", "big.example.test", "TXT")
+        assert len(whole.splitlines()) == 10
+
+
+# Redis, by redis-benchmark and by clients that count.
+
+
+@needs("redis-benchmark", "redis-tools")
+def test_redis_benchmark(tmp_path: Path) -> None:
+    """redis-benchmark finds a server that it can measure, and the store is one for all workers."""
+    with recipe("redis_service:Redis", "127.0.0.1:0", REDIS_SERVICE_FILE=str(tmp_path / "db")) as run:
+        args = ["-h", "127.0.0.1", "-p", str(run.port)]
+        measured = output("redis-benchmark", *args, "-t", "ping,set,get,incr", "-c", "8", "-n", "2000", "--csv")
+        rows = {row.split('","')[0].strip('"'): row.split('","')[1] for row in measured.splitlines()[1:]}
+        figure("redis-benchmark, requests a second", rows)
+        assert {"PING_INLINE", "PING_MBULK", "SET", "GET", "INCR"} <= set(rows)
+        counted = int(output("redis-cli", *args, "get", "counter:__rand_int__"))
+        assert counted == 2000
+        assert output("redis-cli", *args, "flushall").startswith("ERR unknown command")
+        assert output("redis-cli", *args, "set", "word", "abc") == "OK\n"
+        assert output("redis-cli", *args, "incr", "word").startswith("ERR value is not an integer")
+        assert output("redis-cli", *args, "get", "word") == "abc\n"
+
+
+def test_redis_counts_exactly(tmp_path: Path) -> None:
+    """INCR from clients that connect again, over a reload and kills: what was answered is stored, and no more than
+    was asked."""
+    with recipe("redis_service:Redis", "127.0.0.1:0", REDIS_SERVICE_FILE=str(tmp_path / "db")) as run:
+        address = ("127.0.0.1", run.port)
+
+        def incr() -> None:
+            with connect(address) as client:
+                for _ in range(20):
+                    assert client.ask(b"incr n\r").startswith(b":")
+                    counted.append(1)
+
+        counted: list[int] = []
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Asking(incr)) for _ in range(3)]
+            run.reload()
+            run.kill_each_worker()
+        with connect(address) as client:
+            client.ask(b"get n\r")
+            stored = int(client.answer())
+        unanswered = sum(len(client.failed) for client in clients)
+    figure("INCR answered, stored, without an answer", f"{len(counted)}, {stored}, {unanswered}")
+    assert len(counted) <= stored <= len(counted) + unanswered
+
+
+# A policy service, by the protocol and by Postfix.
+
+
+def test_policy_protocol() -> None:
+    """Questions on one connection get an answer each."""
+    with recipe("policy_service:Policy", "127.0.0.1:0", "--max-threads", "4") as run:
+
+        def ask(sender: str = "a@b.test") -> str:
+            with connect(("127.0.0.1", run.port)) as client:
+                answers = []
+                for state in ("MAIL", "RCPT"):
+                    question = f"request=smtpd_access_policy\nprotocol_state={state}\nsender={sender}\n"
+                    answers.append(client.ask(question.encode()).decode())
+                    assert client.answer() == b""
+            assert all(answer.startswith("action=") for answer in answers), answers
+            return "; ".join(answers)
+
+        assert ask() == "action=DUNNO; action=PREPEND X-Policy: seen"
+        assert ask("x@blocked.example") == "; ".join(["action=REJECT no mail from blocked.example"] * 2)
+        keep_running(run, ask)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Postfix is started by root")
+@needs("postfix", "postfix")
+def test_policy_of_a_real_postfix() -> None:
+    """Postfix takes and refuses recipients as the service says, and no mail waits over a reload or the kills."""
+    with (
+        recipe("policy_service:Policy", "127.0.0.1:0", "--max-threads", "4") as run,
+        postfix(f"check_policy_service inet:127.0.0.1:{run.port}") as port,
+    ):
+
+        def rcpt(sender: str) -> tuple[int, bytes]:
+            with smtplib.SMTP("127.0.0.1", port, local_hostname="client.test", timeout=HUNG) as client:
+                client.mail(sender)
+                return client.rcpt("me@here.test")
+
+        def send() -> None:
+            with smtplib.SMTP("127.0.0.1", port, local_hostname="client.test", timeout=HUNG) as client:
+                assert client.sendmail("a@b.test", "me@here.test", "Subject: x\r\n\r\nx\r\n") == {}
+
+        code, text = rcpt("x@blocked.example")
+        assert (code, b"no mail from blocked.example" in text) == (554, True)
+        send()
+        with Asking(send) as sending:
+            run.reload()
+            run.kill_each_worker()
+        assert sending.failed == []
+        assert rcpt("x@blocked.example")[0] == 554
+    figure("mails taken over a reload and kills", sending.answered)
+
+
+# Syslog, by logger.
+
+
+@needs("logger", "bsdutils")
+@pytest.mark.parametrize(("target", "scheme", "more"), [("OverUdp", "udp://", "-d"), ("OverTcp", "", "-T")])
+def test_syslog(target: str, scheme: str, more: str, tmp_path: Path) -> None:
+    """Every message of logger is a line; none is lost over a reload, over UDP too, and none is torn by a kill."""
+    file = tmp_path / "syslog.jsonl"
+    with recipe(f"syslog_collector:{target}", f"{scheme}127.0.0.1:0", SYSLOG_FILE=str(file)) as run:
+        to = ["logger", "-n", "127.0.0.1", "-P", str(run.port), more, "-p", "local0.warning", "-t", "demo"]
+        sent = []
+
+        def log() -> None:
+            output(*to, f"message {len(sent)}")
+            sent.append(f"message {len(sent)}")
+
+        output(*to, "--rfc3164", "of old")
+        if more == "-T":
+            output(*to, "--octet-count", "on two\nlines")
+        with Asking(log) as logging:
+            run.reload()
+        assert logging.failed == []
+        before_kills = len(sent)
+        with Asking(log):
+            run.kill_each_worker()
+        log()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    texts = {line["text"] for line in lines}
+    figure("messages over a reload", f"{before_kills} sent, {len(texts & set(sent[:before_kills]))} kept")
+    assert {(line["facility"], line["severity"], line["app"]) for line in lines} == {(16, "warning", "demo")}
+    assert set(sent[:before_kills]) <= texts
+    assert sent[-1] in texts
+    assert "of old" in texts
+    assert more != "-T" or "on two\nlines" in texts
+
+
+# WSGI, by HTTP.
+
+
+def test_wsgi() -> None:
+    """The application answers from workers of the pool."""
+    with recipe("wsgi_site:Site", "127.0.0.1:0", "--request-timeout", "30s") as run:
+
+        def get() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{run.port}/hello", timeout=HUNG) as answer:
+                assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+                page: str = answer.read().decode()
+            assert page.startswith("GET /hello answered by process ")
+            return page
+
+        assert int(get().split()[-1]) != run.pid
+        keep_running(run, get)
+
+
+@pytest.fixture(autouse=True)
+def no_byte_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder of the recipes stays as it is."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    yield
+    assert threading.active_count() == 1
