@@ -190,7 +190,8 @@ def resume_board(packed: dict[str, Any]) -> Board:
     try:
         return Board(packed["fd"])
     except ValueError as exc:
-        log.warning("the totals of the image before cannot be read whole (%s): those without a name begin anew", exc)
+        why = str(exc)  # a log record must not keep the frames, and with them the memory
+        log.warning("the totals of the image before cannot be read whole (%s): those without a name begin anew", why)
     os.close(packed["fd"])
     board = Board()
     with board.change() as words:
