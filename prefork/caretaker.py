@@ -63,6 +63,7 @@ def _supervisor(
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
+        record.values["fixed"] = values["fixed"]
 
     def forget() -> None:
         signals.put_back()

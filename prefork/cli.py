@@ -5,6 +5,7 @@ process that, for `prefork run`, becomes the master.
 """
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,6 +44,29 @@ TABLE = (
 )
 
 
+SECTIONS = (
+    Section(
+        "options",
+        (
+            ("-h, --help", "this page; prefork COMMAND --help has one for each command"),
+            ("--version", "the versions of prefork, of Python and of the kernel"),
+        ),
+    ),
+    Section(
+        "exit status",
+        (("0", "done"), ("2", "wrong usage or configuration; each command's page has the others"),),
+    ),
+    Section(
+        "examples",
+        """\
+  prefork run prefork.examples:Upper --bind :9999 --metrics 127.0.0.1:9465
+
+  prefork check app:Server --config service.toml
+""",
+    ),
+)  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status. What is wrong is said in one sentence on stderr."""
     try:
@@ -62,7 +86,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         sys.stdout.write(page())
         return 0
     if word == "--version":
-        sys.stdout.write(f"prefork {__version__}\n")
+        sys.stdout.write(version() + "\n")
         return 0
     for row in TABLE:
         if row.name == word:
@@ -81,12 +105,18 @@ def _complain(error: PreforkError) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
 
 
+def version() -> str:
+    """What somebody who is asked for the version wants to know as well."""
+    implementation, python = sys.implementation.name, ".".join(map(str, sys.version_info[:3]))
+    system = os.uname()
+    return f"prefork {__version__} ({implementation} {python}, {system.sysname} {system.release} {system.machine})"
+
+
 def page() -> str:
     """`prefork --help`."""
     parts = ["prefork - run socketserver programs in production", "usage: prefork COMMAND [ARGUMENT ...]"]
     for group in dict.fromkeys(row.group for row in TABLE):
         rows = [(row.name, row.help) for row in TABLE if row.group == group]
         parts.append(Section(f"{group} commands", rows).formatted(columns()))
-    options = [("-h, --help", "this page; prefork COMMAND --help has one for each"), ("--version", "which prefork")]
-    parts.append(Section("options", options).formatted(columns()))
+    parts += [section.formatted(columns()) for section in SECTIONS]
     return "\n\n".join(parts) + "\n"

@@ -77,6 +77,10 @@ class Launch:
         str | None, Setting("log there; USR1 reopens it after a rotation", group="Logs", metavar="PATH",
                             default_text="stderr"),
     ] = None  # fmt: skip
+    single: Annotated[
+        bool, Setting("serve in this process, without a fork, one request after another: for a debugger",
+                      group="Development", flag=True),
+    ] = False  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from prefork.workers.wakeup import Wakeup
 
 from . import control
 from .commands import BY_SIGNAL, Command
-from .config import Setting, validate
+from .config import Setting, in_force, validate
 from .cpus import usable_cpus
 from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
@@ -151,6 +151,7 @@ class PreForkingMixIn(SupervisedMixIn):
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
+    _single = False  # no pool: requests run here, one after another (single.py)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A datagram port reused is a port shared with a stranger: there the default is off."""
@@ -223,6 +224,9 @@ class PreForkingMixIn(SupervisedMixIn):
         self._control_terms()
         if rehearsing():
             rehearse(self)
+        if self._single:
+            super().serve_forever(poll_interval)
+            return
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
             if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
                 return
@@ -270,6 +274,8 @@ class PreForkingMixIn(SupervisedMixIn):
         """Whether this process is finishing what it has and takes nothing new."""
         if self._worker is not None:
             return self._worker.draining
+        if self._single:
+            return self._shutdown_requested
         return self._supervisor is not None and self._supervisor.phase in (Phase.DRAINING, Phase.KILLING)
 
     def server_close(self) -> None:
@@ -294,11 +300,14 @@ class PreForkingMixIn(SupervisedMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a worker under a ForkingMixIn: serve in this process, which was forked for it. Else the mix-in's way."""
-        if self._worker is not None and hasattr(self, "collect_children"):
+        if self._single or (self._worker is not None and hasattr(self, "collect_children")):
             self.finish_request(request, client_address)
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)
+
+    def _wants_polling(self) -> bool:
+        return self._single or super()._wants_polling()
 
     # The parts of serve_forever().
 
@@ -338,6 +347,7 @@ class PreForkingMixIn(SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
+        record.values["fixed"] = in_force(self)
 
     def _control_terms(self) -> control.Terms | None:
         if self.control_socket is None:

@@ -14,6 +14,7 @@ from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
 from .children import ChildKind
+from .config import refuse_changes
 from .errors import BootError
 from .exits import Exits
 from .handover import handed
@@ -30,6 +31,8 @@ def rehearse(server: "PreForkingMixIn") -> NoReturn:
     assert given is not None, "only a rehearsal rehearses"
     failed = ""
     try:
+        if server._first.resumed:  # on a new address everything may be new
+            refuse_changes(server, given.values["fixed"])
         boot_one(server)
     except Exception as exc:
         failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])

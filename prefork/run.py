@@ -29,7 +29,12 @@ def _run(args: argparse.Namespace) -> int:
     plan = launch.read(args)
     logs.set_up(plan.launch.log_level, plan.launch.log_format, plan.launch.log_file)
     with plan.build() as server:
-        server.serve_forever()
+        if plan.launch.single:
+            from .single import serve_single
+
+            serve_single(server)
+        else:
+            server.serve_forever()
     return 0
 
 

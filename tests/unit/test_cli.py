@@ -1,5 +1,6 @@
 """The command line up to the point where something would be bound: what it reads, and what it says when it cannot."""
 
+import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -190,9 +191,11 @@ def test_errors_have_their_status(name: str, error: type, capsys: pytest.Capture
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """`prefork --version` prints the package's version."""
+    """`prefork --version` prints the package's version, Python's and the kernel's, in one line."""
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"prefork {__version__}\n"
+    python, kernel = platform.python_version(), platform.release()
+    expected = f"prefork {__version__} (cpython {python}, Linux {kernel} {platform.machine()})\n"
+    assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -202,7 +205,9 @@ def test_every_command_has_a_page(
     """`prefork --help` lists it; its own page begins with its name, has its exit statuses, and fits 80 columns."""
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["--help"]) == 0
-    assert f"\n  {row.name} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"\n  {row.name} " in out
+    assert max(map(len, out.splitlines())) <= 80
     with pytest.raises(SystemExit) as left:
         main([row.name, "--help"])
     assert left.value.code == 0
@@ -227,4 +232,5 @@ def test_help_explains_everything_in_80_columns(
             assert f"\n{field.setting.group}:\n" in out
             assert f" {field.option} " in flat
             choices = f": {', '.join(field.setting.choices)}" if field.setting.choices else ""
-            assert f"{field.setting.help}{choices} (default {field.default_text})" in flat
+            default = "" if field.setting.flag else f" (default {field.default_text})"
+            assert f"{field.setting.help}{choices}{default}" in flat

@@ -1,0 +1,150 @@
+"""`prefork run --single`: requests run in the one process that there is, at a terminal, under a debugger."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.command import HUNG, MODULE, ROOT, ask, running
+from tests.support.terminal import CTRL_C, Terminal, terminal
+
+APP = """
+import os, socketserver, threading
+import prefork
+
+class Handler(prefork.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            word = line.strip()
+            if word == b"break":
+                breakpoint()
+            if word == b"loop":
+                self.wfile.write(b"looping\\n")
+                while True: pass
+            if word == b"fail":
+                raise ValueError("this request only")
+            if word == b"end":
+                self.server.shutdown()
+            threads = threading.active_count()
+            self.wfile.write(b"%s %d %d\\n" % (word.upper(), os.getpid(), threads))
+
+class Hooks:
+    RequestHandlerClass = Handler
+    def worker_started(self): print("started", os.getpid(), flush=True)
+    def worker_stopping(self): print("stopping", os.getpid(), flush=True)
+
+class Server(Hooks, prefork.PreForkingTCPServer): pass
+class Threads(Hooks, prefork.PreForkingMixIn, prefork.ThreadingTCPServer): pass
+class Forks(Hooks, prefork.PreForkingMixIn, prefork.ForkingTCPServer): pass
+class Standard(Hooks, prefork.PreForkingMixIn, socketserver.ThreadingTCPServer): pass
+"""
+ANY_PORT = "127.0.0.1:0"
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def at_terminal(here: Path) -> Iterator[tuple[Terminal, tuple[str, int]]]:
+    """The service on a terminal, and its address."""
+    argv = [*MODULE, "run", "app:Server", "--bind", ANY_PORT, "--single"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    with terminal(argv, cwd=here, env=env) as shown:
+        shown.wait_shown("listening on 127.0.0.1:")
+        port = int(shown.wait_shown("\n"))
+        yield shown, ("127.0.0.1", port)
+
+
+def test_breakpoint_in_a_handler(at_terminal: tuple[Terminal, tuple[str, int]]) -> None:
+    """breakpoint() in a handler is a prompt at the terminal; what is typed there changes what the client gets."""
+    shown, address = at_terminal
+    with socket.create_connection(address, HUNG) as client:
+        client.sendall(b"break\n")
+        shown.wait_shown("(Pdb) ")
+        shown.type(b"p word, self.server.max_children > 0\n")
+        assert "(b'break', True)" in shown.wait_shown("(Pdb) ")
+        assert psutil.Process(shown.process.pid).children() == []
+        shown.type(b"word = b'mended'\n")
+        shown.wait_shown("(Pdb) ")
+        shown.type(b"continue\n")
+        assert client.recv(100) == b"MENDED %d 1\n" % shown.process.pid
+    shown.type(CTRL_C)  # pdb has taken it with "continue"
+    shown.wait_shown("(Pdb) ")
+    shown.type(b"quit\n")
+    assert shown.ended() == 0
+    assert f"stopping {shown.process.pid}" in shown.shown
+    assert "Traceback" not in shown.shown
+
+
+def test_ctrl_c(at_terminal: tuple[Terminal, tuple[str, int]]) -> None:
+    """Ctrl-C ends the service although a handler never ends, and its client is told."""
+    shown, address = at_terminal
+    with socket.create_connection(address, HUNG) as client:
+        client.sendall(b"loop\n")
+        assert client.recv(100) == b"looping\n"
+        shown.type(CTRL_C)
+        assert shown.ended() == 0
+        assert client.recv(100) == b""
+    assert f"stopping {shown.process.pid}" in shown.shown
+    assert "Traceback" not in shown.shown
+
+
+def test_ctrl_c_and_quit_at_the_prompt(at_terminal: tuple[Terminal, tuple[str, int]]) -> None:
+    """Ctrl-C at the debugger's prompt leaves it there; `quit` in a handler ends the service."""
+    shown, address = at_terminal
+    with socket.create_connection(address, HUNG) as client:
+        client.sendall(b"break\n")
+        shown.wait_shown("(Pdb) ")
+        shown.type(CTRL_C)
+        shown.wait_shown("(Pdb) ")
+        shown.type(b"quit\n")
+        assert shown.ended() == 0
+        assert client.recv(100) == b""
+    assert f"stopping {shown.process.pid}" in shown.shown
+
+
+@pytest.mark.parametrize("target", ["Handler", "Server", "Threads", "Forks", "Standard"])
+def test_everything_runs_in_the_one_process(target: str, here: Path) -> None:
+    """Whatever the class does in a pool, requests run here, without a thread or a child; a failed one is logged."""
+    with running(["run", f"app:{target}", "--bind", ANY_PORT, "--single"], cwd=here) as run:
+        address = ("127.0.0.1", run.port)
+        for _ in range(2):
+            assert ask(address, b"hello\nagain\n") == b"HELLO %d 1\nAGAIN %d 1\n" % (run.pid, run.pid)
+        assert ask(address, b"fail\n") == b""
+        assert psutil.Process(run.pid).children() == []
+        assert ask(address, b"end\n") == b"END %d 1\n" % run.pid
+        assert run.ended() == 0
+    assert run.log.count("Traceback") == 1
+    assert "this request only" in run.log
+
+
+def test_terminated(here: Path) -> None:
+    """TERM ends it with 0 and leaves no path; metrics are said not to be served."""
+    path = here / "s.sock"
+    argv = ["run", "app:Handler", "--bind", f"unix:{path}", "--single", "--metrics", ANY_PORT]
+    with running(argv, cwd=here) as run:
+        assert ask(str(path), b"hello\n") == b"HELLO %d 1\n" % run.pid
+        assert run.ended(signal.SIGTERM) == 0
+    assert "metrics are not served" in run.log
+    assert not path.exists()
+
+
+def test_under_pdb_from_the_start(here: Path) -> None:
+    """python -m pdb -m prefork run --single stops where it was told to, in a handler."""
+    argv = [sys.executable, "-m", "pdb", "-c", "b app.py:9", "-c", "c", "-m", "prefork"]
+    argv += ["run", "app:Server", "--bind", ANY_PORT, "--single"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{here}", "TERM": "dumb"}
+    with terminal(argv, cwd=here, env=env) as shown:
+        shown.wait_shown("listening on 127.0.0.1:")
+        port = int(shown.wait_shown("\n"))
+        with socket.create_connection(("127.0.0.1", port), HUNG) as client:
+            client.sendall(b"hello\n")
+            assert 'word == b"break"' in shown.wait_shown("(Pdb) ")
