@@ -25,12 +25,13 @@ class Death:
     reason: ExitReason | None
     booted: bool  # it has been READY
     text: str
+    asked: bool  # it had been told to leave, and not for its boot's sake
 
     @property
     def at_boot(self) -> bool:
         """It died before READY, and nobody had told it to leave."""
         unasked = (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED)
-        return not self.booted and self.reason in unasked
+        return not self.booted and not self.asked and self.reason in unasked
 
 
 class Exits:
@@ -46,7 +47,7 @@ class Exits:
         report = child.reader.look(now_ns)
         booted = child.booted or report.ready
         reason = self._reason(exit, booted, report.leaving) if child.kind is ChildKind.WORKER else None
-        death = Death(reason, booted, child.stacks.take().rstrip())
+        death = Death(reason, booted, child.stacks.take().rstrip(), child.reason not in (None, ExitReason.BOOT_FAILED))
         self._fold(exit, reason, request_timeout, now_ns)
         child.slot.close()
         child.stacks.close()
