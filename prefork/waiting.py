@@ -102,7 +102,8 @@ class Waiting:
     def next_at(self, listening: bool) -> float:
         """When `hear_nudges()`, or `listen()` where it is wanted, must be called again."""
         nudge = self._deaf_until if self._deaf_until is not None else float("inf")
-        return min(nudge, self._relisten_at if listening and not self._listening else float("inf"))
+        returns = listening and not self._listening and self._listener is not None
+        return min(nudge, self._relisten_at if returns else float("inf"))
 
     def nudge(self) -> None:
         """Called by the children."""
