@@ -1,0 +1,374 @@
+"""The real supervisor in simulated time: whatever happens in whatever order, what it promises holds."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as HypothesisPhase
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from prefork.children import ChildKind, ChildState
+from prefork.commands import Command
+from prefork.errors import BootError
+from prefork.metrics.facts import ExitReason
+from prefork.policy import BOOT_DEATHS_MAX, CUT_KILL_S, FIRST_RESTART_DELAY_S, STOP_GRACE_S, Phase
+from tests.support.simulation import LIMITS, FakeProcess, Simulation
+
+SERVING = (ChildState.STARTING, ChildState.READY)
+ON_TIME = 0.2  # seconds: the turns that an end takes
+
+
+class Pool(RuleBasedStateMachine):
+    """Any order of commands, deaths, failures and hangs."""
+
+    simulation: Simulation
+
+    @initialize(
+        most=st.integers(1, 4), fewer=st.integers(0, 3), lanes=st.sampled_from([1, 3]),
+        spare=st.sampled_from([None, 1]), request_timeout=st.sampled_from([None, 2.0]),
+        max_lifetime=st.sampled_from([None, 20.0]),
+    )  # fmt: skip
+    def begin(
+        self, most: int, fewer: int, lanes: int, spare: int | None, request_timeout: float | None,
+        max_lifetime: float | None,
+    ) -> None:  # fmt: skip
+        limits = replace(
+            LIMITS, max_children=most, min_children=max(1, most - fewer), min_spare_children=spare,
+            max_spare_children=spare and spare + 1, request_timeout=request_timeout,
+        )  # fmt: skip
+        self.ending_since: float | None = None
+        self.stopping = False
+        self.paused = 0.0  # since the end began
+        self.deaths = self.kills = 0  # at boot, in a row
+        self.died_at = 0.0
+        self.ever_ready = False
+        self.simulation = Simulation(limits, lanes=lanes, max_lifetime=max_lifetime)
+        started = self.simulation.processes.on_start
+
+        def on_start(process: FakeProcess) -> None:
+            started(process)
+            process.on_kill = self.killed
+            self.forked()
+
+        self.simulation.processes.on_start = on_start
+        self.simulation.checks.append(self.turned)
+        self.simulation.turn()
+
+    # What must hold at every fork, every SIGKILL, and after every turn.
+
+    def forked(self) -> None:
+        supervisor = self.simulation.supervisor
+        serving = [child for child in supervisor.table if child.state in SERVING]
+        assert self.ending_since is None, "stop wins: nothing is started"
+        assert len(serving) <= supervisor.limits.max_children, "never over max, but for a replacement"
+        if len(serving) == supervisor.limits.max_children:
+            assert any(self.leaves(child) for child in serving), "nobody is to be replaced"
+            assert all(child.state is ChildState.READY for child in serving), "one replacement at a time"
+        if self.deaths:
+            assert all(child.state is ChildState.READY for child in serving), "back-off: one start at a time"
+            delay = min(supervisor.limits.max_restart_delay, FIRST_RESTART_DELAY_S * 2 ** (self.deaths - 1))
+            assert self.simulation.now - self.died_at >= delay * 0.999, "back-off: not before its time"
+
+    def leaves(self, child: Any) -> bool:
+        supervisor, now = self.simulation.supervisor, self.simulation.supervisor.clock.now()
+        due = child.report is not None and child.report.due is not None
+        old = child.lifetime is not None and now >= child.started + child.lifetime
+        return due or old or child.generation < supervisor.generations.current
+
+    def killed(self, process: FakeProcess) -> None:
+        if not process.ready and not self.asked(process):
+            self.died_at_boot()
+        limits, since = self.simulation.supervisor.limits, self.simulation.since
+        bounds = {signal.SIGQUIT: STOP_GRACE_S, signal.SIGTERM: limits.graceful_timeout}
+        if limits.request_timeout is not None:
+            bounds[signal.SIGUSR1] = CUT_KILL_S
+        over = [since(at) >= bounds[signum] - 1e-3 for signum, at in process.told if signum in bounds]
+        if not process.ready:
+            over.append(since(process.started_ns) >= limits.boot_timeout - 1e-3)
+        if self.ending_since is not None:
+            over.append(since(round(self.ending_since * 1e9)) >= limits.graceful_timeout - 1e-3)
+        assert any(over), "nobody is killed before the deadline"
+
+    def turned(self) -> None:
+        supervisor = self.simulation.supervisor
+        states = [child.state for child in supervisor.table if child.kind is ChildKind.WORKER]
+        if ChildState.READY in states:
+            self.ever_ready = True
+        if self.ending_since is not None:
+            within = STOP_GRACE_S if self.stopping else supervisor.limits.graceful_timeout
+            late = self.simulation.now - self.paused - self.ending_since - within
+            assert supervisor.phase is Phase.STOPPED or late <= ON_TIME, "it ends in time"
+        if supervisor.phase is Phase.STOPPED:
+            assert states == [], "nobody is left"
+
+    @invariant()
+    def accounts_balance(self) -> None:
+        """What was accepted has come to an end, or is in hand."""
+        statistics = self.simulation.statistics()
+        # Of the dead too, until they are reaped.
+        in_hand = sum(len(process.busy) for process in self.simulation.processes.all.values())
+        ended = statistics.completed + statistics.failed + statistics.timed_out + statistics.lost
+        assert statistics.accepted == ended + in_hand
+
+    # What may happen.
+
+    @precondition(lambda self: not self.serves)
+    @rule()
+    def nothing(self) -> None:
+        """So that there is something to do when it has stopped."""
+
+    @property
+    def serves(self) -> bool:
+        return self.simulation.phase is not Phase.STOPPED
+
+    def one(self, number: int, processes: list[FakeProcess]) -> FakeProcess | None:
+        return processes[number % len(processes)] if processes else None
+
+    def booting(self, number: int) -> FakeProcess | None:
+        return self.one(number, self.simulation.living(lambda process: not process.ready and not process.stopped))
+
+    def ready(self, number: int) -> FakeProcess | None:
+        return self.one(number, self.simulation.living(lambda process: process.ready and not process.stopped))
+
+    @precondition(lambda self: self.serves)
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0, 3.0, 12.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.simulation.advance(seconds)
+
+    @precondition(lambda self: self.serves)
+    @rule(seconds=st.sampled_from([2.0, 60.0]))
+    def master_is_stopped(self, seconds: float) -> None:
+        self.simulation.turn()
+        if self.ending_since is not None:
+            self.paused += seconds
+        self.simulation.pause(seconds)
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def one_gets_ready(self, number: int) -> None:
+        if process := self.booting(number):
+            process.boot()
+            self.deaths = self.kills = 0
+            self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5), how=st.sampled_from(["exits", "crashes", "killed"]))
+    def one_dies_at_boot(self, number: int, how: str) -> None:
+        if process := self.booting(number):
+            if how == "exits":
+                process.fail_to_boot()
+            else:
+                process.die(signal.SIGSEGV if how == "crashes" else signal.SIGKILL)
+            self.kills += how == "killed" and not self.asked(process)
+            if not self.asked(process) and (how != "killed" or self.kills >= BOOT_DEATHS_MAX):
+                self.died_at_boot()
+            self.simulation.turn()
+
+    def asked(self, process: FakeProcess) -> bool:
+        return any(signum in (signal.SIGTERM, signal.SIGQUIT) for signum, _ in process.told)
+
+    def died_at_boot(self) -> None:
+        self.deaths += 1
+        self.died_at = self.simulation.now
+        if self.hopeless and self.ending_since is None:
+            self.ending_since, self.stopping = self.simulation.now, True
+
+    @property
+    def hopeless(self) -> bool:
+        return not self.ever_ready and self.deaths >= BOOT_DEATHS_MAX
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def one_is_killed(self, number: int) -> None:
+        if process := self.ready(number):
+            process.die()
+            self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def one_hangs(self, number: int) -> None:
+        if process := self.ready(number):
+            process.hang()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def one_is_stopped(self, number: int) -> None:
+        if process := self.ready(number):
+            process.receive(signal.SIGSTOP)
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def a_request_begins(self, number: int) -> None:
+        process = self.ready(number)
+        if process and not process.draining and len(process.busy) < process.slot.lanes:
+            process.begin()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def a_request_ends(self, number: int) -> None:
+        process = self.ready(number)
+        if process and process.busy:
+            process.finish()
+            self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5), reason=st.sampled_from([ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY]))
+    def one_becomes_due(self, number: int, reason: ExitReason) -> None:
+        if process := self.ready(number):
+            process.become_due(reason)
+            self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(refuse=st.booleans())
+    def the_kernel_refuses_to_fork(self, refuse: bool) -> None:
+        self.simulation.processes.refuse = refuse
+
+    @precondition(lambda self: self.serves)
+    @rule(command=st.sampled_from([Command.RESTART, Command.MORE, Command.FEWER]))
+    def command(self, command: Command) -> None:
+        self.simulation.command(command)
+
+    @precondition(lambda self: self.serves)
+    @rule(command=st.sampled_from([Command.DRAIN, Command.STOP]), by_worker=st.booleans())
+    def end(self, command: Command, by_worker: bool) -> None:
+        process = self.ready(0)
+        if by_worker and command is Command.DRAIN and process:
+            process.ask_to_drain()
+            self.simulation.turn()  # hears it; the next one acts
+            self.begin_end(command)
+            self.simulation.turn()
+        else:
+            self.begin_end(command)
+            self.simulation.command(command)
+
+    def begin_end(self, command: Command) -> None:
+        if self.ending_since is None or (command is Command.STOP and not self.stopping):
+            self.ending_since, self.paused = self.simulation.now, 0.0
+            self.stopping = command is Command.STOP
+
+    # The end: all troubles over, one generation remains; then it ends.
+
+    def teardown(self) -> None:
+        if not hasattr(self, "simulation"):
+            return
+        try:
+            if self.ending_since is None:
+                self.all_is_well_again()
+                self.begin_end(Command.DRAIN)
+                self.simulation.command(Command.DRAIN)
+            self.simulation.advance(LIMITS.graceful_timeout + 10 * STOP_GRACE_S)
+            assert self.simulation.phase is Phase.STOPPED
+            if self.hopeless:
+                with pytest.raises(BootError, match=r"no database|SIGSEGV|SIGKILL"):
+                    self.simulation.supervisor.raise_if_hopeless()
+            assert self.simulation.processes.all == {}
+            self.accounts_balance()
+        finally:
+            self.simulation.close()
+
+    def all_is_well_again(self) -> None:
+        simulation, supervisor = self.simulation, self.simulation.supervisor
+        simulation.processes.refuse = False
+        for _ in range(60):
+            for process in simulation.living():
+                if process.stopped:
+                    process.receive(signal.SIGCONT)
+                process.deaf = False
+                while process.alive and process.busy:
+                    process.finish()
+                if process.alive and not process.ready:
+                    self.deaths = self.kills = 0
+                    process.boot()
+            simulation.advance(1.0)
+            children = list(supervisor.table)
+            if all(not self.leaves(child) and child.state is ChildState.READY for child in children):
+                break
+        assert {child.state for child in children} == {ChildState.READY}
+        assert {child.generation for child in children} == {supervisor.generations.current}, "one generation remains"
+        limits = supervisor.limits
+        assert min(limits.min_children, limits.max_children) <= len(children) <= limits.max_children
+
+
+def test_any_order() -> None:
+    """Commands, deaths, boot failures and hangs in any order: never over max, stop wins, it ends in time, no one is
+    killed before the deadline, starts back off, the accounts balance, and one generation remains."""
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Pool,
+        settings=settings(
+            max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False, phases=set(HypothesisPhase) - {HypothesisPhase.explain},
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def simulated() -> Iterator[Callable[..., Simulation]]:
+    """Makes a simulation with these limits, and closes it."""
+    with contextlib.ExitStack() as stack:
+
+        def simulate(lanes: int = 1, **limits: Any) -> Simulation:
+            simulation = Simulation(replace(LIMITS, **limits), lanes=lanes)
+            stack.callback(simulation.close)
+            return simulation
+
+        yield simulate
+
+
+def test_drained_while_booting(simulated: Callable[..., Simulation]) -> None:
+    """Workers that are killed because they boot for longer than the drain may take are no boot failures."""
+    simulation = simulated(max_children=6, min_children=6, boot_timeout=60)
+    simulation.turn()
+    simulation.command(Command.DRAIN)
+    simulation.advance(LIMITS.graceful_timeout + 1)
+    assert simulation.phase is Phase.STOPPED
+    assert simulation.statistics().exits == {"killed": 6}
+    simulation.supervisor.raise_if_hopeless()
+
+
+def test_fails_to_boot_while_drained(simulated: Callable[..., Simulation]) -> None:
+    """Nor are those that fail to boot after they were told to leave."""
+    simulation = simulated(max_children=4, min_children=4)
+    simulation.turn()
+    simulation.command(Command.DRAIN)
+    for process in simulation.living():
+        process.fail_to_boot()
+    simulation.advance(1)
+    assert simulation.phase is Phase.STOPPED
+    assert simulation.statistics().exits == {"boot_failed": 4}
+    simulation.supervisor.raise_if_hopeless()
+
+
+def test_idle_pool_wakes_once_a_second(simulated: Callable[..., Simulation]) -> None:
+    """With nothing to do the supervisor turns once a second, also where the pool may grow."""
+    simulation = simulated(max_children=4, min_children=2, min_spare_children=1, request_timeout=30)
+    simulation.settle()
+    simulation.advance(10)
+    before = simulation.supervisor.turns
+    simulation.advance(60)
+    assert simulation.supervisor.turns - before <= 61
+
+
+def test_replacement_is_ready_first(simulated: Callable[..., Simulation]) -> None:
+    """On RESTART never fewer READY than there were, at most one more, and each goes once another is READY."""
+    simulation = simulated(max_children=3, min_children=3)
+    simulation.settle()
+    seen = []
+    simulation.checks.append(lambda: seen.append([c.state.name for c in simulation.supervisor.table].count("READY")))
+    before = simulation.living()
+    simulation.command(Command.RESTART)
+    simulation.settle()
+    assert (min(seen), max(seen)) == (3, 3), "READY and DRAINING are set in the same turn"
+    assert not set(before) & set(simulation.living())
+    assert simulation.statistics().exits == {"replaced": 3}
