@@ -31,8 +31,8 @@ LINE = 1 << 20
 LARGE = """
 import prometheus_client
 LARGE = prometheus_client.Gauge("large", "", ["what"], multiprocess_mode="max")
-for number in range(3000):
-    LARGE.labels("x" * 80 + str(number)).set(1)
+for number in range(1000):
+    LARGE.labels("x" * 260 + str(number)).set(1)
 """
 
 Trouble = Callable[[str], contextlib.AbstractContextManager[object]]
