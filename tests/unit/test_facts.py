@@ -21,6 +21,7 @@ NUMBERS: dict[str, dict[str, int]] = {
     "AcceptError": {"EMFILE": 0, "ENFILE": 1, "NOMEM": 2, "ABORTED": 3, "OTHER": 4},
     "ControlCommand": {
         "OTHER": 0, "STATUS": 1, "DRAIN": 2, "STOP": 3, "RELOAD": 4, "RESTART": 5, "SCALE": 6, "REOPEN": 7,
+        "WORKERS": 8, "STACKS": 9, "LOG_LEVEL": 10, "VERSION": 11,
     },
     "ControlResult": {"OK": 0, "DENIED": 1, "BAD": 2},
 }  # fmt: skip
