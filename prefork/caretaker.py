@@ -5,6 +5,7 @@ begins again from the original command line and mends what was broken. Starts no
 """
 
 from dataclasses import replace
+from functools import partial
 
 import setproctitle
 
@@ -74,6 +75,10 @@ def _supervisor(
         listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
     )  # fmt: skip
     supervisor = Supervisor(service, limits, handed.board(), wakeup, handed, failed=why)
+    if values["seen"] is not None:
+        from .changes import Changes
+
+        supervisor.changes = Changes(partial(supervisor.commands.append, Command.RELOAD), before=values["seen"])
     metrics = listeners.get("metrics")
     if metrics is not None and service.listener is not None:
         subject = Subject(service.name, service.listener, True, lambda: True)

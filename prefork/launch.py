@@ -90,6 +90,7 @@ class Plan:
     found: Mapping[str, Found]
     launch: Launch
     values: Mapping[str, Any]  # of settings of the server's class
+    path: str | None  # of the file
 
     @property
     def origins(self) -> dict[str, str]:
@@ -105,7 +106,10 @@ class Plan:
 
     def build(self) -> Server:
         """The server, bound. Raises ConfigError or BindError."""
-        return build(self.load(), self.launch.bind, self.values)
+        server = build(self.load(), self.launch.bind, self.values)
+        if self.path is not None:
+            server._watched = (self.path,)
+        return server
 
     def holder(self) -> Any:
         """What has the settings of the server in force: its class, or itself where only it knows. Raises as `build()`.
@@ -140,7 +144,7 @@ def read(args: argparse.Namespace) -> Plan:
     values = {name: each.value for name, each in found.items() if not hasattr(launch, name)}
     if launch.bind is not None:
         _check_addresses(launch.bind, found)
-    return Plan(found, launch, values)
+    return Plan(found, launch, values, path)
 
 
 def _check_addresses(bind: Address, found: Mapping[str, Found]) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -147,6 +148,11 @@ class PreForkingMixIn(SupervisedMixIn):
         bool, Setting("log a line for each request, whatever the log level", group="Logs")
     ] = False
 
+    reload_on_change: Annotated[
+        bool, Setting("reload when a file of the program changes", group="Development", flag=True)
+    ] = False
+
+    _watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
     _closing = False  # server_close() has been called
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
@@ -332,7 +338,13 @@ class PreForkingMixIn(SupervisedMixIn):
             max_restart_delay=self.max_restart_delay, drain_delay=self.drain_delay,
             hang_up=self.drain_connections == "eof",
         )  # fmt: skip
-        return Supervisor(service, limits, self._scoreboard(), wakeup, given)
+        supervisor = Supervisor(service, limits, self._scoreboard(), wakeup, given)
+        if self.reload_on_change:
+            from .changes import Changes
+
+            before = None if given is None else given.values["seen"]
+            supervisor.changes = Changes(partial(supervisor.commands.append, Command.RELOAD), self._watched, before)
+        return supervisor
 
     @staticmethod
     def _given() -> Handed | None:

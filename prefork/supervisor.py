@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic, monotonic_ns, time_ns
+from typing import TYPE_CHECKING
 
 from prefork.metrics.board import BOOT, FORK_FAILURES, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ExitReason, ForkFailure
@@ -40,6 +41,9 @@ from .listeners import Listener, narrow, queued
 from .policy import Phase, Plan, Pool
 from .systemd import Facts, Notifying
 from .waiting import Waiting
+
+if TYPE_CHECKING:
+    from .changes import Changes
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -110,6 +114,7 @@ class Supervisor:
         self.closed = False
         self.forked = False  # there has been a child that serves
         self.exporting: Exporting | None = None
+        self.changes: Changes | None = None
         self.control: Control | None = None
         self._notifying: Notifying | None = None
         self._turned_at = self.clock.now()
@@ -186,6 +191,8 @@ class Supervisor:
         self._wake_at = min(self._wake_at, self._drops.turn(now))
         if self._notifying is not None:
             self._wake_at = min(self._wake_at, self._notifying.turn(now))
+        if self.changes is not None:
+            self._wake_at = min(self._wake_at, self.changes.turn(now))
         if self._strays is not None:
             self._strays.turn({child.pid for child in self.table}, now)
 
@@ -427,6 +434,7 @@ class Supervisor:
         record.values["boot_timeout"] = self.limits.boot_timeout
         record.values["graceful_timeout"] = self.limits.graceful_timeout
         record.values["name"] = self.service.name
+        record.values["seen"] = None if self.changes is None else self.changes.pack()
         self.service.pack(record)
 
     # Effects.
