@@ -312,9 +312,8 @@ class Hooks:
         service.wait_ready(WORKERS)
         service.release(numbered(2, hooks))
         (tmp_path / "please").touch()
-        service.answering()
-        service.signal(signal.SIGTTIN)  # any turn
         service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS)
         service.wait_ready(WORKERS, replaced=WORKERS)
         assert service.answering() == "r2"
 
