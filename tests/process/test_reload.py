@@ -57,6 +57,7 @@ def test_a_connection_in_hand_is_finished_by_the_old_code(tmp_path: Path) -> Non
         service.release(numbered(2))
         service.signal(signal.SIGHUP)
         service.wait_reloads(ok=1)
+        service.wait_ready(WORKERS, replaced=WORKERS - 1)
         with Watch(held.pid) as old, held:
             assert held.ask(b"release") == b"r1"
             assert service.answering() == "r2"
