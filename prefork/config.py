@@ -37,6 +37,7 @@ class Setting:
     name: str = ""  # of option, variable and key, where it is not the attribute's
     metavar: str = ""
     flag: bool = False  # its option takes no value
+    positional: bool = False  # it has no option: on the command line it stands alone
     reloadable: bool = True  # a reload can change it; else it takes a restart
 
 
@@ -57,7 +58,7 @@ class Field:
 
     @property
     def option(self) -> str:
-        return "--" + self.key.replace("_", "-")
+        return self.metavar if self.setting.positional else "--" + self.key.replace("_", "-")
 
     @property
     def variable(self) -> str:
@@ -287,15 +288,22 @@ def show(value: object, unit: UnitName = "") -> str:
     return str(value)
 
 
-def reference(cls: type) -> str:
-    """A Markdown table of every setting of `cls`, group by group: name, default, what is allowed, what it means."""
+def reference(cls: type, *, options: bool = False) -> str:
+    """A Markdown table of every setting of `cls`, group by group: name, default, what is allowed, what it means.
+
+    `options`: by the names of the command line; else by those of attributes.
+    """
     fields = settings(cls).values()
-    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    lines = [f"| {'option' if options else 'setting'} | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for group in dict.fromkeys(field.setting.group for field in fields):
         lines.append(f"| **{group}** | | | |")
-        lines += [
-            f"| `{field.name}` | {field.default_text} | {field.allowed} | {field.setting.help} |"
-            for field in fields
-            if field.setting.group == group
-        ]
+        lines += [_row(field, options) for field in fields if field.setting.group == group]
     return "\n".join(lines) + "\n"
+
+
+def _row(field: Field, option: bool) -> str:
+    name = f"`{field.option if option else field.name}`"
+    if field.key != field.name:
+        name += f" (`{field.option}`)"
+    meaning = field.setting.help + ("" if field.setting.reloadable else "; a reload cannot change it")
+    return f"| {name} | {field.default_text} | {field.allowed} | {meaning} |"

@@ -60,7 +60,9 @@ EXIT_STATUS: dict[int, str] = {
 class Launch:
     """What the command line is told beside the settings of the server's class."""
 
-    target: Annotated[str | None, Setting("what to serve, as in app:Server", group="Service")] = None
+    target: Annotated[
+        str | None, Setting("what to serve, as in app:Server", group="Service", metavar="TARGET", positional=True)
+    ] = None
     bind: Annotated[
         Address | None,
         Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, fd://N (inherited), or "
@@ -127,9 +129,8 @@ def fields() -> Mapping[str, Field]:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("target", metavar="TARGET", nargs="?", help="what to serve, as in app:Server")
     parser.add_argument("--config", metavar="FILE", help="read settings from the table [prefork] of this TOML file")
-    add_settings(parser, {name: field for name, field in fields().items() if name != "target"})
+    add_settings(parser, fields())
 
 
 def read(args: argparse.Namespace) -> Plan:

@@ -16,6 +16,9 @@ def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
     """An option for each field, under its group's title, groups in the order in which they are first met."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in fields.values():
+        if field.setting.positional:
+            parser.add_argument(field.name, metavar=field.metavar, nargs="?", help=field.setting.help)
+            continue
         title = field.setting.group
         if title not in groups:
             groups[title] = parser.add_argument_group(title)

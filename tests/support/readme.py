@@ -12,6 +12,7 @@ from prefork import PreForkingTCPServer
 from prefork.commands import TABLE
 from prefork.config import reference
 from prefork.ctl import term
+from prefork.launch import Launch
 from prefork.metrics.collector import reference as metrics
 
 README = Path(__file__).parents[2] / "README.md"
@@ -41,7 +42,8 @@ def verbs() -> str:
 def made_anew(text: str) -> str:
     """The text of README.md with every part that is made from the code as it is now."""
     parts = {
-        "settings": reference(PreForkingTCPServer), "signals": signals(), "verbs": verbs(), "metrics": metrics() + "\n",
+        "settings": reference(PreForkingTCPServer),
+        "launch": reference(Launch, options=True), "signals": signals(), "verbs": verbs(), "metrics": metrics() + "\n",
     }  # fmt: skip
     for name, part in parts.items():
         marked = re.compile(rf"(<!-- {name}: .* -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
