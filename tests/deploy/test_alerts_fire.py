@@ -1,8 +1,11 @@
 """The alerts, fired for real: pools driven into each state, watched by a real Prometheus with the rules of deploy/."""
 
 import contextlib
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,13 +14,24 @@ from tests.support.figures import figure
 from tests.support.monitored import monitored, target, watching
 from tests.support.proc import no_descriptor_left
 from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus
-from tests.support.service import Service
+from tests.support.service import HUNG, Service
 
 pytestmark = needs_prometheus
 
 QUEUE = 4  # request_queue_size of the service that gets full
 FIRED = 'max_over_time(ALERTS{alertstate="firing",%s}[10m])'  # at any time since the start
 OF_THE_NAMESPACE = "PreforkListenOverflows"  # the kernel's count is everybody's
+
+# Another user, who finds the socket by the folder he was started in.
+STRANGER = """
+import os, socket
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX)
+sock.connect("c")
+print(sock.makefile().readline())
+"""
 
 DYING = """
 class Handler(Who):
@@ -120,6 +134,15 @@ def stale(service: Service) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def guarded(service: Service) -> Iterator[None]:
+    """A user who is not allowed to opens the control socket."""
+    command = [sys.executable, "-c", STRANGER]
+    answer = subprocess.check_output(command, cwd=service.directory, text=True, timeout=HUNG)
+    assert "may not use this socket" in answer
+    yield
+
+
+@contextlib.contextmanager
 def calm(service: Service) -> Iterator[None]:
     """A service that is well."""
     with service.connect() as client:
@@ -149,6 +172,10 @@ STATES: dict[str, tuple[str, Callable[[Service], contextlib.AbstractContextManag
         {"PreforkDatagramsDropped"},
     ),
     "stale": (monitored(max_children=1), stale, {"PreforkReloadFailed"}),
+    **({
+        "guarded": (monitored(max_children=1, control_socket="c", control_mode=0o666), guarded,
+                    {"PreforkControlDenied"}),
+    } if os.getuid() == 0 else {}),  # only root can be somebody else
     "calm": (monitored(max_children=2), calm, set()),
 }  # fmt: skip
 
