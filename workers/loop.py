@@ -186,6 +186,8 @@ class Worker:
                     self._leaving = ExitReason.MAX_REQUESTS
                     self.draining = True
                     return
+                if leaving:  # one is enough: with a queue that is never empty it would never leave
+                    return
             elif leaving:
                 lanes.give_back(lane)
                 return
