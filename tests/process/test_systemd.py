@@ -44,11 +44,12 @@ BOOTS_ONE_BY_ONE = """
 class Hooks:
     def worker_started(self):
         super().worker_started()
-        if os.path.exists("first"):
+        try:
+            open("first", "x").close()
+        except FileExistsError:
             tell("second")
             with open("gate") as gate:
                 gate.read()
-        open("first", "w").close()
 """
 
 

@@ -79,15 +79,20 @@ class Manager:
                 (fd,) = array("i", data)
                 self._keep(lines["FDNAME"], fd)
             if "FDSTOREREMOVE" in lines:
-                self._drop(lines["FDNAME"])
+                self.drop(lines["FDNAME"])
         return len(self.messages)
+
+    def nothing_for(self, seconds: float) -> None:
+        """Let this much time pass, in which nothing may come."""
+        assert not select.select([self.socket], [], [], seconds)[0], "the manager was told something"
 
     def _keep(self, name: str, fd: int) -> None:
         """As systemd: the same socket a second time is no news."""
-        self._drop(name)
+        self.drop(name)
         self.kept[name] = fd
 
-    def _drop(self, name: str) -> None:
+    def drop(self, name: str) -> None:
+        """Keep it no longer."""
         if name in self.kept:
             os.close(self.kept.pop(name))
 
@@ -97,7 +102,7 @@ class Manager:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.look()
         for name in list(self.kept):
-            self._drop(name)
+            self.drop(name)
         self.socket.close()
         sys.stderr.write("".join(f"{message!r}\n" for message in self.messages))  # pytest shows it on failure
 
