@@ -168,7 +168,7 @@ class Listener(socket.socket):
     def unlink(self) -> None:
         """Remove the Unix path, if what stands there is still ours."""
         path, self.path = self.path, None
-        if path is not None and self.identity == _identity(path):
+        if path is not None and self.identity is not None and self.identity == _identity(path):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             self.unreachable = True

@@ -5,6 +5,7 @@ is narrowed before its bind() is never open to more than it shall be.
 """
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -41,15 +42,25 @@ class Access:
         mode = 0o777 & ~_umask() if self.mode is None else self.mode
         os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # the user is still us, the group ours: only then the rest
         yield
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.chown(f"/proc/self/fd/{fd}", uid, gid)
-            os.chmod(f"/proc/self/fd/{fd}", mode)
+            os.chown(path, uid, gid, follow_symlinks=False)
+            _chmod(path, mode)
         except OSError:
             os.unlink(path)
             raise
-        finally:
-            os.close(fd)
+
+
+def _chmod(path: str, mode: int) -> None:
+    """Of this path and of nothing that a link put in its place leads to: chmod(2) has no flag for it."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    except PermissionError as exc:
+        if exc.errno != errno.EACCES:
+            raise
+        os.chmod(path, mode)  # this process has given up root, and may not look into its own /proc any more
+    finally:
+        os.close(fd)
 
 
 def owner(text: str) -> tuple[int, int]:
