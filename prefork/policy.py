@@ -23,7 +23,7 @@ from .children import ChildKind, ChildState
 TICK_S = 1.0  # the master looks at least this often
 STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
 CUT_TERM_S = 0.2  # from the stack of a request over its time to TERM
-CUT_KILL_S = 0.4  # and to SIGKILL, when only such requests are left
+CUT_KILL_S = 0.3  # and to SIGKILL, when only such requests are left
 CUT_LOOK_S = 0.1
 REMIND_S = 0.25  # a draining worker is told again: hangup.py
 QUIET_S = 0.03  # the queue is empty when nothing came for this long
