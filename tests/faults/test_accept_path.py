@@ -1,0 +1,184 @@
+"""What clients can do to the way in: reset, come alone, drip one byte a second, flood."""
+
+import contextlib
+import os
+import re
+import select
+import socket
+import struct
+import threading
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from tests.support.clients import Load, ask, ask_datagram
+from tests.support.figures import figure
+from tests.support.proc import blocked_in_accept, datagrams
+from tests.support.scraping import get, total
+from tests.support.service import HUNG, Service, script
+
+quick = pytest.mark.quick_faults
+TCP, THREADS = "PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"
+RESETS = 5000
+RESETTERS = 4
+ALONE = 2000
+IDLE = 8
+TIMEOUT = 2.0  # seconds
+SLACK = 0.5
+DATAGRAM = """
+class Handler(DatagramRequestHandler):
+    def handle(self):
+        self.wfile.write(b"%d" % os.getpid())
+"""
+# A worker that is told to hold receives nothing until the gate, a FIFO, has been opened and closed by the test.
+DAM = """
+class Hooks:
+    def server_bind(self):
+        super().server_bind()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+
+class Handler(DatagramRequestHandler):
+    def handle(self):
+        if self.rfile.read() == b"hold":
+            tell("held")
+            with open("gate") as gate:
+                gate.read()
+"""
+FLOOD = 500
+
+
+def reset(address: Any, data: bytes) -> None:
+    """Connect, send this, and have the kernel answer everything that follows with RST."""
+    with socket.create_connection(address, HUNG) as sock:
+        if data:
+            sock.sendall(data)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("bases", [pytest.param(TCP, marks=quick), THREADS])
+def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
+    """Five thousand connections reset before, during and after their request: no news, and the others are served."""
+    with Service(tmp_path, script(bases=bases, max_children=2)) as service:
+        service.wait_ready(2)
+        address = service.address
+
+        def resetting() -> None:
+            for number in range(RESETS // RESETTERS):
+                reset(address, (b"", b"pi", b"pid\n", b"pid\n" * 100)[number % 4])
+
+        threads = [threading.Thread(target=resetting) for _ in range(RESETTERS)]
+        with Load(address, 2) as load:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        statistics = service.settled()
+        news = [line for line in service.log.splitlines() if re.search(r"^\S+ (WARNING|ERROR|CRITICAL) ", line)]
+    tally = load.tally
+    arrived = statistics["accepted"] + statistics["accept_errors"].get("aborted", 0) - tally.opened
+    figure(f"{bases}, connections that reset: accepted", f"{arrived} of {RESETS}")
+    figure(f"{bases}, connections that reset: the others that failed", f"{tally.failures} of {tally.opened}", 0)
+    figure(f"{bases}, connections that reset: lines above DEBUG and INFO", len(news), 0)
+    assert tally.failures == 0
+    assert tally.answered > 100
+    assert RESETS * 0.9 < arrived <= RESETS  # a full queue refuses some
+    assert news == []
+    assert statistics["exits"] == {}
+
+
+ALL_IDLE: dict[str, Any] = {
+    TCP: ("127.0.0.1", 0),
+    THREADS: ("127.0.0.1", 0),
+    "PreForkingUnixStreamServer": "s",
+    "PreForkingUDPServer": ("127.0.0.1", 0),
+}
+
+
+@pytest.mark.parametrize("bases", [pytest.param(TCP, marks=quick), *list(ALL_IDLE)[1:]])
+def test_one_at_a_time_at_idle_workers(bases: str, tmp_path: Path) -> None:
+    """Two thousand connections, one at a time, at eight idle workers: nobody is stuck in accept for one it missed."""
+    datagram = "UDP" in bases
+    source = script(DATAGRAM if datagram else "", bases=bases, address=ALL_IDLE[bases], max_children=IDLE)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(IDLE)
+        address, workers = service.address, service.workers()
+        assert Path(f"/proc/{workers[0]}/syscall").read_text()
+        stuck = set()
+        for number in range(ALONE):
+            assert ask_datagram(address, b"x") if datagram else ask(address, b"pid\n")
+            if number % 10 == 0:
+                stuck |= set(filter(blocked_in_accept, workers))
+        # Who was only seen on its way through accept is out of it by now.
+        stuck = {pid for pid in stuck if blocked_in_accept(pid)}
+        statistics = service.settled()
+    figure(f"{bases}, {ALONE} one at a time at {IDLE} idle workers: stuck", len(stuck), 0)
+    assert stuck == set()
+    assert statistics["accepted"] == statistics["completed"] == ALONE
+    # Above, TERM ended the service: whoever is deaf to it is killed, and then it is not "drained".
+    assert service.wait("ended")["exits"] == {"drained": IDLE}
+
+
+@pytest.mark.parametrize(("bases", "lanes"), [(TCP, 2), pytest.param(THREADS, 6, marks=quick)])
+def test_clients_of_one_byte_a_second(bases: str, lanes: int, tmp_path: Path) -> None:
+    """On every lane a client that drips: each is cut at request_timeout, and who comes after them is served."""
+    settings = {"max_children": 2, "max_threads": lanes // 2, "request_timeout": TIMEOUT}
+    with Service(tmp_path, script(bases=bases, **settings)) as service, contextlib.ExitStack() as stack:
+        service.wait_ready(2)
+        cut: dict[socket.socket, float] = {}
+        begun: dict[socket.socket, float] = {}
+        for _ in range(lanes):
+            sock = stack.enter_context(socket.create_connection(service.address, HUNG))
+            begun[sock] = monotonic()
+        after = threading.Thread(target=lambda: answers.append(ask(service.address, b"pid\n")))
+        answers: list[bytes] = []
+        after.start()  # it waits in the queue
+        next_drip = monotonic()
+        while len(cut) < lanes:
+            assert monotonic() < begun[sock] + HUNG, "hung: nobody is cut"
+            if monotonic() >= next_drip:
+                next_drip += 1.0
+                for each in begun.keys() - cut.keys():
+                    with contextlib.suppress(OSError):
+                        each.send(b"p")
+            for each in select.select(begun.keys() - cut.keys(), [], [], max(0.0, next_drip - monotonic()))[0]:
+                cut[each] = monotonic() - begun[each]
+        after.join(HUNG)
+        statistics = service.settled()
+    figure(f"{bases}, 1 B/s on {lanes} lanes: cut after", f"{min(cut.values()):.2f} to {max(cut.values()):.2f} s",
+           f"{TIMEOUT} ± {SLACK} s")  # fmt: skip
+    assert answers
+    assert answers[0]
+    assert statistics["timed_out"] == lanes
+    assert statistics["exits"] == {"timeout": 2}
+    assert min(cut.values()) > TIMEOUT - SLACK
+    assert max(cut.values()) < TIMEOUT + SLACK
+
+
+@quick
+def test_flood_of_datagrams(tmp_path: Path) -> None:
+    """A flood that nobody receives: what the kernel drops is what we tell, and what it kept is served, to the unit."""
+    os.mkfifo(tmp_path / "gate")
+    with Service(tmp_path, script(DAM, bases="PreForkingUDPServer", max_children=1, metrics_address="m")) as service:
+        service.wait_ready(1)
+        address = service.address
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            sock.send(b"hold")
+            service.wait("held")
+            for _ in range(FLOOD):
+                sock.send(b"x" * 100)
+        dropped = datagrams(address[1])[1]
+        told = total(get(os.path.relpath(tmp_path / "m")).samples, "prefork_datagram_receive_drops_total")
+        (tmp_path / "gate").write_text("")
+        kept = FLOOD - dropped
+        deadline = monotonic() + HUNG
+        while (statistics := service.settled())["accepted"] < 1 + kept:
+            assert monotonic() < deadline, f"hung: {statistics}"
+        assert datagrams(address[1]) == (0, dropped)
+    figure("flood of datagrams: dropped by the kernel, told by us, served",
+           f"{dropped}, {told:.0f}, {statistics['completed'] - 1} of {FLOOD}", "exact")  # fmt: skip
+    assert 0 < dropped < FLOOD
+    assert told == dropped
+    assert statistics["accepted"] == statistics["completed"] == 1 + kept
