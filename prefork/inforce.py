@@ -21,8 +21,8 @@ __all__ = ["COMMAND"]
 
 DESCRIPTION = f"""\
 Print every setting that prefork run would have in force with the same arguments, and who set it: an option, a
-variable, the file, a class of yours, or nobody (default). TARGET is imported and nothing is bound. Without a TARGET
-anywhere, what a pool has by itself.
+variable, the file, a class of yours, or nobody (default). TARGET is imported, a factory is called, and nothing is
+bound. Without a TARGET anywhere, what a pool has by itself.
 
 {launch.TARGET_TEXT}
 """

@@ -12,9 +12,8 @@ from typing import Annotated, Any
 
 from . import logs
 from .addresses import Address
-from .config import Field, Setting, settings
+from .config import Field, Setting, settings, show
 from .errors import ConfigError
-from .listeners import address_text
 from .options import add_settings, texts
 from .pages import Parser, Section
 from .pool import PreForkingTCPServer
@@ -143,20 +142,34 @@ def read(args: argparse.Namespace) -> Plan:
         if name in found:
             setattr(launch, name, found[name].value)
     values = {name: each.value for name, each in found.items() if not hasattr(launch, name)}
-    if launch.bind is not None:
-        _check_addresses(launch.bind, found)
+    _check_addresses(known, found)
+    if launch.single and values.get("reload_on_change"):
+        origin = found["reload_on_change"].origin
+        raise ConfigError(f"could not set reload_on_change (from {origin}): with --single there is nobody who reloads")
     return Plan(found, launch, values, path)
 
 
-def _check_addresses(bind: Address, found: Mapping[str, Found]) -> None:
+def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> None:
     """Two things cannot listen at one address."""
+    taken: list[tuple[Any, str]] = []
     for name, each in found.items():
-        taken = name.endswith("_address") and each.value is not None and bind.fd is None
-        if taken and bind.kind in ("tcp", "unix") and _same(bind.address, each.value):
-            raise ConfigError(
-                f"could not set {name} to {address_text(each.value)} (from {each.origin}): the service is there "
-                f"({found['bind'].origin})"
-            )
+        if known[name].setting.unit != "address" or each.value is None:
+            continue
+        place = _place(each.value)
+        for other, origin in taken:
+            if place is not None and _same(place, other):
+                where = show(each.value, "address")
+                raise ConfigError(
+                    f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
+                )
+        taken.append((place, each.origin))
+
+
+def _place(value: Any) -> Any:
+    """What is bound on a stream socket; None for what cannot collide with another, or is bound by somebody else."""
+    if not isinstance(value, Address):
+        return value
+    return value.address if value.kind in ("tcp", "unix") and value.fd is None else None
 
 
 def _same(one: Any, other: Any) -> bool:

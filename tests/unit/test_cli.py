@@ -95,14 +95,16 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Handler", "--bind", "nowhere"], "could not read the address 'nowhere' (from --bind): it must be"),
         (
             ["run", "app:Handler", "--bind", ":9", "--metrics", "127.0.0.1:9"],
-            "127.0.0.1:9 (from --metrics): the service is",
+            "(from --metrics): that is taken by --bind",
         ),
         (
             ["run", "app:Handler", *BIND, "--metrics", "unix:./never.sock"],
-            "to ./never.sock (from --metrics): the service",
+            "unix:./never.sock (from --metrics): that is",
         ),
         (["run", "app:Handler", *BIND, "--metrics", "fd://0"], "could not read the address 'fd://0' (from --metrics):"),
         (["run", "app:Handler", *BIND, "--config", "none.toml"], "could not read none.toml: no such file or directory"),
+        (["run", "app:Handler", *BIND, "--control", "unix:m", "--metrics", "unix:m"], "that is taken by --"),
+        (["run", "app:Handler", *BIND, "--single", "--reload-on-change"], "with --single there is nobody who reloads"),
         (["run", "app", *BIND], "could not read the target 'app': it must be module:attribute"),
         (["run", "app.py:Handler", *BIND], "packages; leave .py out"),
         (["run", "./app.py:Handler", *BIND], "a module is named without .py and slashes"),
