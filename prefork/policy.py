@@ -3,7 +3,8 @@
 The invariants, each with a test of its name (STARTING and READY children count as "serving"):
 
     never_over_max          serving never exceeds max_children, plus one that exists only for a replacement
-    draining_is_bounded     no drain is begun that makes more than max_children DRAINING (a cut request excepted)
+    draining_is_bounded     no drain is begun that makes more than max_children DRAINING, but for a cut request
+                            and at the end of the service
     replacement_is_ready    a healthy READY worker is drained only while enough others are READY
     backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
     stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started

@@ -1,0 +1,504 @@
+"""Policy: each invariant of its docstring under Hypothesis, then the decisions one by one. No process, no clock."""
+
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from prefork.children import ChildKind, ChildState
+from prefork.metrics.facts import ExitReason
+from prefork.policy import (
+    BOOT_DEATHS_MAX,
+    CUT_KILL_S,
+    CUT_TERM_S,
+    FIRST_RESTART_DELAY_S,
+    FORK_RETRY_S,
+    NO_POOL,
+    QUIET_S,
+    RESIZE_EVERY_S,
+    SPAWN_BURST_MAX,
+    STOP_GRACE_S,
+    TICK_S,
+    ChildView,
+    Limits,
+    Phase,
+    Plan,
+    Pool,
+    Snapshot,
+    after_boot_death,
+    after_fork_failure,
+    after_ready,
+    exit_reason,
+    hopeless,
+    plan,
+)
+from tests.support.simulation import LIMITS
+
+NOW = 1000.0
+GENERATION = 3
+RUNNING = (Phase.STARTING, Phase.RUNNING)
+ORDER = list(Phase)
+
+moments = st.sampled_from([NOW - 100, NOW - 10, NOW - 3, NOW - 1, NOW - 0.3, NOW - 0.01, NOW])
+later = st.sampled_from([NOW - 1, NOW, NOW + 0.005, NOW + 0.5, NOW + 3, NOW + 100])
+
+
+@st.composite
+def children(draw: st.DrawFn, serial: int) -> ChildView:
+    """Any that the supervisor can see: what contradicts itself is left out, what is unlikely is not."""
+    state = draw(st.sampled_from(list(ChildState)[:4]))
+    kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER]))
+    told = state in (ChildState.DRAINING, ChildState.KILLING)
+    lanes = draw(st.sampled_from([1, 1, 3]))
+    busy = [] if state is ChildState.STARTING else draw(st.lists(moments, max_size=lanes))
+    reasons = [ExitReason.DRAINED, ExitReason.REPLACED, ExitReason.STOPPED]
+    return ChildView(
+        serial, kind, state, draw(st.sampled_from([GENERATION] * 3 + [GENERATION - 1])),
+        started=draw(moments), changed=draw(moments), told=draw(moments) if told else 0.0,
+        deadline=draw(later) if told else None,
+        due=draw(st.sampled_from([None, None, None, ExitReason.MAX_REQUESTS, ExitReason.MAX_LIFETIME])),
+        lanes=lanes, busy_since=tuple(busy), accepted=draw(st.integers(0, 3)),
+        cut_at=draw(st.sampled_from([None, None, NOW - 1, NOW - 0.25, NOW - 0.1])) if busy else None,
+        reason=draw(st.sampled_from(reasons)) if told else None,
+    )  # fmt: skip
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    most = draw(st.integers(1, 6))
+    return replace(
+        LIMITS, max_children=most, min_children=draw(st.integers(1, most)),
+        min_spare_children=draw(st.sampled_from([None, 1, 2])), max_spare_children=draw(st.sampled_from([None, 2, 4])),
+        request_timeout=draw(st.sampled_from([None, 2.0])), slow_request_timeout=draw(st.sampled_from([None, 0.2])),
+        drain_delay=draw(st.sampled_from([0.0, 0.0, 5.0])), hang_up=draw(st.booleans()),
+    )  # fmt: skip
+
+
+@st.composite
+def snapshots(draw: st.DrawFn, phases: Any = tuple(Phase)) -> Snapshot:
+    pool = Pool(
+        target=draw(st.integers(0, 6)), ever_ready=draw(st.booleans()), boot_deaths=draw(st.sampled_from([0, 0, 1, 4])),
+        next_start=draw(later), burst=draw(st.sampled_from([1, 2, 8])), next_resize=draw(later),
+        stalled=frozenset(draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=3))),
+    )  # fmt: skip
+    count = draw(st.integers(0, 9))
+    return Snapshot(
+        draw(st.sampled_from(list(phases))), draw(moments), GENERATION,
+        tuple(draw(children(serial)) for serial in range(1, count + 1)), pool, queued=draw(st.booleans()),
+        queued_at=draw(moments), saturated=draw(st.booleans()),
+    )  # fmt: skip
+
+
+def serving(snapshot: Snapshot) -> list[ChildView]:
+    return [child for child in snapshot.children if child.serving]
+
+
+def leaves(child: ChildView, snapshot: Snapshot) -> bool:
+    return child.ready and (child.due is not None or child.generation < snapshot.generation)
+
+
+def uncut(snapshot: Snapshot, result: Plan) -> list[ChildView]:
+    """Who is drained, but not for a request over its time."""
+    reasons = dict(result.drain)
+    return [c for c in snapshot.children if c.serial in reasons and reasons[c.serial] is not ExitReason.TIMEOUT]
+
+
+# The invariants, by name.
+
+
+@given(snapshots(), limits())
+def test_never_over_max(snapshot: Snapshot, limits: Limits) -> None:
+    """Serving never exceeds max_children, plus one that exists only for a replacement."""
+    result = plan(snapshot, limits, NOW)
+    assert result.pool.target <= limits.max_children or snapshot.phase not in RUNNING
+    if result.spawn:
+        now = serving(snapshot)
+        if len(now) + result.spawn > limits.max_children:
+            assert len(now) + result.spawn == limits.max_children + 1
+            assert any(leaves(child, snapshot) for child in now)
+            assert all(child.ready for child in now)
+
+
+@given(snapshots(RUNNING), limits())
+def test_draining_is_bounded(snapshot: Snapshot, limits: Limits) -> None:
+    """No drain is begun that makes more than max_children DRAINING, a cut request excepted."""
+    begun = len(uncut(snapshot, plan(snapshot, limits, NOW)))
+    draining = sum(child.state is ChildState.DRAINING for child in snapshot.children)
+    assert begun == 0 or draining + begun <= limits.max_children
+
+
+@given(snapshots(RUNNING), limits())
+def test_replacement_is_ready(snapshot: Snapshot, limits: Limits) -> None:
+    """A healthy READY worker is drained only while enough others are READY."""
+    result = plan(snapshot, limits, NOW)
+    ready = sum(child.ready for child in snapshot.children)
+    drained = uncut(snapshot, result)
+    assert all(child.ready for child in drained)
+    assert not drained or ready - len(drained) >= result.pool.target >= 1
+
+
+@given(snapshots(), limits())
+def test_backoff_is_single_file(snapshot: Snapshot, limits: Limits) -> None:
+    """In back-off at most one child is STARTING, and none is started before its time; nor after a failed fork."""
+    result = plan(snapshot, limits, NOW)
+    if result.spawn:
+        assert snapshot.pool.next_start <= NOW
+        if snapshot.pool.backing_off:
+            assert result.spawn == 1
+            assert not any(child.serving and not child.ready for child in snapshot.children)
+
+
+@given(snapshots([Phase.DRAINING, Phase.KILLING, Phase.STOPPED]), limits())
+def test_stop_wins(snapshot: Snapshot, limits: Limits) -> None:
+    """After STOP, and after DRAIN and its drain_delay, nothing is started; no phase goes back; everybody is told."""
+    result = plan(snapshot, limits, NOW)
+    workers = [child for child in snapshot.children if child.kind is ChildKind.WORKER]
+    assert ORDER.index(result.phase) >= ORDER.index(snapshot.phase)
+    if snapshot.phase is Phase.DRAINING and limits.drain_delay and snapshot.pool.ever_ready:
+        assume(snapshot.phase_since + limits.drain_delay <= NOW)
+    assert result.spawn == 0
+    assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
+    if result.phase is Phase.KILLING:
+        told = {child.serial for child in workers if child.reason is ExitReason.STOPPED}
+        told |= {child.serial for child in workers if child.state is ChildState.KILLING}
+        assert set(result.stop) | told == {child.serial for child in workers}
+
+
+@given(snapshots(), limits())
+def test_deadline_kills(snapshot: Snapshot, limits: Limits) -> None:
+    """A child past its deadline is killed, in whatever phase, once; one that is within it is not."""
+    killed = set(plan(snapshot, limits, NOW).kill)
+    for child in snapshot.children:
+        over = child.deadline is not None and child.deadline <= NOW
+        booting = child.kind is ChildKind.WORKER and child.state is ChildState.STARTING
+        over |= booting and child.started + limits.boot_timeout <= NOW
+        cut = child.cut_at is not None and limits.request_timeout is not None and child.cut_at + CUT_KILL_S <= NOW
+        over |= cut and all(since + 2.0 <= NOW for since in child.busy_since)
+        assert (child.serial in killed) == (over and child.state is not ChildState.KILLING)
+
+
+@given(snapshots(), limits(), st.floats(0.001, 0.999))
+def test_wakes_in_time(snapshot: Snapshot, limits: Limits, part: float) -> None:
+    """`wake_at` is later than now, never later than the next deadline, and nothing new is due before it."""
+    first = plan(snapshot, limits, NOW)
+    assert NOW < first.wake_at <= NOW + TICK_S
+    snapshot = replace(snapshot, pool=first.pool, phase=first.phase)
+    between = plan(snapshot, limits, NOW + (first.wake_at - NOW) * part)
+    assert between.kill == first.kill
+    assert between.stop == first.stop
+    assert between.dump == first.dump
+    assert between.slow == first.slow
+    assert set(between.remind) == set(first.remind)
+    cut = [{serial for serial, why in p.drain if why is ExitReason.TIMEOUT} for p in (first, between)]
+    assert cut[0] == cut[1]
+    if first.phase not in RUNNING:
+        assert {serial for serial, _ in between.drain} == {serial for serial, _ in first.drain}
+        assert between.phase is first.phase
+    if limits.min_children == limits.max_children:
+        assert between.spawn == first.spawn
+
+
+@given(snapshots(RUNNING))
+def test_a_plain_server_is_left_alone(snapshot: Snapshot) -> None:
+    """Without a pool nothing is started or drained, and there is no request_timeout."""
+    assume(all(child.cut_at is None for child in snapshot.children))
+    result = plan(snapshot, NO_POOL, NOW)
+    assert (result.spawn, result.drain, result.stop, result.poke) == (0, (), (), ())
+
+
+# Decisions, one by one.
+
+
+def worker(serial: int, state: ChildState = ChildState.READY, **values: Any) -> ChildView:
+    return ChildView(serial, ChildKind.WORKER, state, **{"generation": 1, "started": 0.0, "changed": 0.0, **values})
+
+
+def seen(*children: ChildView, phase: Phase = Phase.RUNNING, generation: int = 1, **values: Any) -> Snapshot:
+    pool = values.pop("pool", Pool(ever_ready=True))
+    return Snapshot(phase, values.pop("phase_since", NOW), generation, children, pool, **values)
+
+
+def drained(snapshot: Snapshot, limits: Limits, now: float = NOW) -> dict[int, ExitReason]:
+    return dict(plan(snapshot, limits, now).drain)
+
+
+FOUR = replace(LIMITS, max_children=4, min_children=4)
+ELASTIC = replace(LIMITS, max_children=20, min_children=1)
+
+
+def test_begins_with_all() -> None:
+    """An empty pool starts min_children at once; and no more while they start."""
+    first = plan(seen(pool=Pool(), phase=Phase.STARTING), FOUR, NOW)
+    assert (first.spawn, first.phase) == (4, Phase.STARTING)
+    starting = [worker(serial, ChildState.STARTING, started=NOW) for serial in range(4)]
+    assert plan(seen(*starting, pool=first.pool, phase=Phase.STARTING), FOUR, NOW).spawn == 0
+
+
+def test_running_begins_with_the_first_ready() -> None:
+    """The pool runs as soon as one worker was READY, and goes on running when all are gone."""
+    assert plan(seen(phase=Phase.STARTING), FOUR, NOW).phase is Phase.RUNNING
+    assert plan(seen(), FOUR, NOW).phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize("why", ["due", "old"])
+def test_replacement_step_by_step(why: str) -> None:
+    """One is started for one that is to leave; when it is READY the one that is to leave is drained, and no other."""
+    leaver = worker(4, due=ExitReason.MAX_MEMORY, generation=2) if why == "due" else worker(4, generation=1)
+    others = [worker(serial, generation=2) for serial in (1, 2, 3)]
+    first = plan(seen(*others, leaver, generation=2), FOUR, NOW)
+    assert (first.spawn, first.drain) == (1, ())
+    starting = worker(5, ChildState.STARTING, generation=2, started=NOW)
+    begun = plan(seen(*others, leaver, starting, generation=2), FOUR, NOW)
+    assert (begun.spawn, begun.drain) == (0, ())
+    ready = plan(seen(*others, leaver, worker(5, generation=2), generation=2), FOUR, NOW)
+    reason = ExitReason.MAX_MEMORY if why == "due" else ExitReason.REPLACED
+    assert (ready.spawn, ready.drain) == (0, ((4, reason),))
+
+
+def test_the_oldest_leaves_first() -> None:
+    """Of several that are to leave the oldest is drained, whatever it is doing."""
+    due = {"due": ExitReason.MAX_REQUESTS}
+    pool = [worker(1, started=5.0, **due), worker(2, started=1.0, busy_since=(NOW,), **due), *map(worker, (3, 4, 5))]
+    assert drained(seen(*pool), FOUR) == {2: ExitReason.MAX_REQUESTS}
+
+
+def test_too_many_are_drained_at_once() -> None:
+    """After FEWER what is too much goes: idle ones before busy ones, the youngest first."""
+    pool = [worker(1, started=1.0), worker(2, started=2.0), worker(3, started=3.0, busy_since=(NOW,)), worker(4)]
+    fewer = replace(FOUR, max_children=2, min_children=2)
+    assert drained(seen(*pool), fewer) == dict.fromkeys((2, 1), ExitReason.SCALED_DOWN)
+
+
+def test_grows_by_doubling() -> None:
+    """Short of spare workers the pool grows by one, two, four, as often as once a second."""
+    limits = replace(ELASTIC, min_spare_children=2)
+    pool, now, targets = Pool(ever_ready=True), NOW, []
+    for _ in range(5):
+        busy = [worker(number, busy_since=(now,)) for number in range(pool.target)]
+        result = plan(seen(*busy, pool=pool), limits, now)
+        again = plan(seen(*busy, pool=result.pool), limits, now + 0.5)
+        assert again.pool.target == result.pool.target
+        pool, now = result.pool, now + RESIZE_EVERY_S
+        targets.append(pool.target)
+    assert targets == [2, 4, 8, 16, 20]
+
+
+def test_burst_is_bounded() -> None:
+    """However long it grows, no step is above SPAWN_BURST_MAX."""
+    limits = replace(ELASTIC, max_children=1000, min_spare_children=900)
+    pool = Pool(target=1, ever_ready=True, burst=SPAWN_BURST_MAX)
+    assert plan(seen(worker(1), pool=pool), limits, NOW).pool.target == 1 + SPAWN_BURST_MAX
+
+
+def test_saturation_is_answered_at_once() -> None:
+    """One came that found everybody busy: another worker now, not in a second; but not while one starts."""
+    pool = Pool(target=1, ever_ready=True, next_resize=NOW + 0.9)
+    busy = worker(1, busy_since=(NOW,))
+    assert plan(seen(busy, pool=pool), ELASTIC, NOW).spawn == 0
+    assert plan(seen(busy, pool=pool, saturated=True), ELASTIC, NOW).spawn == 1
+    starting = worker(2, ChildState.STARTING, started=NOW)
+    assert plan(seen(busy, starting, pool=replace(pool, target=2), saturated=True), ELASTIC, NOW).spawn == 0
+
+
+def test_shrinks_one_a_second() -> None:
+    """With more idle workers than max_spare_children one is drained each second, down to min_children."""
+    limits = replace(ELASTIC, min_children=2, max_spare_children=1)
+    pool, targets = Pool(target=4, ever_ready=True), []
+    for second in range(4):
+        result = plan(seen(*map(worker, range(pool.target)), pool=pool), limits, NOW + second)
+        pool = result.pool
+        targets.append(pool.target)
+        assert len(result.drain) == (second < 2)
+    assert targets == [3, 2, 2, 2]
+
+
+def test_lanes_are_spare_by_the_worker() -> None:
+    """With threads spare is counted in whole workers' worth of free lanes."""
+    limits = replace(ELASTIC, min_spare_children=1)
+    half = worker(1, lanes=4, busy_since=(NOW, NOW))
+    assert plan(seen(half, pool=Pool(target=1, ever_ready=True)), limits, NOW).spawn == 1
+    halves = [half, replace(half, serial=2)]
+    assert plan(seen(*halves, pool=Pool(target=2, ever_ready=True)), limits, NOW).spawn == 0
+
+
+def test_idle_beside_a_queue() -> None:
+    """A worker that is idle beside a queue on two turns running, with nothing accepted between, is woken."""
+    idle, busy = worker(1, accepted=7), worker(2, busy_since=(NOW,))
+    first = plan(seen(idle, busy, queued=True), FOUR, NOW)
+    assert first.poke == ()
+    assert plan(seen(idle, busy, queued=True, pool=first.pool), FOUR, NOW).poke == (1,)
+    assert plan(seen(replace(idle, accepted=8), busy, queued=True, pool=first.pool), FOUR, NOW).poke == ()
+    assert plan(seen(idle, busy, pool=first.pool), FOUR, NOW).poke == ()
+
+
+def test_a_request_over_its_time() -> None:
+    """Its stack at once, TERM 200 ms later, the end when only such requests are left."""
+    limits = replace(FOUR, request_timeout=2.0)
+    began = NOW - 2.0
+    over = worker(1, busy_since=(began,))
+    assert plan(seen(over), limits, NOW - 0.01).dump == ()
+    assert plan(seen(over), limits, NOW).dump == (1,)
+    cut = replace(over, cut_at=NOW)
+    assert plan(seen(cut), limits, NOW + CUT_TERM_S / 2).dump == ()
+    assert drained(seen(cut), limits, NOW + CUT_TERM_S) == {1: ExitReason.TIMEOUT}
+    leaving = replace(cut, state=ChildState.DRAINING, deadline=NOW + 5)
+    assert plan(seen(leaving), limits, NOW + CUT_KILL_S).kill == (1,)
+    other = replace(leaving, lanes=2, busy_since=(began, NOW - 1.0))
+    assert plan(seen(other), limits, NOW + CUT_KILL_S).kill == ()
+    assert plan(seen(other), limits, NOW + 1.0).kill == (1,)
+
+
+def test_slow_requests_are_shown() -> None:
+    """Over slow_request_timeout its stacks are asked for; which were shown already is the supervisor's to know."""
+    limits = replace(FOUR, slow_request_timeout=1.0)
+    assert plan(seen(worker(1, busy_since=(NOW - 0.9,))), limits, NOW).slow == ()
+    assert plan(seen(worker(1, busy_since=(NOW - 1.0,))), limits, NOW).slow == (1,)
+
+
+def test_end_waits_for_the_queue() -> None:
+    """DRAINING lets the workers accept until the queue is empty and quiet, or half the time is gone; those that start
+    are told at once."""
+    ready, starting = worker(1), worker(2, ChildState.STARTING, started=NOW)
+    ending = {"phase": Phase.DRAINING, "phase_since": NOW - 1}
+    told = {1: ExitReason.DRAINED, 2: ExitReason.DRAINED}
+    assert drained(seen(ready, starting, queued=True, queued_at=NOW, **ending), FOUR) == {2: ExitReason.DRAINED}
+    assert drained(seen(ready, starting, queued_at=NOW - QUIET_S / 2, **ending), FOUR) == {2: ExitReason.DRAINED}
+    assert drained(seen(ready, starting, queued_at=NOW - 2 * QUIET_S, **ending), FOUR) == told
+    long = {"phase": Phase.DRAINING, "phase_since": NOW - FOUR.graceful_timeout / 2}
+    assert drained(seen(ready, starting, queued=True, queued_at=NOW, **long), FOUR) == told
+
+
+def test_drain_delay_goes_on_as_before() -> None:
+    """While drain_delay lasts the pool is kept up; afterwards the door is narrowed. Never READY, there is none."""
+    limits = replace(FOUR, drain_delay=5.0)
+    ending = {"phase": Phase.DRAINING, "phase_since": NOW - 4.9, "queued_at": float("-inf")}
+    assert plan(seen(worker(1), **ending), limits, NOW).spawn == 3
+    assert plan(seen(worker(1), **ending), limits, NOW).drain == ()
+    assert plan(seen(worker(1), **ending), limits, NOW + 0.1).spawn == 0
+    assert drained(seen(worker(1), **ending), limits, NOW + 0.1) == {1: ExitReason.DRAINED}
+    assert drained(seen(worker(1), pool=Pool(), **ending), limits) == {1: ExitReason.DRAINED}
+
+
+def test_stop_is_told_once() -> None:
+    """KILLING tells everybody, also those that drain; each once. The exporter is not policy's to end."""
+    exporter = ChildView(9, ChildKind.EXPORTER, ChildState.READY, 1, 0.0, 0.0)
+    drains = worker(2, ChildState.DRAINING, reason=ExitReason.REPLACED, deadline=NOW + 5)
+    told = worker(3, ChildState.DRAINING, reason=ExitReason.STOPPED, deadline=NOW + STOP_GRACE_S)
+    killed = worker(4, ChildState.KILLING)
+    result = plan(seen(worker(1), drains, told, killed, exporter, phase=Phase.KILLING), FOUR, NOW)
+    assert result.stop == (1, 2)
+    assert plan(seen(exporter, phase=Phase.KILLING), FOUR, NOW).phase is Phase.STOPPED
+
+
+# What the pool remembers.
+
+
+def test_backoff_doubles_to_the_cap() -> None:
+    """Half a second after the first death at boot, doubling to max_restart_delay; one READY ends it."""
+    pool, delays = Pool(ever_ready=True), []
+    for _ in range(6):
+        pool = after_boot_death(pool, LIMITS, NOW, killed=False)
+        delays.append(pool.next_start - NOW)
+    assert delays == [FIRST_RESTART_DELAY_S, 1.0, 2.0, 4.0, 4.0, 4.0]
+    assert pool.backing_off
+    assert not after_ready(pool).backing_off
+    many = replace(pool, boot_deaths=10_000)
+    assert after_boot_death(many, LIMITS, NOW, killed=False).next_start == NOW + LIMITS.max_restart_delay
+
+
+def test_kills_at_boot_are_somebody_elses() -> None:
+    """A SIGKILL at boot counts only from the third in a row; a READY in between begins again."""
+    pool = Pool()
+    for _ in range(BOOT_DEATHS_MAX - 1):
+        pool = after_boot_death(pool, LIMITS, NOW, killed=True)
+        assert not pool.backing_off
+    assert not after_boot_death(after_ready(pool), LIMITS, NOW, killed=True).backing_off
+    assert after_boot_death(pool, LIMITS, NOW, killed=True).boot_deaths == 1
+
+
+def test_hopeless_only_before_the_first_ready() -> None:
+    """Three deaths at boot end a pool that never was READY; one that was goes on."""
+    pool = Pool()
+    for _ in range(BOOT_DEATHS_MAX):
+        assert not hopeless(pool)
+        pool = after_boot_death(pool, LIMITS, NOW, killed=False)
+    assert hopeless(pool)
+    assert not hopeless(after_ready(pool))
+    assert not hopeless(replace(pool, ever_ready=True))
+
+
+def test_after_a_failed_fork() -> None:
+    """The next try comes after FORK_RETRY_S, and it is no back-off: then all that is missing is started."""
+    pool = after_fork_failure(Pool(ever_ready=True), NOW)
+    assert plan(seen(worker(1), pool=pool), FOUR, NOW).spawn == 0
+    assert plan(seen(worker(1), pool=pool), FOUR, NOW + FORK_RETRY_S).spawn == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "step", "result"),
+    [((2, 4), 1, (3, 5)), ((2, 4), -1, (1, 3)), ((1, 2), -1, (1, 1)), ((1, 1), -1, (1, 1))],
+)
+def test_resized(limits: tuple[int, int], step: int, result: tuple[int, int]) -> None:
+    """TTIN and TTOU move both by one, never to none."""
+    resized = replace(LIMITS, min_children=limits[0], max_children=limits[1]).resized(step)
+    assert (resized.min_children, resized.max_children) == result
+
+
+@pytest.mark.parametrize(
+    ("limits", "workers", "result"),
+    [((4, 4), 2, (2, 2)), ((4, 4), 9, (9, 9)), ((2, 6), 3, (2, 3)), ((4, 6), 2, (2, 2))],
+)
+def test_scaled(limits: tuple[int, int], workers: int, result: tuple[int, int]) -> None:
+    """`scale` sets the most; the fewest follows where it was equal or would be above."""
+    scaled = replace(LIMITS, min_children=limits[0], max_children=limits[1]).scaled(workers)
+    assert (scaled.min_children, scaled.max_children) == result
+
+
+# Why a child ended.
+
+KILL, SEGV, TERM = signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM
+R = ExitReason
+ENDS: list[tuple[ExitReason | None, bool, int | None, int | None, ExitReason | None, ExitReason]] = [
+    # told          booted status signum hint            reason
+    (None,          True,  None,  KILL,  None,           R.KILLED),
+    (None,          False, None,  KILL,  None,           R.KILLED),
+    (R.REPLACED,    True,  None,  KILL,  None,           R.KILLED),  # past its deadline
+    (R.DRAINED,     False, None,  KILL,  None,           R.KILLED),
+    (R.TIMEOUT,     True,  None,  KILL,  None,           R.TIMEOUT),
+    (R.BOOT_FAILED, False, None,  KILL,  None,           R.BOOT_FAILED),
+    (R.STOPPED,     True,  None,  KILL,  None,           R.STOPPED),
+    (R.REPLACED,    True,  0,     None,  R.DRAINED,      R.REPLACED),
+    (R.MAX_MEMORY,  True,  0,     None,  R.DRAINED,      R.MAX_MEMORY),
+    (R.STOPPED,     True,  0,     None,  R.STOPPED,      R.STOPPED),
+    (R.TIMEOUT,     True,  0,     None,  R.DRAINED,      R.TIMEOUT),
+    (None,          True,  0,     None,  R.DRAINED,      R.DRAINED),  # a TERM from elsewhere
+    (None,          True,  0,     None,  R.MAX_REQUESTS, R.MAX_REQUESTS),  # ForkingMixIn: served its one
+    (None,          True,  0,     None,  R.MASTER_DIED,  R.MASTER_DIED),
+    (None,          False, 0,     None,  R.STOPPED,      R.STOPPED),
+    (None,          True,  0,     None,  R.KILLED,       R.EXITED),  # not a child's to say
+    (None,          True,  0,     None,  None,           R.EXITED),
+    (None,          True,  5,     None,  R.EXITED,       R.EXITED),  # SystemExit of a handler
+    (R.REPLACED,    True,  5,     None,  R.EXITED,       R.EXITED),
+    (None,          False, 5,     None,  R.EXITED,       R.BOOT_FAILED),
+    (None,          True,  1,     None,  None,           R.CRASHED),
+    (R.REPLACED,    True,  1,     None,  None,           R.CRASHED),
+    (None,          True,  None,  SEGV,  None,           R.CRASHED),
+    (None,          True,  None,  TERM,  R.DRAINED,      R.CRASHED),
+    (None,          False, 1,     None,  None,           R.BOOT_FAILED),
+    (None,          False, 0,     None,  None,           R.BOOT_FAILED),
+    (None,          False, None,  SEGV,  None,           R.BOOT_FAILED),
+    (R.DRAINED,     False, 0,     None,  None,           R.DRAINED),
+    (None,          True,  None,  None,  None,           R.CRASHED),  # nobody knows its status
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("told", "booted", "status", "signum", "hint", "reason"), ENDS)
+def test_exit_reason(
+    told: ExitReason | None, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None,
+    reason: ExitReason,
+) -> None:  # fmt: skip
+    """What it was told, whether it was ever READY, how it ended, and its own word, in this order of trust."""
+    assert exit_reason(told, booted=booted, status=status, signum=signum, hint=hint) is reason
