@@ -13,7 +13,7 @@ APP = """
 import os, prefork
 
 class Handler(prefork.StreamRequestHandler):
-    def handle(self): self.wfile.write(b"served")
+    def handle(self): self.wfile.write(b"served" + self.rfile.read())
 
 class Server(prefork.PreForkingTCPServer):
     RequestHandlerClass = Handler
