@@ -47,7 +47,8 @@ class ChildState(Enum):
 
 
 # In which states a child may be set to the one named first.
-MAY_FOLLOW = {
+MAY_FOLLOW: dict[ChildState, set[ChildState]] = {
+    ChildState.STARTING: set(),
     ChildState.READY: {ChildState.STARTING},
     ChildState.DRAINING: {ChildState.STARTING, ChildState.READY},
     ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},

@@ -52,7 +52,8 @@ STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 FORK_LOG_EVERY_S = 10.0
 POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
 
-MAY_FOLLOW = {
+MAY_FOLLOW: dict[Phase, set[Phase]] = {
+    Phase.STARTING: set(),
     Phase.RUNNING: {Phase.STARTING},
     Phase.DRAINING: {Phase.STARTING, Phase.RUNNING},
     Phase.KILLING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},

@@ -1,0 +1,100 @@
+"""Child and its states. (The table itself, over real and fake processes: tests/process/test_children.py.)"""
+
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefork.children import MAY_FOLLOW, Child, ChildKind, ChildState, Exit
+from prefork.metrics.facts import Role
+from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
+
+S = ChildState
+ORDER = [S.STARTING, S.READY, S.DRAINING, S.KILLING, S.REAPED]
+SOURCES = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    """A record of a process that there is not."""
+    slot, stacks = Slot(1), Stacks()
+    yield Child(7, 2, ChildKind.WORKER, 3, 4711, -1, slot, stacks, SlotReader(slot, 2), started=1.0, changed=1.0)
+    stacks.close()
+    slot.close()
+
+
+@pytest.mark.parametrize("after", ORDER)
+@pytest.mark.parametrize("before", ORDER)
+def test_states_follow_one_another(before: ChildState, after: ChildState, child: Child) -> None:
+    """STARTING → READY → DRAINING → KILLING → REAPED, each may be left out, and none follows a later one."""
+    child.state = before
+    if ORDER.index(after) > ORDER.index(before):
+        child.set_state(after, 2.0)
+        assert (child.state, child.changed) == (after, 2.0)
+    else:
+        with pytest.raises(AssertionError, match=f"{after.name} cannot follow {before.name}"):
+            child.set_state(after, 2.0)
+        assert (child.state, child.changed) == (before, 1.0)
+
+
+def test_every_state_is_in_the_table() -> None:
+    """What may follow what is said for every state; nothing comes before the first."""
+    assert list(MAY_FOLLOW) == ORDER == list(ChildState)
+
+
+def test_booted_is_remembered(child: Child) -> None:
+    """Whoever was READY has booted, whatever becomes of it; whoever was not has not."""
+    assert not child.booted
+    child.set_state(S.READY, 2.0)
+    child.set_state(S.DRAINING, 3.0)
+    assert child.booted
+
+
+def test_not_ready_is_not_booted(child: Child) -> None:
+    """Nor does draining make it so."""
+    child.set_state(S.DRAINING, 2.0)
+    assert not child.booted
+
+
+def test_the_setter_logs(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    """Each change but the last is one line with who it is; how it ended is said by whoever settles its account."""
+    with caplog.at_level(logging.INFO, "prefork"):
+        for state in ORDER[1:]:
+            child.set_state(state, 2.0)
+    assert caplog.messages == [f"worker slot=2 gen=3 pid=4711: {what}" for what in ("ready", "draining", "killing")]
+
+
+def test_one_setter() -> None:
+    """Nobody else writes a child's state, or the phase of the supervisor."""
+    wrote = re.compile(r"^\s+\w[\w.]*\.(state|phase) = ", re.MULTILINE)
+    found = {}
+    for path in [*SOURCES.glob("prefork/*.py"), *SOURCES.glob("workers/*.py"), *SOURCES.glob("metrics/*.py")]:
+        for match in wrote.finditer(path.read_text()):
+            found.setdefault(path.name, []).append(match[0].strip())
+    assert found["children.py"] == ["self.state ="]
+    assert found["supervisor.py"] == ["self.phase ="] * 2  # the first is the constructor's
+    assert set(found) == {"children.py", "supervisor.py"}
+
+
+@pytest.mark.parametrize("kind", ChildKind)
+def test_every_kind_has_a_role(kind: ChildKind) -> None:
+    """A row on the board can be made for each kind."""
+    assert kind.role is Role[kind.name]
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ((0, None), "exit status 0"),
+        ((7, None), "exit status 7"),
+        ((None, 9), "killed by SIGKILL"),
+        ((None, 35), "killed by signal 35"),
+        ((None, None), "ended, its status was taken by somebody else"),
+    ],
+)
+def test_how_it_ended_in_words(end: tuple[Any, Any], said: str, child: Child) -> None:
+    """The status, the signal by its name, or that nobody knows."""
+    assert str(Exit(child, *end, 0.0, 0.0)) == said

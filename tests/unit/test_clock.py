@@ -1,0 +1,66 @@
+"""The supervisor's clock, over a monotonic clock that the test turns."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefork.clock import Clock
+
+
+class Machine:
+    ns = 5_000_000_000
+
+    def __call__(self) -> int:
+        return self.ns
+
+    def passes(self, seconds: float) -> None:
+        self.ns += round(seconds * 1e9)
+
+
+def test_a_pause_is_not_counted() -> None:
+    """After a pause the clock stands where it stood; from then on it runs again."""
+    machine = Machine()
+    clock = Clock(stamp_ns=machine)
+    before = clock.now()
+    machine.passes(60)
+    clock.note_pause(60)
+    assert clock.now() == before
+    machine.passes(2)
+    assert clock.now() == before + 2
+
+
+def test_stamps_of_before_in_and_after_a_pause() -> None:
+    """A stamp from before a pause keeps its place, one from within it falls on its moment, a later one runs on."""
+    machine = Machine()
+    clock = Clock(stamp_ns=machine)
+    before, began = machine.ns, clock.now()
+    machine.passes(1)
+    machine.passes(30)
+    within = machine.ns
+    machine.passes(30)
+    clock.note_pause(60)
+    machine.passes(3)
+    assert clock.at(before) == began
+    assert clock.at(within) == began + 1
+    assert clock.at(machine.ns) == clock.now() == began + 4
+
+
+def test_an_earlier_image_s_pauses() -> None:
+    """Over an exec the clock goes on: what was noted before means the same."""
+    machine = Machine()
+    clock = Clock(stamp_ns=machine)
+    machine.passes(10)
+    clock.note_pause(4)
+    assert Clock(clock.paused, stamp_ns=machine).now() == clock.now()
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=10))
+def test_never_runs_back(spans: list[tuple[float, bool]]) -> None:
+    """Whatever passes, and however much of it was a pause, now() never falls."""
+    machine = Machine()
+    clock = Clock(stamp_ns=machine)
+    for seconds, paused in spans:
+        before = clock.now()
+        machine.passes(seconds)
+        if paused:
+            clock.note_pause(seconds)
+        assert clock.now() >= before - 1e-6
