@@ -116,3 +116,14 @@ def test_paths_are_inside() -> None:
     patterns = [*config["rule_files"]]
     patterns += [name for job in config["scrape_configs"] for sd in job["file_sd_configs"] for name in sd["files"]]
     assert [pattern for pattern in patterns if not list(FOLDER.glob(pattern))] == []
+
+
+def test_the_container_finds_the_rules() -> None:
+    """compose mounts this folder where the Prometheus of the compose file looks for rules."""
+    folder = ROOT / "deploy" / "container"
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    mounts = [volume.split(":")[:2] for volume in compose["services"]["prometheus"]["volumes"]]
+    at = next(inside for outside, inside in mounts if (folder / outside).resolve() == FOLDER)
+    for pattern in yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]:
+        assert pattern.startswith(f"{at}/")
+        assert sorted(FOLDER.glob(pattern.removeprefix(f"{at}/"))) == RULES
