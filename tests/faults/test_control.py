@@ -45,9 +45,9 @@ def ask(path: Path, line: bytes = STATUS) -> dict[str, Any]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where another user may come, unlike in pytest's own."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
+    """A folder that another user may enter, wherever TMPDIR is; its path is short."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        os.chmod(name, 0o711)
         yield Path(name)
 
 
