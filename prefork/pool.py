@@ -436,12 +436,13 @@ class PreForkingMixIn(SupervisedMixIn):
         self._forget_master_signals: Callable[[], None] = signals.put_back
         given = self._given()
         if threading.current_thread() is threading.main_thread():
-            if given is not None and given.early is not None:
-                with blocked():
+            with blocked():  # between the two a signal would find its default action
+                if given is not None and given.early is not None:
                     given.early.hand_over(signals)
-            for signum in signals.take_unhandled(BY_SIGNAL):
+                theirs = signals.take_unhandled(BY_SIGNAL)
+                signals.reap_ourselves()
+            for signum in theirs:
                 log.info("the program handles %s itself", signal.Signals(signum).name)
-            signals.reap_ourselves()
         try:
             yield signals
         finally:
