@@ -16,6 +16,7 @@ import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 from prefork.metrics.kernel import somaxconn
@@ -155,6 +156,15 @@ class Listener(socket.socket):
         if limit is not None and backlog > limit:
             log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit)
         super().listen(backlog)
+
+    @cached_property
+    def _kind(self) -> tuple[int, int, int]:
+        return int(self.family), int(self.type), self.proto
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As socket.accept, which makes two enum members for each connection: a tenth of what a short one costs."""
+        fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
+        return socket.socket(*self._kind, fd), address
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         return super().recv(bufsize, flags | self.flags)

@@ -158,6 +158,7 @@ class PreForkingMixIn(SupervisedMixIn):
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
     _single = False  # no pool: requests run here, one after another (single.py)
+    _in_place = False  # requests run in this thread, whatever mix-in would have them elsewhere
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A datagram port reused is a port shared with a stranger: there the default is off."""
@@ -306,7 +307,7 @@ class PreForkingMixIn(SupervisedMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a worker under a ForkingMixIn: serve in this process, which was forked for it. Else the mix-in's way."""
-        if self._single or (self._worker is not None and hasattr(self, "collect_children")):
+        if self._in_place:
             self.finish_request(request, client_address)
             self.shutdown_request(request)
         else:
@@ -403,6 +404,7 @@ class PreForkingMixIn(SupervisedMixIn):
         """The body of a worker."""
         assert self._supervisor is not None
         title = f"prefork: worker {number}"
+        self._in_place = one_request = hasattr(self, "collect_children")
         if self.access_log:
             access.bind(self, access.Place(address_text(self.socket.getsockname()), number, address_text))
         terms = loop.Terms(
@@ -410,7 +412,7 @@ class PreForkingMixIn(SupervisedMixIn):
             graceful_timeout=self.graceful_timeout,
             elsewhere=self._threaded(),
             rehearsal=not self._serves,
-            one_request=hasattr(self, "collect_children"),
+            one_request=one_request,
             hang_up=self.drain_connections == "eof",
             queue_waits=self._counts_queue_waits(),
             metrics=self.metrics_address is not None,

@@ -36,7 +36,7 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 
 def serve_single(server: "PreForkingMixIn") -> None:
     """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it."""
-    server._single = True
+    server._single = server._in_place = True
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process")

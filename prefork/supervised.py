@@ -286,9 +286,13 @@ class SupervisedMixIn(_AnyServer):
 
     def _handle_request_noblock(self) -> None:
         if self._has_room() and self._lane is not None:
-            lane, self._lane = self._lane, None
-            outcome = self._counting().serve_one(self, lane, monotonic_ns())
-            if outcome is not Accepted.REQUEST:
+            lanes, lane, self._lane = self._counting(), self._lane, None
+            try:
+                outcome = lanes.serve_one(self, lane, monotonic_ns())
+            finally:
+                if not lanes.elsewhere:
+                    lanes.give_back(lane)
+            if lanes.elsewhere and outcome is not Accepted.REQUEST:
                 self._lane = lane
             if outcome is Accepted.NO_RESOURCES:
                 self._pause_accepting()

@@ -36,7 +36,7 @@ from . import forked, sinks
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .hangup import InHand
-from .lanes import Accepted, Lanes
+from .lanes import NO_RESOURCES, REQUEST, Lanes
 from .limits import SAMPLES, Limits, jittered, sample
 from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
@@ -176,23 +176,22 @@ class Worker:
                     self._note(ready)
             now_ns = monotonic_ns()
             outcome = lanes.serve_one(server, lane, now_ns)
-            if outcome is Accepted.REQUEST:
-                lane = None
+            if outcome is REQUEST:
+                if lanes.elsewhere:
+                    lane = None
                 self._served += 1
                 if self._served == most or now_ns >= next_look_ns:
                     next_look_ns = now_ns + LOOK_EVERY_NS
                     self._look(now_ns)
                 if self.terms.one_request:
                     self._leaving = ExitReason.MAX_REQUESTS
-                    self.draining = True
-                    return
-                if leaving:  # one is enough: with a queue that is never empty it would never leave
-                    return
-            elif leaving:
-                lanes.give_back(lane)
-                return
-            elif outcome is Accepted.NO_RESOURCES:
+                    self.draining = leaving = True
+            elif outcome is NO_RESOURCES and not leaving:
                 self._pause()
+            if leaving:  # one is enough: with a queue that is never empty it would never leave
+                if lane is not None:
+                    lanes.give_back(lane)
+                return
 
     def _pause(self) -> None:
         """Leave the listener alone: descriptors or memory are short. The master, which sees an idle lane beside a

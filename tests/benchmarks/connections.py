@@ -1,12 +1,13 @@
 """CPU time of the whole server process tree per short TCP connection: prefork, a bare loop, the standard library.
 
-    python -m tests.benchmarks.connections [--quick] [--json FILE]        from the checkout; 4 minutes, --quick 20 s
+    python -m tests.benchmarks.connections [--quick] [--json FILE]        from the checkout; 3 minutes, --quick 20 s
 
 Every contender runs all the time, in a process of its own; a measurement is a burst of connections to one of them from
-two clients in a closed loop (connect, one line, read to the end), and a round measures each contender once, in turn, so
-that whatever else the machine does hits all alike. Ratios are taken within a round; what is printed is the median
-over the rounds. Wall time is not compared: clients and servers share the CPUs. On a machine that is busy with other
-things (`load`) every figure rises, and the spread says by how much.
+two clients in a closed loop (connect, one line, read to the end), and a round measures each contender once, in an order
+drawn anew for each round, so that whatever else the machine does hits all alike. All are launched several times: two
+processes of the same program differ by a tenth for as long as they live, by where their memory happens to lie. Ratios
+are taken within a round; what is printed is the median over the rounds. Wall time is not compared: clients and servers
+share the CPUs. On a machine that is busy with other things (`load`) every figure rises; the spread says by how much.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import socket
 import sys
 import time
@@ -72,27 +74,32 @@ def settled_usage_ns(server: Started) -> int:
     return last
 
 
-def measure(rounds: int, share: float, seconds: float) -> tuple[Samples, str]:
-    """`share`: how much of each contender's `most` is used; `seconds`: no round begins after this."""
-    samples: Samples = {}
+def measure(launches: int, rounds: int, share: float, seconds: float) -> tuple[Samples, str]:
+    """`rounds` of each launch; `share`: how much of each contender's `most` is used; `seconds`: no launch begins after
+    this."""
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        clients = stack.enter_context(ProcessPoolExecutor(CLIENTS))
-        servers = [
-            stack.enter_context(started(contender, style, WORKERS))
-            for style in STYLES for contender in CONTENDERS if style in contender.styles
-        ]  # fmt: skip
-        for server in servers:
-            burst(clients, server, WARM_UP)
-        for number in range(rounds):
+    draw = random.Random(1)
+    samples: Samples = {(style, each.name): [] for style in STYLES for each in CONTENDERS if style in each.styles}
+    meter = ""
+    with ProcessPoolExecutor(CLIENTS) as clients:
+        for launch in range(launches):
             if time.monotonic() - begin > seconds:
                 break
-            print(f"\rround {number + 1}", end="", file=sys.stderr, flush=True)
-            for server in servers:
-                value = burst(clients, server, int(server.contender.most * share))
-                samples.setdefault((server.style, server.contender.name), []).append(value)
+            with contextlib.ExitStack() as stack:
+                servers = [
+                    stack.enter_context(started(contender, style, WORKERS))
+                    for style in STYLES for contender in CONTENDERS if style in contender.styles
+                ]  # fmt: skip
+                meter = servers[0].meter.kind
+                for server in servers:
+                    burst(clients, server, WARM_UP)
+                for number in range(rounds):
+                    print(f"\rlaunch {launch + 1} round {number + 1}", end="", file=sys.stderr, flush=True)
+                    for server in draw.sample(servers, len(servers)):
+                        value = burst(clients, server, int(server.contender.most * share))
+                        samples[server.style, server.contender.name].append(value)
     print(file=sys.stderr)
-    return samples, servers[0].meter.kind
+    return samples, meter
 
 
 def evaluate(samples: Samples) -> list[dict[str, Any]]:
@@ -128,16 +135,17 @@ def report(rows: list[dict[str, Any]], verdict: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 seconds: shows a factor, not a tenth, so no verdict")
-    parser.add_argument("--rounds", type=int, help="how many rounds; default 35, with --quick 7")
+    parser.add_argument("--launches", type=int, help="how many launches; default 12, with --quick 1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, every sample included")
     options = parser.parse_args()
-    rounds = options.rounds or (7 if options.quick else 35)
+    launches = options.launches or (1 if options.quick else 12)
     load = os.getloadavg()[0]
-    samples, meter = measure(rounds, *((0.25, 17) if options.quick else (1.0, 220)))
+    samples, meter = measure(launches, *((7, 0.5, 17) if options.quick else (6, 1.0, 300)))
     rows = evaluate(samples)
     about = {
         "python": platform.python_version(), "kernel": platform.release(), "cpus": len(os.sched_getaffinity(0)),
-        "workers": WORKERS, "clients": CLIENTS, "rounds": len(next(iter(samples.values()))), "load": round(load, 1),
+        "workers": WORKERS, "clients": CLIENTS, "launches": launches,
+        "rounds": len(next(iter(samples.values()))), "load": round(load, 1),
         "cpu_time": meter,
     }  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in about.items()))

@@ -66,7 +66,7 @@ class Contender:
     name: str
     run: Callable[[str, int, Ready], None]
     pool: bool = False
-    most: int = 4000
+    most: int = 1000
     styles: tuple[str, ...] = STYLES
 
 
@@ -126,13 +126,13 @@ CONTENDERS = (
     Contender("bare loop", bare(accept_and_handle), pool=True),
     Contender("PreForkingTCPServer", pool(prefork.PreForkingTCPServer), pool=True),
     Contender("PreForkingTCPServer, metrics", pool(prefork.PreForkingTCPServer, metrics_address=ADDRESS), pool=True),
-    Contender("PreForking + Threading", pool(PreForkingThreadingTCPServer), pool=True, most=2000),
+    Contender("PreForking + Threading", pool(PreForkingThreadingTCPServer), pool=True, most=500),
     Contender("prefork TCPServer", plain(prefork.TCPServer, OURS)),
-    Contender("prefork ThreadingTCPServer", plain(prefork.ThreadingTCPServer, OURS), most=2000),
-    Contender("prefork ForkingTCPServer", plain(prefork.ForkingTCPServer, OURS), most=300),
+    Contender("prefork ThreadingTCPServer", plain(prefork.ThreadingTCPServer, OURS), most=500),
+    Contender("prefork ForkingTCPServer", plain(prefork.ForkingTCPServer, OURS), most=80),
     Contender("standard TCPServer", plain(socketserver.TCPServer, STANDARD)),
-    Contender("standard ThreadingTCPServer", plain(socketserver.ThreadingTCPServer, STANDARD), most=2000),
-    Contender("standard ForkingTCPServer", plain(socketserver.ForkingTCPServer, STANDARD), most=300),
+    Contender("standard ThreadingTCPServer", plain(socketserver.ThreadingTCPServer, STANDARD), most=500),
+    Contender("standard ForkingTCPServer", plain(socketserver.ForkingTCPServer, STANDARD), most=80),
 )
 
 

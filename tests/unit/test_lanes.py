@@ -99,9 +99,12 @@ class Harness:
         self.server.will = will
         lane = self.lanes.take()
         assert lane is not None
-        outcome = self.lanes.serve_one(self.server, lane, NOW_NS)
-        if outcome is not Accepted.REQUEST:
-            self.lanes.give_back(lane)
+        outcome = None
+        try:
+            outcome = self.lanes.serve_one(self.server, lane, NOW_NS)
+        finally:
+            if not self.lanes.elsewhere or outcome is not Accepted.REQUEST:
+                self.lanes.give_back(lane)
         return outcome
 
     def counts(self, lane: int = 0) -> dict[str, int]:
