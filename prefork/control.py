@@ -4,19 +4,15 @@ Runs in the master, as a part of the supervisor's turn: no thread, no wait. Owns
 and its clients (which stands, as one descriptor, in the supervisor's own), and what is being worked on for whom. A
 client that is slow, broken or silent costs itself its connection and nobody anything else.
 
-The path has its final mode from the moment it exists, or a narrower one: the mode of a Unix socket's inode is set
-before bind(), which only takes bits away (umask). It is given away, and widened, last.
+The path has its final mode from the moment it exists, or a narrower one: ownership.py.
 """
 
 import contextlib
-import errno
-import grp
 import logging
 import os
 import pwd
 import select
 import socket
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from prefork.metrics.board import Board, Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
 
-from . import frames
+from . import frames, ownership
 from .addresses import parse_address
 from .connections import Connection, Peer, credentials
 from .desk import Answer, Desk, Place, Work
-from .errors import BindError, ConfigError
+from .errors import ConfigError
 from .frames import BadRequest
 from .handover import Record
 from .listeners import Listener
@@ -43,7 +39,6 @@ ACCEPTS_A_TURN = 16
 LINES_A_TURN = 16  # of one client
 PAUSE_S = 1.0  # without descriptors, accept is tried again after this
 WORK_EVERY_S = 0.1
-NARROW = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Terms:
 
     path: str
     mode: int
-    owner: tuple[int, int]  # -1: as it is
+    owner: str | None
     may_command: frozenset[int]
     may_look: frozenset[int]
 
@@ -61,7 +56,9 @@ class Terms:
         """Raises ConfigError."""
         address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
         assert isinstance(address.address, str)
-        return cls(address.address, mode, _owner(owner), _uids("control_allow", allow),
+        if owner is not None:
+            ownership.owner(owner, "control_owner")  # now, not when it is bound
+        return cls(address.address, mode, owner, _uids("control_allow", allow),
                    _uids("control_allow_read", allow_read))  # fmt: skip
 
     def peer(self, pid: int, uid: int) -> Peer | None:
@@ -69,14 +66,6 @@ class Terms:
         if uid in (0, os.geteuid()) or uid in self.may_command:
             return Peer(pid, uid)
         return Peer(pid, uid, looks_only=True) if uid in self.may_look else None
-
-
-def _owner(text: str | None) -> tuple[int, int]:
-    user, _, group = (text or "").partition(":")
-    try:
-        return _uid(user) if user else -1, _gid(group) if group else -1
-    except KeyError:
-        raise ConfigError(f"could not set control_owner to {text!r}: it must be USER, USER:GROUP or :GROUP") from None
 
 
 def _uids(name: str, text: str | None) -> frozenset[int]:
@@ -95,17 +84,12 @@ def _uid(user: str) -> int:
         raise KeyError(user) from None
 
 
-def _gid(group: str) -> int:
-    return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
-
-
 def bind(terms: Terms) -> Listener:
     """The listening socket, at no moment open to more than was asked for. Raises BindError."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.fchmod(listener.fileno(), NARROW & terms.mode)
+        listener.access = ownership.Access(terms.mode, terms.owner, "control")
         listener.bind(terms.path)
-        _give_away(terms)
         listener.listen(CLIENTS_MAX)
         listener.setblocking(False)
     except BaseException:
@@ -114,27 +98,6 @@ def bind(terms: Terms) -> Listener:
         raise
     log.info("control socket at %s", terms.path)
     return listener
-
-
-def _give_away(terms: Terms) -> None:
-    """By a descriptor of the path, so that nothing else that comes to stand there is given away. Raises BindError."""
-    try:
-        _set_owner_and_mode(terms)
-    except OSError as exc:
-        reason = (exc.strerror or str(exc)).lower()
-        raise BindError(exc.errno, f"could not set owner and mode of {terms.path}: {reason}") from exc
-
-
-def _set_owner_and_mode(terms: Terms) -> None:
-    fd = os.open(terms.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
-            raise OSError(errno.ENOTSOCK, "it is no socket any more")
-        if terms.owner != (-1, -1):
-            os.chown(f"/proc/self/fd/{fd}", *terms.owner)
-        os.chmod(f"/proc/self/fd/{fd}", terms.mode)
-    finally:
-        os.close(fd)
 
 
 @dataclass(slots=True)
@@ -336,7 +299,7 @@ class Control:
         clients = list(self._clients.values())
         record.add("control", ({
             "fd": self._listener.fileno(), "path": self._listener.path, "identity": self._listener.identity,
-            "terms": [self._terms.path, self._terms.mode, list(self._terms.owner), sorted(self._terms.may_command),
+            "terms": [self._terms.path, self._terms.mode, self._terms.owner, sorted(self._terms.may_command),
                       sorted(self._terms.may_look)],
             "clients": [{**client.connection.pack(), "skip": client.place.skip} for client in clients],
         }, [self._listener.fileno(), *(client.connection.fileno() for client in clients)]))  # fmt: skip
@@ -387,7 +350,7 @@ def open_control(supervisor: "Supervisor", terms: Terms | None, packed: dict[str
 
 def resumed_terms(packed: dict[str, Any]) -> Terms:
     path, mode, owner, may_command, may_look = packed["terms"]
-    return Terms(path, mode, (owner[0], owner[1]), frozenset(may_command), frozenset(may_look))
+    return Terms(path, mode, owner, frozenset(may_command), frozenset(may_look))
 
 
 def resumed_listener(packed: dict[str, Any]) -> Listener:

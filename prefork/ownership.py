@@ -25,12 +25,13 @@ class Access:
 
     mode: int | None = None
     owner: str | None = None
+    setting: str = "socket"  # what the names of its settings begin with
 
     def __bool__(self) -> bool:
         return self.mode is not None or self.owner is not None
 
     def __str__(self) -> str:
-        return "socket_owner" if self.mode is None else "socket_mode"
+        return f"{self.setting}_owner" if self.mode is None else f"{self.setting}_mode"
 
     @contextlib.contextmanager
     def given_to(self, sock: socket.socket, path: str) -> Iterator[None]:
@@ -38,7 +39,7 @@ class Access:
         if not self:
             yield
             return
-        uid, gid = owner(self.owner) if self.owner is not None else (KEEP, KEEP)
+        uid, gid = owner(self.owner, f"{self.setting}_owner") if self.owner is not None else (KEEP, KEEP)
         mode = 0o777 & ~_umask() if self.mode is None else self.mode
         os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # the user is still us, the group ours: only then the rest
         yield
@@ -63,20 +64,21 @@ def _chmod(path: str, mode: int) -> None:
         os.close(fd)
 
 
-def owner(text: str) -> tuple[int, int]:
+def owner(text: str, setting: str = "socket_owner") -> tuple[int, int]:
     """The ids that USER, USER:GROUP or :GROUP names, each by name or number. Raises ConfigError."""
     import grp  # not on every system, and there is no pool there
     import pwd
 
     user, _, group = text.partition(":")
+    wrong = f"could not set {setting} to {text!r}"
     if not user and not group:
-        raise ConfigError(f"could not set socket_owner to {text!r}: it must be USER, USER:GROUP or :GROUP")
-    return _id(text, user, "user", lambda name: pwd.getpwnam(name).pw_uid), _id(
-        text, group, "group", lambda name: grp.getgrnam(name).gr_gid
+        raise ConfigError(f"{wrong}: it must be USER, USER:GROUP or :GROUP")
+    return _id(wrong, user, "user", lambda name: pwd.getpwnam(name).pw_uid), _id(
+        wrong, group, "group", lambda name: grp.getgrnam(name).gr_gid
     )
 
 
-def _id(text: str, name: str, what: str, find: Callable[[str], int]) -> int:
+def _id(wrong: str, name: str, what: str, find: Callable[[str], int]) -> int:
     if not name:
         return KEEP
     if re.fullmatch("[0-9]{1,9}", name):
@@ -84,7 +86,7 @@ def _id(text: str, name: str, what: str, find: Callable[[str], int]) -> int:
     try:
         return find(name)
     except KeyError:
-        raise ConfigError(f"could not set socket_owner to {text!r}: there is no {what} {name}") from None
+        raise ConfigError(f"{wrong}: there is no {what} {name}") from None
 
 
 def _umask() -> int:

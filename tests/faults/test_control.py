@@ -201,7 +201,7 @@ def test_mode_at_every_moment(tmp_path: Path) -> None:
     watcher.start()
     try:
         for _ in range(2000):
-            listener = control.bind(Terms(str(path), 0o660, (-1, -1), frozenset(), frozenset()))
+            listener = control.bind(Terms(str(path), 0o660, None, frozenset(), frozenset()))
             listener.unlink()
             listener.close()
     finally:
