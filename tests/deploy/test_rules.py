@@ -1,8 +1,10 @@
 """deploy/prometheus as files: promtool finds no fault, the rules do what their tests say, every alert has its page."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.prometheus import needs_prometheus
 from tests.support.service import HUNG, ROOT
 
 FOLDER = ROOT / "deploy" / "prometheus"
+SCRAPING = ("prometheus/prometheus.yml", "container/prometheus.yml")
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 SUFFIXES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 SERVED = {row.name + suffix for row in TABLE for suffix in SUFFIXES[row.kind]}
@@ -118,12 +121,35 @@ def test_paths_are_inside() -> None:
     assert [pattern for pattern in patterns if not list(FOLDER.glob(pattern))] == []
 
 
-def test_the_container_finds_the_rules() -> None:
-    """compose mounts this folder where the Prometheus of the compose file looks for rules."""
+def test_the_container_finds_the_rules(tmp_path: Path) -> None:
+    """compose mounts this folder where the Prometheus of the compose file looks for rules, and promtool reads both."""
     folder = ROOT / "deploy" / "container"
     compose = yaml.safe_load((folder / "compose.yaml").read_text())
     mounts = [volume.split(":")[:2] for volume in compose["services"]["prometheus"]["volumes"]]
     at = next(inside for outside, inside in mounts if (folder / outside).resolve() == FOLDER)
-    for pattern in yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]:
+    text = (folder / "prometheus.yml").read_text()
+    for pattern in yaml.safe_load(text)["rule_files"]:
         assert pattern.startswith(f"{at}/")
         assert sorted(FOLDER.glob(pattern.removeprefix(f"{at}/"))) == RULES
+    if shutil.which("promtool") is not None:
+        (tmp_path / "prometheus.yml").write_text(text.replace(at, str(FOLDER)))
+        promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+def test_every_target_has_the_labels_that_the_rules_print() -> None:
+    """Whatever scrapes it, plain files, compose or the operator: `service` is set, `job` is what alerts look for."""
+    plain, compose = (yaml.safe_load((ROOT / "deploy" / name).read_text())["scrape_configs"] for name in SCRAPING)
+    assert [job["job_name"] for job in plain + compose] == ["prefork", "prefork"]
+    targets = [each for job in compose for each in job["static_configs"]]
+    for pattern in (name for job in plain for found in job["file_sd_configs"] for name in found["files"]):
+        targets += [each for path in FOLDER.glob(pattern) for each in yaml.safe_load(path.read_text())]
+    assert len(targets) == 2
+    assert all(each["targets"] and each["labels"]["service"] for each in targets)
+    monitor = yaml.safe_load((ROOT / "deploy/kubernetes/base/podmonitor.yaml").read_text())
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        relabelled = {each.pop("targetLabel"): each for each in endpoint["relabelings"]}
+        assert relabelled["job"] == {"replacement": "prefork"}
+        (source,) = relabelled["service"]["sourceLabels"]
+        # How Prometheus writes the label by which every selector in that folder finds the pods.
+        (label,) = monitor["spec"]["selector"]["matchLabels"]
+        assert source == "__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)
