@@ -18,7 +18,8 @@ from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener
 from .policy import NO_POOL, Phase
-from .supervisor import Service, Supervisor
+from .service import Service
+from .supervisor import Supervisor
 
 
 def caretake(handed: Handed, why: str) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.metrics.kernel import accept_queue
 from prefork.workers import sinks
 
-from . import answers, frames, logs, looking
+from . import answers, frames, logs, looking, telling
 from .children import Child, ChildKind, ChildState
 from .commands import Command
 from .connections import Peer
@@ -136,7 +136,7 @@ class Desk:
         if not chosen and slot is not None:
             return frames.error(f"could not get stacks: there is no worker {slot}")
         for child in chosen:
-            self._supervisor.ask_stacks(child)
+            telling.show_stacks(child)
         until = monotonic() + STACKS_WITHIN_S
         while any(child.stacks_wanted for child in chosen if child in self._workers()) and monotonic() < until:
             yield None

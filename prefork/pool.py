@@ -5,15 +5,14 @@ master's process (signals, title, garbage collector, the listener's flags) and p
 """
 
 import contextlib
-import gc
-import os
+import logging
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from socket import SOCK_DGRAM
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import setproctitle
 
@@ -25,132 +24,39 @@ from prefork.workers.wakeup import Wakeup
 
 from . import control
 from .commands import BY_SIGNAL, Command
-from .config import Setting, in_force, validate
-from .cpus import usable_cpus
+from .config import in_force, validate
 from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
-from .listeners import Listener, address_text, asked_once_more, prepare, release
+from .listeners import Listener, address_text, asked_once_more
 from .origin import ORIGIN
 from .ownership import Access
 from .policy import Limits, Phase
+from .pool_settings import PoolSettings
 from .rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .service import Service
 from .supervised import SupervisedMixIn
-from .supervisor import Service, Supervisor, log
+from .supervisor import Supervisor
+from .surroundings import frozen, prepared, titled
 from .systemd import stored
 
 if TYPE_CHECKING:
     import socket
 
+log = logging.getLogger("prefork.supervisor")
+
 CLOSE_SLACK_S = 2.0
 
 
-class PreForkingMixIn(SupervisedMixIn):
+class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     """Serve from a pool of processes that are forked ahead. Mixed in first, before any other mix-in and the server.
 
-    Set the attributes on the class or the instance before `serve_forever()`. Bind, `service_actions` and
-    `server_close` run in the master; `get_request`, `verify_request`, `process_request` and all that follows run in the
-    workers. `handle_request()` stays in the calling process.
+    Set the attributes (those of PoolSettings) on the class or the instance before `serve_forever()`. Bind,
+    `service_actions` and `server_close` run in the master; `get_request`, `verify_request`, `process_request` and all
+    that follows run in the workers. `handle_request()` stays in the calling process.
     """
 
-    max_children: Annotated[
-        int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")
-    ] = 2 * usable_cpus() + 1
-    min_children: Annotated[
-        int | None, Setting("fewest workers", group="Pool", at_least=1, default_text="max_children")
-    ] = None
-    min_spare_children: Annotated[
-        int | None, Setting("start workers when fewer than this are idle", group="Pool", at_least=1)
-    ] = None
-    max_spare_children: Annotated[
-        int | None, Setting("drain workers when more than this are idle", group="Pool", at_least=1)
-    ] = None
-    max_threads: Annotated[
-        int | None, Setting("most requests at once in one worker of a threading pool", group="Pool", at_least=1)
-    ] = 10
-    gc_freeze: Annotated[
-        bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")
-    ] = True
-
-    request_timeout: Annotated[
-        float | None, Setting("cut a longer request, and replace its worker", group="Requests", unit="s", above=0)
-    ] = None
-    slow_request_timeout: Annotated[
-        float | None, Setting("log the stacks behind a longer request", group="Requests", unit="s", above=0)
-    ] = None
-
-    max_requests: Annotated[
-        int | None,
-        Setting("replace a worker after so many requests, or up to a tenth fewer", group="Recycling", at_least=1),
-    ] = None
-    max_lifetime: Annotated[
-        float | None,
-        Setting("replace a worker after this time, or up to a tenth less", group="Recycling", unit="s", above=0),
-    ] = None
-    max_memory: Annotated[
-        int | None,
-        Setting("replace a worker whose private memory stays above", group="Recycling", unit="bytes", at_least=1),
-    ] = None
-
-    control_socket: Annotated[
-        str | None,
-        Setting("where prefork ctl commands this service", name="control", group="Control", unit="address",
-                kinds=("unix",)),
-    ] = None  # fmt: skip
-    control_mode: Annotated[
-        int, Setting("mode of that path", group="Control", unit="mode", at_least=0, at_most=0o777)
-    ] = 0o600
-    control_owner: Annotated[
-        str | None, Setting("give the path to USER, USER:GROUP or :GROUP", group="Control")
-    ] = None
-    control_allow: Annotated[
-        str | None,
-        Setting("users, by name or number, with commas, who may command; root and its own may", group="Control"),
-    ] = None
-    control_allow_read: Annotated[
-        str | None, Setting("users who may only look: status, workers, stacks, version", group="Control")
-    ] = None
-
-    boot_timeout: Annotated[
-        float, Setting("kill a worker that is not ready after this time", group="Timeouts", unit="s", above=0)
-    ] = 60.0
-    graceful_timeout: Annotated[
-        float,
-        Setting("kill what has not drained after this time", group="Timeouts", unit="s", above=0,
-                default_text="30 s (8 s as PID 1)"),
-    ] = 8.0 if os.getpid() == 1 else 30.0  # fmt: skip
-    drain_delay: Annotated[
-        float, Setting("go on accepting for so long when told to drain, not ready any more", group="Timeouts", unit="s",
-                       at_least=0),
-    ] = 0.0  # fmt: skip
-    drain_connections: Annotated[
-        str, Setting("what a drain does with a stream request in hand: wait for its end, or let it read what was sent "
-                     "and then the end of file (eof)", group="Requests", choices=("wait", "eof")),
-    ] = "wait"  # fmt: skip
-    max_restart_delay: Annotated[
-        float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
-    ] = 30.0
-
-    request_queue_size: Annotated[
-        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
-    ] = 1024
-    socket_mode: Annotated[
-        int | None, Setting("mode of the path of a Unix socket; else what the umask leaves", group="Listening",
-                            unit="mode", at_least=0, at_most=0o777, reloadable=False),
-    ] = None  # fmt: skip
-    socket_owner: Annotated[
-        str | None, Setting("owner of the path of a Unix socket: USER, USER:GROUP or :GROUP", group="Listening",
-                            reloadable=False),
-    ] = None  # fmt: skip
     allow_reuse_address = True
-
-    access_log: Annotated[
-        bool, Setting("log a line for each request, whatever the log level", group="Logs")
-    ] = False
-
-    reload_on_change: Annotated[
-        bool, Setting("reload when a file of the program changes", group="Development", flag=True)
-    ] = False
 
     _watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
     _closing = False  # server_close() has been called
@@ -238,12 +144,12 @@ class PreForkingMixIn(SupervisedMixIn):
             if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
                 return
             signals = stack.enter_context(self._signals_taken(wakeup))
-            stack.enter_context(self._listener_prepared())
-            stack.enter_context(self._titled())
+            stack.enter_context(prepared(self._listener))
+            stack.enter_context(titled(self._service_name()))
             if self.metrics_address is not None or self.max_memory is not None:
                 import psutil  # noqa: F401  # here, so that the workers share its memory
             if self.gc_freeze:
-                stack.enter_context(_frozen())
+                stack.enter_context(frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)
             self._export(supervisor)
             self._open_control(supervisor)
@@ -451,33 +357,6 @@ class PreForkingMixIn(SupervisedMixIn):
             if given is not None and not given.taken:
                 set_mask(EVERY)  # the caretaker's to hear
             signals.put_back()
-
-    @contextlib.contextmanager
-    def _listener_prepared(self) -> Iterator[None]:
-        prepare(self._listener)
-        try:
-            yield
-        finally:
-            release(self._listener)
-
-    @contextlib.contextmanager
-    def _titled(self) -> Iterator[None]:
-        before = setproctitle.getproctitle()
-        setproctitle.setproctitle(f"prefork: master {self._service_name()}")
-        try:
-            yield
-        finally:
-            setproctitle.setproctitle(before)
-
-
-@contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class PreForkingTCPServer(PreForkingMixIn, TCPServer):

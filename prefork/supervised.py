@@ -27,8 +27,9 @@ from .exporting import Exporting, Subject, bind
 from .listeners import Listener
 from .policy import NO_POOL
 from .server import BaseServer
+from .service import Service
 from .serving import _ServingLoop
-from .supervisor import Service, Supervisor
+from .supervisor import Supervisor
 
 if TYPE_CHECKING:
     _AnyServer = BaseServer  # what a mix-in is mixed into; at run time ours or the standard library's

@@ -5,40 +5,37 @@ inside the loop of a plain server with children. Must not handle a request, star
 slot. Decides nothing itself: `policy.plan()` does.
 """
 
-import errno
 import logging
 import os
-import random
 import select
 import signal
-import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic, monotonic_ns, time_ns
 from typing import TYPE_CHECKING
 
-from prefork.metrics.board import BOOT, FORK_FAILURES, LOOP_DELAY, Board, Word
-from prefork.metrics.facts import ExitReason, ForkFailure
-from prefork.metrics.kernel import accept_queue
+from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
+from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import Slot
-from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.limits import jittered
 from prefork.workers.wakeup import Wakeup
 
-from . import logs, policy
+from . import logs, policy, telling
 from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes, StrayReaper
 from .clock import Clock
 from .commands import Command
 from .control import Control
+from .door import Door
 from .errors import BootError
 from .exits import Exits
 from .exporting import Exporting
+from .forks import Forks
 from .generations import Generations
 from .handover import Handed, Record
-from .listeners import Listener, narrow, queued
 from .policy import Phase, Plan, Pool
+from .publishing import Publishing
+from .service import Service
 from .systemd import Facts, Notifying
 from .waiting import Waiting
 
@@ -48,8 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # this late, the master itself must have been stopped
-STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
-FORK_LOG_EVERY_S = 10.0
 POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
 
 MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -59,24 +54,6 @@ MAY_FOLLOW: dict[Phase, set[Phase]] = {
     Phase.KILLING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},
     Phase.STOPPED: set(Phase) - {Phase.STOPPED},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What is supervised: the pool's side of the server, as the supervisor needs it."""
-
-    name: str
-    forget: Callable[[], None]  # in a new child: close the copies of what is this process's alone, but the memory
-    drain_asked: Callable[[], None]  # a child asks to end the service
-    # Of a pool only:
-    work: Callable[[Birth, Master, int], int] | None = None  # the body of a worker
-    lanes: int = 1  # of one worker
-    listener: socket.socket | None = None
-    max_lifetime: float | None = None
-    application_bytes: int = 0  # for the user's own metrics
-    pack: Callable[[Record], None] = lambda record: None  # what of it goes over to the next image
-    no_reload: str | None = None  # why it cannot be reloaded
-    asked: Callable[[], bool] = lambda: False  # whether there is a command that no turn has been told of
 
 
 class Supervisor:
@@ -103,25 +80,20 @@ class Supervisor:
         nudge = None if handed is None else handed.values["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._queued_at = 0.0
-        self._serves_queue = True
-        self._narrowed = False
+        self._door = Door(service.listener)
+        self._forks = Forks(service, self.table, board, self._waiting)
+        self._publishing = Publishing(board, self.clock.now())
         self._wake_at = self.clock.now()
-        self._fork_logged_at = float("-inf")
         self._exits = Exits(board)
         self._drops = logs.Drops(board, self.table)
         self._last_error = ""
         self._drain_asked = False
         self.closed = False
-        self.forked = False  # there has been a child that serves
         self.exporting: Exporting | None = None
         self.changes: Changes | None = None
         self.control: Control | None = None
         self._notifying: Notifying | None = None
-        self._turned_at = self.clock.now()
-        self._was_saturated = False
         self._strays = StrayReaper() if os.getpid() == 1 else None
-        self._rng = random.Random()
         self.generations = Generations(
             board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
             refusal=service.no_reload, asked=self._asked,
@@ -129,10 +101,10 @@ class Supervisor:
         if handed is not None:
             self._pool = replace(self._pool, ever_ready=True)
             self.generations.resume(handed, failed=failed)
-            self.forked = True
+            self._forks.any_served = True
         if limits.pool:
             self._notifying = Notifying(
-                self._facts, resumed=handed is not None, listener=_kept(service.listener),
+                self._facts, resumed=handed is not None, listener=self._door.kept(),
                 before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
             )  # fmt: skip
 
@@ -245,11 +217,8 @@ class Supervisor:
         return policy.door_at(self._phase_since, self._pool, self.limits)
 
     def _narrow_in_time(self, now: float) -> None:
-        if self.phase is not Phase.DRAINING or self._narrowed or now < self._door_at:
-            return
-        self._narrowed = True
-        self._serves_queue = self.service.listener is not None and narrow(self.service.listener)
-        self._queued_at = now if self._serves_queue else float("-inf")
+        if self.phase is Phase.DRAINING and now >= self._door_at:
+            self._door.narrow(now)
 
     def scale(self, workers: int) -> policy.Limits:
         """So many workers at most; the limits that are in force then."""
@@ -288,18 +257,7 @@ class Supervisor:
                 self._drain_asked = True
                 log.info("%s: asked to end the service", child)
                 self.service.drain_asked()
-            self._note_stacks(child)
-
-    def _note_stacks(self, child: Child) -> None:
-        size = child.stacks.size()
-        if size and size == child.stacks_seen:
-            text = child.stacks.take().rstrip()
-            if child.stacks_wanted:
-                child.stacks_wanted, child.stacks_text = False, text
-            if not child.stacks_text or child.cut_at is not None:
-                log.warning("%s: stacks of its threads\n%s", child, text)
-            size = 0
-        child.stacks_seen = size
+            telling.note_stacks(child)
 
     # How children end.
 
@@ -329,14 +287,11 @@ class Supervisor:
     # Planning.
 
     def _snapshot(self, now: float) -> policy.Snapshot:
-        listener = self.service.listener
-        waiting = self._serves_queue and listener is not None and queued(listener)
-        if waiting:
-            self._queued_at = now
+        waiting = self._door.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
         return policy.Snapshot(
             self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self._pool,
-            queued=waiting, queued_at=self._queued_at, saturated=saturated,
+            queued=waiting, queued_at=self._door.queued_at, saturated=saturated,
         )  # fmt: skip
 
     def _view(self, child: Child) -> policy.ChildView:
@@ -357,18 +312,17 @@ class Supervisor:
         self._pool = plan.pool
         self._set_phase(plan.phase, now)
         for serial in plan.kill:
-            self._kill(self.table[serial], now)
+            telling.kill(self.table, self.table[serial], now)
         for serial in plan.dump:
-            self._dump(self.table[serial], now)
+            telling.cut(self.table[serial], now)
         for serial in plan.slow:
-            self._dump_slow(self.table[serial])
+            telling.show_slow(self.table[serial], self._slow_before_ns())
         for serial in plan.stop:
             self._tell_to_leave(self.table[serial], ExitReason.STOPPED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
         for serial, reason in plan.drain:
-            self._drain(self.table[serial], reason, now)
+            self._tell_to_leave(self.table[serial], reason, signal.SIGTERM, self.limits.graceful_timeout, now)
         for serial in plan.remind:
-            self.table[serial].told = now
-            self.table[serial].signal(signal.SIGTERM)
+            telling.remind(self.table[serial], now)
         for serial in plan.poke:
             self.table[serial].signal(POKE)
         for _ in range(plan.spawn if self.service.work is not None else 0):  # a caretaker starts nobody
@@ -388,25 +342,13 @@ class Supervisor:
         self._waiting.hear_nudges()
         self._wake_at = min(self._wake_at, self._waiting.next_at(scarce))
         if any(child.stacks_seen for child in self.table):
-            self._wake_at = min(self._wake_at, now + STACKS_S)
+            self._wake_at = min(self._wake_at, now + telling.STACKS_S)
 
     def _publish(self, now: float) -> None:
-        """Put on the board what is in force, for whoever reads it."""
-        ready = [child for child in self.table if child.state is ChildState.READY]
-        idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
-        saturated = self.limits.pool and not idle and len(ready) >= self.limits.max_children
-        since, self._turned_at = self._turned_at, now
-        with self._board.change() as words:
-            words[Word.SERVING] = not self.limits.pool or (bool(ready) and self.phase is Phase.RUNNING)
-            words[Word.TURNED_NS] = self.clock.stamp_ns()
-            words[Word.MIN_CHILDREN] = self.limits.min_children
-            words[Word.MAX_CHILDREN] = self.limits.max_children
-            waits = self._pool.backing_off and self._pool.next_start > now
-            words[Word.BACKING_OFF] = max(0, self._pool.target - len(ready)) if waits else 0
-            words[Word.QUEUE_LENGTH_MAX] = max(words[Word.QUEUE_LENGTH_MAX], self._queue_length())
-            if saturated and self._was_saturated:
-                words[Word.SATURATED_NS] += int((now - since) * 1e9)
-        self._was_saturated = saturated
+        self._publishing.publish(
+            list(self.table), self.phase, self.limits, self._pool,
+            queue_length=self._door.queue_length(), now=now, now_ns=self.clock.stamp_ns(),
+        )  # fmt: skip
 
     def _facts(self) -> Facts:
         """For the service manager."""
@@ -417,12 +359,6 @@ class Supervisor:
             min(self.limits.min_children, self.limits.max_children), self.limits.boot_timeout,
             self.generations.reloading, self.generations.degraded,
         )  # fmt: skip
-
-    def _queue_length(self) -> int:
-        listener = self.service.listener
-        if listener is None or listener.fileno() == -1 or listener.type == socket.SOCK_DGRAM:
-            return 0
-        return accept_queue(listener)[0] or 0
 
     def _wants_more(self) -> bool:
         """Whether saturation could be answered by another worker."""
@@ -441,90 +377,28 @@ class Supervisor:
     # Effects.
 
     def _spawn(self, now: float) -> bool:
-        assert self.service.work is not None, "only a pool is told to spawn"
         try:
-            slot = Slot(self.service.lanes, self.service.application_bytes)
-            try:
-                child = self.fork(ChildKind.WORKER, slot, self.service.work)
-            except BaseException:
-                slot.close()
-                raise
+            self._forks.worker(self.generations.current, now)
         except OSError as exc:
-            self._note_fork_failure(exc, now)
+            self._forks.note_failure(exc, now)
+            self._pool = policy.after_fork_failure(self._pool, now)
             return False
-        if self.service.max_lifetime is not None:
-            child.lifetime = jittered(self.service.max_lifetime, self._rng)
         return True
+
+    def _tell_to_leave(self, child: Child, reason: ExitReason, signum: int, within: float, now: float) -> None:
+        deadline = now + within
+        if self.phase is Phase.DRAINING:
+            deadline = min(deadline, self._door_at + self.limits.graceful_timeout)
+        telling.leave(self.table, child, reason, signum, now, deadline)
+
+    def _slow_before_ns(self) -> int:
+        return self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
 
     def fork(
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
     ) -> Child:
-        """Start a child of this kind; its slot is folded into the totals when it is reaped."""
-        now, generation = self.clock.now(), self.generations.current
-
-        def body_without_memory(birth: Birth, master: Master, number: int) -> int:
-            sinks.name_child(f"{kind.value} slot={number} gen={generation} pid={os.getpid()}", self.nudge)
-            self.forget_memory()
-            return body(birth, master, number)
-
-        child = self.table.fork(
-            kind, slot, generation=generation, now=now, forget=self.service.forget,
-            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
-        )
-        self._waiting.add(child.pidfd)
-        if kind in (ChildKind.WORKER, ChildKind.REQUEST):
-            self.forked = True
-            self._board.add(Word.SPAWNED)
-        return child
-
-    def _note_fork_failure(self, exc: OSError, now: float) -> None:
-        kind = ForkFailure.__members__.get(errno.errorcode.get(exc.errno or 0, ""), ForkFailure.OTHER)
-        self._board.add(FORK_FAILURES + kind)
-        self._pool = policy.after_fork_failure(self._pool, now)
-        if now - self._fork_logged_at >= FORK_LOG_EVERY_S:
-            self._fork_logged_at = now
-            log.error("could not fork a worker: %s; trying again every %.1f s", exc.strerror, policy.FORK_RETRY_S)
-
-    def _drain(self, child: Child, reason: ExitReason, now: float) -> None:
-        self._tell_to_leave(child, reason, signal.SIGTERM, self.limits.graceful_timeout, now)
-
-    def _tell_to_leave(self, child: Child, reason: ExitReason, signum: int, within: float, now: float) -> None:
-        child.reason, child.told = reason, now
-        deadline = now + within
-        if self.phase is Phase.DRAINING:
-            deadline = min(deadline, self._door_at + self.limits.graceful_timeout)
-        child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
-        if child.state in (ChildState.STARTING, ChildState.READY):
-            self.table.set_state(child, ChildState.DRAINING, now)
-        child.signal(signum)
-
-    def _kill(self, child: Child, now: float) -> None:
-        if child.cut_at is not None:
-            child.reason = ExitReason.TIMEOUT
-        elif child.reason is None:
-            child.reason = ExitReason.BOOT_FAILED
-        log.warning("%s: killed after %.1f s in state %s", child, now - child.changed, child.state.name.lower())
-        self.table.set_state(child, ChildState.KILLING, now)
-        child.signal(signal.SIGKILL)
-
-    def _dump(self, child: Child, now: float) -> None:
-        child.cut_at = now
-        log.error("%s: a request has run for longer than request_timeout", child)
-        child.signal(signal.SIGUSR1)
-        child.signal(signal.SIGCONT)
-
-    def _dump_slow(self, child: Child) -> None:
-        slow = self.limits.slow_request_timeout
-        if slow is None or child.report is None:
-            return
-        before = self.clock.stamp_ns() - int(slow * 1e9)
-        fresh = {since for since in child.report.busy_since_ns if since <= before} - child.slow_seen
-        child.slow_seen &= set(child.report.busy_since_ns)
-        if fresh:
-            child.slow_seen |= fresh
-            log.warning("%s: a request has run for longer than slow_request_timeout", child)
-            child.signal(signal.SIGUSR1)
-            child.stacks_seen = -1  # look for them soon
+        """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
+        return self._forks.start(kind, slot, body, self.generations.current, self.clock.now(), serial)
 
     # For others.
 
@@ -538,15 +412,14 @@ class Supervisor:
         return self._pool
 
     @property
+    def forked(self) -> bool:
+        """Whether there has been a child that serves."""
+        return self._forks.any_served
+
+    @property
     def last_error(self) -> str:
         """What the last worker that died at boot said."""
         return self._last_error
-
-    def ask_stacks(self, child: Child) -> None:
-        """They come to `child.stacks_text` in a later turn, and `stacks_wanted` is taken back."""
-        child.stacks_wanted, child.stacks_text = True, ""
-        child.stacks_seen = -1  # look for them soon
-        child.signal(signal.SIGUSR1)
 
     def open_control(self, control: Control) -> None:
         """Have a control socket from now on."""
@@ -611,13 +484,6 @@ class Supervisor:
 
     def forget_memory(self) -> None:
         self.table.close_memory()
-
-
-def _kept(listener: socket.socket | None) -> tuple[int, str] | None:
-    """The listener that a service manager may keep for us over a crash: what it gave us it has itself."""
-    if isinstance(listener, Listener) and listener.asked and not listener.inherited:
-        return listener.fileno(), listener.asked
-    return None
 
 
 def _wait_readable(fd: int) -> None:

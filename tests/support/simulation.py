@@ -35,7 +35,8 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.policy import TICK_S, Limits, Phase
-from prefork.supervisor import Service, Supervisor
+from prefork.service import Service
+from prefork.supervisor import Supervisor
 from prefork.workers.wakeup import Wakeup
 
 NOTHING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)  # what a worker ignores
@@ -225,7 +226,7 @@ class Simulation:
         self.supervisor = Supervisor(
             service, limits, self.board, self.wakeup, processes=self.processes, stamp_ns=self.now_ns
         )
-        self.supervisor._rng.seed(0)  # the jitter of lifetimes: the same in every run
+        self.supervisor._forks._rng.seed(0)  # the jitter of lifetimes: the same in every run
         self.processes.on_start = self._nudging
         self._statistics: Statistics | None = None
 

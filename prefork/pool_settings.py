@@ -1,0 +1,112 @@
+"""The settings of a pool: the class attributes of PreForkingMixIn, and so the one place of their defaults.
+
+Values only; config.py reads them, for the command line, variables, files, validation and README's reference.
+"""
+
+import os
+from typing import Annotated
+
+from .config import Setting
+from .cpus import usable_cpus
+
+
+class PoolSettings:
+    """What can be set of a pool; README.md has the reference. All durations are seconds, all sizes bytes."""
+
+    max_children: Annotated[
+        int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")
+    ] = 2 * usable_cpus() + 1
+    min_children: Annotated[
+        int | None, Setting("fewest workers", group="Pool", at_least=1, default_text="max_children")
+    ] = None
+    min_spare_children: Annotated[
+        int | None, Setting("start workers when fewer than this are idle", group="Pool", at_least=1)
+    ] = None
+    max_spare_children: Annotated[
+        int | None, Setting("drain workers when more than this are idle", group="Pool", at_least=1)
+    ] = None
+    max_threads: Annotated[
+        int | None, Setting("most requests at once in one worker of a threading pool", group="Pool", at_least=1)
+    ] = 10
+    gc_freeze: Annotated[
+        bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")
+    ] = True
+
+    request_timeout: Annotated[
+        float | None, Setting("cut a longer request, and replace its worker", group="Requests", unit="s", above=0)
+    ] = None
+    slow_request_timeout: Annotated[
+        float | None, Setting("log the stacks behind a longer request", group="Requests", unit="s", above=0)
+    ] = None
+
+    max_requests: Annotated[
+        int | None,
+        Setting("replace a worker after so many requests, or up to a tenth fewer", group="Recycling", at_least=1),
+    ] = None
+    max_lifetime: Annotated[
+        float | None,
+        Setting("replace a worker after this time, or up to a tenth less", group="Recycling", unit="s", above=0),
+    ] = None
+    max_memory: Annotated[
+        int | None,
+        Setting("replace a worker whose private memory stays above", group="Recycling", unit="bytes", at_least=1),
+    ] = None
+
+    control_socket: Annotated[
+        str | None,
+        Setting("where prefork ctl commands this service", name="control", group="Control", unit="address",
+                kinds=("unix",)),
+    ] = None  # fmt: skip
+    control_mode: Annotated[
+        int, Setting("mode of that path", group="Control", unit="mode", at_least=0, at_most=0o777)
+    ] = 0o600
+    control_owner: Annotated[
+        str | None, Setting("give the path to USER, USER:GROUP or :GROUP", group="Control")
+    ] = None
+    control_allow: Annotated[
+        str | None,
+        Setting("users, by name or number, with commas, who may command; root and its own may", group="Control"),
+    ] = None
+    control_allow_read: Annotated[
+        str | None, Setting("users who may only look: status, workers, stacks, version", group="Control")
+    ] = None
+
+    boot_timeout: Annotated[
+        float, Setting("kill a worker that is not ready after this time", group="Timeouts", unit="s", above=0)
+    ] = 60.0
+    graceful_timeout: Annotated[
+        float,
+        Setting("kill what has not drained after this time", group="Timeouts", unit="s", above=0,
+                default_text="30 s (8 s as PID 1)"),
+    ] = 8.0 if os.getpid() == 1 else 30.0  # fmt: skip
+    drain_delay: Annotated[
+        float, Setting("go on accepting for so long when told to drain, not ready any more", group="Timeouts", unit="s",
+                       at_least=0),
+    ] = 0.0  # fmt: skip
+    drain_connections: Annotated[
+        str, Setting("what a drain does with a stream request in hand: wait for its end, or let it read what was sent "
+                     "and then the end of file (eof)", group="Requests", choices=("wait", "eof")),
+    ] = "wait"  # fmt: skip
+    max_restart_delay: Annotated[
+        float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
+    ] = 30.0
+
+    request_queue_size: Annotated[
+        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
+    ] = 1024
+    socket_mode: Annotated[
+        int | None, Setting("mode of the path of a Unix socket; else what the umask leaves", group="Listening",
+                            unit="mode", at_least=0, at_most=0o777, reloadable=False),
+    ] = None  # fmt: skip
+    socket_owner: Annotated[
+        str | None, Setting("owner of the path of a Unix socket: USER, USER:GROUP or :GROUP", group="Listening",
+                            reloadable=False),
+    ] = None  # fmt: skip
+
+    access_log: Annotated[
+        bool, Setting("log a line for each request, whatever the log level", group="Logs")
+    ] = False
+
+    reload_on_change: Annotated[
+        bool, Setting("reload when a file of the program changes", group="Development", flag=True)
+    ] = False

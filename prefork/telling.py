@@ -1,0 +1,85 @@
+"""What the master tells one child: leave, be killed, show your stacks. And what comes back of the stacks.
+
+Runs in the master. Effects of the plan, one function each: a mark in the child's record, and a signal. Decides
+nothing; when and whom is `policy.plan()`'s, and the loop is the supervisor's.
+"""
+
+import logging
+import signal
+
+from prefork.metrics.facts import ExitReason
+
+from .children import Child, ChildState, ChildTable
+
+log = logging.getLogger("prefork.supervisor")
+
+STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
+LOOK_SOON = -1  # as a size seen: it differs from any
+
+
+def leave(
+    table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float
+) -> None:
+    """Drain (TERM) or stop (QUIT); a deadline that it has already is not put off."""
+    child.reason, child.told = reason, now
+    child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
+    if child.state in (ChildState.STARTING, ChildState.READY):
+        table.set_state(child, ChildState.DRAINING, now)
+    child.signal(signum)
+
+
+def remind(child: Child, now: float) -> None:
+    """Once more: its loop may have been between two looks."""
+    child.told = now
+    child.signal(signal.SIGTERM)
+
+
+def kill(table: ChildTable, child: Child, now: float) -> None:
+    if child.cut_at is not None:
+        child.reason = ExitReason.TIMEOUT
+    elif child.reason is None:
+        child.reason = ExitReason.BOOT_FAILED
+    log.warning("%s: killed after %.1f s in state %s", child, now - child.changed, child.state.name.lower())
+    table.set_state(child, ChildState.KILLING, now)
+    child.signal(signal.SIGKILL)
+
+
+def cut(child: Child, now: float) -> None:
+    """A request is over its time: first its stacks, also of a process that was stopped."""
+    child.cut_at = now
+    log.error("%s: a request has run for longer than request_timeout", child)
+    child.signal(signal.SIGUSR1)
+    child.signal(signal.SIGCONT)
+
+
+def show_slow(child: Child, before_ns: int) -> None:
+    """The stacks behind requests that run since `before_ns`, once for each request."""
+    if child.report is None:
+        return
+    fresh = {since for since in child.report.busy_since_ns if since <= before_ns} - child.slow_seen
+    child.slow_seen &= set(child.report.busy_since_ns)
+    if fresh:
+        child.slow_seen |= fresh
+        log.warning("%s: a request has run for longer than slow_request_timeout", child)
+        child.signal(signal.SIGUSR1)
+        child.stacks_seen = LOOK_SOON
+
+
+def show_stacks(child: Child) -> None:
+    """They come to `child.stacks_text` in a later turn, and `stacks_wanted` is taken back."""
+    child.stacks_wanted, child.stacks_text = True, ""
+    child.stacks_seen = LOOK_SOON
+    child.signal(signal.SIGUSR1)
+
+
+def note_stacks(child: Child) -> None:
+    """Log them once they are whole, unless somebody asked for them."""
+    size = child.stacks.size()
+    if size and size == child.stacks_seen:
+        text = child.stacks.take().rstrip()
+        if child.stacks_wanted:
+            child.stacks_wanted, child.stacks_text = False, text
+        if not child.stacks_text or child.cut_at is not None:
+            log.warning("%s: stacks of its threads\n%s", child, text)
+        size = 0
+    child.stacks_seen = size
