@@ -81,6 +81,7 @@ def ask_often(service: Service, count: int) -> None:
         assert ask(service.address, b"pid\n")
 
 
+@pytest.mark.quick_faults
 def test_stderr_that_nobody_reads(tmp_path: Path) -> None:
     """stderr is a pipe that nobody reads: every request is served, each line is read or counted as dropped, and as
     soon as somebody reads the drop is told and no further line is missing."""
@@ -95,6 +96,7 @@ def test_stderr_that_nobody_reads(tmp_path: Path) -> None:
         assert (service.settled()["completed"], service.settled()["failed"]) == (1550, 0)
 
 
+@pytest.mark.quick_faults
 def test_stderr_whose_reader_is_gone(tmp_path: Path) -> None:
     """The reader of stderr is gone: every request is served, each line is counted, and a new reader gets the rest."""
     with fifo(tmp_path) as (reader, before), run(tmp_path, before=before) as service:
@@ -110,6 +112,7 @@ def test_stderr_whose_reader_is_gone(tmp_path: Path) -> None:
         assert service.settled()["failed"] == 0
 
 
+@pytest.mark.quick_faults
 def test_stderr_that_is_closed(tmp_path: Path) -> None:
     """Started without any stderr, a service serves."""
     with run(tmp_path, before=("sh", "-c", 'exec "$@" 2>&-', "sh")) as service:
@@ -117,6 +120,7 @@ def test_stderr_that_is_closed(tmp_path: Path) -> None:
         assert service.settled()["completed"] == 50
 
 
+@pytest.mark.quick_faults
 def test_a_full_disk(tmp_path: Path) -> None:
     """The disk of the log file is full: every request is served, each line is in the file whole or counted; with room
     again the drop is told and lines come."""
