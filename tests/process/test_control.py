@@ -5,33 +5,26 @@ import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.clients import HUNG, ROOT
+from tests.support import controlling
+from tests.support.clients import HUNG
 from tests.support.releases import AFTERWARDS, Released, numbered
 from tests.support.service import Service, script
 
 WORKERS = 2
 
 
-def ctl(service: Service, *argv: str) -> "subprocess.CompletedProcess[str]":
-    """`prefork ctl`, as a user runs it."""
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PREFORK_CONTROL": str(service.directory / "c")}
-    command = [sys.executable, "-m", "prefork", "ctl", *argv]
-    return subprocess.run(command, env=environ, cwd=service.directory, capture_output=True, text=True, timeout=HUNG)
+def ctl(service: Service, *argv: str) -> "controlling.Done[str]":
+    return controlling.ctl(service.directory / "c", *argv)
 
 
 def ask(service: Service, *argv: str) -> Any:
-    """The result of a verb, which must be good."""
-    done = ctl(service, *argv, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])["result"]
+    return controlling.asked(service.directory / "c", *argv)
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """Settings over a reload: what is changed is in force, what takes a restart is refused by name."""
 
-import json
-import os
 import signal
-import subprocess
 from pathlib import Path
-from typing import Any
 
-from tests.support.command import HUNG, MODULE, ROOT, running
+from tests.support.command import running
+from tests.support.controlling import asked, ctl
 from tests.support.releases import Released, numbered
 
 
@@ -27,30 +24,19 @@ def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
         assert service.answering() == "r3"
 
 
-def ctl(here: Path, *argv: str) -> "subprocess.CompletedProcess[str]":
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    argv = ("ctl", "--control", str(here / "c.sock"), *argv)
-    return subprocess.run([*MODULE, *argv], cwd=here, env=env, capture_output=True, text=True, timeout=HUNG)
-
-
-def status(here: Path) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(ctl(here, "status", "--json").stdout)["result"]
-    return answer
-
-
 def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
     """A changed file is in force after a reload; one with a mistake changes nothing, and the caller is told which."""
-    file = tmp_path / "s.toml"
+    file, path = tmp_path / "s.toml", tmp_path / "c.sock"
     text = "[prefork]\ntarget = 'prefork.examples:Upper'\nbind = '127.0.0.1:0'\ncontrol = 'unix:c.sock'\n"
     file.write_text(f"{text}max_children = 1\n")
     with running(["run", "--config", "s.toml"], cwd=tmp_path):
-        assert status(tmp_path)["max_children"] == 1
+        assert asked(path, "status")["max_children"] == 1
         file.write_text(f"{text}max_childs = 2\n")
-        done = ctl(tmp_path, "reload")
+        done = ctl(path, "reload")
         assert done.returncode == 1
         assert "there is no setting max_childs; did you mean max_children?" in done.stdout + done.stderr
-        assert status(tmp_path)["max_children"] == 1
+        assert asked(path, "status")["max_children"] == 1
         file.write_text(f"{text}max_children = 2\n")
-        done = ctl(tmp_path, "reload")
+        done = ctl(path, "reload")
         assert done.returncode == 0, done.stderr
-        assert status(tmp_path)["max_children"] == 2
+        assert asked(path, "status")["max_children"] == 2

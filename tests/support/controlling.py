@@ -1,0 +1,49 @@
+"""`prefork ctl` as a user runs it, and the bare socket underneath.
+
+Runs in the test's process; the command is a process of its own.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .command import HUNG, MODULE, ROOT
+
+Done = subprocess.CompletedProcess
+
+
+def ctl(path: Path, *argv: str) -> "Done[str]":
+    """`prefork ctl` at the control socket of this path, to its end."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PREFORK_CONTROL": path.name}
+    command = [*MODULE, "ctl", *argv]
+    return subprocess.run(command, env=environ, cwd=path.parent, capture_output=True, text=True, timeout=HUNG)
+
+
+def asked(path: Path, *argv: str) -> Any:
+    """The result of a verb, which must be good."""
+    done = ctl(path, *argv, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[tuple[socket.socket, BinaryIO]]:
+    """A client of the socket itself, for what the command cannot do: two requests at once, half a request, silence."""
+    with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as answers:
+        sock.settimeout(HUNG)
+        sock.connect(os.path.relpath(path))
+        yield sock, answers
+
+
+def answer(answers: BinaryIO) -> dict[str, Any]:
+    """The line that ends an answer; progress is passed over."""
+    for line in answers:
+        message: dict[str, Any] = json.loads(line)
+        if "ok" in message:
+            return message
+    raise AssertionError("the connection was closed before the answer had ended")
