@@ -70,8 +70,8 @@ class Desk:
             case Command.STACKS:
                 return self._stacks(argument)
             case Command.REOPEN:
-                supervisor.obey(command)
-                return frames.result({"reopened": sinks.installed() is not None})
+                why_not = logs.reopen()
+                return frames.error(why_not) if why_not else frames.result({"reopened": True})
             case Command.DRAIN | Command.STOP:
                 supervisor.obey(command)
                 return frames.result({"phase": supervisor.phase.name.lower()})

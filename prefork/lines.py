@@ -32,7 +32,7 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "%s: a request has run for longer than request_timeout": ("request_timeout", ()),
     "%s: a request has run for longer than slow_request_timeout": ("slow_request", ()),
     "pool: min_children=%d max_children=%d": ("pool_resized", ("min_children", "max_children")),
-    "there is no log file of ours to reopen": ("nothing_to_reopen", ()),
+    "there is no log file of prefork's own to reopen": ("nothing_to_reopen", ()),
 }
 
 

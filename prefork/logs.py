@@ -20,6 +20,7 @@ log = logging.getLogger("prefork.supervisor")
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("text", "json")
+NOTHING_TO_REOPEN = "there is no log file of prefork's own to reopen"
 TELL_EVERY_S = 1.0  # how often dropped lines are told of, at most
 
 
@@ -68,19 +69,25 @@ def set_level(level: str) -> None:
         handler.set_level(number)
 
 
-def reopen() -> None:
-    """Go on in a new file, because the old one was renamed; every other process does at its next line."""
+def reopen() -> str:
+    """Go on in a new file, because the old one was renamed; every other process does at its next line.
+
+    Why that could not be, in one sentence; empty when it is done.
+    """
     handler = sinks.installed()
     if handler is None or handler.sink.path is None:
-        log.info("there is no log file of ours to reopen")
-        return
+        log.info(NOTHING_TO_REOPEN)
+        return NOTHING_TO_REOPEN
     handler.acquire()
     try:
         handler.sink.reopen()
     except OSError as exc:
-        log.error("could not reopen the log file %s: %s; going on with the old one", handler.sink.path, exc.strerror)
+        path, reason = handler.sink.path, (exc.strerror or str(exc)).lower()
+        log.error("could not reopen the log file %s: %s; going on with the old one", path, reason)
+        return f"could not reopen the log file {path}: {reason}; going on with the old one"
     finally:
         handler.release()
+    return ""
 
 
 class Drops:
