@@ -4,13 +4,11 @@ Runs in a process of its own, beside the service where that is running, which do
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from time import monotonic
 
-from . import launch
-from .errors import ConfigError
+from . import launch, logs
 from .pages import Section, Subcommand
 from .rehearsal import boot_one
 from .trial import trial
@@ -40,7 +38,7 @@ EXAMPLES = """\
 
 def _run(args: argparse.Namespace) -> int:
     plan = launch.read(args)
-    _check_log_file(plan.launch.log_file)
+    logs.check(plan.launch.log_file)
     with trial() as tried, plan.build() as server:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
@@ -58,12 +56,6 @@ def _sources(plan: launch.Plan) -> str:
     files = Counter(origin.partition(":")[0] for origin in counts if ": " in origin)
     others = [origin for origin in counts if ": " not in origin]
     return ", ".join([*(f"{count} of {path}" for path, count in files.items()), *others])
-
-
-def _check_log_file(path: str | None) -> None:
-    """That it could be opened, without making it. Raises ConfigError."""
-    if path is not None and not os.access(path if os.path.exists(path) else os.path.dirname(path) or ".", os.W_OK):
-        raise ConfigError(f"could not open the log file {path}: it, or its directory, cannot be written")
 
 
 def _say(what: str, text: str) -> None:

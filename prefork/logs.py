@@ -4,6 +4,7 @@ The library itself only emits to loggers named prefork.…; without `set_up()` t
 the master, before the first fork; what its children need of it is in workers/sinks.py.
 """
 
+import errno
 import logging
 import os
 from collections.abc import Iterable
@@ -29,11 +30,31 @@ def set_up(level: str = "info", format: str = "text", path: str | None = None) -
     try:
         handler = sinks.SinkHandler(sinks.Sink(path))
     except OSError as exc:
-        raise ConfigError(f"could not open the log file {path}: {exc.strerror}") from exc
+        raise _cannot_open(path, exc) from exc
     handler.setFormatter(_formatter(format, path))
     logging.getLogger().addHandler(handler)
     sinks.install(handler)
     set_level(level)
+
+
+def check(path: str | None) -> None:
+    """Whether that file could be logged to; nothing is made or written. Raises ConfigError as `set_up()` would."""
+    if path is None:
+        return
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK))
+    except FileNotFoundError as exc:
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise _cannot_open(path, exc) from exc
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise _cannot_open(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from exc
+    except OSError as exc:
+        raise _cannot_open(path, exc) from exc
+
+
+def _cannot_open(path: str | None, exc: OSError) -> ConfigError:
+    return ConfigError(f"could not open the log file {path}: {(exc.strerror or str(exc)).lower()}")
 
 
 def _formatter(format: str, path: str | None) -> TextFormat:

@@ -7,6 +7,7 @@ import argparse
 
 from . import launch, logs
 from .commands import TABLE
+from .handover import rehearsing
 from .pages import Section, Subcommand
 
 __all__ = ["COMMAND"]
@@ -27,7 +28,11 @@ EXAMPLES = """\
 
 def _run(args: argparse.Namespace) -> int:
     plan = launch.read(args)
-    logs.set_up(plan.launch.log_level, plan.launch.log_format, plan.launch.log_file)
+    if rehearsing():  # what it logs is for whoever asked for the reload
+        logs.check(plan.launch.log_file)
+        logs.set_up(plan.launch.log_level)
+    else:
+        logs.set_up(plan.launch.log_level, plan.launch.log_format, plan.launch.log_file)
     with plan.build() as server:
         if plan.launch.single:
             from .single import serve_single

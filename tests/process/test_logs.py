@@ -129,6 +129,6 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
     service = Service(tmp_path, script(), argv=["-m", "prefork", "run", "program:Server", "--log-file", "no/such/file"])
     try:
         assert service.wait_exit() == 2
-        assert service.log == "prefork: could not open the log file no/such/file: No such file or directory\n"
+        assert service.log == "prefork: could not open the log file no/such/file: no such file or directory\n"
     finally:
         service.__exit__(AssertionError, None, None)
