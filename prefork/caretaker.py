@@ -66,6 +66,7 @@ def _supervisor(
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
         record.values["fixed"] = values["fixed"]
+        record.values["directory"] = values["directory"]
 
     def forget() -> None:
         signals.put_back()

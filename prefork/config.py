@@ -121,6 +121,7 @@ class Field:
         s = self.setting
         return (
             (not s.choices or value in s.choices)
+            and (s.unit != "directory" or os.path.isabs(value))
             and (s.above is None or value > s.above)
             and (s.at_least is None or value >= s.at_least)
             and (s.at_most is None or value <= s.at_most)

@@ -18,7 +18,6 @@ from prefork.workers.signals import blocked
 from .children import Child, ChildKind, ChildState, ChildTable
 from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
 from .listeners import Listener, address_text, narrow, queued
-from .origin import ORIGIN
 from .policy import BOOT_DEATHS_MAX, QUIET_S
 from .reload import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
 from .waiting import Waiting
@@ -176,7 +175,7 @@ class Generations:
     # Records.
 
     def _rehearsal_record(self) -> Record:
-        record = Record({"directory": self._directory()})
+        record = Record({})
         self._pack(record)
         return record
 
@@ -194,10 +193,6 @@ class Generations:
         record.add("nudge", self._waiting.pack_nudge())
         self.pack_more(record)
         return record
-
-    @staticmethod
-    def _directory() -> str:
-        return ORIGIN.directory
 
     def _exec(self) -> None:
         """The way over. Returns when it failed, and then everything is as it was; or when there is something else to do

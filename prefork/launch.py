@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from . import logs
 from .addresses import Address
 from .config import Field, Setting, settings, show
+from .directory import enter
 from .errors import ConfigError
 from .options import add_settings, texts
 from .pages import Parser, Section
@@ -23,9 +24,9 @@ from .targets import Server, Target, build, holder, load
 __all__ = ["ENVIRONMENT", "EXIT_STATUS", "FILES", "TARGET_TEXT", "VALUES", "Launch", "Plan", "add_arguments", "read"]
 
 TARGET_TEXT = """\
-TARGET is module:attribute; the current directory is importable. The attribute is a handler class (served with
-threads if --max-threads is given), a server class, a server instance (bound by its own module: no --bind), or a
-function that takes the address and returns an instance.
+TARGET is module:attribute; the current directory is importable, which is the one of --working-directory where that is
+given. The attribute is a handler class (served with threads if --max-threads is given), a server class, a server
+instance (bound by its own module: no --bind), or a function that takes the address and returns an instance.
 """
 VALUES = Section(
     "values",
@@ -133,10 +134,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def read(args: argparse.Namespace) -> Plan:
-    """All sources, and what must fit together. Raises ConfigError."""
-    known = fields()
+    """All sources, and what must fit together; from here on we are in the working directory. Raises ConfigError."""
+    known, options = fields(), texts(args, fields())
     path = args.config if args.config is not None else os.environ.get(FILE_VARIABLE) or None
-    found = gather(known, texts(args, known), os.environ, path)
+    _enter(gather(known, options, os.environ, None))
+    found = gather(known, options, os.environ, path)
+    _enter(found, path)
     launch = Launch()
     for name in settings(Launch):
         if name in found:
@@ -147,6 +150,19 @@ def read(args: argparse.Namespace) -> Plan:
         origin = found["reload_on_change"].origin
         raise ConfigError(f"could not set reload_on_change (from {origin}): with --single there is nobody who reloads")
     return Plan(found, launch, values, path)
+
+
+def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
+    """Go to the working directory, if it is set: first of all, so that the file too is found there."""
+    where = found.get("working_directory")
+    if where is None:
+        return
+    if path is not None and where.kind == "file" and not os.path.isabs(path):
+        raise ConfigError(
+            f"could not set working_directory (from {where.origin}): a reload starts there, where {path} means another "
+            "file; name the file by its whole path"
+        )
+    enter(where.value, where.origin)
 
 
 def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> None:

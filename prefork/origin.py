@@ -31,9 +31,16 @@ class Origin:
             return "it is an interactive interpreter" if interactive else "its program was read from stdin"
         return None
 
-    def command(self, fd: int) -> list[str]:
-        """The command line of a new image, which finds what it is handed in descriptor `fd`."""
-        return [self.executable, *self.flags, ENTRY, str(fd), *self.program]
+    def command(self, fd: int, directory: str) -> list[str]:
+        """The command line of a new image in that directory, which finds what it is handed in descriptor `fd`."""
+        return [self.executable, *self.flags, ENTRY, str(fd), *self._program_from(directory)]
+
+    def _program_from(self, directory: str) -> tuple[str, ...]:
+        """A relative path is of that directory where it leads to something; else of the one we were started in."""
+        path = self.program[0]
+        if path in ("-m", "-c") or directory == self.directory or os.path.exists(os.path.join(directory, path)):
+            return self.program
+        return (os.path.join(self.directory, path), *self.program[1:])
 
 
 def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -22,7 +22,7 @@ from prefork.workers.limits import Limits as WorkerLimits
 from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
-from . import control
+from . import control, directory
 from .commands import BY_SIGNAL, Command
 from .config import in_force, validate
 from .errors import PreforkError
@@ -143,6 +143,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
             if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
                 return
+            stack.enter_context(directory.inside(self.working_directory))
             signals = stack.enter_context(self._signals_taken(wakeup))
             stack.enter_context(prepared(self._listener))
             stack.enter_context(titled(self._service_name()))
@@ -267,6 +268,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
         record.values["fixed"] = in_force(self)
+        record.values["directory"] = self.working_directory or ORIGIN.directory
 
     def _control_terms(self) -> control.Terms | None:
         if self.control_socket is None:

@@ -103,6 +103,11 @@ class PoolSettings:
                             reloadable=False),
     ] = None  # fmt: skip
 
+    working_directory: Annotated[
+        str | None, Setting("run in this directory; a reload starts in it, by symlinks as they lead then",
+                            group="Service", unit="directory", default_text="where it was started"),
+    ] = None  # fmt: skip
+
     access_log: Annotated[
         bool, Setting("log a line for each request, whatever the log level", group="Logs")
     ] = False

@@ -13,6 +13,7 @@ from prefork.workers.bootstrap import leave
 from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
+from . import directory
 from .children import ChildKind
 from .config import refuse_changes
 from .errors import BootError
@@ -44,8 +45,10 @@ def rehearse(server: "PreForkingMixIn") -> NoReturn:
 
 
 def boot_one(server: "PreForkingMixIn") -> None:
-    """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words."""
+    """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words, or
+    ConfigError."""
     server._serves = False
+    directory.enter(server.working_directory)
     wakeup = Wakeup()
     supervisor = server._supervisor = server._pool(wakeup, Signals(wakeup))
     slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)

@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from prefork.metrics.scoreboard import Slot
-from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import set_mask
 
+from . import directory
 from .children import Child, ChildKind
+from .errors import ConfigError
 from .handover import Record, handed_on
 from .origin import ORIGIN
 
@@ -224,11 +226,15 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
     environment = {name: value for name, value in ORIGIN.environment.items() if name not in NOT_FOR_A_REHEARSAL}
     if "LISTEN_PID" in environment:
         environment["LISTEN_PID"] = str(os.getpid())
-    os.chdir(record.values["directory"])
+    try:
+        directory.go(there := record.values["directory"])
+    except ConfigError as exc:
+        say(record.values["pipe"], failed=str(exc))
+        leave(1)
     master.tell_us_when_dying()
     set_mask(birth.mask)
     with handed_on(record) as fd:
-        os.execve(ORIGIN.executable, ORIGIN.command(fd), environment)
+        os.execve(ORIGIN.executable, ORIGIN.command(fd, there), environment)
 
 
 def say(pipe: int, **word: object) -> None:
@@ -238,10 +244,12 @@ def say(pipe: int, **word: object) -> None:
 
 def execute(record: Record) -> None:
     """Replace this image. Returns only by an OSError, and then nothing has changed. Every signal is blocked already."""
-    before = os.getcwd()
+    there = record.values["directory"]
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)  # its name may be gone: a release that was removed
     with handed_on(record) as fd:
         try:
-            os.chdir(record.values["directory"])
-            os.execve(ORIGIN.executable, ORIGIN.command(fd), ORIGIN.environment)
+            os.chdir(there)
+            os.execve(ORIGIN.executable, ORIGIN.command(fd, there), ORIGIN.environment)
         finally:
-            os.chdir(before)
+            os.fchdir(before)
+            os.close(before)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
+from . import directory
 from .listeners import address_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 
 def serve_single(server: "PreForkingMixIn") -> None:
     """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it."""
+    directory.enter(server.working_directory)
     server._single = server._in_place = True
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:

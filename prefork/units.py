@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 __all__ = ["UNITS", "Unit", "UnitName", "number_text"]
 
-UnitName = Literal["", "s", "bytes", "mode", "address"]
+UnitName = Literal["", "s", "bytes", "mode", "address", "directory"]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", re.IGNORECASE)
 _SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -84,4 +84,5 @@ UNITS: Mapping[str, Unit] = {
     "bytes": Unit("a size in bytes", "SIZE", " (as in 512MiB, 2GiB)", _number(_BYTES), _size_text),
     "mode": Unit("an octal mode", "MODE", " (as in 0660)", _mode, lambda value: f"{value:04o}"),
     "address": Unit("an address", "ADDRESS", "", _address, _address_text),
+    "directory": Unit("an absolute path", "DIRECTORY", "", str, str),
 }

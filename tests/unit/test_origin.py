@@ -35,7 +35,7 @@ def test_a_reloaded_program_is_told_apart_again(name: str) -> None:
     """A command line that a reload made splits into the same parts, so that reloads do not add up."""
     flags, program = split(["python", *COMMANDS[name][0]])
     origin = Origin("python", flags, program, {}, "/")
-    once_more = origin.command(7)
+    once_more = origin.command(7, "/")
     assert once_more[: len(flags) + 3] == ["python", *flags, ENTRY, "7"]
     assert split(once_more) == (flags, program)
 
@@ -62,3 +62,20 @@ def test_the_directory_by_its_own_name(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         monkeypatch.setenv("PWD", named)
         assert started_in() == expected
+
+
+def test_a_relative_program_of_another_directory(tmp_path: Path) -> None:
+    """In another directory than it was started in, a relative path is of that one where it leads to something there,
+    else of the first; modules, texts and whole paths stay as they are."""
+    started, other = tmp_path / "started", tmp_path / "other"
+    for path in (started / "bin", other):
+        path.mkdir(parents=True)
+    (other / "there.py").touch()
+    programs = {
+        ("bin/prefork", "run"): (f"{started}/bin/prefork", "run"), ("there.py", "x"): ("there.py", "x"),
+        ("/s.py",): ("/s.py",), ("-m", "prefork"): ("-m", "prefork"), ("-c", "import a"): ("-c", "import a"),
+    }  # fmt: skip
+    for program, expected in programs.items():
+        origin = Origin("python", (), program, {}, str(started))
+        assert origin.command(7, str(other)) == ["python", ENTRY, "7", *expected]
+        assert origin.command(7, str(started)) == ["python", ENTRY, "7", *program]
