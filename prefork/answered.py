@@ -17,9 +17,11 @@ def text(row: Row, result: dict[str, Any]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """As short as it can be read: 12ms, 3.4s, 5m12s, 2h03m, 4d7h."""
+    """As short as it can be read: 0.4ms, 12ms, 3.4s, 5m12s, 2h03m, 4d7h."""
     if seconds is None:
         return "-"
+    if 0 < seconds < 0.00995:
+        return f"{seconds * 1000:.1f}ms"
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 60:
@@ -36,13 +38,13 @@ def size(value: int | None) -> str:
     return f"{value / 1048576:.0f}M" if value < 1 << 30 else f"{value / (1 << 30):.1f}G"
 
 
-def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset()) -> list[str]:
+def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset(), gap: int = 2) -> list[str]:
     """Columns as wide as what is in them; numbers to the right, those in `left` to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
+        lines.append((" " * gap).join(cells).rstrip())
     return lines
 
 

@@ -44,11 +44,15 @@ class Refused(PreforkError):
 
 
 class Client:
-    """A connection to a master. Raises PreforkError when there is none, or when it ends early."""
+    """A connection to a master. Raises PreforkError when there is none, or when it ends early.
 
-    def __init__(self, path: str) -> None:
+    `timeout`: seconds of silence after which it counts as ended; None waits.
+    """
+
+    def __init__(self, path: str, timeout: float | None = None) -> None:
         self._path = path
         self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.settimeout(timeout)
         try:
             self._sock.connect(path)
         except OSError as exc:
@@ -68,10 +72,6 @@ class Client:
         except OSError as exc:
             raise PreforkError(f"could not hear from {self._path}: {_lower(exc)}") from None
         raise PreforkError(f"could not hear from {self._path}: the service closed the connection")
-
-    def send(self, request: bytes) -> None:
-        """Without waiting for what comes of it."""
-        self._sock.sendall(request)
 
     def result(self, row: Row, argument: int | str | None = None) -> dict[str, Any]:
         """The result alone. Raises Refused."""

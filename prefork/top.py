@@ -1,128 +1,104 @@
-"""`prefork top`: a service on a live screen, asked over its control socket once a second.
+"""`prefork top`: a service at work, on a live screen or once as plain text; the command and its page.
 
-Runs in a process of its own. The screen needs rich (`pip install 'prefork[top]'`), which is imported here only;
-`--once` prints the same as plain text without it.
+Runs in a process of its own. Whom it asks stands in top_sources.py, what is shown in top_screen.py.
 """
 
 import argparse
-import contextlib
 import os
-import select
 import shutil
 import sys
-import termios
 import time
-import tty
-from collections.abc import Iterator
 
-from .commands import BY_VERB
-from .ctl import Client, add_control, path_of
+from .ctl import VARIABLE, add_control, path_of
 from .errors import PreforkError
-from .frames import ask
-from .pages import Parser, Section, Subcommand
-from .top_screen import KEYS, SORTS, Look, lines, ordered
+from .pages import Parser, Section, Subcommand, unusable
+from .top_http import parse_url
+from .top_screen import View, lines
+from .top_sources import Control, Metrics, Source
 
 __all__ = ["COMMAND"]
 
-EVERY_S = 1.0
-DESCRIPTION = """\
+METRICS_VARIABLE = "PREFORK_METRICS"  # as for prefork run
+ONCE_S = 1.0  # between the two looks whose difference is printed
+WIDE = 200  # where there is no terminal
+DESCRIPTION = f"""\
 Show a running service: rate, latency, saturation and queue, and what each worker does, since when and for whom.
+
+Asked is the control socket (--control, or {VARIABLE}); or, read-only, the metrics of the service (--url, or
+{METRICS_VARIABLE} where no control socket is given), which tell of all workers together and of none alone. Rates and
+latencies are those of the last five seconds.
 """
 
 
 def _add_arguments(parser: Parser) -> None:
     add_control(parser)
-    parser.add_argument("--once", action="store_true", help="print it once, as plain text")
+    help = f"the service's metrics: http://HOST:PORT, HOST:PORT or unix:/PATH (default: {METRICS_VARIABLE})"
+    parser.add_argument("--url", metavar="URL", help=help)
+    parser.add_argument("--once", action="store_true", help="print the figures of one second, as plain text")
 
 
 def _run(args: argparse.Namespace) -> int:
-    path = path_of(args.control)
+    source = _source(args.control, args.url)
     if args.once:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
-        sys.stdout.write("\n".join(lines(None, look(path), width=width, height=None)) + "\n")
-        return 0
+        return _once(source)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise PreforkError("could not show the screen: this is no terminal; --once prints it")
-    with _keys():
-        return _show(path)
+    from .top_live import show
+
+    return show(source)
 
 
-def look(path: str) -> Look:
-    """Ask now. Raises PreforkError."""
-    with Client(path) as client:
-        status = client.result(BY_VERB["status"])
-        return Look(time.monotonic(), status, client.result(BY_VERB["workers"])["workers"])
+def _source(control: str | None, url: str | None) -> Source:
+    """An option before a variable, the control socket before the metrics."""
+    if control and url:
+        raise unusable("--control and --url are both given; say one")
+    if not control and not url:
+        control, url = os.environ.get(VARIABLE), os.environ.get(METRICS_VARIABLE)
+        if not control and not url:
+            raise unusable(f"no service is given; say --control PATH or --url URL, or set {VARIABLE}")
+    return Control(path_of(control)) if control else Metrics(parse_url(str(url)))
 
 
-@contextlib.contextmanager
-def _keys() -> Iterator[None]:
-    """Each key comes at once, unseen; Ctrl-C stays what it is."""
-    before = termios.tcgetattr(0)
-    tty.setcbreak(0)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
-
-
-def _show(path: str) -> int:
-    try:
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-    except ImportError:
-        raise PreforkError("could not show the screen: rich is not installed; pip install 'prefork[top]'") from None
-    before, now, sort, selected = None, look(path), 0, 0
-    console = Console()
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            width, height = console.size
-            shown = lines(before, now, width=width, height=height - 1, sort=SORTS[sort])
-            selected = max(0, min(selected, len(now.workers) - 1))
-            screen = Text(no_wrap=True, overflow="crop")
-            for number, line in enumerate(shown):
-                style = "reverse" if number == selected + 4 else "bold" if number in (0, 3) else ""
-                screen.append(line.ljust(width) + "\n", style)
-            screen.append(f"by {SORTS[sort]}  {KEYS}"[:width], "dim")
-            live.update(screen, refresh=True)
-            key = _key(now.at + EVERY_S - time.monotonic())
-            if key == "q":
-                return 0
-            if key == "s":
-                sort = (sort + 1) % len(SORTS)
-            elif key in ("j", "k"):
-                selected += 1 if key == "j" else -1
-            elif key == "d" and now.workers:
-                _replace(path, ordered(now, SORTS[sort])[selected]["slot"])
-            elif not key:
-                before, now = now, look(path)
-
-
-def _key(seconds: float) -> str:
-    """The key that comes within this time, or nothing."""
-    if not select.select([0], [], [], max(0.0, seconds))[0]:
-        return ""
-    return os.read(0, 1).decode("ascii", "replace") or "q"
-
-
-def _replace(path: str, slot: int) -> None:
-    """Have the worker replaced; the screen shows how it goes."""
-    with Client(path) as client:
-        client.send(ask(BY_VERB["restart"], slot))
+def _once(source: Source) -> int:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    before = source.look()
+    time.sleep(ONCE_S)
+    found = lines(before, source.look(), View(width))
+    sys.stdout.write("\n".join(line.text for line in found) + "\n")
+    return 0
 
 
 KEYS_PAGE = (
     ("s", "sort by another column"),
-    ("j, k", "select a worker"),
+    ("j, k, arrows", "select a worker"),
     ("d", "replace the selected worker: it drains once another is ready"),
     ("q", "quit"),
 )
-EXIT_STATUS = (("0", "done"), ("1", "the service could not be reached, or is gone"), ("2", "wrong usage"))
+READ_ONLY_PAGE = """\
+With --url only q does something: what concerns a single worker needs the control socket.
+"""
+EXIT_STATUS = (
+    ("0", "done"),
+    ("1", "the service could not be reached at the start, or what answers is no prefork service"),
+    ("2", "wrong usage"),
+)
+EXAMPLES = """\
+  prefork top --control /run/upper.sock
+
+  prefork top --url 127.0.0.1:9465
+
+  prefork top --url http://app1.example.net:9465/metrics --once
+"""
 
 COMMAND = Subcommand(
-    "[--control PATH] [--once]",
+    "[--control PATH | --url URL] [--once]",
     DESCRIPTION,
     _add_arguments,
     _run,
-    (Section("keys", KEYS_PAGE), Section("exit status", EXIT_STATUS)),
+    (
+        Section("keys", KEYS_PAGE),
+        Section("without the control socket", READ_ONLY_PAGE),
+        Section("exit status", EXIT_STATUS),
+        Section("examples", EXAMPLES),
+    ),
 )

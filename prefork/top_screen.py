@@ -1,79 +1,201 @@
-"""What `prefork top` shows, as lines of text. Pure: from two looks at a service to lines that fit."""
+"""What `prefork top` shows, line by line. Pure: from two looks at a service to lines that fit.
+
+A service that was asked by its control socket has a row a worker; one that was asked by its metrics, a table of what
+they tell beyond the header.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .answered import COLUMNS, duration, printable, table, worker_cells
+from .answered import duration, printable, size
+from .top_rates import Look, Span
+from .top_rows import fitted
+
+__all__ = ["SORTS", "Chosen", "Line", "View", "lines", "ordered"]
 
 SORTS = ("slot", "request", "requests", "cpu", "memory")
 KEYS = "s sort  j/k select  d replace the worker  q quit"
-_KEY: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "slot": lambda w: w["slot"],
-    "request": lambda w: -(w["request_age_s"] or 0),
-    "requests": lambda w: -w["requests"],
-    "cpu": lambda w: -(w["cpu_s"] or 0),
-    "memory": lambda w: -(w["private_memory_bytes"] or w["rss_bytes"] or 0),
-}  # fmt: skip
+KEYS_READ_ONLY = "read-only  q quit"
+READ_ONLY = "metrics tell of all workers together: rows of each need --control PATH"
+
+Worker = dict[str, Any]
+Chosen = tuple[int, int]  # a worker, by slot and pid
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What the service said at one moment (seconds, of any clock that only goes forward)."""
-
-    at: float
-    status: dict[str, Any]
-    workers: list[dict[str, Any]]
+class Line:
+    text: str
+    style: str = ""
 
 
-def quantile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """Where this share of the observations is below, as near as the buckets tell; None without any."""
-    wanted, below, low = share * sum(counts), 0, 0.0
-    for bound, count in zip(bounds, counts, strict=False):
-        if count and below + count >= wanted:
-            return low + (bound - low) * (wanted - below) / count
-        below, low = below + count, bound
-    return bounds[-1] if sum(counts) else None
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the person at the terminal has chosen, and what there is to say."""
+
+    width: int
+    height: int | None = None  # None: all lines, without the keys
+    sort: str = "slot"
+    chosen: Chosen | None = None
+    notice: str = ""
+    problem: str = ""
 
 
-def ordered(look: Look, sort: str) -> list[dict[str, Any]]:
-    return sorted(look.workers, key=lambda worker: (_KEY[sort](worker), worker["slot"], worker["pid"]))
+def lines(before: Look | None, look: Look, view: View) -> list[Line]:
+    """No line is wider and no more lines are than fit."""
+    span = Span(before, look)
+    top = [*_header(look, span), *_alerts(look, view), Line("")]
+    foot = _foot(look, view) if view.height is not None else []
+    room = None if view.height is None else max(0, view.height - len(top) - len(foot))
+    body = _metrics(look, span, view) if look.workers is None else _workers(look, before, span, view, room)
+    found = [*top, *body[:room]]
+    if view.height is not None:
+        found = [*found[: view.height - len(foot)], *foot][: view.height]
+    return [Line(printable(line.text)[: view.width], line.style) for line in found]
 
 
-def lines(before: Look | None, look: Look, *, width: int, height: int | None, sort: str = "slot") -> list[str]:
-    """The header, then a row a worker; no line is wider and no more lines are than fit."""
-    rows = table([COLUMNS, *map(worker_cells, ordered(look, sort))], left=frozenset({3, 10}))
-    found = [*header(before, look), "", *rows]
-    return [printable(line)[:width] for line in found[:height]]
+# The header.
 
 
-def header(before: Look | None, look: Look) -> list[str]:
+def _header(look: Look, span: Span) -> list[Line]:
     status = look.status
-    reload = "reloading" if status["reloading"] else f"DEGRADED: {status['degraded']}" if status["degraded"] else ""
+    low, high = span.quantiles("duration", 0.5, 0.99)
+    share = f" ({100 * status['lanes_busy'] / max(1, status['lanes']):.0f}%)" if status["lanes"] else ""
     queue = "-" if status["queue_length"] is None else f"{status['queue_length']} of {status['queue_limit']}"
-    share = 100 * status["lanes_busy"] / max(1, status["lanes"])
-    low, high = _latencies(before, look)
+    saturated = span.saturated()
     return [
-        f"{status['name']}  {status['phase']}  generation {status['generation']}  up {duration(status['uptime_s'])}"
-        f"  pid {status['pid']}  {reload}".rstrip(),
-        f"rate {_rate(before, look)}  p50 {duration(low)}  p99 {duration(high)}  "
-        f"lanes {status['lanes_busy']} of {status['lanes']} ({share:.0f}%)  queue {queue}",
-    ]
+        Line(_joined(
+            status["name"], status["phase"], _with("generation", status["generation"]),
+            _with("up", status["uptime_s"], duration), _with("pid", status["pid"]), _reload(status)), "bold"),
+        Line(_joined(
+            f"rate {_rate(span.accepted())}", f"p50 {duration(low)}", f"p99 {duration(high)}",
+            f"lanes {status['lanes_busy']} of {status['lanes']}{share}", f"queue {queue}")),
+        Line(_joined(
+            None if saturated is None else f"saturated {100 * saturated:.0f}%", f"failed {_rate(span.failed())}",
+            _states(status))),
+    ]  # fmt: skip
 
 
-def _rate(before: Look | None, look: Look) -> str:
-    """Since the look before, or since the service began."""
-    now = look.status["requests"]["accepted"]
-    seconds = look.status["uptime_s"] if before is None else look.at - before.at
-    then = 0 if before is None else before.status["requests"]["accepted"]
-    return f"{max(0, now - then) / max(seconds, 0.001):.1f}/s"
+def _joined(*parts: str | None) -> str:
+    return "  ".join(part for part in parts if part)
 
 
-def _latencies(before: Look | None, look: Look) -> tuple[float | None, float | None]:
-    """Of the requests that ended since the look before; where none did, of all."""
-    found = look.status["duration"]
-    counts = found["counts"]
-    if before is not None:
-        since = [now - then for now, then in zip(counts, before.status["duration"]["counts"], strict=True)]
-        counts = since if sum(since) and min(since) >= 0 else counts
-    return quantile(found["at_most_s"], counts, 0.5), quantile(found["at_most_s"], counts, 0.99)
+def _with(word: str, value: Any, text: Callable[[Any], str] = str) -> str | None:
+    return None if value is None else f"{word} {text(value)}"
+
+
+def _rate(each_second: float) -> str:
+    return f"{each_second:.0f}/s" if each_second >= 100 else f"{each_second:.1f}/s"
+
+
+def _states(status: dict[str, Any]) -> str | None:
+    found = status["workers"]
+    if found is None:
+        return None
+    counts = ", ".join(f"{count} {state}" for state, count in found.items() if count or state in ("idle", "busy"))
+    return f"workers {sum(found.values())} ({status['min_children']} to {status['max_children']}): {counts}"
+
+
+def _reload(status: dict[str, Any]) -> str | None:
+    if status["reloading"]:
+        return "reloading"
+    if status.get("last_reload_ok"):
+        return f"reloaded {duration(status['last_reload_ago_s'])} ago"
+    return None
+
+
+def _alerts(look: Look, view: View) -> list[Line]:
+    status = look.status
+    found = []
+    if view.problem:
+        found.append(view.problem)
+    if status["degraded"]:
+        found.append(f"DEGRADED: {status['degraded']}")
+    if status.get("last_reload_ok") is False:
+        found.append(f"the last reload FAILED, {duration(status['last_reload_ago_s'])} ago")
+    if status.get("hangs"):
+        found.append("the master does not turn")
+    if status["backing_off"]:
+        found.append(f"BACK-OFF: workers die at boot{': ' if status['last_error'] else ''}{status['last_error'] or ''}")
+    return [Line(text, "bold red") for text in found]
+
+
+def _foot(look: Look, view: View) -> list[Line]:
+    keys = KEYS_READ_ONLY if look.workers is None else f"by {view.sort}  {KEYS}"
+    return [*([Line(view.notice, "bold")] if view.notice else []), Line(keys, "dim")]
+
+
+# A row a worker.
+
+
+def ordered(before: Look | None, look: Look, sort: str) -> list[Worker]:
+    """The most first, or the lowest slot."""
+    cpu = _cpu_shares(before, look)
+    by: dict[str, Callable[[Worker], float]] = {
+        "slot": lambda w: 0,
+        "request": lambda w: -(w["request_age_s"] or 0),
+        "requests": lambda w: -w["requests"],
+        "cpu": lambda w: -(cpu.get(_chosen(w), 0.0) if cpu else w["cpu_s"] or 0),
+        "memory": lambda w: -(w["private_memory_bytes"] or w["rss_bytes"] or 0),
+    }
+    return sorted(look.workers or [], key=lambda w: (by[sort](w), w["slot"], w["pid"]))
+
+
+def _chosen(worker: Worker) -> Chosen:
+    return worker["slot"], worker["pid"]
+
+
+def _cpu_shares(before: Look | None, look: Look) -> dict[Chosen, float]:
+    """Of one CPU, since the look before; of a worker that was not there then, since it began."""
+    if before is None:
+        return {}
+    then = {_chosen(w): w["cpu_s"] or 0.0 for w in before.workers or []}
+    seconds = max(0.001, look.at - before.at)
+    return {
+        _chosen(w): max(0.0, w["cpu_s"] - then.get(_chosen(w), 0.0)) / seconds
+        for w in look.workers or []
+        if w["cpu_s"] is not None
+    }
+
+
+def _workers(look: Look, before: Look | None, span: Span, view: View, room: int | None) -> list[Line]:
+    workers = ordered(before, look, view.sort)
+    head, *rows = fitted(workers, _cpu_shares(before, look), view.width)
+    found = [Line(text, "reverse" if _chosen(w) == view.chosen else "") for w, text in zip(workers, rows, strict=True)]
+    if room is not None and len(found) > room - 1:
+        found = _window(found, max(1, room - 2))
+    return [Line(head, "bold"), *found]
+
+
+def _window(rows: Sequence[Line], size: int) -> list[Line]:
+    """Those around the chosen one, and which they are."""
+    at = next((number for number, row in enumerate(rows) if row.style), 0)
+    first = max(0, min(at - size // 2, len(rows) - size))
+    shown = rows[first : first + size]
+    return [*shown, Line(f"workers {first + 1} to {first + len(shown)} of {len(rows)}", "dim")]
+
+
+# What metrics tell.
+
+
+def _metrics(look: Look, span: Span, view: View) -> list[Line]:
+    status, requests = look.status, look.status["requests"]
+    low, high = span.quantiles("queue_wait", 0.5, 0.99)
+    pairs = (
+        ("oldest request", duration(status["oldest_request_s"]) if status["lanes_busy"] else "-"),
+        ("queue wait", status["queue_wait"] and f"p50 {duration(low)}, p99 {duration(high)}"),
+        ("requests", f"{requests['accepted']} accepted, {requests['ok']} ok, {requests['rejected']} rejected"),
+        ("", ", ".join(f"{requests[outcome]} {outcome}" for outcome in ("error", "timeout", "lost"))),
+        ("exits", ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"),
+        ("cpu", None if status["cpu_user_s"] is None  # no rate: a worker's comes every ten seconds
+            else f"{duration(status['cpu_user_s'])} user, {duration(status['cpu_system_s'])} system"),
+        ("memory", None if status["memory_sum_bytes"] is None
+            else f"{size(status['memory_sum_bytes'])}, the largest worker {size(status['memory_max_bytes'])}"),
+        ("descriptors", None if status["open_fds_max"] is None
+            else f"at most {status['open_fds_max']} of {status['fds_limit']} in a worker"),
+        ("reloads", None if status["reloads_ok"] is None
+            else f"{status['reloads_ok']} ok, {status['reloads_failed']} failed"),
+        ("serving with", f"prefork {status['prefork']}, Python {status['python']}"),
+    )  # fmt: skip
+    found = [Line(f"{word:16}{text}".rstrip()) for word, text in pairs if text]
+    return [*found, Line(""), Line(READ_ONLY, "dim")]

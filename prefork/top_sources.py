@@ -1,0 +1,82 @@
+"""Whom `prefork top` asks: a control socket, which tells all and can be commanded, or a metrics URL, read-only.
+
+Runs in `prefork top`. Every question has a deadline, so that a service that hangs is seen to hang.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .commands import BY_VERB
+from .ctl import Client
+from .errors import PreforkError
+from .top_http import Answer, Place, get
+from .top_rates import Look
+
+__all__ = ["Control", "Metrics", "Source"]
+
+DEADLINE_S = 5.0
+OK, UNAVAILABLE = 200, 503
+READY, HEALTHY = "/-/ready", "/-/healthy"
+
+
+class Source(Protocol):
+    """Raises PreforkError where the service does not answer, or refuses."""
+
+    def look(self) -> Look:
+        """Ask now."""
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        """Have a worker replaced; returns when it is."""
+
+
+class Control:
+    """A control socket."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def look(self) -> Look:
+        with Client(self._path, DEADLINE_S) as client:
+            status = client.result(BY_VERB["status"])
+            return Look(time.monotonic(), status, client.result(BY_VERB["workers"])["workers"])
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        say(f"worker {slot}: its replacement starts")
+        with Client(self._path) as client:
+            client.result(BY_VERB["restart"], slot)
+        say(f"worker {slot} is replaced: it drains, and another is ready")
+
+
+class Metrics:
+    """The exporter of a service."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def look(self) -> Look:
+        from .top_metrics import NotOurs, status  # which imports prometheus_client: 80 ms
+
+        until = time.monotonic() + DEADLINE_S
+        answer = get(self._place, until)
+        at = time.monotonic()
+        if answer.status != OK:
+            raise PreforkError(f"could not read {self._place.text}: it answers {answer.status} {answer.reason}")
+        try:
+            found = status(answer.text, answer.date)
+        except NotOurs as exc:
+            raise PreforkError(f"could not read {self._place.text}: {exc}") from None
+        ready, healthy = self._beside(READY, until), self._beside(HEALTHY, until)
+        if ready is not None:
+            found["phase"] = "ready" if ready.status == OK else "not ready"
+        found["hangs"] = healthy is not None and healthy.status == UNAVAILABLE
+        return Look(at, found, None)
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        raise PreforkError("could not replace a worker: metrics can only be read; it needs the control socket")
+
+    def _beside(self, path: str, until: float) -> Answer | None:
+        """What the exporter says there, if it is reached by this name."""
+        place = self._place.beside(path)
+        answer = None if place is None else get(place, until)
+        return answer if answer is not None and answer.status in (OK, UNAVAILABLE) else None
