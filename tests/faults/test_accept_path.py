@@ -25,6 +25,7 @@ RESETS = 5000
 RESETTERS = 4
 ALONE = 2000
 IDLE = 8
+ON_ITS_WAY = 0.1  # seconds: who is in accept for so long, and nobody comes, is stuck
 TIMEOUT = 2.0  # seconds
 SLACK = 0.5
 DATAGRAM = """
@@ -96,6 +97,20 @@ ALL_IDLE: dict[str, Any] = {
 }
 
 
+def alone(service: Service, datagram: bool, most: int = ALONE) -> tuple[int, set[int]]:
+    """Clients, one at a time, until a worker is stuck in accept; how many there were, and who is stuck."""
+    address, workers = service.address, service.workers()
+    for number in range(1, most + 1):
+        assert ask_datagram(address, b"x") if datagram else ask(address, b"pid\n")
+        stuck = set(filter(blocked_in_accept, workers))
+        until = monotonic() + ON_ITS_WAY
+        while stuck and monotonic() < until:
+            stuck = set(filter(blocked_in_accept, stuck))
+        if stuck:
+            return number, stuck
+    return most, set()
+
+
 @pytest.mark.parametrize("bases", [pytest.param(TCP, marks=quick), *list(ALL_IDLE)[1:]])
 def test_one_at_a_time_at_idle_workers(bases: str, tmp_path: Path) -> None:
     """Two thousand connections, one at a time, at eight idle workers: nobody is stuck in accept for one it missed."""
@@ -103,21 +118,31 @@ def test_one_at_a_time_at_idle_workers(bases: str, tmp_path: Path) -> None:
     source = script(DATAGRAM if datagram else "", bases=bases, address=ALL_IDLE[bases], max_children=IDLE)
     with Service(tmp_path, source) as service:
         service.wait_ready(IDLE)
-        address, workers = service.address, service.workers()
-        assert Path(f"/proc/{workers[0]}/syscall").read_text()
-        stuck = set()
-        for number in range(ALONE):
-            assert ask_datagram(address, b"x") if datagram else ask(address, b"pid\n")
-            if number % 10 == 0:
-                stuck |= set(filter(blocked_in_accept, workers))
-        # Who was only seen on its way through accept is out of it by now.
-        stuck = {pid for pid in stuck if blocked_in_accept(pid)}
+        assert Path(f"/proc/{service.workers()[0]}/syscall").read_text()
+        _, stuck = alone(service, datagram)
         statistics = service.settled()
     figure(f"{bases}, {ALONE} one at a time at {IDLE} idle workers: stuck", len(stuck), 0)
     assert stuck == set()
     assert statistics["accepted"] == statistics["completed"] == ALONE
     # Above, TERM ended the service: whoever is deaf to it is killed, and then it is not "drained".
     assert service.wait("ended")["exits"] == {"drained": IDLE}
+
+
+BLOCKING = {TCP: "os.set_blocking(self.fileno(), True)", "PreForkingUDPServer": "self.socket.flags = 0"}
+
+
+@pytest.mark.parametrize("bases", BLOCKING)
+def test_one_at_a_time_can_fail(bases: str, tmp_path: Path) -> None:
+    """The same look at a pool whose listener was made to block before the fork: somebody is stuck, and all are deaf."""
+    datagram = "UDP" in bases
+    mutant = f"class Hooks:\n def service_actions(self):\n  {BLOCKING[bases]}\n  super().service_actions()\n"
+    source = script(mutant + (DATAGRAM if datagram else ""), bases=bases, max_children=IDLE, graceful_timeout=0.5)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(IDLE)
+        tries, stuck = alone(service, datagram, 10 * ALONE)  # it takes some hundreds
+    figure(f"{bases}, its listener made to block: {len(stuck)} stuck after", f"{tries} connections")
+    assert stuck
+    assert service.wait("ended")["exits"].get("killed", 0) > IDLE / 2
 
 
 @pytest.mark.parametrize(("bases", "lanes"), [(TCP, 2), pytest.param(THREADS, 6, marks=quick)])
