@@ -206,12 +206,9 @@ def prepare(sock: socket.socket) -> None:
     """Before the first fork: no worker may block here for what a sibling took.
 
     The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
-    Raises BindError for a Unix socket whose path an earlier drain has removed.
+    Raises BindError as `widen()` does.
     """
-    if isinstance(sock, Listener) and sock.unreachable:
-        where = address_text(sock.getsockname())
-        raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
-    _widen(sock)
+    widen(sock)
     if sock.type != socket.SOCK_DGRAM:
         os.set_blocking(sock.fileno(), False)
     elif isinstance(sock, Listener):
@@ -256,8 +253,14 @@ def narrow(sock: socket.socket) -> bool:
     return True
 
 
-def _widen(sock: socket.socket) -> None:
-    """Undo `narrow()`, so that a server can serve again after `shutdown()`."""
+def widen(sock: socket.socket) -> None:
+    """Undo `narrow()`, so that a server can serve again after `shutdown()`.
+
+    Raises BindError for a Unix socket whose path an earlier drain has removed.
+    """
+    if isinstance(sock, Listener) and sock.unreachable:
+        where = address_text(sock.getsockname())
+        raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
     with contextlib.suppress(OSError):  # there was no filter
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 

@@ -27,7 +27,7 @@ from .commands import BY_SIGNAL, Command
 from .config import in_force, validate
 from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
-from .listeners import Listener, address_text, asked_once_more
+from .listeners import Listener, address_text, asked_once_more, widen
 from .origin import ORIGIN
 from .ownership import Access
 from .policy import Limits, Phase
@@ -164,6 +164,12 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             PreForkingMixIn.server_close(self)  # it was asked for in this thread, which could not wait for itself
         supervisor.raise_if_hopeless()
 
+    def handle_request(self) -> None:
+        """As BaseServer.handle_request: one request, in this process. After a `serve_forever()` as well as before."""
+        if self._done is None:
+            widen(self.socket)
+        super().handle_request()
+
     def _is_closed(self) -> bool:
         if self._closing:
             log.info("not serving: the server is closed")
@@ -233,6 +239,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             application_bytes=self._application_bytes(), pack=self._pack, no_reload=self._no_reload(),
             asked=lambda: bool(signals.notes) or (self._shutdown_requested and not self.draining),
         )  # fmt: skip
+        self._end_own_requests()
         given = self._given()
         self._given_control = None if given is None else given.values.get("control")
         if given is not None:

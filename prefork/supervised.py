@@ -22,6 +22,7 @@ from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
+from .children import ChildKind
 from .config import Setting
 from .exporting import Exporting, Subject, bind
 from .listeners import Listener
@@ -65,7 +66,7 @@ class SupervisedMixIn(_AnyServer):
     _lane: Lane | None = None  # the one the next request goes on
     _own: tuple[tuple[int, Slot], ...] = ()  # the slots of this process itself, by serial on the board
     _turns_seen = 0
-    _adopted = False  # the program's own metrics of this process are in a slot of ours
+    _adopted: Slot | None = None  # where the program's own metrics of this process are
     _birth: Birth | None = None  # in a child that serves one request
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -106,7 +107,7 @@ class SupervisedMixIn(_AnyServer):
         """What the program counts in this process goes to a slot too. One server of a process may have it."""
         slot = Slot(0, self._application_bytes())
         self._enter(slot, Role.SERVER)
-        self._adopted = adopt(slot.application)
+        self._adopted = slot if adopt(slot.application) else None
 
     def _may_fork_exporter(self) -> bool:
         return self._lanes is None or not self._threaded() or self._lanes.all_free(held=self._lane)
@@ -245,26 +246,45 @@ class SupervisedMixIn(_AnyServer):
         if self._worker is not None or self._birth is not None:
             return  # the supervisor is not ours
         with _ending:
-            if self._done is not None:
+            if self._done is not None or not self._end_lanes():
                 return
-            if self._lanes is not None:
-                if not self._lanes.all_free(held=self._lane):
-                    return  # daemonic threads go on, and go on counting
-                self._lanes.unbind(self)
-                self._lanes, self._lane = None, None
-            if self._adopted:
-                self._adopted = False
+            if self._adopted is not None:
+                self._adopted = None
                 release()
-            for serial, slot in self._own:
-                self._scoreboard().fold(serial)
-                slot.close()
-            self._own = ()
+            self._fold_own()
             if self._supervisor is not None and not len(self._supervisor.table):
                 self._supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
             if self._board is not None and (self._supervisor is None or self._supervisor.closed):
                 self._final = self._board.snapshot().statistics()
                 self._board.forget()
                 self._board = None
+
+    def _end_own_requests(self) -> None:
+        """What `handle_request()` began in this process comes to its end before a pool serves in its place; what was
+        counted stays on the board."""
+        self._wait_for_requests()
+        with _ending:
+            if self._end_lanes():
+                self._fold_own(but=self._adopted)
+            if self._supervisor is not None and not self._supervisor.closed:
+                self._supervisor.wait_for_children(ChildKind.REQUEST)
+                self._supervisor.close()
+
+    def _end_lanes(self) -> bool:
+        """Whether no request is left in this process; daemonic threads go on, and go on counting."""
+        if self._lanes is not None:
+            if not self._lanes.all_free(held=self._lane):
+                return False
+            self._lanes.unbind(self)
+            self._lanes, self._lane = None, None
+        return True
+
+    def _fold_own(self, but: Slot | None = None) -> None:
+        for serial, slot in self._own:
+            if slot is not but:
+                self._scoreboard().fold(serial)
+                slot.close()
+        self._own = tuple(own for own in self._own if own[1] is but)
 
     def _has_room(self) -> bool:
         try:

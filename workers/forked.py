@@ -1,7 +1,8 @@
 """What happens in a process that *user code* forks from master or worker (multiprocessing, os.fork): it is neither.
 
 One hook, registered once, run by os.fork() in the new process. It takes the slot away (the copy counts privately),
-closes the listener (a stranger must not hold the port) and gives the signals back (so that TERM ends it).
+closes the listener (a stranger must not hold the port) and gives the signals back (so that TERM ends it). Where a plain
+server serves there is no such process to protect: only the request in hand is left to the parent's count.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import os
 from collections.abc import Callable, Iterator
 
 _undo: Callable[[], None] | None = None
+_always: list[Callable[[], None]] = []
+_ours = False  # the fork that is being made
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -23,17 +26,22 @@ def on_fork_by_user(undo: Callable[[], None] | None) -> None:
     _undo = undo
 
 
+def always_on_fork_by_user(undo: Callable[[], None]) -> None:
+    """Run `undo` in every process that user code forks from any of ours, whatever that serves."""
+    _always.append(undo)
+
+
 @contextlib.contextmanager
 def own_fork() -> Iterator[None]:
     """A fork inside is ours: its child is no stranger. On the way out the hook is back, in the parent only."""
-    global _undo
-    undo, _undo = _undo, None
+    global _undo, _ours
+    undo, _undo, _ours = _undo, None, True
     pid = os.getpid()
     try:
         yield
     finally:
         if os.getpid() == pid:
-            _undo = undo
+            _undo, _ours = undo, False
 
 
 def make_private(memory: mmap.mmap, size: int) -> None:
@@ -52,10 +60,13 @@ def make_private(memory: mmap.mmap, size: int) -> None:
 
 
 def _after_fork() -> None:
-    global _undo
-    undo, _undo = _undo, None
+    global _undo, _ours
+    undo, ours, _undo, _ours = _undo, _ours, None, False
     if undo is not None:
         undo()
+    if not ours:
+        for each in _always:
+            each()
 
 
 os.register_at_fork(after_in_child=_after_fork)

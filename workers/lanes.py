@@ -12,6 +12,7 @@ finds no lane and is not counted.
 """
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
@@ -36,6 +37,7 @@ from prefork.metrics.scoreboard import (
     Slot,
 )
 
+from . import forked
 from .accepting import accept_error, is_resource_error
 
 Lane = memoryview
@@ -88,6 +90,7 @@ class Lanes:
         self._waiting: dict[int, Lane] = {}  # by id of the request: handed on, not begun elsewhere
         self._current = _Current()
         self._add(slot)
+        _every.add(self)
 
     def _add(self, slot: Slot) -> None:
         self._total += slot.lanes
@@ -116,6 +119,12 @@ class Lanes:
         self._current.lane = None
         self._waiting.pop(id(request), None)
         self._total -= 1
+
+    def leave_requests(self) -> None:
+        """In a process that user code forked, as the standard library's ForkingMixIn does: what it has of a request
+        is counted in the parent, as handed over."""
+        self._current.lane = None
+        self._waiting.clear()
 
     def all_free(self, held: Lane | None = None) -> bool:
         """Whether no request is left (`held`: a lane the caller has taken); if one is, `on_free` is called when a lane
@@ -242,3 +251,12 @@ class Lanes:
         return close_request
 
 
+_every: weakref.WeakSet[Lanes] = weakref.WeakSet()
+
+
+def _leave_requests() -> None:
+    for lanes in _every:
+        lanes.leave_requests()
+
+
+forked.always_on_fork_by_user(_leave_requests)
