@@ -35,6 +35,7 @@ def look(event, args):
 
 os.umask(0)
 PreForkingUnixStreamServer.socket_mode = 0o640
+PreForkingUnixStreamServer.socket_owner = sys.argv[1] or None
 sys.addaudithook(look)
 server = PreForkingUnixStreamServer("s", StreamRequestHandler)
 sys.audit("bound")
@@ -71,10 +72,13 @@ def test_without_a_mode(umask: int, tmp_path: Path) -> None:
         assert mode(tmp_path / "s") == 0o777 & ~umask
 
 
-def test_never_wider(tmp_path: Path) -> None:
-    """Between bind and the rest the path is open to its user alone, and to nobody more than it will be."""
-    printed = subprocess.check_output([sys.executable, "-c", LOOKING], cwd=tmp_path, env=ENV, text=True, timeout=30)
-    assert printed.split() == ["os.chown", "600", "os.chmod", "600", "bound", "640"]
+@pytest.mark.parametrize("given_to", ["", f":{os.getgid()}"], ids=["ours", "given"])
+def test_never_wider(given_to: str, tmp_path: Path) -> None:
+    """Between bind and the rest the path is open to its user alone, and to nobody more than it will be. Nothing is
+    given away that nobody asked to: a hardened unit forbids chown(2)."""
+    argv = [sys.executable, "-c", LOOKING, given_to]
+    printed = subprocess.check_output(argv, cwd=tmp_path, env=ENV, text=True, timeout=30)
+    assert printed.split() == [*(["os.chown", "600"] if given_to else []), "os.chmod", "600", "bound", "640"]
 
 
 @needs_root
