@@ -13,7 +13,7 @@ from prefork.workers.signals import Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .commands import BY_SIGNAL, Command
-from .control import open_control, resumed_terms
+from .control import open_control, resumed_listener, resumed_terms
 from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener
@@ -33,7 +33,8 @@ def caretake(handed: Handed, why: str) -> int:
     if handed.early is not None:
         handed.early.hand_over(signals)
     if "control" in values:
-        open_control(supervisor, resumed_terms(values["control"]), values["control"])
+        packed = values["control"]
+        open_control(supervisor, resumed_terms(packed), resumed_listener(packed), packed)
     signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
     setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
     set_mask(values["mask"])
@@ -66,6 +67,7 @@ def _supervisor(
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
         record.values["fixed"] = values["fixed"]
+        record.values["control_path"] = values["control_path"]
         record.values["directory"] = values["directory"]
 
     def forget() -> None:

@@ -24,7 +24,7 @@ from . import frames, ownership
 from .addresses import parse_address
 from .connections import Connection, Peer, credentials
 from .desk import Answer, Desk, Place, Work
-from .errors import ConfigError
+from .errors import BindError, ConfigError
 from .frames import BadRequest
 from .handover import Record
 from .listeners import Listener
@@ -61,6 +61,10 @@ class Terms:
         return cls(address.address, mode, owner, _uids("control_allow", allow),
                    _uids("control_allow_read", allow_read))  # fmt: skip
 
+    @property
+    def access(self) -> ownership.Access:
+        return ownership.Access(self.mode, self.owner, "control")
+
     def peer(self, pid: int, uid: int) -> Peer | None:
         """Who connected, if he may; root and this process's own user may everything."""
         if uid in (0, os.geteuid()) or uid in self.may_command:
@@ -84,11 +88,38 @@ def _uid(user: str) -> int:
         raise KeyError(user) from None
 
 
+def listen(terms: Terms, packed: dict[str, Any] | None) -> Listener:
+    """The socket of these terms: the one that the image before had, where its path is the same; else a new one.
+
+    Raises BindError, and then the one of the image before is as it was.
+    """
+    if packed is None or not _is_at(packed["path"], terms) or not os.path.lexists(terms.path):
+        return bind(terms)
+    listener, before = resumed_listener(packed), resumed_terms(packed)
+    try:
+        if listener.stands and (terms.mode, terms.owner) != (before.mode, before.owner):
+            terms.access.change(terms.path)
+    except OSError as exc:
+        listener.detach()
+        reason = (exc.strerror or str(exc)).lower()
+        raise BindError(exc.errno, f"could not set mode and owner of {terms.path}: {reason}") from exc
+    return listener
+
+
+def try_out(terms: Terms, path: str | None) -> Listener | None:
+    """In a rehearsal: what `listen()` would bind anew, for a moment; `path` is where the service listens now."""
+    return None if _is_at(path, terms) else bind(terms)
+
+
+def _is_at(path: str | None, terms: Terms) -> bool:
+    return path == os.path.abspath(terms.path)
+
+
 def bind(terms: Terms) -> Listener:
     """The listening socket, at no moment open to more than was asked for. Raises BindError."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.access = ownership.Access(terms.mode, terms.owner, "control")
+        listener.access = terms.access
         listener.bind(terms.path)
         listener.listen(CLIENTS_MAX)
         listener.setblocking(False)
@@ -119,10 +150,12 @@ class Control:
         self._desk = desk
         self._board = board
         self._epoll = select.epoll()
-        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._open = listener.fileno() != -1  # else only those are answered who were there before
+        if self._open:
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._accept_again_at: float | None = None
         self._clients: dict[int, Client] = {}
-        board.words[Word.CONTROL_OPEN] = 1
+        board.words[Word.CONTROL_OPEN] = self._open
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -296,6 +329,8 @@ class Control:
     def pack(self, record: Record, now: float) -> None:
         """Hand over the socket, its clients, and who waits for the reload that this is."""
         self.turn(now)
+        if not self._open:
+            return
         clients = list(self._clients.values())
         record.add("control", ({
             "fd": self._listener.fileno(), "path": self._listener.path, "identity": self._listener.identity,
@@ -329,22 +364,20 @@ class Control:
         self._clients.clear()
 
 
-def open_control(supervisor: "Supervisor", terms: Terms | None, packed: dict[str, Any] | None) -> None:
-    """Listen as the terms say, and go on with what the image before had. None: on what it had, or nowhere."""
-    listener = None
-    if packed is not None:
-        before, listener = resumed_terms(packed), resumed_listener(packed)
-        if terms is None or (terms.path, terms.mode, terms.owner) != (before.path, before.mode, before.owner):
-            listener.unlink()
-            listener.close()
-            listener = None
-    clients = packed["clients"] if packed is not None else []
-    if terms is None:
-        for values in clients:
-            os.close(values["fd"])
+def open_control(
+    supervisor: "Supervisor", terms: Terms | None, listener: Listener | None, packed: dict[str, Any] | None
+) -> None:
+    """Listen as the terms say, and go on with the clients that the image before had: also where this one listens
+    nowhere, for who waits for a reload is told what came of it."""
+    if packed is not None and (listener is None or listener.fileno() != packed["fd"]):
+        before = resumed_listener(packed)
+        before.unlink()
+        before.close()
+        listener, terms = listener or before, terms or resumed_terms(packed)
+    if listener is None or terms is None:
         return
-    control = Control(terms, listener or bind(terms), Desk(supervisor), supervisor.board)
-    control.resume(clients, supervisor.clock.now())
+    control = Control(terms, listener, Desk(supervisor), supervisor.board)
+    control.resume([] if packed is None else packed["clients"], supervisor.clock.now())
     supervisor.open_control(control)
 
 

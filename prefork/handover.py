@@ -80,7 +80,9 @@ class Handed:
         self.on_taken: Callable[[], None] = lambda: None
         self._board: Board | None = None
         self._spares = {
-            packed["fd"]: os.dup(packed["fd"]) for name in LISTENERS if (packed := values.get(name)) is not None
+            packed["fd"]: os.dup(packed["fd"])
+            for name in (*LISTENERS, "control", "board")
+            if (packed := values.get(name)) is not None
         }
         self._given: dict[str, Listener] = {}
 
@@ -97,6 +99,7 @@ class Handed:
         if self._board is None:
             self._board = resume_board(self.values["board"])
             fold_own(self.values["own"], self._board)
+            self.values["own"] = []
         return self._board
 
     def take(self) -> None:
@@ -117,6 +120,7 @@ class Handed:
     def take_back(self) -> None:
         """The program failed: put back what it may have closed."""
         self._given.clear()
+        self._board = None
         for fd, spare in self._spares.items():
             os.dup2(spare, fd, inheritable=False)
 

@@ -177,11 +177,16 @@ class Listener(socket.socket):
 
     def unlink(self) -> None:
         """Remove the Unix path, if what stands there is still ours."""
-        path, self.path = self.path, None
-        if path is not None and self.identity is not None and self.identity == _identity(path):
+        if self.stands:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                os.unlink(str(self.path))
             self.unreachable = True
+        self.path = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether what is at the Unix path is still ours."""
+        return self.path is not None and self.identity is not None and self.identity == _identity(self.path)
 
 
 Instead = Callable[[Listener, Any, str | None], Any]

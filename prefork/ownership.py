@@ -39,8 +39,8 @@ class Access:
         if not self:
             yield
             return
-        uid, gid = owner(self.owner, f"{self.setting}_owner") if self.owner is not None else (KEEP, KEEP)
-        mode = 0o777 & ~_umask() if self.mode is None else self.mode
+        uid, gid = self._ids()
+        mode = self._mode()
         os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # the user is still us, the group ours: only then the rest
         yield
         try:
@@ -50,6 +50,25 @@ class Access:
         except OSError:
             os.unlink(path)
             raise
+
+    def change(self, path: str) -> None:
+        """Of a path that was bound with another; what was not asked for is who we are. Raises OSError."""
+        uid, gid = (mine if asked == KEEP else asked for asked, mine in zip(self._ids(), _us(), strict=True))
+        found = os.lstat(path)
+        if (found.st_uid, found.st_gid) != (uid, gid):
+            _chmod(path, self._mode() & found.st_mode & stat.S_IRWXU)
+            os.chown(path, uid, gid, follow_symlinks=False)
+        _chmod(path, self._mode())
+
+    def _ids(self) -> tuple[int, int]:
+        return owner(self.owner, f"{self.setting}_owner") if self.owner is not None else (KEEP, KEEP)
+
+    def _mode(self) -> int:
+        return 0o777 & ~_umask() if self.mode is None else self.mode
+
+
+def _us() -> tuple[int, int]:
+    return os.geteuid(), os.getegid()
 
 
 def _chmod(path: str, mode: int) -> None:

@@ -63,6 +63,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
+    _control_listener: Listener | None = None
     _single = False  # no pool: requests run here, one after another (single.py)
     _in_place = False  # requests run in this thread, whatever mix-in would have them elsewhere
 
@@ -152,8 +153,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             if self.gc_freeze:
                 stack.enter_context(frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)
-            self._export(supervisor)
             self._open_control(supervisor)
+            self._export(supervisor)
             forked.on_fork_by_user(self._forked_by_user)
             try:
                 self._run(supervisor, signals, poll_interval)
@@ -245,6 +246,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if given is not None:
             self._board = given.board()
         self._bind_metrics()  # what is handed over is given only until the supervisor has taken it
+        self._bind_control()
         limits = Limits(
             pool=True, max_children=self.max_children, min_children=self.min_children or self.max_children,
             min_spare_children=self.min_spare_children, max_spare_children=self.max_spare_children,
@@ -275,6 +277,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
         record.values["fixed"] = in_force(self)
+        record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
         record.values["directory"] = self.working_directory or ORIGIN.directory
 
     def _control_terms(self) -> control.Terms | None:
@@ -284,9 +287,19 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             self.control_socket, self.control_mode, self.control_owner, self.control_allow, self.control_allow_read
         )
 
+    def _bind_control(self) -> None:
+        """Listen where `control_socket` says, or try whether that could be. Raises BindError."""
+        terms, given = self._control_terms(), handed()
+        if terms is None:
+            self._control_listener = None
+        elif given is not None and given.rehearsal:
+            self._control_listener = control.try_out(terms, given.values["control_path"])
+        else:
+            self._control_listener = control.listen(terms, self._given_control)
+
     def _open_control(self, supervisor: Supervisor) -> None:
         try:
-            control.open_control(supervisor, self._control_terms(), self._given_control)
+            control.open_control(supervisor, self._control_terms(), self._control_listener, self._given_control)
         except BaseException:
             supervisor.close()
             raise

@@ -37,7 +37,7 @@ def rehearse(server: "PreForkingMixIn") -> NoReturn:
         boot_one(server)
     except Exception as exc:
         failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])
-    for listener in (server.socket, server._metrics_listener):
+    for listener in (server.socket, server._metrics_listener, server._control_listener):
         if isinstance(listener, Listener):
             listener.unlink()  # a new path, which is bound for this moment only
     say(given.values["pipe"], **({"failed": failed} if failed else {"ready": True}))
