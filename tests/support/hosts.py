@@ -65,6 +65,11 @@ class Host:
         except OSError:
             return False
 
+    def runs(self, pid: int) -> bool:
+        """Whether this process is one of its workers."""
+        assert self.process is not None
+        return psutil.Process(pid).ppid() == self.process.pid
+
     def signal(self, signum: int) -> None:
         assert self.process is not None
         self.process.send_signal(signum)
