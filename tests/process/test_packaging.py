@@ -14,6 +14,8 @@ import pytest
 from prefork import __version__
 from tests.support.command import ROOT, ask, running
 
+pytestmark = pytest.mark.once
+
 BUILD_HUNG = 300.0  # pip fetches the build system and the dependencies
 IMPORTS = "import prefork, prefork.cli, prefork.workers.loop, prefork.metrics.scoreboard; print(prefork.__file__)"
 

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from time import monotonic
 
+import pytest
+
 from prefork.metrics.collector import TABLE
 from tests.support.clients import Load, ask
 from tests.support.figures import figure
@@ -14,7 +16,7 @@ from tests.support.prometheus import Prometheus, free_port, needs_prometheus, pr
 from tests.support.service import HUNG, Service, script
 from tests.support.storm import Storm
 
-pytestmark = needs_prometheus
+pytestmark = [needs_prometheus, pytest.mark.once]
 
 TURNOVER = 1000  # workers
 LOAD_S = 25.0  # of load at most, however few workers that takes
