@@ -220,18 +220,30 @@ def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bo
 # --- a reload --------------------------------------------------------------------------------------
 
 
-def in_force(server: object) -> dict[str, Any]:
-    """The settings of a server that a reload cannot change, as values that JSON can hold."""
-    fields = settings(type(server)).values()
-    return {field.name: getattr(server, field.name) for field in fields if not field.setting.reloadable}
+def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
+    """The settings that a reload cannot change, of a server and of what the command line has beside it."""
+    for holder in filter(None, holders):
+        for field in settings(type(holder)).values():
+            if not field.setting.reloadable:
+                yield field, getattr(holder, field.name)
 
 
-def refuse_changes(server: object, before: Mapping[str, Any]) -> None:
-    """In a new image or its rehearsal: what `in_force()` said in the one before must still hold. Raises ConfigError."""
-    for name, value in in_force(server).items():
-        if name in before and before[name] != value:
+def in_force(*holders: object) -> dict[str, Any]:
+    """What a reload cannot change, as values that JSON can hold."""
+    return {field.name: value for field, value in _fixed(*holders)}
+
+
+def refuse_changes(before: Mapping[str, Any], *holders: object, same_listener: bool = True) -> None:
+    """In a rehearsal: what `in_force()` said in the service must still hold. Raises ConfigError."""
+    for field, value in _fixed(*holders):
+        if field.setting.group == "Listening" and not same_listener:
+            continue  # on a new address everything may be new
+        was = before.get(field.name, value)
+        if was != value:
+            unit = field.setting.unit
             raise ConfigError(
-                f"could not change {name} from {show(before[name])} to {show(value)} by a reload: it needs a restart"
+                f"could not change {field.key} from {show(was, unit)} to {show(value, unit)} by a reload: it needs a "
+                "restart"
             )
 
 

@@ -81,7 +81,7 @@ class Launch:
     ] = None  # fmt: skip
     single: Annotated[
         bool, Setting("serve in this process, without a fork, one request after another: for a debugger",
-                      group="Development", flag=True),
+                      group="Development", flag=True, reloadable=False),
     ] = False  # fmt: skip
 
 
@@ -109,6 +109,7 @@ class Plan:
     def build(self) -> Server:
         """The server, bound. Raises ConfigError or BindError."""
         server = build(self.load(), self.launch.bind, self.values)
+        server._launch = self.launch
         if self.path is not None:
             server._watched = (self.path,)
         return server

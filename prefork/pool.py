@@ -58,6 +58,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     allow_reuse_address = True
 
+    _launch: object | None = None  # what the command line was told beside our settings
     _watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
     _closing = False  # server_close() has been called
 
@@ -276,7 +277,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
-        record.values["fixed"] = in_force(self)
+        record.values["fixed"] = in_force(self, self._launch)
         record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
         record.values["directory"] = self.working_directory or ORIGIN.directory
 

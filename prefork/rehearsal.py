@@ -32,8 +32,7 @@ def rehearse(server: "PreForkingMixIn") -> NoReturn:
     assert given is not None, "only a rehearsal rehearses"
     failed = ""
     try:
-        if server._first.resumed:  # on a new address everything may be new
-            refuse_changes(server, given.values["fixed"])
+        refuse_changes(given.values["fixed"], server, server._launch, same_listener=server._first.resumed)
         boot_one(server)
     except Exception as exc:
         failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])

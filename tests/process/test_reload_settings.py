@@ -1,9 +1,15 @@
 """Settings over a reload: what is changed is in force, what takes a restart is refused by name."""
 
+import os
 import signal
+import stat
 from pathlib import Path
 
-from tests.support.command import running
+import pytest
+
+from prefork.config import Field, show
+from prefork.launch import fields
+from tests.support.command import ask, running
 from tests.support.controlling import asked, ctl
 from tests.support.releases import Released, numbered
 
@@ -22,6 +28,63 @@ def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
         service.wait_reloads(ok=1)
         service.wait_ready(1, replaced=1)
         assert service.answering() == "r3"
+
+
+FIXED = {name: field for name, field in fields().items() if not field.setting.reloadable}
+VALUES = {"socket_owner": (f":{os.getgid()}", f"{os.getuid()}:{os.getgid()}")}  # what cannot be just anything
+
+
+def two_values(field: Field) -> tuple[str, str]:
+    """Two that are allowed, as a file says them."""
+    if field.name in VALUES:
+        return VALUES[field.name]
+    if field.setting.choices:
+        return field.setting.choices[0], field.setting.choices[1]
+    by_type = {bool: ("no", "yes"), int: ("0600", "0660") if field.setting.unit == "mode" else ("2", "3")}
+    return by_type[field.type]
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    """A reload that would change it exits with 1 and says which, from what, to what; nothing has changed, and what else
+    is new is put in service by the next reload, which leaves it alone."""
+    file, field = tmp_path / "s.toml", FIXED[name]
+    before, after = two_values(field)
+
+    def write(value: str, workers: int) -> None:
+        file.write_text(
+            "[prefork]\ntarget = 'prefork.examples:Upper'\nbind = 'unix:s.sock'\ncontrol = 'unix:c.sock'\n"
+            f"max_children = {workers}\n{field.key} = '{value}'\n"
+        )
+
+    def mode() -> int:
+        return stat.S_IMODE((tmp_path / "s.sock").stat().st_mode)
+
+    write(before, 1)
+    with running(["run", "--config", "s.toml"], cwd=tmp_path):
+        was = mode()
+        write(after, 2)
+        done = ctl(tmp_path / "c.sock", "reload")
+        said = f"could not change {field.key} from {before} to {after} by a reload: it needs a restart"
+        assert done.returncode == 1
+        assert said in done.stdout + done.stderr
+        assert asked(tmp_path / "c.sock", "status")["max_children"] == 1
+        write(before, 2)
+        assert ctl(tmp_path / "c.sock", "reload").returncode == 0
+        assert asked(tmp_path / "c.sock", "status")["max_children"] == 2
+        assert mode() == was
+        assert ask(os.path.relpath(tmp_path / "s.sock"), b"a\n") == b"A\n"
+
+
+def test_a_new_address_may_be_made_anew(tmp_path: Path) -> None:
+    """What belongs to the listener may change with it."""
+    file, path = tmp_path / "s.toml", tmp_path / "c.sock"
+    text = "[prefork]\ntarget = 'prefork.examples:Upper'\ncontrol = 'unix:c.sock'\nmax_children = 1\n"
+    file.write_text(f"{text}bind = 'unix:one'\nsocket_mode = '0600'\n")
+    with running(["run", "--config", "s.toml"], cwd=tmp_path):
+        file.write_text(f"{text}bind = 'unix:two'\nsocket_mode = '0660'\n")
+        assert ctl(path, "reload").returncode == 0
+        assert show(stat.S_IMODE((tmp_path / "two").stat().st_mode), "mode") == "0660"
 
 
 def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
