@@ -4,11 +4,12 @@ Decides nothing about any command: each has a room of its own, which is imported
 process that, for `prefork run`, becomes the master.
 """
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import PreforkError, UserCodeError
@@ -82,20 +83,34 @@ def _dispatch(argv: Sequence[str]) -> int:
     if not argv:
         raise unusable("no command is given; prefork --help lists them")
     word = argv[0]
-    if word in ("-h", "--help"):
-        sys.stdout.write(page())
-        return 0
-    if word == "--version":
-        sys.stdout.write(version() + "\n")
+    if word in ("-h", "--help", "--version"):
+        with _printing():
+            sys.stdout.write(version() + "\n" if word == "--version" else page())
         return 0
     for row in TABLE:
         if row.name == word:
             command = row.command()
-            return command.run(Parser(row.name, row.help, command).parse(argv[1:]))
+            with _printing():  # its page
+                args = Parser(row.name, row.help, command).parse(argv[1:])
+            with contextlib.nullcontext() if row.name == "run" else _printing():
+                return command.run(args)
     kind, known = ("command", [row.name for row in TABLE])
     if word.startswith("-"):
         kind, known = ("option", ["--help", "--version"])
     raise unusable(f"there is no {kind} {word}{nearest(word, known)}")
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """For what prints and ends: a reader who has seen enough (`prefork ctl workers | head`) is no internal error."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
+        raise SystemExit(1) from None
 
 
 def _complain(error: PreforkError) -> None:
