@@ -3,11 +3,13 @@
 Runs in `prefork ctl` and `prefork top`. Whoever wants the data itself says --json.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .commands import Command, Row
 
+_MAPPED = re.compile(r"^\[::ffff:([0-9.]+)\](?=:)")
 COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", "cpu", "memory", "peer")
 
 
@@ -56,8 +58,13 @@ def worker_cells(worker: dict[str, Any]) -> list[str]:
         str(worker["slot"]), str(worker["pid"]), str(worker["generation"]), worker["state"],
         duration(worker["age_s"]), str(worker["requests"]), f"{worker['lanes_busy']}/{worker['lanes']}",
         duration(worker["request_age_s"]), "-" if cpu is None else f"{cpu:.1f}s",
-        size(worker["private_memory_bytes"] or worker["rss_bytes"]), printable(peers[0]) + more if peers else "-",
+        size(worker["private_memory_bytes"] or worker["rss_bytes"]), peer_text(peers[0]) + more if peers else "-",
     ]  # fmt: skip
+
+
+def peer_text(peer: str) -> str:
+    """An IPv4 client of a dual-stack listener is shown as the IPv4 client it is."""
+    return printable(_MAPPED.sub(r"\1", peer))
 
 
 def printable(found: str) -> str:

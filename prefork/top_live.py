@@ -45,8 +45,10 @@ def show(source: Source) -> int:
         from rich.text import Text
     except ImportError:
         raise PreforkError("could not show the screen: rich is not installed; pip install 'prefork[top]'") from None
-    screen = Screen(source, source.look())
     console = Console()
+    if console.is_dumb_terminal:
+        raise PreforkError("could not show the screen: TERM is dumb; --once prints it")
+    screen = Screen(source, source.look())
 
     def drawn() -> Text:
         width, height = console.size

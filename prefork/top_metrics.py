@@ -108,6 +108,8 @@ def _only_here(found: _Samples, now: float) -> Mapping[str, Any]:
     reloaded = found.total("prefork_last_reload_timestamp_seconds")
     return {
         "queue_wait": found.histogram("prefork_queue_wait_seconds"),
+        "datagram_bytes": found.whole("prefork_datagram_queue_bytes"),
+        "datagram_drops": found.whole("prefork_datagram_receive_drops_total"),
         "oldest_request_s": found.total("prefork_oldest_request_age_seconds"),
         "cpu_user_s": found.total("prefork_worker_cpu_seconds_total", mode="user"),
         "cpu_system_s": found.total("prefork_worker_cpu_seconds_total", mode="system"),

@@ -184,6 +184,8 @@ def _metrics(look: Look, span: Span, view: View) -> list[Line]:
     pairs = (
         ("oldest request", duration(status["oldest_request_s"]) if status["lanes_busy"] else "-"),
         ("queue wait", status["queue_wait"] and f"p50 {duration(low)}, p99 {duration(high)}"),
+        ("datagrams", None if status["datagram_bytes"] is None
+            else f"{status['datagram_bytes']} bytes queued, {status['datagram_drops']} dropped by the kernel"),
         ("requests", f"{requests['accepted']} accepted, {requests['ok']} ok, {requests['rejected']} rejected"),
         ("", ", ".join(f"{requests[outcome]} {outcome}" for outcome in ("error", "timeout", "lost"))),
         ("exits", ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"),

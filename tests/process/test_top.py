@@ -135,6 +135,22 @@ def test_wrong_usage(argv: list[str], sentence: str) -> None:
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", [["--once"], ["--help"]])
+def test_a_reader_who_has_seen_enough(service: Service, argv: list[str], unbuffered: str) -> None:
+    """`prefork top --once | head -1` says nothing of a broken pipe."""
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [*control(service), *argv], cwd=ROOT, env=environ, stdout=write, stderr=subprocess.PIPE, timeout=HUNG
+        )
+    finally:
+        os.close(write)
+    assert done.stderr == b""
+
+
 class Terminal:
     """A tmux of its own with one window of 80 by 24."""
 
@@ -211,6 +227,24 @@ def test_metrics_on_a_terminal(service: Service, tmp_path: Path) -> None:
         terminal.type("q")
         terminal.wait("left 0")
     assert not set(before) & set(service.workers())  # by USR2, of which it only told
+
+
+def test_what_is_refused_is_said(service: Service, tmp_path: Path) -> None:
+    """The reason why a worker is not replaced stands on the screen, and the screen goes on."""
+    with service.hold(), Terminal(tmp_path, control(service)) as terminal:
+        terminal.wait("1 idle, 1 busy")
+        service.signal(signal.SIGTERM)
+        terminal.wait("draining  generation 1")
+        terminal.type("d")
+        terminal.wait("could not restart: the service is about to end")
+        terminal.type("q")
+        terminal.wait("left 0")
+
+
+def test_a_terminal_without_a_screen(service: Service, tmp_path: Path) -> None:
+    """It is told what else there is."""
+    with Terminal(tmp_path, ["env", "TERM=dumb", *control(service)]) as terminal:
+        terminal.wait("could not show the screen", "--once prints it", "left 1")
 
 
 @pytest.mark.parametrize("source", [control, metrics])

@@ -46,6 +46,11 @@ def test_an_ipv6_peer_keeps_its_port() -> None:
     assert IPV6 in row(130, peers=[IPV6])
 
 
+def test_a_mapped_ipv4_peer_is_shown_as_ipv4() -> None:
+    """So is the client of a dual-stack listener whole in 80 columns."""
+    assert row(80, peers=[f"[::ffff:{IPV4[:-6]}]{IPV4[-6:]}"]).endswith(f" {IPV4}")
+
+
 def test_columns_are_given_up_only_where_there_is_no_room() -> None:
     """In a wide terminal all stand there; in a narrow one first those that say the same of all."""
     assert fitted([worker()], {}, 200)[0].split()[2] == "gen"
