@@ -21,6 +21,8 @@ SO_MEMINFO = 55
 STATE_AT, UNACKED_AT, LAST_DATA_SENT_AT, DATA_SEGS_OUT_AT = 0, 24, 44, 156
 TCP_INFO_SIZE = 160
 
+UCRED = struct.Struct("=iII")  # pid, uid, gid, unix(7)
+
 # enum sk_meminfo of linux/sock_diag.h: bytes in the receive queue, datagrams dropped for want of room.
 MEMINFO = struct.Struct("=I28xI")
 
@@ -106,6 +108,18 @@ def queue_wait_ns(sock: object) -> int | None:
     if len(info) < TCP_INFO_SIZE or _u32(info, DATA_SEGS_OUT_AT):
         return None
     return _u32(info, LAST_DATA_SENT_AT) * 1_000_000
+
+
+def unix_peer(sock: object) -> tuple[int, int] | None:
+    """Pid and uid of the process at the other end of a Unix stream connection, as they were when it connected."""
+    try:
+        if sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]  # another has one of no process, unix(7)
+            return None
+        packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)  # type: ignore[attr-defined]
+        pid, uid, _ = UCRED.unpack(packed)
+    except (OSError, AttributeError, struct.error):
+        return None
+    return pid, uid
 
 
 def descriptors() -> tuple[int | None, int | None]:

@@ -5,14 +5,12 @@ answer taken, within DEADLINE_S; while the master is at work on an answer the cl
 """
 
 import socket
-import struct
 from dataclasses import dataclass
 from typing import Any
 
 from . import frames
 
 DEADLINE_S = 5.0
-CREDENTIALS = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +23,6 @@ class Peer:
 
     def __str__(self) -> str:
         return f"uid={self.uid} pid={self.pid}"
-
-
-def credentials(sock: socket.socket) -> tuple[int, int]:
-    pid, uid, _ = CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
-    return pid, uid
 
 
 class Connection:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.board import Board, Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
+from prefork.metrics.kernel import unix_peer
 
 from . import frames, ownership
 from .addresses import parse_address
-from .connections import Connection, Peer, credentials
+from .connections import Connection, Peer
 from .desk import Answer, Desk, Place, Work
 from .errors import BindError, ConfigError
 from .frames import BadRequest
@@ -211,7 +212,7 @@ class Control:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
 
     def _admit(self, sock: socket.socket, now: float) -> None:
-        pid, uid = credentials(sock)
+        pid, uid = unix_peer(sock) or (-1, -1)
         peer = self._terms.peer(pid, uid)
         if peer is None:
             self._count(ControlCommand.OTHER, ControlResult.DENIED)

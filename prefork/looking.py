@@ -10,9 +10,10 @@ import contextlib
 import ctypes
 import os
 import socket
-import struct
 from dataclasses import dataclass
 from time import monotonic
+
+from prefork.metrics.kernel import unix_peer
 
 from .listeners import address_text
 
@@ -78,14 +79,14 @@ def _peer(pidfd: int, number: int, family: int, here: object) -> str | None:
             peer = sock.getpeername()  # a listener has none
         except OSError:
             return None
-        return address_text(peer) if isinstance(peer, tuple) else peer or _unix_peer(sock)
+        return address_text(peer) if peer else _process(sock)
 
 
 def _port(address: object) -> object:
     return address[1] if isinstance(address, tuple) else address
 
 
-def _unix_peer(sock: socket.socket) -> str:
+def _process(sock: socket.socket) -> str | None:
     """A client of a Unix listener has no name as a rule, but a process."""
-    pid, uid, _ = struct.unpack("=iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return f"pid={pid} uid={uid}"
+    found = unix_peer(sock)
+    return None if found is None else "pid={} uid={}".format(*found)

@@ -12,7 +12,7 @@ from socket import IPPROTO_TCP
 from time import monotonic_ns
 from typing import Any
 
-from prefork.metrics.kernel import queue_wait_ns
+from prefork.metrics.kernel import queue_wait_ns, unix_peer
 
 log = logging.getLogger("prefork.access")
 
@@ -102,11 +102,17 @@ class _Book:
         received, sent = _bytes(request)
         fields = {
             "listener": self._place.listener,
-            "peer": self._place.address_text(client_address) if client_address else None,
+            "peer": self._place.address_text(client_address) if client_address else _process(request),
             "slot": self._place.slot, "outcome": outcome, "duration_ms": (monotonic_ns() - accepted_ns) // 1000 / 1000,
             "received": received, "sent": sent, "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
         }  # fmt: skip
         log.info("request %s", Fields(fields), extra={"event": "request", "fields": fields})
+
+
+def _process(request: Any) -> str | None:
+    """A client of a Unix socket has no name as a rule, but a process."""
+    found = unix_peer(request)
+    return None if found is None else "pid={} uid={}".format(*found)
 
 
 class Fields:

@@ -1,7 +1,9 @@
 """The log of `prefork run`: what a record of a request says, and a level that can be changed while it runs."""
 
 import json
+import os
 import signal
+import socket
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -114,13 +116,18 @@ def test_the_level_changes_in_living_workers(tmp_path: Path) -> None:
     assert (seen["client"], seen["level"], seen["slot"]) == ("a\nb", "debug", 1)
 
 
-def test_a_unix_peer_has_no_address(tmp_path: Path) -> None:
-    """What is unknown is null in JSON: the peer of a Unix socket, its bytes and its wait."""
+def test_a_unix_peer_is_its_process(tmp_path: Path) -> None:
+    """The client of a Unix socket is named by its path, or by its process; what is unknown is null in JSON."""
     with run(tmp_path, "", "--access-log", "yes", bind="unix:s", bases="PreForkingUnixStreamServer") as service:
         assert ask(service.address, b"pid\n")
-        (found,) = wait_events(service, "request", 1)
+        with socket.socket(socket.AF_UNIX) as named:
+            named.bind("\0" + f"prefork-test-{os.getpid()}\n")
+            named.connect(service.address)
+        (found, other) = wait_events(service, "request", 2)
         service.settled()
-    assert [found[name] for name in ("peer", "received", "sent", "queue_wait_ms")] == [None] * 4
+    assert [found[name] for name in ("received", "sent", "queue_wait_ms")] == [None] * 3
+    assert found["peer"] == f"pid={os.getpid()} uid={os.getuid()}"
+    assert other["peer"] == f"@prefork-test-{os.getpid()}\n"
     assert found["listener"] == "s"
 
 

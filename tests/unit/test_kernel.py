@@ -187,3 +187,13 @@ def test_machine_figures() -> None:
     """The two figures of the machine are plain numbers here."""
     assert isinstance(kernel.oom_kills(), int)
     assert isinstance(kernel.somaxconn(), int)
+
+
+def test_unix_peer(tmp_path: Path) -> None:
+    """The other end of a Unix connection is a process; nothing else has one."""
+    one, other = socket.socketpair()
+    with one, other, listening(socket.AF_INET, ("127.0.0.1", 0), 1) as tcp:
+        assert kernel.unix_peer(one) == (os.getpid(), os.getuid())
+        assert kernel.unix_peer(tcp) is None
+    assert kernel.unix_peer(one) is None  # closed
+    assert kernel.unix_peer((b"datagram", None)) is None
