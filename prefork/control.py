@@ -13,7 +13,7 @@ import os
 import pwd
 import select
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -167,16 +167,27 @@ class Control:
             if fd == self._listener.fileno():
                 self._accept(now)
             elif fd in self._clients:
-                self._hear(self._clients[fd], now)
+                self._guarded(self._hear, self._clients[fd], now)
         for client in list(self._clients.values()):
-            for _ in range(LINES_A_TURN):
-                if client.connection.has_line:
-                    self._hear(client, now)
-            if client.work is not None:
-                self._go_on(client, now)
-            self._tidy(client, now)
+            self._guarded(self._attend, client, now)
         self._listen_again(now)
         return self._next_at(now)
+
+    def _guarded(self, step: Callable[[Client, float], None], client: Client, now: float) -> None:
+        """A mistake of ours in an answer costs that client its connection, and not the service its master."""
+        try:
+            step(client, now)
+        except Exception:
+            log.exception("control: could not answer %s", client.connection.peer)
+            self._drop(client)
+
+    def _attend(self, client: Client, now: float) -> None:
+        for _ in range(LINES_A_TURN):
+            if client.connection.has_line:
+                self._hear(client, now)
+        if client.work is not None:
+            self._go_on(client, now)
+        self._tidy(client, now)
 
     def _next_at(self, now: float) -> float:
         moments = [self._accept_again_at] if self._accept_again_at is not None else []

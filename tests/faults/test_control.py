@@ -6,9 +6,6 @@ import os
 import random
 import select
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,9 @@ from prefork.connections import DEADLINE_S
 from prefork.control import CLIENTS_MAX, Terms
 from prefork.frames import FRAME_MAX
 from tests.support.clients import HUNG
+from tests.support.controlling import OTHER, as_other, open_folder
 from tests.support.figures import figure
+from tests.support.proc import cpu_seconds, no_descriptor_left, nothing_for
 from tests.support.service import Service, script
 
 FRAMES = 50_000
@@ -30,10 +29,11 @@ STATUS = b'{"verb":"status"}\n'
 VERBS = (b"status", b"drain", b"stop", b"restart", b"scale", b"stacks", b"reload")
 
 
-def client(path: Path) -> socket.socket:
+def client(path: Path, *, connected: bool = True) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(HUNG)
-    sock.connect(str(path))
+    if connected:
+        sock.connect(str(path))
     return sock
 
 
@@ -45,10 +45,8 @@ def ask(path: Path, line: bytes = STATUS) -> dict[str, Any]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that another user may enter, wherever TMPDIR is; its path is short."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        os.chmod(name, 0o711)
-        yield Path(name)
+    with open_folder() as path:
+        yield path
 
 
 def broken(rng: random.Random) -> bytes:
@@ -133,27 +131,34 @@ def test_half_open_and_slow_peers(tmp_path: Path) -> None:
         figure("an answer at the cap of clients", f"{answered * 1000:.1f} ms")
 
 
-OTHER = 65534
-AS_OTHER = f"""
-import json, os, socket, sys
-os.setgroups([])
-os.setgid({OTHER})
-os.setuid({OTHER})
-sock = socket.socket(socket.AF_UNIX)
-try:
-    sock.connect(sys.argv[1])
-    sock.sendall(sys.argv[2].encode() + b"\\n")
-    print(sock.makefile().readline().strip())
-except OSError as exc:
-    print(json.dumps(dict(errno=exc.errno)))
-"""
+SHORT_S = 2.5  # an input: how long there is no descriptor
 
 
-def as_other(path: Path, verb: str) -> dict[str, Any]:
-    """What another user is answered."""
-    line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
-    command = [sys.executable, "-c", AS_OTHER, str(path), line]
-    return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))
+def test_no_descriptor_for_a_client(tmp_path: Path) -> None:
+    """Out of descriptors the master does not spin at its control socket, and serves; its clients are answered after."""
+    path = tmp_path / "c"
+    with Service(tmp_path, script(max_children=1, control_socket=str(path))) as service:
+        service.wait_ready(1)
+        began = cpu_seconds(service.pid)
+        with client(path, connected=False) as sock:
+            with no_descriptor_left(service.pid):
+                sock.connect(str(path))
+                sock.sendall(STATUS)
+                passed = nothing_for(SHORT_S, sock)
+                with service.connect() as connection:
+                    assert connection.ask(b"pid")
+                spent = cpu_seconds(service.pid) - began
+                tries = service.log.count("could not accept on the control socket: Too many open files")
+            lifted = monotonic()
+            assert json.loads(sock.makefile("rb").readline())["ok"]
+            took = monotonic() - lifted
+        assert ask(path)["ok"]
+    figure("no descriptor at the control socket: tries a second", f"{tries / passed:.1f}", 2)
+    figure("no descriptor at the control socket: CPU of the master", f"{spent / passed:.1%}", "5%")
+    figure("no descriptor at the control socket: answered after", f"{took * 1000:.0f} ms", "1500 ms")
+    assert 1 <= tries <= 2 * passed
+    assert spent < 0.05 * passed
+    assert took < 1.5
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")

@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from tests.support.command import HUNG, MODULE, ROOT
-from tests.support.controlling import answer, asked, connected, ctl
+from tests.support.controlling import OTHER, answer, as_other, asked, connected, ctl, open_folder
 from tests.support.releases import Released, numbered
 
 GATED = "if rehearsing():\n    os.read(os.open('gate', os.O_RDONLY), 1)\n"
@@ -74,6 +74,23 @@ def test_another_owner(service: Released) -> None:
     path = service.directory / "c"
     assert reload(service, path, hooks(2, control_socket="c", control_owner="65534:65534")).returncode == 0
     assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_another_list_of_users(tmp_path: Path) -> None:
+    """Who may command and who may only look are as the new settings say, and so when a name is taken out again."""
+    with open_folder() as folder:
+        path = folder / "c"
+        anybody = {"control_socket": str(path), "control_mode": 0o666}
+        with Released(tmp_path, hooks(1, **anybody), max_children=1) as service:
+            service.wait_ready(1)
+            for number, allowed, may in (
+                (2, {"control_allow_read": str(OTHER)}, (True, False)),
+                (3, {"control_allow": f"root, {OTHER}"}, (True, True)),
+                (4, {}, (False, False)),
+            ):
+                assert reload(service, path, hooks(number, **anybody, **allowed)).returncode == 0
+                assert tuple(as_other(path, verb).get("ok", False) for verb in ("status", "scale")) == may
 
 
 def test_a_path_that_cannot_be_had(service: Released) -> None:

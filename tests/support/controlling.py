@@ -8,6 +8,8 @@ import json
 import os
 import socket
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,3 +49,34 @@ def answer(answers: BinaryIO) -> dict[str, Any]:
         if "ok" in message:
             return message
     raise AssertionError("the connection was closed before the answer had ended")
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that another user may enter, wherever TMPDIR is; its path is short."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        os.chmod(name, 0o711)
+        yield Path(name)
+
+
+OTHER = 65534
+AS_OTHER = f"""
+import json, os, socket, sys
+os.setgroups([])
+os.setgid({OTHER})
+os.setuid({OTHER})
+sock = socket.socket(socket.AF_UNIX)
+try:
+    sock.connect(sys.argv[1])
+    sock.sendall(sys.argv[2].encode() + b"\\n")
+    print(sock.makefile().readline().strip())
+except OSError as exc:
+    print(json.dumps(dict(errno=exc.errno)))
+"""
+
+
+def as_other(path: Path, verb: str) -> dict[str, Any]:
+    """What another user is answered."""
+    line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
+    command = [sys.executable, "-c", AS_OTHER, str(path), line]
+    return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))
