@@ -1,0 +1,142 @@
+"""The pictures that README.md shows: `prefork top` on a real terminal (tmux), and the dashboard of deploy/grafana.
+
+    python -m tests.support.pictures [SECONDS [FOLDER]]     into deploy/pictures, of a run of 60 s
+
+Both are of the same real service, which is watched by a real Prometheus while it has a burst of clients, a reload, a
+worker that is killed, and requests that fail. Runs in a process of its own; owns all of that.
+"""
+
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from time import monotonic, time
+
+from .clients import HUNG, Load, connect
+from .monitored import WINDOW, watching
+from .panels import drawn
+from .prometheus import free_port, prometheus
+from .service import ROOT, Service
+
+FOLDER = ROOT / "deploy" / "pictures"
+SIZE = 110, 14  # of the terminal
+INDENTED = r'x="([\d.]+)"( y="[\d.]+" )textLength="([\d.]+)"([^>]*)>((?:&#160;)+)(?=[^&<])'
+LETTER = 12.2  # pixels of one, in rich's pictures
+APP = """
+import random, time
+from prefork import StreamRequestHandler
+
+class Gateway(StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            if line == b"bad":
+                raise ValueError("not a message of ours")
+            time.sleep(random.expovariate(1 / 0.008))
+            self.wfile.write(line.upper())
+"""
+WORKERS = 6
+
+
+def make(seconds: float, into: Path) -> None:
+    """Run it all for about this long, and write top.svg and dashboard.svg."""
+    with tempfile.TemporaryDirectory(prefix="pictures") as name:
+        folder = Path(name)
+        (folder / "app.py").write_text(APP)
+        bind, metrics = (("127.0.0.1", free_port()) for _ in range(2))
+        argv = [
+            "-m", "prefork", "run", "app:Gateway", "--bind", f"127.0.0.1:{bind[1]}", "--control", "unix:control",
+            "--metrics", f"127.0.0.1:{metrics[1]}", "--max-children", str(WORKERS),
+        ]  # fmt: skip
+        target = {"labels": {"service": "gateway"}, "targets": [f"127.0.0.1:{metrics[1]}"]}
+        with (
+            Service(folder, argv=argv, accounts=False) as service,
+            prometheus(folder, watching(folder, [target])) as server,
+        ):
+            server.wait_for(f"prefork_lanes == {WORKERS}")
+            began = time()
+            with Load(bind, 3):
+                live(service, bind, seconds * 3 / 4)
+                with connect(bind) as slow:
+                    assert slow.ask(b"hello") == b"HELLO"  # and stays: a worker that the screen shows busy for long
+                    Event().wait(seconds / 4)
+                    screen = screen_of_top(folder)
+                    (into / "dashboard.svg").write_text(drawn(server, began, time(), WINDOW))
+        (into / "top.svg").write_text(svg(screen))
+
+
+def live(service: Service, address: tuple[str, int], seconds: float) -> None:
+    """What happens to the service, each an equal part of the time."""
+    part = seconds / 4
+    Event().wait(part)
+    with Load(address, 9):
+        Event().wait(part)
+    Event().wait(part / 2)
+    subprocess.run([sys.executable, "-m", "prefork", "ctl", "--control", "unix:control", "reload"],
+                   cwd=service.directory, env=environ(), check=True, capture_output=True, timeout=HUNG)  # fmt: skip
+    Event().wait(part / 2)
+    os.kill(service.workers()[-1], 9)
+    with Load(address, 1, question=b"bad"):
+        Event().wait(part / 4)
+    Event().wait(part * 3 / 4)
+
+
+def environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+
+
+def screen_of_top(folder: Path) -> str:
+    """What the terminal shows, with its colours, once `prefork top` has looked twice and knows the share of CPU."""
+    with terminal(folder, [sys.executable, "-m", "prefork", "top", "--control", "unix:control"]) as tmux:
+        deadline = monotonic() + HUNG
+        while not re.search(r"^ +\d.* \d+% ", plain := capture(tmux), re.MULTILINE):
+            assert monotonic() < deadline, f"hung: no rate on the screen:\n{plain}"
+            Event().wait(0.1)  # a terminal tells nobody when it has shown something
+        return capture(tmux, "-e")
+
+
+@contextmanager
+def terminal(folder: Path, argv: list[str]) -> Iterator[list[str]]:
+    """The command on a terminal of its own; how that is asked."""
+    tmux = ["tmux", "-S", str(folder / "t"), "-f", "/dev/null"]
+    size = ["-x", str(SIZE[0]), "-y", str(SIZE[1])]
+    subprocess.run([*tmux, "new-session", "-d", *size, shlex.join(argv)], cwd=folder, env=environ(), check=True)
+    try:
+        yield tmux
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=True, timeout=HUNG)
+
+
+def capture(tmux: list[str], *how: str) -> str:
+    return subprocess.check_output([*tmux, "capture-pane", "-p", *how], text=True, timeout=HUNG)
+
+
+def svg(screen: str) -> str:
+    """The screen as a picture that needs no font of another host."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=SIZE[0], file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(screen.rstrip("\n")), no_wrap=True, crop=True)
+    picture = console.export_svg(title="prefork top", unique_id="top")
+    picture = re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", picture, flags=re.DOTALL)
+    picture = re.sub(INDENTED, _indented, picture)
+    return "".join(f"{line.rstrip()}\n" for line in picture.replace("Fira Code, monospace", "monospace").splitlines())
+
+
+def _indented(text: re.Match[str]) -> str:
+    """Begins where its first letter is: some viewers drop the blanks before it."""
+    x, middle, length, more, blanks = text.groups()
+    moved = LETTER * blanks.count(";")
+    return f'x="{float(x) + moved:g}"{middle}textLength="{float(length) - moved:g}"{more}>'
+
+
+if __name__ == "__main__":
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
+    make(seconds, Path(sys.argv[2]) if len(sys.argv) > 2 else FOLDER)
