@@ -51,6 +51,7 @@ class Row:
     verb: str = ""
     argument: Argument | None = None
     looks: bool = False  # changes nothing: also for those who may only look
+    ends: bool = False  # there is no service afterwards
 
 
 _SLOT = Argument("slot", "the number of one worker, as in its title", optional=True)
@@ -64,8 +65,9 @@ TABLE = (
         Argument("workers", "how many at most")),
     Row(Command.MORE, (signal.SIGTTIN,), "one more worker: min_children and max_children plus one"),
     Row(Command.FEWER, (signal.SIGTTOU,), "one worker fewer: min_children and max_children minus one"),
-    Row(Command.DRAIN, (signal.SIGTERM,), "finish what is queued and in hand, then exit", "drain"),
-    Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop"),
+    Row(Command.DRAIN, (signal.SIGTERM,), "finish what is queued and in hand, then exit", "drain",
+        ends=True),
+    Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop", ends=True),
     Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children", "reopen"),
     Row(Command.STACKS, (), "what every thread of every worker is doing now", "stacks", _SLOT, looks=True),
     Row(Command.LOG_LEVEL, (), "log from this level on, in the master and in every worker", "log-level",

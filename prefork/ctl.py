@@ -5,12 +5,16 @@ answered.py.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import socket
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from prefork.metrics.kernel import unix_peer
 
 from . import answered, frames
 from .addresses import parse_address
@@ -23,12 +27,15 @@ from .spelling import nearest
 __all__ = ["COMMAND", "VARIABLE", "Client", "path_of", "term"]
 
 VARIABLE = "PREFORK_CONTROL"  # as for prefork run
+GONE_S = 5.0  # from the end of the service to that of its process
 
 DESCRIPTION = f"""\
 Ask or command the service whose control socket is at --control, or at what {VARIABLE} says. The service has one when it
 runs with --control, or with the setting control_socket.
 
 A reload, a restart and stacks are waited for; whatever could not be done is said in one sentence, with exit status 1.
+So are drain and stop, until the process of the service is gone; a program that goes on after its service is waited for
+no longer than {GONE_S:g} seconds.
 """
 EXIT_STATUS = (
     ("0", "done"),
@@ -59,9 +66,12 @@ class Client:
             self._sock.close()
             raise PreforkError(f"could not reach the control socket {path}: {_lower(exc)}") from None
         self._file = self._sock.makefile("rb")
+        self._pidfd: int | None = None
 
     def ask(self, row: Row, argument: int | str | None = None) -> Iterator[dict[str, Any]]:
         """Send a request; every line that answers, the last of which has `ok`."""
+        if row.ends:
+            self._watch()
         try:
             self._sock.sendall(frames.ask(row, argument))
             for line in self._file:
@@ -84,7 +94,26 @@ class Client:
                 raise refused
         raise AssertionError("an answer ends with a result or an error")
 
+    def _watch(self) -> None:
+        """The process of the service: who listens there, unix(7). It may be of another pid namespace, without a pid."""
+        found = unix_peer(self._sock)
+        if found is not None and found[0] > 0:
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(found[0])
+
+    def wait_gone(self) -> None:
+        """Once it was asked to end and has answered: until it is gone."""
+        with contextlib.suppress(OSError):
+            while self._file.readline():
+                pass
+        if self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(GONE_S * 1000)
+
     def close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
         self._file.close()
         self._sock.close()
 
@@ -116,6 +145,7 @@ def _add_arguments(parser: Parser) -> None:
     parser.add_argument("verb", metavar="VERB", help="what to ask or to do, see below")
     parser.add_argument("argument", metavar="ARGUMENT", nargs="?", help="what the verb takes")
     add_control(parser)
+    parser.add_argument("--no-wait", action="store_true", help="drain and stop: do not wait until the service is gone")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, one object a line")
 
 
@@ -126,9 +156,15 @@ def add_control(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     row, argument = _request(args.verb, args.argument)
+    if args.no_wait and not row.ends:
+        raise unusable(f"--no-wait is not for {row.verb}")
     with Client(path_of(args.control)) as client:
         for message in client.ask(row, argument):
             _print(row, message, as_json=args.json)
+            if args.no_wait and "progress" in message:
+                return 0
+        if row.ends and message["ok"]:
+            client.wait_gone()
     return 0 if message["ok"] else 1
 
 
@@ -175,7 +211,7 @@ def _shown(argument: Argument) -> str:
 
 
 COMMAND = Subcommand(
-    "VERB [ARGUMENT] [--control PATH] [--json]",
+    "VERB [ARGUMENT] [--control PATH] [--no-wait] [--json]",
     DESCRIPTION,
     _add_arguments,
     _run,

@@ -74,7 +74,7 @@ class Desk:
                 return frames.error(why_not) if why_not else frames.result({"reopened": True})
             case Command.DRAIN | Command.STOP:
                 supervisor.obey(command)
-                return frames.result({"phase": supervisor.phase.name.lower()})
+                return self._ending()
         if supervisor.phase not in (Phase.STARTING, Phase.RUNNING):
             return frames.error(f"could not {request.row.verb}: the service is about to end")
         match command:
@@ -141,6 +141,20 @@ class Desk:
         while any(child.stacks_wanted for child in chosen if child in self._workers()) and monotonic() < until:
             yield None
         return frames.result({"workers": [_stacks_of(child) for child in chosen]})
+
+    def _ending(self) -> Work:
+        """Until the last turn. What comes after it nobody can say: the connection is closed."""
+        said = ""
+        while self._supervisor.phase is not Phase.STOPPED:
+            before, said = said, self._in_hand()
+            yield None if said == before else said
+        return frames.result({"phase": "stopped"})
+
+    def _in_hand(self) -> str:
+        workers, now_ns = self._workers(), monotonic_ns()
+        requests = sum(len(child.reader.look(now_ns).busy_since_ns) for child in workers)
+        phase = self._supervisor.phase.name.lower()
+        return f"{phase}: {_counted(len(workers), 'worker')} left, {_counted(requests, 'request')} in hand"
 
     def _scale(self, workers: int) -> Answer:
         limits = self._supervisor.scale(workers)
@@ -215,6 +229,10 @@ class Desk:
                 yield "an earlier reload has ended; this one begins"
             else:
                 return _reloaded(told)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _reloaded(told: ReloadResult) -> Answer:

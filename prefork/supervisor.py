@@ -112,6 +112,8 @@ class Supervisor:
 
     def wait(self, at_most: float | None = None) -> None:
         """Until something happens or the plan's next moment comes; in a pool only."""
+        if self.phase is Phase.STOPPED:
+            return
         seconds = 0.0 if self._asked() else self.until_next_turn()  # its wake-up may have been heard in the turn
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds

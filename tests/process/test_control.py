@@ -116,12 +116,51 @@ def test_log_level(service: Released) -> None:
     assert len(service.log) == said
 
 
-@pytest.mark.parametrize(("verb", "phase"), [("drain", "draining"), ("stop", "killing")])
-def test_end(verb: str, phase: str, service: Released) -> None:
-    """`drain` and `stop` end the service with status 0, and its path is gone."""
-    assert ask(service, verb) == {"phase": phase}
-    assert service.wait_exit() == 0
+@pytest.mark.parametrize("verb", ["drain", "stop"])
+def test_end(verb: str, service: Released) -> None:
+    """`drain` and `stop` return when the process is gone, its path too; its status is 0."""
+    done = ctl(service, verb)
+    assert (done.returncode, done.stdout) == (0, "stopped\n")
+    assert service.process.poll() == 0
     assert not (service.directory / "c").exists()
+    assert ctl(service, verb).returncode == 1
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_a_drain_says_what_is_left(impatient: bool, service: Released) -> None:
+    """A drain is waited for as long as a request is in hand; who waits is told, and a stop meanwhile ends it."""
+    with service.hold() as held, controlling.started(service.directory / "c", "drain", "--json") as drain:
+        assert drain.stdout is not None
+        said = json.loads(drain.stdout.readline())["progress"]
+        while said != "draining: 1 worker left, 1 request in hand":
+            said = json.loads(drain.stdout.readline())["progress"]
+        if impatient:
+            assert ctl(service, "stop").returncode == 0
+        held.close()
+        out, _ = drain.communicate(timeout=HUNG)
+        assert json.loads(out.splitlines()[-1]) == {"ok": True, "result": {"phase": "stopped"}}
+        assert (drain.returncode, service.process.poll()) == (0, 0)
+
+
+def test_a_drain_that_is_not_waited_for(service: Released) -> None:
+    """With --no-wait it returns while the service finishes what it has; for other verbs that is a mistake."""
+    assert "--no-wait is not for status" in ctl(service, "status", "--no-wait").stderr
+    with service.hold() as held:
+        assert ctl(service, "drain", "--no-wait").returncode == 0
+        assert service.process.poll() is None
+        assert held.ask(b"pid")
+    assert service.wait_exit() == 0
+
+
+def test_a_service_that_dies_while_it_drains(service: Released) -> None:
+    """Whoever waits for a drain is told when the master was killed, with status 1."""
+    with service.hold(), controlling.started(service.directory / "c", "drain", "--json") as drain:
+        assert drain.stdout is not None
+        assert "draining" in drain.stdout.readline()
+        service.signal(signal.SIGKILL)
+        _, error = drain.communicate(timeout=HUNG)
+        assert (drain.returncode, error) == (1, "prefork: could not hear from c: the service closed the connection\n")
+    service.wait_gone()
 
 
 def test_reload_is_waited_for(service: Released) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import ask
+from tests.support.figures import figure
 from tests.support.proc import nothing_for
 from tests.support.service import Service, Watch, script
 
@@ -122,6 +123,18 @@ def test_stop_during_drain_delay(tmp_path: Path) -> None:
         service.signal(signal.SIGINT)
         assert service.wait_exit() == 0
         assert service.wait("ended")["exits"] == {"stopped": 2}
+
+
+def test_an_idle_pool_stops_at_once(tmp_path: Path) -> None:
+    """Nothing is waited for when nothing is in hand: `serve_forever()` returns as soon as its workers are gone."""
+    took = []
+    for _ in range(3):
+        with Service(tmp_path, script(max_children=2)) as service:
+            service.wait_ready(2)
+            sent_at = service.signal(signal.SIGINT)
+            took.append(service.wait("ended")["at"] - sent_at)
+    figure("an idle pool stopped in", f"{min(took) * 1000:.0f} ms", "500 ms")
+    assert min(took) < 0.5
 
 
 def test_drain_before_ready_does_not_delay(tmp_path: Path) -> None:

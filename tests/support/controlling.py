@@ -26,6 +26,20 @@ def ctl(path: Path, *argv: str) -> "Done[str]":
     return subprocess.run(command, env=environ, cwd=path.parent, capture_output=True, text=True, timeout=HUNG)
 
 
+@contextlib.contextmanager
+def started(path: Path, *argv: str) -> Iterator["subprocess.Popen[str]"]:
+    """The same, while it runs; killed at the end of the block if it still does."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PREFORK_CONTROL": path.name}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*MODULE, "ctl", *argv], env=environ, cwd=path.parent, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def asked(path: Path, *argv: str) -> Any:
     """The result of a verb, which must be good."""
     done = ctl(path, *argv, "--json")
@@ -69,7 +83,7 @@ sock = socket.socket(socket.AF_UNIX)
 try:
     sock.connect(sys.argv[1])
     sock.sendall(sys.argv[2].encode() + b"\\n")
-    print(sock.makefile().readline().strip())
+    print(next(line for line in sock.makefile() if "progress" not in line).strip())
 except OSError as exc:
     print(json.dumps(dict(errno=exc.errno)))
 """
