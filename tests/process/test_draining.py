@@ -133,6 +133,7 @@ def test_an_idle_pool_stops_at_once(tmp_path: Path) -> None:
             service.wait_ready(2)
             sent_at = service.signal(signal.SIGINT)
             took.append(service.wait("ended")["at"] - sent_at)
+            assert service.wait_exit() == 0
     figure("an idle pool stopped in", f"{min(took) * 1000:.0f} ms", "500 ms")
     assert min(took) < 0.5
 
