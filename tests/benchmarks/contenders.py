@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import prefork
+from prefork import logs
 
 from .meter import Meter
 
@@ -92,6 +93,17 @@ def pool(server_class: Any, **settings: Any) -> Callable[[str, int, Ready], None
     return run
 
 
+def logged(format: str) -> Callable[[str, int, Ready], None]:
+    """The pool with an access log, as `prefork run` sets it up, to a file that lies in memory."""
+
+    def run(style: str, workers: int, ready: Ready) -> None:
+        file = os.memfd_create("access-log")
+        logs.set_up("warning", format, f"/proc/{os.getpid()}/fd/{file}")
+        pool(prefork.PreForkingTCPServer, access_log=True)(style, workers, ready)
+
+    return run
+
+
 def bare(loop: Callable[[socket.socket, Handler], None]) -> Callable[[str, int, Ready], None]:
     """What one writes by hand: a listener, as many forks as the pool has workers, and a blocking accept in each."""
 
@@ -126,6 +138,8 @@ CONTENDERS = (
     Contender("bare loop", bare(accept_and_handle), pool=True),
     Contender("PreForkingTCPServer", pool(prefork.PreForkingTCPServer), pool=True),
     Contender("PreForkingTCPServer, metrics", pool(prefork.PreForkingTCPServer, metrics_address=ADDRESS), pool=True),
+    Contender("PreForkingTCPServer, access log", logged("text"), pool=True, styles=("recv",)),
+    Contender("PreForkingTCPServer, access log as JSON", logged("json"), pool=True, styles=("recv",)),
     Contender("PreForking + Threading", pool(PreForkingThreadingTCPServer), pool=True, most=500),
     Contender("prefork TCPServer", plain(prefork.TCPServer, OURS)),
     Contender("prefork ThreadingTCPServer", plain(prefork.ThreadingTCPServer, OURS), most=500),
