@@ -8,11 +8,13 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FIELD = re.compile(r"\b(slot|gen|pid|min_children|max_children)=(\d+)")  # closed: a client may send the like
 _PLACEHOLDER = re.compile(r"%\S*?[sdrf]")
+_JSON = json.JSONEncoder(default=str)  # json.dumps() makes one for each call
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
 _ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "event", "fields", "prefork_process", "taskName"}
@@ -110,8 +112,8 @@ class JsonFormat(TextFormat):
         found |= _fields(first) | fields
         found |= {name: value for name, value in vars(record).items() if name not in _ORDINARY and name not in found}
         found["message"] = "\n".join((first, *rest))
-        return json.dumps(found, default=str)
+        return _JSON.encode(found)
 
 
 def _fields(text: str) -> dict[str, Any]:
-    return {name: int(value) for name, value in _FIELD.findall(text)[:3]}  # ours come first
+    return {found[1]: int(found[2]) for found in islice(_FIELD.finditer(text), 3)}  # ours come first

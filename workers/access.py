@@ -5,6 +5,7 @@ whatever the class defines. Knows how a request ended here; what died with a wor
 """
 
 import logging
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ TCP_INFO = 11
 _AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the client's FIN was counted as a byte
 _NOTSENT = struct.Struct("=144xI")  # struct tcp_info, linux/tcp.h: tcpi_notsent_bytes
 _BYTES = struct.Struct("=128xQ64xQQ")  # tcpi_bytes_received, tcpi_bytes_sent, tcpi_bytes_retrans
+_HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # ASCII that is printed, but blank, quote, equals sign and backslash
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Fields:
 
 
 def _plain(text: str) -> str:
-    if text.isascii() and text.isprintable() and not any(c in text for c in ' "=\\'):
+    if _HARMLESS.fullmatch(text):
         return text
     return '"' + "".join(_escaped(c) for c in text) + '"'
 
