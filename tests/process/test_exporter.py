@@ -16,7 +16,7 @@ from tests.support.clients import ask
 from tests.support.figures import figure, ms
 from tests.support.picture import picture
 from tests.support.scraping import HUNG, Answer, Scraper, dial, get, read_answer, total
-from tests.support.service import Service, Watch, script
+from tests.support.service import ENDED_BY_TERM, Service, Watch, script
 
 NOBODY = 65534
 KINDS = {
@@ -27,13 +27,6 @@ KINDS = {
     "forks": ("ForkingTCPServer", {}),
     "plain": ("SupervisedMixIn, TCPServer", {}),
 }
-# The plain classes take no signals.
-ENDED_BY_TERM = """
-class Hooks:
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
-        super().serve_forever(*args)
-"""
 
 
 def service(tmp_path: Path, definitions: str = "", kind: str = "pool", **settings: Any) -> Service:

@@ -53,6 +53,14 @@ if __name__ == "__main__":
         server.serve_forever()
 """
 
+# Definitions of a plain server: it takes no signals.
+ENDED_BY_TERM = """
+class Hooks:
+    def serve_forever(self, *args):
+        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
+        super().serve_forever(*args)
+"""
+
 
 def script(
     definitions: str = "", *, bases: str = "PreForkingTCPServer", address: Any = ("127.0.0.1", 0), **settings: Any
