@@ -22,6 +22,7 @@ from tests.support.clients import HUNG
 from tests.support.controlling import OTHER, as_other, open_folder
 from tests.support.figures import figure
 from tests.support.proc import cpu_seconds, no_descriptor_left, nothing_for
+from tests.support.scraping import get
 from tests.support.service import Service, script
 
 FRAMES = 50_000
@@ -189,6 +190,33 @@ def test_another_uid(
         else:
             assert ask(path)["result"]["workers"]["idle"] == 2
             assert "may " in service.log
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+def test_requests_are_counted(folder: Path, tmp_path: Path) -> None:
+    """A scrape has every request by command and result: done, denied, not understood."""
+    path = folder / "c"
+    source = script(max_children=2, control_socket=str(path), control_mode=0o666, control_allow_read=str(OTHER),
+                    metrics_address=str(tmp_path / "m"))  # fmt: skip
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        for line in (STATUS, b'{"verb":"scale","workers":2}\n', STATUS):
+            assert ask(path, line)["ok"]
+        assert as_other(path, "status")["ok"]
+        for _ in range(3):
+            assert not as_other(path, "scale")["ok"]
+        for verb in ("status", "drain"):
+            assert not as_other(path, verb, OTHER - 1)["ok"]
+        assert all_refused(path, [b"no frame\n", b"{}\n", b'{"verb":"restart","slot":"1"}\n', b"[]\n"]) == 4
+        found = get(str(tmp_path / "m")).samples
+    counted = {name: value for name, value in found.items() if value and "control_requests" in name}
+    assert counted == {
+        f'prefork_control_requests_total{{command="{command}",result="{result}"}}': times
+        for command, result, times in [
+            ("status", "ok", 3), ("scale", "ok", 1), ("scale", "denied", 3),
+            ("other", "denied", 2), ("other", "bad", 4),
+        ]
+    }  # fmt: skip
 
 
 def test_mode_at_every_moment(tmp_path: Path) -> None:

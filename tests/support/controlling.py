@@ -74,11 +74,11 @@ def open_folder() -> Iterator[Path]:
 
 
 OTHER = 65534
-AS_OTHER = f"""
+AS_OTHER = """
 import json, os, socket, sys
 os.setgroups([])
-os.setgid({OTHER})
-os.setuid({OTHER})
+os.setgid(int(sys.argv[3]))
+os.setuid(int(sys.argv[3]))
 sock = socket.socket(socket.AF_UNIX)
 try:
     sock.connect(sys.argv[1])
@@ -89,8 +89,8 @@ except OSError as exc:
 """
 
 
-def as_other(path: Path, verb: str) -> dict[str, Any]:
+def as_other(path: Path, verb: str, uid: int = OTHER) -> dict[str, Any]:
     """What another user is answered."""
     line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
-    command = [sys.executable, "-c", AS_OTHER, str(path), line]
+    command = [sys.executable, "-c", AS_OTHER, str(path), line, str(uid)]
     return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))
