@@ -332,6 +332,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """The body of a worker."""
         assert self._supervisor is not None
+        self._leave_own_memory(birth)
         title = f"prefork: worker {number}"
         self._in_place = one_request = hasattr(self, "collect_children")
         if self.access_log:

@@ -5,6 +5,7 @@ counting and supervising take: made lazily, at the first request, so that a cons
 closed.
 """
 
+import os
 import socket
 import threading
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import Role
 from prefork.metrics.prometheus import adopt, release
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
+from prefork.workers import forked
 from prefork.workers.bootstrap import Birth
 from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
@@ -258,6 +260,14 @@ class SupervisedMixIn(_AnyServer):
                 self._final = self._board.snapshot().statistics()
                 self._board.forget()
                 self._board = None
+
+    def _leave_own_memory(self, birth: Birth) -> None:
+        """In a child: the slots of the serving process are not its to write. The program's own metrics look into one
+        until they have moved to the child's."""
+        for _, slot in self._own:
+            if slot is not birth.slot:
+                forked.write_privately(slot.memory, slot.fd)
+                os.close(slot.fd)
 
     def _end_own_requests(self) -> None:
         """What `handle_request()` began in this process comes to its end before a pool serves in its place; what was

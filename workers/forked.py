@@ -52,11 +52,24 @@ def make_private(memory: mmap.mmap, size: int) -> None:
     size = min(len(memory), -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
     window = (ctypes.c_char * size).from_buffer(memory)
     content = bytes(window)
+    _map_over(window, size, mmap.MAP_ANONYMOUS, -1)
+    ctypes.memmove(ctypes.addressof(window), content, size)
+
+
+def write_privately(memory: mmap.mmap, fd: int) -> None:
+    """Let what this process writes into a shared mapping of `fd` stay in this process; nothing is copied before that.
+
+    For a child of ours, which goes on to have windows into memory that is its parent's.
+    """
+    size = len(memory)
+    _map_over((ctypes.c_char * size).from_buffer(memory), size, 0, fd)
+
+
+def _map_over(window: "ctypes.Array[ctypes.c_char]", size: int, flags: int, fd: int) -> None:
     address = ctypes.addressof(window)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != address:
+    flags |= mmap.MAP_PRIVATE | MAP_FIXED
+    if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != address:
         os._exit(1)  # better no child than one that writes into its parent's memory
-    ctypes.memmove(address, content, size)
 
 
 def _after_fork() -> None:

@@ -17,7 +17,7 @@ import ctypes, random
 def mappings():
     with open("/proc/self/maps") as maps:
         for line in maps:
-            if "prefork-slot" in line:
+            if "prefork-slot" in line and "rw-s" in line:
                 begin, end = (int(n, 16) for n in line.split()[0].split("-"))
                 yield begin, end - begin
 
@@ -49,7 +49,7 @@ class Handler(Who):
 ])  # fmt: skip
 def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> None:
     """Master, other pids and what the others count stay as they are while a worker scribbles over its slot."""
-    source = script(SCRIBBLING, bases=bases, max_children=3, request_timeout=60)
+    source = script(SCRIBBLING, bases=bases, max_children=3, request_timeout=60, metrics_address="m")
     with Service(tmp_path, source, accounts=False) as service:
         service.wait_ready(3)
         before = set(service.workers())
