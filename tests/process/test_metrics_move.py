@@ -1,0 +1,418 @@
+"""Every metric of the table, moved in a real service by what it is there for, and read from a real scrape.
+
+Each test says by `@moves(...)` which names it sees move; the last one holds these lists against the table.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import prefork
+from prefork.metrics.collector import TABLE
+from tests.support.clients import Load, ask
+from tests.support.proc import datagrams, no_descriptor_left, nothing_for
+from tests.support.scraping import HUNG, get, total
+from tests.support.served import RELOADS
+from tests.support.service import Service, script
+
+Samples = dict[str, float]
+QUEUED = 3
+WAIT = 0.2  # seconds
+
+_moved: set[str] = set()
+
+
+def moves(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The test sees these, without their prefix, move."""
+    _moved.update(f"prefork_{name}" for name in names)
+    return lambda test: test
+
+
+def service(tmp_path: Path, definitions: str = "", **settings: Any) -> Service:
+    source = script(definitions, **{"max_children": 2, "metrics_address": "m", **settings})
+    return Service(tmp_path, source, env={RELOADS: "1"})
+
+
+def scrape(running: Service) -> Samples:
+    return get(os.path.relpath(running.directory / "m")).samples
+
+
+def scrape_until(running: Service, true: Callable[[Samples], bool]) -> Samples:
+    """The first scrape of which this is true, each after a turn of the master."""
+    deadline = time.monotonic() + HUNG
+    while not true(found := scrape(running)):
+        assert time.monotonic() < deadline, f"hung: {found}"
+        running.statistics()
+    return found
+
+
+def of(found: Samples, name: str) -> Samples:
+    """The samples of one name that are not zero, by their last label's value."""
+    return {
+        sample.rpartition('="')[2].rstrip('"}'): value
+        for sample, value in found.items() if value and sample.startswith(f"prefork_{name}{{")
+    }  # fmt: skip
+
+
+@moves("build_info", "start_time_seconds")
+def test_identity(tmp_path: Path) -> None:
+    """The version that runs, and when the master started."""
+    began = time.time()
+    with service(tmp_path) as running:
+        running.wait_ready(2)
+        found = scrape(running)
+    (build,) = (name for name in found if name.startswith("prefork_build_info{"))
+    assert f'version="{prefork.__version__}"' in build
+    assert found[build] == 1
+    assert began <= found["prefork_start_time_seconds"] <= time.time()
+
+
+@moves("workers", "lanes", "lanes_busy", "requests_in_flight", "oldest_request_age_seconds", "saturated_seconds",
+       "listen_queue_length", "listen_queue_limit", "listen_queue_length_max", "queue_wait_seconds",
+       "connections_accepted", "requests", "request_duration_seconds")  # fmt: skip
+def test_a_full_pool(tmp_path: Path) -> None:
+    """Every worker busy and a queue behind them; then all is served, and what was remains as totals and a maximum."""
+    with service(tmp_path, request_queue_size=9) as running, contextlib.ExitStack() as stack:
+        running.wait_ready(2)
+        before = scrape(running)
+        held = [stack.enter_context(running.hold()) for _ in range(2)]
+        waiting = [stack.enter_context(running.connect()) for _ in range(QUEUED)]
+        waited = nothing_for(WAIT, *(client.sock for client in waiting))
+        full = scrape_until(running, lambda found: found["prefork_saturated_seconds_total"] >= WAIT)
+        for client in (*held, *waiting):
+            client.close()
+        with running.hold():  # after them
+            pass
+        running.settled()
+        after = scrape(running)
+    assert of(before, "workers") == {"idle": 2}
+    assert of(full, "workers") == {"busy": 2}
+    assert full["prefork_lanes"] == full["prefork_lanes_busy"] == total(full, "prefork_requests_in_flight") == 2
+    assert WAIT <= full["prefork_oldest_request_age_seconds"] < HUNG
+    assert before["prefork_oldest_request_age_seconds"] == 0
+    length, limit, most = (f"prefork_listen_queue_{name}" for name in ("length", "limit", "length_max"))
+    assert [total(found, length) for found in (before, full, after)] == [0, QUEUED, 0]
+    assert [total(found, limit) for found in (before, full, after)] == [9, 9, 9]
+    assert [total(found, most) for found in (full, after)] == [QUEUED, QUEUED]
+    assert total(after, "prefork_connections_accepted_total") == 2 + QUEUED + 1
+    assert of(after, "requests_total") == {"ok": 2 + QUEUED + 1}
+    assert total(after, "prefork_request_duration_seconds_count") == 2 + QUEUED + 1
+    assert total(after, "prefork_request_duration_seconds_sum") >= 2 * waited
+    assert total(after, "prefork_queue_wait_seconds_count") > total(full, "prefork_queue_wait_seconds_count")
+    assert total(after, "prefork_queue_wait_seconds_sum") >= waited - 0.02  # in jiffies
+
+
+@moves("netns_listen_overflows", "netns_listen_drops")
+def test_a_queue_that_overflows(tmp_path: Path) -> None:
+    """What the kernel has no room for is counted by it, for all of the network namespace."""
+    with service(tmp_path, max_children=1, request_queue_size=1) as running, contextlib.ExitStack() as stack:
+        running.wait_ready(1)
+        stack.enter_context(running.hold())
+        before = scrape(running)
+        for _ in range(10):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(running.address)
+        scrape_until(running, lambda found: all(
+            found[name] > before[name] for name in before if name.startswith("prefork_netns_listen_")
+        ))  # fmt: skip
+
+
+DAM = """
+class Handler(DatagramRequestHandler):
+    def handle(self):
+        tell("held")
+        with open("gate") as gate:
+            gate.read()
+
+class Hooks:
+    def server_bind(self):
+        super().server_bind()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+"""
+
+
+@moves("datagram_receive_drops", "datagram_queue_bytes")
+def test_datagrams(tmp_path: Path) -> None:
+    """What waits at a datagram socket, in bytes, and what was dropped there: as the kernel has it."""
+    os.mkfifo(tmp_path / "gate")
+    with service(tmp_path, DAM, bases="PreForkingUDPServer", max_children=1) as running:
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.sendto(b"first", running.address)
+            running.wait("held")
+            for _ in range(200):
+                client.sendto(b"x" * 100, running.address)
+        found = scrape(running)
+        waiting, dropped = datagrams(running.address[1])
+        running.signal(signal.SIGQUIT)
+        assert running.wait_exit() == 0
+    assert total(found, "prefork_datagram_queue_bytes") == waiting > 0
+    assert total(found, "prefork_datagram_receive_drops_total") == dropped > 0
+
+
+ENDS = """
+class Handler(Who):
+    def do_segv(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+class Hooks:
+    def verify_request(self, request, client_address):
+        return client_address[0] != "127.0.0.2"
+"""
+
+
+@moves("requests", "connections_rejected", "worker_exits", "worker_signal_deaths", "worker_spawns",
+       "worker_boot_seconds", "workers_min", "workers_max")  # fmt: skip
+def test_ends(tmp_path: Path) -> None:
+    """Requests and workers come to their ends, each by its reason."""
+    with service(tmp_path, ENDS, request_timeout=0.5) as running:
+        running.wait_ready(2)
+        with socket.create_connection(running.address, HUNG, ("127.0.0.2", 0)) as refused:
+            assert refused.recv(1) == b""
+        for word in ("pid", "raise", "segv", "exit 0"):
+            ask(running.address, f"{word}\n".encode())
+        running.wait_ready(2, crashed=1, exited=1)
+        with running.hold() as held:
+            assert held.answer() == b""  # cut
+        running.wait_ready(2, timeout=1)
+        with running.hold() as held:
+            running.signal(signal.SIGKILL, held.pid)
+        running.wait_ready(2, killed=1)
+        running.signal(signal.SIGTTIN)
+        running.wait_ready(3)
+        wider = scrape(running)
+        running.signal(signal.SIGTTOU)
+        running.wait_ready(2, scaled_down=1)
+        running.signal(signal.SIGUSR2)
+        spawned = running.wait_ready(2, replaced=2)["spawned"]
+        found = scrape(running)
+    assert of(found, "requests_total") == {"ok": 1, "error": 2, "timeout": 1, "lost": 2}
+    assert of(found, "connections_rejected_total") == {"verify": 1}
+    assert of(found, "worker_exits_total") == {
+        "crashed": 1, "exited": 1, "timeout": 1, "killed": 1, "scaled_down": 1, "replaced": 2
+    }  # fmt: skip
+    assert of(found, "worker_signal_deaths_total").keys() >= {"SIGSEGV", "SIGKILL"}
+    assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == spawned == 9
+    assert (wider["prefork_workers_min"], wider["prefork_workers_max"]) == (3, 3)
+    assert (found["prefork_workers_min"], found["prefork_workers_max"]) == (2, 2)
+
+
+@moves("accept_errors")
+def test_accept_errors(tmp_path: Path) -> None:
+    """A worker without descriptors cannot accept."""
+    with service(tmp_path, max_children=1) as running:
+        running.wait_ready(1)
+        with no_descriptor_left(*running.workers()), running.connect():
+            scrape_until(running, lambda found: of(found, "accept_errors_total").keys() == {"emfile"})
+
+
+OTHER_USER = """
+import resource
+import prefork.exporter, psutil  # whose files another user may not be let read
+
+if os.geteuid() == 0:
+    os.setuid(54322)
+enough = resource.getrlimit(resource.RLIMIT_NPROC)
+limits = iter([(1, enough[1]), enough])
+
+def limit(signum, frame):
+    resource.setrlimit(resource.RLIMIT_NPROC, next(limits))
+    tell("limits")
+
+signal.signal(signal.SIGRTMIN + 1, limit)
+"""
+
+
+@moves("fork_failures")
+def test_fork_failures(tmp_path: Path) -> None:
+    """The kernel refuses to fork."""
+    with service(tmp_path, OTHER_USER, metrics_address=("127.0.0.1", 0)) as running:
+        found: Samples = {}
+        running.wait_ready(2)
+        (port,) = (c.laddr.port for c in psutil.Process(running.pid).net_connections("tcp")
+                   if c.laddr.port != running.address[1])  # fmt: skip
+        running.signal(signal.SIGRTMIN + 1)
+        running.wait("limits")
+        running.signal(signal.SIGKILL, running.workers()[0])
+        failures = running.wait_pool(lambda pool: pool["fork_failures"] > 0)["fork_failures"]
+        found = get(("127.0.0.1", port)).samples
+        running.signal(signal.SIGRTMIN + 1)
+        running.wait_ready(2, killed=1)
+    assert of(found, "fork_failures_total").keys() == {"EAGAIN"}
+    assert of(found, "fork_failures_total")["EAGAIN"] >= failures
+
+
+BROKEN = """
+class Hooks:
+    def worker_started(self):
+        if os.path.exists("broken"):
+            raise RuntimeError("broken")
+        super().worker_started()
+"""
+
+
+@moves("worker_backoff")
+def test_backoff(tmp_path: Path) -> None:
+    """Workers that die at boot are waited for."""
+    with service(tmp_path, BROKEN) as running:
+        running.wait_ready(2)
+        (tmp_path / "broken").touch()
+        running.signal(signal.SIGKILL, running.workers()[0])
+        scrape_until(running, lambda found: found["prefork_worker_backoff"] == 1)
+        (tmp_path / "broken").unlink()
+        scrape_until(running, lambda found: found["prefork_worker_backoff"] == 0)
+
+
+@moves("generation", "reloads", "last_reload_successful", "last_reload_timestamp_seconds")
+def test_reloads(tmp_path: Path) -> None:
+    """A reload that fails, and one that does not; before the first there is no last one."""
+    program = tmp_path / "program.py"
+    with service(tmp_path) as running:
+        running.wait_ready(2)
+        none, began, good = scrape(running), time.time(), program.read_text()
+        program.write_text("raise RuntimeError('released in a hurry')")
+        running.signal(signal.SIGHUP)
+        running.wait_pool(lambda pool: pool["reloads"] == {"ok": 0, "failed": 1})
+        failed = scrape(running)
+        program.write_text(good)
+        running.signal(signal.SIGHUP)
+        running.wait_pool(lambda pool: pool["reloads"] == {"ok": 1, "failed": 1})
+        done = scrape(running)
+    assert of(failed, "reloads_total") == {"failed": 1}
+    assert of(done, "reloads_total") == {"failed": 1, "ok": 1}
+    assert "prefork_last_reload_successful" not in none
+    assert (failed["prefork_last_reload_successful"], done["prefork_last_reload_successful"]) == (0, 1)
+    first, second = (found["prefork_last_reload_timestamp_seconds"] for found in (failed, done))
+    assert began <= first <= second <= time.time()
+    assert [found["prefork_generation"] for found in (none, failed, done)] == [1, 1, 2]
+
+
+HEAVY = """
+class Hooks:
+    def worker_started(self):
+        self.heap = bytearray(os.urandom(1 << 20) * 20)
+        self.kept = [os.dup(2) for _ in range(200)]
+        super().worker_started()
+
+class Handler(Who):
+    def do_burn(self):
+        while sum(os.times()[:2]) < 0.3:
+            os.times()
+        os._exit(0)
+"""
+
+
+@moves("worker_private_memory_bytes", "worker_open_fds_max", "worker_fds_limit", "worker_cpu_seconds")
+def test_what_workers_use(tmp_path: Path) -> None:
+    """Memory and descriptors of the living, and CPU of a dead one, as /proc has them."""
+    with service(tmp_path, HEAVY) as running:
+        running.wait_ready(2)
+        workers = [psutil.Process(pid) for pid in running.workers()]
+        descriptors, limit = max(worker.num_fds() for worker in workers), workers[0].rlimit(psutil.RLIMIT_NOFILE)[0]
+        private = [worker.memory_full_info().uss for worker in workers]
+        found = scrape(running)
+        assert ask(running.address, b"burn\n") == b""
+        running.wait_ready(2, exited=1)
+        burnt = scrape(running)
+    assert found["prefork_worker_open_fds_max"] == pytest.approx(descriptors, abs=5)
+    assert found["prefork_worker_fds_limit"] == limit
+    memory = of(found, "worker_private_memory_bytes")
+    assert memory["max"] == pytest.approx(max(private), rel=0.2)
+    assert memory["sum"] == pytest.approx(sum(private), rel=0.2)
+    before, after = (sum(of(each, "worker_cpu_seconds_total").values()) for each in (found, burnt))
+    assert 0.25 < after - before < HUNG
+
+
+@moves("master_loop_delay_seconds")
+def test_loop_delay(tmp_path: Path) -> None:
+    """How late the timers of the master run, which has been stopped in its sleep."""
+    with service(tmp_path) as running:
+        running.wait_ready(2)
+        while psutil.Process(running.pid).status() != psutil.STATUS_SLEEPING:
+            running.statistics()
+        running.signal(signal.SIGSTOP)
+        with running.hold() as held:
+            nothing_for(1.5, held.sock)  # its next timer is due within a second
+        running.signal(signal.SIGCONT)
+        scrape_until(running, lambda found: found["prefork_master_loop_delay_seconds_sum"] > 0.3)
+
+
+@moves("control_requests")
+def test_control_requests(tmp_path: Path) -> None:
+    """A request on the control socket; without a socket there is no such figure."""
+    with service(tmp_path, control_socket="c") as running, socket.socket(socket.AF_UNIX) as client:
+        running.wait_ready(2)
+        client.connect(os.path.relpath(tmp_path / "c"))
+        client.sendall(b'{"verb":"version"}\n')
+        assert client.recv(100)
+        found = scrape(running)
+    assert of(found, "control_requests_total") == {"ok": 1}
+
+
+
+
+@moves("log_messages_dropped")
+def test_log_messages_dropped(tmp_path: Path) -> None:
+    """stderr is a pipe that nobody reads."""
+    (tmp_path / "app.py").write_text(script())
+    reading, writing = os.pipe()
+    argv = ["-m", "prefork", "run", "app:Server", "--bind", "127.0.0.1:0", "--max-children", "2", "--access-log", "yes",
+            "--metrics", "unix:m"]  # fmt: skip
+    before = ("sh", "-c", f'exec "$@" 2>/proc/self/fd/{writing}', "sh")
+    try:
+        with Service(tmp_path, argv=argv, before=before, fds=[writing]) as running:
+            with Load(running.address, 2) as load:
+                load.wait_answered(1000)
+            dropped = running.settled()["log_dropped"]
+            found = scrape(running)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert found["prefork_log_messages_dropped_total"] >= dropped > 0
+
+
+FULL = """
+import prometheus_client
+SEEN = prometheus_client.Counter("seen", "Label sets.", ["what"])
+
+class Handler(Who):
+    def do_fill(self):
+        for number in range(4000):
+            SEEN.labels(str(number) + "x" * 500).inc()
+
+    def do_scribble(self):
+        import ctypes
+        with open("/proc/self/maps") as maps:
+            (line,) = (line for line in maps if "prefork-slot" in line and "rw-s" in line)
+        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+        ctypes.memset(begin, 0xFF, end - begin)
+"""
+
+
+@moves("application_series_dropped", "slot_words_rejected")
+def test_a_slot_misused(tmp_path: Path) -> None:
+    """More series of the program's own than there is room for, and words that nobody can have meant."""
+    with Service(tmp_path, script(FULL, max_children=1, metrics_address="m"), accounts=False) as running:
+        running.wait_ready(1)
+        none = scrape(running)
+        assert ask(running.address, b"fill\n")
+        full = scrape(running)
+        ask(running.address, b"scribble\n")
+        spoilt = scrape(running)
+    series = sum(name.startswith("seen_total{") for name in full)
+    assert full["prefork_application_series_dropped_total"] == 4000 - series > 0
+    assert none["prefork_slot_words_rejected_total"] == full["prefork_slot_words_rejected_total"] == 0
+    assert spoilt["prefork_slot_words_rejected_total"] > 0
+
+
+def test_every_metric_is_seen_to_move() -> None:
+    """None of the table is left out above."""
+    assert _moved == {row.name for row in TABLE}
