@@ -206,7 +206,7 @@ def test_requests_are_counted(folder: Path, tmp_path: Path) -> None:
         for _ in range(3):
             assert not as_other(path, "scale")["ok"]
         for verb in ("status", "drain"):
-            assert not as_other(path, verb, OTHER - 1)["ok"]
+            assert not as_other(path, verb, OTHER - 1).get("ok")  # it may be turned away before it has asked
         assert all_refused(path, [b"no frame\n", b"{}\n", b'{"verb":"restart","slot":"1"}\n', b"[]\n"]) == 4
         found = get(str(tmp_path / "m")).samples
     counted = {name: value for name, value in found.items() if value and "control_requests" in name}
