@@ -18,6 +18,13 @@ pytestmark = pytest.mark.skipif(not possible(), reason="needs root, systemd and 
 
 UNIT, SOCKET = f"prefork@{INSTANCE}.service", f"prefork@{INSTANCE}.socket"
 APP = "from prefork.examples import Upper\n"
+SECOND = """
+from prefork import StreamRequestHandler
+class Upper(StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(b"second " + line)
+"""
 TOML = '[prefork]\ntarget = "app:Upper"\nmetrics = "0.0.0.0:9465"\nmax_children = 3\n'
 KILLED = 'prefork_worker_exits_total{reason="killed"}'
 WAITING = 20  # connections
@@ -50,8 +57,8 @@ def kill_a_worker(systemd: Systemd, worker: int) -> set[str]:
 
 @pytest.mark.parametrize("denied", ["EPERM", "kill"])
 def test_the_unit_for_real(denied: str, tmp_path: Path) -> None:
-    """Start, serve, scrape, reload, refuse a broken release, kill a worker, drain: nothing is missed that the unit
-    forbids. Once as shipped; once so that the first system call outside the filter is a death by SIGSYS."""
+    """Start, serve, scrape, release by a link, refuse a broken one, kill a worker, drain: nothing is missed that the
+    unit forbids. Once as shipped; once so that the first system call outside the filter is a death by SIGSYS."""
     dropin = f"[Service]\nSystemCallErrorNumber={denied}\n"
     with Systemd(tmp_path, files(), {"denied.conf": dropin}) as systemd:
         systemd.systemctl("start", SOCKET, UNIT)  # returns when it is READY
@@ -60,8 +67,12 @@ def test_the_unit_for_real(denied: str, tmp_path: Path) -> None:
             wait_scrape(systemd, "prefork_lanes", 3)
             confined(systemd)
             main = systemd.shown("MainPID")
-            systemd.systemctl("reload", UNIT)
-            assert get(METRICS).samples["prefork_generation"] == 2
+            systemd.run("mkdir", "/srv/releases/2")
+            systemd.path("/srv/releases/2/app.py").write_text(SECOND)
+            systemd.run("ln", "-sfn", "releases/2", "/srv/upper")
+            systemd.systemctl("reload", UNIT)  # returns when all that is new is in service
+            with connect(SERVICE) as client:
+                assert client.ask(b"x") == b"second x"
             systemd.path("/srv/upper/app.py").write_text("raise RuntimeError('broken release')\n")
             with pytest.raises(AssertionError, match="broken release"):
                 systemd.systemctl("reload", UNIT)

@@ -45,7 +45,8 @@ cp -a /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /opt/keep/
 for folder in /etc /run /srv /var/lib /var/tmp /tmp /usr/lib/systemd/system /usr/lib/systemd/system-generators; do
     mount -t tmpfs -o mode=755 tmpfs $folder
 done
-mkdir -p /etc/systemd /srv/upper
+mkdir -p /etc/systemd /srv/releases/1
+ln -s releases/1 /srv/upper
 cp /opt/keep/passwd /opt/keep/group /opt/keep/nsswitch.conf /opt/keep/ld.so.cache /etc/
 cp -r /opt/keep/system /etc/systemd/
 cp /opt/keep/prefork /opt/prefork/bin/
