@@ -13,7 +13,10 @@ import psutil
 import pytest
 import yaml
 
+from tests.support.clients import connect
 from tests.support.figures import figure, ms
+from tests.support.hosts import network_of
+from tests.support.image import Image, context
 from tests.support.service import HUNG, Service
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +50,9 @@ def test_the_dockerfile_keeps_its_promises() -> None:
     assert '\nENTRYPOINT ["prefork"]\n' in text
     assert "\nSTOPSIGNAL SIGTERM\n" in text
     assert "\nHEALTHCHECK " in text
-    kept = [line[1:] for line in (HERE / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
-    for name in kept:
+    for name in context():
         assert (ROOT / name).exists(), name
-    assert {"prefork", "workers", "metrics", "pyproject.toml", "deploy/container/service.toml"} <= set(kept)
+    assert {"prefork", "workers", "metrics", "pyproject.toml", "deploy/container/service.toml"} <= set(context())
 
 
 def test_compose_mounts_what_is_there() -> None:
@@ -64,7 +66,32 @@ def test_compose_mounts_what_is_there() -> None:
     assert (HERE / build["context"] / build["dockerfile"]).exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+
+
+@needs_namespaces
+def test_the_image(tmp_path: Path) -> None:
+    """The Dockerfile's own steps, without Docker: what it copies is enough to build and install; its command serves as
+    its user and PID 1, without a capability or a file system to write to; its health check agrees; it ends on TERM."""
+    with Image(tmp_path).run() as container:
+        deadline = monotonic() + HUNG
+        while not container.healthy():
+            assert monotonic() < deadline, "hung: it does not get healthy"
+            assert container.process.poll() is None, container.process.communicate()
+        with network_of(container.master.pid), connect(("127.0.0.1", 9999)) as client:
+            assert client.ask(b"hello") == b"HELLO"
+        master = container.master
+        assert {process.uids().real for process in [master, *master.children()]} == {10001}
+        began = monotonic()
+        master.terminate()
+        assert container.process.wait(HUNG) == 0
+    figure("the image's steps by hand: TERM to the end", ms(monotonic() - began), f"{STOP_S:g} s")
+    assert monotonic() - began < STOP_S
+
+
+@needs_namespaces
 def test_as_pid_1_it_reaps_orphans_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As PID 1 of a pid namespace, by the image's own command: orphans are reaped, and TERM ends it within 10 s."""
     (tmp_path / "app.py").write_text(ORPHAN)

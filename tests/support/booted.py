@@ -5,7 +5,6 @@ and nothing of the machine's own systemd, users or units is seen by it.
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -18,12 +17,11 @@ from typing import Self
 
 import psutil
 
-from .hosts import HUNG, ROOT
+from .hosts import HUNG, ROOT, enter_network
 
 DEPLOY = ROOT / "deploy" / "systemd"
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 INSTANCE = "upper"
-CLONE_NEWNET = 0x40000000
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
 # Run as PID 1 of new namespaces. Nothing of /run, /etc, /opt, /srv, /var or /tmp is the machine's; the interpreter, the
@@ -120,7 +118,7 @@ class Systemd:
             )  # fmt: skip
         try:
             self._wait_booted()
-            _enter_network(f"/proc/{self.pid}/ns/net")
+            enter_network(f"/proc/{self.pid}/ns/net")
         except BaseException:
             self.__exit__()
             raise
@@ -139,7 +137,7 @@ class Systemd:
 
     def __exit__(self, *exc: object) -> None:
         assert self._process is not None
-        _enter_network(self._outside)
+        enter_network(self._outside)
         os.close(self._outside)
         if self.pid:
             with contextlib.suppress(ProcessLookupError):
@@ -191,16 +189,6 @@ class Systemd:
                     status = Path(f"/proc/{process.pid}/status").read_text()
                     return [int(pid) for pid in status.partition("NSpid:")[2].splitlines()[0].split()]
         raise AssertionError(f"there is no {title}\n{self.log}")
-
-
-def _enter_network(namespace: str | int) -> None:
-    """setns(2), of this thread; os.setns() is new in 3.12."""
-    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC) if isinstance(namespace, str) else namespace
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.setns(fd, CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), "could not enter the network namespace")
-    if fd is not namespace:
-        os.close(fd)
 
 
 def _cgroup2() -> str | None:

@@ -4,6 +4,7 @@ Runs in the test's process, as root. Owns the namespaces, their links, and what 
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import psutil
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[2]
+CLONE_NEWNET = 0x40000000
 SERVICE, METRICS = 9999, 9465  # the namespace is the host's own: these are free there
 
 
@@ -98,6 +100,28 @@ class Host:
         if self.process is not None and self.process.poll() is None:
             self.kill()
         ip("netns", "del", self.name)  # takes the link along
+
+
+def enter_network(namespace: str | int) -> None:
+    """setns(2), of this thread; os.setns() is new in 3.12."""
+    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC) if isinstance(namespace, str) else namespace
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "could not enter the network namespace")
+    if fd is not namespace:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def network_of(pid: int) -> Iterator[None]:
+    """This thread, and those that it starts, are in the network of that process."""
+    outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    enter_network(f"/proc/{pid}/ns/net")
+    try:
+        yield
+    finally:
+        enter_network(outside)
+        os.close(outside)
 
 
 @contextlib.contextmanager
