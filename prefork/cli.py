@@ -28,6 +28,7 @@ class Row:
     help: str  # one line
     group: str
     room: str
+    interrupted: int = 130  # after Ctrl-C: it has not done what it was asked for; while `run` serves, INT is its own
 
     def command(self) -> Subcommand:
         found = importlib.import_module(f".{self.room}", __package__).COMMAND
@@ -37,11 +38,11 @@ class Row:
 
 # A row added here is the only way to add a command.
 TABLE = (
-    Row("run", "serve a target from a pool of workers", "serving", "run"),
+    Row("run", "serve a target from a pool of workers", "serving", "run", interrupted=0),
     Row("check", "load a target and boot one worker, beside a running service", "serving", "checking"),
     Row("config", "print every setting in force, and who set it", "serving", "inforce"),
     Row("ctl", "ask or command a running service", "operating", "ctl"),
-    Row("top", "a running service on a live screen", "operating", "top"),
+    Row("top", "a running service on a live screen", "operating", "top", interrupted=0),
 )
 
 
@@ -55,7 +56,11 @@ SECTIONS = (
     ),
     Section(
         "exit status",
-        (("0", "done"), ("2", "wrong usage or configuration; each command's page has the others"),),
+        (
+            ("0", "done"),
+            ("2", "wrong usage or configuration; each command's page has the others"),
+            ("130", "interrupted before it was done"),
+        ),
     ),
     Section(
         "examples",
@@ -75,8 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PreforkError as exc:
         _complain(exc)
         return exc.exit_code
-    except KeyboardInterrupt:
-        return 0  # before it served; while it serves, INT is the supervisor's
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -89,15 +92,22 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     for row in TABLE:
         if row.name == word:
-            command = row.command()
-            with _printing():  # its page
-                args = Parser(row.name, row.help, command).parse(argv[1:])
-            with contextlib.nullcontext() if row.name == "run" else _printing():
-                return command.run(args)
+            try:
+                return _run(row, argv[1:])
+            except KeyboardInterrupt:
+                return row.interrupted
     kind, known = ("command", [row.name for row in TABLE])
     if word.startswith("-"):
         kind, known = ("option", ["--help", "--version"])
     raise unusable(f"there is no {kind} {word}{nearest(word, known)}")
+
+
+def _run(row: Row, argv: Sequence[str]) -> int:
+    command = row.command()
+    with _printing():  # its page
+        args = Parser(row.name, row.help, command).parse(argv)
+    with contextlib.nullcontext() if row.name == "run" else _printing():
+        return command.run(args)
 
 
 @contextlib.contextmanager

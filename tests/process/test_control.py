@@ -152,6 +152,17 @@ def test_a_drain_that_is_not_waited_for(service: Released) -> None:
     assert service.wait_exit() == 0
 
 
+def test_who_is_interrupted_is_not_told_that_it_is_done(service: Released) -> None:
+    """Ctrl-C ends the waiting with a status that no `&&` goes on after; the service drains all the same."""
+    with service.hold() as held, controlling.started(service.directory / "c", "drain", "--json") as drain:
+        assert drain.stdout is not None
+        assert "draining" in drain.stdout.readline()
+        drain.send_signal(signal.SIGINT)
+        assert drain.wait(HUNG) == 130
+        assert held.ask(b"pid")
+    assert service.wait_exit() == 0
+
+
 def test_a_service_that_dies_while_it_drains(service: Released) -> None:
     """Whoever waits for a drain is told when the master was killed, with status 1."""
     with service.hold(), controlling.started(service.directory / "c", "drain", "--json") as drain:
