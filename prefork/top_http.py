@@ -130,13 +130,21 @@ def _date(text: str | None) -> float:
         return time.time()
 
 
+def _left(until: float) -> float:
+    """Seconds; TimeoutError when there are none, for what comes without a pause never times out by itself."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
 class _Hurried(socket.socket):
     """A socket whose reads have until `until`, however slowly the bytes come."""
 
     until = 0.0
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(max(0.001, self.until - time.monotonic()))
+        self.settimeout(_left(self.until))
         return super().recv_into(*args, **kwargs)
 
 
@@ -144,12 +152,12 @@ class _HurriedTLS(ssl.SSLSocket):
     until = 0.0
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(max(0.001, self.until - time.monotonic()))
+        self.settimeout(_left(self.until))
         return super().recv_into(*args, **kwargs)
 
 
 def _dialled(place: Place, until: float) -> _Hurried | _HurriedTLS:
-    seconds = max(0.001, until - time.monotonic())
+    seconds = _left(until)
     if place.unix is not None:
         sock = _Hurried(socket.AF_UNIX)
         try:

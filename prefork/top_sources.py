@@ -76,7 +76,12 @@ class Metrics:
         raise PreforkError("could not replace a worker: metrics can only be read; it needs the control socket")
 
     def _beside(self, path: str, until: float) -> Answer | None:
-        """What the exporter says there, if it is reached by this name."""
+        """What the exporter says there, if it is reached by this name and in time."""
         place = self._place.beside(path)
-        answer = None if place is None else get(place, until)
-        return answer if answer is not None and answer.status in (OK, UNAVAILABLE) else None
+        if place is None:
+            return None
+        try:
+            answer = get(place, until)
+        except PreforkError:
+            return None  # what the metrics tell is shown without it
+        return answer if answer.status in (OK, UNAVAILABLE) else None

@@ -1,9 +1,13 @@
 """A GET from a metrics address: what may be given, and that it ends, whatever answers."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -117,6 +121,28 @@ def test_an_answer_that_never_ends() -> None:
         assert "no answer within 0.2 s" in ended(address, 0.2)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate is checked, and an answer that never ends has its deadline here too."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "k", "-out", "c"]
+    subprocess.run(["openssl", "req", "-x509", "-days", "1", *new, *names], cwd=tmp_path, check=True, timeout=HUNG)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+
+    def talk(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) as secured:
+            secured.recv(4096)
+            secured.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while True:
+                secured.sendall(b"x")
+
+    for trusted, said in (("nothing", "TLS: certificate verify failed"), (tmp_path / "c", "no answer within 0.5 s")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        with answering(talk) as address:
+            assert said in ended(f"https://localhost:{address.rpartition(':')[2]}", 0.5)
+
+
 def test_what_does_not_speak_http() -> None:
     """Another protocol is told as such, with a hint."""
 
@@ -128,10 +154,10 @@ def test_what_does_not_speak_http() -> None:
         assert "does not speak HTTP; is it the address of --metrics?" in ended(address, HUNG)
 
 
-def test_nobody_listens(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_nobody_listens(tmp_path: Path) -> None:
     """The kernel's reason stands in the sentence."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert ended(f"127.0.0.1:{port}", HUNG) == f"could not reach 127.0.0.1:{port}: connection refused"
-    path = tmp_path_factory.mktemp("m") / "m"
+    path = tmp_path / "m"
     assert ended(f"unix:{path}", HUNG) == f"could not reach unix:{path}: no such file or directory"
