@@ -4,6 +4,7 @@ A service that was asked by its control socket has a row a worker; one that was 
 they tell beyond the header.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ SORTS = ("slot", "request", "requests", "cpu", "memory")
 KEYS = "s sort  j/k select  d replace the worker  q quit"
 KEYS_READ_ONLY = "read-only  q quit"
 READ_ONLY = "metrics tell of all workers together: rows of each need --control PATH"
+SENTENCE_LINES = 3
 
 Worker = dict[str, Any]
 Chosen = tuple[int, int]  # a worker, by slot and pid
@@ -117,12 +119,17 @@ def _alerts(look: Look, view: View) -> list[Line]:
         found.append("the master does not turn")
     if status["backing_off"]:
         found.append(f"BACK-OFF: workers die at boot{': ' if status['last_error'] else ''}{status['last_error'] or ''}")
-    return [Line(text, "bold red") for text in found]
+    return [line for text in found for line in _filled(text, view.width, "bold red")]
+
+
+def _filled(text: str, width: int, style: str) -> list[Line]:
+    """A sentence, in as many lines as it takes, within reason."""
+    return [Line(part, style) for part in textwrap.wrap(printable(text), width)[:SENTENCE_LINES]]
 
 
 def _foot(look: Look, view: View) -> list[Line]:
     keys = KEYS_READ_ONLY if look.workers is None else f"by {view.sort}  {KEYS}"
-    return [*([Line(view.notice, "bold")] if view.notice else []), Line(keys, "dim")]
+    return [*_filled(view.notice, view.width, "bold"), Line(keys, "dim")]
 
 
 # A row a worker.

@@ -66,6 +66,14 @@ def test_what_is_wrong_has_a_line(state: dict[str, Any], said: str) -> None:
     assert text(None, look(**state), View(80, 24))[3] == said
 
 
+def test_a_long_reason_is_read_whole() -> None:
+    """It takes more lines, not many, and the table has what is left."""
+    reason = " ".join(["could", "not"] * 12)
+    found = text(None, look(degraded=reason, workers=1), View(80, 24))
+    assert " ".join(found[3:5]) == f"DEGRADED: {reason}"
+    assert len(text(None, look(degraded=reason * 100, workers=1), View(80, 24))) <= 3 + 3 + 1 + 2 + 1
+
+
 @pytest.mark.parametrize("slot", [1, 20, 40])
 def test_the_chosen_one_is_on_the_screen(slot: int) -> None:
     """Of more workers than fit those around the chosen one are shown, it among them and marked."""
