@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 
 import psutil
 
@@ -114,8 +115,12 @@ class Container:
 
     @property
     def master(self) -> psutil.Process:
-        """PID 1 of its namespace, as it is called here."""
-        return psutil.Process(self.process.pid).children()[0]
+        """PID 1 of its namespace, as it is called here; once it is there."""
+        deadline = monotonic() + HUNG
+        while not (found := psutil.Process(self.process.pid).children()):
+            assert monotonic() < deadline, "hung: unshare does not fork"
+            assert self.process.poll() is None, self.process.communicate()
+        return found[0]
 
     def healthy(self) -> bool:
         """What HEALTHCHECK says."""
