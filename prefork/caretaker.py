@@ -4,8 +4,10 @@ Runs in the new image, instead of a pool's `serve_forever()`. Obeys every comman
 begins again from the original command line and mends what was broken. Starts no worker, for it has no handler to run.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import setproctitle
 
@@ -17,7 +19,7 @@ from .control import open_control, resumed_listener, resumed_terms
 from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener
-from .policy import NO_POOL, Phase
+from .policy import NO_POOL, Limits, Phase
 from .service import Service
 from .supervisor import Supervisor
 
@@ -50,15 +52,19 @@ def caretake(handed: Handed, why: str) -> int:
     return 0
 
 
+def limits(values: Mapping[str, Any]) -> Limits:
+    """Those of a pool that starts nobody: it is as large as it was found."""
+    serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
+    return replace(
+        NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
+        graceful_timeout=values["graceful_timeout"],
+    )  # fmt: skip
+
+
 def _supervisor(
     handed: Handed, why: str, listeners: dict[str, Listener | None], wakeup: Wakeup, signals: Signals
 ) -> Supervisor:
     values = handed.values
-    serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
-    limits = replace(
-        NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
-        graceful_timeout=values["graceful_timeout"],
-    )  # fmt: skip
 
     def pack(record: Record) -> None:
         for name in LISTENERS:
@@ -78,7 +84,7 @@ def _supervisor(
         values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
         listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
     )  # fmt: skip
-    supervisor = Supervisor(service, limits, handed.board(), wakeup, handed, failed=why)
+    supervisor = Supervisor(service, limits(values), handed.board(), wakeup, handed, failed=why)
     if values["seen"] is not None:
         from .changes import Changes
 

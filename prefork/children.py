@@ -250,6 +250,7 @@ class ChildTable:
 
     def adopt(self, child: Child) -> None:
         """A child that an earlier image of this process forked; its row is on the board."""
+        child.processes = self._processes
         self._children[child.serial] = child
 
     def set_state(self, child: Child, state: ChildState, now: float) -> None:

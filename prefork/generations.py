@@ -19,7 +19,7 @@ from .children import Child, ChildKind, ChildState, ChildTable
 from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
 from .listeners import Listener, address_text, narrow, queued
 from .policy import BOOT_DEATHS_MAX, QUIET_S
-from .reload import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
+from .reload import ABOUT_TO_END, Reloading, ReloadResult, Stage
 from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
@@ -41,6 +41,7 @@ class Generations:
         fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
         refusal: str | None,
         asked: Callable[[], bool],
+        execute: Callable[[Record], None],
     ) -> None:
         self._board = board
         self.current = 1
@@ -50,8 +51,11 @@ class Generations:
         self._table, self._waiting = table, waiting
         self._pack = pack
         self._refusal = refusal
+        self._execute = execute
         self._asked = asked  # whether a command waits for its turn, which comes before an exec
-        self._arriving = False  # a new image, whose workers are to take over
+        self._first = 1  # of this image
+        self._arriving = False  # a new image, whose workers are to take over,
+        self._owed = False  # and nobody has been told yet whether they have
         self._left: Listener | None = None  # where the program listens no longer
         self._quiet_since = 0.0
         self._reloading = Reloading(
@@ -69,8 +73,8 @@ class Generations:
 
     @property
     def reloading(self) -> bool:
-        """Whether a reload is on its way, before the exec or after it."""
-        return self._reloading.busy or self._arriving
+        """Whether a reload is on its way, before the exec or after it: its result is still to be told."""
+        return self._reloading.busy or self._owed
 
     @property
     def stage(self) -> Stage:
@@ -87,8 +91,8 @@ class Generations:
         self._board.keep_only_resumed()
         vanished = [] if failed else [handed.vanished(name) for name in LISTENERS]
         handed.take()
-        self.current = handed.values["generation"] + (not failed)
-        self._arriving = not failed
+        self.current = self._first = handed.values["generation"] + (not failed)
+        self._arriving = self._owed = not failed
         if failed:
             self.degraded = failed
             self._tell(ReloadResult(False, failed))
@@ -141,8 +145,9 @@ class Generations:
 
     def cancel(self) -> None:
         """The service is about to end."""
-        if self._arriving:
-            self._arriving = False
+        self._arriving = False
+        if self._owed:
+            self._owed = False
             self._tell(ReloadResult(False, ABOUT_TO_END))
         self._reloading.cancel()
 
@@ -155,22 +160,51 @@ class Generations:
 
     def _may_begin(self) -> bool:
         """At most two generations live at any time: a third waits until the first is gone. One that is about to take
-        over, and has perhaps not forked yet, counts; one that cannot is mended by the next."""
-        alive = {child.generation for child in self._workers()}
-        return bool(self.degraded) or (not self._arriving and len(alive) < GENERATIONS_MAX)
+        over, and has perhaps not forked yet, counts; of one that cannot, nobody is left when the next begins."""
+        generations = {child.generation for child in self._workers()}
+        if self.degraded:
+            sides = {generation >= self._first for generation in generations}
+            return not self._arriving or len(sides) < GENERATIONS_MAX
+        return not self._arriving and len(generations) < GENERATIONS_MAX
+
+    @property
+    def holding(self) -> bool:
+        """Whether nobody is to be started: the workers of this image cannot, and another image is asked for."""
+        return self._arriving and bool(self.degraded) and self._reloading.busy
+
+    def withdrawn(self) -> list[Child]:
+        """Who makes room for that: of the two generations that live, the one that has fewer READY."""
+        if not self.holding or self.stage is not Stage.WAITING:
+            return []
+        old, new = self._serving(old=True), self._serving(old=False)
+        return new if _ready(new) <= _ready(old) else old
+
+    def _serving(self, *, old: bool) -> list[Child]:
+        serving = [child for child in self._workers() if child.state in (ChildState.STARTING, ChildState.READY)]
+        return [child for child in serving if (child.generation < self._first) == old]
 
     def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
         if not self._arriving:
             return
-        serving = [child for child in self._workers() if child.state in (ChildState.STARTING, ChildState.READY)]
-        if any(child.generation == self.current and child.state is ChildState.READY for child in serving):
-            self.degraded = ""
-            if all(child.generation == self.current for child in serving):
-                self._arriving = False
-                self._tell(ReloadResult(True, f"generation {self.current} is in service"))
+        new = _ready(self._serving(old=False))
+        if new and not self._serving(old=True):
+            self._arrived()
         elif boot_deaths >= BOOT_DEATHS_MAX and not self.degraded:
-            self.degraded = f"the new workers cannot start, the old ones serve on: {last_error}"
+            self.degraded = f"the new workers cannot {'all ' if new else ''}start, the old ones serve on: {last_error}"
+            self._owed = False
             self._tell(ReloadResult(False, self.degraded))
+        elif new and not boot_deaths:
+            self.degraded = ""
+
+    def _arrived(self) -> None:
+        self._arriving, self.degraded = False, ""
+        said = f"generation {self.current} is in service"
+        if self._owed:
+            self._owed = False
+            self._tell(ReloadResult(True, said))
+        else:
+            log.info("reload: %s after all", said)
+            self._note_last(True)
 
     # Records.
 
@@ -205,7 +239,7 @@ class Generations:
             record = self._record()
             record.values["mask"] = sorted(mask)
             try:
-                execute(record)
+                self._execute(record)
             except OSError as exc:
                 self._reloading.done(ReloadResult(False, f"could not run the program again: {exc.strerror}"))
 
@@ -225,7 +259,13 @@ class Generations:
     def _count(self, ok: bool) -> None:
         with self._board.change() as words:
             words[Word.RELOADS_OK if ok else Word.RELOADS_FAILED] += 1
+            self._note_last(ok)
+
+    def _note_last(self, ok: bool) -> None:
+        with self._board.change() as words:
             words[Word.LAST_RELOAD_OK] = ok
             words[Word.LAST_RELOAD_AT_NS] = time_ns()
 
 
+def _ready(children: list[Child]) -> int:
+    return sum(child.state is ChildState.READY for child in children)

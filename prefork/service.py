@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prefork.workers.bootstrap import Birth, Master
 
 from .handover import Record
+from .reload import execute
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,4 @@ class Service:
     pack: Callable[[Record], None] = lambda record: None  # what of it goes over to the next image
     no_reload: str | None = None  # why it cannot be reloaded
     asked: Callable[[], bool] = lambda: False  # whether there is a command that no turn has been told of
+    execute: Callable[[Record], None] = execute  # how the next image comes; a simulation has another way

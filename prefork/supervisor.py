@@ -96,7 +96,7 @@ class Supervisor:
         self._strays = StrayReaper() if os.getpid() == 1 else None
         self.generations = Generations(
             board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
-            refusal=service.no_reload, asked=self._asked,
+            refusal=service.no_reload, asked=self._asked, execute=service.execute,
         )  # fmt: skip
         if handed is not None:
             self._pool = replace(self._pool, ever_ready=True)
@@ -141,6 +141,7 @@ class Supervisor:
             self._note_commands(now)
             self._note_reports(now)
             self._narrow_in_time(now)
+            self._make_room(now)
             self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
         else:
             if self._waiting.nudged:
@@ -221,6 +222,14 @@ class Supervisor:
     def _narrow_in_time(self, now: float) -> None:
         if self.phase is Phase.DRAINING and now >= self._door_at:
             self._door.narrow(now)
+
+    def _make_room(self, now: float) -> None:
+        """For the next generation, where the last one did not get well on its feet."""
+        for child in self.generations.withdrawn():
+            if child.state is ChildState.STARTING:
+                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
+            else:
+                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGTERM, self.limits.graceful_timeout, now)
 
     def scale(self, workers: int) -> policy.Limits:
         """So many workers at most; the limits that are in force then."""
@@ -327,7 +336,8 @@ class Supervisor:
             telling.remind(self.table[serial], now)
         for serial in plan.poke:
             self.table[serial].signal(POKE)
-        for _ in range(plan.spawn if self.service.work is not None else 0):  # a caretaker starts nobody
+        starts = self.service.work is not None and not self.generations.holding  # a caretaker starts nobody
+        for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):
                 break
         self._plan_next_turn(plan, now)

@@ -210,6 +210,30 @@ def test_a_degraded_service_still_obeys(tmp_path: Path) -> None:
         assert ask(service, "status")["degraded"] is None
 
 
+NEVER_START = {
+    "none": "if not rehearsing(): raise RuntimeError('later')",
+    "all but one": "import fcntl; self.only = open('only', 'w'); fcntl.flock(self.only, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+}
+
+
+@pytest.mark.parametrize("how", NEVER_START)
+def test_workers_that_cannot_start_after_all(how: str, tmp_path: Path) -> None:
+    """Of the new image no worker can start, or one alone: the reload's client is told, and the next one's as well."""
+    settings: dict[str, Any] = {"max_restart_delay": 0.5, "control_socket": str(tmp_path / "c")}
+    with Released(tmp_path, max_children=WORKERS, **settings) as service:
+        service.wait_ready(WORKERS)
+        service.release(numbered(2, f"class Hooks:\n    def worker_started(self):\n        {NEVER_START[how]}\n"))
+        done = ctl(service, "reload")
+        assert done.returncode == 1
+        assert "the old ones serve on" in done.stderr
+        assert ask(service, "status")["degraded"]
+        service.release(numbered(3))
+        assert ctl(service, "reload").returncode == 0
+        service.wait_ready(WORKERS)
+        assert service.answering() == "r3"
+        assert ask(service, "status")["degraded"] is None
+
+
 def test_clients_that_wait_go_over_to_the_next_image(service: Released) -> None:
     """A connection opened before a reload is answered after it."""
     with socket.socket(socket.AF_UNIX) as client:

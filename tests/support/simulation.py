@@ -17,6 +17,7 @@ from typing import Any
 
 from prefork.children import End, Processes
 from prefork.commands import Command
+from prefork.handover import Handed
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import (
@@ -35,6 +36,7 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.policy import TICK_S, Limits, Phase
+from prefork.reload import say
 from prefork.service import Service
 from prefork.supervisor import Supervisor
 from prefork.workers.wakeup import Wakeup
@@ -59,6 +61,7 @@ class FakeProcess:
     stopped: bool = False
     draining: bool = False
     end: End | None = None
+    word: int = -1  # of a rehearsal: where it says whether it is ready
     told: list[tuple[int, int]] = field(default_factory=list)  # signals it was sent, and when
     started_ns: int = 0
     on_kill: Callable[["FakeProcess"], None] = lambda process: None
@@ -67,6 +70,10 @@ class FakeProcess:
     @property
     def alive(self) -> bool:
         return self.end is None
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.slot.lanes == 0
 
     @property
     def ready(self) -> bool:
@@ -120,6 +127,10 @@ class FakeProcess:
         self.slot.words[DUE] = reason
         self.nudge()
 
+    def say(self, **word: object) -> None:
+        """What the `serve_forever()` of a rehearsal says."""
+        say(self.word, **word)
+
     def ask_to_drain(self) -> None:
         self.slot.words[DRAIN_ASKED] = YES
         self.nudge()
@@ -162,6 +173,9 @@ class FakeProcess:
 
     def _end(self, end: End) -> None:
         self.end = end
+        if self.word != -1:
+            os.close(self.word)
+            self.word = -1
         os.eventfd_write(self.pidfd, 1)
 
 
@@ -218,17 +232,28 @@ class Simulation:
         self.pauses: list[tuple[int, float]] = []  # when, and for how long
         self.processes = FakeProcesses(self.now_ns)
         self.board, self.wakeup = Board(), Wakeup()
-        service = Service(
+        self.service = self.serving(Service(
             "simulated", forget=lambda: None, drain_asked=lambda: self._note(Command.DRAIN),
             work=lambda birth, master, number: 0, lanes=lanes, max_lifetime=max_lifetime,
-            no_reload="this is a simulation",
-        )  # fmt: skip
-        self.supervisor = Supervisor(
-            service, limits, self.board, self.wakeup, processes=self.processes, stamp_ns=self.now_ns
-        )
-        self.supervisor._forks._rng.seed(0)  # the jitter of lifetimes: the same in every run
+            no_reload="this simulation has one image",
+        ))  # fmt: skip
+        self.supervisor = self.image(self.service, limits)
         self.processes.on_start = self._nudging
         self._statistics: Statistics | None = None
+
+    def serving(self, service: Service) -> Service:
+        """Extend it: the service as the supervisor sees it."""
+        return service
+
+    def image(
+        self, service: Service, limits: Limits, handed: Handed | None = None, failed: str = ""
+    ) -> Supervisor:
+        """A supervisor, as an image of the master has one."""
+        supervisor = Supervisor(
+            service, limits, self.board, self.wakeup, handed, failed, processes=self.processes, stamp_ns=self.now_ns
+        )
+        supervisor._forks._rng.seed(0)  # the jitter of lifetimes: the same in every run
+        return supervisor
 
     def _nudging(self, process: FakeProcess) -> None:
         process.nudge = self.supervisor.nudge
@@ -291,8 +316,14 @@ class Simulation:
         return (self.ns - ns) / 1e9 - paused
 
     def living(self, where: Callable[[FakeProcess], bool] = lambda process: True) -> list[FakeProcess]:
-        """Those that live, the oldest first."""
-        return [process for process in self.processes.all.values() if process.alive and where(process)]
+        """The workers that live, the oldest first."""
+        found = [process for process in self.processes.all.values() if process.alive and not process.rehearsal]
+        return [process for process in found if where(process)]
+
+    @property
+    def rehearsal(self) -> FakeProcess | None:
+        """The one that lives, if one does."""
+        return next((process for process in self.processes.all.values() if process.alive and process.rehearsal), None)
 
     def settle(self, turns: int = 100) -> None:
         """Let everybody boot, for as long as somebody is started; then the pool is at rest."""
@@ -310,7 +341,7 @@ class Simulation:
         return self.board.snapshot().statistics() if self._statistics is None else self._statistics
 
     def close(self) -> None:
-        for process in self.living():
+        for process in filter(None, [*self.living(), self.rehearsal]):
             process.die()
         self.supervisor.close()
         self._statistics = self.statistics()

@@ -34,6 +34,7 @@ class Pool(RuleBasedStateMachine):
     """Any order of commands, deaths, failures and hangs."""
 
     simulation: Simulation
+    simulated: type[Simulation] = Simulation
 
     @initialize(
         most=st.integers(1, 4), fewer=st.integers(0, 3), lanes=st.sampled_from([1, 3]),
@@ -54,23 +55,27 @@ class Pool(RuleBasedStateMachine):
         self.deaths = self.kills = 0  # at boot, in a row
         self.died_at = 0.0
         self.ever_ready = False
-        self.simulation = Simulation(limits, lanes=lanes, max_lifetime=max_lifetime)
+        self.simulation = self.simulated(limits, lanes=lanes, max_lifetime=max_lifetime)
         started = self.simulation.processes.on_start
 
         def on_start(process: FakeProcess) -> None:
             started(process)
             process.on_kill = self.killed
-            self.forked()
+            self.forked(process)
 
         self.simulation.processes.on_start = on_start
         self.simulation.checks.append(self.turned)
+        self.begun()
         self.simulation.turn()
+
+    def begun(self) -> None:
+        """Extend it: before the first turn."""
 
     # What must hold at every fork, every SIGKILL, and after every turn.
 
-    def forked(self) -> None:
+    def forked(self, process: FakeProcess) -> None:
         supervisor = self.simulation.supervisor
-        serving = [child for child in supervisor.table if child.state in SERVING]
+        serving = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state in SERVING]
         assert self.ending_since is None, "stop wins: nothing is started"
         assert len(serving) <= supervisor.limits.max_children, "never over max, but for a replacement"
         if len(serving) == supervisor.limits.max_children:
@@ -273,10 +278,11 @@ class Pool(RuleBasedStateMachine):
             if self.hopeless:
                 with pytest.raises(BootError, match=r"no database|SIGSEGV|SIGKILL"):
                     self.simulation.supervisor.raise_if_hopeless()
-            assert self.simulation.processes.all == {}
+            assert all(process.rehearsal for process in self.simulation.processes.all.values())  # close() reaps it
             self.accounts_balance()
         finally:
             self.simulation.close()
+        assert self.simulation.processes.all == {}
 
     def all_is_well_again(self) -> None:
         simulation, supervisor = self.simulation, self.simulation.supervisor

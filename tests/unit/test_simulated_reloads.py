@@ -1,0 +1,381 @@
+"""Reloads of the real supervisor in simulated time: in whatever order with whatever else, what they promise holds."""
+
+import logging
+import signal
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import Phase as HypothesisPhase
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule, run_state_machine_as_test
+
+from prefork.children import ChildKind, ChildState
+from prefork.commands import Command
+from prefork.metrics.board import Statistics
+from prefork.policy import STOP_GRACE_S, TICK_S, Phase
+from prefork.reload import LAST_WORDS_S, ReloadResult, Stage
+from tests.support.simulated_reload import Program, Reloadable
+from tests.support.simulation import LIMITS, FakeProcess
+
+from .test_simulation import ON_TIME, Pool
+
+
+class ReloadedPool(Pool):
+    """Pool's order of events, and reloads among them: rehearsals that succeed, fail or hang, and images that work or
+    not."""
+
+    simulation: Reloadable
+    simulated = Reloadable
+
+    def begun(self) -> None:
+        self.totals: dict[str, int] = {}
+        self.draining: set[int] = set()
+        self.simulation.on_image = self.image_is_new
+
+    # What must hold.
+
+    def forked(self, process: FakeProcess) -> None:
+        assert self.ending_since is None, "stop wins: nothing is started"
+        if not process.rehearsal:
+            super().forked(process)
+            assert len(self.simulation.alive | {self.simulation.images}) <= 2, "two generations at most"
+
+    def killed(self, process: FakeProcess) -> None:
+        if not process.rehearsal:
+            super().killed(process)
+            return
+        limits, age = self.simulation.supervisor.limits, self.simulation.since(process.started_ns)
+        over = [self.ending_since is not None, age >= limits.boot_timeout - 1e-3]
+        said = [at for signum, at in process.told if signum == SAID]
+        over += [self.simulation.since(at) >= LAST_WORDS_S - 1e-3 for at in said]
+        assert any(over), "no rehearsal is killed before its time"
+
+    def image_is_new(self) -> None:
+        assert self.ending_since is None, "stop wins: no image comes"
+        self.deaths = self.kills = 0
+        self.ever_ready = True
+        for command in self.simulation.meanwhile:
+            if command in (Command.DRAIN, Command.STOP):
+                self.begin_end(command)
+
+    def turned(self) -> None:
+        super().turned()
+        simulation, supervisor = self.simulation, self.simulation.supervisor
+        assert len(simulation.alive) <= 2, "two generations at most"
+        self.totals_never_fall()
+        if (rehearsal := simulation.rehearsal) is not None:
+            late = simulation.since(rehearsal.started_ns) - supervisor.limits.boot_timeout
+            assert late <= TICK_S + ON_TIME, "a rehearsal ends"
+        workers = [child for child in supervisor.table if child.kind is ChildKind.WORKER]
+        booted = [child for child in workers if child.booted and child.cut_at is None]
+        draining = {child.pid for child in booted if child.state is ChildState.DRAINING}
+        ready = sum(child.state is ChildState.READY for child in workers)
+        room = supervisor.generations.degraded  # made for the reload that is to mend it
+        if draining - self.draining and self.ending_since is None and not room:
+            fewest = min(supervisor.limits.min_children, supervisor.limits.max_children)
+            assert ready >= fewest, "the old ones stay until others are ready"
+        self.draining = draining
+
+    def totals_never_fall(self) -> None:
+        totals = totals_of(self.simulation.statistics())
+        fallen = {name: (before, totals.get(name, 0)) for name, before in self.totals.items()
+                  if totals.get(name, 0) < before}  # fmt: skip
+        assert not fallen, "totals never fall"
+        self.totals = totals
+
+    # What may happen.
+
+    @precondition(lambda self: self.serves)
+    @rule()
+    def reload(self) -> None:
+        self.simulation.command(Command.RELOAD)
+
+    @precondition(lambda self: self.serves and self.simulation.rehearsal)
+    @rule(ready=st.booleans(), hangs=st.booleans())
+    def rehearsal_says(self, ready: bool, hangs: bool) -> None:
+        rehearsal = self.simulation.rehearsal
+        assert rehearsal is not None
+        if rehearsal.told:
+            return  # it has said it
+        rehearsal.told.append((SAID, self.simulation.now_ns()))
+        rehearsal.say(**({"ready": True} if ready else {"failed": "it must not be"}))
+        if not hangs:
+            rehearsal.exit(int(not ready))
+        self.simulation.turn()
+
+    @precondition(lambda self: self.serves and self.simulation.rehearsal)
+    @rule(signum=st.sampled_from([None, signal.SIGSEGV, signal.SIGKILL]))
+    def rehearsal_dies(self, signum: int | None) -> None:
+        rehearsal = self.simulation.rehearsal
+        assert rehearsal is not None
+        if signum is None:
+            rehearsal.exit(0)
+        else:
+            rehearsal.die(signum)
+        self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(
+        program=st.sampled_from(Program), takes_s=st.sampled_from([0.0, 0.3, 8.0]),
+        meanwhile=st.lists(st.sampled_from([Command.RELOAD, Command.MORE, Command.FEWER, Command.RESTART, Command.DRAIN,
+                                            Command.STOP]), max_size=2),
+    )  # fmt: skip
+    def the_next_image(self, program: Program, takes_s: float, meanwhile: list[Command]) -> None:
+        self.simulation.program, self.simulation.takes_s = program, takes_s
+        self.simulation.meanwhile = meanwhile
+
+    @precondition(lambda self: self.serves)
+    @rule()
+    def a_new_image(self) -> None:
+        """All of a reload up to the exec, unless another is in front of it."""
+        self.simulation.command(Command.RELOAD)
+        rehearsal = self.simulation.rehearsal
+        if rehearsal is not None and not rehearsal.told:
+            rehearsal.say(ready=True)
+            rehearsal.exit()
+            self.simulation.turn()
+
+    @precondition(lambda self: self.serves)
+    @rule(times=st.integers(1, 4), one_is_ready=st.booleans())
+    def those_that_boot_die(self, times: int, one_is_ready: bool) -> None:
+        """Again and again, as code that cannot start does; or that can start once."""
+        if one_is_ready:
+            self.one_gets_ready(0)
+        for _ in range(times):
+            while self.serves and self.booting(0) is not None:
+                self.one_dies_at_boot(0, "exits")
+            if self.serves:
+                self.simulation.advance(LIMITS.max_restart_delay)
+
+    @precondition(lambda self: self.serves)
+    @rule(first=st.sampled_from([Command.DRAIN, Command.STOP]))
+    def end_and_reload(self, first: Command) -> None:
+        """Both asked for before a turn."""
+        self.begin_end(first)
+        self.simulation.supervisor.commands += [Command.RELOAD, first, Command.RELOAD]
+        self.simulation.turn()
+
+    # The end.
+
+    def all_is_well_again(self) -> None:
+        """No state is stuck: when nothing hangs any more a reload comes to its end, and the next one mends what is
+        degraded."""
+        simulation = self.simulation
+        simulation.program, simulation.takes_s, simulation.meanwhile = Program.WORKS, 0.0, []
+        simulation.processes.refuse = False
+        for _ in range(60):
+            generations = simulation.supervisor.generations
+            if not generations.reloading and not generations.degraded:
+                break
+            if not generations.reloading:
+                simulation.command(Command.RELOAD)
+            for process in simulation.living():
+                if process.stopped:
+                    process.receive(signal.SIGCONT)
+                process.deaf = False
+                while process.alive and process.busy:
+                    process.finish()
+                if process.alive and not process.ready:
+                    self.deaths = self.kills = 0
+                    process.boot()
+            if (rehearsal := simulation.rehearsal) is not None:
+                rehearsal.say(ready=True)
+                rehearsal.exit()
+            simulation.advance(1.0)
+        else:
+            raise AssertionError(f"it is stuck: {generations.stage}, {generations.degraded!r}")
+        super().all_is_well_again()
+
+
+SAID = 0  # among the signals that a rehearsal was sent: that it has said its word
+
+
+def totals_of(statistics: Statistics) -> dict[str, int]:
+    names = ("accepted", "completed", "failed", "timed_out", "lost", "spawned")
+    return {name: getattr(statistics, name) for name in names} | dict(statistics.exits) | dict(statistics.reloads)
+
+
+def test_any_order(caplog: pytest.LogCaptureFixture) -> None:
+    """Reloads that succeed and fail in every way, in any order with commands, deaths, boot failures and hangs: two
+    generations at most, stop wins, totals never fall, the old ones stay until others are ready, nothing is stuck."""
+    caplog.set_level(logging.CRITICAL, "prefork")  # tens of thousands of lines
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        ReloadedPool,
+        settings=settings(
+            max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False, phases=set(HypothesisPhase) - {HypothesisPhase.explain},
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def pool() -> Iterator[Reloadable]:
+    """Two workers, READY."""
+    simulation = Reloadable()
+    simulation.settle()
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture
+def told(pool: Reloadable) -> list[bool]:
+    """How each reload ended, over all images."""
+    results: list[bool] = []
+
+    def listen() -> None:
+        def note(result: ReloadResult | str) -> None:
+            if isinstance(result, ReloadResult):
+                results.append(result.ok)
+
+        pool.supervisor.generations.told = note
+
+    pool.on_image = listen
+    listen()
+    return results
+
+
+def rehearse(pool: Reloadable, **word: object) -> None:
+    assert pool.rehearsal is not None
+    pool.rehearsal.say(**word)
+    pool.rehearsal.exit()
+    pool.turn()
+
+
+def new_image(pool: Reloadable) -> None:
+    pool.command(Command.RELOAD)
+    rehearse(pool, ready=True)
+
+
+def spoil(pool: Reloadable) -> None:
+    """Let workers die at boot until the pool calls itself degraded."""
+    for _ in range(10):
+        for process in pool.living(lambda process: not process.ready):
+            process.fail_to_boot()
+        pool.advance(LIMITS.max_restart_delay)
+        if pool.supervisor.generations.degraded:
+            return
+    raise AssertionError("it is not degraded")
+
+
+def test_a_reload(pool: Reloadable, told: list[bool]) -> None:
+    """Rehearsal, exec, new workers first; then the old ones leave, one for each that is READY."""
+    old = pool.living()
+    new_image(pool)
+    assert pool.images == 2
+    assert told == []
+    pool.settle()
+    assert not set(old) & set(pool.living())
+    assert [pool.born_of[process.pid] for process in pool.living()] == [2, 2]
+    assert told == [True]
+    assert pool.statistics().generation == 2
+
+
+def test_a_rehearsal_that_hangs(pool: Reloadable, told: list[bool]) -> None:
+    """It is killed at boot_timeout; one that has said its word a second later, and its word counts."""
+    pool.command(Command.RELOAD)
+    pool.advance(LIMITS.boot_timeout + 0.1)
+    assert (pool.rehearsal, told, pool.images) == (None, [False], 1)
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is not None
+    pool.rehearsal.say(ready=True)
+    pool.advance(LAST_WORDS_S - 0.1)
+    assert pool.images == 1
+    pool.advance(0.2)
+    assert pool.images == 2
+
+
+def test_a_third_generation_waits(pool: Reloadable, told: list[bool]) -> None:
+    """While one of the first is busy the third is not rehearsed; it is when that one was killed at its deadline."""
+    busy = pool.living()[0]
+    busy.begin()
+    new_image(pool)
+    pool.settle()
+    pool.command(Command.RELOAD)
+    assert pool.supervisor.generations.stage is Stage.WAITING
+    pool.advance(LIMITS.graceful_timeout - 1)
+    assert (busy.alive, pool.rehearsal) == (True, None)
+    pool.advance(1.5)
+    assert not busy.alive
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, told) == (3, [True, True])
+
+
+def test_workers_that_cannot_start(pool: Reloadable, told: list[bool]) -> None:
+    """The old ones stay, and whoever asked is told. The next reload begins when no worker of the failed image is left,
+    not even one that boots; what is told of it is told once."""
+    old = pool.living()
+    new_image(pool)
+    spoil(pool)
+    assert told == [False]
+    assert not pool.supervisor.generations.reloading
+    (booting,) = pool.living(lambda process: not process.ready)
+    booting.hang()
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is None
+    pool.advance(STOP_GRACE_S + 0.1)
+    assert not booting.alive
+    assert pool.living() == old
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
+    assert pool.supervisor.generations.degraded == ""
+
+
+def test_workers_of_which_not_all_can_start(pool: Reloadable, told: list[bool]) -> None:
+    """Where one of the new ones serves and the others die the reload has failed, not hung; the next mends it."""
+    new_image(pool)
+    pool.living(lambda process: not process.ready)[0].boot()
+    pool.advance(0.1)
+    spoil(pool)
+    assert told == [False]
+    pool.command(Command.RELOAD)
+    pool.advance(STOP_GRACE_S + 0.1)
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
+
+
+def test_workers_that_start_after_all(pool: Reloadable, told: list[bool]) -> None:
+    """Whoever asked was told that it failed, and is not told again; the pool is no longer degraded."""
+    new_image(pool)
+    spoil(pool)
+    pool.settle()
+    assert (pool.alive, told) == ({2}, [False])
+    assert pool.supervisor.generations.degraded == ""
+
+
+@pytest.mark.parametrize("program", [Program.FAILS, Program.IS_GONE])
+def test_an_exec_that_comes_to_nothing(program: Program, pool: Reloadable, told: list[bool]) -> None:
+    """The same workers serve on, and the next reload is as good as the first."""
+    old = pool.living()
+    pool.program = program
+    new_image(pool)
+    pool.advance(5.0)
+    assert pool.living() == old
+    assert pool.statistics().reloads == {"ok": 0, "failed": 1}
+    pool.program = Program.WORKS
+    new_image(pool)
+    pool.settle()
+    assert told[-1]
+    assert not set(old) & set(pool.living())
+
+
+@pytest.mark.parametrize("stop", [Command.DRAIN, Command.STOP])
+def test_the_end_cancels_a_reload(stop: Command, pool: Reloadable, told: list[bool]) -> None:
+    """Waiting, rehearsing, rehearsed or new: told that it failed, and nothing is started any more."""
+    pool.command(Command.RELOAD)
+    pool.supervisor.commands += [stop, Command.RELOAD]
+    pool.turn()
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 1, [False])
+
+
+def test_what_is_asked_during_the_exec(pool: Reloadable, told: list[bool]) -> None:
+    """It is obeyed in the new image's first turn: TERM ends it before it has started anybody."""
+    pool.meanwhile, pool.takes_s = [Command.DRAIN], 2.0
+    new_image(pool)
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 2, [False])
+    assert pool.statistics().spawned == 2
