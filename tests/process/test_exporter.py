@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients import ask
+from tests.support.clients import Load, ask
 from tests.support.figures import figure, ms
 from tests.support.picture import picture
-from tests.support.scraping import HUNG, Answer, Scraper, dial, get, read_answer, total
+from tests.support.scraping import HUNG, Answer, Scraper, dial, get, labelled, read_answer, total
 from tests.support.service import ENDED_BY_TERM, Service, Watch, script
 
 NOBODY = 65534
@@ -33,7 +33,7 @@ def service(tmp_path: Path, definitions: str = "", kind: str = "pool", **setting
     """One whose metrics are at the Unix path `tmp_path/m`."""
     bases, of_kind = KINDS[kind]
     settings = {"metrics_address": str(tmp_path / "m"), **of_kind, **settings}
-    return Service(tmp_path, script(definitions + ("" if of_kind else ENDED_BY_TERM), bases=bases, **settings))
+    return Service(tmp_path, script(("" if of_kind else ENDED_BY_TERM) + definitions, bases=bases, **settings))
 
 
 def exporter(master: int) -> psutil.Process:
@@ -112,26 +112,65 @@ def test_picture(served: str) -> None:
     assert drawn[-1].endswith("█ 1")
 
 
+# Every figure of a Statistics that has a metric, by the metric; what has labels is a dict.
+SAME = {
+    "accepted": "connections_accepted_total", "rejected": "connections_rejected_total",
+    "in_flight": "requests_in_flight", "spawned": "worker_spawns_total", "fork_failures": "fork_failures_total",
+    "lanes": "lanes", "lanes_busy": "lanes_busy", "words_rejected": "slot_words_rejected_total",
+    "accept_errors": "accept_errors_total",
+}  # fmt: skip
+SAME_IN_A_POOL = {
+    "generation": "generation", "reloads": "reloads_total", "workers": "workers", "exits": "worker_exits_total",
+}  # fmt: skip
+MIXED = """
+logging.getLogger("prefork.server").disabled = True
+
+class Hooks(Hooks):
+    def verify_request(self, request, client_address):
+        return client_address[0] != "127.0.0.2"
+"""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_server_is_measured(kind: str, tmp_path: Path) -> None:
-    """Pools, threads, forks and a plain server: the scrape and `statistics()` both say what the clients saw."""
-    with service(tmp_path, "logging.getLogger('prefork.server').disabled = True", kind) as running:
-        if "children" in str(KINDS[kind]):
+    """Pools, threads, forks and a plain server: every figure of `statistics()` and its metric are one number, and that
+    is what the clients saw of requests answered, failed, refused and lost."""
+    pool = "children" in str(KINDS[kind])
+    with service(tmp_path, MIXED, kind) as running:
+        if pool:
             running.wait_ready(2)
-        for _ in range(5):
-            assert ask(running.address, b"pid\n")
-        assert ask(running.address, b"raise\n") == b""
+        with Load(running.address, 3) as load:
+            load.wait_answered(100)
+        for _ in range(4):
+            assert ask(running.address, b"raise\n") == b""
+        for _ in range(3):
+            with socket.create_connection(running.address, HUNG, ("127.0.0.2", 0)) as refused:
+                assert refused.recv(1) == b""
+        lost = kind not in ("threads", "plain")
+        if lost:
+            with running.hold() as held, Watch(held.pid) as watch:
+                running.signal(signal.SIGKILL, held.pid)
+                watch.wait_dead()
+            if pool:
+                running.wait_ready(2, killed=1)
         statistics = running.settled()
         found = scrape(tmp_path).samples
         ready = get(str(tmp_path / "m"), "/-/ready").status, get(str(tmp_path / "m"), "/-/healthy").status
-    assert (statistics["accepted"], statistics["completed"], statistics["failed"]) == (6, 5, 1)
-    assert total(found, "prefork_connections_accepted_total") == 6
-    outcomes = {re.findall(r'outcome="(\w+)"', name)[0]: value for name, value in found.items() if "outcome=" in name}
-    assert outcomes == {"ok": 5, "error": 1, "timeout": 0, "lost": 0}
-    assert total(found, "prefork_request_duration_seconds_count") == 6
-    assert total(found, "prefork_requests_in_flight") == statistics["in_flight"] == 0
-    assert total(found, "prefork_lanes_busy") == statistics["lanes_busy"]
-    assert ("prefork_workers_max" in found) is ("children" in str(KINDS[kind]))
+    assert load.tally.failures == 0
+    seen = {"ok": load.tally.answered, "error": 4, **({"lost": 1} if lost else {})}
+    assert labelled(found, "prefork_requests_total") == seen
+    assert [statistics[name] for name in ("completed", "failed", "lost")] == [seen["ok"], 4, int(lost)]
+    assert statistics["accepted"] == load.tally.opened + 4 + 3 + lost
+    assert statistics["rejected"] == 3
+    for field, name in {**SAME, **(SAME_IN_A_POOL if pool else {})}.items():
+        told = statistics[field]
+        if isinstance(told, dict):
+            told = {label: number for label, number in told.items() if number}
+            assert labelled(found, f"prefork_{name}") == told, field
+        else:
+            assert total(found, f"prefork_{name}") == told, field
+    assert total(found, "prefork_request_duration_seconds_count") == seen["ok"] + 4
+    assert not any(f"prefork_{name}" in found for name in ("workers_max", "generation")) or pool
     assert ready == (200, 200)
 
 

@@ -19,7 +19,7 @@ import prefork
 from prefork.metrics.collector import TABLE
 from tests.support.clients import Load, ask
 from tests.support.proc import datagrams, no_descriptor_left, nothing_for
-from tests.support.scraping import HUNG, get, total
+from tests.support.scraping import HUNG, get, labelled, total
 from tests.support.served import RELOADS
 from tests.support.service import Service, script
 
@@ -55,11 +55,7 @@ def scrape_until(running: Service, true: Callable[[Samples], bool]) -> Samples:
 
 
 def of(found: Samples, name: str) -> Samples:
-    """The samples of one name that are not zero, by their last label's value."""
-    return {
-        sample.rpartition('="')[2].rstrip('"}'): value
-        for sample, value in found.items() if value and sample.startswith(f"prefork_{name}{{")
-    }  # fmt: skip
+    return labelled(found, f"prefork_{name}")
 
 
 @moves("build_info", "start_time_seconds")

@@ -66,6 +66,14 @@ def total(found: dict[str, float], name: str) -> float:
     return sum(value for sample, value in found.items() if sample.partition("{")[0] == name)
 
 
+def labelled(found: dict[str, float], name: str) -> dict[str, float]:
+    """The samples of one name that are not zero, by their last label's value."""
+    return {
+        sample.rpartition('="')[2].rstrip('"}'): value
+        for sample, value in found.items() if value and sample.startswith(name + "{")
+    }  # fmt: skip
+
+
 @dataclass
 class Scraper:
     """Scrapes again and again until the end of the block, and notes every total that fell or went away."""
