@@ -320,7 +320,12 @@ class Hooks:
 
 
 THREAD = """
-import threading
+served = threading.Event()
+
+class Hooks:
+    def service_actions(self):
+        super().service_actions()
+        served.set()
 
 def serve():
     with Server(("127.0.0.1", 0), Handler) as server:
@@ -328,9 +333,7 @@ def serve():
         server.serve_forever()
 
 def refused(server):
-    import time
-    while server._supervisor is None:
-        time.sleep(0.01)
+    served.wait()
     try:
         server.reload()
     except PreforkError as exc:
