@@ -9,7 +9,7 @@ from collections import Counter
 from time import monotonic
 
 from . import launch, logs
-from .pages import Section, Subcommand
+from .pages import Subcommand
 from .rehearsal import boot_one
 from .trial import trial
 
@@ -68,11 +68,5 @@ COMMAND = Subcommand(
     DESCRIPTION,
     launch.add_arguments,
     _run,
-    (
-        launch.VALUES,
-        launch.ENVIRONMENT,
-        launch.FILES,
-        Section("exit status", [(str(status), text) for status, text in EXIT_STATUS.items()]),
-        Section("examples", EXAMPLES),
-    ),
+    launch.sections(EXAMPLES, exit_status=EXIT_STATUS),
 )

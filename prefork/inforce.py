@@ -115,12 +115,5 @@ COMMAND = Subcommand(
     DESCRIPTION,
     _add_arguments,
     _run,
-    (
-        Section("output", JSON_TEXT),
-        launch.VALUES,
-        launch.ENVIRONMENT,
-        launch.FILES,
-        Section("exit status", [(str(status), text) for status, text in EXIT_STATUS.items()]),
-        Section("examples", EXAMPLES),
-    ),
+    (Section("output", JSON_TEXT), *launch.sections(EXAMPLES, exit_status=EXIT_STATUS)),
 )

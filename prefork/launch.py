@@ -21,7 +21,7 @@ from .pool import PreForkingTCPServer
 from .sources import FILE_VARIABLE, Found, gather
 from .targets import Server, Target, build, holder, load
 
-__all__ = ["ENVIRONMENT", "EXIT_STATUS", "FILES", "TARGET_TEXT", "VALUES", "Launch", "Plan", "add_arguments", "read"]
+__all__ = ["EXIT_STATUS", "TARGET_TEXT", "Launch", "Plan", "add_arguments", "read", "sections"]
 
 TARGET_TEXT = """\
 TARGET is module:attribute; the current directory is importable, which is the one of --working-directory where that is
@@ -55,6 +55,12 @@ EXIT_STATUS: dict[int, str] = {
     3: "no worker could start",
     4: "could not bind",
 }
+
+
+def sections(examples: str, *own: Section, exit_status: Mapping[int, str] = EXIT_STATUS) -> tuple[Section, ...]:
+    """Of the page of a command with these arguments: what all of them say, and its own."""
+    statuses = Section("exit status", [(str(status), text) for status, text in exit_status.items()])
+    return VALUES, ENVIRONMENT, FILES, *own, statuses, Section("examples", examples)
 
 
 class Launch:

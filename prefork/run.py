@@ -48,12 +48,8 @@ COMMAND = Subcommand(
     DESCRIPTION,
     launch.add_arguments,
     _run,
-    (
-        launch.VALUES,
-        launch.ENVIRONMENT,
-        launch.FILES,
+    launch.sections(
+        EXAMPLES,
         Section("signals", [(", ".join(s.name.removeprefix("SIG") for s in row.signals), row.help) for row in TABLE]),
-        Section("exit status", [(str(status), text) for status, text in launch.EXIT_STATUS.items()]),
-        Section("examples", EXAMPLES),
     ),
 )

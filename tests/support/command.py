@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .service import kill_session
+
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[2]
 MODULE = (sys.executable, "-m", "prefork")  # of the checkout
@@ -84,31 +86,32 @@ def running(
         start_new_session=True,
     )
     run = Run(process)
-    watchdog = threading.Timer(HUNG, os.killpg, (process.pid, signal.SIGKILL))
+    try:
+        with watched(process, HUNG):
+            run.read_until_listening(on_line)
+            yield run
+            if process.poll() is None:
+                assert run.ended(signal.SIGTERM) == 0, run.log
+    finally:
+        sys.stderr.write(run.log)  # shown by pytest when the test fails
+
+
+@contextlib.contextmanager
+def watched(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
+    """A leader of its session, in the block: killed with its group when that takes longer. Whoever of the session is
+    left at the end is killed, and is a failure."""
+    watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     try:
-        run.read_until_listening(on_line)
-        yield run
-        if process.poll() is None:
-            assert run.ended(signal.SIGTERM) == 0, run.log
+        yield
     finally:
-        left = _kill_group(process.pid)
+        left = kill_session(process.pid)
         process.wait(HUNG)
         watchdog.cancel()
         watchdog.join()
         assert process.stderr is not None
         process.stderr.close()
-        sys.stderr.write(run.log)  # shown by pytest when the test fails
-    assert not left, "processes were left in the session of the command"
-
-
-def _kill_group(pgid: int) -> bool:
-    """Whether there was anybody to kill."""
-    try:
-        os.killpg(pgid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+    assert not left, f"left behind in the session of the command: {left}"
 
 
 def ask(address: tuple[str, int] | str, question: bytes, kind: int = socket.SOCK_STREAM, mine: str = "") -> bytes:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
-from .command import MODULE, Run
-from .service import HUNG, ROOT, kill_session
+from .command import MODULE, Run, watched
+from .service import HUNG, ROOT
 
 RECIPES = ROOT / "deploy" / "recipes"
 
@@ -63,23 +63,15 @@ def recipe(target: str, bind: str, *options: str, **env: str) -> Iterator[Recipe
         cwd=RECIPES, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    watchdog = threading.Timer(2 * HUNG, process.kill)
-    watchdog.start()
     run = None
     try:
-        run = Recipe(process)
-        yield run
-        assert run.ended(signal.SIGTERM) == 0, run.log
+        with watched(process, 2 * HUNG):
+            run = Recipe(process)
+            yield run
+            assert run.ended(signal.SIGTERM) == 0, run.log
     finally:
-        left = kill_session(process.pid)
-        process.wait(HUNG)
-        watchdog.cancel()
-        watchdog.join()
-        assert process.stderr is not None
-        process.stderr.close()
         if run is not None:
             sys.stderr.write(run.log)  # pytest shows it on failure
-    assert not left, f"left behind: {left}"
 
 
 @dataclass
