@@ -12,6 +12,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -213,6 +214,9 @@ def test_syslog(target: str, scheme: str, more: str, tmp_path: Path) -> None:
             run.reload()
         assert logging.failed == []
         before_kills = len(sent)
+        deadline = monotonic() + HUNG
+        while not {f'"{text}"' for text in sent} <= set(re.findall(r'"message \d+"', file.read_text())):
+            assert monotonic() < deadline, "hung: a message is not written"  # logger ends before it is
         with Asking(log):
             run.kill_each_worker()
         log()
