@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import HUNG, MODULE, ROOT, ask, running
+from tests.support.controlling import asked
 
 APP = """
 import os, prefork
@@ -63,11 +64,13 @@ def test_what_would_start(here: Path) -> None:
 def test_beside_the_running_service(here: Path) -> None:
     """At the addresses of the service that runs it says so and boots all the same; the service serves on."""
     path = here / "s.sock"
-    argv = ["app:Handler", "--bind", f"unix:{path}", "--max-children", "1"]
+    argv = ["app:Handler", "--bind", f"unix:{path}", "--control", "unix:c.sock", "--max-children", "1"]
     with running(["run", *argv], cwd=here):
         done = check(here, *argv)
         assert done.returncode == 0, done.stderr
         assert f"address   {path}: in use now, so not tried" in done.stdout
+        assert "address   c.sock: in use now, so not tried" in done.stdout
+        assert asked(here / "c.sock", "status")["requests"]["accepted"] == 0
         assert ask(str(path), b"") == b"served"
 
 
@@ -127,6 +130,7 @@ def _backlog(listener: socket.socket) -> int:
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [
+        (["app:Server", "--bind", ":0", "--control", "unix:no/c"], 4, "could not bind no/c: no such file or directory"),
         (["app:Broken", "--bind", "127.0.0.1:0"], 3, "RuntimeError: no database"),
         (["app:Hanging", "--bind", "127.0.0.1:0"], 3, "not ready within 0.5 s (boot_timeout)"),
         (["app:Server", "--bind", "192.0.2.1:1"], 4, "prefork: could not bind 192.0.2.1:1: cannot assign requested"),
