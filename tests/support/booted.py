@@ -23,6 +23,7 @@ DEPLOY = ROOT / "deploy" / "systemd"
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 INSTANCE = "upper"
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
+NAMESPACES = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
 # Run as PID 1 of new namespaces. Nothing of /run, /etc, /opt, /srv, /var or /tmp is the machine's; the interpreter, the
 # libraries and the code are seen under /opt, since ProtectHome= and PrivateTmp= hide where they are.
@@ -110,10 +111,9 @@ class Systemd:
             "LIBRARIES": sysconfig.get_path("platlib"), "CODE": str(ROOT), "FILES": str(self._folder),
         }  # fmt: skip
         start = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
-        namespaces = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
         with (self._folder / "boot.log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["sh", "-c", start, self._cgroup, *namespaces, "sh", "-c", BOOT], env=environ,
+                ["sh", "-c", start, self._cgroup, *NAMESPACES, "sh", "-c", BOOT], env=environ,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
@@ -200,4 +200,6 @@ def _cgroup2() -> str | None:
 def possible() -> bool:
     """Whether this machine lets us: root, a systemd that can be started, and a cgroup to put it in."""
     where = _cgroup2()
-    return os.geteuid() == 0 and SYSTEMD.exists() and where is not None and os.access(where, os.W_OK)
+    if os.geteuid() != 0 or not SYSTEMD.exists() or where is None or not os.access(where, os.W_OK):
+        return False
+    return subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False).returncode == 0
