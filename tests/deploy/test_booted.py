@@ -162,3 +162,22 @@ def test_who_is_let_in(tmp_path: Path) -> None:
         systemd.systemctl("restart", UNIT)
         wait_scrape(systemd, "prefork_lanes", 3)
         assert get((elsewhere, 9465), "/-/ready").status == 200
+
+
+def test_a_master_that_hangs_is_started_anew(tmp_path: Path) -> None:
+    """A stopped master feeds no watchdog: systemd kills it and starts another, on the socket unit's queue, in which
+    nobody was lost."""
+    with Systemd(tmp_path, files(), {"watchdog.conf": "[Service]\nWatchdogSec=2\n"}) as systemd:
+        systemd.systemctl("start", SOCKET, UNIT)
+        first = systemd.shown("MainPID")
+        systemd.run("kill", "-STOP", first)
+        held = [connect(SERVICE) for _ in range(3)]
+        for connection in held:
+            assert connection.ask(b"x") == b"X"  # the workers serve on; every one has a client
+        with connect(SERVICE) as waiting:
+            waiting.send(b"y")
+            assert waiting.answer() == b"Y"
+        for connection in held:
+            connection.close()
+        assert systemd.shown("NRestarts") == "1"
+        assert systemd.shown("MainPID") != first
