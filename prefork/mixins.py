@@ -53,6 +53,8 @@ class ForkingMixIn(SupervisedMixIn):
             self._supervisor.turn()
             if blocking:
                 self._supervisor.wait_for_children(ChildKind.REQUEST)
+            if self.fileno() < 0:  # server_close() did not wait for them
+                self._end_counting()
 
     def handle_timeout(self) -> None:
         """`handle_request()` waited for `timeout` seconds in vain: reap. Extend it."""

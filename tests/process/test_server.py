@@ -219,6 +219,17 @@ def test_another_connection_that_broke_is_news(caplog: pytest.LogCaptureFixture)
     assert [record.levelno for record in _records(caplog)] == [logging.ERROR]
 
 
+def test_a_queue_longer_than_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
+    """A pool that asks for a longer queue than net.core.somaxconn gives says so; a plain server does not."""
+    limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert prefork.PreForkingTCPServer.request_queue_size == 1024
+    for base, size, said in ((prefork.PreForkingTCPServer, limit, 0), (TCPServer, limit + 1, 0),
+                             (prefork.PreForkingTCPServer, limit + 1, 1)):  # fmt: skip
+        type("Server", (base,), {"request_queue_size": size})(LOOPBACK, Upper).server_close()
+        assert len(caplog.records) == said
+    assert f"the kernel cuts the listen queue of {limit + 1} to {limit} (net.core.somaxconn)" in caplog.text
+
+
 def test_plain_servers_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """A program that only changed its import finds nothing new in its log, also after a second of idleness."""
     caplog.set_level(logging.INFO)

@@ -1,0 +1,137 @@
+"""What the end of a server waits for: block_on_close and daemon_threads of a plain one, busy lanes of a pool."""
+
+import signal
+import threading
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from prefork import BaseRequestHandler, ForkingTCPServer, ThreadingTCPServer
+from tests.support.clients import Connection, connect
+from tests.support.figures import figure, ms
+from tests.support.proc import nothing_for
+from tests.support.service import Service, script
+from tests.support.serving import HUNG, serving
+
+LOOPBACK = ("127.0.0.1", 0)
+A_WHILE = 0.2  # seconds, in which what does not wait has ended
+GRACE = 0.5
+SLACK = 0.6
+
+
+class Holds(BaseRequestHandler):
+    """Says that it has begun, and ends when the client does."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"begun\n")
+        self.request.recv(1)
+
+
+def held(server: Any) -> Connection:
+    connection = connect(server.server_address)
+    assert connection.answer() == b"begun"
+    return connection
+
+
+@pytest.mark.parametrize("base", [ThreadingTCPServer, ForkingTCPServer])
+@pytest.mark.parametrize("waits", [True, False])
+def test_block_on_close(base: Any, waits: bool) -> None:
+    """shutdown() waits for no request that runs elsewhere; server_close() does, unless block_on_close is off."""
+    server = type("Server", (base,), {"block_on_close": waits})(LOOPBACK, Holds)
+    with serving(server) as thread, held(server) as connection:
+        server.shutdown()
+        thread.join(HUNG)
+        closing = threading.Thread(target=server.server_close)
+        closing.start()
+        closing.join(A_WHILE if waits else HUNG)
+        assert closing.is_alive() is waits
+        connection.send(b"x")
+        assert connection.answer() == b""  # its end: nobody cut it before
+        closing.join(HUNG)
+    if base is ForkingTCPServer:
+        server.collect_children(blocking=True)
+
+
+def test_shutdown_at_the_cap_of_children() -> None:
+    """A loop that accepts nothing, because there are max_children, hears shutdown() all the same."""
+    server = type("Server", (ForkingTCPServer,), {"max_children": 1})(LOOPBACK, Holds)
+    with serving(server), held(server) as first, connect(server.server_address) as second:
+        nothing_for(A_WHILE, second.sock)
+        before = monotonic()
+        server.shutdown()
+        took = monotonic() - before
+        first.send(b"x")
+    figure("shutdown() at max_children", ms(took), "250 ms")
+    assert took < 0.25
+
+
+@pytest.mark.parametrize("settings", [{"daemon_threads": True}, {"block_on_close": False}])
+def test_a_drain_waits_for_busy_lanes(settings: dict[str, bool], tmp_path: Path) -> None:
+    """Whatever daemon_threads and block_on_close say of a plain server: a pool's drain loses no request in hand."""
+    source = script(bases="PreForkingMixIn, ThreadingTCPServer", max_children=1, max_threads=3, **settings)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(1)
+        busy = [service.hold() for _ in range(3)]
+        service.signal(signal.SIGTERM)
+        service.wait_pool(lambda pool: pool["draining"] == 1)
+        nothing_for(A_WHILE, *(connection.sock for connection in busy))
+        for connection in busy:
+            assert int(connection.ask(b"pid")) == connection.pid
+            connection.close()
+        assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    assert ended["exits"] == {"drained": 1}
+    assert (ended["completed"], ended["lost"]) == (3, 0)
+
+
+CLOSED = """
+class Hooks:
+    def service_actions(self):
+        super().service_actions()
+        if os.path.exists("now"):
+            os.unlink("now")
+            threading.Thread(target=self.close_it).start()
+
+    def close_it(self):
+        began = time.monotonic()
+        self.server_close()
+        tell("closed", took=time.monotonic() - began)
+"""
+
+
+def test_server_close_of_a_pool_is_bounded(tmp_path: Path) -> None:
+    """server_close() in another thread waits for requests in hand, at most graceful_timeout."""
+    with Service(tmp_path, script(CLOSED, max_children=2, graceful_timeout=GRACE)) as service:
+        service.wait_ready(2)
+        with service.hold() as connection:
+            (tmp_path / "now").touch()
+            service.statistics()  # a turn
+            took = service.wait("closed")["took"]
+            assert connection.answer() == b""
+        assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    figure("server_close() with a request in hand", ms(took), ms(GRACE + SLACK))
+    assert GRACE - 0.1 < took < GRACE + SLACK
+    assert ended["exits"] == {"killed": 1, "drained": 1}
+
+
+def switches(pid: int) -> int:
+    """How often the process has gone to sleep until now; proc(5)."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_an_idle_pool_sleeps(tmp_path: Path) -> None:
+    """Without work no worker is woken at all, and the master at most once a second."""
+    with Service(tmp_path, script(max_children=4)) as service:
+        service.wait_ready(4)
+        with service.hold() as connection:  # the others' first waits are over when this is served
+            pids = [pid for pid in service.workers() if pid != connection.pid]
+            before = {pid: switches(pid) for pid in (service.pid, *pids)}
+            passed = nothing_for(3.0, connection.sock)
+            woken = {pid: switches(pid) - count for pid, count in before.items()}
+    master, most = woken.pop(service.pid), int(passed) + 1
+    figure(f"an idle pool in {passed:.0f} s: master, workers wake", f"{master}, {sum(woken.values())}", f"{most}, 0")
+    assert set(woken.values()) == {0}
+    assert master <= most
