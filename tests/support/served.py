@@ -19,7 +19,7 @@ from prefork import PreForkingMixIn, StreamRequestHandler, rehearsing
 FACTS = "TEST_PREFORK_FACTS"  # the environment's name for the descriptor
 LOOK = signal.SIGRTMIN  # to the serving process: tell your statistics
 
-RELOADS = "TEST_PREFORK_RELOADS"  # set: the program is reloaded, and goes on to tell after the exec
+RELOADS = "TEST_PREFORK_IS_RELOADED"  # set: the program is reloaded, and goes on to tell after the exec
 
 _pipe = int(os.environ.pop(FACTS, "-1"))
 if _pipe != -1:
