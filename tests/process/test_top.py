@@ -16,6 +16,8 @@ from tests.support.clients import HUNG, ROOT
 from tests.support.monitored import MONITORED
 from tests.support.service import Service, script
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
