@@ -12,9 +12,9 @@ from time import monotonic
 
 import pytest
 
-from tests.support.clients import HUNG, ROOT
+from tests.support.clients import HUNG, ROOT, ask
 from tests.support.monitored import MONITORED
-from tests.support.service import Service, script
+from tests.support.service import ENDED_BY_TERM, Service, script
 
 pytestmark = pytest.mark.once
 
@@ -86,14 +86,8 @@ def test_once_from_metrics_on_a_unix_socket(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("bases", ["ThreadingTCPServer", "SupervisedMixIn, TCPServer"])
 def test_once_of_a_server_without_a_pool(tmp_path: Path, bases: str) -> None:
     """Its metrics are shown too, without what it has not."""
-    ended_by_term = """
-class Hooks:
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
-        super().serve_forever(*args)
-"""
-    with Service(tmp_path, script(ended_by_term, bases=bases, metrics_address=str(tmp_path / "m"))) as service:
-        service.connect().close()
+    with Service(tmp_path, script(ENDED_BY_TERM, bases=bases, metrics_address=str(tmp_path / "m"))) as service:
+        assert ask(service.address, b"pid\n")
         service.settled()
         done = run(top("--once", "--url", f"unix:{tmp_path / 'm'}"))
     assert done.returncode == 0, done.stderr
@@ -241,6 +235,7 @@ def test_what_is_refused_is_said(service: Service, tmp_path: Path) -> None:
         terminal.wait("could not restart: the service is about to end")
         terminal.type("q")
         terminal.wait("left 0")
+    assert service.wait_exit() == 0
 
 
 def test_a_terminal_without_a_screen(service: Service, tmp_path: Path) -> None:
@@ -275,7 +270,7 @@ def test_a_service_that_ends(tmp_path: Path) -> None:
     with Service(tmp_path / "1", program) as first:
         first.wait_ready(2)
         for _ in range(3):
-            first.connect().close()
+            assert ask(first.address, b"pid\n")
         assert first.settled()["accepted"] == 3
         with Terminal(tmp_path, top("--url", path)) as terminal:
             terminal.wait("3 accepted, 3 ok")

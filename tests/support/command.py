@@ -87,7 +87,7 @@ def running(
     )
     run = Run(process)
     try:
-        with watched(process, HUNG):
+        with watched(process):
             run.read_until_listening(on_line)
             yield run
             if process.poll() is None:
@@ -97,10 +97,10 @@ def running(
 
 
 @contextlib.contextmanager
-def watched(process: "subprocess.Popen[str]", seconds: float) -> Iterator[None]:
-    """A leader of its session, in the block: killed with its group when that takes longer. Whoever of the session is
-    left at the end is killed, and is a failure."""
-    watchdog = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
+def watched(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """A leader of its session, in the block: killed with its group when that hangs. Whoever of the session is left at
+    the end is killed, and is a failure."""
+    watchdog = threading.Timer(4 * HUNG, os.killpg, (process.pid, signal.SIGKILL))
     watchdog.start()
     try:
         yield

@@ -65,7 +65,7 @@ def recipe(target: str, bind: str, *options: str, **env: str) -> Iterator[Recipe
     )  # fmt: skip
     run = None
     try:
-        with watched(process, 2 * HUNG):
+        with watched(process):
             run = Recipe(process)
             yield run
             assert run.ended(signal.SIGTERM) == 0, run.log
