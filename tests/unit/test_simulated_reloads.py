@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +12,8 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from prefork.children import ChildKind, ChildState
 from prefork.commands import Command
 from prefork.metrics.board import Statistics
-from prefork.policy import STOP_GRACE_S, TICK_S, Phase
-from prefork.reload import LAST_WORDS_S, ReloadResult, Stage
+from prefork.policy import TICK_S
+from prefork.reload import LAST_WORDS_S
 from tests.support.simulated_reload import Program, Reloadable
 from tests.support.simulation import LIMITS, FakeProcess
 
@@ -207,175 +206,3 @@ def test_any_order(caplog: pytest.LogCaptureFixture) -> None:
             report_multiple_bugs=False, phases=set(HypothesisPhase) - {HypothesisPhase.explain},
         ),
     )  # fmt: skip
-
-
-@pytest.fixture
-def pool() -> Iterator[Reloadable]:
-    """Two workers, READY."""
-    simulation = Reloadable()
-    simulation.settle()
-    yield simulation
-    simulation.close()
-
-
-@pytest.fixture
-def told(pool: Reloadable) -> list[bool]:
-    """How each reload ended, over all images."""
-    results: list[bool] = []
-
-    def listen() -> None:
-        def note(result: ReloadResult | str) -> None:
-            if isinstance(result, ReloadResult):
-                results.append(result.ok)
-
-        pool.supervisor.generations.told = note
-
-    pool.on_image = listen
-    listen()
-    return results
-
-
-def rehearse(pool: Reloadable, **word: object) -> None:
-    assert pool.rehearsal is not None
-    pool.rehearsal.say(**word)
-    pool.rehearsal.exit()
-    pool.turn()
-
-
-def new_image(pool: Reloadable) -> None:
-    pool.command(Command.RELOAD)
-    rehearse(pool, ready=True)
-
-
-def spoil(pool: Reloadable) -> None:
-    """Let workers die at boot until the pool calls itself degraded."""
-    for _ in range(10):
-        for process in pool.living(lambda process: not process.ready):
-            process.fail_to_boot()
-        pool.advance(LIMITS.max_restart_delay)
-        if pool.supervisor.generations.degraded:
-            return
-    raise AssertionError("it is not degraded")
-
-
-def test_a_reload(pool: Reloadable, told: list[bool]) -> None:
-    """Rehearsal, exec, new workers first; then the old ones leave, one for each that is READY."""
-    old = pool.living()
-    new_image(pool)
-    assert pool.images == 2
-    assert told == []
-    pool.settle()
-    assert not set(old) & set(pool.living())
-    assert [pool.born_of[process.pid] for process in pool.living()] == [2, 2]
-    assert told == [True]
-    assert pool.statistics().generation == 2
-
-
-def test_a_rehearsal_that_hangs(pool: Reloadable, told: list[bool]) -> None:
-    """It is killed at boot_timeout; one that has said its word a second later, and its word counts."""
-    pool.command(Command.RELOAD)
-    pool.advance(LIMITS.boot_timeout + 0.1)
-    assert (pool.rehearsal, told, pool.images) == (None, [False], 1)
-    pool.command(Command.RELOAD)
-    assert pool.rehearsal is not None
-    pool.rehearsal.say(ready=True)
-    pool.advance(LAST_WORDS_S - 0.1)
-    assert pool.images == 1
-    pool.advance(0.2)
-    assert pool.images == 2
-
-
-def test_a_third_generation_waits(pool: Reloadable, told: list[bool]) -> None:
-    """While one of the first is busy the third is not rehearsed; it is when that one was killed at its deadline."""
-    busy = pool.living()[0]
-    busy.begin()
-    new_image(pool)
-    pool.settle()
-    pool.command(Command.RELOAD)
-    assert pool.supervisor.generations.stage is Stage.WAITING
-    pool.advance(LIMITS.graceful_timeout - 1)
-    assert (busy.alive, pool.rehearsal) == (True, None)
-    pool.advance(1.5)
-    assert not busy.alive
-    rehearse(pool, ready=True)
-    pool.settle()
-    assert (pool.images, told) == (3, [True, True])
-
-
-def test_workers_that_cannot_start(pool: Reloadable, told: list[bool]) -> None:
-    """The old ones stay, and whoever asked is told. The next reload begins when no worker of the failed image is left,
-    not even one that boots; what is told of it is told once."""
-    old = pool.living()
-    new_image(pool)
-    spoil(pool)
-    assert told == [False]
-    assert not pool.supervisor.generations.reloading
-    (booting,) = pool.living(lambda process: not process.ready)
-    booting.hang()
-    pool.command(Command.RELOAD)
-    assert pool.rehearsal is None
-    pool.advance(STOP_GRACE_S + 0.1)
-    assert not booting.alive
-    assert pool.living() == old
-    rehearse(pool, ready=True)
-    pool.settle()
-    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
-    assert pool.supervisor.generations.degraded == ""
-
-
-def test_workers_of_which_not_all_can_start(pool: Reloadable, told: list[bool]) -> None:
-    """Where one of the new ones serves and the others die the reload has failed, not hung; the next mends it."""
-    new_image(pool)
-    pool.living(lambda process: not process.ready)[0].boot()
-    pool.advance(0.1)
-    spoil(pool)
-    assert told == [False]
-    pool.command(Command.RELOAD)
-    pool.advance(STOP_GRACE_S + 0.1)
-    rehearse(pool, ready=True)
-    pool.settle()
-    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
-
-
-def test_workers_that_start_after_all(pool: Reloadable, told: list[bool]) -> None:
-    """Whoever asked was told that it failed, and is not told again; the pool is no longer degraded."""
-    new_image(pool)
-    spoil(pool)
-    pool.settle()
-    assert (pool.alive, told) == ({2}, [False])
-    assert pool.supervisor.generations.degraded == ""
-
-
-@pytest.mark.parametrize("program", [Program.FAILS, Program.IS_GONE])
-def test_an_exec_that_comes_to_nothing(program: Program, pool: Reloadable, told: list[bool]) -> None:
-    """The same workers serve on, and the next reload is as good as the first."""
-    old = pool.living()
-    pool.program = program
-    new_image(pool)
-    pool.advance(5.0)
-    assert pool.living() == old
-    assert pool.statistics().reloads == {"ok": 0, "failed": 1}
-    pool.program = Program.WORKS
-    new_image(pool)
-    pool.settle()
-    assert told[-1]
-    assert not set(old) & set(pool.living())
-
-
-@pytest.mark.parametrize("stop", [Command.DRAIN, Command.STOP])
-def test_the_end_cancels_a_reload(stop: Command, pool: Reloadable, told: list[bool]) -> None:
-    """Waiting, rehearsing, rehearsed or new: told that it failed, and nothing is started any more."""
-    pool.command(Command.RELOAD)
-    pool.supervisor.commands += [stop, Command.RELOAD]
-    pool.turn()
-    pool.advance(LIMITS.graceful_timeout + 1)
-    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 1, [False])
-
-
-def test_what_is_asked_during_the_exec(pool: Reloadable, told: list[bool]) -> None:
-    """It is obeyed in the new image's first turn: TERM ends it before it has started anybody."""
-    pool.meanwhile, pool.takes_s = [Command.DRAIN], 2.0
-    new_image(pool)
-    pool.advance(LIMITS.graceful_timeout + 1)
-    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 2, [False])
-    assert pool.statistics().spawned == 2
