@@ -15,6 +15,7 @@ import pytest
 from tests.support.clients import Load
 from tests.support.figures import figure, ms
 from tests.support.releases import AFTERWARDS, Released, numbered
+from tests.support.scraping import Scraper, total
 from tests.support.service import HUNG, Watch, script
 
 WORKERS = 4
@@ -57,6 +58,25 @@ def test_reloads_under_load_lose_nothing(what: str, tmp_path: Path) -> None:
         figure("longest latency", ms(load.tally.max_latency), "1 s")
         assert load.tally.failures == 0, load.tally.failed
         assert service.settled()["generation"] == reloads + 1
+
+
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
+def test_scrapes_over_reloads(bases: str, tmp_path: Path) -> None:
+    """A scraper that never stops, over reloads under load: every scrape is answered, and no total falls."""
+    with Released(tmp_path, max_children=2, bases=bases, metrics_address="m") as service:
+        service.wait_ready(2)
+        with Load(service.address, 4, processes=1) as load, Scraper(os.path.relpath(tmp_path / "m")) as scraper:
+            load.wait_answered()
+            results: dict[str, int] = {}
+            for number in range(2, 5):
+                reload(service, number, results)
+        accepted = service.settled()["accepted"]
+        last = scraper.look()
+    figure(f"{bases}: scrapes over 3 reloads, the slowest", f"{scraper.scrapes}, {ms(scraper.slowest)}")
+    figure(f"{bases}: scrapes that failed, totals that fell", f"{len(scraper.failed)}, {len(scraper.falls)}", "0, 0")
+    assert scraper.failed == []
+    assert scraper.falls == []
+    assert total(last, "prefork_connections_accepted_total") == accepted
 
 
 BROKEN = {
