@@ -83,8 +83,13 @@ class Slots:
             return snapshot
 
     def receive(self) -> None:
+        """Take what came over the feed. Where something did, something may have ended: a look lets go of that, or an
+        exporter that nobody scrapes would hold every slot there ever was."""
         with self._lock:
+            known = len(self._readers)
             self._receive()
+        if len(self._readers) > known:
+            self.snapshot()
 
     def _reader(self, serial: int) -> SlotReader | None:
         if serial not in self._readers:

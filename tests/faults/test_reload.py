@@ -15,7 +15,7 @@ import pytest
 from tests.support.clients import Load
 from tests.support.figures import figure, ms
 from tests.support.releases import AFTERWARDS, Released, numbered
-from tests.support.scraping import Scraper, total
+from tests.support.scraping import Scraper, get, total
 from tests.support.service import HUNG, Watch, script
 
 WORKERS = 4
@@ -229,8 +229,8 @@ EVERYBODY = {"master 0", "worker 0", "worker 1", "exporter 0"}
 def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
     """Thirty reloads: descriptors, memfds and mappings of master, workers and exporter are what they were, and so is
     the master's memory."""
-    settings = {"metrics_address": ("127.0.0.1", 0), "control_socket": str(tmp_path / "c")}
-    with Released(tmp_path, max_children=2, **settings) as service:
+    metrics = str(tmp_path / "m")
+    with Released(tmp_path, max_children=2, metrics_address=metrics, control_socket=str(tmp_path / "c")) as service:
         results: dict[str, int] = {}
 
         def settled(*wanted: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -238,6 +238,7 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
             service.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
             deadline = monotonic() + HUNG
             while monotonic() < deadline:
+                get(metrics)  # which lets go of what has ended
                 found = held(service)
                 if found in wanted or (not wanted and set(found) == EVERYBODY and held(service) == found):
                     break

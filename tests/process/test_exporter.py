@@ -19,6 +19,7 @@ from tests.support.scraping import HUNG, Answer, Scraper, dial, get, labelled, r
 from tests.support.service import ENDED_BY_TERM, Service, Watch, script
 
 NOBODY = 65534
+SERVED = 40  # requests, each the last of its worker
 KINDS = {
     "pool": ("PreForkingTCPServer", {"max_children": 2}),
     "pool with threads": ("PreForkingMixIn, ThreadingTCPServer", {"max_children": 2}),
@@ -325,3 +326,18 @@ def test_exporter_ends_with_the_master(tmp_path: Path) -> None:
         assert running.wait_exit() == -signal.SIGKILL
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(tmp_path / "m"))
+
+
+def test_what_has_ended_is_let_go_though_nobody_scrapes(tmp_path: Path) -> None:
+    """Workers come and go and nobody asks: the exporter does not collect their memory."""
+    with service(tmp_path, kind="ahead") as running:
+        running.wait_ready(2)
+        scrape(tmp_path)
+        process = exporter(running.pid)
+        before = process.num_fds()
+        for _ in range(SERVED):
+            assert ask(running.address, b"pid\n")
+        running.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
+        deadline = monotonic() + HUNG
+        while process.num_fds() > before + SERVED / 2:
+            assert monotonic() < deadline, f"hung: it holds {process.num_fds()} descriptors, before {before}"
