@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,13 +20,28 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
+def _children() -> set[int]:
+    """Of every thread, by the kernel's list; proc(5)."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test is left out of the collection after each: it took a tenth of a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """After the test this process has no child, descriptor or thread that it did not have before."""
-    threads, descriptors, children = set(threading.enumerate()), _descriptors(), psutil.Process().children()
+    threads, descriptors, children = set(threading.enumerate()), _descriptors(), _children()
     yield
     gc.collect()
-    left = [f"child {child}" for child in psutil.Process().children() if child not in children]
+    left = [f"child {psutil.Process(pid)}" for pid in _children() - children]
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]
     left += [f"descriptor {fd} {what}" for fd, what in _descriptors().items() if fd not in descriptors]
     assert left == []

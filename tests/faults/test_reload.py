@@ -41,8 +41,7 @@ def reload(service: Released, number: int, results: dict[str, int]) -> float:
     return took
 
 
-@pytest.mark.quick_faults
-@pytest.mark.parametrize("what", UNDER_LOAD)
+@pytest.mark.parametrize("what", ["processes", "threads", pytest.param("a Unix path", marks=pytest.mark.quick_faults)])
 def test_reloads_under_load_lose_nothing(what: str, tmp_path: Path) -> None:
     """Reload after reload, with clients from several processes: no connection fails, the pid stays, new code answers
     soon; also with threads, and on a Unix path."""
