@@ -180,7 +180,7 @@ def test_reload_is_waited_for(service: Released) -> None:
     done = ctl(service, "reload")
     assert (done.returncode, done.stdout) == (0, "reloaded: generation 2 is in service\n")
     assert "rehearsed" in done.stderr
-    assert service.answering() == "r2"
+    service.wait_answering("r2")
     assert ask(service, "status")["generation"] == 2  # the socket is there as before
 
 
@@ -206,7 +206,7 @@ def test_a_degraded_service_still_obeys(tmp_path: Path) -> None:
         assert "only here" in ask(service, "status")["degraded"]
         service.release("class Hooks: pass\n" + numbered(3))
         assert ctl(service, "reload").returncode == 0
-        assert service.answering() == "r3"
+        service.wait_answering("r3")
         assert ask(service, "status")["degraded"] is None
 
 
@@ -230,7 +230,7 @@ def test_workers_that_cannot_start_after_all(how: str, tmp_path: Path) -> None:
         service.release(numbered(3))
         assert ctl(service, "reload").returncode == 0
         service.wait_ready(WORKERS)
-        assert service.answering() == "r3"
+        service.wait_answering("r3")
         assert ask(service, "status")["degraded"] is None
 
 

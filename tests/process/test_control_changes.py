@@ -55,7 +55,7 @@ def test_no_path_any_more(service: Released) -> None:
     done = reload(service, path, hooks(2))
     assert (done.returncode, done.stdout) == (0, "reloaded: generation 2 is in service\n")
     assert not path.exists()
-    assert service.answering() == "r2"
+    service.wait_answering("r2")
 
 
 def test_another_mode(service: Released) -> None:
@@ -135,7 +135,7 @@ def test_a_path_that_is_lost_after_the_rehearsal(name: str, service: Released) -
     assert status["requests"]["accepted"] == 1
     assert service.answering() == "r1"
     assert reload(service, path, hooks(3, control_socket="c")).returncode == 0
-    assert service.answering() == "r3"
+    service.wait_answering("r3")
     assert asked(path, "status")["requests"]["accepted"] == 3
 
 

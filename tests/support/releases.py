@@ -56,6 +56,12 @@ class Released(Service):
         with self.connect() as connection:
             return connection.ask(b"release").decode()
 
+    def wait_answering(self, release: str) -> None:
+        """Until a new connection is answered by this release: an old worker that is told to leave accepts once more."""
+        deadline = monotonic() + HUNG
+        while (found := self.answering()) != release:
+            assert monotonic() < deadline, f"hung: {found} answers"
+
     def wait_reloads(self, **counts: int) -> None:
         """Until so many reloads have ended so."""
         self.wait_pool(lambda pool: all(pool["reloads"][result] >= count for result, count in counts.items()))
