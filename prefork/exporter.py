@@ -68,7 +68,7 @@ class Slots:
         fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
         self._readers: dict[int, SlotReader] = {}
-        self._seen: frozenset[int] = frozenset()
+        self._last = 0  # the highest serial that was on the board
         for serial, reader in board.readers().items():
             self._add(serial, reader.number, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
         self._lock = threading.Lock()
@@ -76,10 +76,11 @@ class Slots:
     def snapshot(self, *, application: bool = False) -> Snapshot:
         with self._lock:
             snapshot = self._board.snapshot(self._reader, application=application)
-            # What was on the board and is no more will never be again: its owner is folded.
-            for serial in (set(self._readers) & self._seen) - snapshot.serials:
+            # A serial comes over the feed and then to the board before the next one is given: one that does not stand
+            # there, behind one that does or did, is folded, whether we saw it there or not.
+            self._last = max(self._last, 0, *snapshot.serials)
+            for serial in [each for each in self._readers if each not in snapshot.serials and each <= self._last]:
                 self._readers.pop(serial).slot.close()
-            self._seen = snapshot.serials
             return snapshot
 
     def receive(self) -> None:
