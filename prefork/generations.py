@@ -181,7 +181,11 @@ class Generations:
 
     def _serving(self, *, old: bool) -> list[Child]:
         serving = [child for child in self._workers() if child.state in (ChildState.STARTING, ChildState.READY)]
-        return [child for child in serving if (child.generation < self._first) == old]
+        return [child for child in serving if self.is_of_this_image(child) != old]
+
+    def is_of_this_image(self, child: Child) -> bool:
+        """Whether it runs the code that this image loaded, and not that of the one before."""
+        return child.generation >= self._first
 
     def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
         if not self._arriving:

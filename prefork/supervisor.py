@@ -284,7 +284,7 @@ class Supervisor:
         self._waiting.remove(child.pidfd)
         now = self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
-        if death.at_boot:
+        if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
             self._last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
             self._pool = policy.after_boot_death(self._pool, self.limits, now, killed=killed)

@@ -182,6 +182,19 @@ def test_a_reload(pool: Reloadable, told: list[bool]) -> None:
     assert pool.statistics().generation == 2
 
 
+def test_a_death_of_the_image_before(pool: Reloadable, told: list[bool]) -> None:
+    """A worker of the old code that dies at boot is not held against the new: there is no back-off."""
+    pool.living()[0].die()
+    pool.turn()
+    (late,) = pool.living(lambda process: not process.ready)
+    new_image(pool)
+    late.fail_to_boot()
+    pool.turn()
+    assert not pool.supervisor.pool.backing_off
+    pool.settle()
+    assert told == [True]
+
+
 def test_a_rehearsal_that_hangs(pool: Reloadable, told: list[bool]) -> None:
     """It is killed at boot_timeout; one that has said its word a second later, and its word counts."""
     pool.command(Command.RELOAD)

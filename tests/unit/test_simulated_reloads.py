@@ -30,6 +30,7 @@ class ReloadedPool(Pool):
     def begun(self) -> None:
         self.totals: dict[str, int] = {}
         self.draining: set[int] = set()
+        self.degraded = ""  # before this turn, which may end it
         self.simulation.on_image = self.image_is_new
 
     # What must hold.
@@ -50,6 +51,10 @@ class ReloadedPool(Pool):
         over += [self.simulation.since(at) >= LAST_WORDS_S - 1e-3 for at in said]
         assert any(over), "no rehearsal is killed before its time"
 
+    def died_at_boot(self, process: FakeProcess, *, killed: bool = False) -> None:
+        if self.simulation.born_of.get(process.pid) == self.simulation.images:  # the old code's is no news of the new
+            super().died_at_boot(process, killed=killed)
+
     def image_is_new(self) -> None:
         assert self.ending_since is None, "stop wins: no image comes"
         self.deaths = self.kills = 0
@@ -64,13 +69,14 @@ class ReloadedPool(Pool):
         assert len(simulation.alive) <= 2, "two generations at most"
         self.totals_never_fall()
         if (rehearsal := simulation.rehearsal) is not None:
-            late = simulation.since(rehearsal.started_ns) - supervisor.limits.boot_timeout
+            late = simulation.since(rehearsal.started_ns, missed=0.0) - supervisor.limits.boot_timeout
             assert late <= TICK_S + ON_TIME, "a rehearsal ends"
         workers = [child for child in supervisor.table if child.kind is ChildKind.WORKER]
         booted = [child for child in workers if child.booted and child.cut_at is None]
         draining = {child.pid for child in booted if child.state is ChildState.DRAINING}
         ready = sum(child.state is ChildState.READY for child in workers)
-        room = supervisor.generations.degraded  # made for the reload that is to mend it
+        room = self.degraded or supervisor.generations.degraded  # made for the reload that is to mend it
+        self.degraded = supervisor.generations.degraded
         if draining - self.draining and self.ending_since is None and not room:
             fewest = min(supervisor.limits.min_children, supervisor.limits.max_children)
             assert ready >= fewest, "the old ones stay until others are ready"
@@ -169,15 +175,7 @@ class ReloadedPool(Pool):
                 break
             if not generations.reloading:
                 simulation.command(Command.RELOAD)
-            for process in simulation.living():
-                if process.stopped:
-                    process.receive(signal.SIGCONT)
-                process.deaf = False
-                while process.alive and process.busy:
-                    process.finish()
-                if process.alive and not process.ready:
-                    self.deaths = self.kills = 0
-                    process.boot()
+            self.nobody_hangs()
             if (rehearsal := simulation.rehearsal) is not None:
                 rehearsal.say(ready=True)
                 rehearsal.exit()

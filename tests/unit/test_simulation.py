@@ -94,7 +94,7 @@ class Pool(RuleBasedStateMachine):
 
     def killed(self, process: FakeProcess) -> None:
         if not process.ready and not self.asked(process):
-            self.died_at_boot()
+            self.died_at_boot(process)
         limits, since = self.simulation.supervisor.limits, self.simulation.since
         bounds = {signal.SIGQUIT: STOP_GRACE_S, signal.SIGTERM: limits.graceful_timeout}
         if limits.request_timeout is not None:
@@ -176,15 +176,17 @@ class Pool(RuleBasedStateMachine):
                 process.fail_to_boot()
             else:
                 process.die(signal.SIGSEGV if how == "crashes" else signal.SIGKILL)
-            self.kills += how == "killed" and not self.asked(process)
-            if not self.asked(process) and (how != "killed" or self.kills >= BOOT_DEATHS_MAX):
-                self.died_at_boot()
+            if not self.asked(process):
+                self.died_at_boot(process, killed=how == "killed")
             self.simulation.turn()
 
     def asked(self, process: FakeProcess) -> bool:
         return any(signum in (signal.SIGTERM, signal.SIGQUIT) for signum, _ in process.told)
 
-    def died_at_boot(self) -> None:
+    def died_at_boot(self, process: FakeProcess, *, killed: bool = False) -> None:
+        self.kills += killed
+        if killed and self.kills < BOOT_DEATHS_MAX:
+            return
         self.deaths += 1
         self.died_at = self.simulation.now
         if self.hopeless and self.ending_since is None:
@@ -284,19 +286,23 @@ class Pool(RuleBasedStateMachine):
             self.simulation.close()
         assert self.simulation.processes.all == {}
 
+    def nobody_hangs(self) -> None:
+        """Whoever is stopped, deaf, busy or booting gets on with it."""
+        for process in self.simulation.living():
+            if process.stopped:
+                process.receive(signal.SIGCONT)
+            process.deaf = False
+            while process.alive and process.busy:
+                process.finish()
+            if process.alive and not process.ready:
+                self.deaths = self.kills = 0
+                process.boot()
+
     def all_is_well_again(self) -> None:
         simulation, supervisor = self.simulation, self.simulation.supervisor
         simulation.processes.refuse = False
         for _ in range(60):
-            for process in simulation.living():
-                if process.stopped:
-                    process.receive(signal.SIGCONT)
-                process.deaf = False
-                while process.alive and process.busy:
-                    process.finish()
-                if process.alive and not process.ready:
-                    self.deaths = self.kills = 0
-                    process.boot()
+            self.nobody_hangs()
             simulation.advance(1.0)
             children, limits = list(supervisor.table), supervisor.limits
             fewest = min(limits.min_children, limits.max_children)  # some may be still in back-off
