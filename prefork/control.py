@@ -23,6 +23,7 @@ from prefork.metrics.kernel import unix_peer
 
 from . import frames, ownership
 from .addresses import parse_address
+from .commands import Row
 from .connections import Connection, Peer
 from .desk import Answer, Desk, Place, Work
 from .errors import BindError, ConfigError
@@ -270,14 +271,14 @@ class Control:
             elif connection.busy:  # an event without anything to read or write is a hang-up
                 self._drop(client)
         except BadRequest as exc:
-            self._count(ControlCommand.OTHER, ControlResult.BAD)
+            self._count(_counted(exc.row), ControlResult.BAD)
             self._say(client, frames.error(str(exc)), now)
         except OSError:
             self._drop(client)
 
     def _obey(self, client: Client, line: bytes, now: float) -> None:
         request = frames.read(line)
-        command = ControlCommand[request.row.command.name]
+        command = _counted(request.row)
         connection = client.connection
         if connection.peer.looks_only and not request.row.looks:
             self._count(command, ControlResult.DENIED)
@@ -374,6 +375,10 @@ class Control:
             self._listener.unlink()
         self.forget()
         self._clients.clear()
+
+
+def _counted(row: Row | None) -> ControlCommand:
+    return ControlCommand.OTHER if row is None else ControlCommand[row.command.name]
 
 
 def open_control(

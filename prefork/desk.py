@@ -199,10 +199,9 @@ class Desk:
             self._told_before += 1
 
     def _before_mine(self) -> int:
-        """Ask for a reload; how many results will be told before this one's."""
+        """How many results will be told before that of a reload which is asked for now: the running one's, if any."""
         generations = self._supervisor.generations
-        running = generations.reloading and generations.stage is not Stage.WAITING
-        return int(running)
+        return int(generations.reloading and generations.stage is not Stage.WAITING)
 
     def reload(self, place: Place, *, asked: bool = False) -> Work:
         """Wait for a reload. `asked`: by the image before this one, which has handed its client over."""

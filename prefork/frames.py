@@ -20,7 +20,11 @@ FRAME_MAX = 64 * 1024  # bytes, with the line's end
 
 
 class BadRequest(ValueError):
-    """What came is no request; the sentence is for whoever sent it."""
+    """What came is no request; the sentence is for whoever sent it. `row`: the verb, where that much was understood."""
+
+    def __init__(self, sentence: str, row: Row | None = None) -> None:
+        super().__init__(sentence)
+        self.row = row
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ def _argument(row: Row, values: dict[str, Any]) -> int | str | None:
     value = values.pop(wanted.name, None) if wanted is not None else None
     if values:
         takes = f"it takes {wanted.name}" if wanted is not None else "it takes nothing"
-        raise BadRequest(f"could not {row.verb}: {ascii(min(values))[:80]} means nothing here; {takes}")
+        raise BadRequest(f"could not {row.verb}: {ascii(min(values))[:80]} means nothing here; {takes}", row)
     return None if wanted is None else checked(row, wanted, value)
 
 
@@ -80,11 +84,11 @@ def checked(row: Row, wanted: Argument, value: object) -> int | str | None:
     if wanted.choices:
         if isinstance(value, str) and value in wanted.choices:
             return value
-        raise BadRequest(f"could not {row.verb}: {wanted.name} must be one of {', '.join(wanted.choices)}")
+        raise BadRequest(f"could not {row.verb}: {wanted.name} must be one of {', '.join(wanted.choices)}", row)
     if isinstance(value, int) and not isinstance(value, bool) and wanted.at_least <= value <= wanted.at_most:
         return value
     raise BadRequest(
-        f"could not {row.verb}: {wanted.name} must be a whole number from {wanted.at_least} to {wanted.at_most}"
+        f"could not {row.verb}: {wanted.name} must be a whole number from {wanted.at_least} to {wanted.at_most}", row
     )
 
 

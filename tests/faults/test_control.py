@@ -214,7 +214,7 @@ def test_requests_are_counted(folder: Path, tmp_path: Path) -> None:
         f'prefork_control_requests_total{{command="{command}",result="{result}"}}': times
         for command, result, times in [
             ("status", "ok", 3), ("scale", "ok", 1), ("scale", "denied", 3),
-            ("other", "denied", 2), ("other", "bad", 4),
+            ("restart", "bad", 1), ("other", "denied", 2), ("other", "bad", 3),
         ]
     }  # fmt: skip
 
