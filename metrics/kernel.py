@@ -20,6 +20,11 @@ SO_MEMINFO = 55
 # struct tcp_info of linux/tcp.h: these places have been the same since 4.6.
 STATE_AT, UNACKED_AT, LAST_DATA_SENT_AT, DATA_SEGS_OUT_AT = 0, 24, 44, 156
 TCP_INFO_SIZE = 160
+# Since 4.19: what was not sent yet; bytes received, sent, and sent again.
+NOTSENT = struct.Struct("=144xI")
+BYTES = struct.Struct("=128xQ64xQQ")
+BYTES_INFO_SIZE = 216
+AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the client's FIN was counted as a byte
 
 UCRED = struct.Struct("=iII")  # pid, uid, gid, unix(7)
 
@@ -110,6 +115,16 @@ def queue_wait_ns(sock: object) -> int | None:
     return _u32(info, LAST_DATA_SENT_AT) * 1_000_000
 
 
+def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
+    """Bytes received from and written to the other end of a TCP connection; unknown once it is closed."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES_INFO_SIZE)  # type: ignore[attr-defined]
+        received, sent, again = BYTES.unpack_from(info)
+        return received - (info[STATE_AT] in AFTER_FIN), sent - again + NOTSENT.unpack_from(info)[0]
+    except (OSError, AttributeError, struct.error):
+        return None, None
+
+
 def unix_peer(sock: object) -> tuple[int, int] | None:
     """Pid and uid of the process at the other end of a Unix stream connection, as they were when it connected."""
     try:
@@ -120,6 +135,12 @@ def unix_peer(sock: object) -> tuple[int, int] | None:
     except (OSError, AttributeError, struct.error):
         return None
     return pid, uid
+
+
+def unix_peer_text(sock: object) -> str | None:
+    """What stands for a client of a Unix listener, which has no address as a rule."""
+    found = unix_peer(sock)
+    return None if found is None else "pid={} uid={}".format(*found)
 
 
 def descriptors() -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from time import monotonic
 
-from prefork.metrics.kernel import unix_peer
+from prefork.metrics.kernel import unix_peer_text
 
 from .listeners import address_text
 
@@ -79,14 +79,8 @@ def _peer(pidfd: int, number: int, family: int, here: object) -> str | None:
             peer = sock.getpeername()  # a listener has none
         except OSError:
             return None
-        return address_text(peer) if peer else _process(sock)
+        return address_text(peer) if peer else unix_peer_text(sock)
 
 
 def _port(address: object) -> object:
     return address[1] if isinstance(address, tuple) else address
-
-
-def _process(sock: socket.socket) -> str | None:
-    """A client of a Unix listener has no name as a rule, but a process."""
-    found = unix_peer(sock)
-    return None if found is None else "pid={} uid={}".format(*found)

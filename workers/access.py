@@ -6,21 +6,15 @@ whatever the class defines. Knows how a request ended here; what died with a wor
 
 import logging
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from socket import IPPROTO_TCP
 from time import monotonic_ns
 from typing import Any
 
-from prefork.metrics.kernel import queue_wait_ns, unix_peer
+from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
 
 log = logging.getLogger("prefork.access")
 
-TCP_INFO = 11
-_AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the client's FIN was counted as a byte
-_NOTSENT = struct.Struct("=144xI")  # struct tcp_info, linux/tcp.h: tcpi_notsent_bytes
-_BYTES = struct.Struct("=128xQ64xQQ")  # tcpi_bytes_received, tcpi_bytes_sent, tcpi_bytes_retrans
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # ASCII that is printed, but blank, quote, equals sign and backslash
 
 
@@ -104,17 +98,11 @@ class _Book:
         received, sent = _bytes(request)
         fields = {
             "listener": self._place.listener,
-            "peer": self._place.address_text(client_address) if client_address else _process(request),
+            "peer": self._place.address_text(client_address) if client_address else unix_peer_text(request),
             "slot": self._place.slot, "outcome": outcome, "duration_ms": (monotonic_ns() - accepted_ns) // 1000 / 1000,
             "received": received, "sent": sent, "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
         }  # fmt: skip
         log.info("request %s", Fields(fields), extra={"event": "request", "fields": fields})
-
-
-def _process(request: Any) -> str | None:
-    """A client of a Unix socket has no name as a rule, but a process."""
-    found = unix_peer(request)
-    return None if found is None else "pid={} uid={}".format(*found)
 
 
 class Fields:
@@ -144,9 +132,4 @@ def _bytes(request: Any) -> tuple[int | None, int | None]:
     """Received from and sent to the client, as the kernel counts a TCP connection; of a datagram, its length."""
     if isinstance(request, tuple):
         return len(request[0]), None
-    try:
-        info = request.getsockopt(IPPROTO_TCP, TCP_INFO, 216)
-        received, sent, again = _BYTES.unpack_from(info)
-        return received - (info[0] in _AFTER_FIN), sent - again + _NOTSENT.unpack_from(info)[0]
-    except (OSError, AttributeError, struct.error):
-        return None, None  # no TCP, closed already, or a kernel before 4.19
+    return tcp_bytes(request)
