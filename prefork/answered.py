@@ -72,17 +72,27 @@ def printable(found: str) -> str:
     return found if found.isprintable() else ascii(found)
 
 
+def states(status: dict[str, Any]) -> str:
+    """How many workers there are and may be, and what they do."""
+    workers = status["workers"]
+    counts = ", ".join(f"{count} {state}" for state, count in workers.items() if count or state in ("idle", "busy"))
+    return f"{sum(workers.values())} ({status['min_children']} to {status['max_children']}): {counts}"
+
+
+def exits(status: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"
+
+
 def _status(status: dict[str, Any]) -> list[str]:
-    workers, requests = status["workers"], status["requests"]
+    requests = status["requests"]
     lines = [
         f"{status['name']}  pid {status['pid']}  {status['phase']}  generation {status['generation']}"
         f"  up {duration(status['uptime_s'])}  prefork {status['prefork']}, Python {status['python']}",
         f"listening  {status['address'] or '-'}{_queue(status)}",
-        f"workers    {sum(workers.values())} ({status['min_children']} to {status['max_children']}): "
-        + ", ".join(f"{count} {state}" for state, count in workers.items() if count or state in ("idle", "busy")),
+        f"workers    {states(status)}",
         f"lanes      {status['lanes_busy']} of {status['lanes']} busy, saturated for {duration(status['saturated_s'])}",
         "requests   " + ", ".join(f"{count} {what}" for what, count in requests.items()),
-        "exits      " + (", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"),
+        f"exits      {exits(status)}",
     ]
     if status["reloading"]:
         lines.append("reload     on its way")

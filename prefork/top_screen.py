@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .answered import duration, printable, size
+from .answered import duration, exits, printable, size, states
 from .top_rates import Look, Span
 from .top_rows import fitted
 
@@ -74,7 +74,7 @@ def _header(look: Look, span: Span) -> list[Line]:
             f"lanes {status['lanes_busy']} of {status['lanes']}{share}", f"queue {queue}")),
         Line(_joined(
             None if saturated is None else f"saturated {100 * saturated:.0f}%", f"failed {_rate(span.failed())}",
-            _states(status))),
+            None if status["workers"] is None else f"workers {states(status)}")),
     ]  # fmt: skip
 
 
@@ -88,14 +88,6 @@ def _with(word: str, value: Any, text: Callable[[Any], str] = str) -> str | None
 
 def _rate(each_second: float) -> str:
     return f"{each_second:.0f}/s" if each_second >= 100 else f"{each_second:.1f}/s"
-
-
-def _states(status: dict[str, Any]) -> str | None:
-    found = status["workers"]
-    if found is None:
-        return None
-    counts = ", ".join(f"{count} {state}" for state, count in found.items() if count or state in ("idle", "busy"))
-    return f"workers {sum(found.values())} ({status['min_children']} to {status['max_children']}): {counts}"
 
 
 def _reload(status: dict[str, Any]) -> str | None:
@@ -195,7 +187,7 @@ def _metrics(look: Look, span: Span, view: View) -> list[Line]:
             else f"{status['datagram_bytes']} bytes queued, {status['datagram_drops']} dropped by the kernel"),
         ("requests", f"{requests['accepted']} accepted, {requests['ok']} ok, {requests['rejected']} rejected"),
         ("", ", ".join(f"{requests[outcome]} {outcome}" for outcome in ("error", "timeout", "lost"))),
-        ("exits", ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"),
+        ("exits", exits(status)),
         ("cpu", None if status["cpu_user_s"] is None  # no rate: a worker's comes every ten seconds
             else f"{duration(status['cpu_user_s'])} user, {duration(status['cpu_system_s'])} system"),
         ("memory", None if status["memory_sum_bytes"] is None
