@@ -26,7 +26,7 @@ from .listeners import Listener
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 1
+VERSION = 2  # goes up with what is needed in the record, and with what it means
 # Counters that a board of another layout can go on with.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
