@@ -256,25 +256,28 @@ class Supervisor:
 
     def _note_reports(self, now: float) -> None:
         """Read every slot: who got ready, who asks for something, whose stacks have come."""
-        now_ns = self.clock.stamp_ns()
         for child in self.table:
-            report = child.report = child.reader.look(now_ns)
-            if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
-                self.table.set_state(child, ChildState.READY, now)
-                self._board.observe(BOOT, now - child.started)
-                self._pool = policy.after_ready(self._pool)
-                self._waiting.step_back()  # behind the new one
-            if report.drain_asked and not self._drain_asked:
-                self._drain_asked = True
-                log.info("%s: asked to end the service", child)
-                self.service.drain_asked()
+            self._note_report(child, now)
             telling.note_stacks(child)
+
+    def _note_report(self, child: Child, now: float) -> None:
+        report = child.report = child.reader.look(self.clock.stamp_ns())
+        if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
+            self.table.set_state(child, ChildState.READY, now)
+            self._board.observe(BOOT, now - child.started)
+            self._pool = policy.after_ready(self._pool)
+            self._waiting.step_back()  # behind the new one
+        if report.drain_asked and not self._drain_asked:
+            self._drain_asked = True
+            log.info("%s: asked to end the service", child)
+            self.service.drain_asked()
 
     # How children end.
 
     def _note_exits(self, heard: set[int]) -> None:
         for child in self.table:
             if child.pidfd in heard:
+                self._note_report(child, self.clock.now())  # what it has done since the last look
                 self._note_exit(child)
 
     def _note_exit(self, child: Child) -> None:
