@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import random
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,12 @@ def _children() -> set[int]:
         with contextlib.suppress(OSError):  # a thread that has ended
             found.update(map(int, (task / "children").read_text().split()))
     return found
+
+
+def pytest_configure() -> None:
+    """What tests start hears Ctrl-C, though they run in the background of a shell, where it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -26,7 +26,8 @@ SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is it
 NAMESPACES = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
 # Run as PID 1 of new namespaces. Nothing of /run, /etc, /opt, /srv, /var or /tmp is the machine's; the interpreter, the
-# libraries and the code are seen under /opt, since ProtectHome= and PrivateTmp= hide where they are.
+# libraries and the code are seen under /opt, since ProtectHome= and PrivateTmp= hide where they are. /opt/prefork is a
+# virtual environment, as a user's is, whose packages are those two folders.
 BOOT = """
 set -e
 mount --make-rprivate /
@@ -35,7 +36,11 @@ mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for device in console kmsg; do [ ! -e /dev/$device ] || mount --bind /dev/null /dev/$device; done
 mount -t tmpfs -o mode=755 tmpfs /opt
-mkdir -p /opt/python /opt/prefork/bin /opt/prefork/code /opt/prefork/libraries /opt/keep
+packages=/opt/prefork/lib/python$VERSION/site-packages
+mkdir -p /opt/python /opt/prefork/bin $packages /opt/prefork/code /opt/prefork/libraries /opt/keep
+ln -s /opt/python/bin/python$VERSION /opt/prefork/bin/python
+echo "home = /opt/python/bin" >/opt/prefork/pyvenv.cfg
+printf '/opt/prefork/%s\n' code libraries >$packages/prefork.pth
 mount --rbind "$PYTHON" /opt/python
 mount --bind "$LIBRARIES" /opt/prefork/libraries
 mount --bind "$CODE" /opt/prefork/code
@@ -63,9 +68,8 @@ StandardError=append:/run/log.txt
 Environment=LD_LIBRARY_PATH=/opt/python/lib
 """
 COMMAND = """\
-#!/opt/python/bin/python{version}
+#!/opt/prefork/bin/python
 import sys
-sys.path[:0] = ["/opt/prefork/code", "/opt/prefork/libraries"]
 from prefork.cli import main
 sys.exit(main())
 """
@@ -101,14 +105,15 @@ class Systemd:
         for name, text in files.items():
             (self._folder / name).write_text(text)
         command = self._folder / "prefork"
-        command.write_text(COMMAND.format(version=sysconfig.get_python_version()))
+        command.write_text(COMMAND)
         command.chmod(0o755)
 
     def __enter__(self) -> Self:
         self._cgroup.mkdir()
         environ = {
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "SYSTEMD": str(SYSTEMD), "PYTHON": sys.base_prefix,
-            "LIBRARIES": sysconfig.get_path("platlib"), "CODE": str(ROOT), "FILES": str(self._folder),
+            "VERSION": sysconfig.get_python_version(), "LIBRARIES": sysconfig.get_path("platlib"), "CODE": str(ROOT),
+            "FILES": str(self._folder),
         }  # fmt: skip
         start = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
         with (self._folder / "boot.log").open("wb") as log:
