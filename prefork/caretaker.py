@@ -88,9 +88,11 @@ def _supervisor(
     if values["seen"] is not None:
         from .changes import Changes
 
-        supervisor.changes = Changes(partial(supervisor.commands.append, Command.RELOAD), before=values["seen"])
+        reload = partial(supervisor.commands.append, Command.RELOAD)
+        supervisor.attendants.changes = Changes(reload, before=values["seen"])
     metrics = listeners.get("metrics")
     if metrics is not None and service.listener is not None:
         subject = Subject(service.name, service.listener, True, lambda: True)
-        supervisor.export(Exporting(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory))
+        exporting = Exporting(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
+        supervisor.attendants.export(exporting)
     return supervisor

@@ -302,20 +302,23 @@ class StrayReaper:
     PATIENCE_S = 5.0
     LOOK_EVERY_S = 1.0  # a look reads the whole of /proc
 
-    def __init__(self) -> None:
+    def __init__(self, table: ChildTable) -> None:
+        self._table = table
         self._seen: dict[int, float] = {}
         self._next_look = float("-inf")
 
-    def turn(self, ours: set[int], now: float) -> None:
+    def turn(self, now: float) -> float:
+        """Look, when it is time; when to look again."""
         if now < self._next_look:
-            return
+            return self._next_look
         self._next_look = now + self.LOOK_EVERY_S
-        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - ours}
+        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - {child.pid for child in self._table}}
         for pid, since in self._seen.items():
             if now - since >= self.PATIENCE_S:
                 with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it
                     os.waitpid(pid, os.WNOHANG)
                     log.info("reaped an orphan pid=%d", pid)
+        return self._next_look
 
 
 def _zombies() -> set[int]:

@@ -395,7 +395,8 @@ def open_control(
         return
     control = Control(terms, listener, Desk(supervisor), supervisor.board)
     control.resume([] if packed is None else packed["clients"], supervisor.clock.now())
-    supervisor.open_control(control)
+    supervisor.attendants.control(control)
+    supervisor.generations.pack_more = lambda record: control.pack(record, supervisor.clock.now())
 
 
 def resumed_terms(packed: dict[str, Any]) -> Terms:

@@ -22,6 +22,7 @@ from prefork.workers.bootstrap import Birth, Master
 from .children import Child, ChildKind
 from .handover import handed
 from .listeners import Listener, address_text, asked_for, queued
+from .policy import TICK_S
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -127,7 +128,7 @@ class Exporting:
         """Start it where it is missing, end it where it hangs; when to look again."""
         if self._child is None:
             if now < self._next_start or not self._subject.may_fork():
-                return max(self._next_start, now + FIRST_RESTART_S)
+                return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
             self._start(now)
         elif not queued(self._listener):
             self._unanswered_since = None
@@ -135,7 +136,7 @@ class Exporting:
             self._unanswered_since = now
         elif now - self._unanswered_since >= WEDGED_S:
             self._give_up("it takes no connections")
-        return float("inf")
+        return now + TICK_S  # what it tells of the master is never older
 
     def succeed(self, before: list[Child]) -> None:
         """Exporters of an earlier image: each goes on until ours is there, then finishes what it has."""

@@ -260,8 +260,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if self.reload_on_change:
             from .changes import Changes
 
+            reload = partial(supervisor.commands.append, Command.RELOAD)
             before = None if given is None else given.values["seen"]
-            supervisor.changes = Changes(partial(supervisor.commands.append, Command.RELOAD), self._watched, before)
+            supervisor.attendants.changes = Changes(reload, self._watched, before)
         return supervisor
 
     @staticmethod

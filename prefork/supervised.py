@@ -90,7 +90,7 @@ class SupervisedMixIn(_AnyServer):
         self._bind_metrics()
         assert self._metrics_listener is not None
         subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
-        supervisor.export(
+        supervisor.attendants.export(
             Exporting(subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory)
         )
 

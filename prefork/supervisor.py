@@ -6,14 +6,12 @@ slot. Decides nothing itself: `policy.plan()` does.
 """
 
 import logging
-import os
 import select
 import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, monotonic_ns, time_ns
-from typing import TYPE_CHECKING
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ExitReason
@@ -22,14 +20,13 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.wakeup import Wakeup
 
 from . import logs, policy, telling
-from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes, StrayReaper
+from .attendants import Attendants
+from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes
 from .clock import Clock
 from .commands import Command
-from .control import Control
 from .door import Door
 from .errors import BootError
 from .exits import Exits
-from .exporting import Exporting
 from .forks import Forks
 from .generations import Generations
 from .handover import Handed, Record
@@ -38,9 +35,6 @@ from .publishing import Publishing
 from .service import Service
 from .systemd import Facts, Notifying
 from .waiting import Waiting
-
-if TYPE_CHECKING:
-    from .changes import Changes
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -75,8 +69,8 @@ class Supervisor:
         self._phase_since = self.clock.now()
         with board.change() as words:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
-        self._pool = Pool()
-        self._board = board
+        self.pool = Pool()  # what policy remembers of it
+        self.board = board
         nudge = None if handed is None else handed.values["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
@@ -85,28 +79,22 @@ class Supervisor:
         self._publishing = Publishing(board, self.clock.now())
         self._wake_at = self.clock.now()
         self._exits = Exits(board)
-        self._drops = logs.Drops(board, self.table)
-        self._last_error = ""
+        self.last_error = ""  # what the last worker that died at boot said
         self._drain_asked = False
         self.closed = False
-        self.exporting: Exporting | None = None
-        self.changes: Changes | None = None
-        self.control: Control | None = None
-        self._notifying: Notifying | None = None
-        self._strays = StrayReaper() if os.getpid() == 1 else None
         self.generations = Generations(
             board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
             refusal=service.no_reload, asked=self._asked, execute=service.execute,
         )  # fmt: skip
         if handed is not None:
-            self._pool = replace(self._pool, ever_ready=True)
+            self.pool = replace(self.pool, ever_ready=True)
             self.generations.resume(handed, failed=failed)
             self._forks.any_served = True
-        if limits.pool:
-            self._notifying = Notifying(
-                self._facts, resumed=handed is not None, listener=self._door.kept(),
-                before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
-            )  # fmt: skip
+        notifying = None if not limits.pool else Notifying(
+            self._facts, resumed=handed is not None, listener=self._door.kept(),
+            before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
+        )  # fmt: skip
+        self.attendants = Attendants(board, self.table, self._waiting, notifying)
 
     # One turn.
 
@@ -119,7 +107,7 @@ class Supervisor:
         until = monotonic() + seconds
         heard = self._waiting.wait(seconds)
         if not heard:
-            self._board.observe(LOOP_DELAY, monotonic() - until)
+            self.board.observe(LOOP_DELAY, monotonic() - until)
         self._note_exits(heard)
 
     def _asked(self) -> bool:
@@ -153,24 +141,14 @@ class Supervisor:
     def _finish_turn(self, now: float) -> None:
         """What is done whatever the plan is, and when to be back for it."""
         if self.limits.pool:
-            when = self.generations.turn(now, self._pool.boot_deaths, self._last_error)
+            when = self.generations.turn(now, self.pool.boot_deaths, self.last_error)
             self._wake_at = min(self._wake_at, when)
         else:
             self._wake_at = self._waiting.next_at(False)
-        if self.control is not None:
-            when = self.control.turn(now)  # which may have obeyed something, and that is for now
-            self._wake_at = min(self._wake_at, when)
-        if self.exporting is not None or self.control is not None:
+        if self.attendants.watched:
             self._publish(now)
-        if self.exporting is not None:
-            self._wake_at = min(self._wake_at, self.exporting.turn(now), now + policy.TICK_S)
-        self._wake_at = min(self._wake_at, self._drops.turn(now))
-        if self._notifying is not None:
-            self._wake_at = min(self._wake_at, self._notifying.turn(now))
-        if self.changes is not None:
-            self._wake_at = min(self._wake_at, self.changes.turn(now))
-        if self._strays is not None:
-            self._strays.turn({child.pid for child in self.table}, now)
+        when = self.attendants.turn(now)  # in which control may have obeyed something, and that is for now
+        self._wake_at = min(self._wake_at, when)
 
     def _note_pause(self) -> None:
         late = self.clock.now() - self._wake_at
@@ -212,12 +190,12 @@ class Supervisor:
         """Say so first: whoever asks /-/ready sends nobody new while `drain_delay` keeps the door open."""
         self._set_phase(Phase.DRAINING, now)
         self._waiting.step_back()
-        if self.exporting is not None:
+        if self.attendants.exported:
             self._publish(now)
 
     @property
     def _door_at(self) -> float:
-        return policy.door_at(self._phase_since, self._pool, self.limits)
+        return policy.door_at(self._phase_since, self.pool, self.limits)
 
     def _narrow_in_time(self, now: float) -> None:
         if self.phase is Phase.DRAINING and now >= self._door_at:
@@ -264,8 +242,8 @@ class Supervisor:
         report = child.report = child.reader.look(self.clock.stamp_ns())
         if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
             self.table.set_state(child, ChildState.READY, now)
-            self._board.observe(BOOT, now - child.started)
-            self._pool = policy.after_ready(self._pool)
+            self.board.observe(BOOT, now - child.started)
+            self.pool = policy.after_ready(self.pool)
             self._waiting.step_back()  # behind the new one
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
@@ -288,11 +266,10 @@ class Supervisor:
         now = self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
-            self._last_error = death.text.splitlines()[-1] if death.text else str(exit)
+            self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
-            self._pool = policy.after_boot_death(self._pool, self.limits, now, killed=killed)
-        if child.kind is ChildKind.EXPORTER and self.exporting is not None:
-            self.exporting.ended(child, now)
+            self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
+        self.attendants.note_exit(child, now)
         if child.kind is ChildKind.REHEARSAL:
             self.generations.rehearsal_ended(str(exit))
         self.table.set_state(child, ChildState.REAPED, now)
@@ -304,7 +281,7 @@ class Supervisor:
         waiting = self._door.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
         return policy.Snapshot(
-            self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self._pool,
+            self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self.pool,
             queued=waiting, queued_at=self._door.queued_at, saturated=saturated,
         )  # fmt: skip
 
@@ -323,7 +300,7 @@ class Supervisor:
         )  # fmt: skip
 
     def _apply(self, plan: Plan, now: float) -> None:
-        self._pool = plan.pool
+        self.pool = plan.pool
         self._set_phase(plan.phase, now)
         for serial in plan.kill:
             telling.kill(self.table, self.table[serial], now)
@@ -347,11 +324,11 @@ class Supervisor:
 
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
         self._wake_at = plan.wake_at
-        if policy.hopeless(self._pool) and self.phase is Phase.STARTING:
+        if policy.hopeless(self.pool) and self.phase is Phase.STARTING:
             self._set_phase(Phase.KILLING, now)
             self._wake_at = now
-        elif self._pool.next_start > now:
-            self._wake_at = min(self._wake_at, self._pool.next_start)
+        elif self.pool.next_start > now:
+            self._wake_at = min(self._wake_at, self.pool.next_start)
         scarce = self._wants_more()
         self._waiting.listen(scarce)
         self._waiting.hear_nudges()
@@ -361,7 +338,7 @@ class Supervisor:
 
     def _publish(self, now: float) -> None:
         self._publishing.publish(
-            list(self.table), self.phase, self.limits, self._pool,
+            list(self.table), self.phase, self.limits, self.pool,
             queue_length=self._door.queue_length(), now=now, now_ns=self.clock.stamp_ns(),
         )  # fmt: skip
 
@@ -386,7 +363,7 @@ class Supervisor:
         record.values["boot_timeout"] = self.limits.boot_timeout
         record.values["graceful_timeout"] = self.limits.graceful_timeout
         record.values["name"] = self.service.name
-        record.values["seen"] = None if self.changes is None else self.changes.pack()
+        record.values["seen"] = None if self.attendants.changes is None else self.attendants.changes.pack()
         self.service.pack(record)
 
     # Effects.
@@ -396,7 +373,7 @@ class Supervisor:
             self._forks.worker(self.generations.current, now)
         except OSError as exc:
             self._forks.note_failure(exc, now)
-            self._pool = policy.after_fork_failure(self._pool, now)
+            self.pool = policy.after_fork_failure(self.pool, now)
             return False
         return True
 
@@ -418,40 +395,15 @@ class Supervisor:
     # For others.
 
     @property
-    def board(self) -> Board:
-        return self._board
-
-    @property
-    def pool(self) -> Pool:
-        """What policy remembers of it."""
-        return self._pool
-
-    @property
     def forked(self) -> bool:
         """Whether there has been a child that serves."""
         return self._forks.any_served
 
-    @property
-    def last_error(self) -> str:
-        """What the last worker that died at boot said."""
-        return self._last_error
-
-    def open_control(self, control: Control) -> None:
-        """Have a control socket from now on."""
-        self.control = control
-        self._waiting.add(control.fileno())
-        self.generations.pack_more = lambda record: control.pack(record, self.clock.now())
-
-    def export(self, exporting: Exporting) -> None:
-        """Have an exporter from now on."""
-        exporting.succeed([child for child in self.table if child.kind is ChildKind.EXPORTER])
-        self.exporting = exporting
-
     def raise_if_hopeless(self) -> None:
         """BootError, with what the last worker said, when the pool never got one READY."""
-        if policy.hopeless(self._pool):
+        if policy.hopeless(self.pool):
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
-                            f" of: {self._last_error}")  # fmt: skip
+                            f" of: {self.last_error}")  # fmt: skip
 
     def wait_for_children(self, *kinds: ChildKind) -> None:
         """Until every child of these kinds has ended and is reaped."""
@@ -462,9 +414,8 @@ class Supervisor:
 
     def end_export(self) -> None:
         """No exporter from now on."""
-        if self.exporting is not None:
-            self.exporting.close()
-            self.exporting = None
+        if self.attendants.exported:
+            self.attendants.end_export()
             self.wait_for_children(ChildKind.EXPORTER)
 
     def close(self) -> None:
@@ -473,17 +424,12 @@ class Supervisor:
             return
         self.closed = True
         self.generations.cancel()
-        if self.control is not None:
-            self._waiting.take_out(self.control.fileno())
-            self.control.close()
-            self.control = None
+        self.attendants.end_control()
         self.end_export()
         for child in self.table:
             child.signal(signal.SIGKILL)
         self.wait_for_children(*ChildKind)
-        if self._notifying is not None:
-            self._notifying.forget()
-        self._drops.close()
+        self.attendants.close()
         self._waiting.close()
 
     def forget(self) -> None:
@@ -492,10 +438,7 @@ class Supervisor:
         self.table.close_copies()
         self._waiting.forget()
         self.generations.forget()
-        if self.control is not None:
-            self.control.forget()
-        if self._notifying is not None:
-            self._notifying.forget()
+        self.attendants.forget()
 
     def forget_memory(self) -> None:
         self.table.close_memory()

@@ -1,0 +1,88 @@
+"""Who has a turn in the serving process beside the pool: the control socket, the exporter, dropped log lines, the
+service manager, watched files, strays.
+
+Runs in the process that serves, in the supervisor's turns. Owns them all from the moment they are given until
+`close()`. None has a say in how many workers there are; each says when it must have its next turn.
+"""
+
+import os
+from typing import TYPE_CHECKING
+
+from prefork.metrics.board import Board
+
+from .children import Child, ChildKind, ChildTable, StrayReaper
+from .control import Control
+from .exporting import Exporting
+from .logs import Drops
+from .systemd import Notifying
+from .waiting import Waiting
+
+if TYPE_CHECKING:
+    from .changes import Changes
+
+
+class Attendants:
+    """What is None is not there."""
+
+    def __init__(self, board: Board, table: ChildTable, waiting: Waiting, notifying: Notifying | None) -> None:
+        self.changes: Changes | None = None
+        self._control: Control | None = None
+        self._exporting: Exporting | None = None
+        self._drops = Drops(board, table)
+        self._notifying = notifying
+        self._strays = StrayReaper(table) if os.getpid() == 1 else None
+        self._table = table
+        self._waiting = waiting
+
+    @property
+    def exported(self) -> bool:
+        return self._exporting is not None
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody may ask what is on the board."""
+        return self._exporting is not None or self._control is not None
+
+    def turn(self, now: float) -> float:
+        """A turn for each; when to be back. What control obeys in it is for now."""
+        all = (self._control, self._exporting, self._drops, self._notifying, self.changes, self._strays)
+        return min([each.turn(now) for each in all if each is not None])
+
+    def note_exit(self, child: Child, now: float) -> None:
+        """A child was reaped."""
+        if child.kind is ChildKind.EXPORTER and self._exporting is not None:
+            self._exporting.ended(child, now)
+
+    def control(self, control: Control) -> None:
+        """Have a control socket from now on."""
+        self._control = control
+        self._waiting.add(control.fileno())
+
+    def export(self, exporting: Exporting) -> None:
+        """Have an exporter from now on."""
+        exporting.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
+        self._exporting = exporting
+
+    def end_control(self) -> None:
+        if self._control is not None:
+            self._waiting.take_out(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    def end_export(self) -> None:
+        """The caller reaps it."""
+        if self._exporting is not None:
+            self._exporting.close()
+            self._exporting = None
+
+    def close(self) -> None:
+        """For good; the exporter and control have been ended."""
+        if self._notifying is not None:
+            self._notifying.forget()
+        self._drops.close()
+
+    def forget(self) -> None:
+        """In a new child: close the copies."""
+        for each in (self._control, self._notifying):
+            if each is not None:
+                each.forget()
