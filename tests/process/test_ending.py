@@ -56,9 +56,6 @@ def test_block_on_close(base: Any, waits: bool) -> None:
         closing.join(HUNG)
     if base is ForkingTCPServer:
         server.collect_children(blocking=True)
-    for thread in threading.enumerate():
-        if thread.name.endswith("(process_request_thread)"):  # its request is over, and it is about to end
-            thread.join(HUNG)
 
 
 def test_shutdown_at_the_cap_of_children() -> None:
