@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from prefork.metrics.kernel import listen_overflows_and_drops
 from tests.support.clients import Load, ask, ask_datagram
 from tests.support.figures import figure
 from tests.support.proc import blocked_in_accept, datagrams
@@ -64,6 +65,7 @@ def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
     with Service(tmp_path, script(bases=bases, max_children=2)) as service:
         service.wait_ready(2)
         address = service.address
+        overflows = listen_overflows_and_drops()[0] or 0
 
         def resetting() -> None:
             for number in range(RESETS // RESETTERS):
@@ -75,16 +77,19 @@ def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
+        with service.hold():  # behind all that wait in the queue
+            pass
         statistics = service.settled()
         news = [line for line in service.log.splitlines() if re.search(r"^\S+ (WARNING|ERROR|CRITICAL) ", line)]
     tally = load.tally
-    arrived = statistics["accepted"] + statistics["accept_errors"].get("aborted", 0) - tally.opened
-    figure(f"{bases}, connections that reset: accepted", f"{arrived} of {RESETS}")
+    arrived = statistics["accepted"] + statistics["accept_errors"].get("aborted", 0) - tally.opened - 1
+    refused = (listen_overflows_and_drops()[0] or 0) - overflows  # the kernel's, by a full queue
+    figure(f"{bases}, connections that reset: accepted", f"{arrived} of {RESETS}, the queue was full for {refused}")
     figure(f"{bases}, connections that reset: the others that failed", f"{tally.failures} of {tally.opened}", 0)
     figure(f"{bases}, connections that reset: lines above DEBUG and INFO", len(news), 0)
     assert tally.failures == 0
     assert tally.answered > 100
-    assert RESETS * 0.9 < arrived <= RESETS  # a full queue refuses some
+    assert max(RESETS - refused, RESETS // 2) <= arrived <= RESETS
     assert news == []
     assert statistics["exits"] == {}
 

@@ -148,6 +148,7 @@ def test_a_burst_of_hups(tmp_path: Path, rng: random.Random) -> None:
         service.wait_ready(2)
         results: dict[str, int] = {}
         reload(service, 2, results)
+        service.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
         before = descriptors(service.pid)
         hurry = threading.Event()
         for _ in range(MANY):

@@ -131,6 +131,7 @@ def test_an_idle_pool_sleeps(tmp_path: Path) -> None:
     with Service(tmp_path, script(max_children=4)) as service:
         service.wait_ready(4)
         with service.hold() as connection:  # the others' first waits are over when this is served
+            nothing_for(A_WHILE, connection.sock)  # nor has the master anything more to do for those that got ready
             pids = [pid for pid in service.workers() if pid != connection.pid]
             before = {pid: switches(pid) for pid in (service.pid, *pids)}
             passed = nothing_for(3.0, connection.sock)
