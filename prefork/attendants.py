@@ -45,8 +45,8 @@ class Attendants:
 
     def turn(self, now: float) -> float:
         """A turn for each; when to be back. What control obeys in it is for now."""
-        all = (self._control, self._exporting, self._drops, self._notifying, self.changes, self._strays)
-        return min([each.turn(now) for each in all if each is not None])
+        present = (self._control, self._exporting, self._drops, self._notifying, self.changes, self._strays)
+        return min([each.turn(now) for each in present if each is not None])
 
     def note_exit(self, child: Child, now: float) -> None:
         """A child was reaped."""
