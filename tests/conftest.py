@@ -12,8 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-ABOUT_TO_END_S = 2.0  # a daemonic thread of a request may not have ended when its client and its server have
-
 
 def _descriptors() -> dict[int, str]:
     found = {}
@@ -49,8 +47,6 @@ def nothing_is_left() -> Iterator[None]:
     """After the test this process has no child, descriptor or thread that it did not have before."""
     threads, descriptors, children = set(threading.enumerate()), _descriptors(), _children()
     yield
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(ABOUT_TO_END_S)
     gc.collect()
     left = [f"child {psutil.Process(pid)}" for pid in _children() - children]
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]

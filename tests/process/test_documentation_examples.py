@@ -10,7 +10,7 @@ import threading
 import pytest
 
 import prefork as socketserver
-from tests.support.serving import HUNG, ask, connect, serving
+from tests.support.serving import HUNG, ask, connect, serving, threads_end
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -95,7 +95,7 @@ def test_threads() -> None:
     class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         daemon_threads = True
 
-    with Server(LOOPBACK, WhichThread) as server:
+    with threads_end(), Server(LOOPBACK, WhichThread) as server:
         thread = threading.Thread(target=server.serve_forever, name="serving", daemon=True)
         thread.start()
         answers = [ask(server.server_address, b"hello") for _ in range(3)]

@@ -1,8 +1,6 @@
 """What the end of a server waits for: block_on_close and daemon_threads of a plain one, busy lanes of a pool."""
 
-import os
-import re
-import select
+import contextlib
 import signal
 import threading
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Any
 import pytest
 
 from prefork import BaseRequestHandler, ForkingTCPServer, ThreadingTCPServer
-from tests.support.clients import Connection, ask, connect
+from tests.support.clients import Connection, connect
 from tests.support.figures import figure, ms
 from tests.support.proc import nothing_for
-from tests.support.scraping import get
 from tests.support.service import Service, script
-from tests.support.serving import HUNG, serving
+from tests.support.serving import HUNG, serving, threads_end
 
 LOOPBACK = ("127.0.0.1", 0)
 A_WHILE = 0.2  # seconds, in which what does not wait has ended
@@ -44,7 +41,8 @@ def held(server: Any) -> Connection:
 def test_block_on_close(base: Any, waits: bool) -> None:
     """shutdown() waits for no request that runs elsewhere; server_close() does, unless block_on_close is off."""
     server = type("Server", (base,), {"block_on_close": waits})(LOOPBACK, Holds)
-    with serving(server) as thread, held(server) as connection:
+    ends = contextlib.nullcontext() if waits else threads_end()
+    with ends, serving(server) as thread, held(server) as connection:
         server.shutdown()
         thread.join(HUNG)
         closing = threading.Thread(target=server.server_close)
@@ -140,35 +138,3 @@ def test_an_idle_pool_sleeps(tmp_path: Path) -> None:
     figure(f"an idle pool in {passed:.0f} s: master, workers wake", f"{master}, {sum(woken.values())}", f"{most}, 0")
     assert set(woken.values()) == {0}
     assert master <= most
-
-
-UNSEEN = """
-class Handler(Who):
-    def do_leave(self):
-        self.server.shutdown_nowait()
-        os._exit(0)
-
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        if not os.path.exists("stopped"):
-            open("stopped", "w").close()
-            os.kill(os.getppid(), signal.SIGSTOP)
-"""
-
-
-@pytest.mark.parametrize("word", ["exit 0", "leave"])
-def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
-    """What a worker has become and has asked for counts, though it ended before the master looked."""
-    with Service(tmp_path, script(UNSEEN, max_children=1, metrics_address="m")) as service:
-        with open(os.pidfd_open(service.wait("worker_started")["pid"])) as ended:
-            ask(service.address, f"{word}\n".encode())
-            select.select([ended], [], [])
-        service.signal(signal.SIGCONT)
-        if word == "leave":
-            assert service.wait_exit() == 0
-        else:
-            service.wait_ready(1, exited=1)
-            found = get(os.path.relpath(tmp_path / "m")).samples
-            assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == 2
-        assert re.search("worker slot=1 .*: ready\n.*worker slot=1 .*: exited", service.log, re.DOTALL)

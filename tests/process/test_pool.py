@@ -1,5 +1,8 @@
 """A pool of each kind, alone and composed: real clients, and statistics that equal what the clients saw."""
 
+import os
+import re
+import select
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.clients import Load, ask, ask_datagram
-from tests.support.service import Service, script
+from tests.support.scraping import get
+from tests.support.service import HUNG, Service, readable, script
 
 DATAGRAM = """
 class Handler(DatagramRequestHandler):
@@ -34,6 +38,19 @@ class Handler(Who):
     barrier = threading.Barrier(3, timeout=30)
     def do_meet(self):
         self.barrier.wait()
+"""
+UNSEEN = """
+class Handler(Who):
+    def do_leave(self):
+        self.server.shutdown_nowait()
+        os._exit(0)
+
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        if not os.path.exists("stopped"):
+            open("stopped", "w").close()
+            os.kill(os.getppid(), signal.SIGSTOP)
 """
 TCP = ("127.0.0.1", 0)
 STREAMS: dict[str, Any] = {
@@ -171,6 +188,23 @@ def test_shutdown_from_a_handler(bases: str, tmp_path: Path) -> None:
         ended = service.wait("ended")
     assert ended["exits"] == {"drained": 2}
     assert ended["completed"] == 2
+
+
+@pytest.mark.parametrize("word", ["exit 0", "leave"])
+def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
+    """What a worker has become and has asked for counts, though it ended before the master looked."""
+    with Service(tmp_path, script(UNSEEN, max_children=1, metrics_address="m")) as service:
+        with readable(os.pidfd_open(service.wait("worker_started")["pid"])) as ended:
+            ask(service.address, f"{word}\n".encode())
+            assert select.select([ended], [], [], HUNG)[0]
+        service.signal(signal.SIGCONT)
+        if word == "leave":
+            assert service.wait_exit() == 0
+        else:
+            service.wait_ready(1, exited=1)
+            found = get(os.path.relpath(tmp_path / "m")).samples
+            assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == 2
+        assert re.search("worker slot=1 .*: ready\n.*worker slot=1 .*: exited", service.log, re.DOTALL)
 
 
 def test_hooks_of_a_worker(tmp_path: Path) -> None:

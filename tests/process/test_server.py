@@ -309,3 +309,23 @@ def test_fork_in_a_handler_does_not_disturb() -> None:
     server = TCPServer(LOOPBACK, Forks)
     with serving(server):
         assert [ask(server.server_address, b"") for _ in range(3)] == [b"7"] * 3
+
+
+def test_shutdown_in_a_child_that_has_ended() -> None:
+    """A request's child asks the server to end as the last thing it does: it is heard, though nobody looked before."""
+
+    class Ends(BaseRequestHandler):
+        def handle(self) -> None:
+            self.server.shutdown()
+
+    class Slow(ForkingTCPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            super().process_request(request, client_address)
+            for pid in self.active_children or ():
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    server = Slow(LOOPBACK, Ends)
+    with serving(server) as thread:
+        ask(server.server_address, b"")
+        thread.join(HUNG)
+        assert not thread.is_alive()

@@ -37,6 +37,15 @@ def serving(server: Any, poll_interval: float = 0.5) -> Iterator[threading.Threa
         assert not thread.is_alive()
 
 
+@contextlib.contextmanager
+def threads_end() -> Iterator[None]:
+    """At the end waits for every thread begun in the block: around a server that does not wait for its own."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(HUNG)
+
+
 def connect(address: Any) -> socket.socket:
     """A client of the server at this `server_address`; one that listens on every address is found on loopback."""
     if isinstance(address, tuple):
