@@ -33,9 +33,7 @@ HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER = range(7)
-DURATION = Histogram(
-    8, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-)
+DURATION = Histogram(8, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
 # The kernel tells it in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
 LANE_WORDS = 40

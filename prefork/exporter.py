@@ -132,9 +132,7 @@ class Exporter(ThreadingMixIn, TCPServer):
 
     def serving_master(self) -> bool:
         """Whether the master turns. A plain server's turns only when there is something to do."""
-        return not self.scope.pool or (
-            time.monotonic_ns() - self.slots.snapshot().words[Word.TURNED_NS] < STALE_NS
-        )
+        return not self.scope.pool or (time.monotonic_ns() - self.slots.snapshot().words[Word.TURNED_NS] < STALE_NS)
 
     def ready(self) -> bool:
         return bool(self.slots.snapshot().words[Word.SERVING])

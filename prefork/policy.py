@@ -303,9 +303,7 @@ def _hanging_up(child: ChildView, limits: Limits) -> bool:
     return limits.hang_up and child.state is ChildState.DRAINING and bool(child.busy_since)
 
 
-def _cut(
-    children: Iterable[ChildView], limits: Limits, now: float
-) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
+def _cut(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
     """Requests over their time: whom to drain for it, and whose stacks to ask for first."""
     drain: dict[int, ExitReason] = {}
     dump = []

@@ -60,9 +60,7 @@ class PoolSettings:
     control_mode: Annotated[
         int, Setting("mode of that path", group="Control", unit="mode", at_least=0, at_most=0o777)
     ] = 0o600
-    control_owner: Annotated[
-        str | None, Setting("give the path to USER, USER:GROUP or :GROUP", group="Control")
-    ] = None
+    control_owner: Annotated[str | None, Setting("give the path to USER, USER:GROUP or :GROUP", group="Control")] = None
     control_allow: Annotated[
         str | None,
         Setting("users, by name or number, with commas, who may command; root and its own may", group="Control"),
@@ -108,9 +106,7 @@ class PoolSettings:
                             group="Service", unit="directory", default_text="where it was started"),
     ] = None  # fmt: skip
 
-    access_log: Annotated[
-        bool, Setting("log a line for each request, whatever the log level", group="Logs")
-    ] = False
+    access_log: Annotated[bool, Setting("log a line for each request, whatever the log level", group="Logs")] = False
 
     reload_on_change: Annotated[
         bool, Setting("reload when a file of the program changes", group="Development", flag=True)

@@ -211,7 +211,10 @@ class SupervisedMixIn(_AnyServer):
             elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
             self._enter(slot, Role.SERVER)
             self._lanes = Lanes(
-                slot, elsewhere=elsewhere, on_free=self._lane_is_free, more=self._more_lanes,
+                slot,
+                elsewhere=elsewhere,
+                on_free=self._lane_is_free,
+                more=self._more_lanes,
                 queue_waits=self._counts_queue_waits(),
             )
             self._lanes.bind(self)

@@ -17,9 +17,7 @@ STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # as a size seen: it differs from any
 
 
-def leave(
-    table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float
-) -> None:
+def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float) -> None:
     """Drain (TERM) or stop (QUIT); a deadline that it has already is not put off."""
     child.reason, child.told = reason, now
     child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)

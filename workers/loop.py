@@ -263,5 +263,3 @@ def work(server: Any, terms: Terms, birth: Birth, master: Master) -> int:
     worker = Worker(server, terms, birth, master)
     server._worker = worker
     return worker.run()
-
-

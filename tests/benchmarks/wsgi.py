@@ -53,9 +53,10 @@ class Started:
 @contextlib.contextmanager
 def started(name: str, argv: Sequence[str]) -> Iterator[Started]:
     """One server tree, until the end of the block."""
-    with Meter(f"prefork-wsgi-{os.getpid()}-{name.split(',')[0]}") as meter, socket.create_server(
-        ("127.0.0.1", 0), backlog=128
-    ) as listener:
+    with (
+        Meter(f"prefork-wsgi-{os.getpid()}-{name.split(',')[0]}") as meter,
+        socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
+    ):
         command = [sys.executable, *(word.format(fd=listener.fileno()) for word in argv)]
         enter = f'[ -z "{meter.procs}" ] || echo $$ > "{meter.procs}"; exec "$@"'
         process = subprocess.Popen(

@@ -171,9 +171,7 @@ def test_no_descriptor_for_a_client(tmp_path: Path) -> None:
         ({"control_allow": str(OTHER)}, True, True),
     ],
 )
-def test_another_uid(
-    settings: dict[str, Any], may_look: bool, may_command: bool, folder: Path, tmp_path: Path
-) -> None:
+def test_another_uid(settings: dict[str, Any], may_look: bool, may_command: bool, folder: Path, tmp_path: Path) -> None:
     """The kernel keeps another user out by the mode; where the mode lets him in, only the lists do: 0 accepted."""
     path = folder / "c"
     source = script(max_children=2, control_socket=str(path), **settings)

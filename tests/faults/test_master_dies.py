@@ -207,5 +207,3 @@ def test_forking_server_alone(tmp_path: Path) -> None:
         service.wait_gone()
     figure("ForkingTCPServer, request in hand: reusable after", ms(reusable), ms(REUSABLE))
     assert reusable < REUSABLE
-
-

@@ -135,5 +135,3 @@ def test_inherited_as_ignored_by_a_forking_server(tmp_path: Path) -> None:
         service.wait_gone()
     assert statistics["accepted"] == 10
     assert statistics["lost"] == 0
-
-

@@ -353,8 +353,6 @@ def test_control_requests(tmp_path: Path) -> None:
     assert of(found, "control_requests_total") == {"ok": 1}
 
 
-
-
 @moves("log_messages_dropped")
 def test_log_messages_dropped(tmp_path: Path) -> None:
     """stderr is a pipe that nobody reads."""

@@ -133,7 +133,7 @@ def test_titles(tmp_path: Path) -> None:
 
 def test_signals_that_the_program_handles(tmp_path: Path) -> None:
     """A signal with a handler of the program's stays the program's; shutdown() from it drains; the log says so once."""
-    source = script(max_children=1).replace('if __name__', OWN_HANDLER + '\nif __name__')
+    source = script(max_children=1).replace("if __name__", OWN_HANDLER + "\nif __name__")
     with Service(tmp_path, source) as service:
         service.wait_ready(1)
         service.signal(signal.SIGTERM)

@@ -178,7 +178,6 @@ def test_activation_over_a_reload(app: Path) -> None:
             assert psutil.Process(int(after)).ppid() == run.pid
 
 
-
 # Notices. Their order, and the watchdog, are a promise of FAULTS.md: tests/faults/test_manager.py.
 
 

@@ -138,7 +138,7 @@ def test_a_test_with_threads() -> None:
     assert answers == [b"1"]
 
 
-USER = '''\
+USER = """\
 import os
 from prefork import PreForkingTCPServer, StreamRequestHandler
 import socket
@@ -159,7 +159,7 @@ def test_bad(prefork_running):
     pool = prefork_running(PreForkingTCPServer, Handler)
     open("pid-%d" % os.getpid(), "w").write(str(pool.pid))
     assert pool is None
-'''
+"""
 
 
 def pytest_of(tmp_path: Path) -> "subprocess.Popen[str]":

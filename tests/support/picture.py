@@ -1,6 +1,6 @@
 """A picture of a scrape, in text: the one that README.md shows.
 
-    python -m tests.support.picture ADDRESS        host:port or the path of a Unix socket, of a service that runs
+python -m tests.support.picture ADDRESS        host:port or the path of a Unix socket, of a service that runs
 """
 
 import re

@@ -185,9 +185,11 @@ class Service:
     def wait_ready(self, workers: int, **exits: int) -> Fact:
         """Until the master counts so many workers READY and none STARTING, after at least these `exits` by reason."""
         return self.wait_pool(
-            lambda pool: pool["ready"] == workers
-            and not pool["starting"]
-            and all(pool["exits"].get(reason, 0) >= count for reason, count in exits.items())
+            lambda pool: (
+                pool["ready"] == workers
+                and not pool["starting"]
+                and all(pool["exits"].get(reason, 0) >= count for reason, count in exits.items())
+            )
         )
 
     def mark(self) -> int:

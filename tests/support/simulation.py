@@ -245,9 +245,7 @@ class Simulation:
         """Extend it: the service as the supervisor sees it."""
         return service
 
-    def image(
-        self, service: Service, limits: Limits, handed: Handed | None = None, failed: str = ""
-    ) -> Supervisor:
+    def image(self, service: Service, limits: Limits, handed: Handed | None = None, failed: str = "") -> Supervisor:
         """A supervisor, as an image of the master has one."""
         supervisor = Supervisor(
             service, limits, self.board, self.wakeup, handed, failed, processes=self.processes, stamp_ns=self.now_ns
