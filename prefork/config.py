@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
+if sys.version_info >= (3, 14):
+    import annotationlib
+
 from .errors import ConfigError
 from .units import UNITS, UnitName, number_text
 
@@ -159,8 +162,17 @@ def settings(cls: type) -> Mapping[str, Field]:
     return found
 
 
+def _own_annotations(klass: type) -> Mapping[str, Any]:
+    """What the class's own body annotates; a name that cannot be resolved stands for itself and harms no other."""
+    if sys.version_info >= (3, 14):
+        # Lazy (PEP 649): nothing stands in the class's __dict__, and asked for as values, one unknown name fails all.
+        return annotationlib.get_annotations(klass, format=annotationlib.Format.FORWARDREF)
+    own: Mapping[str, Any] = vars(klass).get("__annotations__", {})
+    return own
+
+
 def _annotated(klass: type) -> Iterator[tuple[str, Any, Setting]]:
-    for name, hint in vars(klass).get("__annotations__", {}).items():
+    for name, hint in _own_annotations(klass).items():
         if isinstance(hint, str):
             # Only what speaks of a Setting is looked at: other annotations of the user's may name what is not there.
             if "Setting(" not in hint:

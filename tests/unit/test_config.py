@@ -1,6 +1,7 @@
 """Settings: reading the annotations, values alone and together, text, the reference, and the CPUs that may be used."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,17 +61,30 @@ def test_subclass_changes_default_and_setting() -> None:
     assert list(fields) == list(FIELDS)
 
 
-def test_annotations_in_strings_are_read() -> None:
-    """`from __future__ import annotations` changes nothing; an annotation that names what is not there does no harm."""
+SPELLINGS = {
+    "all in strings": ("from __future__ import annotations\n", "TypeCheckingOnly | None"),
+    "one in a string": ("", "'TypeCheckingOnly | None'"),
+}
+if sys.version_info >= (3, 14):  # before it, such a class could not be defined
+    SPELLINGS["lazy"] = ("", "TypeCheckingOnly | None")
+
+
+@pytest.mark.parametrize(("first_line", "unknown"), SPELLINGS.values(), ids=SPELLINGS)
+def test_an_annotation_that_cannot_be_resolved_harms_no_other(first_line: str, unknown: str) -> None:
+    """However annotations are written, one that names what is there for type checkers only hides no setting."""
     source = (
-        "from __future__ import annotations\n"
-        "class C:\n"
+        f"{first_line}class C:\n"
         "    size: Annotated[int | None, Setting('how large', unit='bytes')] = 4096\n"
-        "    other: TypeCheckingOnly = 1\n"
+        f"    other: {unknown} = None\n"
+        "    many: Annotated[int, Setting('how many')] = 1\n"
     )
     names: dict[str, Any] = {"__name__": __name__, "Annotated": Annotated, "Setting": Setting}
     exec(source, names)
-    assert list(settings(names["C"])) == ["size"]
+    found = settings(names["C"])
+    assert [(field.name, field.type, field.optional) for field in found.values()] == [
+        ("size", int, True),
+        ("many", int, False),
+    ]
 
 
 @pytest.mark.parametrize(
