@@ -6,31 +6,55 @@ Runs in the process that serves, in the supervisor's turns. Owns them all from t
 """
 
 import os
-from typing import TYPE_CHECKING
-
-from prefork.metrics.board import Board
+from typing import Any, Protocol
 
 from .children import Child, ChildKind, ChildTable, StrayReaper
-from .control import Control
-from .exporting import Exporting
-from .logs import Drops
-from .systemd import Notifying
 from .waiting import Waiting
 
-if TYPE_CHECKING:
-    from .changes import Changes
+
+class Attendant(Protocol):
+    """Something that has a turn; `turn(now)` never waits, and returns when it must be called again at the latest."""
+
+    def turn(self, now: float) -> float: ...
+
+
+class OverDescriptors(Attendant, Protocol):
+    """One that holds descriptors, whose copies a new child closes by `forget()`."""
+
+    def forget(self) -> None: ...
+
+
+class ControlSocket(OverDescriptors, Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class ExporterProcess(Attendant, Protocol):
+    def succeed(self, before: list[Child]) -> None: ...
+    def ended(self, child: Child | None, now: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class WatchedFiles(Attendant, Protocol):
+    def pack(self) -> Any: ...
+
+
+class DroppedLines(Attendant, Protocol):
+    def close(self) -> None: ...
 
 
 class Attendants:
     """What is None is not there."""
 
-    def __init__(self, board: Board, table: ChildTable, waiting: Waiting, notifying: Notifying | None) -> None:
-        self.changes: Changes | None = None
-        self._control: Control | None = None
-        self._exporting: Exporting | None = None
-        self._drops = Drops(board, table)
+    def __init__(
+        self, table: ChildTable, waiting: Waiting, drops: DroppedLines, notifying: OverDescriptors | None
+    ) -> None:
+        self.changes: WatchedFiles | None = None
+        self._control: ControlSocket | None = None
+        self._exporting: ExporterProcess | None = None
+        self._drops = drops
         self._notifying = notifying
-        self._strays = StrayReaper(table) if os.getpid() == 1 else None
+        self._strays = StrayReaper(lambda: {child.pid for child in table}) if os.getpid() == 1 else None
         self._table = table
         self._waiting = waiting
 
@@ -45,7 +69,9 @@ class Attendants:
 
     def turn(self, now: float) -> float:
         """A turn for each; when to be back. What control obeys in it is for now."""
-        present = (self._control, self._exporting, self._drops, self._notifying, self.changes, self._strays)
+        present: tuple[Attendant | None, ...] = (
+            self._control, self._exporting, self._drops, self._notifying, self.changes, self._strays,
+        )  # fmt: skip
         return min([each.turn(now) for each in present if each is not None])
 
     def note_exit(self, child: Child, now: float) -> None:
@@ -53,12 +79,12 @@ class Attendants:
         if child.kind is ChildKind.EXPORTER and self._exporting is not None:
             self._exporting.ended(child, now)
 
-    def control(self, control: Control) -> None:
+    def control(self, control: ControlSocket) -> None:
         """Have a control socket from now on."""
         self._control = control
         self._waiting.add(control.fileno())
 
-    def export(self, exporting: Exporting) -> None:
+    def export(self, exporting: ExporterProcess) -> None:
         """Have an exporter from now on."""
         exporting.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
         self._exporting = exporting

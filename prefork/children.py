@@ -296,14 +296,15 @@ def _alive(pidfd: int) -> bool:
 class StrayReaper:
     """As PID 1: reaps zombies that nobody in this process waits for, five seconds after they were first seen.
 
-    The delay leaves a status to whoever does wait for it (a Popen of the user's).
+    `known` gives the pids that somebody does wait for. The delay leaves a status to whoever else does (a Popen of the
+    user's).
     """
 
     PATIENCE_S = 5.0
     LOOK_EVERY_S = 1.0  # a look reads the whole of /proc
 
-    def __init__(self, table: ChildTable) -> None:
-        self._table = table
+    def __init__(self, known: Callable[[], set[int]]) -> None:
+        self._known = known
         self._seen: dict[int, float] = {}
         self._next_look = float("-inf")
 
@@ -312,7 +313,7 @@ class StrayReaper:
         if now < self._next_look:
             return self._next_look
         self._next_look = now + self.LOOK_EVERY_S
-        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - {child.pid for child in self._table}}
+        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - self._known()}
         for pid, since in self._seen.items():
             if now - since >= self.PATIENCE_S:
                 with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it

@@ -94,7 +94,7 @@ class Supervisor:
             self._facts, resumed=handed is not None, listener=self._door.kept(),
             before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
         )  # fmt: skip
-        self.attendants = Attendants(board, self.table, self._waiting, notifying)
+        self.attendants = Attendants(self.table, self._waiting, logs.Drops(board, self.table), notifying)
 
     # One turn.
 
