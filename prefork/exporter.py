@@ -35,7 +35,6 @@ from prefork.workers.signals import Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .exporting import NAME
-from .mixins import ThreadingMixIn
 from .server import TCPServer
 from .version import __version__
 
@@ -115,11 +114,8 @@ class Slots:
         return self._feed.fileno()
 
 
-class Exporter(ThreadingMixIn, TCPServer):
+class Exporter(TCPServer):
     """The HTTP server. Every connection has a deadline; at the cap, whoever has asked for nothing yet goes first."""
-
-    max_threads = CONNECTIONS
-    daemon_threads = True
 
     def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
         super().__init__(scope.metrics_listener.getsockname(), Handler, bind_and_activate=False)
@@ -128,6 +124,7 @@ class Exporter(ThreadingMixIn, TCPServer):
         self.scope = scope
         self.slots = slots
         self._master = master
+        self._open: set[socket.socket] = set()
         self._unread: dict[socket.socket, None] = {}
 
     def serving_master(self) -> bool:
@@ -160,6 +157,22 @@ class Exporter(ThreadingMixIn, TCPServer):
 
     # Limits.
 
+    def _has_room(self) -> bool:
+        return len(self._open) < CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own. Raises RuntimeError when the system has no more."""
+        self._open.add(request)
+        threading.Thread(target=self._finish_in_thread, args=(request, client_address), daemon=True).start()
+
+    def _finish_in_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         if len(self._unread) >= UNREAD:
             oldest = next(iter(self._unread))
@@ -177,6 +190,8 @@ class Exporter(ThreadingMixIn, TCPServer):
     def shutdown_request(self, request: Any) -> None:
         self.has_read(request)
         super().shutdown_request(request)
+        self._open.discard(request)
+        self._wake()  # there may have been no room
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape did not end well", exc_info=True)
