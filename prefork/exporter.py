@@ -8,7 +8,6 @@ from harming it: how many connections, how long each, which is given up first.
 import gzip
 import io
 import logging
-import mmap
 import os
 import signal
 import socket
@@ -25,16 +24,15 @@ from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
 from prefork.metrics.application import merge
-from prefork.metrics.board import Board, BoardReader, Snapshot, Word
+from prefork.metrics.board import Word
 from prefork.metrics.families import families
-from prefork.metrics.scoreboard import Slot, SlotReader
+from prefork.metrics.feed import Slots
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
 from prefork.workers.signals import Handler as SignalHandler
 from prefork.workers.signals import Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
-from .exporting import NAME
 from .server import TCPServer
 from .version import __version__
 
@@ -56,62 +54,6 @@ class Scope:
     listener: socket.socket | None  # of the service: looked at, never accepted on
     listener_name: str
     pool: bool
-
-
-class Slots:
-    """Every slot the exporter knows, read-only: those it was forked with, and those that came over the feed."""
-
-    def __init__(self, board: Board, feed: socket.socket) -> None:
-        self._feed = feed
-        feed.setblocking(False)
-        fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
-        self._readers: dict[int, SlotReader] = {}
-        self._last = 0  # the highest serial that was on the board
-        for serial, reader in board.readers().items():
-            self._add(serial, reader.number, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
-        self._lock = threading.Lock()
-
-    def snapshot(self, *, application: bool = False) -> Snapshot:
-        with self._lock:
-            snapshot = self._board.snapshot(self._reader, application=application)
-            # A serial comes over the feed and then to the board before the next one is given: one that does not stand
-            # there, behind one that does or did, is folded, whether we saw it there or not.
-            self._last = max(self._last, 0, *snapshot.serials)
-            for serial in [each for each in self._readers if each not in snapshot.serials and each <= self._last]:
-                self._readers.pop(serial).slot.close()
-            return snapshot
-
-    def receive(self) -> None:
-        """Take what came over the feed. Where something did, something may have ended: a look lets go of that, or an
-        exporter that nobody scrapes would hold every slot there ever was."""
-        with self._lock:
-            known = len(self._readers)
-            self._receive()
-        if len(self._readers) > known:
-            self.snapshot()
-
-    def _reader(self, serial: int) -> SlotReader | None:
-        if serial not in self._readers:
-            self._receive()
-        return self._readers.get(serial)
-
-    def _receive(self) -> None:
-        while True:
-            try:
-                name, fds, _, _ = socket.recv_fds(self._feed, NAME.size, 1)
-            except BlockingIOError:
-                return
-            if not fds:
-                return
-            serial, number = NAME.unpack(name)
-            self._add(serial, number, fds[0])
-
-    def _add(self, serial: int, number: int, fd: int) -> None:
-        self._readers[serial] = SlotReader(Slot.map_read_only(fd), number)
-
-    def fileno(self) -> int:
-        return self._feed.fileno()
 
 
 class Exporter(TCPServer):

@@ -8,13 +8,13 @@ import logging
 import os
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.board import Board, unannounced
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.feed import Feed, Slots
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
@@ -30,39 +30,8 @@ BACKLOG = 512  # a crowd that comes at once; where a Unix listener's queue is fu
 WEDGED_S = 3.0  # a connection that nobody takes for so long
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
-NAME = struct.Struct("=QQ")  # of a slot on its way: serial, and the number of its child
 OLD_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
 HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
-
-
-class Feed:
-    """The master's end of the socket pair over which the exporter gets the slots of children that come after it."""
-
-    def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ours.setblocking(False)
-
-    def send(self, serial: int, reader: SlotReader) -> bool:
-        """Whether the exporter got it; one that takes no more is wedged or dead."""
-        fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            socket.send_fds(self._ours, [NAME.pack(serial, reader.number)], [fd])
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
-
-    def keep_theirs(self) -> None:
-        """In the exporter."""
-        self._ours.close()
-
-    def keep_ours(self) -> None:
-        self.theirs.close()
-
-    def close(self) -> None:
-        self._ours.close()
-        self.theirs.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +134,7 @@ class Exporting:
         feed = self._feed = Feed()
 
         def body(birth: Birth, master: Master, number: int) -> int:
-            from .exporter import Scope, Slots, serve  # with all that it needs to speak HTTP: nobody else does
+            from .exporter import Scope, serve  # with all that it needs to speak HTTP: nobody else does
 
             sinks.name_child(f"exporter pid={os.getpid()}")
             feed.keep_theirs()
