@@ -178,6 +178,41 @@ def test_activation_over_a_reload(app: Path) -> None:
             assert psutil.Process(int(after)).ppid() == run.pid
 
 
+PASSED = {  # the kind of socket, how the service finds it, whether it is reloaded before its end
+    "stream, systemd": (socket.SOCK_STREAM, "systemd:web", False),
+    "stream, systemd, reloaded": (socket.SOCK_STREAM, "systemd:web", True),
+    "stream, fd, reloaded": (socket.SOCK_STREAM, "fd://{}", True),
+    "datagram, fd": (socket.SOCK_DGRAM, "fd://{}", False),
+    "datagram, systemd, reloaded": (socket.SOCK_DGRAM, "systemd:web", True),
+}
+
+
+@pytest.mark.parametrize("how", PASSED)
+def test_who_comes_to_a_passed_socket_after_the_end(how: str, app: Path) -> None:
+    """A passed socket is left as it was found: the kernel lets in who comes after the end, also where the service was
+    reloaded, and the next life of the service answers."""
+    kind, bind, reloads = PASSED[how]
+    with socket.socket(socket.AF_INET, kind) as passed, socket.socket(socket.AF_INET, kind) as late:
+        passed.bind(("127.0.0.1", 0))
+        if kind == socket.SOCK_STREAM:
+            passed.listen()
+        target = "app:Stream" if kind == socket.SOCK_STREAM else "app:Datagram"
+        argv = ["run", target, "--bind", bind.format(passed.fileno()), "--max-children", "1"]
+        program = (*passing({"web": passed.fileno()}), *command.MODULE) if "systemd" in bind else command.MODULE
+        with command.running(argv, cwd=app, program=program, fds=(passed.fileno(),)) as run:
+            assert command.ask(passed.getsockname(), b"x\n", kind)
+            if reloads:
+                run.process.send_signal(signal.SIGHUP)
+                run.read_until_listening()
+            assert run.ended(signal.SIGTERM) == 0
+        late.settimeout(command.HUNG)
+        late.connect(passed.getsockname())  # nobody accepts yet
+        late.sendall(b"x\n")
+        with command.running(argv, cwd=app, program=program, fds=(passed.fileno(),)):
+            assert late.recv(1000)
+            late.close()
+
+
 # Notices. Their order, and the watchdog, are a promise of FAULTS.md: tests/faults/test_manager.py.
 
 
