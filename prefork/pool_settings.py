@@ -8,6 +8,7 @@ from typing import Annotated
 
 from .config import Setting
 from .cpus import usable_cpus
+from .server import TCPServer
 
 
 class PoolSettings:
@@ -90,8 +91,9 @@ class PoolSettings:
     ] = 30.0
 
     request_queue_size: Annotated[
-        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1)
-    ] = 1024
+        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1,
+                     default_text="1024, or Python's own where that is more"),
+    ] = max(1024, TCPServer.request_queue_size)  # fmt: skip
     socket_mode: Annotated[
         int | None, Setting("mode of the path of a Unix socket; else what the umask leaves", group="Listening",
                             unit="mode", at_least=0, at_most=0o777, reloadable=False),

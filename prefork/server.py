@@ -9,6 +9,7 @@ A constructor makes the socket and nothing else.
 """
 
 import socket
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -81,7 +82,8 @@ class TCPServer(BaseServer):
 
     address_family: int = socket.AF_INET
     socket_type: int = socket.SOCK_STREAM
-    request_queue_size = 5  # connections the kernel may hold for us, at most net.core.somaxconn; listen(2)
+    # Connections that the kernel may hold for us, at most net.core.somaxconn, listen(2); the interpreter's own default.
+    request_queue_size = getattr(socket, "SOMAXCONN", 5) if sys.version_info >= (3, 15) else 5
     allow_reuse_address = False  # SO_REUSEADDR: bind although connections of an earlier server linger; socket(7)
     allow_reuse_port = False  # SO_REUSEPORT
     dual_stack: Annotated[
@@ -116,7 +118,8 @@ class TCPServer(BaseServer):
         """Bind the socket to `server_address`, which becomes the address it got. Override or extend it."""
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self.allow_reuse_port and self.address_family != getattr(socket, "AF_UNIX", None):
+        # Linux refuses it for other families since 6.12.9; the standard library sets it for these two since 3.14.
+        if self.allow_reuse_port and self.address_family in (socket.AF_INET, socket.AF_INET6):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # A class that names AF_INET6 itself gets what the system gives (net.ipv6.bindv6only), as it always did.
         if self.address_family == socket.AF_INET6 and (self.dual_stack or self._family_chosen):

@@ -72,14 +72,19 @@ class SupervisedMixIn(_AnyServer):
     _birth: Birth | None = None  # in a child that serves one request
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class in which a server class would hide the mix-in."""
+        """Refuse a class in which a server class would hide the mix-in.
+
+        One hides it by a `serve_forever()` that comes first, its own or BaseServer's. Hooks that come first hide
+        nothing: they are meant to be called; and a mix-in's `serve_forever()` goes on to the next.
+        """
         super().__init_subclass__(**kwargs)
-        for base in cls.__mro__:
-            if base is SupervisedMixIn:
-                return
-            if hasattr(base, "finish_request") and not issubclass(base, SupervisedMixIn):
+        for base in cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]:
+            if issubclass(base, SupervisedMixIn) or not hasattr(base, "finish_request"):
+                continue
+            if base is BaseServer or "serve_forever" in vars(base):
+                first = next(direct for direct in cls.__bases__ if issubclass(direct, base))
                 raise TypeError(
-                    f"could not define {cls.__name__}: {base.__name__} comes before the mix-in and would hide it; "
+                    f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
                     f"write the mix-in first"
                 )
 

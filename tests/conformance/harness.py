@@ -19,6 +19,12 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+# By the name of the method, in every class; left out of both runs.
+LEFT_OUT = {
+    # Since 3.14: it replaces `socket.socket` in the whole process while the server's thread begins to serve, and so may
+    # get hold of a socket of that thread's wake-up.
+    "test_tcp_timeout",
+}
 USERS_OF_SOCKETSERVER = ("http.server", "xmlrpc.server", "wsgiref.simple_server", "logging.config")
 
 
@@ -106,6 +112,17 @@ def left_behind(before: dict[int, str]) -> list[str]:
     return left
 
 
+def without(suite: unittest.TestSuite) -> unittest.TestSuite:
+    """The suite without what is left out."""
+    kept = unittest.TestSuite()
+    for each in suite:
+        if isinstance(each, unittest.TestSuite):
+            kept.addTest(without(each))
+        elif each.id().rpartition(".")[2] not in LEFT_OUT:
+            kept.addTest(each)
+    return kept
+
+
 def run(names: list[str]) -> dict[str, Any]:
     """Run these tests as regrtest does: with the network resource, in a directory that goes away afterwards."""
     from test import support
@@ -116,7 +133,7 @@ def run(names: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, os_helper.change_cwd(directory):
         before = open_descriptors()
         recorder = Recorder()
-        unittest.defaultTestLoader.loadTestsFromNames(names).run(recorder)
+        without(unittest.defaultTestLoader.loadTestsFromNames(names)).run(recorder)
         left = left_behind(before)
     return {"outcomes": recorder.outcomes, "details": recorder.details, "left": left}
 

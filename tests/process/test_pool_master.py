@@ -7,6 +7,7 @@ import socketserver
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -97,6 +98,33 @@ def test_wrong_order_is_refused() -> None:
 
     class Right(socketserver.ThreadingMixIn, prefork.PreForkingMixIn, prefork.TCPServer):
         pass
+
+
+@pytest.mark.parametrize("mixin", [prefork.PreForkingMixIn, prefork.ForkingMixIn, prefork.ThreadingMixIn])
+@pytest.mark.parametrize("base", [object, prefork.BaseServer, socketserver.BaseServer])
+def test_hooks_before_the_mixin_hide_nothing(mixin: type, base: type) -> None:
+    """A class of hooks comes before the mix-in, also one that derives from BaseServer; a server class whose
+    `serve_forever` comes first is refused, be it its own or that of BaseServer."""
+
+    class Hooks(base):  # type: ignore[misc]
+        def finish_request(self, request: Any, client_address: Any) -> None:
+            raise AssertionError("only defined here")
+
+    class Loop(base):  # type: ignore[misc]
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            raise AssertionError("only defined here")
+
+    below = socketserver.TCPServer if base is socketserver.BaseServer else prefork.TCPServer
+    server = type("Server", (Hooks, mixin, below), {})
+    assert server.finish_request is Hooks.finish_request
+    assert server.serve_forever is mixin.serve_forever
+    if base is object:  # it extends what comes next
+        assert type("Server", (Loop, mixin, below), {}).serve_forever is Loop.serve_forever
+        return
+    with pytest.raises(TypeError, match=r"Loop comes before the mix-in and would hide it; write the mix-in first"):
+        type("Server", (Loop, mixin, below), {})
+    with pytest.raises(TypeError, match=rf"{below.__name__} comes before the mix-in"):
+        type("Server", (below, mixin), {})
 
 
 @pytest.mark.parametrize("freeze", [True, False])

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import socket
+import socketserver
 import struct
 import sys
 import threading
@@ -102,6 +103,31 @@ def test_reuse_port() -> None:
 
     with Shared(LOOPBACK, Upper) as one, Shared(one.server_address, Upper) as other:
         assert one.server_address == other.server_address
+
+
+@pytest.mark.parametrize("family", sorted(socket.AddressFamily), ids=lambda family: family.name)
+def test_reuse_port_is_for_the_internet(family: socket.AddressFamily) -> None:
+    """SO_REUSEPORT is set for IPv4 and IPv6 alone: for others newer kernels refuse it."""
+    told = []
+
+    class Told:
+        def setsockopt(self, level: int, option: int, value: int) -> None:
+            told.append(option)
+
+        def bind(self, address: object) -> None:
+            pass
+
+        def getsockname(self) -> object:
+            return LOOPBACK
+
+        def close(self) -> None:
+            pass
+
+    server: Any = TCPServer(LOOPBACK, Upper, bind_and_activate=False)
+    server.server_close()
+    server.address_family, server.socket, server.allow_reuse_port = family, Told(), True
+    server.server_bind()
+    assert (socket.SO_REUSEPORT in told) == (family in (socket.AF_INET, socket.AF_INET6))
 
 
 def test_unix_servers(tmp_path: Path) -> None:
@@ -222,7 +248,7 @@ def test_another_connection_that_broke_is_news(caplog: pytest.LogCaptureFixture)
 def test_a_queue_longer_than_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
     """A pool that asks for a longer queue than net.core.somaxconn gives says so; a plain server does not."""
     limit = int(Path("/proc/sys/net/core/somaxconn").read_text())
-    assert prefork.PreForkingTCPServer.request_queue_size == 1024
+    assert prefork.PreForkingTCPServer.request_queue_size == max(1024, socketserver.TCPServer.request_queue_size)
     for base, size, said in ((prefork.PreForkingTCPServer, limit, 0), (TCPServer, limit + 1, 0),
                              (prefork.PreForkingTCPServer, limit + 1, 1)):  # fmt: skip
         type("Server", (base,), {"request_queue_size": size})(LOOPBACK, Upper).server_close()
