@@ -57,8 +57,7 @@ _lock = threading.RLock()
 def adopt(region: memoryview) -> bool:
     """Keep the values of this process in `region` from now on, with what they have. Before the first fork.
 
-    False, and nothing changes, when they are in another service's region already. Says in the log which of the
-    program's metrics are not served, or not from every process.
+    False, and nothing changes, when they are in another service's region already.
     """
     global _home
     with _lock:
@@ -69,10 +68,6 @@ def adopt(region: memoryview) -> bool:
         _home = home
     if homeless:
         _say_full(home)
-    if VALUES in sys.modules:
-        from .families import say_what_is_not_served
-
-        say_what_is_not_served()
     return True
 
 

@@ -20,6 +20,7 @@ from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener
 from .policy import NO_POOL, Limits, Phase
+from .reload import execute
 from .service import Service
 from .supervisor import Supervisor
 
@@ -83,6 +84,7 @@ def _supervisor(
     service = Service(
         values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
         listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
+        execute=execute,
     )  # fmt: skip
     supervisor = Supervisor(service, limits(values), handed.board(), wakeup, handed, failed=why)
     if values["seen"] is not None:

@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
         since = monotonic()
-        boot_one(server)
+        boot_one(server._rehearsal())
         for address, verdict in tried.seen or [("inherited", "it came bound")]:
             _say("address", f"{address}: {verdict}")
         _say("worker", f"booted in {monotonic() - since:.2f} s, and left")

@@ -24,7 +24,7 @@ from prefork.workers.wakeup import Wakeup
 
 from . import control, directory
 from .commands import BY_SIGNAL, Command
-from .config import in_force, validate
+from .config import in_force, refuse_changes, validate
 from .errors import PreforkError
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
 from .listeners import Listener, address_text, asked_once_more, widen
@@ -32,7 +32,8 @@ from .origin import ORIGIN
 from .ownership import Access
 from .policy import Limits, Phase
 from .pool_settings import PoolSettings
-from .rehearsal import rehearse
+from .rehearsal import Rehearsal, rehearse
+from .reload import execute
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .service import Service
 from .supervised import SupervisedMixIn
@@ -138,7 +139,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
         self._control_terms()
         if rehearsing():
-            rehearse(self)
+            rehearse(self._rehearsal())
         if self._single:
             super().serve_forever(poll_interval)
             return
@@ -240,6 +241,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
             application_bytes=self._application_bytes(), pack=self._pack, no_reload=self._no_reload(),
             asked=lambda: bool(signals.notes) or (self._shutdown_requested and not self.draining),
+            execute=execute,
         )  # fmt: skip
         self._end_own_requests()
         given = self._given()
@@ -271,6 +273,19 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         given = handed()
         in_main_thread = threading.current_thread() is threading.main_thread()
         return given if in_main_thread and given is not None and not given.rehearsal else None
+
+    def _rehearsal(self) -> Rehearsal:
+        """For a process that only tries this service: a worker of it boots, and leaves."""
+        return Rehearsal(
+            self.working_directory, self.boot_timeout, self._pool_on_trial, self._work, self._scoreboard,
+            refuse=lambda fixed: refuse_changes(fixed, self, self._launch, same_listener=self._first.resumed),
+            listeners=lambda: (self.socket, self._metrics_listener, self._control_listener),
+        )  # fmt: skip
+
+    def _pool_on_trial(self, wakeup: Wakeup, signals: Signals) -> Supervisor:
+        self._serves = False
+        self._supervisor = self._pool(wakeup, signals)
+        return self._supervisor
 
     def _pack(self, record: Record) -> None:
         """What the next image needs of this server."""

@@ -3,6 +3,8 @@
 A record of values and of calls back into the server; made by the server, read by the supervisor.
 """
 
+import errno
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +12,10 @@ from dataclasses import dataclass
 from prefork.workers.bootstrap import Birth, Master
 
 from .handover import Record
-from .reload import execute
+
+
+def _nowhere(record: Record) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +32,4 @@ class Service:
     pack: Callable[[Record], None] = lambda record: None  # what of it goes over to the next image
     no_reload: str | None = None  # why it cannot be reloaded
     asked: Callable[[], bool] = lambda: False  # whether there is a command that no turn has been told of
-    execute: Callable[[Record], None] = execute  # how the next image comes; a simulation has another way
+    execute: Callable[[Record], None] = _nowhere  # how the next image comes; returns only by an OSError

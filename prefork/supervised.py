@@ -7,6 +7,7 @@ closed.
 
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterable
 from math import inf
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefork.metrics.application import REGION_BYTES
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import Role
-from prefork.metrics.prometheus import adopt, release
+from prefork.metrics.prometheus import VALUES, adopt, release
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
 from prefork.workers import forked
 from prefork.workers.bootstrap import Birth
@@ -115,6 +116,10 @@ class SupervisedMixIn(_AnyServer):
         slot = Slot(0, self._application_bytes())
         self._enter(slot, Role.SERVER)
         self._adopted = slot if adopt(slot.application) else None
+        if self._adopted is not None and VALUES in sys.modules:
+            from prefork.metrics.families import say_what_is_not_served  # with prometheus_client, which is there
+
+            say_what_is_not_served()
 
     def _may_fork_exporter(self) -> bool:
         return self._lanes is None or not self._threaded() or self._lanes.all_free(held=self._lane)

@@ -49,6 +49,10 @@ def in_workers(work: Callable[[int], None]) -> list[Copy]:
     regions = []
     master, totals = memoryview(mmap.mmap(-1, REGION_BYTES)), memoryview(mmap.mmap(-1, FOLDED_BYTES))
     assert prometheus.adopt(master)
+    if prometheus.VALUES in sys.modules:
+        from prefork.metrics.families import say_what_is_not_served
+
+        say_what_is_not_served()
     for number in range(1, WORKERS + 1):
         memory = memoryview(mmap.mmap(-1, REGION_BYTES))
         regions.append(Region(memory, str(number)))
