@@ -2,8 +2,10 @@
 
 import os
 import shlex
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from time import monotonic
 
 import pytest
 
+from tests.support.answering import answering, ended
 from tests.support.clients import HUNG, ROOT, ask
 from tests.support.monitored import MONITORED
 from tests.support.service import ENDED_BY_TERM, Service, script
@@ -282,3 +285,25 @@ def test_a_service_that_ends(tmp_path: Path) -> None:
                 terminal.wait("0 accepted, 0 ok", "2 idle", without="no answer")
             terminal.type("q")
             terminal.wait("left 0")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate is checked, and an answer that never ends has its deadline here too."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "k", "-out", "c"]
+    subprocess.run(["openssl", "req", "-x509", "-days", "1", *new, *names], cwd=tmp_path, check=True, timeout=HUNG)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+
+    def talk(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) as secured:
+            secured.recv(4096)
+            secured.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while True:
+                secured.sendall(b"x")
+
+    for trusted, said in (("nothing", "TLS: certificate verify failed"), (tmp_path / "c", "no answer within 0.5 s")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        with answering(talk) as address:
+            assert said in ended(f"https://localhost:{address.rpartition(':')[2]}", 0.5)

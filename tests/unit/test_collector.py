@@ -2,8 +2,6 @@
 absent; the arithmetic of each against numbers put in by hand."""
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -337,12 +335,3 @@ def test_openmetrics_too(scrape: Scrape) -> None:
     text = openmetrics(registry(scrape)).decode()
     assert text.endswith("# EOF\n")
     assert text.count("# TYPE ") == len(TABLE)
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="prometheus and promtool are not installed")
-def test_promtool_has_nothing_to_say(scrape: Scrape) -> None:
-    """`promtool check metrics` finds no fault in a scrape with every family in it."""
-    done = subprocess.run(
-        ["promtool", "check", "metrics"], input=generate_latest(registry(scrape)), capture_output=True, timeout=30
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -1,21 +1,14 @@
 """A GET from a metrics address: what may be given, and that it ends, whatever answers."""
 
-import shutil
 import socket
-import ssl
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from prefork.errors import ConfigError, PreforkError
+from prefork.errors import ConfigError
 from prefork.top_http import get, parse_url
-
-HUNG = 30.0  # seconds; never reached unless something hangs
+from tests.support.answering import HUNG, answering, ended
 
 
 @pytest.mark.parametrize(
@@ -59,37 +52,6 @@ def test_beside(text: str, other: str | None) -> None:
     assert (found and found.path) == other
 
 
-@contextmanager
-def answering(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A listener that takes one connection and talks; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(HUNG)
-
-        def run() -> None:
-            with listener.accept()[0] as sock:
-                sock.settimeout(HUNG)
-                try:
-                    talk(sock)
-                except OSError:
-                    pass  # the client has had enough
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            thread.join(HUNG)
-
-
-def ended(text: str, seconds: float) -> str:
-    """What the question fails with; it must not take much longer than that."""
-    began = monotonic()
-    with pytest.raises(PreforkError) as caught:
-        get(parse_url(text), began + seconds)
-    assert monotonic() - began < seconds + HUNG / 3
-    return str(caught.value)
-
-
 def test_the_answer() -> None:
     """Status, body and the exporter's clock."""
 
@@ -119,28 +81,6 @@ def test_an_answer_that_never_ends() -> None:
 
     with answering(talk) as address:
         assert "no answer within 0.2 s" in ended(address, 0.2)
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
-def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificate is checked, and an answer that never ends has its deadline here too."""
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "k", "-out", "c"]
-    subprocess.run(["openssl", "req", "-x509", "-days", "1", *new, *names], cwd=tmp_path, check=True, timeout=HUNG)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
-
-    def talk(sock: socket.socket) -> None:
-        with context.wrap_socket(sock, server_side=True) as secured:
-            secured.recv(4096)
-            secured.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
-            while True:
-                secured.sendall(b"x")
-
-    for trusted, said in (("nothing", "TLS: certificate verify failed"), (tmp_path / "c", "no answer within 0.5 s")):
-        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-        with answering(talk) as address:
-            assert said in ended(f"https://localhost:{address.rpartition(':')[2]}", 0.5)
 
 
 def test_what_does_not_speak_http() -> None:
