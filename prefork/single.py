@@ -1,8 +1,9 @@
 """`prefork run --single`: no fork; requests run one after another in this process, for a debugger.
 
 Runs in the process of the command line, on its main thread. `breakpoint()` in a handler has the terminal, Ctrl-C is a
-KeyboardInterrupt wherever the program is (after a `continue` of pdb: its prompt), and `quit` ends the service. Nobody
-supervises: no timeouts, no recycling, no metrics, no reload.
+KeyboardInterrupt wherever the program is (after a `continue` of pdb: its prompt), and `quit` ends the service: with
+status 0, and from Python 3.14 on, where it asks first and then exits, with 1. Nobody supervises: no timeouts, no
+recycling, no metrics, no reload.
 """
 
 import logging
@@ -36,7 +37,10 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 
 
 def serve_single(server: "PreForkingMixIn") -> None:
-    """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it."""
+    """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it.
+
+    A SystemExit of a handler, or of pdb, ends it too, and passes.
+    """
     directory.enter(server.working_directory)
     server._single = server._in_place = True
     vars(server)["handle_error"] = _unless_left(server.handle_error)
@@ -53,6 +57,9 @@ def serve_single(server: "PreForkingMixIn") -> None:
         server.worker_stopping()
     except (KeyboardInterrupt, BdbQuit):
         server.worker_stopping()
+    except SystemExit:
+        server.worker_stopping()
+        raise
     finally:
         signals.put_back()
         wakeup.close()

@@ -28,6 +28,8 @@ class Handler(prefork.StreamRequestHandler):
                 while True: pass
             if word == b"fail":
                 raise ValueError("this request only")
+            if word == b"exit":
+                raise SystemExit(7)
             if word == b"end":
                 self.server.shutdown()
             threads = threading.active_count()
@@ -63,6 +65,16 @@ def at_terminal(here: Path) -> Iterator[tuple[Terminal, tuple[str, int]]]:
         yield shown, ("127.0.0.1", port)
 
 
+def quit_debugger(shown: Terminal) -> None:
+    """Leave pdb and the service at its prompt; since Python 3.14 it asks whether to end the process, with status 1."""
+    shown.type(b"quit\n")
+    asks = sys.version_info >= (3, 14)
+    if asks:
+        shown.wait_shown("[y/n] ")
+        shown.type(b"y\n")
+    assert shown.ended() == int(asks)
+
+
 def test_breakpoint_in_a_handler(at_terminal: tuple[Terminal, tuple[str, int]]) -> None:
     """breakpoint() in a handler is a prompt at the terminal; what is typed there changes what the client gets."""
     shown, address = at_terminal
@@ -78,8 +90,7 @@ def test_breakpoint_in_a_handler(at_terminal: tuple[Terminal, tuple[str, int]]) 
         assert client.recv(100) == b"MENDED %d 1\n" % shown.process.pid
     shown.type(CTRL_C)  # pdb has taken it with "continue"
     shown.wait_shown("(Pdb) ")
-    shown.type(b"quit\n")
-    assert shown.ended() == 0
+    quit_debugger(shown)
     assert f"stopping {shown.process.pid}" in shown.shown
     assert "Traceback" not in shown.shown
 
@@ -107,8 +118,7 @@ def test_ctrl_c_and_quit_at_the_prompt(at_terminal: tuple[Terminal, tuple[str, i
         shown.wait_shown("(Pdb) ")
         shown.type(b"p 6 * 7\n")
         shown.wait_shown("42\n")
-        shown.type(b"quit\n")
-        assert shown.ended() == 0
+        quit_debugger(shown)
         assert client.recv(100) == b""
     assert f"stopping {shown.process.pid}" in shown.shown
 
@@ -126,6 +136,15 @@ def test_everything_runs_in_the_one_process(target: str, here: Path) -> None:
         assert run.ended() == 0
     assert run.log.count("Traceback") == 1
     assert "this request only" in run.log
+
+
+def test_exit(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A SystemExit of a handler ends the service with that status, after worker_stopping()."""
+    with running(["run", "app:Server", "--bind", ANY_PORT, "--single"], cwd=here) as run:
+        assert ask(("127.0.0.1", run.port), b"exit\n") == b""
+        assert run.ended() == 7
+    assert capfd.readouterr().out == f"started {run.pid}\nstopping {run.pid}\n"
+    assert "Traceback" not in run.log
 
 
 def test_terminated(here: Path) -> None:
