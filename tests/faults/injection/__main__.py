@@ -1,0 +1,53 @@
+"""Every fault at every occurrence: python -m tests.faults.injection [--stimulus TEXT] [--call NAME] [--errno NAME] …
+
+Prints a line for each fault after which something did not hold, and the table call × errno at the end. A sweep of
+everything takes an hour or so on two cores; each option narrows it. The exit status says whether everything held.
+"""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+
+from .injector import ALL
+from .scene import ENDS, STIMULI
+from .sweep import faults_of, sweep
+
+KINDS = ("ok", "start", "lost", "hung", "stranger", "other")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.injection", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("--stimulus", help="only those whose name has this text in it")
+    parser.add_argument("--call", action="append", choices=ALL, help="only this system call; may be repeated")
+    parser.add_argument("--errno", action="append", help="only this errno; may be repeated")
+    parser.add_argument("--who", choices=("master", "worker", "exporter"), default="master")
+    parser.add_argument("--occurrences", type=int, default=1000, help="no more than so many of one call")
+    parser.add_argument("--step", type=int, default=1, help="each so-manieth occurrence only, behind the first sixteen")
+    parser.add_argument("--show", action="store_true", help="print the log of each scene that was spoiled")
+    given = parser.parse_args()
+    stimuli = [name for name in (*STIMULI, ENDS) if not given.stimulus or given.stimulus in name]
+    calls = given.call or ALL
+    table: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for stimulus in stimuli:
+        faults = faults_of(stimulus, calls, given.errno, given.occurrences, given.step, given.who)
+        for found in sweep(stimulus, faults, given.who):
+            table[found.fault.call, found.fault.errno][found.kind] += 1
+            if found.kind != "ok":
+                print(f"{stimulus}: {found.fault}: {'; '.join(found.violations)}", flush=True)
+                if given.show:
+                    print(found.log, flush=True)
+    _print(table)
+    return int(any(counts[kind] for counts in table.values() for kind in KINDS if kind not in ("ok", "start")))
+
+
+def _print(table: dict[tuple[str, str], Counter[str]]) -> None:
+    print(f"{'call':20}{'errno':14}" + "".join(f"{kind:>10}" for kind in KINDS))
+    total: Counter[str] = Counter()
+    for (call, error), counts in sorted(table.items()):
+        total += counts
+        print(f"{call:20}{error:14}" + "".join(f"{counts[kind] or '.':>10}" for kind in KINDS))
+    print(f"{'in all':20}{sum(total.values()):<14}" + "".join(f"{total[kind]:>10}" for kind in KINDS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

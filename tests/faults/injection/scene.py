@@ -1,0 +1,347 @@
+"""One service under the injector, what is done to it, and what must hold after each fault.
+
+Runs in the test's process. A stimulus is something that makes the master act (a death, a question, a reload, the end);
+a fault is armed for the time from the stimulus until the service is at rest again. Whatever the fault was, afterwards
+the invariants of `Scene.violations()` hold: the client's connection or the reload itself may have failed, and nothing
+else. Waits by looking again every few milliseconds, under one timeout that means hung.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psutil
+
+from tests.support.scraping import get
+from tests.support.service import ROOT, kill_session
+
+from .injector import CALLS, Fault, Injector
+
+HUNG = 12.0  # seconds; a fork that failed is tried again after 0.5 s, an exporter after at most a few
+WORKERS = 2
+GRACEFUL_S = 3.0
+LOOK_S = 0.02
+WAITS = {str(CALLS["epoll_wait"]), str(CALLS["epoll_pwait2"])}
+SETTINGS = f"""
+[prefork]
+target = "app:Handler"
+bind = "127.0.0.1:0"
+metrics = "unix:metrics"
+control = "unix:control"
+max_children = {WORKERS}
+graceful_timeout = {GRACEFUL_S}
+boot_timeout = 5
+"""
+Status = dict[str, Any]
+
+
+class Hung(Exception):
+    """The service did not come to rest."""
+
+
+class Scene:
+    """A running service; use as a context manager."""
+
+    def __init__(self, folder: Path, injector: Injector) -> None:
+        self.folder = folder
+        self.injector = injector
+        self.release(1)
+        (folder / "app.py").write_text((Path(__file__).parent / "app.py").read_text())
+        (folder / "prefork.toml").write_text(SETTINGS)
+        self._log = (folder / "log").open("wb")
+        self._releases = 1
+        environ = os.environ | {"PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [*injector.before, sys.executable, "-m", "prefork", "run", "--config", "prefork.toml"],
+            cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
+            pass_fds=injector.fds, start_new_session=True,
+        )  # fmt: skip
+        try:
+            injector.attach(self.process.pid)
+            self.settle(lambda status: True)
+            self.expected = "1"
+            self.descriptors = self._descriptors()
+        except BaseException:
+            sys.stderr.write(self.log)
+            self._end()
+            raise
+
+    def __enter__(self) -> "Scene":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self.injector.disarm()
+        kill_session(self.process.pid)
+        self.process.wait()
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    # Clients.
+
+    def release(self, name: object) -> None:
+        new = self.folder / "release.new"
+        new.write_text(str(name))
+        new.rename(self.folder / "release")
+
+    def command(self, verb: str, within: float = 2.0) -> Any:
+        """The last line of the answer. Raises OSError or ValueError when there is none."""
+        with self._connected("control", within) as sock, sock.makefile("rb") as answers:
+            sock.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            for line in answers:
+                message = json.loads(line)
+                if "ok" in message:
+                    if not message["ok"]:
+                        raise ValueError(message["error"])
+                    return message["result"]
+        raise ConnectionError("the connection was closed")
+
+    @contextlib.contextmanager
+    def _connected(self, name: str, within: float) -> Iterator[socket.socket]:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(within)
+            sock.connect(os.path.relpath(self.folder / name))
+            yield sock
+
+    def status(self) -> Status:
+        found: Status = self.command("status")
+        return found
+
+    def ask(self) -> str:
+        """Which release answers a client."""
+        host, _, port = self.status()["address"].rpartition(":")
+        with socket.create_connection((host, int(port)), HUNG) as sock:
+            sock.sendall(b"who\n")
+            sock.shutdown(socket.SHUT_WR)
+            with sock.makefile() as answer:
+                return answer.readline().partition(" ")[0]
+
+    def workers(self) -> list[int]:
+        return [worker["pid"] for worker in self.command("workers")["workers"]]
+
+    # What is done to it.
+
+    def settle(self, where: Callable[[Status], bool]) -> Status:
+        """Until the pool is whole, nothing is on its way, the exporter answers, and `where` is true."""
+        deadline = monotonic() + HUNG
+        last: object = "nothing"
+        while monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise Hung(f"the master ended with {self.process.returncode}")
+            try:
+                status = self.status()
+                last = status
+                if _at_rest(status) and where(status) and get(os.path.relpath(self.folder / "metrics")).status == 200:
+                    return status
+            except (OSError, ValueError) as exc:
+                last = exc
+            time.sleep(LOOK_S)
+        raise Hung(f"not at rest after {HUNG} s: {last}")
+
+    def signal(self, signum: int) -> None:
+        """Send the master a signal while it waits: a handler would end any filtered call that has not reached us yet
+        with EINTR, which the call itself never says."""
+        deadline = monotonic() + HUNG
+        while Path(f"/proc/{self.process.pid}/syscall").read_text().split()[0] not in WAITS and monotonic() < deadline:
+            time.sleep(0)
+        os.kill(self.process.pid, signum)
+
+    def kill_worker(self) -> None:
+        victim = self.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        self.settle(lambda status: victim not in self.workers())
+
+    def ask_control(self) -> None:
+        for verb in ("status", "workers", "stacks", "version"):
+            with contextlib.suppress(OSError, ValueError):
+                self.command(verb)
+        self.settle(lambda status: True)
+
+    def reload(self) -> None:
+        """It ends in a new generation, or says why not."""
+        self._releases += 1
+        self._reload(str(self._releases))
+
+    def reload_broken(self) -> None:
+        self._reload("broken")
+
+    def reload_late(self) -> None:
+        """The new image fails, the degraded master obeys, and the next reload mends it."""
+        self._reload("late")
+        self._releases += 1
+        self._reload(str(self._releases))
+
+    def _reload(self, release: str) -> None:
+        self.release(release)
+        before = self.reloads()
+        self.signal(signal.SIGHUP)
+        deadline = monotonic() + HUNG
+        while self.reloads() == before:
+            if monotonic() > deadline:
+                raise Hung("a reload was never said to have ended")
+            time.sleep(LOOK_S)
+        status = self.settle(lambda status: not status["reloading"])
+        if self.reloads()[0] > before[0] and not status["degraded"]:
+            self.expected = release
+
+    def reloads(self) -> tuple[int, int]:
+        """How many have ended well, and how many have not, by the log."""
+        text = self.log
+        if self.process.poll() is not None:
+            raise Hung(f"the master ended with {self.process.returncode}")
+        return len(re.findall(r"reload: generation \d+ is in service", text)), text.count("reload failed:")
+
+    def serve(self) -> None:
+        """A few requests, which a fault in the worker may cost, and a scrape."""
+        for _ in range(2 * WORKERS):
+            with contextlib.suppress(OSError, ValueError):
+                self.ask()
+        self.settle(lambda status: True)
+
+    def kill_exporter(self) -> None:
+        before = self._exporters()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        self.settle(lambda status: not set(before) & set(self._exporters()))
+
+    def replace_workers(self) -> None:
+        before = set(self.workers())
+        self.signal(signal.SIGUSR2)
+        self.settle(lambda status: not before & set(self.workers()))
+
+    def end(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def pid_of(self, who: str) -> int:
+        """Into whom the fault goes."""
+        match who:
+            case "worker":
+                return self.workers()[0]
+            case "exporter":
+                return self._exporters()[0]
+        return self.process.pid
+
+    def died_at_start(self) -> bool:
+        """Whether the new image died before a line of ours ran in it: in the loader, or in the interpreter's start."""
+        said = self.log.rpartition("replacing this image by a new one")[2]
+        began = "prefork.supervisor" in said or "in take_over" in said
+        return not began and "replacing this image" in self.log
+
+    # What must hold.
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def _exporters(self) -> list[int]:
+        return [pid for pid, title in self._titles().items() if "exporter" in title]
+
+    def _titles(self) -> dict[int, str]:
+        found = {}
+        for child in self._children():
+            with contextlib.suppress(psutil.Error):
+                found[child.pid] = " ".join(child.cmdline()) or child.status()
+        return found
+
+    def _descriptors(self) -> list[str]:
+        """Kinds of the master's descriptors, once no client is on its way."""
+        folder = f"/proc/{self.process.pid}/fd"
+        found = []
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                found.append(re.sub(r"[\[(].*", "", os.readlink(f"{folder}/{name}")))
+        return sorted(found)
+
+    def violations(self) -> list[str]:
+        """What is not as it must be, in a word each, with what was seen."""
+        found = []
+        if trace := _unasked_traceback(self.log):
+            found.append(f"traceback: {trace}")
+        if (release := self.ask()) != self.expected:
+            found.append(f"generation: {release} answers, not {self.expected}")
+        known = set(self.workers())
+        titles = self._titles()
+        strange = {pid: title for pid, title in titles.items() if pid not in known and "exporter" not in title}
+        if strange:
+            found.append(f"stranger: {strange}")
+        if missing := known - set(titles):
+            found.append(f"row without a process: {missing}")
+        if len(self._exporters()) > 1:
+            found.append(f"exporters: {self._exporters()}")
+        if (now := self._descriptors()) != self.descriptors:
+            found.append(f"descriptors: {now}, not {self.descriptors}")
+        return found
+
+    def wait_violations(self) -> list[str]:
+        """Those that are still there after a while: a process that is about to end has a moment for it."""
+        deadline = monotonic() + 2.0
+        while (found := self.violations()) and monotonic() < deadline:
+            time.sleep(LOOK_S)
+        return found
+
+
+def _unasked_traceback(log: str) -> str:
+    """The first one that a broken release does not explain."""
+    for found in re.finditer(r"Traceback \(most recent call last\):\n(?:\s.*\n)*.*\n", log):
+        if "RuntimeError: release" not in found[0]:
+            return found[0][-600:]
+    return ""
+
+
+def _at_rest(status: Status) -> bool:
+    workers = status["workers"]
+    serving = workers["idle"] + workers["busy"]
+    return bool(serving == WORKERS == sum(workers.values()) and not status["reloading"])
+
+
+STIMULI: dict[str, Callable[[Scene], None]] = {
+    "requests": Scene.serve,
+    "a worker is killed": Scene.kill_worker,
+    "control is asked": Scene.ask_control,
+    "the exporter is killed": Scene.kill_exporter,
+    "workers are replaced": Scene.replace_workers,
+    "a reload": Scene.reload,
+    "a reload that fails": Scene.reload_broken,
+    "a reload that fails late": Scene.reload_late,
+}
+ENDS = "the end"
+
+
+def inject(scene: Scene, stimulus: str, fault: Fault, who: str = "master") -> tuple[bool, list[str]]:
+    """Whether the fault was met, and what did not hold afterwards. A scene that was spoiled is of no more use."""
+    scene.injector.arm(fault, scene.pid_of(who))
+    try:
+        if stimulus == ENDS:
+            return _inject_into_end(scene)
+        STIMULI[stimulus](scene)
+        hit = scene.injector.disarm()
+        return hit, scene.wait_violations()
+    except (Hung, OSError, ValueError) as exc:
+        lost = scene.process.poll() is not None
+        what = "start" if lost and scene.died_at_start() else "lost" if lost else "hung"
+        return scene.injector.disarm(), [f"{what}: {exc}"]
+
+
+def _inject_into_end(scene: Scene) -> tuple[bool, list[str]]:
+    scene.end()
+    try:
+        status = scene.process.wait(GRACEFUL_S + 2.0)
+    except subprocess.TimeoutExpired:
+        return scene.injector.disarm(), ["hung: it does not end"]
+    left = kill_session(scene.process.pid)
+    found = [f"status: ended with {status}"] * (status != 0) + [f"stranger: {left}"] * bool(left)
+    return scene.injector.disarm(), found
