@@ -2,47 +2,39 @@
 
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from prefork.metrics.collector import TABLE
+from prefork.metrics.board import SIGNAL_DEATHS
+from prefork.metrics.collector import TABLE, Row, families
 from tests.support.prometheus import needs_prometheus
 from tests.support.service import HUNG, ROOT
+from tests.unit.test_collector import whole_scrape
 
 FOLDER = ROOT / "deploy" / "prometheus"
 SCRAPING = ("prometheus/prometheus.yml", "container/prometheus.yml")
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 SUFFIXES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 SERVED = {row.name + suffix for row in TABLE for suffix in SUFFIXES[row.kind]}
-# Not served until there is TLS. A rule for a metric that is absent is silent.
-NOT_SERVED = {"prefork_tls_certificate_expiry_timestamp_seconds"}
-# What must have an alert that looks at it, directly or by a recording rule.
-ALERTED = NOT_SERVED | {
-    "prefork_control_requests_total",
-    "prefork_reloads_total", "prefork_last_reload_successful", "prefork_log_messages_dropped_total",
-    "prefork_workers", "prefork_workers_min", "prefork_lanes", "prefork_lanes_busy", "prefork_saturated_seconds_total",
-    "prefork_listen_queue_length", "prefork_listen_queue_limit", "prefork_netns_listen_overflows_total",
-    "prefork_netns_listen_drops_total", "prefork_datagram_receive_drops_total", "prefork_connections_accepted_total",
-    "prefork_connections_rejected_total", "prefork_accept_errors_total", "prefork_requests_total",
-    "prefork_request_duration_seconds_bucket", "prefork_queue_wait_seconds_bucket",
-    "prefork_oldest_request_age_seconds", "prefork_worker_exits_total", "prefork_worker_signal_deaths_total",
-    "prefork_fork_failures_total", "prefork_worker_boot_seconds_bucket", "prefork_worker_backoff",
-    "prefork_worker_private_memory_bytes", "prefork_worker_open_fds_max", "prefork_worker_fds_limit",
-    "prefork_master_loop_delay_seconds_bucket", "prefork_application_series_dropped_total",
-    "prefork_slot_words_rejected_total", "up",
-}  # fmt: skip
+SELECTED = re.compile(r"(prefork_[a-z_]+)\{([^}]*)\}")
+LABEL = re.compile(r"""(\w+)=~?["']([^"']*)["']""")
+
+
+@cache
+def _every_rule() -> list[dict[str, Any]]:
+    return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
 def rules(kind: str) -> Iterator[dict[str, Any]]:
     """Every rule that has this key: alert or record."""
-    for path in RULES:
-        for group in yaml.safe_load(path.read_text())["groups"]:
-            yield from (rule for rule in group["rules"] if kind in rule)
+    return (rule for rule in _every_rule() if kind in rule)
 
 
 def names(expression: str) -> set[str]:
@@ -55,6 +47,17 @@ def metrics_behind(expression: str) -> set[str]:
     found = set()
     for name in names(expression):
         found |= metrics_behind(recorded[name]) if name in recorded else {name}
+    return found
+
+
+def alerts_behind(names_of_series: set[str]) -> set[str]:
+    """The alerts that look at one of these, directly or by a recording rule. A limit is a number, whatever it is of."""
+    recorded = {rule["record"]: rule["expr"] for rule in rules("record")}
+    constant = {name for name in recorded if name.endswith(":limit")}
+    found = set()
+    for rule in rules("alert"):
+        seen = set().union(*map(metrics_behind, names(rule["expr"]) - constant))
+        found |= {rule["alert"]} if seen & names_of_series else set()
     return found
 
 
@@ -86,13 +89,41 @@ def test_every_metric_is_served() -> None:
     """The rules and their tests name no metric that prefork does not have."""
     texts = [path.read_text() for path in (*RULES, FOLDER / "tests" / "alerts.yml")]
     recorded = {rule["record"] for rule in rules("record")}
-    known = SERVED | NOT_SERVED | recorded | {"up"}
-    assert {name for text in texts for name in names(text)} - known == set()
+    assert {name for text in texts for name in names(text)} - SERVED - recorded - {"up"} == set()
 
 
-def test_every_metric_that_wants_an_alert_has_one() -> None:
-    """Nothing an operator must know is only on a dashboard."""
-    assert ALERTED - set().union(*(metrics_behind(rule["expr"]) for rule in rules("alert"))) == set()
+def test_every_label_selected_is_served() -> None:
+    """What the rules and their tests select by a label (a reason, an outcome) is a value that the label can have."""
+    told: dict[tuple[str, str], set[str]] = {}
+    scrape = whole_scrape()
+    for signum in signal.Signals:
+        scrape.snapshot.words[SIGNAL_DEATHS + signum] = 1
+    for family in families(scrape):
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                told.setdefault((sample.name, label), set()).add(value)
+    selected = [
+        (name, label, value)
+        for path in (*RULES, FOLDER / "tests" / "alerts.yml")
+        for name, selection in SELECTED.findall(path.read_text())
+        for label, values in LABEL.findall(selection)
+        for value in values.split("|")
+        if label not in ("service", "instance", "listener", "job", "le")
+    ]
+    assert ("prefork_requests_total", "outcome", "lost") in selected
+    assert [each for each in selected if each[2] not in told.get(each[:2], ())] == []
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_metric_has_the_alerts_that_the_reference_says(row: Row) -> None:
+    """Of each metric of the table: those alerts look at it that stand beside it there, and no other."""
+    assert alerts_behind({row.name + suffix for suffix in SUFFIXES[row.kind]}) == set(row.alerts)
+
+
+def test_every_alert_stands_beside_a_metric() -> None:
+    """Nothing fires of which the reference does not tell, but for a target that cannot be scraped."""
+    told = {each for row in TABLE for each in row.alerts}
+    assert {rule["alert"] for rule in rules("alert")} - told == {"PreforkDown"}
 
 
 @pytest.mark.parametrize("rule", list(rules("alert")), ids=lambda rule: rule["alert"])

@@ -94,8 +94,7 @@ def live(condition: Condition, *busy_since_ns: int, role: Role = Role.WORKER, me
     return Live(role, condition, report)
 
 
-@pytest.fixture
-def scrape() -> Scrape:
+def whole_scrape() -> Scrape:
     """A pool with four workers in different states, and a different number in every word."""
     board = Board()
     words, counts = board.snapshot().words, [0] * (COUNTS.stop - COUNTS.start)
@@ -144,6 +143,11 @@ def scrape() -> Scrape:
     )
     snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
     return Scrape(snapshot, Queues(30, 1024, 31, 32, 33, 34), "1.2.3", LISTENER, True, Merged({}, 23, 24))
+
+
+@pytest.fixture
+def scrape() -> Scrape:
+    return whole_scrape()
 
 
 class _Once:
