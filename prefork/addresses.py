@@ -1,7 +1,7 @@
-"""What `--bind` accepts: the text of an address, and the record it becomes.
+"""Addresses as text: what `--bind` accepts and the record it becomes, and how an address is written for people.
 
-Owns the forms below and nothing that is bound; a descriptor given by number is looked at and left as it is. Runs in
-the process that reads the command line.
+Owns the forms below and nothing that is bound; a descriptor given by number is looked at and left as it is. Read in the
+process of the command line, written in every process.
 
     host:port  :port  [::]:port     TCP
     udp://host:port                 UDP
@@ -15,12 +15,12 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from . import systemd
 from .errors import ConfigError
 
-__all__ = ["Address", "Kind", "parse_address"]
+__all__ = ["Address", "Kind", "address_text", "parse_address"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
@@ -125,3 +125,13 @@ def _described(sock: socket.socket, fd: int, text: str) -> Address:
     name = sock.getsockname()
     address = name if isinstance(name, str) else (name[0], name[1]) if isinstance(name, tuple) else os.fsdecode(name)
     return Address(kind, address, fd, text, socket.AddressFamily(sock.family))
+
+
+def address_text(address: Any) -> str:
+    """An address as people write it: host:port, [host]:port, a path, @name for an abstract one."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return str(address).replace("\0", "@", 1)

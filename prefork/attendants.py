@@ -8,7 +8,8 @@ Runs in the process that serves, in the supervisor's turns. Owns them all from t
 import os
 from typing import Any, Protocol
 
-from .children import Child, ChildKind, ChildTable, StrayReaper
+from .children import Child, ChildKind, ChildTable
+from .processes import StrayReaper
 from .waiting import Waiting
 
 

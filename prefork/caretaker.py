@@ -15,7 +15,8 @@ from prefork.workers.signals import Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from .commands import BY_SIGNAL, Command
-from .control import open_control, resumed_listener, resumed_terms
+from .control import open_control
+from .control_access import resumed_listener, resumed_terms
 from .exporting import Exporting, Subject
 from .handover import LISTENERS, Handed, Record
 from .listeners import Listener

@@ -12,9 +12,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .errors import PreforkError, UserCodeError
+from .errors import PreforkError, UserCodeError, nearest
 from .pages import Parser, Section, Subcommand, columns, unusable
-from .spelling import nearest
 from .version import __version__
 
 __all__ = ["TABLE", "Row", "main"]

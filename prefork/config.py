@@ -21,7 +21,7 @@ if sys.version_info >= (3, 14):
 from .errors import ConfigError
 from .units import UNITS, UnitName, number_text
 
-__all__ = ["Field", "Setting", "in_force", "parse", "reference", "refuse_changes", "settings", "show", "validate"]
+__all__ = ["Field", "Setting", "parse", "reference", "settings", "show", "validate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,36 +227,6 @@ def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bo
         f"could not set {smaller.name} to {low}{_from(origins.get(smaller.name, ''))}: it must be {bound} "
         f"{larger.name}, which is {high}{_from(origins.get(larger.name, ''))}"
     )
-
-
-# --- a reload --------------------------------------------------------------------------------------
-
-
-def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
-    """The settings that a reload cannot change, of a server and of what the command line has beside it."""
-    for holder in filter(None, holders):
-        for field in settings(type(holder)).values():
-            if not field.setting.reloadable:
-                yield field, getattr(holder, field.name)
-
-
-def in_force(*holders: object) -> dict[str, Any]:
-    """What a reload cannot change, as values that JSON can hold."""
-    return {field.name: value for field, value in _fixed(*holders)}
-
-
-def refuse_changes(before: Mapping[str, Any], *holders: object, same_listener: bool = True) -> None:
-    """In a rehearsal: what `in_force()` said in the service must still hold. Raises ConfigError."""
-    for field, value in _fixed(*holders):
-        if field.setting.group == "Listening" and not same_listener:
-            continue  # on a new address everything may be new
-        was = before.get(field.name, value)
-        if was != value:
-            unit = field.setting.unit
-            raise ConfigError(
-                f"could not change {field.key} from {show(was, unit)} to {show(value, unit)} by a reload: it needs a "
-                "restart"
-            )
 
 
 # --- text -----------------------------------------------------------------------------------------

@@ -1,16 +1,12 @@
-"""The control socket: where the master listens for commands, who may give them, and how many at once.
+"""The control socket: how the master listens for commands and answers them, for how many clients at once.
 
 Runs in the master, as a part of the supervisor's turn: no thread, no wait. Owns the listening socket, an epoll with it
 and its clients (which stands, as one descriptor, in the supervisor's own), and what is being worked on for whom. A
 client that is slow, broken or silent costs itself its connection and nobody anything else.
-
-The path has its final mode from the moment it exists, or a narrower one: ownership.py.
 """
 
 import contextlib
 import logging
-import os
-import pwd
 import select
 import socket
 from collections.abc import Callable, Iterable
@@ -21,12 +17,11 @@ from prefork.metrics.board import Board, Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
 from prefork.metrics.kernel import unix_peer
 
-from . import frames, ownership
-from .addresses import parse_address
+from . import frames
 from .commands import Row
-from .connections import Connection, Peer
+from .connections import Connection
+from .control_access import CLIENTS_MAX, Terms, resumed_listener, resumed_terms
 from .desk import Answer, Desk, Place, Work
-from .errors import BindError, ConfigError
 from .frames import BadRequest
 from .handover import Record
 from .listeners import Listener
@@ -36,101 +31,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefork.supervisor")
 
-CLIENTS_MAX = 16
 ACCEPTS_A_TURN = 16
 LINES_A_TURN = 16  # of one client
 PAUSE_S = 1.0  # without descriptors, accept is tried again after this
 WORK_EVERY_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Where the socket is, and who may use it. Made from the settings, before anything is bound."""
-
-    path: str
-    mode: int
-    owner: str | None
-    may_command: frozenset[int]
-    may_look: frozenset[int]
-
-    @classmethod
-    def read(cls, path: str, mode: int, owner: str | None, allow: str | None, allow_read: str | None) -> "Terms":
-        """Raises ConfigError."""
-        address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
-        assert isinstance(address.address, str)
-        if owner is not None:
-            ownership.owner(owner, "control_owner")  # now, not when it is bound
-        return cls(address.address, mode, owner, _uids("control_allow", allow),
-                   _uids("control_allow_read", allow_read))  # fmt: skip
-
-    @property
-    def access(self) -> ownership.Access:
-        return ownership.Access(self.mode, self.owner, "control")
-
-    def peer(self, pid: int, uid: int) -> Peer | None:
-        """Who connected, if he may; root and this process's own user may everything."""
-        if uid in (0, os.geteuid()) or uid in self.may_command:
-            return Peer(pid, uid)
-        return Peer(pid, uid, looks_only=True) if uid in self.may_look else None
-
-
-def _uids(name: str, text: str | None) -> frozenset[int]:
-    try:
-        return frozenset(_uid(user.strip()) for user in (text or "").split(",") if user.strip())
-    except KeyError as exc:
-        raise ConfigError(f"could not set {name} to {text!r}: there is no user {exc.args[0]}") from None
-
-
-def _uid(user: str) -> int:
-    if user.isascii() and user.isdigit():
-        return int(user)
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise KeyError(user) from None
-
-
-def listen(terms: Terms, packed: dict[str, Any] | None) -> Listener:
-    """The socket of these terms: the one that the image before had, where its path is the same; else a new one.
-
-    Raises BindError, and then the one of the image before is as it was.
-    """
-    if packed is None or not _is_at(packed["path"], terms) or not os.path.lexists(terms.path):
-        return bind(terms)
-    listener, before = resumed_listener(packed), resumed_terms(packed)
-    try:
-        if listener.stands and (terms.mode, terms.owner) != (before.mode, before.owner):
-            terms.access.change(terms.path)
-    except OSError as exc:
-        listener.detach()
-        reason = (exc.strerror or str(exc)).lower()
-        raise BindError(exc.errno, f"could not set mode and owner of {terms.path}: {reason}") from exc
-    return listener
-
-
-def try_out(terms: Terms, path: str | None) -> Listener | None:
-    """In a rehearsal: what `listen()` would bind anew, for a moment; `path` is where the service listens now."""
-    return None if _is_at(path, terms) else bind(terms)
-
-
-def _is_at(path: str | None, terms: Terms) -> bool:
-    return path == os.path.abspath(terms.path)
-
-
-def bind(terms: Terms) -> Listener:
-    """The listening socket, at no moment open to more than was asked for. Raises BindError."""
-    listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.access = terms.access
-        listener.bind(terms.path)
-        listener.listen(CLIENTS_MAX)
-        listener.setblocking(False)
-    except BaseException:
-        listener.unlink()
-        listener.close()
-        raise
-    log.info("control socket at %s", terms.path)
-    return listener
 
 
 @dataclass(slots=True)
@@ -397,14 +301,3 @@ def open_control(
     control.resume([] if packed is None else packed["clients"], supervisor.clock.now())
     supervisor.attendants.control(control)
     supervisor.generations.pack_more = lambda record: control.pack(record, supervisor.clock.now())
-
-
-def resumed_terms(packed: dict[str, Any]) -> Terms:
-    path, mode, owner, may_command, may_look = packed["terms"]
-    return Terms(path, mode, owner, frozenset(may_command), frozenset(may_look))
-
-
-def resumed_listener(packed: dict[str, Any]) -> Listener:
-    listener = Listener.resume(packed["fd"], quiet=False)
-    listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
-    return listener

@@ -17,11 +17,11 @@ from prefork.metrics.kernel import accept_queue
 from prefork.workers import sinks
 
 from . import answers, frames, logs, looking, telling
+from .addresses import address_text
 from .children import Child, ChildKind, ChildState
 from .commands import Command
 from .connections import Peer
 from .frames import Request
-from .listeners import address_text
 from .policy import BOOT_DEATHS_MAX, Phase
 from .reload import ReloadResult, Stage
 from .version import __version__

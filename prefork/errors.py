@@ -6,10 +6,11 @@ Owns the classes and nothing else; it prints nothing and ends nothing. Raised in
 
 import importlib
 import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import ClassVar
 
-__all__ = ["BindError", "BootError", "ConfigError", "PreforkError", "UserCodeError"]
+__all__ = ["BindError", "BootError", "ConfigError", "PreforkError", "UserCodeError", "nearest"]
 
 
 class PreforkError(Exception):
@@ -53,3 +54,11 @@ class BindError(PreforkError, OSError):
 
     def __str__(self) -> str:
         return self.strerror or super().__str__()
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?`, or nothing when nothing is near."""
+    import difflib  # only for somebody who has made a mistake
+
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

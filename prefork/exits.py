@@ -12,7 +12,6 @@ from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.facts import ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
 
-from . import policy
 from .children import ChildKind, Exit
 
 log = logging.getLogger("prefork.supervisor")
@@ -32,6 +31,30 @@ class Death:
         """It died before READY, and nobody had told it to leave."""
         unasked = (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED)
         return not self.booted and not self.asked and self.reason in unasked
+
+
+# What a child may say of itself, where its status does not contradict it.
+HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
+
+
+def exit_reason(
+    told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
+) -> ExitReason:
+    """From what it was told, whether it was ever READY, how it ended, and its own word."""
+    if signum == signal.SIGKILL:
+        # Past the deadline of a drain it was we who killed it, whatever the drain was for.
+        ours = (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
+        return told if told in ours else ExitReason.KILLED
+    ended_well = signum is None and status == 0
+    if ended_well and told is not None:
+        return told
+    if booted and hint is ExitReason.EXITED:
+        return hint
+    if ended_well and hint in HINTS:
+        return hint
+    if not booted:
+        return ExitReason.BOOT_FAILED
+    return ExitReason.EXITED if ended_well else ExitReason.CRASHED
 
 
 class Exits:
@@ -56,7 +79,7 @@ class Exits:
 
     def _reason(self, exit: Exit, booted: bool, hint: ExitReason | None) -> ExitReason:
         told = exit.child.reason
-        reason = policy.exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
+        reason = exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
         suspect = exit.signum == signal.SIGKILL and told is None and self._oom_killed()
         return ExitReason.OOM_SUSPECTED if suspect else reason
 

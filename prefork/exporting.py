@@ -19,9 +19,10 @@ from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 
+from .addresses import address_text
 from .children import Child, ChildKind
 from .handover import handed
-from .listeners import Listener, address_text, asked_for, queued
+from .listeners import Listener, asked_for, queued
 from .policy import TICK_S
 
 log = logging.getLogger("prefork.supervisor")

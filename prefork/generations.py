@@ -15,9 +15,10 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, flush
 from prefork.workers.signals import blocked
 
+from .addresses import address_text
 from .children import Child, ChildKind, ChildState, ChildTable
 from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
-from .listeners import Listener, address_text, narrow, queued
+from .listeners import Listener, narrow, queued
 from .policy import BOOT_DEATHS_MAX, QUIET_S
 from .reload import ABOUT_TO_END, Reloading, ReloadResult, Stage
 from .waiting import Waiting

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from . import logs
 from .addresses import Address
 from .config import Field, Setting, settings, show
-from .directory import enter
 from .errors import ConfigError
 from .options import add_settings, texts
 from .pages import Parser, Section
 from .pool import PreForkingTCPServer
+from .process import enter
 from .sources import FILE_VARIABLE, Found, gather
 from .targets import Server, Target, build, holder, load
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from prefork.metrics.kernel import somaxconn
 
+from .addresses import address_text
 from .errors import BindError, ConfigError
 from .ownership import Access
 
@@ -37,16 +38,6 @@ DROP_BARE_SYN = (
     (0x06, 0, 0, 0xFFFF),  # else pass
 )
 DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
-
-
-def address_text(address: Any) -> str:
-    """An address as people write it: host:port, [host]:port, a path, @name for an abstract one."""
-    if isinstance(address, tuple) and len(address) >= 2:
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
-    if isinstance(address, bytes):
-        address = os.fsdecode(address)
-    return str(address).replace("\0", "@", 1)
 
 
 def asked_for(address: Any, kind: int, ordinal: int = 1) -> str:
@@ -226,6 +217,16 @@ def release(sock: socket.socket) -> None:
         sock.flags = 0
     if sock.fileno() != -1 and sock.gettimeout() is None:
         os.set_blocking(sock.fileno(), True)
+
+
+@contextlib.contextmanager
+def prepared(listener: socket.socket) -> Iterator[None]:
+    """No worker may block in an accept."""
+    prepare(listener)
+    try:
+        yield
+    finally:
+        release(listener)
 
 
 def queued(sock: socket.socket) -> bool:

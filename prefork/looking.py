@@ -15,7 +15,7 @@ from time import monotonic
 
 from prefork.metrics.kernel import unix_peer_text
 
-from .listeners import address_text
+from .addresses import address_text
 
 PIDFD_GETFD = 438  # the same on every architecture
 FDS_MAX = 256  # of one worker that are looked at

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from .errors import ConfigError
-from .spelling import nearest
+from .errors import ConfigError, nearest
 
 __all__ = ["Parser", "Section", "Subcommand", "columns", "unusable"]
 

@@ -12,7 +12,6 @@ The invariants, each with a test of its name (STARTING and READY children count 
     wakes_in_time           `wake_at` is never later than the next deadline
 """
 
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -354,32 +353,6 @@ def _times(snapshot: Snapshot, result: Plan, limits: Limits, now: float) -> Iter
         if child.cut_at is not None:
             yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
         yield from (since + timeout for since in child.busy_since for timeout in requests)
-
-
-# Why a child ended.
-
-# What a child may say of itself, where its status does not contradict it.
-HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
-
-
-def exit_reason(
-    told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
-) -> ExitReason:
-    """From what it was told, whether it was ever READY, how it ended, and its own word."""
-    if signum == signal.SIGKILL:
-        # Past the deadline of a drain it was we who killed it, whatever the drain was for.
-        ours = (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
-        return told if told in ours else ExitReason.KILLED
-    ended_well = signum is None and status == 0
-    if ended_well and told is not None:
-        return told
-    if booted and hint is ExitReason.EXITED:
-        return hint
-    if ended_well and hint in HINTS:
-        return hint
-    if not booted:
-        return ExitReason.BOOT_FAILED
-    return ExitReason.EXITED if ended_well else ExitReason.CRASHED
 
 
 # What the pool remembers of events.

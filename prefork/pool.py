@@ -22,23 +22,25 @@ from prefork.workers.limits import Limits as WorkerLimits
 from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
-from . import control, directory
+from . import control, control_access, process
+from .addresses import address_text
 from .commands import BY_SIGNAL, Command
-from .config import in_force, refuse_changes, validate
+from .config import validate
 from .errors import PreforkError
+from .fixed import in_force, refuse_changes
 from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
-from .listeners import Listener, address_text, asked_once_more, widen
+from .listeners import Listener, asked_once_more, prepared, widen
 from .origin import ORIGIN
 from .ownership import Access
 from .policy import Limits, Phase
 from .pool_settings import PoolSettings
+from .process import frozen, titled
 from .rehearsal import Rehearsal, rehearse
 from .reload import execute
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .service import Service
 from .supervised import SupervisedMixIn
 from .supervisor import Supervisor
-from .surroundings import frozen, prepared, titled
 from .systemd import stored
 
 if TYPE_CHECKING:
@@ -146,7 +148,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         with self._serving() as wakeup, contextlib.ExitStack() as stack:
             if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
                 return
-            stack.enter_context(directory.inside(self.working_directory))
+            stack.enter_context(process.inside(self.working_directory))
             signals = stack.enter_context(self._signals_taken(wakeup))
             stack.enter_context(prepared(self._listener))
             stack.enter_context(titled(self._service_name()))
@@ -297,10 +299,10 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
         record.values["directory"] = self.working_directory or ORIGIN.directory
 
-    def _control_terms(self) -> control.Terms | None:
+    def _control_terms(self) -> control_access.Terms | None:
         if self.control_socket is None:
             return None
-        return control.Terms.read(
+        return control_access.Terms.read(
             self.control_socket, self.control_mode, self.control_owner, self.control_allow, self.control_allow_read
         )
 
@@ -310,9 +312,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if terms is None:
             self._control_listener = None
         elif given is not None and given.rehearsal:
-            self._control_listener = control.try_out(terms, given.values["control_path"])
+            self._control_listener = control_access.try_out(terms, given.values["control_path"])
         else:
-            self._control_listener = control.listen(terms, self._given_control)
+            self._control_listener = control_access.listen(terms, self._given_control)
 
     def _open_control(self, supervisor: Supervisor) -> None:
         try:

@@ -17,7 +17,7 @@ from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
-from . import directory
+from . import process
 from .children import ChildKind
 from .errors import BootError
 from .exits import Exits
@@ -60,7 +60,7 @@ def rehearse(tried: Rehearsal) -> NoReturn:
 def boot_one(tried: Rehearsal) -> None:
     """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words, or
     ConfigError."""
-    directory.enter(tried.directory)
+    process.enter(tried.directory)
     wakeup = Wakeup()
     supervisor = tried.pool(wakeup, Signals(wakeup))
     slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)

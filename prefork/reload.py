@@ -23,7 +23,7 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import set_mask
 
-from . import directory
+from . import process
 from .children import Child, ChildKind
 from .errors import ConfigError
 from .handover import Record, handed_on
@@ -227,7 +227,7 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
     if "LISTEN_PID" in environment:
         environment["LISTEN_PID"] = str(os.getpid())
     try:
-        directory.go(there := record.values["directory"])
+        process.go(there := record.values["directory"])
     except ConfigError as exc:
         say(record.values["pipe"], failed=str(exc))
         leave(1)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.wakeup import Wakeup
 
-from .listeners import address_text
+from .addresses import address_text
 
 log = logging.getLogger("prefork.server")
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
-from . import directory
-from .listeners import address_text
+from . import process
+from .addresses import address_text
 
 if TYPE_CHECKING:
     from .pool import PreForkingMixIn
@@ -41,7 +41,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
 
     A SystemExit of a handler, or of pdb, ends it too, and passes.
     """
-    directory.enter(server.working_directory)
+    process.enter(server.working_directory)
     server._single = server._in_place = True
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import Field, parse, show
-from .errors import ConfigError
-from .spelling import nearest
+from .errors import ConfigError, nearest
 
 __all__ = ["FILE_VARIABLE", "Found", "gather"]
 

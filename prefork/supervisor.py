@@ -19,9 +19,9 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.wakeup import Wakeup
 
-from . import logs, policy, telling
+from . import log_drops, logs, policy, telling
 from .attendants import Attendants
-from .children import KERNEL, Child, ChildKind, ChildState, ChildTable, Processes
+from .children import Child, ChildKind, ChildState, ChildTable
 from .clock import Clock
 from .commands import Command
 from .door import Door
@@ -30,10 +30,11 @@ from .exits import Exits
 from .forks import Forks
 from .generations import Generations
 from .handover import Handed, Record
+from .notify import Facts, Notifying
 from .policy import Phase, Plan, Pool
+from .processes import KERNEL, Processes
 from .publishing import Publishing
 from .service import Service
-from .systemd import Facts, Notifying
 from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
@@ -94,7 +95,7 @@ class Supervisor:
             self._facts, resumed=handed is not None, listener=self._door.kept(),
             before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
         )  # fmt: skip
-        self.attendants = Attendants(self.table, self._waiting, logs.Drops(board, self.table), notifying)
+        self.attendants = Attendants(self.table, self._waiting, log_drops.Drops(board, self.table), notifying)
 
     # One turn.
 

@@ -21,11 +21,10 @@ from typing import Any
 
 from .addresses import Address, Kind, parse_address
 from .config import settings, validate
-from .errors import ConfigError, PreforkError, UserCodeError
+from .errors import ConfigError, PreforkError, UserCodeError, nearest
 from .mixins import ThreadingMixIn
 from .pool import PreForkingMixIn
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from .spelling import nearest
 
 __all__ = ["Server", "Target", "applies", "build", "holder", "load"]
 

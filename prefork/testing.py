@@ -31,9 +31,8 @@ from typing import Any
 from prefork.metrics.board import Statistics
 
 from . import logs
-from .errors import ConfigError
+from .errors import ConfigError, nearest
 from .pool import PreForkingMixIn
-from .spelling import nearest
 
 __all__ = ["Running", "running"]
 

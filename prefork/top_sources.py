@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .commands import BY_VERB
-from .ctl import Client
+from .control_client import Client
 from .errors import PreforkError
 from .top_http import Answer, Place, get
 from .top_rates import Look

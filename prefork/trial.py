@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .addresses import address_text
 from .handover import trying
-from .listeners import Listener, address_text, bound_elsewhere, is_stale
+from .listeners import Listener, bound_elsewhere, is_stale
 from .ownership import owner
 
 __all__ = ["Trial", "trial"]

@@ -68,8 +68,7 @@ def _address(text: str) -> Any:
 
 
 def _address_text(value: Any) -> str:
-    from .addresses import Address
-    from .listeners import address_text
+    from .addresses import Address, address_text
 
     if isinstance(value, Address):
         return value.text

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from prefork import control
-from prefork.control import Terms
+from prefork import control_access
+from prefork.control_access import Terms
 from prefork.frames import FRAME_MAX
 from tests.support.clients import HUNG
 from tests.support.controlling import OTHER, answer, as_other, connected, open_folder
@@ -252,7 +252,7 @@ def test_mode_at_every_moment(tmp_path: Path) -> None:
     watcher.start()
     try:
         for _ in range(2000):
-            listener = control.bind(Terms(str(path), 0o660, None, frozenset(), frozenset()))
+            listener = control_access.bind(Terms(str(path), 0o660, None, frozenset(), frozenset()))
             listener.unlink()
             listener.close()
     finally:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prefork.children import KERNEL, Child, ChildKind, ChildState, ChildTable, End, Processes
+from prefork.children import Child, ChildKind, ChildState, ChildTable
 from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import READY, YES, Slot
+from prefork.processes import KERNEL, End, Processes
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
 from tests.support.proc import no_descriptor_left

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefork.children import End, Processes
 from prefork.commands import Command
 from prefork.handover import Handed
 from prefork.metrics.board import Board, Statistics
@@ -36,6 +35,7 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.policy import TICK_S, Limits, Phase
+from prefork.processes import End, Processes
 from prefork.reload import say
 from prefork.service import Service
 from prefork.supervisor import Supervisor

@@ -13,7 +13,8 @@ import pytest
 
 from prefork.commands import Command
 from prefork.connections import Peer
-from prefork.control import Control, Terms, bind
+from prefork.control import Control
+from prefork.control_access import Terms, bind
 from prefork.desk import Answer, Place, Work
 from prefork.frames import Request
 from prefork.metrics.board import Board

@@ -88,12 +88,12 @@ def test_relative_inside_absolute_across() -> None:
 
 def test_one_fork() -> None:
     """One module forks."""
-    assert callers("os.fork", "os.forkpty", "os.posix_spawn") == {"prefork/children.py"}
+    assert callers("os.fork", "os.forkpty", "os.posix_spawn") == {"prefork/processes.py"}
 
 
 def test_one_reap() -> None:
     """The module that forks is the one that reaps, by pid."""
-    assert callers("os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid") == {"prefork/children.py"}
+    assert callers("os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid") == {"prefork/processes.py"}
 
 
 def test_one_place_for_signal_handlers() -> None:

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefork.children import ChildKind, ChildState
+from prefork.exits import exit_reason
 from prefork.metrics.facts import ExitReason
 from prefork.policy import (
     BOOT_DEATHS_MAX,
@@ -31,7 +32,6 @@ from prefork.policy import (
     after_boot_death,
     after_fork_failure,
     after_ready,
-    exit_reason,
     hopeless,
     plan,
 )

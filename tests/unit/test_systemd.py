@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork.notify import EXTEND_BY_S, EXTEND_EVERY_S, Facts, Notices, status
 from prefork.policy import Phase
-from prefork.systemd import EXTEND_BY_S, EXTEND_EVERY_S, Facts, Notices, Passed, status, stored_name, take
+from prefork.systemd import Passed, stored_name, take
 
 PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
 

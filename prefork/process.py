@@ -1,17 +1,21 @@
-"""The directory that a service runs in, where `working_directory` says so: gone to by its name, so that a release
-symlink that has moved is followed by every new image.
+"""The state of a whole process that a service changes while it serves: directory, title, garbage collector.
 
-Runs in the process that becomes the master, and in a rehearsal. Who goes there: `prefork run` before it reads its file
-and imports anything, `serve_forever()` where only the class knew, and whoever execs a new image.
+Runs in the process that becomes the master, and in a rehearsal. Each is put back when the service ends. The directory
+is the one that `working_directory` names, gone to by its name, so that every new image follows a release symlink that
+has moved: by `prefork run` before it reads its file and imports anything, by `serve_forever()` where only the class
+knew, and by whoever execs a new image. Signals are pool.py's, because a takeover hands them over.
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 
+import setproctitle
+
 from .errors import ConfigError
 
-__all__ = ["enter", "go", "inside"]
+__all__ = ["enter", "frozen", "go", "inside", "titled"]
 
 _entered: str | None = None
 
@@ -50,3 +54,28 @@ def inside(path: str | None) -> Iterator[None]:
         if here is not None:
             os.fchdir(here)
             os.close(here)
+
+
+# Title and memory.
+
+
+@contextlib.contextmanager
+def titled(name: str) -> Iterator[None]:
+    """`prefork: master NAME` in ps."""
+    before = setproctitle.getproctitle()
+    setproctitle.setproctitle(f"prefork: master {name}")
+    try:
+        yield
+    finally:
+        setproctitle.setproctitle(before)
+
+
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """What is there before the first fork is no work for the workers' garbage collectors: its memory stays shared."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
