@@ -25,7 +25,6 @@ EXTEND_EVERY_S = 5.0
 EXTEND_BY_S = 15.0
 STATUS_EVERY_S = 1.0  # of a status that changes by itself
 RETRY_S = 0.1  # the manager did not take a message
-UNSENT_MAX = 16
 
 
 class Told(Enum):
@@ -152,7 +151,7 @@ class Notifying:
         self._facts = facts
         self._address = environment.notify
         self._notices = Notices(environment.watchdog_s, monotonic(), resumed=resumed)
-        self._unsent: deque[tuple[str, int | None]] = deque(maxlen=UNSENT_MAX)
+        self._unsent: deque[tuple[str, int | None]] = deque()
         self._kept = ""
         self._socket: socket.socket | None = None
         if not self._address:
@@ -170,7 +169,9 @@ class Notifying:
         if self._socket is None:
             return inf
         facts, real = self._facts(), monotonic()
-        self._unsent.extend((message, None) for message in self._notices.turn(facts, real))
+        self._send(self._socket)
+        if not self._unsent:  # else the manager is slow, and will be told what is then: nothing is lost or piles up
+            self._unsent.extend((message, None) for message in self._notices.turn(facts, real))
         if facts.ending and self._kept:
             self._unsent.append((_forget(self._kept), None))  # whoever connects from now on finds nobody, not a queue
             self._kept = ""

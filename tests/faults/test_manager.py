@@ -143,4 +143,5 @@ def crash(folder: Path, source: str, manager: Manager, *, keeps: bool) -> int:
             except OSError:
                 pass  # reset with the listener
             connection.close()
+    assert not (folder / "s").exists()  # the path of a Unix listener that was kept is as much its own to remove
     return answered

@@ -9,18 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import ask
+from tests.support.clients import ask, free_ports
 from tests.support.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
 from tests.support.service import Watch, script
 
 WORKERS = 2
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def reload(service: Released, text: str, generation: int) -> None:
@@ -114,7 +107,7 @@ AFTER_THE_EXEC = {
 @pytest.mark.parametrize("how", AFTER_THE_EXEC)
 def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: str, tmp_path: Path) -> None:
     """The old generation serves on under the same pid; the next reload puts the new code in service."""
-    port = free_port()
+    (port,) = free_ports(1)
     settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 3, "metrics_address": ("127.0.0.1", port)}
     broken = "class Hooks: pass\n" + AFTERWARDS + AFTER_THE_EXEC[how]
     with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
@@ -154,7 +147,7 @@ def test_workers_that_cannot_start_after_all_leave_the_old_ones_in_service(tmp_p
 
 def test_changed_settings_take_effect(tmp_path: Path) -> None:
     """Pool bounds, name and metrics address of the new release are in force."""
-    first, second = free_port(), free_port()
+    first, second = free_ports(2)
     hooks = "class Hooks:\n    max_children = {}\n    metrics_address = ('127.0.0.1', {})\n    service_name = '{}'\n"
     with Released(tmp_path, numbered(1, hooks.format(3, first, "one"))) as service:
         service.wait_ready(3)
@@ -169,7 +162,7 @@ def test_changed_settings_take_effect(tmp_path: Path) -> None:
 
 def test_another_address_is_opened_and_the_old_one_left(tmp_path: Path) -> None:
     """A release that listens elsewhere: what is queued at the old address is served, then nobody listens there."""
-    first, second = free_port(), free_port()
+    first, second = free_ports(2)
     hooks = (
         "class Hooks:\n"
         "    max_children = 1\n"

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from tests.support import command
-from tests.support.clients import ask, ask_datagram
+from tests.support.clients import ask, ask_datagram, free_ports
 from tests.support.manager import Manager, passing
+from tests.support.releases import Released, numbered
 from tests.support.service import Service, script
 
 ECHO = """
@@ -284,3 +285,72 @@ def test_manager_that_is_gone(tmp_path: Path) -> None:
     with Service(tmp_path, script(max_children=1), env=env) as service:
         service.wait_ready(1)
         assert ask(service.address, b"pid\n")
+
+
+def test_a_manager_that_is_slow(tmp_path: Path) -> None:
+    """What it had no room for when the service started is told as soon as it has: the listener, READY, the status."""
+    with Manager(tmp_path) as manager:
+        manager.fill()
+        with Service(tmp_path, script(max_children=1), env=manager.env()) as service:
+            service.wait_ready(1)
+            service.statistics()  # a turn later: it was tried
+            assert len(manager.kept) == 0
+            assert "STATUS=serving: 1 worker" in manager.messages[manager.wait("READY=1")]
+            assert [port(fd) for fd in manager.kept.values()] == [service.address[1]]
+
+
+def port(fd: int) -> int:
+    """Of the listener that is kept under this number."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def test_a_passed_socket_is_not_kept(tmp_path: Path) -> None:
+    """What the manager passed on it has itself, and is not asked to keep."""
+    with Manager(tmp_path) as manager, socket.create_server(("127.0.0.1", 0)) as web:
+        before, fds = passing({"web": web.fileno()}), [web.fileno()]
+        source = script(max_children=1, inherited_fd=3)
+        with Service(tmp_path, source, env=manager.env(), before=before, fds=fds) as service:
+            service.wait_ready(1)
+            manager.wait("READY=1")
+            assert tuple(service.address) == web.getsockname()
+        manager.look()
+    assert not any("FDSTORE" in message for message in manager.messages)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_takes_the_listener_back(signum: int, tmp_path: Path) -> None:
+    """A service that ends by itself leaves nothing with the manager, before its last worker is gone: who connects then
+    is refused, and does not wait in a queue that nobody serves."""
+    with Manager(tmp_path) as manager:
+        with Service(tmp_path, script(max_children=1), env=manager.env()) as service:
+            service.wait_ready(1)
+            manager.wait("READY=1")
+            assert len(manager.kept) == 1
+            with service.hold():
+                service.signal(signum)
+                manager.wait("FDSTOREREMOVE=1")
+                assert manager.kept == {}
+            assert service.wait_exit() == 0
+
+
+ELSEWHERE = """
+class Hooks:
+    def __init__(self, address, handler):
+        super().__init__(("127.0.0.1", {}), handler)
+"""
+
+
+def test_a_reload_to_another_address_changes_what_is_kept(tmp_path: Path) -> None:
+    """The manager keeps the new listener, and the old one no longer."""
+    first, second = free_ports(2)
+    with Manager(tmp_path) as manager:
+        settings = {"max_children": 1, "env": manager.env()}
+        with Released(tmp_path, numbered(1, ELSEWHERE.format(first)), **settings) as service:
+            service.wait_ready(1)
+            number = manager.wait("READY=1")
+            assert [port(fd) for fd in manager.kept.values()] == [first]
+            service.release(numbered(2, ELSEWHERE.format(second)))
+            service.signal(signal.SIGHUP)
+            manager.wait("READY=1", after=number + 1)
+            assert [port(fd) for fd in manager.kept.values()] == [second]

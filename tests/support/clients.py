@@ -4,6 +4,7 @@ Runs in the test's process, or as a process of its own (`python -m tests.support
 the test's interpreter. What goes wrong is counted by its reason, never raised: the test says how much of it may be.
 """
 
+import contextlib
 import json
 import queue
 import socket
@@ -71,6 +72,15 @@ def _socket(address: Any, timeout: float, source: str = "") -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1, each another one, at which nobody listens now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def ask(address: Any, question: bytes, timeout: float = HUNG) -> bytes:

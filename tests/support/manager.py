@@ -4,6 +4,7 @@ Runs in the test's process. Owns the notify socket and the descriptors that came
 environment and the command prefix with which a `Service` is started under it.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -17,6 +18,7 @@ from typing import Self
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 STATES = ("READY=1", "RELOADING=1", "STOPPING=1")
+FILLER = b"FILLER"
 # Put the descriptors named by number in their place, 3 and up, and become the command: LISTEN_PID is the pid it has.
 ACTIVATE = """\
 import fcntl, os, sys
@@ -72,6 +74,8 @@ class Manager:
         """Take what has come; how many messages there are."""
         while select.select([self.socket], [], [], 0)[0]:
             message, rights, _, _ = self.socket.recvmsg(4096, socket.CMSG_SPACE(16))
+            if message == FILLER:
+                continue
             lines = dict(line.partition("=")[::2] for line in message.decode().split("\n"))
             self.messages.append(message.decode())
             self.times.append(monotonic())
@@ -81,6 +85,16 @@ class Manager:
             if "FDSTOREREMOVE" in lines:
                 self.drop(lines["FDNAME"])
         return len(self.messages)
+
+    def fill(self) -> None:
+        """Let its queue be full until it is looked at: what is sent meanwhile is refused with EAGAIN."""
+        sent = True
+        while sent:  # by one after the other, for each may have only so much under way
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(BlockingIOError):
+                sent = False
+                while True:
+                    sender.sendto(FILLER, socket.MSG_DONTWAIT, self.socket.getsockname())
+                    sent = True
 
     def nothing_for(self, seconds: float) -> None:
         """Let this much time pass, in which nothing may come."""

@@ -1,14 +1,19 @@
 """What a service manager passes on and is told: the environment, and facts in, messages out."""
 
+import os
+import socket
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.notify import EXTEND_BY_S, EXTEND_EVERY_S, Facts, Notices, status
+from prefork import systemd
+from prefork.notify import Facts, Notices, Notifying, status
 from prefork.policy import Phase
 from prefork.systemd import Passed, stored_name, take
+from tests.support.manager import Manager
 
 PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
 
@@ -104,7 +109,7 @@ def test_whole_life() -> None:
     messages += notices.turn(facts(), 3.0)
     messages += notices.turn(facts(Phase.DRAINING), 4.0)
     messages += notices.turn(facts(Phase.STOPPED, ready=0), 5.0)
-    extend = f"EXTEND_TIMEOUT_USEC={int(EXTEND_BY_S * 1e6)}"
+    extend = "EXTEND_TIMEOUT_USEC=15000000"
     assert messages == [
         f"{extend}\nSTATUS=starting: 0 of 2 workers, 2 starting",
         "READY=1\nSTATUS=serving: 2 workers",
@@ -149,13 +154,37 @@ def test_watchdog_waits_for_a_new_image() -> None:
     assert "WATCHDOG_USEC=2000000" in notices.turn(facts(), 2.0)[0]
 
 
-def test_boot_is_not_extended_for_ever() -> None:
-    """A service that does not get ready within boot_timeout is the manager's to judge."""
-    notices, now, asked = Notices(None, 0.0), 0.0, []
-    while now < 100:
-        asked += [now for message in notices.turn(BOOTING, now) if "EXTEND" in message]
-        now += 1
-    assert asked == [EXTEND_EVERY_S * n for n in range(int(60 / EXTEND_EVERY_S))]
+@pytest.mark.parametrize(
+    ("known", "until"),
+    [(BOOTING, 60.0), (facts(reloading=True), 300.0), (facts(Phase.DRAINING), 300.0), (facts(Phase.KILLING), 300.0),
+     (facts(), 0.0), (facts(Phase.STOPPED), 0.0)],
+)  # fmt: skip
+def test_extension_every_five_seconds(known: Facts, until: float) -> None:
+    """More time is asked for every five seconds, each time fifteen: while it boots, until boot_timeout and no longer,
+    and while it reloads or ends, however long that takes. `next_at` says when."""
+    notices = Notices(None, 0.0)
+    if known is not BOOTING:
+        notices.turn(facts(), 0.0)
+    now, asked = 0.0, []
+    while now < 300.0:
+        for message in notices.turn(known, now):
+            asked += [now] if "EXTEND_TIMEOUT_USEC=15000000" in message.split("\n") else []
+        assert now < notices.next_at
+        now = min(300.0, notices.next_at)
+    assert asked == [5.0 * n for n in range(int(until / 5))]
+
+
+def test_status_at_most_once_a_second() -> None:
+    """A status that changes all the time is said once a second, a new state's at once; the last one is not lost."""
+    notices, said = Notices(None, 0.0), []
+    for tenth in range(26):
+        known = facts(Phase.STARTING if tenth < 5 else Phase.RUNNING, ready=min(tenth, 2), starting=tenth)
+        said += [(tenth, message) for message in notices.turn(known, tenth / 10)]
+    assert [tenth for tenth, _ in said] == [0, 5, 15, 25]
+    assert said[-1][1] == "STATUS=serving: 2 workers, 25 starting"
+    assert notices.turn(facts(), 2.6) == []
+    assert notices.next_at == 3.5
+    assert notices.turn(facts(), 3.5) == ["STATUS=serving: 2 workers"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +201,29 @@ def test_boot_is_not_extended_for_ever() -> None:
 def test_status(known: Facts, line: str) -> None:
     """The status is a line that a person understands."""
     assert status(known) == line
+
+
+def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it takes nothing everything waits, and is tried again soon: the listener, READY and what is so in the end;
+    what was so meanwhile is left out."""
+    known = facts()
+    with Manager(tmp_path) as manager, socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(systemd, "_given", take(manager.env(watchdog_s=30), os.getpid()))
+        manager.fill()
+        notifying = Notifying(lambda: known, resumed=False, listener=(listener.fileno(), "here"))
+        for number in range(100):
+            known = facts(ready=2 + number % 2, reloading=number % 2 == 1)
+            assert notifying.turn(7.0) == 7.1
+        manager.look()
+        assert manager.messages == []
+        for _ in range(2):
+            notifying.turn(7.0)
+            manager.look()
+        notifying.forget()
+        assert manager.messages[0] == "FDSTORE=1\nFDNAME=prefork here"
+        assert [*manager.kept] == ["prefork here"]
+        assert words(manager.messages) == ["READY=1", "RELOADING=1"]
+        assert "READY=1\nSTATUS=reloading: 3 workers" in manager.messages
 
 
 FACTS = st.builds(
