@@ -34,12 +34,18 @@ from prefork.metrics.scoreboard import (
     Slot,
     Stacks,
 )
-from prefork.policy import TICK_S, Limits, Phase
+from prefork.policy import Limits, Phase
 from prefork.processes import End, Processes
 from prefork.reload import say
 from prefork.service import Service
 from prefork.supervisor import Supervisor
 from prefork.workers.wakeup import Wakeup
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+TICK_S = 1.0
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+TICK_S = 1.0
 
 NOTHING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)  # what a worker ignores
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prefork.changes import LOOK_EVERY_S, SETTLE_S, Changes
+from prefork.changes import Changes
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+LOOK_EVERY_S = 0.5
+SETTLE_S = 0.1
 
 Reloads = list[float]
 

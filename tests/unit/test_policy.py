@@ -12,17 +12,7 @@ from prefork.children import ChildKind, ChildState
 from prefork.exits import exit_reason
 from prefork.metrics.facts import ExitReason
 from prefork.policy import (
-    BOOT_DEATHS_MAX,
-    CUT_KILL_S,
-    CUT_TERM_S,
-    FIRST_RESTART_DELAY_S,
-    FORK_RETRY_S,
     NO_POOL,
-    QUIET_S,
-    RESIZE_EVERY_S,
-    SPAWN_BURST_MAX,
-    STOP_GRACE_S,
-    TICK_S,
     ChildView,
     Limits,
     Phase,
@@ -36,6 +26,18 @@ from prefork.policy import (
     plan,
 )
 from tests.support.simulation import LIMITS
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+BOOT_DEATHS_MAX = 3
+CUT_KILL_S = 0.3
+CUT_TERM_S = 0.2
+FIRST_RESTART_DELAY_S = 0.5
+FORK_RETRY_S = 0.5
+QUIET_S = 0.03
+RESIZE_EVERY_S = 1.0
+SPAWN_BURST_MAX = 32
+STOP_GRACE_S = 1.0
+TICK_S = 1.0
 
 NOW = 1000.0
 GENERATION = 3

@@ -10,10 +10,14 @@ import pytest
 from prefork import reload
 from prefork.commands import Command
 from prefork.handover import Record
-from prefork.policy import STOP_GRACE_S, Phase
-from prefork.reload import LAST_WORDS_S, ReloadResult, Stage
+from prefork.policy import Phase
+from prefork.reload import ReloadResult, Stage
 from tests.support.simulated_reload import Program, Reloadable
 from tests.support.simulation import LIMITS, Simulation
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+STOP_GRACE_S = 1.0
+LAST_WORDS_S = 1.0
 
 
 @pytest.fixture

@@ -23,8 +23,14 @@ from prefork.children import ChildKind, ChildState
 from prefork.commands import Command
 from prefork.errors import BootError
 from prefork.metrics.facts import ExitReason
-from prefork.policy import BOOT_DEATHS_MAX, CUT_KILL_S, FIRST_RESTART_DELAY_S, STOP_GRACE_S, Phase
+from prefork.policy import Phase
 from tests.support.simulation import LIMITS, FakeProcess, Simulation
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+BOOT_DEATHS_MAX = 3
+CUT_KILL_S = 0.3
+FIRST_RESTART_DELAY_S = 0.5
+STOP_GRACE_S = 1.0
 
 SERVING = (ChildState.STARTING, ChildState.READY)
 ON_TIME = 0.2  # seconds: the turns that an end takes

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefork.waiting import NUDGE_EVERY_S, RELISTEN_S, Waiting
+from prefork.waiting import Waiting
 from prefork.workers.wakeup import Wakeup
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+NUDGE_EVERY_S = 0.01
+RELISTEN_S = 0.02
 
 
 class Hands:
