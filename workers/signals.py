@@ -74,11 +74,13 @@ class Signals:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def hand_over(self, to: "Signals") -> None:
-        """What was noted until now is `to`'s to act on. A handler that the program has put over ours stays."""
+        """What was noted until now is `to`'s to act on, and our wake-up, which is closed, nobody's. A handler that the
+        program has put over ours stays."""
         for signum in list(self._before):
             if signal.getsignal(signum) != self.note:
                 del self._before[signum]
         self.put_back()
+        self._wakeup.close()
         to.notes.extend(self.notes)
 
     def put_back(self) -> None:

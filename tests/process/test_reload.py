@@ -1,9 +1,11 @@
 """Reload in place: new code and settings with the same pid, from every way a program can be started."""
 
+import os
 import signal
 import socket
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,21 @@ def test_every_way_to_start_a_program(way: str, tmp_path: Path) -> None:
         assert service.answering() == "r2"
         command = Path(f"/proc/{service.pid}/exe").resolve()
         assert command == Path(sys.executable).resolve()
+
+
+def test_descriptors_are_as_many_as_before(tmp_path: Path) -> None:
+    """What a reload needs of the master's descriptors is given back: it has none more than at the start."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        before = held(service.pid)
+        for number in (2, 3):
+            reload(service, numbered(number), number)
+            assert held(service.pid) == before
+
+
+def held(pid: int) -> Counter[str]:
+    """What a process has open, by kind."""
+    return Counter(os.readlink(path).partition(":")[0] for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_release_symlink_that_moved_is_followed(tmp_path: Path) -> None:
