@@ -34,7 +34,7 @@ from .origin import ORIGIN
 from .ownership import Access
 from .policy import Limits, Phase
 from .pool_settings import PoolSettings
-from .process import frozen, titled
+from .process import frozen, import_all, titled
 from .rehearsal import Rehearsal, rehearse
 from .reload import execute
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -154,6 +154,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             stack.enter_context(titled(self._service_name()))
             if self.metrics_address is not None or self.max_memory is not None:
                 import psutil  # noqa: F401  # here, so that the workers share its memory
+            import_all()
             if self.gc_freeze:
                 stack.enter_context(frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals)

@@ -8,14 +8,19 @@ knew, and by whoever execs a new image. Signals are pool.py's, because a takeove
 
 import contextlib
 import gc
+import logging
 import os
 from collections.abc import Iterator
 
 import setproctitle
 
+from prefork.workers.lazy_imports import import_lazy
+
 from .errors import ConfigError
 
-__all__ = ["enter", "frozen", "go", "inside", "titled"]
+__all__ = ["enter", "frozen", "go", "import_all", "inside", "titled"]
+
+log = logging.getLogger("prefork.supervisor")
 
 _entered: str | None = None
 
@@ -68,6 +73,13 @@ def titled(name: str) -> Iterator[None]:
         yield
     finally:
         setproctitle.setproctitle(before)
+
+
+def import_all() -> None:
+    """What the program imports lazily is imported now, so that the workers share it. A check fails with what cannot be;
+    a start does not: nobody may ever use it."""
+    for name, error in import_lazy():
+        log.warning("could not import %s, which is imported lazily: %s", name, error)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .hangup import InHand
 from .lanes import NO_RESOURCES, REQUEST, Lanes
+from .lazy_imports import import_lazy
 from .limits import SAMPLES, Limits, jittered, sample
 from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
@@ -100,6 +101,9 @@ class Worker:
         if self.birth.slot.application:
             begin(self.birth.slot.application)
         self.server.worker_started()
+        if self.terms.rehearsal:
+            for _, error in import_lazy():
+                raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         self.lanes.bind(self.server)
         if self.terms.hang_up:
