@@ -34,7 +34,7 @@ log = logging.getLogger("prefork.supervisor")
 OUTPUT_MAX = 64 * 1024  # of what a rehearsal prints, the end is kept
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to KILL
 ABOUT_TO_END = "the service is about to end"
-NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
 
 @dataclass(frozen=True, slots=True)

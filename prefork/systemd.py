@@ -17,6 +17,12 @@ log = logging.getLogger("prefork.supervisor")
 
 NOT_SET = "LISTEN_FDS is not set; is the service started by its socket unit?"
 FIRST_FD = 3  # SD_LISTEN_FDS_START
+VARIABLES = (  # sd_listen_fds(3), where LISTEN_PIDFDID says of which pidfs inode LISTEN_PID is; sd_notify(3)
+    "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
+)  # fmt: skip
+EXTEND_EVERY_S = 5.0
+EXTEND_BY_S = 15.0
+STATUS_EVERY_S = 1.0  # of a status that changes by itself
 STORED = "prefork "  # begins the name of a listener of ours that the manager keeps
 
 
@@ -40,8 +46,7 @@ class Given:
 
 def take(environ: MutableMapping[str, str], pid: int) -> Given:
     """Read the variables and remove them: they are this process's, and no child's."""
-    words = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-    found = {word: environ.pop(word, "") for word in words}
+    found = {word: environ.pop(word, "") for word in VARIABLES}
     passed, refusal = _passed(found["LISTEN_FDS"], found["LISTEN_PID"], found["LISTEN_FDNAMES"], pid)
     return Given(
         passed, refusal, _address(found["NOTIFY_SOCKET"]), _watchdog(found["WATCHDOG_USEC"], found["WATCHDOG_PID"], pid)

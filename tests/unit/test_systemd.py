@@ -39,7 +39,7 @@ def test_variables_are_taken_out() -> None:
     """What was passed to this pid is known by name, and nothing of it stays in the environment."""
     environ = {
         "LISTEN_FDS": "3", "LISTEN_PID": "7", "LISTEN_FDNAMES": "web:admin", "NOTIFY_SOCKET": "@x", "PATH": "/bin",
-        "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "7",
+        "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "7", "LISTEN_PIDFDID": "1234",
     }  # fmt: skip
     found = take(environ, 7)
     assert environ == {"PATH": "/bin"}
