@@ -31,7 +31,9 @@ def _children() -> set[int]:
 
 
 def pytest_configure() -> None:
-    """What tests start hears Ctrl-C, though they run in the background of a shell, where it is ignored."""
+    """What tests start hears Ctrl-C, though they run in the background of a shell, where it is ignored; and it holds
+    back what it prints, as in production, whatever the environment of the tests says."""
+    os.environ.pop("PYTHONUNBUFFERED", None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,7 @@ master. Never returns: a child leaves by `os._exit`, whatever happened, so that 
 `serve_forever()` runs twice.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
@@ -69,6 +70,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     """
     status = CRASHED
     try:
+        _disown_output()
         master = Master(birth)
         sinks.begin_child(birth.slot.words)
         birth.forget()
@@ -91,11 +93,32 @@ def leave(status: int) -> NoReturn:
 
 
 def flush() -> None:
-    """Bring out what the user printed and logged: this image of the process ends without atexit."""
+    """Bring out what the user printed and logged: this image of the process ends without atexit. Never raises: what has
+    no reader any more, or no room on its disk, is lost."""
+    handlers = [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
+    for each in (sys.stdout, sys.stderr, *handlers):  # logging.shutdown() would also close them
+        try:
+            if each is not None:
+                each.flush()
+        except Exception:
+            pass
+
+
+def _disown_output() -> None:
+    """What the master printed and has not brought out yet is the master's: our copy of it goes nowhere."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-    for reference in logging._handlerList:  # type: ignore[attr-defined]  # logging.shutdown() would also close them
-        handler = reference()
-        if handler is not None:
-            handler.flush()
+        with contextlib.suppress(Exception):  # it is no file, or no descriptor is left
+            _flush_into_nothing(stream)
+
+
+def _flush_into_nothing(stream: TextIO) -> None:
+    fd = stream.fileno()
+    inheritable, kept = os.get_inheritable(fd), os.dup(fd)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, fd, inheritable)
+        os.close(null)
+        stream.flush()
+    finally:
+        os.dup2(kept, fd, inheritable)
+        os.close(kept)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.clients import Load, ask, ask_datagram
 from tests.support.scraping import get
-from tests.support.service import HUNG, Service, readable, script
+from tests.support.service import ENDED_BY_TERM, HUNG, Service, readable, script
 
 DATAGRAM = """
 class Handler(DatagramRequestHandler):
@@ -205,6 +205,29 @@ def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
             found = get(os.path.relpath(tmp_path / "m")).samples
             assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == 2
         assert re.search("worker slot=1 .*: ready\n.*worker slot=1 .*: exited", service.log, re.DOTALL)
+
+
+PRINTS = """
+print("by the program")
+
+class Handler(Who):
+    def do_print(self):
+        print("by a child")
+"""
+
+
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ForkingTCPServer", "ForkingTCPServer"])
+def test_what_is_printed_comes_out_once(bases: str, tmp_path: Path) -> None:
+    """What the program had printed, and not brought out yet, when a child was forked is not printed by that too; what
+    the child prints is."""
+    ends = "" if "PreForking" in bases else ENDED_BY_TERM
+    with Service(tmp_path, script(ends + PRINTS, bases=bases, max_children=3, metrics_address="m")) as service:
+        for _ in range(2):
+            assert ask(service.address, b"print\n")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        lines = service.log.splitlines()
+    assert [lines.count(line) for line in ("by the program", "by a child")] == [1, 2]
 
 
 def test_hooks_of_a_worker(tmp_path: Path) -> None:

@@ -61,6 +61,91 @@ def test_a_connection_in_hand_is_finished_by_the_old_code(tmp_path: Path) -> Non
         service.wait_ready(WORKERS, replaced=WORKERS)
 
 
+PRINTS = """
+class Hooks:
+    said = False
+    def service_actions(self):
+        super().service_actions()
+        if not Hooks.said:
+            Hooks.said = True
+            print("unflushed", RELEASE)
+            tell("said")
+"""
+
+
+def test_what_was_printed_comes_out_before_the_exec(tmp_path: Path) -> None:
+    """What the program printed into a file, and Python still holds back, is there after a reload, once."""
+    with Released(tmp_path, numbered(1, PRINTS), max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        service.wait("said")
+        assert "unflushed" not in service.log
+        reload(service, numbered(2, PRINTS), 2)
+        assert service.log.count("unflushed r1") == 1
+        reload(service, numbered(3), 3)
+        assert service.log.count("unflushed r2") == 1
+
+
+def test_a_reload_where_nobody_reads_what_was_printed(tmp_path: Path) -> None:
+    """The reader of stdout is gone, as after a restart of what collects it: what is held back is lost, and no more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    before = ["sh", "-c", f'exec "$@" >/proc/self/fd/{writing}', "sh"]
+    try:
+        with Released(tmp_path, numbered(1, PRINTS), max_children=WORKERS, before=before, fds=[writing]) as service:
+            service.wait_ready(WORKERS)
+            service.wait("said")
+            reload(service, numbered(2), 2)
+            assert service.answering() == "r2"
+    finally:
+        os.close(writing)
+
+
+READS = "import sys\nif rehearsing() and sys.stdin.read(1): raise RuntimeError('it has an input')\n"
+
+
+def test_the_rehearsal_has_no_input(tmp_path: Path) -> None:
+    """A rehearsal takes nothing of what the program is to read."""
+    (tmp_path / "input").write_text("x")
+    before = ["sh", "-c", 'exec "$@" <input', "sh"]
+    with Released(tmp_path, max_children=WORKERS, before=before) as service:
+        service.wait_ready(WORKERS)
+        reload(service, numbered(2, READS), 2)
+
+
+HOLDS = """
+import atexit
+held, kept, unflushed = open("held", "wb"), open("kept", "wb"), open("unflushed", "w")
+os.set_inheritable(kept.fileno(), True)
+unflushed.write("flushed")
+
+def left(how):
+    with open("left", "a") as file:
+        print(how, os.getpid(), file=file)
+
+atexit.register(left, "atexit")
+
+class Hooks:
+    def serve_forever(self, *args):
+        try:
+            super().serve_forever(*args)
+        finally:
+            left("finally")
+"""
+
+
+def test_what_does_not_run_in_the_image_that_is_replaced(tmp_path: Path) -> None:
+    """At the exec nothing after serve_forever() runs, nor finally, nor atexit, and no file of the program's is flushed;
+    its descriptors are closed, but for those that it made inheritable."""
+    with Released(tmp_path, numbered(1, HOLDS), max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        reload(service, numbered(2), 2)
+        assert not (tmp_path / "left").exists()
+        assert (tmp_path / "unflushed").read_text() == ""
+        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{service.pid}/fd")]
+        assert [link for link in links if link.startswith(str(tmp_path / "kept"))]
+        assert not [link for link in links if link.startswith((str(tmp_path / "held"), str(tmp_path / "unflushed")))]
+
+
 BROKEN = {
     "raises at import": ("raise RuntimeError('no such table')\n", "no such table"),
     "exits": ("import sys; sys.exit('not today')\n", "not today"),
