@@ -1,6 +1,6 @@
 """From a snapshot to Prometheus metric families: one table, one row a metric. Pure.
 
-Runs in the exporter, the only process that imports prometheus_client. The README's reference is made from the table.
+Runs in the exporter, the only process that imports prometheus_client. REFERENCE.md is made from the table.
 What is absent (the kernel does not tell it, or the service has no such thing) gives no sample, never zero.
 """
 
@@ -316,7 +316,7 @@ TABLE = (
 
 
 def reference() -> str:
-    """The table as Markdown, for the README."""
+    """The table as Markdown, for REFERENCE.md."""
     lines = ["| name | type | labels | meaning | alert |", "| --- | --- | --- | --- | --- |"]
     for row in TABLE:
         name = row.name + ("_total" if row.kind == "counter" else "")

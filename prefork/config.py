@@ -2,8 +2,8 @@
 
     max_children: Annotated[int, Setting("most workers at once", group="Pool", at_least=1)] = 5
 
-Owns what a setting is, how its text is read, what values are allowed, alone and together, and the reference that the
-README and `--help` print. Holds no value: the class attribute is the only place. Runs in the process that calls
+Owns what a setting is, how its text is read, what values are allowed, alone and together, and the reference that
+REFERENCE.md and `--help` print. Holds no value: the class attribute is the only place. Runs in the process that calls
 `serve_forever()` or the command line, before anything is bound; imports nothing that takes time.
 """
 

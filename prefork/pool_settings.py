@@ -1,6 +1,6 @@
 """The settings of a pool: the class attributes of PreForkingMixIn, and so the one place of their defaults.
 
-Values only; config.py reads them, for the command line, variables, files, validation and README's reference.
+Values only; config.py reads them, for the command line, variables, files, validation and the reference.
 """
 
 import os
@@ -12,7 +12,7 @@ from .server import TCPServer
 
 
 class PoolSettings:
-    """What can be set of a pool; README.md has the reference. All durations are seconds, all sizes bytes."""
+    """What can be set of a pool; REFERENCE.md lists them. All durations are seconds, all sizes bytes."""
 
     max_children: Annotated[
         int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")

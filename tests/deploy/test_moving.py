@@ -89,7 +89,7 @@ def test_defaults_are_told_as_they_are() -> None:
         for cell in cells(section, 1):
             for name, default in re.findall(r"`(\w+)` \(([^,)]+)", cell):
                 told = fields[name].default_text if name in fields else {True: "on", False: "off"}[getattr(Pool, name)]
-                assert default == told, cell
+                assert default == told.partition(",")[0], cell
 
 
 def test_the_recipes_and_folders_are_there() -> None:

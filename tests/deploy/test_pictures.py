@@ -1,4 +1,4 @@
-"""deploy/pictures: what README.md shows is what the program and the dashboard are now."""
+"""deploy/pictures: what the pages show is what the program and the dashboard are now."""
 
 import shutil
 import xml.etree.ElementTree as ET
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.guides import PAGES, prose
 from tests.support.panels import DASHBOARD
 from tests.support.pictures import FOLDER, make
 from tests.support.prometheus import needs_prometheus
-from tests.support.service import ROOT
 
 AGAIN = "make them again: python -m tests.support.pictures"
 
@@ -35,11 +35,11 @@ def test_the_dashboard_is_the_one_that_is_shown() -> None:
     assert titles(FOLDER / "dashboard.svg") == [panel["title"] for panel in DASHBOARD["panels"]], AGAIN
 
 
-def test_readme_shows_them() -> None:
-    """Each picture is on the front page, and needs nothing of another host."""
-    front = (ROOT / "README.md").read_text()
+def test_pages_show_them() -> None:
+    """Each picture is on one page, and needs nothing of another host."""
+    text = "".join(prose(page) for page in PAGES)
     for path in FOLDER.glob("*"):
-        assert f"](deploy/pictures/{path.name})" in front
+        assert text.count(f"deploy/pictures/{path.name})") == 1
         assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", "")
 
 

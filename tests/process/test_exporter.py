@@ -107,7 +107,7 @@ def test_only_the_program_is_described(served: str) -> None:
 
 
 def test_picture(served: str) -> None:
-    """The picture that README.md shows is drawn from a scrape."""
+    """The picture that metrics/README.md shows is drawn from a scrape."""
     drawn = picture(get(served).samples).splitlines()
     assert drawn[3] == "accepted 1 = 1 ok + 0 error + 0 timeout + 0 lost + 0 running"
     assert drawn[-1].endswith("█ 1")

@@ -1,4 +1,4 @@
-"""A picture of a scrape, in text: the one that README.md shows.
+"""A picture of a scrape, in text: the one that metrics/README.md shows.
 
 python -m tests.support.picture ADDRESS        host:port or the path of a Unix socket, of a service that runs
 """

@@ -1,4 +1,4 @@
-"""The pictures that README.md shows: `prefork top` on a real terminal (tmux), and the dashboard of deploy/grafana.
+"""The pictures that the pages show: `prefork top` on a real terminal (tmux), and the dashboard of deploy/grafana.
 
     python -m tests.support.pictures [SECONDS [FOLDER]]     into deploy/pictures, of a run of 60 s
 

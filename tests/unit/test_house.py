@@ -1,19 +1,13 @@
-"""The rules of the house that can be read off the source: floors, one fork, one reap, one signal.signal, README."""
+"""The rules of the house that can be read off the source: floors, one fork, one reap, one signal.signal."""
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import prefork
-from prefork.config import settings
-from tests.support.readme import README, made_anew
 
 ROOT = Path(prefork.__file__).parents[1]
 BUILDINGS = ("prefork", "workers", "metrics")
-PAGES = [README, *sorted((ROOT / "deploy").rglob("*.md"))]
 
 
 def sources(building: str) -> Iterator[tuple[str, ast.Module]]:
@@ -99,46 +93,3 @@ def test_one_reap() -> None:
 def test_one_place_for_signal_handlers() -> None:
     """One module installs signal handlers."""
     assert callers("signal.signal", "signal.sigaction") == {"workers/signals.py"}
-
-
-def test_readme_is_true() -> None:
-    """The tables of README.md that are made from the code are as the code is (python -m tests.support.readme)."""
-    assert README.read_text() == made_anew(README.read_text())
-
-
-def test_readme_has_the_two_commands() -> None:
-    """README.md has one line that runs a service and one that runs the tests."""
-    lines = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv .venv && ")]
-    assert len(lines) == 2
-    assert "prefork run prefork.examples:Upper" in lines[0]
-    assert lines[1].endswith("/pytest")
-
-
-def anchors(page: Path) -> set[str]:
-    """The names of its headings, as a link has them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """Every link of every page, the test behind each promise among them, is to a file, or a heading, that is there."""
-    for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
-        there = page.parent / name if name else page
-        assert there.exists(), name
-        assert not anchor or anchor in anchors(there), f"{name}#{anchor}"
-
-
-def test_every_promise_names_its_test() -> None:
-    """Each line of the front page's table of promises ends with a link to a test."""
-    table = README.read_text().partition("### What it promises")[2].partition("\n### ")[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
-    assert len(rows) >= 15
-    assert [row for row in rows if not re.search(r"\| \[\w+\]\(tests/[^)]*\.py\)[^|]*\|$", row)] == []
-
-
-def test_every_setting_is_documented() -> None:
-    """Every setting has a help sentence without a full stop that starts small, as the tables print it."""
-    for field in settings(prefork.PreForkingMixIn).values():
-        assert field.setting.help[:1].islower(), field.name
-        assert not field.setting.help.endswith("."), field.name

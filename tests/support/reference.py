@@ -1,0 +1,156 @@
+"""prefork/REFERENCE.md: every table that the code has, as one page. Nothing in that page is written by hand.
+
+    python -m tests.support.reference
+
+writes it anew; tests/unit/test_guides.py fails while it is not what the code says.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from prefork import BindError, BootError, ConfigError, PreforkError, PreForkingTCPServer
+from prefork.cli import TABLE as SUBCOMMANDS
+from prefork.commands import TABLE as COMMANDS
+from prefork.commands import Row
+from prefork.config import reference
+from prefork.ctl import term
+from prefork.launch import Launch, fields
+from prefork.metrics.collector import reference as metrics
+from prefork.pages import Parser, Subcommand
+
+REFERENCE = Path(__file__).parents[2] / "prefork" / "REFERENCE.md"
+ERRORS: tuple[type[PreforkError], ...] = (ConfigError, BootError, BindError)
+PAGE = """\
+# Reference
+
+Every setting, option, command, signal, exit status and metric. This page is made from the code by
+`python -m tests.support.reference`. [Writing a service](README.md) explains what the settings are for,
+[Operating](../deploy/operating.md) how a running service is commanded, [Metrics](../metrics/README.md) how its numbers
+are read.
+
+## Settings
+
+Class attributes of a pool, and options of `prefork run`: `max_children` is `--max-children`.
+[Configuration](README.md#configuration) says where else they can be set.
+
+{settings}
+## Options
+
+`prefork run`, `prefork check` and `prefork config` take these beside the settings, as options, variables or keys of the
+file:
+
+{launch}
+Each command takes these on its command line alone:
+
+{options}
+## Verbs
+
+{verbs}
+## Signals
+
+{signals}
+## Exit status
+
+{statuses}
+In a program the same conditions are exceptions of the constructor and of `serve_forever()`. All three are a
+`PreforkError`.
+
+{errors}
+## Metrics
+
+`listener` is the address served. What the kernel does not tell is absent, never zero. Counters have `_total` in their
+name. The last column names the [alerts](../deploy/prometheus/rules/alerts.yml) that look at it.
+
+{metrics}"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def options() -> str:
+    """What the commands take that is no setting."""
+    commands = defaultdict(list)
+    for row in SUBCOMMANDS:
+        for option, help in _options(row.name, row.help, row.command()):
+            commands[option, help].append(f"`{row.name}`")
+    return table(
+        ("option", "of `prefork` …", "meaning"),
+        [(f"`{option}`", ", ".join(names), help) for (option, help), names in commands.items()],
+    )
+
+
+def _options(name: str, help: str, command: Subcommand) -> Iterator[tuple[str, str]]:
+    settings = {field.option for field in fields().values()} if name in ("run", "check", "config") else set()
+    for action in Parser(name, help, command)._actions:
+        if (
+            action.option_strings
+            and action.help
+            and not settings & set(action.option_strings)
+            and action.dest != "help"
+        ):
+            metavar = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+            yield action.option_strings[-1] + metavar, action.help
+
+
+def verbs() -> str:
+    """The verbs of `prefork ctl`."""
+    return table(
+        ("`prefork ctl`", "who", "what it does", "signal"),
+        [
+            (f"`{term(row)}`", "may look" if row.looks else "may command", row.help, _names(row))
+            for row in COMMANDS
+            if row.verb
+        ],
+    )
+
+
+def signals() -> str:
+    """The signals that the master takes."""
+    return table(("signal to the master", "what it does"), [(_names(row), row.help) for row in COMMANDS if row.signals])
+
+
+def _names(row: Row) -> str:
+    return ", ".join(signum.name.removeprefix("SIG") for signum in row.signals)
+
+
+def statuses() -> str:
+    """The exit statuses of the commands, as their own pages have them."""
+    commands = defaultdict(list)
+    for row in SUBCOMMANDS:
+        for section in row.command().sections:
+            if section.title == "exit status" and not isinstance(section.body, str):
+                for status, meaning in section.body:
+                    commands[status, meaning].append(f"`{row.name}`")
+    rows = [(status, ", ".join(names), meaning) for (status, meaning), names in commands.items()]
+    return table(("status", "of `prefork` …", "meaning"), sorted(rows, key=lambda cells: int(cells[0])))
+
+
+def errors() -> str:
+    """The errors that a caller is told about."""
+    rows = []
+    for error in ERRORS:
+        summary = (error.__doc__ or "").partition("\n")[0]
+        kind = next(base for base in error.__bases__ if base is not PreforkError)
+        rows.append((f"`{error.__name__}`", f"`{kind.__name__}`", str(error.exit_code), summary))
+    return table(("error", "is also", "status of `prefork run`", "meaning"), rows)
+
+
+def page() -> str:
+    """The whole page, as the code is now."""
+    return PAGE.format(
+        settings=reference(PreForkingTCPServer),
+        launch=reference(Launch, options=True),
+        options=options(),
+        verbs=verbs(),
+        signals=signals(),
+        statuses=statuses(),
+        errors=errors(),
+        metrics=metrics() + "\n",
+    )
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(page())

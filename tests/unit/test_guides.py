@@ -1,0 +1,96 @@
+"""The pages: links lead somewhere, the reference is as the code is, nothing is said twice.
+
+That their examples run is tested in tests/process/test_guides.py.
+"""
+
+import json
+import re
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import prefork
+from prefork.config import settings
+from tests.support import reference
+from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
+
+LANGUAGES = {"sh", "console", "python", "toml", "ini", "json", "text"}
+
+
+def test_the_reference_is_as_the_code_is() -> None:
+    """prefork/REFERENCE.md is what `python -m tests.support.reference` writes."""
+    assert reference.REFERENCE.read_text() == reference.page(), "write it anew: python -m tests.support.reference"
+
+
+def test_the_front_page_has_the_two_commands() -> None:
+    """README.md has one line that runs a service and one that runs the tests."""
+    lines = [line for line in FRONT.read_text().splitlines() if line.startswith("python3 -m venv .venv && ")]
+    assert len(lines) == 2
+    assert "prefork run prefork.examples:Upper" in lines[0]
+    assert lines[1].endswith("/pytest")
+
+
+def test_the_front_page_is_short() -> None:
+    """Who comes for the first time reads 200 lines at most."""
+    assert len(FRONT.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every link of every page, the test behind each promise among them, is to a file, or a heading, that is there."""
+    for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", prose(page)):
+        there = page.parent / name if name else page
+        assert there.exists(), name
+        assert not anchor or anchor in anchors(there), f"{name}#{anchor}"
+
+
+def test_every_guide_is_linked() -> None:
+    """From the front page every other page is reached by links."""
+    reached, ahead = set(), [FRONT]
+    while ahead:
+        here = ahead.pop()
+        reached.add(here)
+        for name in re.findall(r"\]\((?!https?:)([^)#]+\.md)[^)]*\)", prose(here)):
+            there = (here.parent / name).resolve()
+            if there not in reached:
+                ahead.append(there)
+    assert set(PAGES) - reached == set()
+
+
+def test_every_promise_names_its_test() -> None:
+    """Each line of the two tables of promises ends with a link to a test; the front page has five."""
+    front, others = table(FRONT, "What it promises"), table(ROOT / "tests" / "README.md", "Promises")
+    assert len(front) == 5
+    assert len(others) >= 10
+    assert [row for row in (*front, *others) if not re.search(r"\| \[\w+\]\([\w/]+\.py\)[^|]*\|$", row)] == []
+
+
+def test_nothing_is_said_twice() -> None:
+    """No sentence of some length, and no row of a table, stands on two pages or twice on one."""
+    said = defaultdict(list)
+    for page, name in zip(PAGES, IDS, strict=True):
+        for paragraph in re.split(r"\n\n|\n(?=[|-])", prose(page)):
+            for sentence in re.split(r"(?<=[.:;?]) ", " ".join(paragraph.split())):
+                if len(sentence) > 60:
+                    said[sentence].append(name)
+    assert {sentence: pages for sentence, pages in said.items() if len(pages) > 1} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_examples_have_a_language(page: Path) -> None:
+    """Every example is of a kind that a test reads, and what is JSON or TOML is."""
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"line {block.line}"
+        if block.language == "json":
+            json.loads(block.text)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+
+
+def test_every_setting_is_documented() -> None:
+    """Every setting has a help sentence without a full stop that starts small, as the tables print it."""
+    for field in settings(prefork.PreForkingMixIn).values():
+        assert field.setting.help[:1].islower(), field.name
+        assert not field.setting.help.endswith("."), field.name
