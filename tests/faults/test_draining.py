@@ -100,3 +100,21 @@ def test_replacement_under_load_with_eof(tmp_path: Path) -> None:
     figure("replacements under load, eof: failed", f"{tally.failures} of {tally.opened}", 0)
     assert tally.failures == 0, tally.failed
     assert tally.answered == tally.opened
+
+
+def test_a_queue_that_nobody_can_serve(tmp_path: Path) -> None:
+    """With its one worker busy for ever, and somebody in the queue, a drain ends at graceful_timeout all the same: the
+    time that was given to the queue is not added to it."""
+    with Service(tmp_path, script(max_children=1, graceful_timeout=2), accounts=False) as service:
+        service.wait_ready(1)
+        with service.hold() as held, service.connect() as queued:
+            queued.send(b"pid")
+            held.send(b"spin")
+            service.wait("spinning")
+            sent_at = service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    took = ended["at"] - sent_at
+    figure("drain with a queue that nobody can serve: ended after", ms(took), "graceful_timeout 2 s + 0.6 s")
+    assert ended["exits"] == {"killed": 1}
+    assert 2 <= took < 2.6

@@ -1,18 +1,22 @@
 """kill -9 of the process that serves: no orphan serves on or holds the port, whatever the workers were doing."""
 
 import contextlib
+import os
 import select
 import signal
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from prefork import BindError, PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
 from tests.support.figures import figure, ms
+from tests.support.releases import Released
 from tests.support.served import Who
-from tests.support.service import HUNG, Service, Watch, script
+from tests.support.service import HUNG, Service, Watch, readable, script
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "tcp": (PreForkingTCPServer, ("127.0.0.1", 0)),
@@ -207,3 +211,69 @@ def test_forking_server_alone(tmp_path: Path) -> None:
         service.wait_gone()
     figure("ForkingTCPServer, request in hand: reusable after", ms(reusable), ms(REUSABLE))
     assert reusable < REUSABLE
+
+
+GIVES_UP_ROOT = """
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give up root")
+def test_workers_that_gave_up_root(tmp_path: Path) -> None:
+    """A worker that changed its user in worker_started(), which clears PDEATHSIG, is told all the same: busy in Python,
+    it frees the port at once and goes at graceful_timeout."""
+    with pool(tmp_path, "tcp", GIVES_UP_ROOT, max_children=1, graceful_timeout=1) as service:
+        service.wait_ready(1)
+        with service.hold() as held, Watch(held.pid) as worker:
+            assert psutil.Process(held.pid).uids().effective == 65534
+            held.send(b"spin")
+            service.wait("spinning")
+            killed_at = service.signal(signal.SIGKILL)
+            reusable = reusable_at(service.address) - killed_at
+            gone = worker.wait_dead() - killed_at
+        service.wait_exit()
+        service.wait_gone()
+    figure("root given up, busy in Python: reusable after", ms(reusable), ms(REUSABLE))
+    figure("root given up, busy in Python: gone after", ms(gone), "graceful_timeout 1 s + 0.6 s")
+    assert reusable < REUSABLE
+    assert gone < 1.6
+
+
+TELLS_AND_HANGS = """\
+gate = open("gate", "w")
+print("x", file=gate, flush=True)
+while True: __import__("time").sleep(60)
+"""
+REHEARSED = {
+    "imports": TELLS_AND_HANGS,
+    "boots its worker": "class Hooks:\n    def worker_started(self):\n" + textwrap.indent(TELLS_AND_HANGS, " " * 8),
+}
+
+
+@pytest.mark.parametrize("what", REHEARSED)
+def test_rehearsal(what: str, tmp_path: Path) -> None:
+    """The rehearsal of a reload, and its worker, neither outlive the master nor hold its port."""
+    os.mkfifo(tmp_path / "gate")
+    with Released(tmp_path, max_children=1, graceful_timeout=1) as service, contextlib.ExitStack() as stack:
+        service.wait_ready(1)
+        address = service.address
+        service.release(REHEARSED[what])
+        gate = stack.enter_context(readable(os.open(tmp_path / "gate", os.O_RDONLY | os.O_NONBLOCK)))
+        service.signal(signal.SIGHUP)
+        assert select.select([gate], [], [], HUNG)[0], "hung: it is not rehearsed"
+        assert os.read(gate, 100) == b"x\n"
+        killed_at = service.signal(signal.SIGKILL)
+        reusable = reusable_at(address) - killed_at
+        assert select.select([gate], [], [], HUNG)[0], "hung: the rehearsal does not end"
+        gone = time.monotonic() - killed_at
+        service.wait_exit()
+        service.wait_gone()
+    figure(f"a rehearsal that {what}: reusable after", ms(reusable), ms(REUSABLE))
+    figure(f"a rehearsal that {what}: gone after", ms(gone), "graceful_timeout 1 s + 0.6 s")
+    assert reusable < REUSABLE
+    assert gone < 1.6

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.clients import Load
 from tests.support.figures import figure, ms
+from tests.support.proc import nothing_for
 from tests.support.releases import AFTERWARDS, Released, numbered
 from tests.support.scraping import Scraper, get, total
 from tests.support.service import HUNG, Watch, script
@@ -313,3 +314,20 @@ def test_the_masters_death_after_a_reload(tmp_path: Path) -> None:
             service.signal(signal.SIGKILL)
             workers.wait_dead()
         service.wait_exit()
+
+
+def test_a_deadline_goes_over(tmp_path: Path) -> None:
+    """A worker that was told to leave before a reload is killed when it would have been without one."""
+    with Released(tmp_path, max_children=2, graceful_timeout=3) as service:
+        service.wait_ready(2)
+        with service.hold() as one, service.hold() as two, Watch(one.pid, two.pid) as watch:
+            told_at = service.signal(signal.SIGTTOU)
+            service.wait_pool(lambda pool: pool["draining"] == 1)
+            nothing_for(1.0, one.sock, two.sock)  # an input: how long before the reload it was told
+            service.signal(signal.SIGHUP)
+            service.wait_reloads(ok=1)
+            killed_at = watch.wait_one_dead()
+        service.wait_ready(2, killed=1)
+    took = killed_at - told_at
+    figure("told to leave 1 s before a reload: killed after", ms(took), "graceful_timeout 3 s + 0.6 s")
+    assert 3 <= took < 3.6

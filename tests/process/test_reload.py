@@ -1,6 +1,9 @@
 """Reload in place: new code and settings with the same pid, from every way a program can be started."""
 
+import contextlib
+import errno
 import os
+import select
 import signal
 import socket
 import sys
@@ -12,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.support.clients import ask, free_ports
+from tests.support.proc import nothing_for
 from tests.support.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
-from tests.support.service import Watch, script
+from tests.support.service import HUNG, Watch, script
 
 WORKERS = 2
 
@@ -248,28 +252,37 @@ def test_changed_settings_take_effect(tmp_path: Path) -> None:
 
 
 def test_another_address_is_opened_and_the_old_one_left(tmp_path: Path) -> None:
-    """A release that listens elsewhere: what is queued at the old address is served, then nobody listens there."""
+    """A release that listens elsewhere: all that is queued at the old address is served, though it takes long until
+    anybody can; nobody new is let in there, and then nobody listens."""
     first, second = free_ports(2)
     hooks = (
         "class Hooks:\n"
         "    max_children = 1\n"
         "    def __init__(self, address, handler): super().__init__(('127.0.0.1', {}), handler)\n"
     )
-    with Released(tmp_path, numbered(1, hooks.format(first))) as service:
+    with Released(tmp_path, numbered(1, hooks.format(first))) as service, contextlib.ExitStack() as stack:
         service.wait_ready(1)
         held = service.hold()
-        with socket.create_connection(("127.0.0.1", first)) as queued:
-            queued.sendall(b"release\n")
-            service.release(numbered(2, hooks.format(second)))
-            after = service.mark()
-            service.signal(signal.SIGHUP)
-            service.wait("listening", after=after)
-            held.close()
-            assert queued.makefile().readline() == "r1\n"
+        queued = [stack.enter_context(service.connect()) for _ in range(6)]
+        for connection in queued:
+            connection.send(b"release")
+            connection.sock.shutdown(socket.SHUT_WR)
+        service.release(numbered(2, hooks.format(second)))
+        after = service.mark()
+        service.signal(signal.SIGHUP)
+        service.wait("pool", after=service.facts.index(service.wait("listening", after=after)))
+        late = stack.enter_context(socket.socket())
+        late.setblocking(False)
+        late.connect_ex(("127.0.0.1", first))
+        nothing_for(0.5, *(connection.sock for connection in queued))  # an input: how long nobody can serve them
+        held.close()
+        assert [connection.answer() for connection in queued] == [b"r1"] * 6
         service.wait_ready(1, replaced=1)
         assert ask(("127.0.0.1", second), b"release\n") == b"r2\n"
         with pytest.raises(ConnectionRefusedError):
             ask(("127.0.0.1", first), b"release\n")
+        assert select.select([], [late], [], HUNG)[1], "hung: who came too late is not told"
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 def test_a_unix_path_stays_and_is_removed_at_the_end(tmp_path: Path) -> None:

@@ -308,6 +308,11 @@ class Watch:
             assert select.select([pidfd], [], [], HUNG)[0], f"hung: pid {pid} does not end"
         return monotonic()
 
+    def wait_one_dead(self) -> float:
+        """Until one of them is dead; when it was seen to be."""
+        assert select.select(list(self._pidfds.values()), [], [], HUNG)[0], f"hung: none of {[*self._pidfds]} ends"
+        return monotonic()
+
     def alive(self) -> list[int]:
         return [pid for pid, pidfd in self._pidfds.items() if not select.select([pidfd], [], [], 0)[0]]
 
