@@ -6,6 +6,7 @@ one `Subcommand` named COMMAND, and the table in cli.py names the room. Runs in 
 
 import argparse
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_Help,
         )
+        if sys.version_info >= (3, 14):
+            self.color = False  # as the page of `prefork --help`, which is not argparse's
         self._headline = f"prefork {name} - {help}\n\n"
         command.add_arguments(self)
 

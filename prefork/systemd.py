@@ -20,9 +20,6 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 VARIABLES = (  # sd_listen_fds(3), where LISTEN_PIDFDID says of which pidfs inode LISTEN_PID is; sd_notify(3)
     "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
 )  # fmt: skip
-EXTEND_EVERY_S = 5.0
-EXTEND_BY_S = 15.0
-STATUS_EVERY_S = 1.0  # of a status that changes by itself
 STORED = "prefork "  # begins the name of a listener of ours that the manager keeps
 
 
