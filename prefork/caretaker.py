@@ -48,9 +48,11 @@ def caretake(handed: Handed, why: str) -> int:
         supervisor.turn()
         supervisor.wait()
     supervisor.close()
+    signals.close()
     for listener in listeners.values():
         if listener is not None:
             listener.unlink()
+            listener.close()
     return 0
 
 

@@ -250,6 +250,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     set_mask(birth.mask)
     exporter.serve_forever()
     exporter.finish()
+    signals.close()
     return 0
 
 

@@ -93,6 +93,12 @@ class Signals:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
 
+    def close(self) -> None:
+        """Of a process that is about to end, and hears nothing more; the wake-up is closed as well."""
+        set_mask(EVERY)
+        self.put_back()
+        self._wakeup.close()
+
     @staticmethod
     def raise_after(seconds: float, error: type[BaseException]) -> None:
         """Raise this in the main thread then, wherever it is in Python; 0: no longer."""

@@ -377,6 +377,31 @@ def test_descriptors_are_as_many_as_before(tmp_path: Path) -> None:
             assert held(service.pid) == before
 
 
+def test_nothing_is_warned_of(tmp_path: Path) -> None:
+    """With every warning an error and Python's development mode, a service that is reloaded, then degraded and mended,
+    then degraded again and ended, has none in its log: nothing is left unclosed, nothing deprecated is called."""
+    (port,) = free_ports(1)
+    (tmp_path / "service.py").write_text(script(DEFINITIONS, max_children=WORKERS, metrics_address=("127.0.0.1", port)))
+    broken = "class Hooks: pass\n" + AFTERWARDS + AFTER_THE_EXEC["raises"]
+    with Released(
+        tmp_path, "class Hooks: pass\n" + numbered(1), argv=["-W", "error", "-Xdev", "service.py"]
+    ) as service:
+        service.wait_ready(WORKERS)
+        for number in (1, 2):
+            service.release(broken)
+            service.signal(signal.SIGHUP)
+            wait_scraped(port, 'prefork_reloads_total{result="failed"}', number)
+            if number == 1:
+                service.release("class Hooks: pass\n" + numbered(3))
+                service.signal(signal.SIGHUP)
+                service.wait_reloads(ok=1)
+                service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r3"
+        service.signal(signal.SIGTERM)
+        service.wait_gone()
+    assert "Warning" not in service.log
+
+
 def held(pid: int) -> Counter[str]:
     """What a process has open, by kind."""
     return Counter(os.readlink(path).partition(":")[0] for path in Path(f"/proc/{pid}/fd").iterdir())
