@@ -3,8 +3,10 @@
 Python is imported, and its tests run; what a page shows of a terminal is typed; files are where it puts them.
 """
 
+import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -16,12 +18,15 @@ from typing import Any
 import pytest
 
 from prefork.testing import running
+from tests.support import command
 from tests.support.guides import PAGES, ROOT, Block, blocks
 from tests.support.prometheus import free_port
 from tests.support.service import HUNG
-from tests.support.transcript import Session, matches, session
+from tests.support.transcript import Session, matches, normal, session
 
 FRONT, WRITING = ROOT / "README.md", ROOT / "prefork" / "README.md"
+
+pytestmark = pytest.mark.once  # ruff reads the examples
 
 
 def python(page: Path) -> list[Block]:
@@ -39,9 +44,9 @@ def source(page: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    argv = command.replace("python", sys.executable).split()
+    argv = line.replace("python", sys.executable).split()
     return subprocess.run(argv, cwd=cwd, env=environ, capture_output=True, text=True, timeout=HUNG)
 
 
@@ -113,3 +118,19 @@ def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with trust.wrap_socket(socket.create_connection(pool.address, HUNG)) as client:
                 client.sendall(b"hello\n")
                 assert client.recv(6) == b"HELLO\n"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_access_log_is_as_it_is_shown(log_format: str, tmp_path: Path) -> None:
+    """The record of a request that deploy/operating.md shows is what the service writes, numbers apart."""
+    page = ROOT / "deploy" / "operating.md"
+    shown = next(block.text for block in blocks(page) if block.language == log_format).splitlines()[-1]
+    options = f"--bind 127.0.0.1:0 --max-children 1 --access-log yes --log-format {log_format}"
+    with command.running(["run", "prefork.examples:Upper", *options.split()], cwd=tmp_path) as service:
+        assert command.ask(("127.0.0.1", service.port), b"hello\n") == b"HELLO\n"
+        service.ended(signal.SIGTERM)
+    record = next(line for line in service.lines if "prefork.access" in line)
+    if log_format == "json":
+        assert list(json.loads(record)) == list(json.loads(shown))
+    else:
+        assert normal(record) == normal(shown)

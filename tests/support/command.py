@@ -19,7 +19,7 @@ from .service import kill_session
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[2]
 MODULE = (sys.executable, "-m", "prefork")  # of the checkout
-_LISTENING = re.compile(r"listening on (\S+)")
+_LISTENING = re.compile(r'listening on ([^\s"]+)')
 
 
 class Run:

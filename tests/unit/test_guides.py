@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 import prefork
+from prefork.cli import TABLE as SUBCOMMANDS
+from prefork.commands import BY_VERB
 from prefork.config import settings
+from prefork.pages import Parser
 from tests.support import reference
 from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
 
@@ -87,6 +90,42 @@ def test_examples_have_a_language(page: Path) -> None:
             json.loads(block.text)
         elif block.language == "toml":
             tomllib.loads(block.text)
+
+
+OURS = [page for page in PAGES if page.parent.name not in ("systemd", "container", "kubernetes", "prometheus")]
+OURS.remove(ROOT / "deploy" / "moving.md")  # which quotes other programs; test_moving.py reads it
+
+
+@pytest.mark.parametrize("page", OURS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_exist(page: Path) -> None:
+    """Every command, verb and option of prefork that a page quotes is one."""
+    options = {word for row in SUBCOMMANDS for word in Parser(row.name, row.help, row.command())._option_string_actions}
+    for line in re.findall(r"`([^`]+)`", prose(page)):
+        words = [] if line.startswith("import ") else line.split()
+        if "prefork" in words:
+            command, verb = (*words[words.index("prefork") + 1 :], "", "")[:2]
+            assert command in {row.name for row in SUBCOMMANDS} | {"", "--version", "--help"}, line
+            assert command != "ctl" or verb in {*BY_VERB, ""}, line
+        if "prefork" in words or line.startswith("--"):
+            assert {word for word in words if word.startswith("--")} <= options | {"--version"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_are_there(page: Path) -> None:
+    """Every file of ours that a page names is there, by its path from the top or beside the page."""
+    text = re.sub(r"\]\([^)]*\)", "]", page.read_text())  # links have a test of their own
+    named = re.findall(r"(?<![\w./-])(?:prefork|workers|metrics|tests|deploy)/[\w./@-]*[\w/]", text)
+    assert [name for name in named if not (ROOT / name).exists() and not name.startswith("prefork/upper")] == []
+    if page.parent != ROOT:
+        beside = re.findall(r"^\| .*\| `(\w+\.py)`", text, re.MULTILINE)
+        assert [name for name in beside if not (page.parent / name).exists()] == []
+
+
+def test_variables_of_the_tests_exist() -> None:
+    """Every variable by which the contributors' page sets a test is read by one."""
+    named = set(re.findall(r"TEST_PREFORK_\w+", (ROOT / "tests" / "README.md").read_text()))
+    read = set(re.findall(r"TEST_PREFORK_\w+", "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))))
+    assert named <= read
 
 
 def test_every_setting_is_documented() -> None:
