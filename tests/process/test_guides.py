@@ -103,6 +103,17 @@ def test_a_difference_is_seen(shown: list[str], printed: list[str], same: bool) 
     assert matches(shown, printed) is same
 
 
+@pytest.mark.parametrize(
+    ("server", "answer"), [("LookupServer", b"HELLO\n"), ("Gateway", b"ok hello\n")], ids=["state", "long-lived"]
+)
+def test_servers(server: str, answer: bytes) -> None:
+    """The servers that prefork/README.md shows answer from a pool."""
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(source(WRITING), names)
+    with running(names[server]) as pool:
+        assert command.ask(pool.address, b"hello\n") == answer
+
+
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of "TLS" answers over TLS, also while another client says nothing."""
     openssl = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
