@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 import prefork
-from prefork.cli import TABLE as SUBCOMMANDS
 from prefork.commands import BY_VERB
 from prefork.config import settings
-from prefork.pages import Parser
 from tests.support import reference
 from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
+from tests.support.reference import SUBCOMMANDS, Parser
 
 LANGUAGES = {"sh", "console", "python", "toml", "ini", "json", "text"}
 
