@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from time import monotonic_ns
 
-from .application import FOLDED_BYTES, Copy, Folded, Region
+from .application.region import FOLDED_BYTES, Copy, Folded, Region
 from .facts import AcceptError, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Role
 from .histogram import Histogram, bounds
 from .scoreboard import (
@@ -88,8 +88,8 @@ BOOT = Histogram(
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 CONTROL_REQUESTS = LOOP_DELAY.end
 CONTROL_COMMANDS = 16  # room for more of them
-TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
-BOARD_WORDS = TABLE + ROWS * ROW_WORDS
+LIVE_TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
+BOARD_WORDS = LIVE_TABLE + ROWS * ROW_WORDS
 BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # behind the table: the user's metrics of the dead
 
 
@@ -225,7 +225,7 @@ class BoardReader:
             os.sched_yield()
 
     def _read(self, reader_of: Callable[[int], SlotReader | None], application: bool) -> Snapshot:
-        words = self._words[:TABLE].tolist()
+        words = self._words[:LIVE_TABLE].tolist()
         counts = words[Word.LANES_DEAD : Word.LANES_DEAD + COUNT_WORDS]
         errors = words[ACCEPT_ERRORS_DEAD : ACCEPT_ERRORS_DEAD + len(AcceptError)]
         rejected = words[Word.WORDS_REJECTED]
@@ -251,7 +251,7 @@ class BoardReader:
         return Snapshot(words, counts, errors, rejected, tuple(live), tuple(copies), serials, now_ns)
 
     def _rows(self, used: int) -> Iterator[list[int]]:
-        table = self._words[TABLE : TABLE + used * ROW_WORDS].tolist()
+        table = self._words[LIVE_TABLE : LIVE_TABLE + used * ROW_WORDS].tolist()
         for start in range(0, len(table), ROW_WORDS):
             if table[start]:
                 yield table[start : start + ROW_WORDS]
@@ -278,7 +278,7 @@ class Board:
         self.folded = Folded(self._view[BOARD_WORDS * 8 :])
         self.reader = BoardReader(self.memory)
         self.lock = threading.RLock()
-        rows = self.words[TABLE : TABLE + self.words[Word.ROWS_USED] * ROW_WORDS : ROW_WORDS].tolist()
+        rows = self.words[LIVE_TABLE : LIVE_TABLE + self.words[Word.ROWS_USED] * ROW_WORDS : ROW_WORDS].tolist()
         self.serials = itertools.count(self.words[Word.SERIALS_USED] + 1)  # each names one slot for ever
         self.announce: Callable[[int, SlotReader], object] = unannounced  # before it stands on the board
         self._readers: dict[int, SlotReader] = {}
@@ -307,7 +307,7 @@ class Board:
             row = self._rows[serial] = self._free.pop()
             self._readers[serial] = reader
             words[Word.ROWS_USED] = max(words[Word.ROWS_USED], row + 1)
-            start = TABLE + row * ROW_WORDS
+            start = LIVE_TABLE + row * ROW_WORDS
             words[start + 1], words[start + 2] = role, Condition.STARTING
             words[start] = serial
         return serial
@@ -323,12 +323,12 @@ class Board:
         with self.change() as words:
             for serial in set(self._rows) - set(self._readers):
                 row = self._rows.pop(serial)
-                words[TABLE + row * ROW_WORDS] = 0
+                words[LIVE_TABLE + row * ROW_WORDS] = 0
                 self._free.append(row)
 
     def set_condition(self, serial: int, condition: Condition) -> None:
         with self.change() as words:
-            words[TABLE + self._rows[serial] * ROW_WORDS + 2] = condition
+            words[LIVE_TABLE + self._rows[serial] * ROW_WORDS + 2] = condition
 
     def fold(self, serial: int, overdue_before_ns: int | None = None) -> None:
         """A slot's owner is gone: its counts become totals. What it took with it counts as lost, or as timed out when
@@ -336,7 +336,7 @@ class Board:
         with self.change() as words:
             row = self._rows.pop(serial)
             reader = self._readers.pop(serial)
-            words[TABLE + row * ROW_WORDS] = 0
+            words[LIVE_TABLE + row * ROW_WORDS] = 0
             self._free.append(row)
             self._add(Word.LANES_DEAD, reader.counts())
             self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())

@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from .application import Merged
+from .application.region import Merged
 from .board import (
     BOOT,
     EXITS,
@@ -57,26 +57,26 @@ class Scrape:
         return self.snapshot.words[word]
 
 
-Value = float | tuple[list[tuple[str, float]], float]  # a number; or a histogram's cumulative buckets and sum
-Sample = tuple[tuple[str, ...], Value]
+MetricValue = float | tuple[list[tuple[str, float]], float]  # a number; or a histogram's cumulative buckets and sum
+MetricSample = tuple[tuple[str, ...], MetricValue]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Spec:
     """One metric: what it is called, what it means, and where its samples come from."""
 
     name: str
     kind: str  # gauge, counter, histogram
     labels: tuple[str, ...]
     help: str
-    samples: Callable[[Scrape], Iterable[Sample]]
+    samples: Callable[[Scrape], Iterable[MetricSample]]
     alerts: tuple[str, ...]  # of deploy/prometheus that look at it; none: it explains what another one reports
 
 
 def families(scrape: Scrape) -> Iterator[Metric]:
     """Every family of the table that has a sample now."""
     classes = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}
-    for row in TABLE:
+    for row in METRIC_TABLE:
         family = classes[row.kind](row.name, row.help, labels=row.labels)
         for labels, value in row.samples(scrape):
             family.add_metric(list(labels), *(value if isinstance(value, tuple) else (value,)))
@@ -87,10 +87,10 @@ def families(scrape: Scrape) -> Iterator[Metric]:
 # Where samples come from.
 
 
-def _one(value: Callable[[Scrape], float | None], pool: bool = False) -> Callable[[Scrape], Iterable[Sample]]:
+def _one(value: Callable[[Scrape], float | None], pool: bool = False) -> Callable[[Scrape], Iterable[MetricSample]]:
     """A single sample without labels; none where the value is absent, or the metric is a pool's and there is none."""
 
-    def samples(scrape: Scrape) -> Iterator[Sample]:
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
         number = value(scrape) if scrape.pool or not pool else None
         if number is not None:
             yield (), number
@@ -98,12 +98,12 @@ def _one(value: Callable[[Scrape], float | None], pool: bool = False) -> Callabl
     return samples
 
 
-def _word(word: int, scale: float = 1, pool: bool = False) -> Callable[[Scrape], Iterable[Sample]]:
+def _word(word: int, scale: float = 1, pool: bool = False) -> Callable[[Scrape], Iterable[MetricSample]]:
     return _one(lambda scrape: scrape.word(word) / scale if scale != 1 else scrape.word(word), pool)
 
 
-def _of_listener(value: Callable[[Scrape], Value | None]) -> Callable[[Scrape], Iterable[Sample]]:
-    def samples(scrape: Scrape) -> Iterator[Sample]:
+def _of_listener(value: Callable[[Scrape], MetricValue | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
         number = value(scrape)
         if number is not None:
             yield (scrape.listener,), number
@@ -111,35 +111,35 @@ def _of_listener(value: Callable[[Scrape], Value | None]) -> Callable[[Scrape], 
     return samples
 
 
-def _cumulative(histogram: Histogram, words: list[int]) -> Value:
+def _cumulative(histogram: Histogram, words: list[int]) -> MetricValue:
     counts = words[: len(histogram.bounds_ns) + 1]
     bounds = [f"{bound / NS:g}" for bound in histogram.bounds_ns] + ["+Inf"]
     return list(zip(bounds, map(float, accumulate(counts)), strict=True)), words[-1] / NS
 
 
-def _board_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[Sample]]:
-    def samples(scrape: Scrape) -> Iterator[Sample]:
+def _board_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[MetricSample]]:
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
         if scrape.pool:
             yield (), _cumulative(histogram, scrape.snapshot.words[histogram.start : histogram.end])
 
     return samples
 
 
-def _lane_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[Sample]]:
+def _lane_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[MetricSample]]:
     return _of_listener(lambda scrape: _cumulative(histogram, scrape.snapshot.histogram(histogram)))
 
 
-def _build_info(scrape: Scrape) -> Iterator[Sample]:
+def _build_info(scrape: Scrape) -> Iterator[MetricSample]:
     yield (scrape.version, ".".join(map(str, sys.version_info[:3]))), 1
 
 
-def _workers(scrape: Scrape) -> Iterator[Sample]:
+def _workers(scrape: Scrape) -> Iterator[MetricSample]:
     if scrape.pool:
         for state, number in scrape.snapshot.workers().items():
             yield (state,), number
 
 
-def _outcomes(scrape: Scrape) -> Iterator[Sample]:
+def _outcomes(scrape: Scrape) -> Iterator[MetricSample]:
     found = {
         Outcome.OK: scrape.snapshot.count(COMPLETED),
         Outcome.ERROR: scrape.snapshot.count(FAILED),
@@ -150,13 +150,13 @@ def _outcomes(scrape: Scrape) -> Iterator[Sample]:
         yield (scrape.listener, outcome.label), number
 
 
-def _exits(scrape: Scrape) -> Iterator[Sample]:
+def _exits(scrape: Scrape) -> Iterator[MetricSample]:
     if scrape.pool:
         for reason in ExitReason:
             yield (reason.label,), scrape.word(EXITS + reason)
 
 
-def _signal_deaths(scrape: Scrape) -> Iterator[Sample]:
+def _signal_deaths(scrape: Scrape) -> Iterator[MetricSample]:
     for signum in range(1, SIGNALS):
         number = scrape.word(SIGNAL_DEATHS + signum)
         # The usual ones are there before the first death, so that its increase is seen.
@@ -165,29 +165,29 @@ def _signal_deaths(scrape: Scrape) -> Iterator[Sample]:
             yield (name,), number
 
 
-def _fork_failures(scrape: Scrape) -> Iterator[Sample]:
+def _fork_failures(scrape: Scrape) -> Iterator[MetricSample]:
     for failure in ForkFailure:
         yield (failure.name if failure is not ForkFailure.OTHER else "other",), scrape.word(FORK_FAILURES + failure)
 
 
-def _reloads(scrape: Scrape) -> Iterator[Sample]:
+def _reloads(scrape: Scrape) -> Iterator[MetricSample]:
     if scrape.pool:
         yield ("ok",), scrape.word(Word.RELOADS_OK)
         yield ("failed",), scrape.word(Word.RELOADS_FAILED)
 
 
-def _last_reload(word: int, scale: float = 1) -> Callable[[Scrape], Iterable[Sample]]:
+def _last_reload(word: int, scale: float = 1) -> Callable[[Scrape], Iterable[MetricSample]]:
     """Absent until there was one."""
     return _one(lambda scrape: scrape.word(word) / scale if scrape.word(Word.LAST_RELOAD_AT_NS) else None, pool=True)
 
 
-def _control_requests(scrape: Scrape) -> Iterator[Sample]:
+def _control_requests(scrape: Scrape) -> Iterator[MetricSample]:
     for command in ControlCommand if scrape.word(Word.CONTROL_OPEN) else ():
         for result in ControlResult:
             yield (command.label, result.label), scrape.word(control_requests(command, result))
 
 
-def _accept_errors(scrape: Scrape) -> Iterator[Sample]:
+def _accept_errors(scrape: Scrape) -> Iterator[MetricSample]:
     for error in AcceptError:
         yield (error.label,), scrape.snapshot.accept_errors[error]
 
@@ -196,14 +196,14 @@ def _children(scrape: Scrape) -> list[Live]:
     return [live for live in scrape.snapshot.live if live.role is Role.WORKER and live.report.open_fds]
 
 
-def _private_memory(scrape: Scrape) -> Iterator[Sample]:
+def _private_memory(scrape: Scrape) -> Iterator[MetricSample]:
     sizes = [live.report.private_memory for live in _children(scrape)]
     if sizes:
         yield ("sum",), sum(sizes)
         yield ("max",), max(sizes)
 
 
-def _cpu(scrape: Scrape) -> Iterator[Sample]:
+def _cpu(scrape: Scrape) -> Iterator[MetricSample]:
     user = scrape.word(Word.CPU_USER_NS) + sum(live.report.cpu_user_ns for live in scrape.snapshot.live)
     system = scrape.word(Word.CPU_SYSTEM_NS) + sum(live.report.cpu_system_ns for live in scrape.snapshot.live)
     yield ("user",), user / NS
@@ -231,85 +231,85 @@ def _queue_max(scrape: Scrape) -> float | None:
 
 LISTENER = ("listener",)
 
-TABLE = (
-    Row("prefork_build_info", "gauge", ("version", "python"), "Identity; always 1.", _build_info, ()),
-    Row("prefork_start_time_seconds", "gauge", (), "When the master started, as Unix time.",
+METRIC_TABLE = (
+    Spec("prefork_build_info", "gauge", ("version", "python"), "Identity; always 1.", _build_info, ()),
+    Spec("prefork_start_time_seconds", "gauge", (), "When the master started, as Unix time.",
         _word(Word.STARTED_AT_NS, NS), ()),
-    Row("prefork_generation", "gauge", (), "The generation of workers in service.", _word(Word.GENERATION, pool=True),
+    Spec("prefork_generation", "gauge", (), "The generation of workers in service.", _word(Word.GENERATION, pool=True),
         ()),
-    Row("prefork_workers", "gauge", ("state",), "Workers by what they do now.", _workers,
+    Spec("prefork_workers", "gauge", ("state",), "Workers by what they do now.", _workers,
         ("PreforkNoIdleWorker", "PreforkWorkersBelowMinimum")),
-    Row("prefork_workers_min", "gauge", (), "min_children in force.", _word(Word.MIN_CHILDREN, pool=True),
+    Spec("prefork_workers_min", "gauge", (), "min_children in force.", _word(Word.MIN_CHILDREN, pool=True),
         ("PreforkWorkersBelowMinimum",)),
-    Row("prefork_workers_max", "gauge", (), "max_children in force.", _word(Word.MAX_CHILDREN, pool=True), ()),
-    Row("prefork_lanes", "gauge", (), "Requests that can run at once now.", _one(_lanes),
+    Spec("prefork_workers_max", "gauge", (), "max_children in force.", _word(Word.MAX_CHILDREN, pool=True), ()),
+    Spec("prefork_lanes", "gauge", (), "Requests that can run at once now.", _one(_lanes),
         ("PreforkNearlyFull", "PreforkNoIdleWorker")),
-    Row("prefork_lanes_busy", "gauge", (), "Requests that run now.",
+    Spec("prefork_lanes_busy", "gauge", (), "Requests that run now.",
         _one(lambda scrape: len(scrape.snapshot.busy_since_ns)), ("PreforkNearlyFull", "PreforkNoIdleWorker")),
-    Row("prefork_saturated_seconds", "counter", (), "Time with no idle lane at max_children.",
+    Spec("prefork_saturated_seconds", "counter", (), "Time with no idle lane at max_children.",
         _word(Word.SATURATED_NS, NS, pool=True), ("PreforkSaturated",)),
-    Row("prefork_listen_queue_length", "gauge", LISTENER, "Connections the kernel holds for us.",
+    Spec("prefork_listen_queue_length", "gauge", LISTENER, "Connections the kernel holds for us.",
         _of_listener(lambda scrape: scrape.queues.length), ("PreforkQueueFilling",)),
-    Row("prefork_listen_queue_limit", "gauge", LISTENER, "Most connections the kernel would hold.",
+    Spec("prefork_listen_queue_limit", "gauge", LISTENER, "Most connections the kernel would hold.",
         _of_listener(lambda scrape: scrape.queues.limit), ("PreforkQueueFilling",)),
-    Row("prefork_listen_queue_length_max", "gauge", LISTENER, "Longest queue seen since the start.",
+    Spec("prefork_listen_queue_length_max", "gauge", LISTENER, "Longest queue seen since the start.",
         _of_listener(_queue_max), ()),
-    Row("prefork_netns_listen_overflows", "counter", (), "Full accept queues, in the whole network namespace.",
+    Spec("prefork_netns_listen_overflows", "counter", (), "Full accept queues, in the whole network namespace.",
         _one(lambda scrape: scrape.queues.overflows), ("PreforkListenOverflows",)),
-    Row("prefork_netns_listen_drops", "counter", (), "Connections dropped, in the whole network namespace.",
+    Spec("prefork_netns_listen_drops", "counter", (), "Connections dropped, in the whole network namespace.",
         _one(lambda scrape: scrape.queues.drops), ("PreforkListenOverflows",)),
-    Row("prefork_datagram_receive_drops", "counter", LISTENER, "Datagrams the kernel had no room for.",
+    Spec("prefork_datagram_receive_drops", "counter", LISTENER, "Datagrams the kernel had no room for.",
         _of_listener(lambda scrape: scrape.queues.datagram_drops), ("PreforkDatagramsDropped",)),
-    Row("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
+    Spec("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
         _of_listener(lambda scrape: scrape.queues.datagram_bytes), ()),
-    Row("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
+    Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
         _of_listener(lambda scrape: scrape.snapshot.count(ACCEPTED)), ("PreforkNoTraffic",)),
-    Row("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
+    Spec("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
         lambda scrape: [((scrape.listener, "verify"), scrape.snapshot.count(REJECTED))], ("PreforkRejections",)),
-    Row("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
+    Spec("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
         ("PreforkDescriptorsExhausted",)),
-    Row("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",
+    Spec("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",
         _outcomes, ("PreforkBadRequests", "PreforkRequestsLost")),
-    Row("prefork_request_duration_seconds", "histogram", LISTENER, "Time from the accept to the end of the handler.",
+    Spec("prefork_request_duration_seconds", "histogram", LISTENER, "Time from the accept to the end of the handler.",
         _lane_histogram(DURATION), ("PreforkSlowRequests",)),
-    Row("prefork_queue_wait_seconds", "histogram", LISTENER, "Time a connection waited in the kernel's accept queue.",
+    Spec("prefork_queue_wait_seconds", "histogram", LISTENER, "Time a connection waited in the kernel's accept queue.",
         _lane_histogram(QUEUE_WAIT), ("PreforkSlowAccept",)),
-    Row("prefork_requests_in_flight", "gauge", LISTENER, "Requests that run now.",
+    Spec("prefork_requests_in_flight", "gauge", LISTENER, "Requests that run now.",
         _of_listener(lambda scrape: len(scrape.snapshot.busy_since_ns)), ()),
-    Row("prefork_oldest_request_age_seconds", "gauge", (), "Age of the oldest request that runs now.",
+    Spec("prefork_oldest_request_age_seconds", "gauge", (), "Age of the oldest request that runs now.",
         _one(_oldest_age), ("PreforkRequestNearTimeout",)),
-    Row("prefork_worker_exits", "counter", ("reason",), "Why workers ended.", _exits, ("PreforkWorkersEndedBadly",)),
-    Row("prefork_worker_signal_deaths", "counter", ("signal",), "Workers ended by a signal.", _signal_deaths,
+    Spec("prefork_worker_exits", "counter", ("reason",), "Why workers ended.", _exits, ("PreforkWorkersEndedBadly",)),
+    Spec("prefork_worker_signal_deaths", "counter", ("signal",), "Workers ended by a signal.", _signal_deaths,
         ("PreforkWorkersKilled",)),
-    Row("prefork_worker_spawns", "counter", (), "Children started.", _word(Word.SPAWNED), ()),
-    Row("prefork_fork_failures", "counter", ("errno",), "Forks that the kernel refused.", _fork_failures,
+    Spec("prefork_worker_spawns", "counter", (), "Children started.", _word(Word.SPAWNED), ()),
+    Spec("prefork_fork_failures", "counter", ("errno",), "Forks that the kernel refused.", _fork_failures,
         ("PreforkForkFailures",)),
-    Row("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT),
+    Spec("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT),
         ("PreforkSlowBoot",)),
-    Row("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
+    Spec("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
         _word(Word.BACKING_OFF, pool=True), ("PreforkCrashLoop",)),
-    Row("prefork_reloads", "counter", ("result",), "Reloads that were asked for.", _reloads, ("PreforkReloadFailed",)),
-    Row("prefork_last_reload_successful", "gauge", (), "Whether the last reload put new code in service.",
+    Spec("prefork_reloads", "counter", ("result",), "Reloads that were asked for.", _reloads, ("PreforkReloadFailed",)),
+    Spec("prefork_last_reload_successful", "gauge", (), "Whether the last reload put new code in service.",
         _last_reload(Word.LAST_RELOAD_OK), ("PreforkReloadFailed",)),
-    Row("prefork_last_reload_timestamp_seconds", "gauge", (), "When the last reload ended, as Unix time.",
+    Spec("prefork_last_reload_timestamp_seconds", "gauge", (), "When the last reload ended, as Unix time.",
         _last_reload(Word.LAST_RELOAD_AT_NS, NS), ()),
-    Row("prefork_log_messages_dropped", "counter", (), "Log lines given up so that service goes on.",
+    Spec("prefork_log_messages_dropped", "counter", (), "Log lines given up so that service goes on.",
         _one(lambda scrape: scrape.word(Word.LOG_DROPPED) if scrape.word(Word.LOGS_COUNTED) else None),
         ("PreforkLogDropped",)),
-    Row("prefork_control_requests", "counter", ("command", "result"), "Requests on the control socket.",
+    Spec("prefork_control_requests", "counter", ("command", "result"), "Requests on the control socket.",
         _control_requests, ("PreforkControlDenied",)),
-    Row("prefork_worker_private_memory_bytes", "gauge", ("agg",), "Memory of the workers' own, shared with nobody.",
+    Spec("prefork_worker_private_memory_bytes", "gauge", ("agg",), "Memory of the workers' own, shared with nobody.",
         _private_memory, ("PreforkMemoryNearLimit",)),
-    Row("prefork_worker_open_fds_max", "gauge", (), "Most descriptors open in one worker.",
+    Spec("prefork_worker_open_fds_max", "gauge", (), "Most descriptors open in one worker.",
         _one(_most(lambda live: live.report.open_fds)), ("PreforkDescriptorsShort",)),
-    Row("prefork_worker_fds_limit", "gauge", (), "Descriptors a worker may open.",
+    Spec("prefork_worker_fds_limit", "gauge", (), "Descriptors a worker may open.",
         _one(_most(lambda live: live.report.fds_limit)), ("PreforkDescriptorsShort",)),
-    Row("prefork_worker_cpu_seconds", "counter", ("mode",), "CPU time of the children, living and dead.", _cpu, ()),
-    Row("prefork_master_loop_delay_seconds", "histogram", (), "How late the master's timers run.",
+    Spec("prefork_worker_cpu_seconds", "counter", ("mode",), "CPU time of the children, living and dead.", _cpu, ()),
+    Spec("prefork_master_loop_delay_seconds", "histogram", (), "How late the master's timers run.",
         _board_histogram(LOOP_DELAY), ("PreforkMasterSlow",)),
-    Row("prefork_application_series_dropped", "counter", (), "New series of the program's own without room.",
+    Spec("prefork_application_series_dropped", "counter", (), "New series of the program's own without room.",
         _one(lambda scrape: scrape.application.dropped), ("PreforkSeriesDropped",)),
-    Row("prefork_slot_words_rejected", "counter", (), "Implausible words in the shared memory of a child.",
+    Spec("prefork_slot_words_rejected", "counter", (), "Implausible words in the shared memory of a child.",
         _one(lambda scrape: scrape.snapshot.words_rejected + scrape.application.rejected),
         ("PreforkSlotWordsRejected",)),
 )  # fmt: skip
@@ -318,7 +318,7 @@ TABLE = (
 def reference() -> str:
     """The table as Markdown, for REFERENCE.md."""
     lines = ["| name | type | labels | meaning | alert |", "| --- | --- | --- | --- | --- |"]
-    for row in TABLE:
+    for row in METRIC_TABLE:
         name = row.name + ("_total" if row.kind == "counter" else "")
         labels, alerts = ", ".join(row.labels), ", ".join(row.alerts)
         lines.append(f"| `{name}` | {row.kind} | {labels} | {row.help} | {alerts} |")

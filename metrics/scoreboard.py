@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from .application import Region
+from .application.region import Region
 from .facts import AcceptError, Activity, ExitReason
 from .histogram import Histogram, bounds
 

@@ -18,12 +18,11 @@ This package is the master and the face; `prefork.workers` is what runs after th
 between the two.
 """
 
+from prefork.metrics.application.values import install_hook as _install_hook
 from prefork.metrics.board import Statistics
-from prefork.metrics.prometheus import install_hook as _install_hook
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from .handover import rehearsing
 from .mixins import (
     ForkingMixIn,
     ForkingTCPServer,
@@ -43,6 +42,7 @@ from .pool import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
+from .reload.handover import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .supervised import SupervisedMixIn
 from .version import __version__ as __version__

@@ -56,7 +56,7 @@ class Row:
 
 _SLOT = Argument("slot", "the number of one worker, as in its title", optional=True)
 
-TABLE = (
+COMMAND_TABLE = (
     Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),
     Row(Command.WORKERS, (), "every worker: what it does, since when, for whom, what it costs", "workers", looks=True),
     Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid", "reload"),
@@ -75,5 +75,5 @@ TABLE = (
     Row(Command.VERSION, (), "the versions of prefork and Python that serve", "version", looks=True),
 )  # fmt: skip
 
-BY_SIGNAL: dict[int, Command] = {signum: row.command for row in TABLE for signum in row.signals}
-BY_VERB = {row.verb: row for row in TABLE if row.verb}
+BY_SIGNAL: dict[int, Command] = {signum: row.command for row in COMMAND_TABLE for signum in row.signals}
+BY_VERB = {row.verb: row for row in COMMAND_TABLE if row.verb}

@@ -37,7 +37,7 @@ class UserCodeError(ConfigError):
 
 
 def _is_plumbing(filename: str) -> bool:
-    loader = os.path.join(os.path.dirname(__file__), "targets.py")  # which calls the user's code
+    loader = os.path.join(os.path.dirname(__file__), "cli", "targets.py")  # which calls the user's code
     return filename in (loader, importlib.__file__) or filename.startswith("<frozen importlib")
 
 

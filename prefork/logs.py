@@ -11,7 +11,7 @@ import os
 from prefork.workers import sinks
 
 from .errors import ConfigError
-from .lines import JournalFormat, JsonFormat, TextFormat
+from .log_formats import JournalFormat, JsonFormat, TextFormat
 
 log = logging.getLogger("prefork.supervisor")
 

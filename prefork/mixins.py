@@ -12,16 +12,16 @@ import threading
 from socket import SOCK_STREAM
 from typing import Annotated, Any
 
+from prefork.metrics.application.values import begin
 from prefork.metrics.facts import Role
-from prefork.metrics.prometheus import begin
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 
-from .children import ChildKind
-from .config import Setting
+from .master.children import ChildKind
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .settings.fields import Setting
 from .supervised import SupervisedMixIn
 
 

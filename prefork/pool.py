@@ -16,31 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 import setproctitle
 
-from prefork.workers import access, forked, loop
+from prefork.workers import access_log, loop, user_forks
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.limits import Limits as WorkerLimits
+from prefork.workers.limits import WorkerLimits
 from prefork.workers.signals import EVERY, Signals, blocked, set_mask
 from prefork.workers.wakeup import Wakeup
 
-from . import control, control_access, process
-from .addresses import address_text
+from . import process
 from .commands import BY_SIGNAL, Command
-from .config import validate
+from .control import access, server
 from .errors import PreforkError
-from .fixed import in_force, refuse_changes
-from .handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
-from .listeners import Listener, asked_once_more, prepared, widen
-from .origin import ORIGIN
-from .ownership import Access
-from .policy import Limits, Phase
+from .master.policy import Limits, Phase
+from .master.service import Service
+from .master.supervisor import Supervisor
 from .pool_settings import PoolSettings
 from .process import frozen, import_all, titled
-from .rehearsal import Rehearsal, rehearse
-from .reload import execute
+from .reload.fixed import fixed_values, refuse_changes
+from .reload.handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
+from .reload.rehearsal import Rehearsal, rehearse
+from .reload.reloading import execute
+from .reload.start_context import START
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from .service import Service
+from .settings.fields import validate
+from .sockets.addresses import address_text
+from .sockets.listener import Listener, asked_once_more, prepared, widen
+from .sockets.ownership import Access
 from .supervised import SupervisedMixIn
-from .supervisor import Supervisor
 from .systemd import stored
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
     _control_listener: Listener | None = None
-    _single = False  # no pool: requests run here, one after another (single.py)
+    _single = False  # no pool: requests run here, one after another (cli/single.py)
     _in_place = False  # requests run in this thread, whatever mix-in would have them elsewhere
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -82,7 +83,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     @property
     def socket(self) -> "socket.socket":
-        """The listening socket. What is assigned first becomes a Listener: see listeners.py."""
+        """The listening socket. What is assigned first becomes a Listener: see sockets/listener.py."""
         try:
             return self._listener
         except AttributeError:
@@ -160,11 +161,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             supervisor = self._supervisor = self._pool(wakeup, signals)
             self._open_control(supervisor)
             self._export(supervisor)
-            forked.on_fork_by_user(self._forked_by_user)
+            user_forks.on_fork_by_user(self._forked_by_user)
             try:
                 self._run(supervisor, signals, poll_interval)
             finally:
-                forked.on_fork_by_user(None)
+                user_forks.on_fork_by_user(None)
                 supervisor.close()
         if self._closing:
             PreForkingMixIn.server_close(self)  # it was asked for in this thread, which could not wait for itself
@@ -263,11 +264,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         )  # fmt: skip
         supervisor = Supervisor(service, limits, self._scoreboard(), wakeup, given)
         if self.reload_on_change:
-            from .changes import Changes
+            from .reload.on_change import Changes
 
             reload = partial(supervisor.commands.append, Command.RELOAD)
             before = None if given is None else given.values["seen"]
-            supervisor.attendants.changes = Changes(reload, self._watched, before)
+            supervisor.tasks.changes = Changes(reload, self._watched, before)
         return supervisor
 
     @staticmethod
@@ -296,14 +297,14 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if self._metrics_listener is not None:
             record.add("metrics", pack_listener(self._metrics_listener, self._metrics_listener.fileno()))
         record.add("own", pack_own(self._own))
-        record.values["fixed"] = in_force(self, self._launch)
+        record.values["fixed"] = fixed_values(self, self._launch)
         record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
-        record.values["directory"] = self.working_directory or ORIGIN.directory
+        record.values["directory"] = self.working_directory or START.directory
 
-    def _control_terms(self) -> control_access.Terms | None:
+    def _control_terms(self) -> access.ControlTerms | None:
         if self.control_socket is None:
             return None
-        return control_access.Terms.read(
+        return access.ControlTerms.read(
             self.control_socket, self.control_mode, self.control_owner, self.control_allow, self.control_allow_read
         )
 
@@ -313,13 +314,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if terms is None:
             self._control_listener = None
         elif given is not None and given.rehearsal:
-            self._control_listener = control_access.try_out(terms, given.values["control_path"])
+            self._control_listener = access.try_out(terms, given.values["control_path"])
         else:
-            self._control_listener = control_access.listen(terms, self._given_control)
+            self._control_listener = access.listen(terms, self._given_control)
 
     def _open_control(self, supervisor: Supervisor) -> None:
         try:
-            control.open_control(supervisor, self._control_terms(), self._control_listener, self._given_control)
+            server.open_control(supervisor, self._control_terms(), self._control_listener, self._given_control)
         except BaseException:
             supervisor.close()
             raise
@@ -327,7 +328,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     def _no_reload(self) -> str | None:
         if threading.current_thread() is not threading.main_thread():
             return "serve_forever() does not run in the main thread"
-        return ORIGIN.refusal()
+        return START.refusal()
 
     def reload(self) -> None:
         """Put new code and settings in service, as HUP does: rehearse, then run the program again in this process.
@@ -355,8 +356,10 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         title = f"prefork: worker {number}"
         self._in_place = one_request = hasattr(self, "collect_children")
         if self.access_log:
-            access.bind(self, access.Place(address_text(self.socket.getsockname()), number, address_text))
-        terms = loop.Terms(
+            access_log.log_accesses(
+                self, access_log.LogContext(address_text(self.socket.getsockname()), number, address_text)
+            )
+        terms = loop.WorkerTerms(
             WorkerLimits(self.max_requests, self.max_memory),
             graceful_timeout=self.graceful_timeout,
             elsewhere=self._threaded(),

@@ -1,14 +1,14 @@
 """The settings of a pool: the class attributes of PreForkingMixIn, and so the one place of their defaults.
 
-Values only; config.py reads them, for the command line, variables, files, validation and the reference.
+Values only; settings/fields.py reads them, for the command line, variables, files, validation and the reference.
 """
 
 import os
 from typing import Annotated
 
-from .config import Setting
-from .cpus import usable_cpus
 from .server import TCPServer
+from .settings.cpus import usable_cpus
+from .settings.fields import Setting
 
 
 class PoolSettings:

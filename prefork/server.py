@@ -4,8 +4,8 @@
                                          │ refused ─▶ shutdown_request                          └─▶ close_request
                                       error ─▶ handle_error, then shutdown_request
 
-Owns the listener; the loop is serving.py's. Runs in the process that serves, and in a pool in master and workers alike.
-A constructor makes the socket and nothing else.
+Owns the listener; the loop is serving_loop.py's. Runs in the process that serves, and in a pool in master and workers
+alike. A constructor makes the socket and nothing else.
 """
 
 import socket
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated, Any, Self
 
-from .config import Setting
-from .serving import _ServingLoop
+from .serving_loop import _ServingLoop
+from .settings.fields import Setting
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 

@@ -14,26 +14,26 @@ from math import inf
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
-from prefork.metrics.application import REGION_BYTES
+from prefork.metrics.application.region import REGION_BYTES
+from prefork.metrics.application.values import VALUES, adopt, release
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import Role
-from prefork.metrics.prometheus import VALUES, adopt, release
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
-from prefork.workers import forked
+from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth
 from prefork.workers.lanes import Accepted, Lane, Lanes
 from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
-from .children import ChildKind
-from .config import Setting
-from .exporting import Exporting, Subject, bind
-from .listeners import Listener
-from .policy import NO_POOL
+from .exporter.child import Exported, ExporterChild, bind_metrics
+from .master.children import ChildKind
+from .master.policy import NO_POOL
+from .master.service import Service
+from .master.supervisor import Supervisor
 from .server import BaseServer
-from .service import Service
-from .serving import _ServingLoop
-from .supervisor import Supervisor
+from .serving_loop import _ServingLoop
+from .settings.fields import Setting
+from .sockets.listener import Listener
 
 if TYPE_CHECKING:
     _AnyServer = BaseServer  # what a mix-in is mixed into; at run time ours or the standard library's
@@ -95,15 +95,17 @@ class SupervisedMixIn(_AnyServer):
             return
         self._bind_metrics()
         assert self._metrics_listener is not None
-        subject = Subject(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
-        supervisor.attendants.export(
-            Exporting(subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory)
+        subject = Exported(self._service_name(), self.socket, supervisor.limits.pool, self._may_fork_exporter)
+        supervisor.tasks.export(
+            ExporterChild(
+                subject, self._metrics_listener, self._scoreboard(), supervisor.fork, supervisor.forget_memory
+            )
         )
 
     def _bind_metrics(self) -> None:
         """Listen where `metrics_address` says. Raises BindError."""
         if self.metrics_address is not None and self._metrics_listener is None:
-            self._metrics_listener = bind(self.metrics_address)
+            self._metrics_listener = bind_metrics(self.metrics_address)
             self.metrics_address = self._metrics_listener.getsockname()
             self._adopt_application()
 
@@ -117,7 +119,9 @@ class SupervisedMixIn(_AnyServer):
         self._enter(slot, Role.SERVER)
         self._adopted = slot if adopt(slot.application) else None
         if self._adopted is not None and VALUES in sys.modules:
-            from prefork.metrics.families import say_what_is_not_served  # with prometheus_client, which is there
+            from prefork.metrics.application.exposition import (
+                say_what_is_not_served,  # with prometheus_client, which is there
+            )
 
             say_what_is_not_served()
 
@@ -279,7 +283,7 @@ class SupervisedMixIn(_AnyServer):
         until they have moved to the child's."""
         for _, slot in self._own:
             if slot is not birth.slot:
-                forked.write_privately(slot.memory, slot.fd)
+                user_forks.write_privately(slot.memory, slot.fd)
                 os.close(slot.fd)
 
     def _end_own_requests(self) -> None:

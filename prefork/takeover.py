@@ -17,7 +17,7 @@ def _import_prefork() -> None:
     if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(here):
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(here))
-    import prefork.taking_over  # noqa: F401
+    import prefork.reload.new_image  # noqa: F401
 
     del sys.path[0]
 
@@ -25,6 +25,6 @@ def _import_prefork() -> None:
 if __name__ == "__main__":
     fd, program = int(sys.argv[1]), sys.argv[2:]
     _import_prefork()
-    from prefork.taking_over import take_over
+    from prefork.reload.new_image import take_over
 
     sys.exit(take_over(fd, program))

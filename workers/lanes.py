@@ -37,7 +37,7 @@ from prefork.metrics.scoreboard import (
     Slot,
 )
 
-from . import forked
+from . import user_forks
 from .accepting import accept_error, is_resource_error
 
 Lane = memoryview
@@ -259,4 +259,4 @@ def _leave_requests() -> None:
         lanes.leave_requests()
 
 
-forked.always_on_fork_by_user(_leave_requests)
+user_forks.always_on_fork_by_user(_leave_requests)

@@ -23,7 +23,7 @@ def jittered(limit: float, rng: random.Random) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkerLimits:
     """The limits one worker watches itself; None is no limit."""
 
     max_requests: int | None
@@ -46,7 +46,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CostSample:
     """What a worker costs, as it sees itself."""
 
     private_memory: int  # bytes that it shares with nobody: Private_Clean + Private_Dirty
@@ -56,11 +56,11 @@ class Sample:
     cpu_system_s: float
 
 
-def sample() -> Sample:
+def sample() -> CostSample:
     """Of this process. Costs milliseconds when it is large, so it is taken rarely and between requests."""
     import psutil  # only where a limit or the metrics ask for it: 3 MB that the others do not need
 
     process = psutil.Process()
     cpu = process.cpu_times()
     opened, limit = descriptors()
-    return Sample(process.memory_full_info().uss, opened or 0, limit or 0, cpu.user, cpu.system)
+    return CostSample(process.memory_full_info().uss, opened or 0, limit or 0, cpu.user, cpu.system)

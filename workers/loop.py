@@ -17,8 +17,8 @@ from time import monotonic, monotonic_ns
 from types import FrameType
 from typing import Any
 
+from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ExitReason
-from prefork.metrics.prometheus import begin
 from prefork.metrics.scoreboard import (
     CPU_SYSTEM_NS,
     CPU_USER_NS,
@@ -32,13 +32,13 @@ from prefork.metrics.scoreboard import (
     YES,
 )
 
-from . import forked, sinks
+from . import sinks, user_forks
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .hangup import InHand
 from .lanes import NO_RESOURCES, REQUEST, Lanes
 from .lazy_imports import import_lazy
-from .limits import SAMPLES, Limits, jittered, sample
+from .limits import SAMPLES, WorkerLimits, jittered, sample
 from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
 
@@ -48,10 +48,10 @@ IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class WorkerTerms:
     """What the master lets a worker know of the pool's settings."""
 
-    limits: Limits
+    limits: WorkerLimits
     graceful_timeout: float
     elsewhere: bool  # ThreadingMixIn: requests run in threads
     rehearsal: bool  # boot, say READY, leave
@@ -66,7 +66,7 @@ class Terms:
 class Worker:
     """One worker process, from inside."""
 
-    def __init__(self, server: Any, terms: Terms, birth: Birth, master: Master) -> None:
+    def __init__(self, server: Any, terms: WorkerTerms, birth: Birth, master: Master) -> None:
         self.server = server
         self.terms = terms
         self.birth = birth
@@ -78,7 +78,7 @@ class Worker:
         self._next_sample_ns = 0
         limits = terms.limits
         if limits.max_requests is not None:
-            limits = Limits(max(1, round(jittered(limits.max_requests, random.Random()))), limits.max_memory)
+            limits = WorkerLimits(max(1, round(jittered(limits.max_requests, random.Random()))), limits.max_memory)
         self._limits = limits
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
@@ -125,7 +125,7 @@ class Worker:
         handlers |= {signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
         self._signals.take(handlers)
         faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
-        forked.on_fork_by_user(self._forked_by_user)
+        user_forks.on_fork_by_user(self._forked_by_user)
         set_mask(self.birth.mask)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
@@ -141,7 +141,7 @@ class Worker:
     def _forked_by_user(self) -> None:
         """In a process that user code forked from this worker: it is none, and holds nothing of ours."""
         slot = self.birth.slot  # its other part, the program's own metrics, is left by itself: prometheus._leave
-        forked.make_private(slot.memory, slot.words.nbytes)
+        user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
         faulthandler.unregister(signal.SIGUSR1)
         self.server.socket.close()
@@ -262,7 +262,7 @@ class Worker:
         self.terms.nudge()
 
 
-def work(server: Any, terms: Terms, birth: Birth, master: Master) -> int:
+def work(server: Any, terms: WorkerTerms, birth: Birth, master: Master) -> int:
     """The body of a worker process: see `bootstrap.enter`."""
     worker = Worker(server, terms, birth, master)
     server._worker = worker

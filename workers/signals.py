@@ -14,7 +14,7 @@ from typing import Any
 
 from .wakeup import Wakeup
 
-Handler = Callable[[int, FrameType | None], Any]
+SignalHandler = Callable[[int, FrameType | None], Any]
 
 # What Python itself installs, or the parent left us: nobody's decision to handle the signal.
 UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
@@ -55,7 +55,7 @@ class Signals:
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         self.notes.append(signum)
 
-    def take(self, handlers: Mapping[int, Handler]) -> None:
+    def take(self, handlers: Mapping[int, SignalHandler]) -> None:
         """Install these handlers, and the wake-up that ends a wait when one runs."""
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.write_fileno(), warn_on_full_buffer=False)
         for signum, handler in handlers.items():

@@ -21,7 +21,7 @@ from typing import Any
 from prefork.metrics.scoreboard import LOG_DROPPED
 
 PIPE_BUF = select.PIPE_BUF  # so much is written to a pipe whole or not at all
-LOOK_EVERY_S = 1.0  # at the path of a log file, whether it is still ours: for who cannot be told to reopen
+LEVEL_LOOK_EVERY_S = 1.0  # at the path of a log file, whether it is still ours: for who cannot be told to reopen
 
 REOPENED, LEVEL, TORN = range(3)  # words of the shared page: TORN is set by whoever left a line half-written
 
@@ -68,7 +68,7 @@ class Sink:
         now = monotonic()
         if not told and now < self._next_look:
             return
-        self._next_look = now + LOOK_EVERY_S
+        self._next_look = now + LEVEL_LOOK_EVERY_S
         self._seen = self.words[REOPENED]
         try:
             found = os.stat(self.path)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from prefork.config import settings
 from prefork.pool import PreForkingTCPServer
+from prefork.settings.fields import settings
 
 HERE = Path(__file__).parents[2] / "deploy" / "kubernetes"
 API = "1.37.0"
@@ -84,12 +84,12 @@ def test_the_service_file_is_of_known_settings_and_fits_the_grace_period(folder:
 
 def test_the_autoscaler_asks_for_what_the_adapter_makes() -> None:
     """The metric's name stands in both files, and the adapter's rule is made of metrics that are served."""
-    from prefork.metrics.collector import TABLE
+    from prefork.metrics.collector import METRIC_TABLE
 
     asked = one(build("base"), "HorizontalPodAutoscaler")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     rule = yaml.safe_load((HERE / "prometheus-adapter.yaml").read_text())["rules"]["custom"][0]
     assert rule["name"]["as"] == asked
-    served = {row.name for row in TABLE}
+    served = {row.name for row in METRIC_TABLE}
     used = {word for word in ("prefork_lanes_busy", "prefork_lanes") if word + "{" in rule["metricsQuery"]}
     assert used == {"prefork_lanes_busy", "prefork_lanes"} <= served
 

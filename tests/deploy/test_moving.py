@@ -11,8 +11,8 @@ from gunicorn.config import KNOWN_SETTINGS
 
 import prefork
 from prefork.commands import BY_SIGNAL, BY_VERB
-from prefork.config import settings
 from prefork.pool import PreForkingMixIn
+from prefork.settings.fields import settings
 from tests.support.command import MODULE
 from tests.support.service import HUNG, ROOT
 

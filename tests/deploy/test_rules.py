@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from prefork.metrics.board import SIGNAL_DEATHS
-from prefork.metrics.collector import TABLE, Row, families
+from prefork.metrics.collector import METRIC_TABLE, Spec, families
 from tests.support.prometheus import needs_prometheus
 from tests.support.service import HUNG, ROOT
 from tests.unit.test_collector import whole_scrape
@@ -22,7 +22,7 @@ FOLDER = ROOT / "deploy" / "prometheus"
 SCRAPING = ("prometheus/prometheus.yml", "container/prometheus.yml")
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 SUFFIXES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-SERVED = {row.name + suffix for row in TABLE for suffix in SUFFIXES[row.kind]}
+SERVED = {row.name + suffix for row in METRIC_TABLE for suffix in SUFFIXES[row.kind]}
 SELECTED = re.compile(r"(prefork_[a-z_]+)\{([^}]*)\}")
 LABEL = re.compile(r"""(\w+)=~?["']([^"']*)["']""")
 
@@ -114,15 +114,15 @@ def test_every_label_selected_is_served() -> None:
     assert [each for each in selected if each[2] not in told.get(each[:2], ())] == []
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_every_metric_has_the_alerts_that_the_reference_says(row: Row) -> None:
+@pytest.mark.parametrize("row", METRIC_TABLE, ids=lambda row: row.name)
+def test_every_metric_has_the_alerts_that_the_reference_says(row: Spec) -> None:
     """Of each metric of the table: those alerts look at it that stand beside it there, and no other."""
     assert alerts_behind({row.name + suffix for suffix in SUFFIXES[row.kind]}) == set(row.alerts)
 
 
 def test_every_alert_stands_beside_a_metric() -> None:
     """Nothing fires of which the reference does not tell, but for a target that cannot be scraped."""
-    told = {each for row in TABLE for each in row.alerts}
+    told = {each for row in METRIC_TABLE for each in row.alerts}
     assert {rule["alert"] for rule in rules("alert")} - told == {"PreforkDown"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.cli import main
+from prefork.cli.main import main
 
 HERE = Path(__file__).parents[2] / "deploy" / "systemd"
 UNITS = ("prefork@.service", "prefork@.socket")

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from prefork import control_access
-from prefork.control_access import Terms
-from prefork.frames import FRAME_MAX
+from prefork.control import access
+from prefork.control.access import ControlTerms
+from prefork.control.protocol import FRAME_MAX
 from tests.support.clients import HUNG
 from tests.support.controlling import OTHER, answer, as_other, connected, open_folder
 from tests.support.figures import figure
@@ -252,7 +252,7 @@ def test_mode_at_every_moment(tmp_path: Path) -> None:
     watcher.start()
     try:
         for _ in range(2000):
-            listener = control_access.bind(Terms(str(path), 0o660, None, frozenset(), frozenset()))
+            listener = access.bind_control(ControlTerms(str(path), 0o660, None, frozenset(), frozenset()))
             listener.unlink()
             listener.close()
     finally:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prefork.children import Child, ChildKind, ChildState, ChildTable
+from prefork.master.children import Child, ChildKind, ChildState, ChildTable
+from prefork.master.processes import KERNEL, End, Processes
 from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import READY, YES, Slot
-from prefork.processes import KERNEL, End, Processes
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
 from tests.support.proc import no_descriptor_left

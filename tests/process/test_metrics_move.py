@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import prefork
-from prefork.metrics.collector import TABLE
+from prefork.metrics.collector import METRIC_TABLE
 from tests.support.clients import Load, ask
 from tests.support.proc import datagrams, no_descriptor_left, nothing_for
 from tests.support.scraping import HUNG, get, labelled, total
@@ -212,7 +212,7 @@ def test_accept_errors(tmp_path: Path) -> None:
 
 OTHER_USER = """
 import resource
-import prefork.exporter, psutil  # whose files another user may not be let read
+import prefork.exporter.server, psutil  # whose files another user may not be let read
 
 if os.geteuid() == 0:
     os.setuid(54322)
@@ -409,4 +409,4 @@ def test_a_slot_misused(tmp_path: Path) -> None:
 
 def test_every_metric_is_seen_to_move() -> None:
     """None of the table is left out above."""
-    assert _moved == {row.name for row in TABLE}
+    assert _moved == {row.name for row in METRIC_TABLE}

@@ -75,9 +75,9 @@ def test_wheel_holds_one_namespace(wheel: Path) -> None:
     metadata = f"prefork-{__version__}.dist-info"
     assert {name.split("/")[0] for name in files} == {"prefork", metadata}
     expected = {
-        f"{package}/{path.name}"
+        f"{package}/{path.relative_to(ROOT / folder)}"
         for package, folder in (("prefork", "prefork"), ("prefork/workers", "workers"), ("prefork/metrics", "metrics"))
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
     }
     assert {name for name in files if name.startswith("prefork/")} == {*expected, "prefork/py.typed"}
     assert any(name.startswith(f"{metadata}/") and name.endswith("LICENSE") for name in files)

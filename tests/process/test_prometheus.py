@@ -10,7 +10,7 @@ from time import monotonic
 
 import pytest
 
-from prefork.metrics.collector import TABLE, Row
+from prefork.metrics.collector import METRIC_TABLE, Spec
 from tests.support.clients import Load, ask
 from tests.support.figures import figure
 from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus, scraping
@@ -67,8 +67,10 @@ def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> Non
         asked = turn_over(service, server)
         server.wait_for(f'prefork_requests_total{{outcome="ok"}} >= {asked}')
         # Whatever these expressions give is a fault; `[5m]` is the whole of this test.
-        counters = [row.name + "_total" for row in TABLE if row.kind == "counter"] + ["told_lines_total"]
-        counters += [row.name + suffix for row in TABLE if row.kind == "histogram" for suffix in ("_count", "_bucket")]
+        counters = [row.name + "_total" for row in METRIC_TABLE if row.kind == "counter"] + ["told_lines_total"]
+        counters += [
+            row.name + suffix for row in METRIC_TABLE if row.kind == "histogram" for suffix in ("_count", "_bucket")
+        ]
         falls = [f"resets({name}[5m]) > 0" for name in counters]
         for fault in ("min_over_time(up[5m]) < 1", 'prefork_requests_total{outcome!="ok"} > 0', *falls):
             assert server.query(fault) == [], fault
@@ -105,7 +107,7 @@ def test_a_kill_storm_is_scraped_without_a_fault(tmp_path: Path, rng: random.Ran
         for outcome, number in counted.items():
             server.wait_for(f'prefork_requests_total{{outcome="{outcome}"}} == {number}')
         server.wait_for(f'prefork_worker_exits_total{{reason="killed"}} == {storm.kills}')
-        counters = [row.name + "_total" for row in TABLE if row.kind == "counter"] + ["told_lines_total"]
+        counters = [row.name + "_total" for row in METRIC_TABLE if row.kind == "counter"] + ["told_lines_total"]
         for fault in ("min_over_time(up[5m]) < 1", *(f"resets({name}[5m]) > 0" for name in counters)):
             assert server.query(fault) == [], fault
         (target,) = server.get("/api/v1/targets")["activeTargets"]
@@ -114,7 +116,7 @@ def test_a_kill_storm_is_scraped_without_a_fault(tmp_path: Path, rng: random.Ran
     assert storm.kills > STORM_S
 
 
-def unsaid(row: Row) -> str:
+def unsaid(row: Spec) -> str:
     """A family with one sample, as a scrape has it."""
     assert row.kind in ("counter", "gauge")
     name = row.name + ("_total" if row.kind == "counter" else "")
@@ -136,6 +138,6 @@ def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     assert b" 200 " in head.splitlines()[0]
     page = body.decode()
     said = re.findall(r"^# TYPE (\w+?)(?:_total)? ", page, re.MULTILINE)
-    page += "".join(unsaid(row) for row in TABLE if row.name not in said)
+    page += "".join(unsaid(row) for row in METRIC_TABLE if row.name not in said)
     checked = subprocess.run(["promtool", "check", "metrics"], input=page.encode(), capture_output=True, timeout=HUNG)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")

@@ -339,7 +339,9 @@ def ways(tmp_path: Path) -> dict[str, list[str]]:
         archive.writestr("__main__.py", source)
     (tmp_path / "app.py").write_text(source.partition('if __name__ == "__main__"')[0])
     console = tmp_path / "prefork-console"
-    console.write_text("import sys\nfrom prefork.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n")
+    console.write_text(
+        "import sys\nfrom prefork.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
     return {
         "script": ["service.py"],
         "script with flags": ["-W", "error", "-Xdev", "-B", "service.py", "-m", "argument"],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefork.config import Field, show
-from prefork.launch import fields
+from prefork.cli.launch import fields
+from prefork.settings.fields import Field, show
 from tests.support.command import ask, running
 from tests.support.controlling import asked, ctl
 from tests.support.releases import Released, numbered

@@ -19,7 +19,7 @@ from prefork import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
-from prefork.ownership import owner
+from prefork.sockets.ownership import owner
 from tests.support.served import RELOADS, Who
 from tests.support.service import ROOT, Service, script
 

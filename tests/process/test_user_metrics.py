@@ -17,10 +17,10 @@ from typing import NoReturn
 
 import pytest
 
-from prefork.metrics import prometheus
-from prefork.metrics.application import Folded, Region, merge
-from prefork.metrics.prometheus import Value
-from prefork.metrics.series import Series
+from prefork.metrics.application import values as user_values
+from prefork.metrics.application.region import Folded, Region, merge
+from prefork.metrics.application.series import Series
+from prefork.metrics.application.values import Value
 from tests.support.command import ROOT
 
 HUNG = 60.0
@@ -36,7 +36,7 @@ PATTERNS = (-1.1102230246251565e-16, 6.02214076e23)
 
 def count_without_end(region: memoryview, truth: memoryview) -> NoReturn:
     """Count on ever more series, and say in `truth` what was counted, as a worker does that is never told to end."""
-    prometheus.begin(region)
+    user_values.begin(region)
     total = Value("counter", "all", "all_total", (), (), "All.")
     number = 0
     while True:
@@ -132,9 +132,9 @@ def in_child(work: Callable[[], None]) -> None:
 def region() -> Iterator[Region]:
     """The region that the values of this process are in."""
     memory = memoryview(mmap.mmap(-1, 1 << 16))
-    assert prometheus.adopt(memory)
+    assert user_values.adopt(memory)
     yield Region(memory, "master")
-    prometheus.release()
+    user_values.release()
 
 
 def test_child_of_a_stranger_counts_for_itself(region: Region) -> None:
@@ -150,7 +150,7 @@ def test_child_of_a_stranger_counts_for_itself(region: Region) -> None:
         assert value.get() == 10
 
     def count_as_ours() -> None:
-        prometheus.begin(own)
+        user_values.begin(own)
         count()
 
     in_child(count)

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from prefork.errors import PreforkError
-from prefork.top_http import get, parse_url
+from prefork.top.http import get, parse_url
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 

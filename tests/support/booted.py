@@ -70,7 +70,7 @@ Environment=LD_LIBRARY_PATH=/opt/python/lib
 COMMAND = """\
 #!/opt/prefork/bin/python
 import sys
-from prefork.cli import main
+from prefork.cli.main import main
 sys.exit(main())
 """
 

@@ -20,8 +20,8 @@ if sys.argv[1:] == ["imported_early"]:
     Gauge("early_children", "", ["path"]).labels("early").inc()
 
 import prefork  # noqa: F401  # which leaves the hook
-from prefork.metrics import prometheus
-from prefork.metrics.application import FOLDED_BYTES, REGION_BYTES, Copy, Folded, Region, merge
+from prefork.metrics.application import values as user_values
+from prefork.metrics.application.region import FOLDED_BYTES, REGION_BYTES, Copy, Folded, Region, merge
 
 GAUGE_MODES = ["all", "liveall", "sum", "livesum", "min", "livemin", "max", "livemax", "mostrecent", "livemostrecent"]
 WORKERS = 3
@@ -32,11 +32,11 @@ def scrape(copies: list[Copy]) -> None:
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-    from prefork.metrics.families import families
+    from prefork.metrics.application.exposition import application_families
 
     class Once:
         def collect(self) -> Any:
-            return families(merge(copies))
+            return application_families(merge(copies))
 
     registry = CollectorRegistry()
     registry.register(Once())  # type: ignore[arg-type]
@@ -48,9 +48,9 @@ def in_workers(work: Callable[[int], None]) -> list[Copy]:
     """Run `work(number)` in workers, of which the first is dead and the others are alive when they are read."""
     regions = []
     master, totals = memoryview(mmap.mmap(-1, REGION_BYTES)), memoryview(mmap.mmap(-1, FOLDED_BYTES))
-    assert prometheus.adopt(master)
-    if prometheus.VALUES in sys.modules:
-        from prefork.metrics.families import say_what_is_not_served
+    assert user_values.adopt(master)
+    if user_values.VALUES in sys.modules:
+        from prefork.metrics.application.exposition import say_what_is_not_served
 
         say_what_is_not_served()
     for number in range(1, WORKERS + 1):
@@ -58,7 +58,7 @@ def in_workers(work: Callable[[int], None]) -> list[Copy]:
         regions.append(Region(memory, str(number)))
         pid = os.fork()
         if pid == 0:
-            prometheus.begin(memory)
+            user_values.begin(memory)
             work(number)
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
@@ -72,7 +72,7 @@ def everything() -> None:
     assert "prometheus_client" not in sys.modules
     from prometheus_client import REGISTRY, Counter, Enum, Gauge, Histogram, Info, Summary, core, values
 
-    assert values.ValueClass is prometheus.Value
+    assert values.ValueClass is user_values.Value
     assert values.__loader__ is values.__spec__.loader is not None
 
     hits = Counter("hits", "Hits.", ["path", "method"])

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prefork import BindError, BootError, ConfigError, PreforkError, PreForkingTCPServer
-from prefork.cli import TABLE as SUBCOMMANDS
-from prefork.commands import TABLE as COMMANDS
+from prefork.cli.ctl import term
+from prefork.cli.launch import Launch, fields
+from prefork.cli.main import SUBCOMMAND_TABLE as SUBCOMMANDS
+from prefork.cli.pages import Parser, Subcommand
+from prefork.commands import COMMAND_TABLE as COMMANDS
 from prefork.commands import Row
-from prefork.config import reference
-from prefork.ctl import term
-from prefork.launch import Launch, fields
 from prefork.metrics.collector import reference as metrics
-from prefork.pages import Parser, Subcommand
+from prefork.settings.fields import reference
 
 REFERENCE = Path(__file__).parents[2] / "prefork" / "REFERENCE.md"
 ERRORS: tuple[type[PreforkError], ...] = (ConfigError, BootError, BindError)

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 
-from prefork import caretaker
 from prefork.commands import Command
-from prefork.handover import Handed, Record
+from prefork.master.policy import Limits
+from prefork.master.service import Service
 from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import Slot
-from prefork.policy import Limits
-from prefork.service import Service
+from prefork.reload import degraded
+from prefork.reload.handover import Handed, Record
 from prefork.workers.wakeup import Wakeup
 
 from .simulation import LIMITS, FakeProcess, Simulation
@@ -94,7 +94,7 @@ class Reloadable(Simulation):
             self.supervisor = self.image(self.service, self._limits, handed)
         else:
             service = replace(self.service, work=None)
-            self.supervisor = self.image(service, caretaker.limits(handed.values), handed, "the program failed")
+            self.supervisor = self.image(service, degraded.limits(handed.values), handed, "the program failed")
         self.on_image()
         self.supervisor.commands.extend(self.meanwhile)
         self.meanwhile = []

@@ -1,9 +1,9 @@
 """The real supervisor over processes that are none, in a time that passes when told to.
 
-Runs in the test's process, forks nothing, waits for nothing. `FakeProcesses` stands in the kernel's place (children.py:
-`Processes`) and passes the same contract tests. A fake worker does what a real one does where the supervisor can see
-it: it writes its slot, nudges, obeys signals, and its pidfd, an eventfd, becomes readable when it ends. The child
-table, the epoll, the slots and the board are the real ones.
+Runs in the test's process, forks nothing, waits for nothing. `FakeProcesses` stands in the kernel's place
+(processes.py: `Processes`) and passes the same contract tests. A fake worker does what a real one does where the
+supervisor can see it: it writes its slot, nudges, obeys signals, and its pidfd, an eventfd, becomes readable when it
+ends. The child table, the epoll, the slots and the board are the real ones.
 """
 
 import errno
@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.commands import Command
-from prefork.handover import Handed
+from prefork.master.policy import Limits, Phase
+from prefork.master.processes import End, Processes
+from prefork.master.service import Service
+from prefork.master.supervisor import Supervisor
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import (
@@ -34,11 +37,8 @@ from prefork.metrics.scoreboard import (
     Slot,
     Stacks,
 )
-from prefork.policy import Limits, Phase
-from prefork.processes import End, Processes
-from prefork.reload import say
-from prefork.service import Service
-from prefork.supervisor import Supervisor
+from prefork.reload.handover import Handed
+from prefork.reload.reloading import say
 from prefork.workers.wakeup import Wakeup
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
@@ -256,7 +256,7 @@ class Simulation:
         supervisor = Supervisor(
             service, limits, self.board, self.wakeup, handed, failed, processes=self.processes, stamp_ns=self.now_ns
         )
-        supervisor._forks._rng.seed(0)  # the jitter of lifetimes: the same in every run
+        supervisor._spawner._rng.seed(0)  # the jitter of lifetimes: the same in every run
         return supervisor
 
     def _nudging(self, process: FakeProcess) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.addresses import Address, parse_address
 from prefork.errors import ConfigError
+from prefork.sockets.addresses import Address, parse_address
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefork.metrics import prometheus
-from prefork.metrics.application import (
+from prefork.metrics.application import values as user_values
+from prefork.metrics.application.region import (
     DROPPED,
     FAMILY,
-    HEADER_WORDS,
     LENGTH_BITS,
+    REGION_HEADER_WORDS,
     Folded,
     Merged,
     Region,
     Writer,
     merge,
 )
-from prefork.metrics.prometheus import Value
-from prefork.metrics.series import RULES, Rule, encode
+from prefork.metrics.application.series import RULES, Rule, encode
+from prefork.metrics.application.values import Value
 
 HITS = encode(("counter", "", "hits", "Hits.", "path"))
 
@@ -347,10 +347,10 @@ def test_record_that_becomes_whole() -> None:
     process = Process("1")
     add(process.writer, "a", 1.0)
     end = len(process.region.copy().memory)
-    key = bytes(process.memory[HEADER_WORDS * 8 + 8 : end])
-    process.memory[HEADER_WORDS * 8 + 8 : end] = bytes(len(key))
+    key = bytes(process.memory[REGION_HEADER_WORDS * 8 + 8 : end])
+    process.memory[REGION_HEADER_WORDS * 8 + 8 : end] = bytes(len(key))
     assert merge([process.region.copy()]).values == {}
-    process.memory[HEADER_WORDS * 8 + 8 : end] = key
+    process.memory[REGION_HEADER_WORDS * 8 + 8 : end] = key
     assert totals(merge([process.region.copy()])) == {"hits_total a": 1.0}
 
 
@@ -368,9 +368,9 @@ def test_dropped_that_cannot_be() -> None:
 def region() -> Iterator[Region]:
     """The region that the values of this process are in."""
     where = memory()
-    assert prometheus.adopt(where)
+    assert user_values.adopt(where)
     yield Region(where, "master")
-    prometheus.release()
+    user_values.release()
 
 
 def counter(path: str = "a") -> Value:
@@ -395,12 +395,12 @@ def test_values_are_adopted() -> None:
     gauge.set(-3)
     for _ in range(2):
         where = memory()
-        assert prometheus.adopt(where)
+        assert user_values.adopt(where)
         try:
-            assert not prometheus.adopt(memory())
+            assert not user_values.adopt(memory())
             assert totals(merge([Region(where, "m").copy()])) == {"hits_total a": 3.0, "level": -3.0}
         finally:
-            prometheus.release()
+            user_values.release()
         where.release()  # nobody holds it
     assert value.get() + twin.get() == 3.0
 
@@ -444,7 +444,7 @@ def test_histogram_comes_whole(region: Region) -> None:
 def test_full_region_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Values for which there is no room count unseen, raise nothing, and are spoken of once."""
     where = memory(512)
-    assert prometheus.adopt(where)
+    assert user_values.adopt(where)
     try:
         with caplog.at_level(logging.WARNING, "prefork.metrics"):
             values = [counter(str(number)) for number in range(20)]
@@ -453,7 +453,7 @@ def test_full_region_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
                 value.inc(1)
         assert [value.get() for value in values] == [1.0] * len(values)
     finally:
-        prometheus.release()
+        user_values.release()
     assert len(caplog.records) == 1
     merged = merge([Region(where, "m").copy()])
     assert merged.dropped + len(merged.values) == len(values)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from prefork.metrics.board import (
     BOOT,
     CONTROL_COMMANDS,
+    LIVE_TABLE,
     PATIENCE_NS,
     ROWS,
-    TABLE,
     Board,
     BoardReader,
     Word,
@@ -274,7 +274,7 @@ def test_words_do_not_overlap() -> None:
     words = [control_requests(command, result) for command in ControlCommand for result in ControlResult]
     assert len(set(words)) == len(words)
     assert BOOT.end <= min(words)
-    assert max(words) < TABLE
+    assert max(words) < LIVE_TABLE
     assert len(ControlCommand) <= CONTROL_COMMANDS
     assert len({int(word) for word in Word}) == len(Word)
     assert max(word for word in Word if word is not Word.LANES_DEAD) < Word.LANES_DEAD

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefork.children import MAY_FOLLOW, Child, ChildKind, ChildState, Exit
+from prefork.master.children import CHILD_MAY_FOLLOW, Child, ChildKind, ChildState, Exit
 from prefork.metrics.facts import Role
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 
@@ -42,7 +42,7 @@ def test_states_follow_one_another(before: ChildState, after: ChildState, child:
 
 def test_every_state_is_in_the_table() -> None:
     """What may follow what is said for every state; nothing comes before the first."""
-    assert list(MAY_FOLLOW) == ORDER == list(ChildState)
+    assert list(CHILD_MAY_FOLLOW) == ORDER == list(ChildState)
 
 
 def test_booted_is_remembered(child: Child) -> None:
@@ -71,7 +71,7 @@ def test_one_setter() -> None:
     """Nobody else writes a child's state, or the phase of the supervisor."""
     wrote = re.compile(r"^\s+\w[\w.]*\.(state|phase) = ", re.MULTILINE)
     found = {}
-    for path in [*SOURCES.glob("prefork/*.py"), *SOURCES.glob("workers/*.py"), *SOURCES.glob("metrics/*.py")]:
+    for path in [*SOURCES.glob("prefork/**/*.py"), *SOURCES.glob("workers/*.py"), *SOURCES.glob("metrics/**/*.py")]:
         for match in wrote.finditer(path.read_text()):
             found.setdefault(path.name, []).append(match[0].strip())
     assert found["children.py"] == ["self.state ="]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prefork import BindError, BootError, __version__
-from prefork.cli import TABLE, Row, main
-from prefork.launch import fields
+from prefork.cli.launch import fields
+from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
 
 APP = '''
 import socketserver, prefork
@@ -200,9 +200,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == expected
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", SUBCOMMAND_TABLE, ids=lambda row: row.name)
 def test_every_command_has_a_page(
-    row: Row, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    row: SubcommandRow, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`prefork --help` lists it; its own page begins with its name, has its exit statuses, and fits 80 columns. No page
     has colours, whatever the terminal has: the one is not argparse's, which has some since Python 3.14."""

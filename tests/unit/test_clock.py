@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.clock import Clock
+from prefork.master.clock import Clock
 
 
 class Machine:

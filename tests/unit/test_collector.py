@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
-from prefork.metrics.application import Merged
+from prefork.metrics.application.region import Merged
 from prefork.metrics.board import (
     BOOT,
     EXITS,
@@ -22,7 +22,7 @@ from prefork.metrics.board import (
     Word,
     control_requests,
 )
-from prefork.metrics.collector import TABLE, Queues, Scrape, families
+from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, families
 from prefork.metrics.facts import (
     AcceptError,
     Condition,
@@ -177,15 +177,16 @@ def names(scrape: Scrape) -> set[str]:
 def test_every_name() -> None:
     """The table has every name with its type and labels, and no other."""
     written = {
-        " ".join((row.name + ("_total" if row.kind == "counter" else ""), row.kind, *row.labels)) for row in TABLE
+        " ".join((row.name + ("_total" if row.kind == "counter" else ""), row.kind, *row.labels))
+        for row in METRIC_TABLE
     }
     assert written == set(NAMES.strip().splitlines())
-    assert len(TABLE) == len(written)
+    assert len(METRIC_TABLE) == len(written)
 
 
 def test_rules_of_names() -> None:
     """One prefix, base units, no `_total` twice, no label that could have values without end, a sentence as help."""
-    for row in TABLE:
+    for row in METRIC_TABLE:
         assert re.fullmatch(r"prefork_[a-z_]+", row.name)
         assert not row.name.endswith(("_total", "_ms", "_milliseconds", "_kilobytes"))
         assert not {"pid", "client", "address", "path", "slot"} & set(row.labels)
@@ -338,4 +339,4 @@ def test_openmetrics_too(scrape: Scrape) -> None:
     """The stricter format takes every family."""
     text = openmetrics(registry(scrape)).decode()
     assert text.endswith("# EOF\n")
-    assert text.count("# TYPE ") == len(TABLE)
+    assert text.count("# TYPE ") == len(METRIC_TABLE)

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from prefork.commands import BY_SIGNAL, BY_VERB, TABLE, Command, Row
+from prefork.commands import BY_SIGNAL, BY_VERB, COMMAND_TABLE, Command, Row
 
 SIGNALS = {
     signal.SIGTERM: Command.DRAIN,
@@ -21,7 +21,7 @@ SIGNALS = {
 
 def test_each_command_has_one_row() -> None:
     """Nothing the master can be asked is missing, or stands there twice."""
-    assert Counter(row.command for row in TABLE) == Counter(Command)
+    assert Counter(row.command for row in COMMAND_TABLE) == Counter(Command)
 
 
 def test_signals_mean_what_the_design_says() -> None:
@@ -31,11 +31,11 @@ def test_signals_mean_what_the_design_says() -> None:
 
 def test_no_signal_and_no_verb_stands_twice() -> None:
     """A signal or a verb is one command."""
-    assert sum(len(row.signals) for row in TABLE) == len(BY_SIGNAL)
-    assert sum(bool(row.verb) for row in TABLE) == len(BY_VERB)
+    assert sum(len(row.signals) for row in COMMAND_TABLE) == len(BY_SIGNAL)
+    assert sum(bool(row.verb) for row in COMMAND_TABLE) == len(BY_VERB)
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.command.name)
+@pytest.mark.parametrize("row", COMMAND_TABLE, ids=lambda row: row.command.name)
 def test_every_row_can_be_asked_for_and_explains_itself(row: Row) -> None:
     """It has a signal or a verb, and one sentence for help, without its full stop."""
     assert row.signals or row.verb

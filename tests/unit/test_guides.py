@@ -13,7 +13,7 @@ import pytest
 
 import prefork
 from prefork.commands import BY_VERB
-from prefork.config import settings
+from prefork.settings.fields import settings
 from tests.support import reference
 from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
 from tests.support.reference import SUBCOMMANDS, Parser

@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 
-from prefork import handover
-from prefork.handover import VERSION, Record, fold_own, handed_on, pack_board, pack_listener, receive, resume_board
-from prefork.listeners import Listener
 from prefork.metrics.board import EXITS, Board, Word
 from prefork.metrics.facts import ExitReason
+from prefork.reload import handover
+from prefork.reload.handover import (
+    VERSION,
+    Record,
+    fold_own,
+    handed_on,
+    pack_board,
+    pack_listener,
+    receive,
+    resume_board,
+)
+from prefork.sockets.listener import Listener
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ BUILDINGS = ("prefork", "workers", "metrics")
 
 
 def sources(building: str) -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted((ROOT / building).glob("*.py")):
-        yield f"{building}/{path.name}", ast.parse(path.read_text())
+    for path in sorted((ROOT / building).rglob("*.py")):
+        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
 def imports(building: str) -> Iterator[tuple[str, str]]:
@@ -82,12 +82,12 @@ def test_relative_inside_absolute_across() -> None:
 
 def test_one_fork() -> None:
     """One module forks."""
-    assert callers("os.fork", "os.forkpty", "os.posix_spawn") == {"prefork/processes.py"}
+    assert callers("os.fork", "os.forkpty", "os.posix_spawn") == {"prefork/master/processes.py"}
 
 
 def test_one_reap() -> None:
     """The module that forks is the one that reaps, by pid."""
-    assert callers("os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid") == {"prefork/processes.py"}
+    assert callers("os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid") == {"prefork/master/processes.py"}
 
 
 def test_one_place_for_signal_handlers() -> None:

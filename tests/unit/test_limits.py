@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.metrics.facts import ExitReason
-from prefork.workers.limits import Limits, jittered, sample
+from prefork.workers.limits import WorkerLimits, jittered, sample
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 CONFIRM_EVERY_S = 1.0
@@ -35,7 +35,7 @@ def test_jitter_spreads() -> None:
 @pytest.mark.parametrize(("served", "due"), [(0, False), (9, False), (10, True), (11, True)])
 def test_requests(served: int, due: bool) -> None:
     """Due from the last request on, and so it stays."""
-    assert Limits(10, None).due(served, deque()) is (ExitReason.MAX_REQUESTS if due else None)
+    assert WorkerLimits(10, None).due(served, deque()) is (ExitReason.MAX_REQUESTS if due else None)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_requests(served: int, due: bool) -> None:
 def test_memory_over_several_samples(memory: list[int], due: bool) -> None:
     """Due when each of the last three samples was above the limit."""
     samples = deque((size * MIB for size in memory), maxlen=SAMPLES)
-    assert Limits(None, 100 * MIB).due(5, samples) is (ExitReason.MAX_MEMORY if due else None)
+    assert WorkerLimits(None, 100 * MIB).due(5, samples) is (ExitReason.MAX_MEMORY if due else None)
 
 
 def test_no_limits() -> None:
     """None is no limit."""
-    assert Limits(None, None).due(10**9, deque([10**12] * SAMPLES, maxlen=SAMPLES)) is None
+    assert WorkerLimits(None, None).due(10**9, deque([10**12] * SAMPLES, maxlen=SAMPLES)) is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_no_limits() -> None:
 def test_samples_are_rare_until_one_is_too_large(memory: list[int], seconds: float) -> None:
     """Every ten seconds; every second while the last one was above."""
     samples = deque((size * MIB for size in memory), maxlen=SAMPLES)
-    assert Limits(None, 100 * MIB).next_sample_s(samples) == seconds
+    assert WorkerLimits(None, 100 * MIB).next_sample_s(samples) == seconds
 
 
 def test_sample_of_this_process() -> None:

@@ -8,23 +8,23 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prefork.children import ChildKind, ChildState
-from prefork.exits import exit_reason
-from prefork.metrics.facts import ExitReason
-from prefork.policy import (
+from prefork.master.children import ChildKind, ChildState
+from prefork.master.exits import exit_reason
+from prefork.master.policy import (
     NO_POOL,
     ChildView,
     Limits,
     Phase,
     Plan,
     Pool,
-    Snapshot,
+    PoolSnapshot,
     after_boot_death,
     after_fork_failure,
     after_ready,
     hopeless,
     plan,
 )
+from prefork.metrics.facts import ExitReason
 from tests.support.simulation import LIMITS
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
@@ -80,29 +80,29 @@ def limits(draw: st.DrawFn) -> Limits:
 
 
 @st.composite
-def snapshots(draw: st.DrawFn, phases: Any = tuple(Phase)) -> Snapshot:
+def snapshots(draw: st.DrawFn, phases: Any = tuple(Phase)) -> PoolSnapshot:
     pool = Pool(
         target=draw(st.integers(0, 6)), ever_ready=draw(st.booleans()), boot_deaths=draw(st.sampled_from([0, 0, 1, 4])),
         next_start=draw(later), burst=draw(st.sampled_from([1, 2, 8])), next_resize=draw(later),
         stalled=frozenset(draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=3))),
     )  # fmt: skip
     count = draw(st.integers(0, 9))
-    return Snapshot(
+    return PoolSnapshot(
         draw(st.sampled_from(list(phases))), draw(moments), GENERATION,
         tuple(draw(children(serial)) for serial in range(1, count + 1)), pool, queued=draw(st.booleans()),
         queued_at=draw(moments), saturated=draw(st.booleans()),
     )  # fmt: skip
 
 
-def serving(snapshot: Snapshot) -> list[ChildView]:
+def serving(snapshot: PoolSnapshot) -> list[ChildView]:
     return [child for child in snapshot.children if child.serving]
 
 
-def leaves(child: ChildView, snapshot: Snapshot) -> bool:
+def leaves(child: ChildView, snapshot: PoolSnapshot) -> bool:
     return child.ready and (child.due is not None or child.generation < snapshot.generation)
 
 
-def uncut(snapshot: Snapshot, result: Plan) -> list[ChildView]:
+def uncut(snapshot: PoolSnapshot, result: Plan) -> list[ChildView]:
     """Who is drained, but not for a request over its time."""
     reasons = dict(result.drain)
     return [c for c in snapshot.children if c.serial in reasons and reasons[c.serial] is not ExitReason.TIMEOUT]
@@ -112,7 +112,7 @@ def uncut(snapshot: Snapshot, result: Plan) -> list[ChildView]:
 
 
 @given(snapshots(), limits())
-def test_never_over_max(snapshot: Snapshot, limits: Limits) -> None:
+def test_never_over_max(snapshot: PoolSnapshot, limits: Limits) -> None:
     """Serving never exceeds max_children, plus one that exists only for a replacement."""
     result = plan(snapshot, limits, NOW)
     assert result.pool.target <= limits.max_children or snapshot.phase not in RUNNING
@@ -125,7 +125,7 @@ def test_never_over_max(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots(RUNNING), limits())
-def test_draining_is_bounded(snapshot: Snapshot, limits: Limits) -> None:
+def test_draining_is_bounded(snapshot: PoolSnapshot, limits: Limits) -> None:
     """No drain is begun that makes more than max_children DRAINING, a cut request excepted."""
     begun = len(uncut(snapshot, plan(snapshot, limits, NOW)))
     draining = sum(child.state is ChildState.DRAINING for child in snapshot.children)
@@ -133,7 +133,7 @@ def test_draining_is_bounded(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots(RUNNING), limits())
-def test_replacement_is_ready(snapshot: Snapshot, limits: Limits) -> None:
+def test_replacement_is_ready(snapshot: PoolSnapshot, limits: Limits) -> None:
     """A healthy READY worker is drained only while enough others are READY."""
     result = plan(snapshot, limits, NOW)
     ready = sum(child.ready for child in snapshot.children)
@@ -143,7 +143,7 @@ def test_replacement_is_ready(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots(), limits())
-def test_backoff_is_single_file(snapshot: Snapshot, limits: Limits) -> None:
+def test_backoff_is_single_file(snapshot: PoolSnapshot, limits: Limits) -> None:
     """In back-off at most one child is STARTING, and none is started before its time; nor after a failed fork."""
     result = plan(snapshot, limits, NOW)
     if result.spawn:
@@ -154,7 +154,7 @@ def test_backoff_is_single_file(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots([Phase.DRAINING, Phase.KILLING, Phase.STOPPED]), limits())
-def test_stop_wins(snapshot: Snapshot, limits: Limits) -> None:
+def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     """After STOP, and after DRAIN and its drain_delay, nothing is started; no phase goes back; everybody is told."""
     result = plan(snapshot, limits, NOW)
     workers = [child for child in snapshot.children if child.kind is ChildKind.WORKER]
@@ -170,7 +170,7 @@ def test_stop_wins(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots(), limits())
-def test_deadline_kills(snapshot: Snapshot, limits: Limits) -> None:
+def test_deadline_kills(snapshot: PoolSnapshot, limits: Limits) -> None:
     """A child past its deadline is killed, in whatever phase, once; one that is within it is not."""
     killed = set(plan(snapshot, limits, NOW).kill)
     for child in snapshot.children:
@@ -183,7 +183,7 @@ def test_deadline_kills(snapshot: Snapshot, limits: Limits) -> None:
 
 
 @given(snapshots(), limits(), st.floats(0.001, 0.999))
-def test_wakes_in_time(snapshot: Snapshot, limits: Limits, part: float) -> None:
+def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> None:
     """`wake_at` is later than now, never later than the next deadline, and nothing new is due before it."""
     first = plan(snapshot, limits, NOW)
     assert NOW < first.wake_at <= NOW + TICK_S
@@ -204,7 +204,7 @@ def test_wakes_in_time(snapshot: Snapshot, limits: Limits, part: float) -> None:
 
 
 @given(snapshots(RUNNING))
-def test_a_plain_server_is_left_alone(snapshot: Snapshot) -> None:
+def test_a_plain_server_is_left_alone(snapshot: PoolSnapshot) -> None:
     """Without a pool nothing is started or drained, and there is no request_timeout."""
     assume(all(child.cut_at is None for child in snapshot.children))
     result = plan(snapshot, NO_POOL, NOW)
@@ -218,12 +218,12 @@ def worker(serial: int, state: ChildState = ChildState.READY, **values: Any) -> 
     return ChildView(serial, ChildKind.WORKER, state, **{"generation": 1, "started": 0.0, "changed": 0.0, **values})
 
 
-def seen(*children: ChildView, phase: Phase = Phase.RUNNING, generation: int = 1, **values: Any) -> Snapshot:
+def seen(*children: ChildView, phase: Phase = Phase.RUNNING, generation: int = 1, **values: Any) -> PoolSnapshot:
     pool = values.pop("pool", Pool(ever_ready=True))
-    return Snapshot(phase, values.pop("phase_since", NOW), generation, children, pool, **values)
+    return PoolSnapshot(phase, values.pop("phase_since", NOW), generation, children, pool, **values)
 
 
-def drained(snapshot: Snapshot, limits: Limits, now: float = NOW) -> dict[int, ExitReason]:
+def drained(snapshot: PoolSnapshot, limits: Limits, now: float = NOW) -> dict[int, ExitReason]:
     return dict(plan(snapshot, limits, now).drain)
 
 

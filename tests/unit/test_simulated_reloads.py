@@ -9,8 +9,8 @@ from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
-from prefork.children import ChildKind, ChildState
 from prefork.commands import Command
+from prefork.master.children import ChildKind, ChildState
 from prefork.metrics.board import Statistics
 from tests.support.simulated_reload import Program, Reloadable
 from tests.support.simulation import LIMITS, FakeProcess

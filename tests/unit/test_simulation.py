@@ -19,11 +19,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from prefork.children import ChildKind, ChildState
 from prefork.commands import Command
 from prefork.errors import BootError
+from prefork.master.children import ChildKind, ChildState
+from prefork.master.policy import Phase
 from prefork.metrics.facts import ExitReason
-from prefork.policy import Phase
 from tests.support.simulation import LIMITS, FakeProcess, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.config import settings
+from prefork.cli.launch import Launch, fields
 from prefork.errors import ConfigError
-from prefork.launch import Launch, fields
 from prefork.pool import PreForkingTCPServer
-from prefork.sources import FROM_A_SERVICE, PREFIX, Found, gather
+from prefork.settings.fields import settings
+from prefork.settings.sources import FROM_A_SERVICE, PREFIX, Found, gather
 
 FIELDS = fields()
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import systemd
-from prefork.notify import Facts, Notices, Notifying, status
-from prefork.policy import Phase
+from prefork.master.notify import Notices, Notifier, NotifyFacts, status_line
+from prefork.master.policy import Phase
 from prefork.systemd import Passed, stored_name, take
 from tests.support.manager import Manager
 
@@ -19,8 +19,8 @@ PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.ST
 
 
 def facts(phase: Phase = Phase.RUNNING, ready: int = 2, starting: int = 0, leaving: int = 0, enough: int = 2,
-          boot_timeout: float = 60.0, reloading: bool = False, degraded: str = "") -> Facts:  # fmt: skip
-    return Facts(phase, ready, starting, leaving, enough, boot_timeout, reloading, degraded)
+          boot_timeout: float = 60.0, reloading: bool = False, degraded: str = "") -> NotifyFacts:  # fmt: skip
+    return NotifyFacts(phase, ready, starting, leaving, enough, boot_timeout, reloading, degraded)
 
 
 BOOTING = facts(Phase.STARTING, ready=0, starting=2)
@@ -159,7 +159,7 @@ def test_watchdog_waits_for_a_new_image() -> None:
     [(BOOTING, 60.0), (facts(reloading=True), 300.0), (facts(Phase.DRAINING), 300.0), (facts(Phase.KILLING), 300.0),
      (facts(), 0.0), (facts(Phase.STOPPED), 0.0)],
 )  # fmt: skip
-def test_extension_every_five_seconds(known: Facts, until: float) -> None:
+def test_extension_every_five_seconds(known: NotifyFacts, until: float) -> None:
     """More time is asked for every five seconds, each time fifteen: while it boots, until boot_timeout and no longer,
     and while it reloads or ends, however long that takes. `next_at` says when."""
     notices = Notices(None, 0.0)
@@ -198,9 +198,9 @@ def test_status_at_most_once_a_second() -> None:
         (facts(Phase.STOPPED), "stopped"),
     ],
 )
-def test_status(known: Facts, line: str) -> None:
+def test_status(known: NotifyFacts, line: str) -> None:
     """The status is a line that a person understands."""
-    assert status(known) == line
+    assert status_line(known) == line
 
 
 def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,16 +210,16 @@ def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Manager(tmp_path) as manager, socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(systemd, "_given", take(manager.env(watchdog_s=30), os.getpid()))
         manager.fill()
-        notifying = Notifying(lambda: known, resumed=False, listener=(listener.fileno(), "here"))
+        notifier = Notifier(lambda: known, resumed=False, listener=(listener.fileno(), "here"))
         for number in range(100):
             known = facts(ready=2 + number % 2, reloading=number % 2 == 1)
-            assert notifying.turn(7.0) == 7.1
+            assert notifier.turn(7.0) == 7.1
         manager.look()
         assert manager.messages == []
         for _ in range(2):
-            notifying.turn(7.0)
+            notifier.turn(7.0)
             manager.look()
-        notifying.forget()
+        notifier.forget()
         assert manager.messages[0] == "FDSTORE=1\nFDNAME=prefork here"
         assert [*manager.kept] == ["prefork here"]
         assert words(manager.messages) == ["READY=1", "RELOADING=1"]
@@ -239,7 +239,7 @@ FACTS = st.builds(
     st.booleans(),
 )
 def test_order_of_every_life(
-    steps: list[tuple[float, Facts]], phases: list[Phase], watchdog_s: float | None, resumed: bool
+    steps: list[tuple[float, NotifyFacts]], phases: list[Phase], watchdog_s: float | None, resumed: bool
 ) -> None:
     """Whatever happens: no state twice in a row, RELOADING only between two READY, nothing after STOPPING; every
     message is text without an empty line; `next_at` never stands still in the past."""

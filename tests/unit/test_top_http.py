@@ -7,7 +7,7 @@ from time import monotonic
 import pytest
 
 from prefork.errors import ConfigError
-from prefork.top_http import get, parse_url
+from prefork.top.http import get, parse_url
 from tests.support.answering import HUNG, answering, ended
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.top_rates import Look, Span, grown, quantile
+from prefork.top.rates import Look, Span, grown, quantile
 
 
 def look(at: float, accepted: int, counts: list[int], *, up: float, bounds: tuple[float, ...] = (1.0, 2.0)) -> Look:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.top_rows import fitted, shortened
+from prefork.top.rows import fitted, shortened
 
 IPV4 = "203.0.113.250:65535"
 IPV6 = "[2001:db8:85a3:8d3:1319:8a2e:370:7348]:65535"

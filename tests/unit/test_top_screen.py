@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from prefork.answered import duration
-from prefork.top_rates import Look
-from prefork.top_screen import SORTS, View, lines, ordered
+from prefork.control.render import duration
+from prefork.top.rates import Look
+from prefork.top.screen import SORTS, View, lines, ordered
 
 
 def look(at: float = 0.0, accepted: int = 0, workers: int = 40, **differences: Any) -> Look:

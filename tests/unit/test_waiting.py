@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefork.waiting import Waiting
+from prefork.master.waiting import Waiting
 from prefork.workers.wakeup import Wakeup
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.

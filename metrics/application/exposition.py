@@ -1,0 +1,216 @@
+"""The user's own metrics as Prometheus families: the sums of all processes, and what is evaluated in one place only.
+
+Runs in the exporter; in the master only where the program has imported prometheus_client itself. Info, Enum, functions
+(`Gauge.set_function`) and collectors of the program's own have no values that could be added up: they are evaluated at
+each scrape in the exporter, with the state that the master had when it forked it. prometheus_client's own collectors
+are not served: they would describe the exporter.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    REGISTRY,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    Summary,
+    values,
+)
+
+from .region import Merged
+from .series import Family, Series
+from .values import OURS, Value
+
+log = logging.getLogger("prefork.metrics")
+
+Labels = dict[str, str]
+LabelledSample = tuple[str, Labels, float]  # suffix, labels, value
+Cells = Mapping[Series, float]
+
+_failed: set[str] = set()
+
+
+def application_families(merged: Merged) -> Iterator[Metric]:
+    """Every metric of the program's: those with values in the regions, then those that are evaluated here."""
+    ours = values.ValueClass is Value  # else the user chose another way, for all of them
+    functions = _functions() if ours else {}
+    served = set()
+    for family, cells in sorted(_by_name(merged.values).items(), key=lambda item: item[0].name):
+        samples = list(_SAMPLES[family.kind](cells))
+        if evaluated := functions.pop(family.name, None):
+            samples = [*(sample for sample in samples if sample[1] not in evaluated.labels), *evaluated.samples]
+        served.add(family.name)
+        yield from _metric(family.kind, family.name, family.help, samples)
+    for name, evaluated in functions.items():
+        served.add(name)
+        yield from _metric("gauge", name, evaluated.help, evaluated.samples)
+    for collector in _collectors() if ours else ():
+        if not _has_values(collector):
+            yield from _evaluated(collector, served)
+
+
+def _metric(kind: str, name: str, help: str, samples: Iterable[LabelledSample]) -> Iterator[Metric]:
+    try:
+        metric = Metric(name, help, kind)
+    except ValueError:
+        return  # a name that this version of prometheus_client does not know how to write
+    for suffix, labels, value in samples:
+        metric.add_sample(name + suffix, labels, value)
+    if metric.samples:
+        yield metric
+
+
+# What has values.
+
+
+def _by_name(cells: Cells) -> dict[Family, dict[Series, float]]:
+    """By metric. The first family of a name is believed: others of its kind join it, whatever their labels, and those
+    of another kind are left out."""
+    first: dict[str, Family] = {}
+    found: dict[Family, dict[Series, float]] = defaultdict(dict)
+    for series, value in cells.items():
+        theirs = series.family
+        family = first.setdefault(theirs.name, theirs)
+        if (family.kind, family.mode) == (theirs.kind, theirs.mode):
+            found[family][series] = value
+    return found
+
+
+def _labels(series: Series) -> Labels:
+    return dict(zip(series.family.labelnames, series.labels, strict=True))
+
+
+def _plain(cells: Cells) -> Iterator[LabelledSample]:
+    for series in sorted(cells, key=lambda series: (series.labels, series.suffix)):
+        yield series.suffix, _labels(series), cells[series]
+
+
+def _histogram(cells: Cells) -> Iterator[LabelledSample]:
+    """Every bucket counts the lower ones too, as Prometheus has it. No sum where observations may be negative."""
+    together: dict[tuple[tuple[str, ...], ...], list[Series]] = defaultdict(list)
+    for series in cells:
+        together[series.family.labelnames, series.labels].append(series)
+    for _, group in sorted(together.items()):
+        labels, count = _labels(group[0]), 0.0
+        buckets = {series.labelvalues[-1]: cells[series] for series in group if series.suffix == "_bucket"}
+        for le in sorted(buckets, key=float):
+            count += buckets[le]
+            yield "_bucket", {**labels, "le": le}, count
+        yield "_count", labels, count
+        if buckets and min(map(float, buckets)) >= 0:
+            yield from (("_sum", labels, cells[series]) for series in group if series.suffix == "_sum")
+
+
+_SAMPLES: dict[str, Callable[[Cells], Iterator[LabelledSample]]] = {
+    "counter": _plain,
+    "gauge": _plain,
+    "histogram": _histogram,
+    "summary": _plain,
+}
+
+
+# What has none.
+
+
+def _collectors() -> list[Any]:
+    """What the program has registered."""
+    default = (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR)
+    return [collector for collector in list(REGISTRY._collector_to_names) if collector not in default]
+
+
+def _has_values(collector: Any) -> bool:
+    return isinstance(collector, (Counter, Gauge, Histogram, Summary))
+
+
+def _members(metric: Any) -> list[Any]:
+    """The metric itself, or its children: one for each combination of labels."""
+    return list(vars(metric).get("_metrics", {}).values()) or [metric]
+
+
+def _is_function(member: Any) -> bool:
+    """`Gauge.set_function` was called: it leaves a method on the instance."""
+    return "_child_samples" in vars(member)
+
+
+@dataclass(slots=True)
+class _Functions:
+    """The children of one gauge that are functions."""
+
+    help: str
+    labels: list[Labels] = field(default_factory=list)  # also of those that failed
+    samples: list[LabelledSample] = field(default_factory=list)
+
+
+def _functions() -> dict[str, _Functions]:
+    """By the name of the gauge."""
+    found: dict[str, _Functions] = {}
+    for gauge in _collectors():
+        for member in _members(gauge) if isinstance(gauge, Gauge) else ():
+            if _is_function(member):
+                labels = dict(zip(member._labelnames, member._labelvalues, strict=True))
+                evaluated = found.setdefault(gauge._name, _Functions(gauge._documentation))
+                evaluated.labels.append(labels)
+                evaluated.samples.extend(("", labels, s[2]) for s in _tried(gauge, member._child_samples))
+    return found
+
+
+def _evaluated(collector: Any, served: set[str]) -> Iterator[Metric]:
+    """What a collector says, but for names that are taken: twice the same name would cost the whole scrape."""
+    for metric in _tried(collector, collector.collect):
+        if metric.samples and metric.name not in served and not metric.name.startswith(OURS):
+            served.add(metric.name)
+            yield metric
+
+
+def _tried(collector: Any, evaluate: Callable[[], Iterable[Any]]) -> list[Any]:
+    try:
+        return list(evaluate())
+    except Exception:
+        name = _name(collector)
+        if name not in _failed:
+            _failed.add(name)
+            log.warning("could not collect %s", name, exc_info=True)
+        return []
+
+
+def _name(collector: Any) -> str:
+    return str(getattr(collector, "_name", None) or type(collector).__qualname__)
+
+
+def say_what_is_not_served() -> None:
+    """Name the metrics that were built too early to be counted, and those that only one process evaluates."""
+    if values.ValueClass is not Value:
+        log.info("the program's own metrics are not served here: prometheus_client keeps them in a way of its own")
+        return
+    early = [_name(metric) for metric in _collectors() if _has_values(metric) and _is_early(metric)]
+    if early:
+        log.warning(
+            "could not count %s over all processes: built before prefork was imported; import prefork first",
+            ", ".join(early),
+        )
+    once = [_name(collector) for collector in _collectors() if _is_evaluated(collector)]
+    if once:
+        log.info("evaluated in the exporter only, with the state of its start: %s", ", ".join(once))
+
+
+def _is_early(metric: Any) -> bool:
+    for member in _members(metric):
+        attributes = vars(member)
+        numbers = [attributes.get(name) for name in ("_value", "_sum", "_count")] + attributes.get("_buckets", [])
+        if any(hasattr(number, "inc") and not isinstance(number, Value) for number in numbers):
+            return True
+    return False
+
+
+def _is_evaluated(collector: Any) -> bool:
+    if _has_values(collector):
+        return isinstance(collector, Gauge) and any(map(_is_function, _members(collector)))
+    return True

@@ -1,0 +1,346 @@
+"""The user's own metrics in shared memory: written by each process, read and added up by others, kept for the dead.
+
+A region is a window of a process's shared memory. That process alone writes it (`Writer`); others read it while it is
+written, and after its writer was killed at whatever instruction (`Region`). Records are appended and never moved; their
+length is published when they are whole. A value is one 8-byte word, written by assignment. The reader checks every
+length, key and value, refuses what cannot be, and counts it: a worker that scribbles spoils its own numbers.
+
+    word 0   version; zero: nobody has written here yet
+         1   words in use, these included; published last
+         2   series that found no room
+         3   spare
+    then     family   check | 0xFFF | length    key
+             series   check | family | length   value   second   key
+
+`check` (32 bits) is the crc32 of the key and of the family's number (12 bits); `length` (20 bits) is the key's in
+bytes.
+`second` is, where values are added, the part of a sum that a float cannot hold; elsewhere when the value was written
+(`mostrecent`) or 1, and zero until it is.
+
+                   creates   writes                       reads
+    region         master    its process (values.py)  master at the reap, exporter
+    folded totals  master    master                       exporter
+"""
+
+import threading
+from binascii import crc32
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import isfinite
+
+from .series import Family, Rule, Series, added, family_of, prevails, series_of, total
+
+FORMAT = 0x7072_6566_6F72_0001
+VERSION, USED, DROPPED = range(3)
+REGION_HEADER_WORDS = 4
+FAMILY = 0xFFF
+LENGTH_BITS = 20
+LENGTH_MASK = (1 << LENGTH_BITS) - 1
+
+MOST = 2.0**63  # no count is so large
+LEAST = 2.0**-52  # of a float: what it cannot hold is smaller
+
+# Only pages that were written take memory.
+REGION_BYTES = 1 << 20
+FOLDED_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRecord:
+    """Where a record is, and what it says it is."""
+
+    at: int
+    family: int
+    key: bytes
+    whole: bool  # by its check
+
+    @property
+    def value_at(self) -> int:
+        return self.at + 1
+
+    @property
+    def end(self) -> int:
+        return self.at + _size(self.family, len(self.key))
+
+
+def _size(family: int, length: int) -> int:
+    """Words of a record."""
+    return (1 if family == FAMILY else 3) + (length + 7) // 8
+
+
+def _record(memory: bytes | memoryview, words: memoryview, at: int) -> RegionRecord | None:
+    """The record at this word; None at the end, and where a length cannot be: nobody knows what follows it."""
+    if at >= len(words):
+        return None
+    head = words[at]
+    family, length = head >> LENGTH_BITS & FAMILY, head & LENGTH_MASK
+    end = at + _size(family, length)
+    if not length or end > len(words):
+        return None
+    start = (end - (length + 7) // 8) * 8
+    key = bytes(memory[start : start + length])
+    return RegionRecord(at, family, key, crc32(key, family) == head >> 32)
+
+
+class Writer:
+    """Appends series to a region and says where their values go. For one process; its callers take turns."""
+
+    def __init__(self, memory: memoryview) -> None:
+        """Begin the region, or go on with one that was begun. Raises ValueError where it is another version's."""
+        self._memory = memory[: len(memory) // 8 * 8]
+        self._words = self._memory.cast("Q")
+        self.cells = self._memory.cast("d")
+        self._families: dict[bytes, int] = {}
+        self._places: dict[tuple[int, bytes], int] = {}
+        if len(self._words) < REGION_HEADER_WORDS or self._words[VERSION] not in (0, FORMAT):
+            raise ValueError("this memory is no region of this version")
+        if self._words[VERSION] == 0:
+            self._words[USED] = REGION_HEADER_WORDS
+            self._words[VERSION] = FORMAT
+        self._end = REGION_HEADER_WORDS
+        used = self._words[: self._words[USED]]
+        while (record := _record(self._memory, used, self._end)) is not None:
+            self._end = record.end
+            self._know(record.family, record.key, record.value_at)
+
+    def place(self, family: bytes, keys: Sequence[bytes]) -> list[int] | None:
+        """Where the values of these series are, in `cells`. None when there is no room: for all of them or for none.
+
+        Those that are new become visible together, and are zero.
+        """
+        number = self._families.get(family)
+        new = [key for key in keys if number is None or (number, key) not in self._places]
+        if new and not self._append(family, number, new):
+            self.drop(len(new))
+            return None
+        number = self._families[family]
+        return [self._places[number, key] for key in keys]
+
+    def drop(self, count: int) -> None:
+        """Say that so many series found no room."""
+        self._words[DROPPED] += count
+
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        for view in (self.cells, self._words, self._memory):
+            view.release()
+
+    def _append(self, family: bytes, number: int | None, keys: Sequence[bytes]) -> bool:
+        records = [] if number is not None else [(FAMILY, family)]
+        number = len(self._families) if number is None else number
+        records += [(number, key) for key in keys]
+        end = self._end + sum(_size(number, len(key)) for number, key in records)
+        if number >= FAMILY or end > len(self._words) or any(len(key) > LENGTH_MASK for _, key in records):
+            return False
+        starts, at = [], self._end
+        for record in records:
+            starts.append(at)
+            at = self._write(at, *record)
+        self._words[USED] = self._end = end
+        for start, record in zip(starts, records, strict=True):
+            self._know(*record, start + 1)
+        return True
+
+    def _write(self, at: int, number: int, key: bytes) -> int:
+        end = at + _size(number, len(key))
+        key_at = end - (len(key) + 7) // 8
+        self._memory[key_at * 8 : end * 8] = key.ljust((end - key_at) * 8, b"\0")
+        for word in range(at + 1, key_at):
+            self._words[word] = 0
+        self._words[at] = crc32(key, number) << 32 | number << LENGTH_BITS | len(key)
+        return end
+
+    def _know(self, number: int, key: bytes, value_at: int) -> None:
+        if number == FAMILY:
+            self._families[key] = len(self._families)
+        else:
+            self._places[number, key] = value_at
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a region said at one moment, after the check of every word."""
+
+    cells: list[tuple[Series, float, float]]  # value and second
+    dropped: int
+    rejected: int  # words that cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A region at one moment. Taking it is quick; `read()` is for afterwards."""
+
+    region: "Region"
+    memory: bytes
+    sound: bool  # the header made sense
+
+    def read(self) -> Reading:
+        return self.region._read(self)
+
+
+class Region:
+    """Reads a region again and again; remembers the keys it has read, so that a look costs the values only.
+
+    `slot` names the region's process where every slot has a series of its own. None: the region holds the totals of
+    the dead, which have such names.
+    """
+
+    def __init__(self, memory: memoryview, slot: str | None) -> None:
+        self._memory = memory  # no window of our own: whoever gave it may release it
+        self._slot = slot
+        self._lock = threading.Lock()
+        self._parsed = REGION_HEADER_WORDS
+        self._families: list[Family | None] = []
+        self._series: list[tuple[Series, int]] = []
+        self._doubtful: dict[int, int] = {}  # not whole when last seen; the number of families before it
+        self._refused = 0
+        self._rejected = 0
+
+    def copy(self) -> Copy:
+        """The region as it is now."""
+        if len(self._memory) < REGION_HEADER_WORDS * 8:
+            return Copy(self, b"", True)
+        version, used, *_ = self._memory[: REGION_HEADER_WORDS * 8].cast("Q").tolist()
+        if version == 0 and self._parsed == REGION_HEADER_WORDS:
+            return Copy(self, b"", True)
+        sound = version == FORMAT and self._parsed <= used <= len(self._memory) // 8
+        return Copy(self, self._memory[: 8 * (used if sound else self._parsed)].tobytes(), sound)
+
+    def _read(self, copy: Copy) -> Reading:
+        words, floats = memoryview(copy.memory).cast("Q"), memoryview(copy.memory).cast("d")
+        with self._lock:
+            self._learn(copy.memory, words)
+            cells, implausible = [], 0
+            for series, at in self._series:
+                if at + 1 >= len(words):
+                    continue  # learnt from a later copy
+                value, second = floats[at], floats[at + 1]
+                if (second == 0.0 and 0.0 <= value < MOST) or _plausible(series, value, second):
+                    cells.append((series, value, second))
+                else:
+                    implausible += 1
+            stuck = self._parsed < len(words)
+            rejected = self._refused + len(self._doubtful) + implausible + stuck + (not copy.sound)
+            self._rejected = max(self._rejected, rejected)
+            dropped = words[DROPPED] if len(words) else 0
+            return Reading(cells, dropped if dropped < MOST else 0, self._rejected)
+
+    def _learn(self, memory: bytes, words: memoryview) -> None:
+        doubtful, self._doubtful = self._doubtful, {}
+        for at, families in doubtful.items():
+            record = _record(memory, words, at)
+            if record is None:
+                self._doubtful[at] = families
+            else:
+                self._take(record, families)
+        while (record := _record(memory, words, self._parsed)) is not None:
+            self._parsed = record.end
+            families = len(self._families)
+            if record.family == FAMILY:
+                self._families.append(None)
+            self._take(record, families)
+
+    def _take(self, record: RegionRecord, families: int) -> None:
+        """Learn a record that comes after so many families, or put it off: it may yet become whole."""
+        is_family = record.family == FAMILY
+        family = None if is_family or record.family >= families else self._families[record.family]
+        if not record.whole or (family is None and not is_family):
+            self._doubtful[record.at] = families
+            return
+        try:
+            if family is None:
+                self._families[families] = family_of(record.key)
+                return
+            series = series_of(family, record.key)
+        except ValueError:
+            self._refused += 1
+            return
+        if family.rule is Rule.EACH and self._slot is not None:
+            series = series.at_slot(self._slot)
+        self._series.append((series, record.value_at))
+
+
+def _plausible(series: Series, value: float, second: float) -> bool:
+    family = series.family
+    if family.rule is not Rule.SUM:
+        return 0 <= second < MOST
+    if second and not abs(second) <= abs(value) * LEAST:
+        return False
+    if family.kind == "gauge":
+        return True
+    return isfinite(value) if series.suffix == "_sum" else 0 <= value < MOST
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The user's metrics over all processes, dead and living."""
+
+    values: dict[Series, float]
+    dropped: int
+    rejected: int
+
+
+def merge(copies: Iterable[Copy]) -> Merged:
+    """Add up what the living have, the youngest first, and last the totals of the dead.
+
+    Where two disagree about what a metric is, as two generations of a program may, the first is believed.
+    """
+    cells: dict[Series, list[float]] = {}
+    dropped = rejected = 0
+    for copy in copies:
+        reading = copy.read()
+        dropped += reading.dropped
+        rejected += reading.rejected
+        for series, value, second in reading.cells:
+            found = cells.get(series)
+            rule = series.family.rule
+            if found is None:
+                cells[series] = [value, second]
+            elif rule is Rule.SUM:
+                found += (value, second)
+            elif prevails(rule, value, second, *found):
+                found[:] = value, second
+    values = {}
+    for series, parts in cells.items():
+        if series.family.rule is Rule.SUM:
+            values[series] = total(parts)
+        elif parts[1] or series.family.rule is not Rule.EACH:
+            values[series] = parts[0]
+    return Merged(values, dropped, rejected)
+
+
+class Folded:
+    """The totals of the dead: a region of the master's, in which each region is added once its process is gone."""
+
+    def __init__(self, memory: memoryview) -> None:
+        """Begin, or go on with totals that are there: over a reload. Raises ValueError for another version's."""
+        self._writer = Writer(memory)
+
+    def fold(self, region: Region) -> int:
+        """Add a dead process's region; live* gauges are forgotten. The number of words that were refused.
+
+        Series for which there is no room are dropped and counted.
+        """
+        reading = region.copy().read()
+        self._writer.drop(reading.dropped)
+        kept = [
+            (series, value, second) for series, value, second in reading.cells
+            if not series.family.live and (second or series.family.rule is Rule.SUM)
+        ]  # fmt: skip
+        for (family, _), group in groupby(kept, key=lambda cell: (cell[0].family, cell[0].labels)):
+            cells = list(group)
+            places = self._writer.place(family.key, [series.key for series, _, _ in cells])
+            for place, (_, value, second) in zip(places or (), cells, strict=False):
+                self._add(family.rule, place, value, second)
+        return reading.rejected
+
+    def release(self) -> None:
+        self._writer.release()
+
+    def _add(self, rule: Rule, place: int, value: float, second: float) -> None:
+        cells = self._writer.cells
+        if rule is Rule.SUM:
+            cells[place], cells[place + 1] = added(cells[place], cells[place + 1], value, second)
+        elif rule is Rule.EACH or prevails(rule, value, second, cells[place], cells[place + 1]):
+            cells[place], cells[place + 1] = value, second

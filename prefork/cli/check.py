@@ -1,0 +1,73 @@
+"""`prefork check`: load everything, boot one worker that serves nothing, and say how that went.
+
+Runs in a process of its own, beside the service where that is running, which does not feel it.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from time import monotonic
+
+from .. import logs
+from ..reload.rehearsal import boot_one
+from . import launch
+from .dry_run import dry_run
+from .pages import Subcommand
+
+__all__ = ["CHECK"]
+
+_DESCRIPTION = f"""\
+Read every setting, import TARGET, make its server and boot one worker through worker_started(), with the same
+arguments as prefork run. The worker serves nothing and leaves.
+
+No address is taken: each is looked at, and one that is in use is said and not tried, so that the check can be run
+beside the service. Ask prefork.rehearsing() in a program that has what may exist only once (a second port, a pid file,
+a migration): it is true here, as in the rehearsal of a reload.
+
+{launch.TARGET_TEXT}
+"""
+_EXIT_STATUS = {
+    **launch.EXIT_STATUS,
+    0: "it would start",
+    3: "the worker could not start",
+    4: "an address cannot be had",
+}
+_EXAMPLES = """\
+  prefork check app:Server --config service.toml && systemctl reload service
+"""
+
+
+def _run(args: argparse.Namespace) -> int:
+    plan = launch.read(args)
+    logs.check(plan.launch.log_file)
+    with dry_run() as tried, plan.build() as server:
+        _say("target", f"{plan.launch.target} is loaded")
+        _say("settings", _sources(plan) or "all by default")
+        since = monotonic()
+        boot_one(server._rehearsal())
+        for address, verdict in tried.seen or [("inherited", "it came bound")]:
+            _say("address", f"{address}: {verdict}")
+        _say("worker", f"booted in {monotonic() - since:.2f} s, and left")
+    sys.stdout.write("ok\n")
+    return 0
+
+
+def _sources(plan: launch.LaunchPlan) -> str:
+    counts = Counter(found.origin for name, found in plan.found.items() if name != "target")
+    files = Counter(origin.partition(":")[0] for origin in counts if ": " in origin)
+    others = [origin for origin in counts if ": " not in origin]
+    return ", ".join([*(f"{count} of {path}" for path, count in files.items()), *others])
+
+
+def _say(what: str, text: str) -> None:
+    sys.stdout.write(f"{what:10}{text}\n")
+    sys.stdout.flush()  # a worker that is forked later must not say it again
+
+
+CHECK = Subcommand(
+    "TARGET --bind ADDRESS [--NAME VALUE ...]",
+    _DESCRIPTION,
+    launch.add_arguments,
+    _run,
+    launch.sections(_EXAMPLES, exit_status=_EXIT_STATUS),
+)

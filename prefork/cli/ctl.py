@@ -1,0 +1,130 @@
+"""`prefork ctl VERB`: ask or command a running master over its control socket, and print what it answers.
+
+Runs in a process of its own. The verbs are those of commands.py; how an answer looks on a terminal stands in
+control/render.py.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from ..commands import BY_VERB, COMMAND_TABLE, Argument, Row
+from ..control import protocol, render
+from ..control.client import GONE_S, Client
+from ..control.protocol import BadRequest
+from ..errors import nearest
+from ..sockets.addresses import parse_address
+from .pages import Parser, Section, Subcommand, unusable
+
+__all__ = ["CTL", "VARIABLE", "Client", "path_of", "term"]
+
+VARIABLE = "PREFORK_CONTROL"  # as for prefork run
+
+_DESCRIPTION = f"""\
+Ask or command the service whose control socket is at --control, or at what {VARIABLE} says. The service has one when it
+runs with --control, or with the setting control_socket.
+
+A reload, a restart and stacks are waited for; whatever could not be done is said in one sentence, with exit status 1.
+So are drain and stop, until the process of the service is gone; a program that goes on after its service is waited for
+no longer than {GONE_S:g} seconds.
+"""
+_EXIT_STATUS = (
+    ("0", "done"),
+    ("1", "the service could not be reached, may not be asked, or could not do it"),
+    ("2", "wrong usage"),
+)
+
+
+def path_of(text: str | None) -> str:
+    """The path that `--control` or the environment means. Raises ConfigError."""
+    text = text or os.environ.get(VARIABLE)
+    if not text:
+        raise unusable(f"no control socket is given; say --control PATH, or set {VARIABLE}")
+    address = parse_address(text if text.startswith("unix:") else f"unix:{text}")
+    return str(address.address)
+
+
+# The command.
+
+
+def _add_arguments(parser: Parser) -> None:
+    parser.add_argument("verb", metavar="VERB", help="what to ask or to do, see below")
+    parser.add_argument("argument", metavar="ARGUMENT", nargs="?", help="what the verb takes")
+    add_control(parser)
+    parser.add_argument("--no-wait", action="store_true", help="drain and stop: do not wait until the service is gone")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON, one object a line")
+
+
+def add_control(parser: Parser) -> None:
+    help = f"the service's control socket: /PATH or unix:/PATH (default: {VARIABLE})"
+    parser.add_argument("--control", metavar="PATH", help=help)
+
+
+def _run(args: argparse.Namespace) -> int:
+    row, argument = _request(args.verb, args.argument)
+    if args.no_wait and not row.ends:
+        raise unusable(f"--no-wait is not for {row.verb}")
+    with Client(path_of(args.control)) as client:
+        for message in client.ask(row, argument):
+            _print(row, message, as_json=args.json)
+            if args.no_wait and "progress" in message:
+                return 0
+        if row.ends and message["ok"]:
+            client.wait_gone()
+    return 0 if message["ok"] else 1
+
+
+def _request(verb: str, text: str | None) -> tuple[Row, int | str | None]:
+    row = BY_VERB.get(verb)
+    if row is None:
+        raise unusable(f"there is no verb {verb}{nearest(verb, BY_VERB)}")
+    wanted = row.argument
+    if wanted is None:
+        if text is not None:
+            raise unusable(f"{verb} takes no argument, and {text} was given")
+        return row, None
+    value: int | str | None = text
+    if text is not None and not wanted.choices and text.isascii() and text.isdigit():
+        value = int(text)
+    try:
+        return row, protocol.checked(row, wanted, value)
+    except BadRequest as exc:
+        raise unusable(str(exc).removeprefix(f"could not {verb}: ")) from None
+
+
+def _print(row: Row, message: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(message) + "\n")
+    elif "progress" in message:
+        sys.stderr.write(f"{message['progress']}\n")
+    elif message["ok"]:
+        sys.stdout.write(render.text(row, message["result"]))
+    else:
+        if message.get("output"):
+            sys.stderr.write(message["output"] + "\n")
+        sys.stderr.write(f"prefork: {message['error']}\n")
+    sys.stdout.flush()
+
+
+def term(row: Row) -> str:
+    """A verb and what it takes, as it is typed."""
+    return f"{row.verb} {_shown(row.argument)}" if row.argument is not None else row.verb
+
+
+def _shown(argument: Argument) -> str:
+    name = argument.name.upper()
+    return f"[{name}]" if argument.optional else name
+
+
+CTL = Subcommand(
+    "VERB [ARGUMENT] [--control PATH] [--no-wait] [--json]",
+    _DESCRIPTION,
+    _add_arguments,
+    _run,
+    (
+        Section("verbs", [(term(row), row.help) for row in COMMAND_TABLE if row.verb]),
+        Section("exit status", _EXIT_STATUS),
+    ),
+)

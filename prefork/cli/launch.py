@@ -1,0 +1,202 @@
+"""What `prefork run`, `check` and `config` have in common: the arguments, and the server that they mean.
+
+Owns what the command line is told beside the settings of the server's class, which is declared in the same way, so
+that option, variable and file key of it are made from the same list. Runs in the process that becomes the master.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from .. import logs
+from ..errors import ConfigError
+from ..pool import PreForkingTCPServer
+from ..process import enter
+from ..settings.fields import Field, Setting, settings, show
+from ..settings.sources import FILE_VARIABLE, Found, gather
+from ..sockets.addresses import Address
+from .options import add_settings, texts
+from .pages import Parser, Section
+from .targets import Server, Target, build, holder, load
+
+__all__ = ["EXIT_STATUS", "TARGET_TEXT", "Launch", "LaunchPlan", "add_arguments", "read", "sections"]
+
+TARGET_TEXT = """\
+TARGET is module:attribute; the current directory is importable, which is the one of --working-directory where that is
+given. The attribute is a handler class (served with threads if --max-threads is given), a server class, a server
+instance (bound by its own module: no --bind), or a function that takes the address and returns an instance.
+"""
+VALUES_SECTION = Section(
+    "values",
+    "TIME is in seconds, or 500ms, 30s, 2m, 1h. SIZE is in bytes, or 512MiB, 2GiB. MODE is octal. "
+    '"off" switches off what is off by default.',
+)
+ENVIRONMENT = Section(
+    "environment",
+    (
+        ("PREFORK_NAME", "each option --name can be set by a variable: PREFORK_MAX_CHILDREN is --max-children, "
+         "PREFORK_TARGET the target, PREFORK_CONFIG the file; an empty variable counts as none"),
+        ("precedence", "option over variable over file over the attribute of the class"),
+    ),
+)  # fmt: skip
+FILES = Section(
+    "files",
+    (
+        ("FILE.toml", "what --config names: the table [prefork] may set every option by its name with underscores, "
+         "and target; times and sizes are numbers or texts as above; other tables are left alone"),
+    ),
+)  # fmt: skip
+EXIT_STATUS: dict[int, str] = {
+    0: "asked to end",
+    1: "internal error",
+    2: "wrong usage or configuration; nothing was bound",
+    3: "no worker could start",
+    4: "could not bind",
+}
+
+
+def sections(examples: str, *own: Section, exit_status: Mapping[int, str] = EXIT_STATUS) -> tuple[Section, ...]:
+    """Of the page of a command with these arguments: what all of them say, and its own."""
+    statuses = Section("exit status", [(str(status), text) for status, text in exit_status.items()])
+    return VALUES_SECTION, ENVIRONMENT, FILES, *own, statuses, Section("examples", examples)
+
+
+class Launch:
+    """What the command line is told beside the settings of the server's class."""
+
+    target: Annotated[
+        str | None, Setting("what to serve, as in app:Server", group="Service", metavar="TARGET", positional=True)
+    ] = None
+    bind: Annotated[
+        Address | None,
+        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, fd://N (inherited), or "
+                "systemd[:NAME]",
+                group="Service", unit="address", default_text="none"),
+    ] = None  # fmt: skip
+    log_level: Annotated[
+        str, Setting("the least that is logged", group="Logs", choices=logs.LEVELS, metavar="LEVEL")
+    ] = "info"
+    log_format: Annotated[
+        str, Setting("how a line is written", group="Logs", choices=logs.FORMATS, metavar="FORMAT")
+    ] = "text"
+    log_file: Annotated[
+        str | None, Setting("log there; USR1 reopens it after a rotation", group="Logs", metavar="PATH",
+                            default_text="stderr"),
+    ] = None  # fmt: skip
+    single: Annotated[
+        bool, Setting("serve in this process, without a fork, one request after another: for a debugger",
+                      group="Development", flag=True, reloadable=False),
+    ] = False  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """A command line that was read, with all that it leads to: nothing is imported yet."""
+
+    found: Mapping[str, Found]
+    launch: Launch
+    values: Mapping[str, Any]  # of settings of the server's class
+    path: str | None  # of the file
+
+    @property
+    def origins(self) -> dict[str, str]:
+        return {name: found.origin for name, found in self.found.items()}
+
+    def load(self) -> Target:
+        """Import the target. Raises ConfigError."""
+        if self.launch.target is None:
+            raise ConfigError(
+                "could not read the command line: no target is given; say TARGET, PREFORK_TARGET, or target in a file"
+            )
+        return load(self.launch.target, self.origins)
+
+    def build(self) -> Server:
+        """The server, bound. Raises ConfigError or BindError."""
+        server = build(self.load(), self.launch.bind, self.values)
+        server._launch = self.launch
+        if self.path is not None:
+            server._watched = (self.path,)
+        return server
+
+    def holder(self) -> Any:
+        """What has the settings of the server in force: its class, or itself where only it knows. Raises as `build()`.
+
+        Without a target, what a pool has by itself.
+        """
+        if self.launch.target is None:
+            return type("none", (PreForkingTCPServer,), dict(self.values))
+        return holder(self.load(), self.launch.bind, self.values)
+
+
+def fields() -> Mapping[str, Field]:
+    """Everything that can be set, the command line's own first."""
+    return {**settings(Launch), **settings(PreForkingTCPServer)}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="read settings from the table [prefork] of this TOML file")
+    add_settings(parser, fields())
+
+
+def read(args: argparse.Namespace) -> LaunchPlan:
+    """All sources, and what must fit together; from here on we are in the working directory. Raises ConfigError."""
+    known, options = fields(), texts(args, fields())
+    path = args.config if args.config is not None else os.environ.get(FILE_VARIABLE) or None
+    _enter(gather(known, options, os.environ, None))
+    found = gather(known, options, os.environ, path)
+    _enter(found, path)
+    launch = Launch()
+    for name in settings(Launch):
+        if name in found:
+            setattr(launch, name, found[name].value)
+    values = {name: each.value for name, each in found.items() if not hasattr(launch, name)}
+    _check_addresses(known, found)
+    if launch.single and values.get("reload_on_change"):
+        origin = found["reload_on_change"].origin
+        raise ConfigError(f"could not set reload_on_change (from {origin}): with --single there is nobody who reloads")
+    return LaunchPlan(found, launch, values, path)
+
+
+def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
+    """Go to the working directory, if it is set: first of all, so that the file too is found there."""
+    where = found.get("working_directory")
+    if where is None:
+        return
+    if path is not None and where.kind == "file" and not os.path.isabs(path):
+        raise ConfigError(
+            f"could not set working_directory (from {where.origin}): a reload starts there, where {path} means another "
+            "file; name the file by its whole path"
+        )
+    enter(where.value, where.origin)
+
+
+def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> None:
+    """Two things cannot listen at one address."""
+    taken: list[tuple[Any, str]] = []
+    for name, each in found.items():
+        if known[name].setting.unit != "address" or each.value is None:
+            continue
+        place = _place(each.value)
+        for other, origin in taken:
+            if place is not None and _same(place, other):
+                where = show(each.value, "address")
+                raise ConfigError(
+                    f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
+                )
+        taken.append((place, each.origin))
+
+
+def _place(value: Any) -> Any:
+    """What is bound on a stream socket; None for what cannot collide with another, or is bound by somebody else."""
+    if not isinstance(value, Address):
+        return value
+    return value.address if value.kind in ("tcp", "unix") and value.fd is None else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or isinstance(other, str):
+        return isinstance(one, str) and isinstance(other, str) and os.path.realpath(one) == os.path.realpath(other)
+    anywhere = {"", "0.0.0.0", "::"}
+    return one[1] == other[1] != 0 and (one[0] == other[0] or bool(anywhere & {one[0], other[0]}))

@@ -1,0 +1,146 @@
+"""The command line, `prefork COMMAND …`: the table of commands, dispatch, and how a mistake is said.
+
+Decides nothing about any command: each has a room of its own, which is imported when it is asked for. Runs in the
+process that, for `prefork run`, becomes the master.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import PreforkError, UserCodeError, nearest
+from ..version import __version__
+from .pages import Parser, Section, Subcommand, columns, unusable
+
+__all__ = ["SUBCOMMAND_TABLE", "SubcommandRow", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class SubcommandRow:
+    """A command. Its module stands beside this one, with a `Subcommand` of its name in capitals."""
+
+    name: str
+    help: str  # one line
+    group: str
+    room: str
+    interrupted: int = 130  # after Ctrl-C: it has not done what it was asked for; while `run` serves, INT is its own
+
+    def command(self) -> Subcommand:
+        found = getattr(importlib.import_module(f".{self.room}", __package__), self.name.upper())
+        assert isinstance(found, Subcommand)
+        return found
+
+
+# A row added here is the only way to add a command.
+SUBCOMMAND_TABLE = (
+    SubcommandRow("run", "serve a target from a pool of workers", "serving", "run", interrupted=0),
+    SubcommandRow("check", "load a target and boot one worker, beside a running service", "serving", "check"),
+    SubcommandRow("config", "print every setting in force, and who set it", "serving", "config"),
+    SubcommandRow("ctl", "ask or command a running service", "operating", "ctl"),
+    SubcommandRow("top", "a running service on a live screen", "operating", "top", interrupted=0),
+)
+
+
+SECTIONS = (
+    Section(
+        "options",
+        (
+            ("-h, --help", "this page; prefork COMMAND --help has one for each command"),
+            ("--version", "the versions of prefork, of Python and of the kernel"),
+        ),
+    ),
+    Section(
+        "exit status",
+        (
+            ("0", "done"),
+            ("2", "wrong usage or configuration; each command's page has the others"),
+            ("130", "interrupted before it was done"),
+        ),
+    ),
+    Section(
+        "examples",
+        """\
+  prefork run prefork.examples:Upper --bind :9999 --metrics 127.0.0.1:9465
+
+  prefork check app:Server --config service.toml
+""",
+    ),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status. What is wrong is said in one sentence on stderr."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except PreforkError as exc:
+        _complain(exc)
+        return exc.exit_code
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv:
+        raise unusable("no command is given; prefork --help lists them")
+    word = argv[0]
+    if word in ("-h", "--help", "--version"):
+        with _printing():
+            sys.stdout.write(version() + "\n" if word == "--version" else page())
+        return 0
+    for row in SUBCOMMAND_TABLE:
+        if row.name == word:
+            try:
+                return _run(row, argv[1:])
+            except KeyboardInterrupt:
+                return row.interrupted
+    kind, known = ("command", [row.name for row in SUBCOMMAND_TABLE])
+    if word.startswith("-"):
+        kind, known = ("option", ["--help", "--version"])
+    raise unusable(f"there is no {kind} {word}{nearest(word, known)}")
+
+
+def _run(row: SubcommandRow, argv: Sequence[str]) -> int:
+    command = row.command()
+    with _printing():  # its page
+        args = Parser(row.name, row.help, command).parse(argv)
+    with contextlib.nullcontext() if row.name == "run" else _printing():
+        return command.run(args)
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """For what prints and ends: a reader who has seen enough (`prefork ctl workers | head`) is no internal error."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
+        raise SystemExit(1) from None
+
+
+def _complain(error: PreforkError) -> None:
+    if isinstance(error, UserCodeError) and error.__cause__ is not None:
+        traceback.print_exception(type(error.__cause__), error.__cause__, error.traceback())
+    lines = (f"prefork: {error}", *getattr(error, "__notes__", ()))
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def version() -> str:
+    """What somebody who is asked for the version wants to know as well."""
+    implementation, python = sys.implementation.name, ".".join(map(str, sys.version_info[:3]))
+    system = os.uname()
+    return f"prefork {__version__} ({implementation} {python}, {system.sysname} {system.release} {system.machine})"
+
+
+def page() -> str:
+    """`prefork --help`."""
+    parts = ["prefork - run socketserver programs in production", "usage: prefork COMMAND [ARGUMENT ...]"]
+    for group in dict.fromkeys(row.group for row in SUBCOMMAND_TABLE):
+        rows = [(row.name, row.help) for row in SUBCOMMAND_TABLE if row.group == group]
+        parts.append(Section(f"{group} commands", rows).formatted(columns()))
+    parts += [section.formatted(columns()) for section in SECTIONS]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,42 @@
+"""Options made from settings: `max_children` is --max-children, of type and range as its field says.
+
+Owns how a field looks on a command line. Runs in the process of the command line.
+"""
+
+import argparse
+from collections.abc import Mapping
+
+from ..settings.fields import Field
+from .pages import Parser
+
+__all__ = ["add_settings", "texts"]
+
+
+def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
+    """An option for each field, under its group's title, groups in the order in which they are first met."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in fields.values():
+        if field.setting.positional:
+            parser.add_argument(field.name, metavar=field.metavar, nargs="?", help=field.setting.help)
+            continue
+        title = field.setting.group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        if field.setting.flag:
+            groups[title].add_argument(
+                field.option, action="store_const", const="yes", dest=field.name, help=field.setting.help
+            )
+        else:
+            groups[title].add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field))
+
+
+def _help(field: Field) -> str:
+    setting = field.setting
+    choices = f": {', '.join(setting.choices)}" if setting.choices else ""
+    return f"{setting.help}{choices} (default {field.default_text})".replace("%", "%%")
+
+
+def texts(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, str]:
+    """What was given for each field, as it was typed."""
+    found = {name: getattr(args, name, None) for name in fields}
+    return {name: text for name, text in found.items() if text is not None}

@@ -1,0 +1,65 @@
+"""`prefork run --single`: no fork; requests run one after another in this process, for a debugger.
+
+Runs in the process of the command line, on its main thread. `breakpoint()` in a handler has the terminal, Ctrl-C is a
+KeyboardInterrupt wherever the program is (after a `continue` of pdb: its prompt), and `quit` ends the service: with
+status 0, and from Python 3.14 on, where it asks first and then exits, with 1. Nobody supervises: no timeouts, no
+recycling, no metrics, no reload.
+"""
+
+import logging
+import signal
+import sys
+from bdb import BdbQuit
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from prefork.workers.signals import Signals
+from prefork.workers.wakeup import Wakeup
+
+from .. import process
+from ..sockets.addresses import address_text
+
+if TYPE_CHECKING:
+    from ..pool import PreForkingMixIn
+
+log = logging.getLogger("prefork.server")
+
+
+def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Who leaves the debugger by `quit` means the program, not the request."""
+
+    def handle(request: Any, client_address: Any) -> None:
+        if isinstance(sys.exception(), BdbQuit):
+            raise KeyboardInterrupt
+        handle_error(request, client_address)
+
+    return handle
+
+
+def serve_single(server: "PreForkingMixIn") -> None:
+    """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it.
+
+    A SystemExit of a handler, or of pdb, ends it too, and passes.
+    """
+    process.enter(server.working_directory)
+    server._single = server._in_place = True
+    vars(server)["handle_error"] = _unless_left(server.handle_error)
+    if server.metrics_address is not None:
+        log.warning("metrics are not served: their server would be another process")
+        server.metrics_address = None
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    signals.take({signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()})
+    try:
+        server.worker_started()
+        log.info("in this process alone, listening on %s", address_text(server.socket.getsockname()))
+        server.serve_forever()
+        server.worker_stopping()
+    except (KeyboardInterrupt, BdbQuit):
+        server.worker_stopping()
+    except SystemExit:
+        server.worker_stopping()
+        raise
+    finally:
+        signals.put_back()
+        wakeup.close()

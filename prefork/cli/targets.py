@@ -1,0 +1,266 @@
+"""What TARGET of `prefork run TARGET` may be, and the server that it becomes.
+
+    handler class     served by a pre-forking server of the address's kind; with threads where --max-threads is given
+    server class      called with the address, and with its class attribute RequestHandlerClass where it has one;
+                      PreForkingMixIn is put in front of it where it has none
+    server instance   bound by its own module, so --bind must not be given
+    factory           a function that returns an instance; called with the address if it takes an argument
+
+Owns importing the user's module and making the server; never serves. Runs in the process that becomes the master.
+A mistake is a ConfigError; an exception in the user's own code is a UserCodeError, which keeps it as its cause.
+"""
+
+import importlib
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from ..errors import ConfigError, PreforkError, UserCodeError, nearest
+from ..mixins import ThreadingMixIn
+from ..pool import PreForkingMixIn
+from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from ..settings.fields import settings, validate
+from ..sockets.addresses import Address, Kind, parse_address
+
+__all__ = ["Server", "Target", "applies", "build", "holder", "load"]
+
+# Any: a target is what the user's module holds, of our classes, the standard library's or their own.
+Server = Any
+
+_BY_KIND: Mapping[Kind, type[BaseServer]] = {
+    "tcp": TCPServer,
+    "udp": UDPServer,
+    "unix": UnixStreamServer,
+    "unixgram": UnixDatagramServer,
+}
+_KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "Unix datagram"}
+
+
+# --- loading ---------------------------------------------------------------------------------------
+
+
+class Target:
+    """What `text` (module:attribute) names, imported. `origins` says of a setting who set it."""
+
+    def __init__(self, text: str, found: Any, origins: Mapping[str, str]) -> None:
+        self.text = text
+        self.found = found
+        self.origins = origins
+
+    def refused(self, reason: str, address: Address | None = None) -> ConfigError:
+        where = f" at {address.text}" if address else ""
+        return ConfigError(f"could not serve {self.text}{where}: {reason}")
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the user's code; what it raises, our own errors apart, becomes a UserCodeError."""
+        return _theirs(f"could not make a server of {self.text}", function, *args)
+
+
+def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except PreforkError:
+        raise
+    except SystemExit as exc:
+        raise UserCodeError(f"{sentence}: it left with status {exc.code}") from exc
+    except Exception as exc:
+        raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
+
+
+def load(text: str, origins: Mapping[str, str]) -> Target:
+    """Import `module:attribute`, the current directory first. Raises ConfigError."""
+    module_name, _, path = text.partition(":")
+    if not path or not all(part.isidentifier() for part in (module_name + "." + path).split(".")):
+        hint = "; a module is named without .py and slashes" if module_name.endswith(".py") or "/" in text else ""
+        raise ConfigError(f"could not read the target {text!r}: it must be module:attribute, as in app:Server{hint}")
+    if sys.path[0] not in ("", os.getcwd()):
+        sys.path.insert(0, os.getcwd())
+    found: Any = _import(module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = nearest(part, dir(found))
+            raise ConfigError(f"could not find {text}: {found!r} has no attribute {part}{near}")
+        found = getattr(found, part)
+    return Target(text, found, origins)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        module: ModuleType = _theirs(f"could not import {name}", importlib.import_module, name)
+    except UserCodeError as exc:
+        missing = exc.__cause__.name if isinstance(exc.__cause__, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            where = f"in {os.getcwd()} or among the installed packages"
+            hint = "; leave .py out" if name.endswith(".py") else ""
+            raise ConfigError(f"could not import {name}: there is no module {missing} {where}{hint}") from None
+        raise
+    return module
+
+
+# --- building --------------------------------------------------------------------------------------
+
+
+def build(target: Target, address: Address | None, values: Mapping[str, Any]) -> Server:
+    """The bound server that `target` means, with the settings in `values`. Raises ConfigError or BindError."""
+    found = target.found
+    if isinstance(found, type):
+        return _from_class(target, found, address, values)
+    if _is_server(found):
+        if address is not None:
+            raise target.refused("it is an instance, bound by its own module; leave --bind out", address)
+        return _configured(target, found, values)
+    if callable(found):
+        return _configured(target, _from_factory(target, found, address), values)
+    raise target.refused(f"it is {_a(type(found))}, not a handler class, server class, server or factory")
+
+
+def _is_server(found: object) -> bool:
+    return callable(getattr(found, "serve_forever", None)) and callable(getattr(found, "process_request", None))
+
+
+def _from_class(target: Target, found: type, address: Address | None, values: Mapping[str, Any]) -> Server:
+    if not _is_server(found) and not callable(getattr(found, "handle", None)):
+        raise target.refused(f"the class {found.__name__} has neither handle() nor serve_forever()")
+    if address is None:
+        raise target.refused("it needs an address; say --bind HOST:PORT")
+    cls = _server_class(target, found, address, values)
+    if not _is_server(found):
+        return target.call(cls, address.address, found)
+    if hasattr(cls, "RequestHandlerClass"):
+        return target.call(_callable_with(target, cls, 2), address.address, cls.RequestHandlerClass)
+    return target.call(_callable_with(target, cls, 1), address.address)
+
+
+def holder(target: Target, address: Address | None, values: Mapping[str, Any]) -> Any:
+    """What has the settings in force: the class that would be made an instance of, or the instance itself."""
+    found = target.found
+    if not isinstance(found, type) or not (_is_server(found) or callable(getattr(found, "handle", None))):
+        return build(target, address, values)
+    return _server_class(target, found, address or _any_address(found), values)
+
+
+def _any_address(found: type) -> Address:
+    texts = {"udp": "udp://127.0.0.1:0", "unix": "unix:/none", "unixgram": "unixgram:/none"}
+    kind = _kind_of(found) if _is_server(found) else None
+    return parse_address(texts.get(kind or "", "127.0.0.1:0"))
+
+
+def _server_class(target: Target, found: type, address: Address, values: Mapping[str, Any]) -> Any:
+    bases = _server_bases(target, found, address) if _is_server(found) else _handler_bases(address, values)
+    return _derived(target, bases, found, address, values)
+
+
+def _handler_bases(address: Address, values: Mapping[str, Any]) -> tuple[type, ...]:
+    threads = (ThreadingMixIn,) if "max_threads" in values else ()
+    return (PreForkingMixIn, *threads, _BY_KIND[address.kind])
+
+
+def _server_bases(target: Target, found: type, address: Address) -> tuple[type, ...]:
+    kind = _kind_of(found)
+    if kind is not None and kind != address.kind:
+        raise target.refused(f"it is a {_KIND_NAMES[kind]} server", address)
+    return (found,) if issubclass(found, PreForkingMixIn) else (PreForkingMixIn, found)
+
+
+def _kind_of(cls: type) -> Kind | None:
+    family, kind = getattr(cls, "address_family", None), getattr(cls, "socket_type", None)
+    if kind == socket.SOCK_DGRAM:
+        return "unixgram" if family == socket.AF_UNIX else "udp"
+    return ("unix" if family == socket.AF_UNIX else "tcp") if kind == socket.SOCK_STREAM else None
+
+
+def _derived(
+    target: Target, bases: tuple[type, ...], found: type, address: Address, values: Mapping[str, Any]
+) -> Callable[..., Server]:
+    """A subclass under the target's own name that carries the settings, so that they hold before anything is bound."""
+    names: dict[str, Any] = {
+        "__module__": found.__module__,
+        "__qualname__": found.__qualname__,
+        "__doc__": found.__doc__,
+        "service_name": target.text,
+        **values,
+    }
+    if address.family is not None and not _chooses_family(bases, address):
+        names["address_family"] = address.family
+    if address.fd is not None:
+        names["inherited_fd"] = address.fd
+    cls: type = target.call(type, found.__name__, bases, names)
+    _check_known(target, cls, values)
+    validate(cls, target.origins)
+    return cls
+
+
+def _chooses_family(bases: tuple[type, ...], address: Address) -> bool:
+    """Our TCPServer takes an IPv6 address by itself, and `dual_stack` holds only for what it chose."""
+    family = getattr(bases[-1], "address_family", None)
+    return address.fd is None and family == socket.AF_INET and issubclass(bases[-1], TCPServer)
+
+
+def _callable_with(target: Target, function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """`function`, when it can be called with `count` arguments: (address), or (address, handler class)."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        wanted = "an address" if count == 1 else "an address and a handler class"
+        hint = "; a class attribute RequestHandlerClass says which handler it is for" if count == 1 else ""
+        raise target.refused(f"it cannot be called with {wanted} alone{hint}") from None
+    return function
+
+
+def _from_factory(target: Target, factory: Callable[..., Any], address: Address | None) -> Server:
+    parameters = inspect.signature(factory).parameters.values()
+    if address is None:
+        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+            raise target.refused("it takes an address; say --bind HOST:PORT")
+        return target.call(factory)
+    if address.fd is not None:
+        raise target.refused("a factory binds its own socket and cannot be given a descriptor", address)
+    if not parameters:
+        raise target.refused("it takes no address; leave --bind out", address)
+    return target.call(_callable_with(target, factory, 1), address.address)
+
+
+def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Server:
+    """An instance that is bound already, with the settings that can still be set."""
+    if not _is_server(server) or isinstance(server, type):
+        raise target.refused(f"it returned {_a(type(server))}, not a server")
+    if not isinstance(server, PreForkingMixIn):
+        raise target.refused(f"it is {_a(type(server))}, which has no PreForkingMixIn among its bases")
+    if server.socket.type == socket.SOCK_STREAM and not _listens(server.socket):
+        raise target.refused("its socket is not listening; it was made with bind_and_activate=False")
+    _check_known(target, type(server), values)
+    for name, value in values.items():
+        if settings(type(server))[name].setting.group == "Listening":
+            reason = f"{name} (from {target.origins[name]}) must be set before the socket is bound, in the program"
+            raise target.refused(f"{reason} that binds it")
+        setattr(server, name, value)
+    validate(server, target.origins)
+    server.service_name = target.text
+    return server
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _check_known(target: Target, cls: type, values: Mapping[str, Any]) -> None:
+    fields = settings(cls)
+    for name in values:
+        if name not in fields:
+            raise target.refused(f"its class has no setting {name} (from {target.origins[name]})")
+        if not applies(cls, name):
+            origin = target.origins[name]
+            raise target.refused(f"{name} (from {origin}) needs a ThreadingMixIn among the bases of its class")
+
+
+def applies(cls: type, name: str) -> bool:
+    """Whether this setting means anything to this class."""
+    return name != "max_threads" or hasattr(cls, "process_request_thread")
+
+
+def _a(cls: type) -> str:
+    return "None" if cls is type(None) else f"{'an' if cls.__name__[:1] in 'aeiouAEIOU' else 'a'} {cls.__name__}"

@@ -1,0 +1,128 @@
+"""Where the control socket is, and who may use it.
+
+Runs in the master, before the pool serves and after a reload; in a rehearsal it binds for a moment. Owns nothing: the
+listener is the control server's. The path has its final mode from the moment it exists, or a narrower
+one: sockets/ownership.py.
+"""
+
+import logging
+import os
+import pwd
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BindError, ConfigError
+from ..sockets import ownership
+from ..sockets.addresses import parse_address
+from ..sockets.listener import Listener
+from .connection import Peer
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger("prefork.supervisor")
+
+
+CLIENTS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTerms:
+    """Where the socket is, and who may use it. Made from the settings, before anything is bound."""
+
+    path: str
+    mode: int
+    owner: str | None
+    may_command: frozenset[int]
+    may_look: frozenset[int]
+
+    @classmethod
+    def read(cls, path: str, mode: int, owner: str | None, allow: str | None, allow_read: str | None) -> "ControlTerms":
+        """Raises ConfigError."""
+        address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
+        assert isinstance(address.address, str)
+        if owner is not None:
+            ownership.owner(owner, "control_owner")  # now, not when it is bound
+        return cls(address.address, mode, owner, _uids("control_allow", allow),
+                   _uids("control_allow_read", allow_read))  # fmt: skip
+
+    @property
+    def access(self) -> ownership.Access:
+        return ownership.Access(self.mode, self.owner, "control")
+
+    def peer(self, pid: int, uid: int) -> Peer | None:
+        """Who connected, if he may; root and this process's own user may everything."""
+        if uid in (0, os.geteuid()) or uid in self.may_command:
+            return Peer(pid, uid)
+        return Peer(pid, uid, looks_only=True) if uid in self.may_look else None
+
+
+def _uids(name: str, text: str | None) -> frozenset[int]:
+    try:
+        return frozenset(_uid(user.strip()) for user in (text or "").split(",") if user.strip())
+    except KeyError as exc:
+        raise ConfigError(f"could not set {name} to {text!r}: there is no user {exc.args[0]}") from None
+
+
+def _uid(user: str) -> int:
+    if user.isascii() and user.isdigit():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise KeyError(user) from None
+
+
+def listen(terms: ControlTerms, packed: dict[str, Any] | None) -> Listener:
+    """The socket of these terms: the one that the image before had, where its path is the same; else a new one.
+
+    Raises BindError, and then the one of the image before is as it was.
+    """
+    if packed is None or not _is_at(packed["path"], terms) or not os.path.lexists(terms.path):
+        return bind_control(terms)
+    listener, before = resumed_listener(packed), resumed_terms(packed)
+    try:
+        if listener.stands and (terms.mode, terms.owner) != (before.mode, before.owner):
+            terms.access.change(terms.path)
+    except OSError as exc:
+        listener.detach()
+        reason = (exc.strerror or str(exc)).lower()
+        raise BindError(exc.errno, f"could not set mode and owner of {terms.path}: {reason}") from exc
+    return listener
+
+
+def try_out(terms: ControlTerms, path: str | None) -> Listener | None:
+    """In a rehearsal: what `listen()` would bind anew, for a moment; `path` is where the service listens now."""
+    return None if _is_at(path, terms) else bind_control(terms)
+
+
+def _is_at(path: str | None, terms: ControlTerms) -> bool:
+    return path == os.path.abspath(terms.path)
+
+
+def bind_control(terms: ControlTerms) -> Listener:
+    """The listening socket, at no moment open to more than was asked for. Raises BindError."""
+    listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.access = terms.access
+        listener.bind(terms.path)
+        listener.listen(CLIENTS_MAX)
+        listener.setblocking(False)
+    except BaseException:
+        listener.unlink()
+        listener.close()
+        raise
+    log.info("control socket at %s", terms.path)
+    return listener
+
+
+def resumed_terms(packed: dict[str, Any]) -> ControlTerms:
+    path, mode, owner, may_command, may_look = packed["terms"]
+    return ControlTerms(path, mode, owner, frozenset(may_command), frozenset(may_look))
+
+
+def resumed_listener(packed: dict[str, Any]) -> Listener:
+    listener = Listener.resume(packed["fd"], quiet=False)
+    listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
+    return listener

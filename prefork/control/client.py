@@ -1,0 +1,106 @@
+"""A client of the control socket: ask, and hear the answer line by line.
+
+Runs in `prefork ctl` and `prefork top`, each a process of its own. Owns its connection, and the pidfd of the service
+that it waits for.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from prefork.metrics.kernel import unix_peer
+
+from ..commands import Row
+from ..errors import PreforkError
+from . import protocol
+
+GONE_S = 5.0  # from the end of the service to that of its process
+
+
+class Refused(PreforkError):
+    """The master's answer is an error; `output` is what a rehearsal printed."""
+
+    output = ""
+
+
+class Client:
+    """A connection to a master. Raises PreforkError when there is none, or when it ends early.
+
+    `timeout`: seconds of silence after which it counts as ended; None waits.
+    """
+
+    def __init__(self, path: str, timeout: float | None = None) -> None:
+        self._path = path
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.settimeout(timeout)
+        try:
+            self._sock.connect(path)
+        except OSError as exc:
+            self._sock.close()
+            raise PreforkError(f"could not reach the control socket {path}: {_lower(exc)}") from None
+        self._file = self._sock.makefile("rb")
+        self._pidfd: int | None = None
+
+    def ask(self, row: Row, argument: int | str | None = None) -> Iterator[dict[str, Any]]:
+        """Send a request; every line that answers, the last of which has `ok`."""
+        if row.ends:
+            self._watch()
+        try:
+            self._sock.sendall(protocol.ask(row, argument))
+            for line in self._file:
+                message = json.loads(line)
+                yield message
+                if "ok" in message:
+                    return
+        except OSError as exc:
+            raise PreforkError(f"could not hear from {self._path}: {_lower(exc)}") from None
+        raise PreforkError(f"could not hear from {self._path}: the service closed the connection")
+
+    def result(self, row: Row, argument: int | str | None = None) -> dict[str, Any]:
+        """The result alone. Raises Refused."""
+        for message in self.ask(row, argument):
+            if message.get("ok"):
+                return dict(message["result"])
+            if "error" in message:
+                refused = Refused(message["error"])
+                refused.output = message.get("output", "")
+                raise refused
+        raise AssertionError("an answer ends with a result or an error")
+
+    def _watch(self) -> None:
+        """The process of the service: who listens there, unix(7). It may be of another pid namespace, without a pid."""
+        found = unix_peer(self._sock)
+        if found is not None and found[0] > 0:
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(found[0])
+
+    def wait_gone(self) -> None:
+        """Once it was asked to end and has answered: until it is gone."""
+        with contextlib.suppress(OSError):
+            while self._file.readline():
+                pass
+        if self._pidfd is not None:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(GONE_S * 1000)
+
+    def close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._file.close()
+        self._sock.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _lower(exc: OSError) -> str:
+    reason = exc.strerror or str(exc)
+    return reason[:1].lower() + reason[1:]

@@ -1,0 +1,135 @@
+"""How an answer of the control socket looks on a terminal. Pure: from the data of report.py to lines of text.
+
+Runs in `prefork ctl` and `prefork top`. Whoever wants the data itself says --json.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..commands import Command, Row
+
+_MAPPED = re.compile(r"^\[::ffff:([0-9.]+)\](?=:)")
+COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", "cpu", "memory", "peer")
+
+
+def text(row: Row, result: dict[str, Any]) -> str:
+    """What `prefork ctl` prints; ends with a newline."""
+    return "\n".join(_BY_COMMAND[row.command](result)) + "\n"
+
+
+def duration(seconds: float | None) -> str:
+    """As short as it can be read: 0.4ms, 12ms, 3.4s, 5m12s, 2h03m, 4d7h."""
+    if seconds is None:
+        return "-"
+    if 0 < seconds < 0.00995:
+        return f"{seconds * 1000:.1f}ms"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if hours < 1:
+        return f"{minutes}m{int(seconds % 60):02}s"
+    return f"{hours}h{minutes % 60:02}m" if days < 1 else f"{days}d{hours % 24}h"
+
+
+def size(value: int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1048576:.0f}M" if value < 1 << 30 else f"{value / (1 << 30):.1f}G"
+
+
+def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset(), gap: int = 2) -> list[str]:
+    """Columns as wide as what is in them; numbers to the right, those in `left` to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append((" " * gap).join(cells).rstrip())
+    return lines
+
+
+def worker_cells(worker: dict[str, Any]) -> list[str]:
+    peers = worker["peers"]
+    more = f" +{len(peers) - 1}" if len(peers) > 1 else ""
+    cpu = worker["cpu_s"]
+    return [
+        str(worker["slot"]), str(worker["pid"]), str(worker["generation"]), worker["state"],
+        duration(worker["age_s"]), str(worker["requests"]), f"{worker['lanes_busy']}/{worker['lanes']}",
+        duration(worker["request_age_s"]), "-" if cpu is None else f"{cpu:.1f}s",
+        size(worker["private_memory_bytes"] or worker["rss_bytes"]), peer_text(peers[0]) + more if peers else "-",
+    ]  # fmt: skip
+
+
+def peer_text(peer: str) -> str:
+    """An IPv4 client of a dual-stack listener is shown as the IPv4 client it is."""
+    return printable(_MAPPED.sub(r"\1", peer))
+
+
+def printable(found: str) -> str:
+    """Of a name that a client chose: nothing in it moves the cursor."""
+    return found if found.isprintable() else ascii(found)
+
+
+def states(status: dict[str, Any]) -> str:
+    """How many workers there are and may be, and what they do."""
+    workers = status["workers"]
+    counts = ", ".join(f"{count} {state}" for state, count in workers.items() if count or state in ("idle", "busy"))
+    return f"{sum(workers.values())} ({status['min_children']} to {status['max_children']}): {counts}"
+
+
+def exits(status: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"
+
+
+def _status(status: dict[str, Any]) -> list[str]:
+    requests = status["requests"]
+    lines = [
+        f"{status['name']}  pid {status['pid']}  {status['phase']}  generation {status['generation']}"
+        f"  up {duration(status['uptime_s'])}  prefork {status['prefork']}, Python {status['python']}",
+        f"listening  {status['address'] or '-'}{_queue(status)}",
+        f"workers    {states(status)}",
+        f"lanes      {status['lanes_busy']} of {status['lanes']} busy, saturated for {duration(status['saturated_s'])}",
+        "requests   " + ", ".join(f"{count} {what}" for what, count in requests.items()),
+        f"exits      {exits(status)}",
+    ]
+    if status["reloading"]:
+        lines.append("reload     on its way")
+    if status["degraded"]:
+        lines.append(f"degraded   {status['degraded']}")
+    if status["backing_off"]:
+        lines.append(f"back-off   workers die at boot: {status['last_error']}")
+    return lines
+
+
+def _queue(status: dict[str, Any]) -> str:
+    if status["queue_length"] is None:
+        return ""
+    return f", {status['queue_length']} of {status['queue_limit']} queued"
+
+
+def _workers(result: dict[str, Any]) -> list[str]:
+    return table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
+
+
+def _stacks(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for worker in result["workers"]:
+        lines += [f"worker {worker['slot']} pid {worker['pid']}", worker["stacks"], ""]
+    return lines[:-1]
+
+
+_BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
+    Command.STATUS: _status,
+    Command.WORKERS: _workers,
+    Command.STACKS: _stacks,
+    Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
+    Command.RESTART: lambda result: [f"{result['replaced']} workers replaced"],
+    Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
+    Command.REOPEN: lambda result: ["reopened"],
+    Command.DRAIN: lambda result: [result["phase"]],
+    Command.STOP: lambda result: [result["phase"]],
+    Command.LOG_LEVEL: lambda result: [f"logging from {result['level']} on"],
+    Command.VERSION: lambda result: [f"prefork {result['prefork']}, Python {result['python']}"],
+}

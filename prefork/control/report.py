@@ -1,0 +1,116 @@
+"""What the control socket says of the service, as plain data. Pure: from the facts of one moment to what JSON can hold.
+
+Used in the master. Every number has its unit in its name; what is not known is None, never zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefork.metrics.board import EXITS, Snapshot, Word
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.histogram import NS
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, REJECTED
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """One worker, as the master knows it."""
+
+    slot: int
+    pid: int
+    generation: int
+    state: str
+    age_s: float
+    requests: int
+    lanes: int
+    busy_since_ns: tuple[int, ...]
+    private_memory: int
+    reason: ExitReason | None
+    peers: tuple[str, ...] = ()
+    cpu_s: float | None = None
+    rss: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFacts:
+    """The service at one moment."""
+
+    name: str
+    pid: int
+    version: str
+    python: str
+    phase: str
+    generation: int
+    reloading: bool
+    degraded: str
+    address: str
+    min_children: int
+    max_children: int
+    queue_length: int | None
+    queue_limit: int | None
+    last_error: str
+    backing_off: bool
+    wall_ns: int
+    board: Snapshot
+    workers: tuple[WorkerFacts, ...]
+
+
+def version(facts: ServiceFacts) -> dict[str, Any]:
+    return {"prefork": facts.version, "python": facts.python}
+
+
+def status_report(facts: ServiceFacts) -> dict[str, Any]:
+    words = facts.board.words
+    return {
+        "name": facts.name, "pid": facts.pid, **version(facts), "phase": facts.phase, "generation": facts.generation,
+        "reloading": facts.reloading, "degraded": facts.degraded or None, "address": facts.address,
+        "uptime_s": round((facts.wall_ns - words[Word.STARTED_AT_NS]) / NS, 3),
+        "min_children": facts.min_children, "max_children": facts.max_children,
+        "workers": _by_state(facts.workers), "backing_off": facts.backing_off,
+        "last_error": facts.last_error or None,
+        "lanes": sum(w.lanes for w in facts.workers if w.state in ("idle", "busy")),
+        "lanes_busy": sum(len(w.busy_since_ns) for w in facts.workers),
+        "saturated_s": round(words[Word.SATURATED_NS] / NS, 3),
+        "queue_length": facts.queue_length, "queue_limit": facts.queue_limit,
+        "requests": _requests(facts.board), "duration": _duration(facts.board),
+        "exits": {reason.label: words[EXITS + reason] for reason in ExitReason if words[EXITS + reason]},
+    }  # fmt: skip
+
+
+def _by_state(workers: Sequence[WorkerFacts]) -> dict[str, int]:
+    found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0, "killing": 0}
+    for worker in workers:
+        found[worker.state] += 1
+    return found
+
+
+def _requests(board: Snapshot) -> dict[str, int]:
+    return {
+        "accepted": board.count(ACCEPTED), "ok": board.count(COMPLETED), "error": board.count(FAILED),
+        "timeout": board.words[Word.TIMED_OUT], "lost": board.words[Word.LOST], "rejected": board.count(REJECTED),
+    }  # fmt: skip
+
+
+def _duration(board: Snapshot) -> dict[str, Any]:
+    """Of requests that have ended: how many took at most so long, bucket by bucket, and longer than all."""
+    found = board.histogram(DURATION)
+    return {"at_most_s": [bound / NS for bound in DURATION.bounds_ns], "counts": found[:-1], "sum_s": found[-1] / NS}
+
+
+def workers(facts: ServiceFacts) -> dict[str, Any]:
+    ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
+    return {"workers": [_worker(worker, facts.board.now_ns) for worker in ordered]}
+
+
+def _worker(worker: WorkerFacts, now_ns: int) -> dict[str, Any]:
+    oldest = min(worker.busy_since_ns, default=None)
+    return {
+        "slot": worker.slot, "pid": worker.pid, "generation": worker.generation, "state": worker.state,
+        "age_s": round(worker.age_s, 3), "requests": worker.requests, "lanes": worker.lanes,
+        "lanes_busy": len(worker.busy_since_ns),
+        "request_age_s": None if oldest is None else round(max(0, now_ns - oldest) / NS, 3),
+        "peers": list(worker.peers), "cpu_s": worker.cpu_s, "rss_bytes": worker.rss,
+        "private_memory_bytes": worker.private_memory or None,
+        "reason": None if worker.reason is None else worker.reason.label,
+    }  # fmt: skip

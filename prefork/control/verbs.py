@@ -1,0 +1,250 @@
+"""What each verb of the control socket does: the one place that knows both the socket's words and the supervisor.
+
+Runs in the master, in its turns. A verb whose answer takes time is a generator: it is resumed in every turn, yields a
+sentence of progress or None, and returns the answer.
+"""
+
+import logging
+import os
+import platform
+import socket
+from collections.abc import Generator
+from dataclasses import dataclass
+from time import monotonic, monotonic_ns, time_ns
+from typing import TYPE_CHECKING, Any
+
+from prefork.metrics.kernel import accept_queue
+from prefork.workers import sinks
+
+from .. import logs
+from ..commands import Command
+from ..master import signalling
+from ..master.children import Child, ChildKind, ChildState
+from ..master.policy import BOOT_DEATHS_MAX, Phase
+from ..reload.reloading import ReloadResult, Stage
+from ..sockets.addresses import address_text
+from ..version import __version__
+from . import proc, protocol, report
+from .connection import Peer
+from .protocol import Request
+
+if TYPE_CHECKING:
+    from ..master.supervisor import Supervisor
+
+log = logging.getLogger("prefork.supervisor")
+
+STACKS_WITHIN_S = 3.0  # a worker that says nothing for so long is stopped, or deep in the kernel
+LOOKING_S = 0.02  # the master is kept no longer by a question about its workers
+TOLD_MAX = 256
+
+Answer = dict[str, Any]
+Work = Generator[str | None, None, Answer]
+
+
+@dataclass(slots=True)
+class PlaceInQueue:
+    """Of a client in the queue of reloads. It goes over to the next image; None: it waits for no reload."""
+
+    skip: int | None = None  # results that are others'
+
+
+class Verbs:
+    """Answers requests by asking, or commanding, the supervisor."""
+
+    def __init__(self, supervisor: "Supervisor") -> None:
+        self._supervisor = supervisor
+        self._told: list[ReloadResult | str] = []
+        self._told_before = 0  # how many were forgotten
+        supervisor.generations.told = self._note
+
+    def answer(self, request: Request, peer: Peer, place: PlaceInQueue) -> Answer | Work:
+        """Do what is asked; the whole answer, or the work that will end with it. `place` is for a reload to write."""
+        command, argument, supervisor = request.row.command, request.argument, self._supervisor
+        if not request.row.looks:
+            log.info("control: %s asks for %s%s", peer, request.row.verb, "" if argument is None else f" {argument}")
+        match command:
+            case Command.STATUS:
+                return protocol.result(report.status_report(self._facts()))
+            case Command.WORKERS:
+                return protocol.result(report.workers(self._facts(look=True)))
+            case Command.VERSION:
+                return protocol.result(report.version(self._facts()))
+            case Command.STACKS:
+                return self._stacks(argument)
+            case Command.REOPEN:
+                why_not = logs.reopen()
+                return protocol.error(why_not) if why_not else protocol.result({"reopened": True})
+            case Command.DRAIN | Command.STOP:
+                supervisor.obey(command)
+                return self._ending()
+        if supervisor.phase not in (Phase.STARTING, Phase.RUNNING):
+            return protocol.error(f"could not {request.row.verb}: the service is about to end")
+        match command:
+            case Command.RELOAD:
+                place.skip = self._before_mine()
+                return self.reload(place)
+            case Command.SCALE:
+                return self._scale(int(argument or 1))
+            case Command.LOG_LEVEL:
+                return self._log_level(str(argument))
+            case Command.RESTART:
+                return self._restart(argument)
+        raise AssertionError(f"{command} has a verb and nobody to do it")
+
+    # What is.
+
+    def _facts(self, *, look: bool = False) -> report.ServiceFacts:
+        supervisor, listener = self._supervisor, self._supervisor.service.listener
+        queue: tuple[int | None, int | None] = (None, None)
+        if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
+            queue = accept_queue(listener)
+        until = monotonic() + LOOKING_S
+        workers = tuple(self._worker(child, until if look else 0.0) for child in self._workers())
+        generations, limits, pool = supervisor.generations, supervisor.limits, supervisor.pool
+        return report.ServiceFacts(
+            supervisor.service.name, os.getpid(), __version__, platform.python_version(),
+            supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
+            self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
+            pool.backing_off, time_ns(), supervisor.board.snapshot(), workers,
+        )  # fmt: skip
+
+    def _address(self) -> str:
+        listener = self._supervisor.service.listener
+        return "" if listener is None or listener.fileno() == -1 else address_text(listener.getsockname())
+
+    def _workers(self) -> list[Child]:
+        return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
+
+    def _worker(self, child: Child, until: float) -> report.WorkerFacts:
+        slot = child.reader.look(monotonic_ns())
+        state = child.state.name.lower()
+        if child.state is ChildState.READY:
+            state = "busy" if slot.busy else "idle"
+        listener = self._supervisor.service.listener
+        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until)
+        return report.WorkerFacts(
+            child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
+            slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
+            seen.cpu_s, seen.rss,
+        )  # fmt: skip
+
+    # What takes time.
+
+    def _chosen(self, slot: int | str | None) -> list[Child]:
+        return [child for child in self._workers() if slot is None or child.number == slot]
+
+    def _stacks(self, slot: int | str | None) -> Work:
+        chosen = [child for child in self._chosen(slot) if child.state is not ChildState.KILLING]
+        if not chosen and slot is not None:
+            return protocol.error(f"could not get stacks: there is no worker {slot}")
+        for child in chosen:
+            signalling.show_stacks(child)
+        until = monotonic() + STACKS_WITHIN_S
+        while any(child.stacks_wanted for child in chosen if child in self._workers()) and monotonic() < until:
+            yield None
+        return protocol.result({"workers": [_stacks_of(child) for child in chosen]})
+
+    def _ending(self) -> Work:
+        """Until the last turn. What comes after it nobody can say: the connection is closed."""
+        said = ""
+        while self._supervisor.phase is not Phase.STOPPED:
+            before, said = said, self._in_hand()
+            yield None if said == before else said
+        return protocol.result({"phase": "stopped"})
+
+    def _in_hand(self) -> str:
+        workers, now_ns = self._workers(), monotonic_ns()
+        requests = sum(len(child.reader.look(now_ns).busy_since_ns) for child in workers)
+        phase = self._supervisor.phase.name.lower()
+        return f"{phase}: {_counted(len(workers), 'worker')} left, {_counted(requests, 'request')} in hand"
+
+    def _scale(self, workers: int) -> Answer:
+        limits = self._supervisor.scale(workers)
+        return protocol.result({"min_children": limits.min_children, "max_children": limits.max_children})
+
+    def _log_level(self, level: str) -> Work:
+        """Workers look at a word of `prefork run`'s handler; where the program logs its own way, they are replaced."""
+        logs.set_level(level)
+        answer: Answer = protocol.result({})
+        if sinks.installed() is None:
+            answer = yield from self._restart(None)
+        return protocol.result({"level": level}) if answer["ok"] else answer
+
+    def _restart(self, slot: int | str | None) -> Work:
+        chosen = [child for child in self._chosen(slot) if child.state in (ChildState.STARTING, ChildState.READY)]
+        if slot is None:
+            self._supervisor.obey(Command.RESTART)
+        elif not chosen:
+            return protocol.error(f"could not restart: there is no worker {slot} that serves")
+        for child in chosen:
+            child.replace = True
+        said = 0
+        while True:
+            yield None
+            replaced = sum(child.state not in (ChildState.STARTING, ChildState.READY) for child in chosen)
+            if replaced == len(chosen):
+                return protocol.result({"replaced": replaced})
+            if self._supervisor.phase not in (Phase.STARTING, Phase.RUNNING):
+                return protocol.error("could not restart: the service is about to end")
+            if self._supervisor.pool.boot_deaths >= BOOT_DEATHS_MAX:
+                return protocol.error(f"could not restart: new workers die at boot: {self._supervisor.last_error}")
+            if replaced != said:
+                said = replaced
+                yield f"{replaced} of {len(chosen)} workers replaced"
+
+    # Reloads. Their results come to every waiting client in the order of asking.
+
+    def _note(self, told: ReloadResult | str) -> None:
+        self._told.append(told)
+        if len(self._told) > TOLD_MAX:
+            del self._told[0]
+            self._told_before += 1
+
+    def _before_mine(self) -> int:
+        """How many results will be told before that of a reload which is asked for now: the running one's, if any."""
+        generations = self._supervisor.generations
+        return int(generations.reloading and generations.stage is not Stage.WAITING)
+
+    def reload(self, place: PlaceInQueue, *, asked: bool = False) -> Work:
+        """Wait for a reload. `asked`: by the image before this one, which has handed its client over."""
+        seen = len(self._told) + self._told_before
+        generations = self._supervisor.generations
+        if asked and generations.degraded and not generations.reloading:
+            return _reloaded(ReloadResult(False, generations.degraded))
+        if not asked:
+            self._supervisor.obey(Command.RELOAD)
+            yield None
+            if generations.stage is Stage.WAITING:
+                yield "waiting: two generations live; this one begins when the older one is gone"
+        while True:
+            at = max(0, seen - self._told_before)
+            if at >= len(self._told):
+                yield None
+                continue
+            told = self._told[at]
+            seen = max(seen, self._told_before) + 1
+            if isinstance(told, str):
+                yield told
+            elif place.skip:
+                place.skip -= 1
+                yield "an earlier reload has ended; this one begins"
+            else:
+                return _reloaded(told)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _reloaded(told: ReloadResult) -> Answer:
+    if told.ok:
+        return protocol.result({"reason": told.reason})
+    return {**protocol.error(told.reason), "output": told.output}
+
+
+def _stacks_of(child: Child) -> Answer:
+    text = child.stacks_text
+    if child.stacks_wanted:
+        text = "it has ended" if child.state is ChildState.REAPED else "it does not answer; is it stopped?"
+    child.stacks_wanted, child.stacks_text = False, ""
+    return {"slot": child.number, "pid": child.pid, "stacks": text}

@@ -1,0 +1,182 @@
+"""The master's side of the exporter: its listener, its forks and restarts, and the slots it is told of.
+
+Runs in the process that serves, in its turns. Owns the metrics listener for the life of the service, so that an
+exporter that dies or hangs costs nothing but the scrapes of that moment.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prefork.metrics.board import Board, unannounced
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.feed import Feed, Slots
+from prefork.metrics.scoreboard import Slot, SlotReader
+from prefork.workers import sinks
+from prefork.workers.bootstrap import Birth, Master
+
+from ..master.children import Child, ChildKind
+from ..master.policy import TICK_S
+from ..reload.handover import handed
+from ..sockets.addresses import address_text
+from ..sockets.listener import Listener, asked_for, queued
+
+log = logging.getLogger("prefork.supervisor")
+
+BACKLOG = 512  # a crowd that comes at once; where a Unix listener's queue is full, a scrape is refused
+WEDGED_S = 3.0  # a connection that nobody takes for so long
+FIRST_RESTART_S = 0.1
+RESTART_MAX_S = 30.0
+OLD_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
+HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The service that is exported."""
+
+    name: str
+    listener: socket.socket
+    pool: bool
+    may_fork: Callable[[], bool]  # no thread of the service may be forked with the exporter
+
+
+def bind_metrics(address: Any) -> Listener:
+    """The metrics listener, at a (host, port) tuple or a Unix path. Raises BindError."""
+    asked = asked_for(address, socket.SOCK_STREAM)
+    given = handed()
+    if given is not None and (resumed := given.listener("metrics", asked)) is not None:
+        return resumed
+    family = socket.AF_UNIX
+    if isinstance(address, (tuple, list)):
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        address = tuple(address)
+    listener = Listener(family, socket.SOCK_STREAM)
+    listener.asked = asked
+    try:
+        if family != socket.AF_UNIX:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        os.set_blocking(listener.fileno(), False)
+    except BaseException:
+        listener.close()
+        raise
+    log.info("metrics on %s", address_text(listener.getsockname()))
+    return listener
+
+
+class ExporterChild:
+    """Keeps one exporter running."""
+
+    def __init__(
+        self,
+        subject: Exported,
+        listener: Listener,
+        board: Board,
+        fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
+        forget_memory: Callable[[], None],
+    ) -> None:
+        self._subject = subject
+        self._listener = listener
+        self._board = board
+        self._fork = fork
+        self._forget_memory = forget_memory
+        self._feed: Feed | None = None
+        self._child: Child | None = None
+        self._next_start = 0.0
+        self._delay = FIRST_RESTART_S
+        self._unanswered_since: float | None = None
+        board.announce = self._announce
+        self._before: list[Child] = []
+
+    def turn(self, now: float) -> float:
+        """Start it where it is missing, end it where it hangs; when to look again."""
+        if self._child is None:
+            if now < self._next_start or not self._subject.may_fork():
+                return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
+            self._start(now)
+        elif not queued(self._listener):
+            self._unanswered_since = None
+        elif self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= WEDGED_S:
+            self._give_up("it takes no connections")
+        return now + TICK_S  # what it tells of the master is never older
+
+    def succeed(self, before: list[Child]) -> None:
+        """Exporters of an earlier image: each goes on until ours is there, then finishes what it has."""
+        self._before = before
+
+    def ended(self, child: Child | None, now: float) -> None:
+        """It was reaped, or never came to be."""
+        if child is not self._child:
+            return
+        started = self._child.started if self._child is not None else now
+        self._delay = FIRST_RESTART_S if now - started > HEALTHY_S else min(RESTART_MAX_S, self._delay * 2)
+        self._next_start = now + (0.0 if now - started > HEALTHY_S else self._delay)
+        self._child = None
+        self._close_feed()
+
+    def close(self) -> None:
+        """End it for good; the caller reaps it. The listener is the service's."""
+        if self._child is not None:
+            self._child.reason = ExitReason.STOPPED
+            self._child.signal(signal.SIGKILL)
+        self._board.announce = unannounced
+        self._close_feed()
+
+    def _start(self, now: float) -> None:
+        self._unanswered_since = None
+        feed = self._feed = Feed()
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            from .server import Scope, serve  # with all that it needs to speak HTTP: nobody else does
+
+            sinks.name_child(f"exporter pid={os.getpid()}")
+            feed.keep_theirs()
+            slots = Slots(self._board, feed.theirs)
+            self._forget_memory()
+            name = address_text(self._subject.listener.getsockname())
+            return serve(
+                Scope(self._subject.name, self._listener, self._subject.listener, name, self._subject.pool),
+                slots, birth, master,
+            )  # fmt: skip
+
+        try:
+            slot = Slot(0)
+            try:
+                self._child = self._fork(ChildKind.EXPORTER, slot, body)
+            except BaseException:
+                slot.close()
+                raise
+        except OSError as exc:
+            log.error("could not fork the exporter: %s", exc.strerror)
+            self.ended(None, now)
+            return
+        feed.keep_ours()
+        while self._before:
+            old = self._before.pop()
+            old.reason = ExitReason.REPLACED
+            old.deadline = now + OLD_S
+            old.signal(signal.SIGTERM)
+
+    def _announce(self, serial: int, reader: SlotReader) -> None:
+        if self._feed is not None and self._child is not None and not self._feed.send(serial, reader):
+            self._give_up("it does not take new slots")
+
+    def _give_up(self, why: str) -> None:
+        if self._child is not None:
+            log.warning("%s: %s; killing it", self._child, why)
+            self._child.signal(signal.SIGKILL)
+        self._unanswered_since = None
+        self._close_feed()
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+            self._feed = None

@@ -1,0 +1,261 @@
+"""The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
+
+Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the
+shared memory and the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper
+from harming it: how many connections, how long each, which is given up first.
+"""
+
+import gzip
+import io
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import setproctitle
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.exposition import choose_encoder
+
+from prefork.metrics import collector, kernel
+from prefork.metrics.application.exposition import application_families
+from prefork.metrics.application.region import merge
+from prefork.metrics.board import Word
+from prefork.metrics.feed import Slots
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.loop import IGNORED
+from prefork.workers.signals import SignalHandler, Signals, ignore, set_mask
+from prefork.workers.wakeup import Wakeup
+
+from ..server import TCPServer
+from ..version import __version__
+
+log = logging.getLogger("prefork.exporter")
+
+CONNECTIONS = 64
+UNREAD = 48  # connections that have not sent their request yet; one more, and the oldest is closed
+SCRAPE_WITHIN_S = 5.0  # for the whole of one connection
+STALE_NS = 5_000_000_000  # a master that has not turned for so long is not healthy
+NOBODY = 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What the exporter is forked with."""
+
+    name: str
+    metrics_listener: socket.socket
+    listener: socket.socket | None  # of the service: looked at, never accepted on
+    listener_name: str
+    pool: bool
+
+
+class Exporter(TCPServer):
+    """The HTTP server. Every connection has a deadline; at the cap, whoever has asked for nothing yet goes first."""
+
+    def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
+        super().__init__(scope.metrics_listener.getsockname(), MetricsHandler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = scope.metrics_listener
+        self.scope = scope
+        self.slots = slots
+        self._master = master
+        self._open: set[socket.socket] = set()
+        self._unread: dict[socket.socket, None] = {}
+
+    def serving_master(self) -> bool:
+        """Whether the master turns. A plain server's turns only when there is something to do."""
+        return not self.scope.pool or (time.monotonic_ns() - self.slots.snapshot().words[Word.TURNED_NS] < STALE_NS)
+
+    def ready(self) -> bool:
+        return bool(self.slots.snapshot().words[Word.SERVING])
+
+    def registry(self) -> CollectorRegistry:
+        snapshot = self.slots.snapshot(application=True)
+        merged = merge(snapshot.application)
+        scrape = collector.Scrape(
+            snapshot, self._queues(), __version__, self.scope.listener_name, self.scope.pool, merged
+        )
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Once([*collector.families(scrape), *application_families(merged)]))
+        return registry
+
+    def _queues(self) -> collector.Queues:
+        sock = self.scope.listener
+        overflows, drops = kernel.listen_overflows_and_drops()
+        if sock is None or sock.fileno() == -1:
+            return collector.Queues(overflows=overflows, drops=drops)
+        if sock.type == socket.SOCK_DGRAM:
+            queued, lost = kernel.datagram_queue(sock)
+            return collector.Queues(datagram_bytes=queued, datagram_drops=lost, overflows=overflows, drops=drops)
+        length, limit = kernel.accept_queue(sock)
+        return collector.Queues(length=length, limit=limit, overflows=overflows, drops=drops)
+
+    # Limits.
+
+    def _has_room(self) -> bool:
+        return len(self._open) < CONNECTIONS
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own. Raises RuntimeError when the system has no more."""
+        self._open.add(request)
+        threading.Thread(target=self._finish_in_thread, args=(request, client_address), daemon=True).start()
+
+    def _finish_in_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if len(self._unread) >= UNREAD:
+            oldest = next(iter(self._unread))
+            self.has_read(oldest)
+            try:
+                oldest.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has just ended by itself
+        self._unread[request] = None
+        return True
+
+    def has_read(self, request: Any) -> None:
+        self._unread.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.has_read(request)
+        super().shutdown_request(request)
+        self._open.discard(request)
+        self._wake()  # there may have been no room
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("a scrape did not end well", exc_info=True)
+
+    def finish(self) -> None:
+        """Take nothing new, and let each connection come to its end, at its deadline at the latest."""
+        self.socket.close()
+        for thread in set(threading.enumerate()) - {threading.current_thread()}:
+            thread.join(SCRAPE_WITHIN_S)
+
+    # Its own loop.
+
+    def _extra_fds(self) -> Iterable[int]:
+        return (*super()._extra_fds(), self.slots.fileno(), self._master.fileno())
+
+    def service_actions(self) -> None:
+        if self._master.gone():
+            os._exit(0)
+        self.slots.receive()
+        super().service_actions()
+
+
+class _Once:
+    """A collector for one scrape."""
+
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> list[Metric]:
+        return self._found
+
+
+class _Deadline(io.RawIOBase):
+    """The read side of a connection that has until `ends_at`, however slowly its bytes come."""
+
+    def __init__(self, sock: socket.socket, ends_at: float) -> None:
+        self._sock = sock
+        self._ends_at = ends_at
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(max(0.001, self._ends_at - time.monotonic()))
+        return self._sock.recv_into(buffer)
+
+
+class MetricsHandler(BaseHTTPRequestHandler):
+    """GET /metrics, /-/healthy, /-/ready."""
+
+    server: Exporter  # type: ignore[assignment]  # typeshed knows the standard library's only
+    server_version = "prefork"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + SCRAPE_WITHIN_S))
+
+    def do_GET(self) -> None:
+        self.server.has_read(self.request)
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._metrics()
+        elif path == "/-/healthy":
+            self._say(self.server.serving_master(), "healthy", "the master does not turn")
+        elif path == "/-/ready":
+            self._say(self.server.ready(), "ready", "not ready")
+        else:
+            self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815  # http.server's name
+
+    def _metrics(self) -> None:
+        encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
+        body = encoder(self.server.registry())
+        encoding = None
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, encoding = gzip.compress(body, 1), "gzip"
+        self._answer(200, content_type, body, encoding)
+
+    def _say(self, good: bool, yes: str, no: str) -> None:
+        text = yes if good else no
+        self._answer(200 if good else 503, "text/plain; charset=utf-8", f"{text}\n".encode())
+
+    def _answer(self, status: int, content_type: str, body: bytes, encoding: str | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        if encoding is not None:
+            self.send_header("Content-Encoding", encoding)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.connection.settimeout(SCRAPE_WITHIN_S)  # sendall's is for the whole of it
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
+    """The body of the exporter: see `bootstrap.enter`. Ends with the master, or by TERM."""
+    _drop_privileges()
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    exporter = Exporter(scope, slots, master)
+    handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
+    handlers |= {
+        signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait(),
+        signal.SIGQUIT: lambda signum, frame: os._exit(0),
+    }
+    signals.take(handlers)
+    setproctitle.setproctitle("prefork: exporter")
+    master.tell_us_when_dying()
+    set_mask(birth.mask)
+    exporter.serve_forever()
+    exporter.finish()
+    signals.close()
+    return 0
+
+
+def _drop_privileges() -> None:
+    """To nobody, where we are root: it reads shared memory that it holds already, and nothing else."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)

@@ -1,0 +1,223 @@
+"""The child table: plain data about every process of the service.
+
+Runs in the process that serves: the master of a pool, or a plain forking server. Owns pids and pidfds. Decides
+nothing: reasons and deadlines come from policy.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from prefork.metrics.board import Board
+from prefork.metrics.facts import Condition, ExitReason, Role
+from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
+from prefork.workers import bootstrap
+
+from .processes import KERNEL, Processes
+
+log = logging.getLogger("prefork.supervisor")
+
+
+class ChildKind(Enum):
+    """What a child is for."""
+
+    WORKER = "worker"
+    REQUEST = "request"  # ForkingMixIn alone: one request, then gone
+    EXPORTER = "exporter"  # serves the metrics
+    REHEARSAL = "rehearsal"  # tries what a reload would put in service
+
+    @property
+    def role(self) -> Role:
+        return Role[self.name]
+
+
+class ChildState(Enum):
+    STARTING = auto()
+    READY = auto()
+    DRAINING = auto()
+    KILLING = auto()
+    REAPED = auto()
+
+
+# In which states a child may be set to the one named first.
+CHILD_MAY_FOLLOW: dict[ChildState, set[ChildState]] = {
+    ChildState.STARTING: set(),
+    ChildState.READY: {ChildState.STARTING},
+    ChildState.DRAINING: {ChildState.STARTING, ChildState.READY},
+    ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},
+    ChildState.REAPED: set(ChildState) - {ChildState.REAPED},
+}
+
+
+_CONDITIONS = {
+    ChildState.STARTING: Condition.STARTING,
+    ChildState.READY: Condition.READY,
+    ChildState.DRAINING: Condition.DRAINING,
+    ChildState.KILLING: Condition.DRAINING,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """The master's record of one process. Times are of the supervisor's clock, in seconds."""
+
+    serial: int  # counts every child ever started: names this one and no other
+    number: int  # its place in the pool, from 1: in the title, in the log, free again at its end; 0: it has none
+    kind: ChildKind
+    generation: int
+    pid: int
+    pidfd: int
+    slot: Slot
+    stacks: Stacks
+    reader: SlotReader
+    started: float
+    state: ChildState = ChildState.STARTING
+    changed: float = 0.0
+    booted: bool = False  # it has been READY, whatever it is now
+    told: float = 0.0  # when it was last told to leave
+    deadline: float | None = None  # killed then, at the latest
+    lifetime: float | None = None  # due this long after its start
+    reason: ExitReason | None = None  # why it was told to leave
+    cut_at: float | None = None  # when a request over its time was first seen
+    slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
+    stacks_seen: int = 0
+    stacks_wanted: bool = False  # asked for by somebody, who gets them instead of the log,
+    stacks_text: str = ""  # here
+    replace: bool = False  # asked for by somebody
+    report: Report | None = None
+    processes: Processes = KERNEL
+
+    def __str__(self) -> str:
+        place = f"slot={self.number} gen={self.generation} " if self.number else ""
+        return f"{self.kind.value} {place}pid={self.pid}"
+
+    def set_state(self, state: ChildState, now: float) -> None:
+        """The one setter."""
+        if self.state not in CHILD_MAY_FOLLOW[state]:
+            raise AssertionError(f"{self}: {state.name} cannot follow {self.state.name}")
+        level = logging.DEBUG if self.kind is ChildKind.REQUEST else logging.INFO
+        if state is not ChildState.REAPED:
+            log.log(level, "%s: %s", self, state.name.lower())
+        self.state = state
+        self.changed = now
+        self.booted |= state is ChildState.READY
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal, unless it is gone already."""
+        self.processes.signal(self.pidfd, signum)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended."""
+
+    child: Child
+    status: int | None
+    signum: int | None
+    user_s: float
+    system_s: float
+
+    def __str__(self) -> str:
+        if self.signum is not None:
+            return f"killed by {_signal_name(self.signum)}"
+        return "ended, its status was taken by somebody else" if self.status is None else f"exit status {self.status}"
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+class ChildTable:
+    """Every child that has been forked and not been reaped, by serial; each has a row on the board."""
+
+    def __init__(self, board: Board, processes: Processes = KERNEL) -> None:
+        self._board = board
+        self._processes = processes
+        self._children: dict[int, Child] = {}
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self._children.values()))
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def count(self, kind: ChildKind) -> int:
+        return sum(child.kind is kind for child in self._children.values())
+
+    def __getitem__(self, serial: int) -> Child:
+        return self._children[serial]
+
+    def fork(
+        self,
+        kind: ChildKind,
+        slot: Slot,
+        *,
+        generation: int,
+        now: float,
+        forget: Callable[[], None],
+        body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
+        serial: int | None = None,
+    ) -> Child:
+        """Start a child; `body(birth, master, number)` runs in it and its result is the exit status.
+
+        The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the
+        kernel refuses, and then nothing is left behind.
+        """
+        stacks = Stacks()
+        number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
+        try:
+            pid, pidfd = self._processes.start(slot, stacks, forget, lambda birth, master: body(birth, master, number))
+        except BaseException:
+            stacks.close()
+            raise
+        reader = SlotReader(slot, number)
+        if serial is None:
+            serial = self._board.enter(kind.role, reader)
+        child = Child(
+            serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
+            processes=self._processes,
+        )  # fmt: skip
+        self._children[serial] = child
+        return child
+
+    def adopt(self, child: Child) -> None:
+        """A child that an earlier image of this process forked; its row is on the board."""
+        child.processes = self._processes
+        self._children[child.serial] = child
+
+    def set_state(self, child: Child, state: ChildState, now: float) -> None:
+        """Set a child's state, on the board as well."""
+        child.set_state(state, now)
+        if state is not ChildState.REAPED:
+            self._board.set_condition(child.serial, _CONDITIONS[state])
+
+    def reap(self, child: Child) -> Exit | None:
+        """Take a child's status if it has ended; it leaves the table then. Memory and pidfd are the caller's."""
+        end = self._processes.reap(child.pid, child.pidfd)
+        if end is None:
+            return None
+        del self._children[child.serial]
+        return Exit(child, *end)
+
+    def close_copies(self) -> None:
+        """In a new child: give up what is known of the siblings, but the memory."""
+        for child in self._children.values():
+            os.close(child.pidfd)
+            child.stacks.close()
+
+    def close_memory(self) -> None:
+        """In a new child, after `close_copies()`: it writes in its own slot and nowhere else."""
+        for child in self._children.values():
+            child.slot.close()
+        self._children.clear()
+        self._board.forget()
+
+    def _free_number(self) -> int:
+        taken = {child.number for child in self._children.values()}
+        return next(number for number in range(1, len(taken) + 2) if number not in taken)

@@ -1,0 +1,38 @@
+"""What the master puts on the board each turn for whoever reads it: the bounds in force, saturation, the queue.
+
+Runs in the master. The counts of the children come to the board by themselves, in board.py; here is what only the
+supervisor knows.
+"""
+
+from prefork.metrics.board import Board, Word
+
+from .children import Child, ChildState
+from .policy import Limits, Phase, Pool
+
+
+class Gauges:
+    """Owns the time that counts as saturated: between two turns that both found no idle lane at max_children."""
+
+    def __init__(self, board: Board, now: float) -> None:
+        self._board = board
+        self._turned_at = now
+        self._was_saturated = False
+
+    def publish(
+        self, children: list[Child], phase: Phase, limits: Limits, pool: Pool, *,
+        queue_length: int, now: float, now_ns: int,
+    ) -> None:  # fmt: skip
+        ready = [child for child in children if child.state is ChildState.READY]
+        idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
+        saturated = limits.pool and not idle and len(ready) >= limits.max_children
+        waits = pool.backing_off and pool.next_start > now
+        with self._board.change() as words:
+            words[Word.SERVING] = not limits.pool or (bool(ready) and phase is Phase.RUNNING)
+            words[Word.TURNED_NS] = now_ns
+            words[Word.MIN_CHILDREN] = limits.min_children
+            words[Word.MAX_CHILDREN] = limits.max_children
+            words[Word.BACKING_OFF] = max(0, pool.target - len(ready)) if waits else 0
+            words[Word.QUEUE_LENGTH_MAX] = max(words[Word.QUEUE_LENGTH_MAX], queue_length)
+            if saturated and self._was_saturated:
+                words[Word.SATURATED_NS] += int((now - self._turned_at) * 1e9)
+        self._turned_at, self._was_saturated = now, saturated

@@ -1,0 +1,206 @@
+"""What the service manager is told: notices (sd_notify(3)), and the watchdog.
+
+Runs in the master, as a part of the supervisor's turn, so that the watchdog is fed by that loop and by nothing else.
+Owns the socket to the manager. Decides nothing about the service: facts in, messages out.
+"""
+
+import errno
+import logging
+import socket
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from time import monotonic
+
+from ..systemd import given, stored_name
+from .policy import Phase
+
+log = logging.getLogger("prefork.supervisor")
+
+
+EXTEND_EVERY_S = 5.0
+EXTEND_BY_S = 15.0
+STATUS_EVERY_S = 1.0  # of a status that changes by itself
+RETRY_S = 0.1  # the manager did not take a message
+
+
+class Announced(Enum):
+    """The state in which the manager believes us; its word for it."""
+
+    BOOTING = ""
+    READY = "READY=1"
+    RELOADING = "RELOADING=1"
+    STOPPING = "STOPPING=1"
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyFacts:
+    """The service as the supervisor knows it. Times in seconds."""
+
+    phase: Phase
+    ready: int
+    starting: int
+    leaving: int
+    enough: int  # workers that must be READY before the service is
+    boot_timeout: float
+    reloading: bool = False
+    degraded: str = ""
+
+    @property
+    def ending(self) -> bool:
+        return self.phase in (Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
+
+
+def status_line(facts: NotifyFacts) -> str:
+    """The service in one line, for people."""
+    left = facts.ready + facts.starting + facts.leaving
+    match facts.phase:
+        case Phase.STOPPED:
+            return "stopped"
+        case Phase.DRAINING | Phase.KILLING:
+            return f"{'draining' if facts.phase is Phase.DRAINING else 'stopping'}: {_workers(left)} left"
+    word = "starting" if facts.phase is Phase.STARTING else "reloading" if facts.reloading else "serving"
+    short = f" of {facts.enough}" if facts.ready < facts.enough else ""
+    text = f"{word}: {facts.ready}{short} {'worker' if facts.ready == 1 and not short else 'workers'}"
+    text += f", {facts.starting} starting" if facts.starting else ""
+    text += f", {facts.leaving} draining" if facts.leaving else ""
+    return f"degraded: {facts.degraded.splitlines()[0]}; {text}" if facts.degraded else text
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker" if count == 1 else f"{count} workers"
+
+
+class Notices:
+    """What to say when. Pure: no clock, no socket. `resumed`: an image before has announced a reload."""
+
+    def __init__(self, watchdog_s: float | None, now: float, *, resumed: bool = False) -> None:
+        self.next_at = now
+        self._told = Announced.RELOADING if resumed else Announced.BOOTING
+        self._watchdog_s = watchdog_s
+        self._watchdog_at = now if watchdog_s is not None else inf
+        self._extend_at = now
+        self._began = now
+        self._status = ""
+        self._status_at = now
+
+    def turn(self, facts: NotifyFacts, now: float) -> list[str]:
+        """The messages of this moment, in their order; `next_at` is when to come again at the latest."""
+        lines = [*self._state(facts, now), *self._extension(facts, now), *self._words(facts, now)]
+        messages = ["\n".join(lines)] if lines else []
+        if now >= self._watchdog_at and self._watchdog_s is not None:
+            self._watchdog_at = now + self._watchdog_s / 2
+            messages.append("WATCHDOG=1")
+        waiting = self._status_at if status_line(facts) != self._status else inf
+        self.next_at = min(self._watchdog_at, self._extend_at if self._extends(facts, now) else inf, waiting)
+        return messages
+
+    def _state(self, facts: NotifyFacts, now: float) -> Iterator[str]:
+        wanted = self._wanted(facts)
+        if wanted is self._told:
+            return
+        before, self._told = self._told, wanted
+        self._extend_at = self._status_at = now  # with it, at once
+        yield wanted.value
+        if wanted is Announced.RELOADING:
+            yield f"MONOTONIC_USEC={int(now * 1e6)}"
+        if self._watchdog_s is not None and Announced.RELOADING in (before, wanted):
+            # While the new image imports its program nobody feeds the watchdog.
+            pause = facts.boot_timeout if wanted is Announced.RELOADING else 0.0
+            yield f"WATCHDOG_USEC={int((self._watchdog_s + pause) * 1e6)}"
+
+    def _wanted(self, facts: NotifyFacts) -> Announced:
+        if facts.ending:
+            return Announced.STOPPING
+        if self._told is Announced.BOOTING:
+            return (
+                Announced.READY if facts.phase is Phase.RUNNING and facts.ready >= facts.enough else Announced.BOOTING
+            )
+        return Announced.RELOADING if facts.reloading and not facts.degraded else Announced.READY
+
+    def _extends(self, facts: NotifyFacts, now: float) -> bool:
+        """Whether the manager has to be asked for time: it would give up on what takes longer than it was told."""
+        if self._told is Announced.BOOTING:
+            return now < self._began + facts.boot_timeout
+        return self._told is Announced.RELOADING or (
+            self._told is Announced.STOPPING and facts.phase is not Phase.STOPPED
+        )
+
+    def _extension(self, facts: NotifyFacts, now: float) -> Iterator[str]:
+        if now >= self._extend_at and self._extends(facts, now):
+            self._extend_at = now + EXTEND_EVERY_S
+            yield f"EXTEND_TIMEOUT_USEC={int(EXTEND_BY_S * 1e6)}"
+
+    def _words(self, facts: NotifyFacts, now: float) -> Iterator[str]:
+        words = status_line(facts)
+        if words != self._status and (now >= self._status_at or facts.phase is Phase.STOPPED):
+            self._status, self._status_at = words, now + STATUS_EVERY_S
+            yield f"STATUS={words}"
+
+
+class Notifier:
+    """Keeps the manager told: a part of the supervisor's turn.
+
+    `listener`: the descriptor to be kept over a crash, and what it was asked for, where it is ours alone. `before`:
+    what the image before had it asked for.
+    """
+
+    def __init__(
+        self, facts: Callable[[], NotifyFacts], *, resumed: bool, listener: tuple[int, str] | None, before: str = ""
+    ) -> None:
+        environment = given()
+        self._facts = facts
+        self._address = environment.notify
+        self._notices = Notices(environment.watchdog_s, monotonic(), resumed=resumed)
+        self._unsent: deque[tuple[str, int | None]] = deque()
+        self._kept = ""
+        self._socket: socket.socket | None = None
+        if not self._address:
+            return
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        if before and (listener is None or before != listener[1]):
+            self._unsent.append((_forget(stored_name(before)), None))
+        if listener is not None:
+            self._kept = stored_name(listener[1])
+            self._unsent.append((f"FDSTORE=1\nFDNAME={self._kept}", listener[0]))
+
+    def turn(self, now: float) -> float:
+        """Say what is new; when to be called again, on the supervisor's clock, which stops while we are stopped."""
+        if self._socket is None:
+            return inf
+        facts, real = self._facts(), monotonic()
+        self._send(self._socket)
+        if not self._unsent:  # else the manager is slow, and will be told what is then: nothing is lost or piles up
+            self._unsent.extend((message, None) for message in self._notices.turn(facts, real))
+        if facts.ending and self._kept:
+            self._unsent.append((_forget(self._kept), None))  # whoever connects from now on finds nobody, not a queue
+            self._kept = ""
+        self._send(self._socket)
+        return now + (RETRY_S if self._unsent else self._notices.next_at - real)
+
+    def _send(self, sock: socket.socket) -> None:
+        while self._unsent:
+            message, fd = self._unsent[0]
+            try:
+                # socket.send_fds() forgets its address on 3.11.
+                rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
+                sock.sendmsg([message.encode()], rights, 0, self._address)
+            except OSError as exc:
+                if exc.errno in (errno.EAGAIN, errno.ENOBUFS):
+                    return
+                log.debug("could not tell the service manager %r: %s", message, exc.strerror)
+            self._unsent.popleft()
+
+    def forget(self) -> None:
+        """In a new child, and at the end: close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _forget(name: str) -> str:
+    return f"FDSTOREREMOVE=1\nFDNAME={name}"

@@ -1,0 +1,384 @@
+"""What to do next: `plan(snapshot, limits, now) -> Plan`. Pure: values in, values out, no clock, no process.
+
+The invariants, each with a test of its name (STARTING and READY children count as "serving"):
+
+    never_over_max          serving never exceeds max_children, plus one that exists only for a replacement
+    draining_is_bounded     no drain is begun that makes more than max_children DRAINING, but for a cut request
+                            and at the end of the service
+    replacement_is_ready    a healthy READY worker is drained only while enough others are READY
+    backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
+    stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
+    deadline_kills          a child past its deadline is killed, in whatever phase
+    wakes_in_time           `wake_at` is never later than the next deadline
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from prefork.metrics.facts import ExitReason
+
+from .children import ChildKind, ChildState
+
+TICK_S = 1.0  # the master looks at least this often
+STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
+CUT_TERM_S = 0.2  # from the stack of a request over its time to TERM
+CUT_KILL_S = 0.3  # and to SIGKILL, when only such requests are left
+CUT_LOOK_S = 0.1
+REMIND_S = 0.25  # a draining worker is told again: hangup.py
+QUIET_S = 0.03  # the queue is empty when nothing came for this long
+STALL_LOOK_S = 0.05
+FIRST_RESTART_DELAY_S = 0.5
+FORK_RETRY_S = 0.5
+BOOT_DEATHS_MAX = 3
+SPAWN_BURST_MAX = 32
+RESIZE_EVERY_S = 1.0
+
+
+class Phase(Enum):
+    STARTING = auto()
+    RUNNING = auto()
+    DRAINING = auto()
+    KILLING = auto()
+    STOPPED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings of the pool, in seconds and processes. `pool` is False for a plain server's own children."""
+
+    pool: bool
+    max_children: int
+    min_children: int
+    min_spare_children: int | None
+    max_spare_children: int | None
+    request_timeout: float | None
+    slow_request_timeout: float | None
+    boot_timeout: float
+    graceful_timeout: float
+    max_restart_delay: float
+    drain_delay: float = 0.0
+    hang_up: bool = False  # drain_connections = "eof"
+
+    def resized(self, step: int) -> "Limits":
+        """One worker more or fewer (TTIN, TTOU); never none at all."""
+        return replace(
+            self, min_children=max(1, self.min_children + step), max_children=max(1, self.max_children + step)
+        )
+
+    def scaled(self, workers: int) -> "Limits":
+        """So many workers at most; `min_children` follows where it was equal or would be above."""
+        low = workers if self.min_children == self.max_children else min(self.min_children, workers)
+        return replace(self, min_children=low, max_children=workers)
+
+
+# A plain server: its children are its own business, and end by themselves.
+NO_POOL = Limits(
+    pool=False, max_children=1, min_children=1, min_spare_children=None, max_spare_children=None, request_timeout=None,
+    slow_request_timeout=None, boot_timeout=60.0, graceful_timeout=30.0, max_restart_delay=30.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ChildView:
+    """A child as policy sees it. Times are of the supervisor's clock."""
+
+    serial: int
+    kind: ChildKind
+    state: ChildState
+    generation: int
+    started: float
+    changed: float
+    told: float = 0.0  # when it was last told to leave
+    deadline: float | None = None
+    due: ExitReason | None = None  # a limit it has reached
+    lanes: int = 1
+    busy_since: tuple[float, ...] = ()
+    accepted: int = 0
+    cut_at: float | None = None
+    reason: ExitReason | None = None
+
+    @property
+    def serving(self) -> bool:
+        return self.kind is ChildKind.WORKER and self.state in (ChildState.STARTING, ChildState.READY)
+
+    @property
+    def ready(self) -> bool:
+        return self.kind is ChildKind.WORKER and self.state is ChildState.READY
+
+    @property
+    def free_lanes(self) -> int:
+        return self.lanes - len(self.busy_since)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What policy remembers from plan to plan."""
+
+    target: int = 0  # how many children should serve
+    ever_ready: bool = False
+    boot_deaths: int = 0  # in a row, by the child's own doing
+    boot_kills: int = 0  # in a row, by a SIGKILL before READY
+    next_start: float = 0.0  # no fork before
+    burst: int = 1  # how many the next growth adds
+    next_resize: float = 0.0
+    stalled: frozenset[tuple[int, int]] = frozenset()  # idle beside a queue, with what they had accepted
+
+    @property
+    def backing_off(self) -> bool:
+        return self.boot_deaths > 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    phase: Phase
+    phase_since: float
+    generation: int
+    children: tuple[ChildView, ...]
+    pool: Pool
+    queued: bool = False  # the kernel holds a connection for us
+    queued_at: float = 0.0  # when it last did
+    saturated: bool = False  # one came while nobody was waiting for it
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    phase: Phase
+    pool: Pool
+    spawn: int = 0
+    drain: tuple[tuple[int, ExitReason], ...] = ()
+    stop: tuple[int, ...] = ()
+    kill: tuple[int, ...] = ()
+    dump: tuple[int, ...] = ()  # over request_timeout: stacks, and CONT in case it was stopped
+    slow: tuple[int, ...] = ()  # over slow_request_timeout: stacks
+    poke: tuple[int, ...] = ()
+    remind: tuple[int, ...] = ()  # to hang up what was too young for it
+    wake_at: float = 0.0
+
+
+def plan(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
+    """What to do now, and when to look again at the latest."""
+    if snapshot.phase in (Phase.STARTING, Phase.RUNNING) or _still_open(snapshot, limits, now):
+        result = _run(snapshot, limits, now)
+    else:
+        result = _end(snapshot, limits, now)
+    cut, dump = _cut(snapshot.children, limits, now)
+    kill = tuple(c.serial for c in snapshot.children if _overdue(c, limits, now))
+    slow = tuple(c.serial for c in snapshot.children if _over(c, limits.slow_request_timeout, now))
+    drain = tuple({**dict(result.drain), **cut}.items())
+    remind = tuple(c.serial for c in snapshot.children if _hanging_up(c, limits) and now >= c.told + REMIND_S)
+    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow, remind=remind)
+    return replace(result, wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
+
+
+# Phases.
+
+
+def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
+    phase = Phase.RUNNING if snapshot.pool.ever_ready else Phase.STARTING
+    if snapshot.phase is Phase.DRAINING:
+        phase = snapshot.phase  # and all goes on until the door is narrowed
+    if not limits.pool:
+        return Plan(Phase.RUNNING, snapshot.pool)
+    pool = _resize(snapshot, limits, now)
+    serving = [c for c in snapshot.children if c.serving]
+    ready = [c for c in serving if c.ready]
+    leavers = sorted((c for c in ready if c.due or c.generation < snapshot.generation), key=lambda c: c.started)
+    stalled = _stalled(snapshot)
+    return Plan(
+        phase,
+        replace(pool, stalled=stalled),
+        spawn=_spawn(pool, limits, serving, leavers, now),
+        drain=_surplus(snapshot, pool, limits, ready, leavers),
+        poke=tuple(serial for serial, _ in stalled & pool.stalled),
+    )
+
+
+def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
+    """DRAINING serves the queue to its end, then drains the workers; KILLING tells everybody to leave now."""
+    phase, left = snapshot.phase, [c for c in snapshot.children if c.kind is ChildKind.WORKER]
+    if phase is Phase.STOPPED or not left:
+        return Plan(Phase.STOPPED, snapshot.pool)
+    if phase is Phase.KILLING:
+        stop = tuple(c.serial for c in left if c.state is not ChildState.KILLING and c.reason is not ExitReason.STOPPED)
+        return Plan(phase, snapshot.pool, stop=stop)
+    quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
+    ending = quiet or now >= queue_deadline(snapshot, limits)
+    drain = [c for c in left if c.serving and (ending or c.state is ChildState.STARTING)]
+    return Plan(phase, snapshot.pool, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
+
+
+def narrow_at(phase_since: float, pool: Pool, limits: Limits) -> float:
+    """When a service that drains lets nobody new in. One that has never served has nobody to wait for."""
+    return phase_since + (limits.drain_delay if pool.ever_ready else 0.0)
+
+
+def _still_open(snapshot: PoolSnapshot, limits: Limits, now: float) -> bool:
+    return snapshot.phase is Phase.DRAINING and now < narrow_at(snapshot.phase_since, snapshot.pool, limits)
+
+
+def queue_deadline(snapshot: PoolSnapshot, limits: Limits) -> float:
+    """Until when the workers go on accepting while the whole service drains."""
+    return narrow_at(snapshot.phase_since, snapshot.pool, limits) + limits.graceful_timeout / 2
+
+
+# The pool.
+
+
+def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
+    """How many children should serve: grown when short of idle ones, shrunk when there are too many."""
+    pool = snapshot.pool
+    low, high = min(limits.min_children, limits.max_children), limits.max_children
+    pool = replace(pool, target=min(max(pool.target, low), high))
+    if low == high:
+        return pool
+    ready = [c for c in snapshot.children if c.ready]
+    starting = sum(c.serving for c in snapshot.children) - len(ready)
+    spare = sum(c.free_lanes for c in ready) // max((c.lanes for c in ready), default=1) + starting
+    short = snapshot.saturated or spare < (limits.min_spare_children or 0)
+    if short and ((snapshot.saturated and not starting) or now >= pool.next_resize):
+        grown = min(high, pool.target + pool.burst)
+        burst = min(SPAWN_BURST_MAX, pool.burst * 2)
+        return replace(pool, target=grown, burst=burst, next_resize=now + RESIZE_EVERY_S)
+    if now >= pool.next_resize:
+        too_many = limits.max_spare_children is not None and spare > limits.max_spare_children
+        shrunk = pool.target - 1 if too_many and pool.target > low else pool.target
+        return replace(pool, target=shrunk, burst=1, next_resize=now + RESIZE_EVERY_S)
+    return pool
+
+
+def _spawn(pool: Pool, limits: Limits, serving: list[ChildView], leavers: list[ChildView], now: float) -> int:
+    """How many to fork now: what is missing, else one replacement at a time."""
+    wanted = pool.target - len(serving)
+    starting = any(not c.ready for c in serving)
+    if wanted <= 0:
+        wanted = 1 if leavers and not starting and len(serving) <= pool.target else 0
+    if now < pool.next_start:
+        return 0
+    if pool.backing_off:
+        return 0 if starting else min(wanted, 1)
+    return wanted
+
+
+def _surplus(
+    snapshot: PoolSnapshot, pool: Pool, limits: Limits, ready: list[ChildView], leavers: list[ChildView]
+) -> tuple[tuple[int, ExitReason], ...]:
+    """More READY than wanted: those that are due go first, then the youngest idle ones."""
+    draining = sum(c.state is ChildState.DRAINING for c in snapshot.children)
+    most = min(len(ready) - pool.target, limits.max_children - draining)
+    if most <= 0:
+        return ()
+    rest = sorted((c for c in ready if c not in leavers), key=lambda c: (len(c.busy_since), -c.started))
+    reasons = [(c.serial, c.due or ExitReason.REPLACED) for c in leavers]
+    reasons += [(c.serial, ExitReason.SCALED_DOWN) for c in rest]
+    return tuple(reasons[:most])
+
+
+def _stalled(snapshot: PoolSnapshot) -> frozenset[tuple[int, int]]:
+    """Workers that sit idle beside a queue: a wake-up was lost with whoever got it."""
+    if not snapshot.queued:
+        return frozenset()
+    return frozenset((c.serial, c.accepted) for c in snapshot.children if c.ready and c.free_lanes)
+
+
+# Deadlines.
+
+
+def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
+    if child.state is ChildState.KILLING:
+        return False
+    if child.deadline is not None and now >= child.deadline:
+        return True
+    if child.kind is ChildKind.WORKER and child.state is ChildState.STARTING:
+        return now >= child.started + limits.boot_timeout
+    if child.cut_at is None or now < child.cut_at + CUT_KILL_S or limits.request_timeout is None:
+        return False
+    # With threads the other requests of the process may finish, up to its deadline.
+    return all(now >= since + limits.request_timeout for since in child.busy_since)
+
+
+def _hanging_up(child: ChildView, limits: Limits) -> bool:
+    """Whether requests of its may still have to be hung up."""
+    return limits.hang_up and child.state is ChildState.DRAINING and bool(child.busy_since)
+
+
+def _cut(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
+    """Requests over their time: whom to drain for it, and whose stacks to ask for first."""
+    drain: dict[int, ExitReason] = {}
+    dump = []
+    for child in children:
+        if child.cut_at is not None:
+            if now >= child.cut_at + CUT_TERM_S and child.state in (ChildState.STARTING, ChildState.READY):
+                drain[child.serial] = ExitReason.TIMEOUT
+        elif child.state is not ChildState.KILLING and _over(child, limits.request_timeout, now):
+            dump.append(child.serial)
+    return drain, tuple(dump)
+
+
+def _over(child: ChildView, timeout: float | None, now: float) -> bool:
+    return timeout is not None and any(now >= since + timeout for since in child.busy_since)
+
+
+def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> Iterable[float]:
+    """Every moment at which a later plan could differ from this one."""
+    requests = [t for t in (limits.request_timeout, limits.slow_request_timeout) if t is not None]
+    yield now + min([TICK_S, *requests])
+    yield result.pool.next_start
+    if limits.min_children < limits.max_children and result.pool.burst > 1:
+        yield result.pool.next_resize
+    if result.pool.stalled:
+        yield now + STALL_LOOK_S
+    # What this plan begins has deadlines that the snapshot does not know.
+    if result.spawn:
+        yield now + limits.boot_timeout
+    if result.drain:
+        yield now + limits.graceful_timeout
+        if limits.hang_up:
+            yield now + REMIND_S
+    if result.stop:
+        yield now + STOP_GRACE_S
+    if result.dump:
+        yield now + CUT_TERM_S
+    if _still_open(snapshot, limits, now):
+        yield narrow_at(snapshot.phase_since, snapshot.pool, limits)
+    elif snapshot.phase is Phase.DRAINING:
+        yield max(snapshot.queued_at + QUIET_S, now + QUIET_S / 3)
+    for child in snapshot.children:
+        if child.deadline is not None:
+            yield child.deadline
+        if child.state is ChildState.STARTING:
+            yield child.started + limits.boot_timeout
+        if _hanging_up(child, limits):
+            yield max(child.told, now) + REMIND_S
+        if child.cut_at is not None:
+            yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
+        yield from (since + timeout for since in child.busy_since for timeout in requests)
+
+
+# What the pool remembers of events.
+
+
+def after_ready(pool: Pool) -> Pool:
+    """A worker became READY: whatever kept others from it is over."""
+    return replace(pool, ever_ready=True, boot_deaths=0, boot_kills=0)
+
+
+def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) -> Pool:
+    """A child died before READY. A SIGKILL is somebody else's doing unless it happens three times in a row."""
+    if killed:
+        pool = replace(pool, boot_kills=pool.boot_kills + 1)
+        if pool.boot_kills < BOOT_DEATHS_MAX:
+            return pool
+    deaths = pool.boot_deaths + 1
+    delay = min(limits.max_restart_delay, FIRST_RESTART_DELAY_S * 2 ** min(deaths - 1, 30))
+    return replace(pool, boot_deaths=deaths, next_start=now + delay)
+
+
+def after_fork_failure(pool: Pool, now: float) -> Pool:
+    """The kernel refused: ask again soon, it costs little and the shortage may be short."""
+    return replace(pool, next_start=now + FORK_RETRY_S)
+
+
+def hopeless(pool: Pool) -> bool:
+    """Whether starting should be given up: nothing has ever been READY, and three died trying."""
+    return not pool.ever_ready and pool.boot_deaths >= BOOT_DEATHS_MAX

@@ -1,0 +1,128 @@
+"""Processes as the kernel has them: the only fork and the only reap.
+
+Runs in the process that serves: the master of a pool, or a plain forking server. Owns nothing; a pid is used only while
+its pidfd says that the process is still ours. Whose process it is and what becomes of it is the child table's business.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from prefork.metrics.scoreboard import Slot, Stacks
+from prefork.workers import bootstrap, signals, user_forks
+
+with contextlib.suppress(ImportError):  # not on every system
+    import resource  # noqa: F401  # os.wait4() imports it at its first call, which needs a descriptor to be left
+
+log = logging.getLogger("prefork.supervisor")
+
+
+class End(NamedTuple):
+    """How a process ended, as wait4 tells."""
+
+    status: int | None  # exit status; None: by a signal, or nobody knows
+    signum: int | None
+    user_s: float
+    system_s: float
+
+
+class Processes:
+    """The kernel's side of a child: the only fork, the only reap. A simulation has another one, which passes the same
+    contract tests."""
+
+    def start(
+        self, slot: Slot, stacks: Stacks, forget: Callable[[], None],
+        body: Callable[[bootstrap.Birth, bootstrap.Master], int],
+    ) -> tuple[int, int]:  # fmt: skip
+        """Fork; the pid, and a pidfd that is the caller's to close. Raises OSError, and then there is no process."""
+        master_pid = os.getpid()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        with signals.blocked() as mask, user_forks.own_fork():
+            pid = os.fork()
+            if pid == 0:
+                bootstrap.enter(bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask), body)
+            return pid, self._pidfd(pid)
+
+    @staticmethod
+    def _pidfd(pid: int) -> int:
+        try:
+            return os.pidfd_open(pid)
+        except OSError:  # no descriptor for it: then not this process either
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+    def reap(self, pid: int, pidfd: int) -> End | None:
+        """How it ended, once; None while it lives."""
+        try:
+            found, status, usage = os.wait4(pid, os.WNOHANG)
+        except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
+            return None if _alive(pidfd) else End(None, None, 0.0, 0.0)
+        if found == 0:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        exited = code >= 0
+        return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
+
+    def signal(self, pidfd: int, signum: int) -> None:
+        """Send it a signal, unless it is gone already."""
+        try:
+            signal.pidfd_send_signal(pidfd, signum)
+        except ProcessLookupError:
+            pass
+
+
+KERNEL = Processes()
+
+
+def _alive(pidfd: int) -> bool:
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class OrphanReaper:
+    """As PID 1: reaps zombies that nobody in this process waits for, five seconds after they were first seen.
+
+    `known` gives the pids that somebody does wait for. The delay leaves a status to whoever else does (a Popen of the
+    user's).
+    """
+
+    PATIENCE_S = 5.0
+    LOOK_EVERY_S = 1.0  # a look reads the whole of /proc
+
+    def __init__(self, known: Callable[[], set[int]]) -> None:
+        self._known = known
+        self._seen: dict[int, float] = {}
+        self._next_look = float("-inf")
+
+    def turn(self, now: float) -> float:
+        """Look, when it is time; when to look again."""
+        if now < self._next_look:
+            return self._next_look
+        self._next_look = now + self.LOOK_EVERY_S
+        self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - self._known()}
+        for pid, since in self._seen.items():
+            if now - since >= self.PATIENCE_S:
+                with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it
+                    os.waitpid(pid, os.WNOHANG)
+                    log.info("reaped an orphan pid=%d", pid)
+        return self._next_look
+
+
+def _zombies() -> set[int]:
+    """The children of this process that have ended and that nobody has waited for."""
+    import psutil  # only as PID 1
+
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() == psutil.STATUS_ZOMBIE:
+                found.add(child.pid)
+    return found

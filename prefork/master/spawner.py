@@ -1,0 +1,82 @@
+"""Starting children for the supervisor: memory, the fork, a place in the table and in the wait.
+
+Runs in the master, and in the one process of a plain server. The fork itself is children.py's. Must not decide whether
+to start one.
+"""
+
+import errno
+import logging
+import os
+import random
+from collections.abc import Callable
+
+from prefork.metrics.board import FORK_FAILURES, Board, Word
+from prefork.metrics.facts import ForkFailure
+from prefork.metrics.scoreboard import Slot
+from prefork.workers import sinks
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.limits import jittered
+
+from .children import Child, ChildKind, ChildTable
+from .policy import FORK_RETRY_S
+from .service import Service
+from .waiting import Waiting
+
+log = logging.getLogger("prefork.supervisor")
+
+FORK_LOG_EVERY_S = 10.0
+
+
+class Spawner:
+    """`any_served`: there has been a child that serves."""
+
+    def __init__(self, service: Service, table: ChildTable, board: Board, waiting: Waiting) -> None:
+        self._service = service
+        self._table = table
+        self._board = board
+        self._waiting = waiting
+        self._rng = random.Random()
+        self._logged_at = float("-inf")
+        self.any_served = False
+
+    def worker(self, generation: int, now: float) -> Child:
+        """Start a worker. Raises OSError, and leaves nothing behind then."""
+        assert self._service.work is not None, "only a pool is told to spawn"
+        slot = Slot(self._service.lanes, self._service.application_bytes)
+        try:
+            child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now)
+        except BaseException:
+            slot.close()
+            raise
+        if self._service.max_lifetime is not None:
+            child.lifetime = jittered(self._service.max_lifetime, self._rng)
+        return child
+
+    def start(
+        self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], generation: int, now: float,
+        serial: int | None = None,
+    ) -> Child:  # fmt: skip
+        """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
+
+        def body_without_memory(birth: Birth, master: Master, number: int) -> int:
+            sinks.name_child(f"{kind.value} slot={number} gen={generation} pid={os.getpid()}", self._waiting.nudge)
+            self._table.close_memory()
+            return body(birth, master, number)
+
+        child = self._table.fork(
+            kind, slot, generation=generation, now=now, forget=self._service.forget,
+            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
+        )  # fmt: skip
+        self._waiting.add(child.pidfd)
+        if kind in (ChildKind.WORKER, ChildKind.REQUEST):
+            self.any_served = True
+            self._board.add(Word.SPAWNED)
+        return child
+
+    def note_failure(self, exc: OSError, now: float) -> None:
+        """Count it; say it once in a while."""
+        kind = ForkFailure.__members__.get(errno.errorcode.get(exc.errno or 0, ""), ForkFailure.OTHER)
+        self._board.add(FORK_FAILURES + kind)
+        if now - self._logged_at >= FORK_LOG_EVERY_S:
+            self._logged_at = now
+            log.error("could not fork a worker: %s; trying again every %.1f s", exc.strerror, FORK_RETRY_S)

@@ -1,0 +1,452 @@
+"""The supervisor: wait, note commands and exits, plan, apply. Sole owner of the phase, the child table and the timers.
+
+Runs in the process that serves: as the master's whole loop in a pool, and one `turn()` at a time, which never waits,
+inside the loop of a plain server with children. Must not handle a request, start a thread, or write a live child's
+slot. Decides nothing itself: `policy.plan()` does.
+"""
+
+import logging
+import select
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic, monotonic_ns, time_ns
+
+from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.wakeup import Wakeup
+
+from .. import logs
+from ..commands import Command
+from ..errors import BootError
+from ..reload.generations import Generations
+from ..reload.handover import Handed, Record
+from . import log_drops, policy, signalling
+from .accept_queue import AcceptQueue
+from .children import Child, ChildKind, ChildState, ChildTable
+from .clock import Clock
+from .exits import Exits
+from .gauges import Gauges
+from .notify import Notifier, NotifyFacts
+from .policy import Phase, Plan, Pool
+from .processes import KERNEL, Processes
+from .service import Service
+from .spawner import Spawner
+from .tasks import Tasks
+from .waiting import Waiting
+
+log = logging.getLogger("prefork.supervisor")
+
+PAUSE_S = 0.5  # this late, the master itself must have been stopped
+POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
+
+PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
+    Phase.STARTING: set(),
+    Phase.RUNNING: {Phase.STARTING},
+    Phase.DRAINING: {Phase.STARTING, Phase.RUNNING},
+    Phase.KILLING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},
+    Phase.STOPPED: set(Phase) - {Phase.STOPPED},
+}
+
+
+class Supervisor:
+    """Supervises the children of one server. Raises OSError from the constructor when descriptors are short."""
+
+    def __init__(
+        self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup, handed: Handed | None = None,
+        failed: str = "", *, processes: Processes = KERNEL, stamp_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:  # fmt: skip
+        """`handed`: what an earlier image of this process had; `failed`: why its program does not go on with it.
+        `processes` and `stamp_ns` are the machine's, unless this is a simulation."""
+        self.service = service
+        self.limits = limits
+        self.phase = Phase.STARTING
+        self.table = ChildTable(board, processes)
+        self.clock = Clock(handed.values["paused"] if handed is not None else 0.0, stamp_ns=stamp_ns)
+        self.commands: deque[Command] = deque()
+        self.turns = 0
+        self._phase_since = self.clock.now()
+        with board.change() as words:
+            words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
+        self.pool = Pool()  # what policy remembers of it
+        self.board = board
+        nudge = None if handed is None else handed.values["nudge"]
+        self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
+        self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
+        self._accept_queue = AcceptQueue(service.listener)
+        self._spawner = Spawner(service, self.table, board, self._waiting)
+        self._gauges = Gauges(board, self.clock.now())
+        self._wake_at = self.clock.now()
+        self._exits = Exits(board)
+        self.last_error = ""  # what the last worker that died at boot said
+        self._drain_asked = False
+        self.closed = False
+        self.generations = Generations(
+            board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
+            refusal=service.no_reload, asked=self._asked, execute=service.execute,
+        )  # fmt: skip
+        if handed is not None:
+            self.pool = replace(self.pool, ever_ready=True)
+            self.generations.resume(handed, failed=failed)
+            self._spawner.any_served = True
+        notifier = None if not limits.pool else Notifier(
+            self._facts, resumed=handed is not None, listener=self._accept_queue.kept(),
+            before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
+        )  # fmt: skip
+        self.tasks = Tasks(self.table, self._waiting, log_drops.Drops(board, self.table), notifier)
+
+    # One turn.
+
+    def wait(self, at_most: float | None = None) -> None:
+        """Until something happens or the plan's next moment comes; in a pool only."""
+        if self.phase is Phase.STOPPED:
+            return
+        seconds = 0.0 if self._asked() else self.until_next_turn()  # its wake-up may have been heard in the turn
+        seconds = seconds if at_most is None else min(seconds, at_most)
+        until = monotonic() + seconds
+        heard = self._waiting.wait(seconds)
+        if not heard:
+            self.board.observe(LOOP_DELAY, monotonic() - until)
+        self._note_exits(heard)
+
+    def _asked(self) -> bool:
+        """Whether there is a command that no turn has acted on."""
+        return bool(self.commands) or self.service.asked()
+
+    def until_next_turn(self) -> float:
+        return max(0.0, self._wake_at - self.clock.now())
+
+    def turn(self) -> None:
+        """Note what has happened, plan, apply. Never waits."""
+        self.turns += 1
+        if self.closed:
+            return
+        self._note_exits(self._waiting.wait(0))
+        self._note_pause()
+        now = self.clock.now()
+        if self.limits.pool:
+            self._note_commands(now)
+            self._note_reports(now)
+            self._narrow_in_time(now)
+            self._make_room(now)
+            self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
+        else:
+            if self._waiting.nudged:
+                self._waiting.nudged = False
+                self._note_reports(now)
+            self._waiting.hear_nudges()
+        self._finish_turn(now)
+
+    def _finish_turn(self, now: float) -> None:
+        """What is done whatever the plan is, and when to be back for it."""
+        if self.limits.pool:
+            when = self.generations.turn(now, self.pool.boot_deaths, self.last_error)
+            self._wake_at = min(self._wake_at, when)
+        else:
+            self._wake_at = self._waiting.next_at(False)
+        if self.tasks.watched:
+            self._publish(now)
+        when = self.tasks.turn(now)  # in which control may have obeyed something, and that is for now
+        self._wake_at = min(self._wake_at, when)
+
+    def _note_pause(self) -> None:
+        late = self.clock.now() - self._wake_at
+        if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
+            self.clock.note_pause(late)
+            log.warning("this process was stopped or kept busy for %.1f s; deadlines move by that", late)
+
+    # What has happened.
+
+    def _note_commands(self, now: float) -> None:
+        while self.commands:
+            self._obey(self.commands.popleft(), now)
+
+    def obey(self, command: Command) -> None:
+        """Do now what a command that takes no argument says. Call it in a turn."""
+        now = self.clock.now()
+        self._obey(command, now)
+        self._wake_at = now
+
+    def _obey(self, command: Command, now: float) -> None:
+        log.info("command: %s", command.name.lower())
+        match command:
+            case Command.DRAIN if self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
+                self._begin_drain(now)
+            case Command.STOP if self.phase in PHASE_MAY_FOLLOW[Phase.KILLING]:
+                self._set_phase(Phase.KILLING, now)
+            case Command.RELOAD if self.phase in (Phase.STARTING, Phase.RUNNING):
+                self.generations.ask()
+            case Command.RESTART:
+                self.generations.current += 1
+            case Command.REOPEN:
+                logs.reopen()
+            case Command.MORE:
+                self._set_limits(self.limits.resized(1))
+            case Command.FEWER:
+                self._set_limits(self.limits.resized(-1))
+
+    def _begin_drain(self, now: float) -> None:
+        """Say so first: whoever asks /-/ready sends nobody new while `drain_delay` keeps the door open."""
+        self._set_phase(Phase.DRAINING, now)
+        self._waiting.step_back()
+        if self.tasks.exported:
+            self._publish(now)
+
+    @property
+    def _narrow_at(self) -> float:
+        return policy.narrow_at(self._phase_since, self.pool, self.limits)
+
+    def _narrow_in_time(self, now: float) -> None:
+        if self.phase is Phase.DRAINING and now >= self._narrow_at:
+            self._accept_queue.narrow(now)
+
+    def _make_room(self, now: float) -> None:
+        """For the next generation, where the last one did not get well on its feet."""
+        for child in self.generations.withdrawn():
+            if child.state is ChildState.STARTING:
+                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
+            else:
+                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGTERM, self.limits.graceful_timeout, now)
+
+    def scale(self, workers: int) -> policy.Limits:
+        """So many workers at most; the limits that are in force then."""
+        self._set_limits(self.limits.scaled(workers))
+        self._wake_at = self.clock.now()
+        return self.limits
+
+    def _set_limits(self, limits: policy.Limits) -> None:
+        self.limits = limits
+        log.info("pool: min_children=%d max_children=%d", self.limits.min_children, self.limits.max_children)
+
+    def _set_phase(self, phase: Phase, now: float) -> None:
+        """The one setter."""
+        if phase is self.phase:
+            return
+        if self.phase not in PHASE_MAY_FOLLOW[phase]:
+            raise AssertionError(f"{phase.name} cannot follow {self.phase.name}")
+        if self.limits.pool:  # a plain server says nothing, as the standard library's do
+            log.info("%s", phase.name.lower())
+        self.phase = phase
+        self._phase_since = now
+        if phase is not Phase.RUNNING:
+            self.generations.cancel()
+
+    def _note_reports(self, now: float) -> None:
+        """Read every slot: who got ready, who asks for something, whose stacks have come."""
+        for child in self.table:
+            self._note_report(child, now)
+            signalling.note_stacks(child)
+
+    def _note_report(self, child: Child, now: float) -> None:
+        report = child.report = child.reader.look(self.clock.stamp_ns())
+        if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
+            self.table.set_state(child, ChildState.READY, now)
+            self.board.observe(BOOT, now - child.started)
+            self.pool = policy.after_ready(self.pool)
+            self._waiting.step_back()  # behind the new one
+        if report.drain_asked and not self._drain_asked:
+            self._drain_asked = True
+            log.info("%s: asked to end the service", child)
+            self.service.drain_asked()
+
+    # How children end.
+
+    def _note_exits(self, heard: set[int]) -> None:
+        for child in self.table:
+            if child.pidfd in heard:
+                self._note_report(child, self.clock.now())  # what it has done since the last look
+                self._note_exit(child)
+
+    def _note_exit(self, child: Child) -> None:
+        exit = self.table.reap(child)
+        if exit is None:
+            return
+        self._waiting.remove(child.pidfd)
+        now = self.clock.now()
+        death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
+        if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
+            self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
+            killed = death.reason is not ExitReason.BOOT_FAILED
+            self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
+        self.tasks.note_exit(child, now)
+        if child.kind is ChildKind.REHEARSAL:
+            self.generations.rehearsal_ended(str(exit))
+        self.table.set_state(child, ChildState.REAPED, now)
+        self._wake_at = min(self._wake_at, now)
+
+    # Planning.
+
+    def _snapshot(self, now: float) -> policy.PoolSnapshot:
+        waiting = self._accept_queue.look(now)
+        saturated, self._waiting.saturated = self._waiting.saturated, False
+        return policy.PoolSnapshot(
+            self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self.pool,
+            queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,
+        )  # fmt: skip
+
+    def _view(self, child: Child) -> policy.ChildView:
+        report = child.report or child.reader.look(self.clock.stamp_ns())
+        due: ExitReason | None = ExitReason.MAX_LIFETIME
+        if child.lifetime is None or self.clock.now() < child.started + child.lifetime:
+            due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
+        if child.replace:
+            due = ExitReason.REPLACED
+        return policy.ChildView(
+            child.serial, child.kind, child.state, child.generation, child.started, child.changed, child.told,
+            child.deadline, due,
+            report.lanes, tuple(self.clock.at(since) for since in report.busy_since_ns), report.accepted,
+            child.cut_at, child.reason,
+        )  # fmt: skip
+
+    def _apply(self, plan: Plan, now: float) -> None:
+        self.pool = plan.pool
+        self._set_phase(plan.phase, now)
+        for serial in plan.kill:
+            signalling.kill(self.table, self.table[serial], now)
+        for serial in plan.dump:
+            signalling.cut(self.table[serial], now)
+        for serial in plan.slow:
+            signalling.show_slow(self.table[serial], self._slow_before_ns())
+        for serial in plan.stop:
+            self._tell_to_leave(self.table[serial], ExitReason.STOPPED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
+        for serial, reason in plan.drain:
+            self._tell_to_leave(self.table[serial], reason, signal.SIGTERM, self.limits.graceful_timeout, now)
+        for serial in plan.remind:
+            signalling.remind(self.table[serial], now)
+        for serial in plan.poke:
+            self.table[serial].signal(POKE)
+        starts = self.service.work is not None and not self.generations.holding  # a caretaker starts nobody
+        for _ in range(plan.spawn if starts else 0):
+            if not self._spawn(now):
+                break
+        self._plan_next_turn(plan, now)
+
+    def _plan_next_turn(self, plan: Plan, now: float) -> None:
+        self._wake_at = plan.wake_at
+        if policy.hopeless(self.pool) and self.phase is Phase.STARTING:
+            self._set_phase(Phase.KILLING, now)
+            self._wake_at = now
+        elif self.pool.next_start > now:
+            self._wake_at = min(self._wake_at, self.pool.next_start)
+        scarce = self._wants_more()
+        self._waiting.listen(scarce)
+        self._waiting.hear_nudges()
+        self._wake_at = min(self._wake_at, self._waiting.next_at(scarce))
+        if any(child.stacks_seen for child in self.table):
+            self._wake_at = min(self._wake_at, now + signalling.STACKS_S)
+
+    def _publish(self, now: float) -> None:
+        self._gauges.publish(
+            list(self.table), self.phase, self.limits, self.pool,
+            queue_length=self._accept_queue.queue_length(), now=now, now_ns=self.clock.stamp_ns(),
+        )  # fmt: skip
+
+    def _facts(self) -> NotifyFacts:
+        """For the service manager."""
+        states = [child.state for child in self.table if child.kind is ChildKind.WORKER]
+        ready, starting = states.count(ChildState.READY), states.count(ChildState.STARTING)
+        return NotifyFacts(
+            self.phase, ready, starting, len(states) - ready - starting,
+            min(self.limits.min_children, self.limits.max_children), self.limits.boot_timeout,
+            self.generations.reloading, self.generations.degraded,
+        )  # fmt: skip
+
+    def _wants_more(self) -> bool:
+        """Whether saturation could be answered by another worker."""
+        serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in self.table)
+        running = self.phase in (Phase.STARTING, Phase.RUNNING)
+        return running and self.limits.min_children < self.limits.max_children and serving < self.limits.max_children
+
+    def _pack(self, record: Record) -> None:
+        record.values["paused"] = self.clock.paused
+        record.values["boot_timeout"] = self.limits.boot_timeout
+        record.values["graceful_timeout"] = self.limits.graceful_timeout
+        record.values["name"] = self.service.name
+        record.values["seen"] = None if self.tasks.changes is None else self.tasks.changes.pack()
+        self.service.pack(record)
+
+    # Effects.
+
+    def _spawn(self, now: float) -> bool:
+        try:
+            self._spawner.worker(self.generations.current, now)
+        except OSError as exc:
+            self._spawner.note_failure(exc, now)
+            self.pool = policy.after_fork_failure(self.pool, now)
+            return False
+        return True
+
+    def _tell_to_leave(self, child: Child, reason: ExitReason, signum: int, within: float, now: float) -> None:
+        deadline = now + within
+        if self.phase is Phase.DRAINING:
+            deadline = min(deadline, self._narrow_at + self.limits.graceful_timeout)
+        signalling.leave(self.table, child, reason, signum, now, deadline)
+
+    def _slow_before_ns(self) -> int:
+        return self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
+
+    def fork(
+        self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
+    ) -> Child:
+        """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
+        return self._spawner.start(kind, slot, body, self.generations.current, self.clock.now(), serial)
+
+    # For others.
+
+    @property
+    def forked(self) -> bool:
+        """Whether there has been a child that serves."""
+        return self._spawner.any_served
+
+    def raise_if_hopeless(self) -> None:
+        """BootError, with what the last worker said, when the pool never got one READY."""
+        if policy.hopeless(self.pool):
+            raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
+                            f" of: {self.last_error}")  # fmt: skip
+
+    def wait_for_children(self, *kinds: ChildKind) -> None:
+        """Until every child of these kinds has ended and is reaped."""
+        for child in self.table:
+            if child.kind in kinds:
+                _wait_readable(child.pidfd)
+                self._note_exit(child)
+
+    def end_export(self) -> None:
+        """No exporter from now on."""
+        if self.tasks.exported:
+            self.tasks.end_export()
+            self.wait_for_children(ChildKind.EXPORTER)
+
+    def close(self) -> None:
+        """Kill and reap what is left, give the descriptors back. Statistics can still be asked."""
+        if self.closed:
+            return
+        self.closed = True
+        self.generations.cancel()
+        self.tasks.end_control()
+        self.end_export()
+        for child in self.table:
+            child.signal(signal.SIGKILL)
+        self.wait_for_children(*ChildKind)
+        self.tasks.close()
+        self._waiting.close()
+
+    def forget(self) -> None:
+        """In a new child: close the copies of what is the master's alone, but the nudge, which children write, and the
+        memory, which the exporter reads."""
+        self.table.close_copies()
+        self._waiting.forget()
+        self.generations.forget()
+        self.tasks.forget()
+
+    def forget_memory(self) -> None:
+        self.table.close_memory()
+
+
+def _wait_readable(fd: int) -> None:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()

@@ -1,0 +1,115 @@
+"""Who has a turn in the serving process beside the pool: the control socket, the exporter, dropped log lines, the
+service manager, watched files, strays.
+
+Runs in the process that serves, in the supervisor's turns. Owns them all from the moment they are given until
+`close()`. None has a say in how many workers there are; each says when it must have its next turn.
+"""
+
+import os
+from typing import Any, Protocol
+
+from .children import Child, ChildKind, ChildTable
+from .processes import OrphanReaper
+from .waiting import Waiting
+
+
+class Task(Protocol):
+    """Something that has a turn; `turn(now)` never waits, and returns when it must be called again at the latest."""
+
+    def turn(self, now: float) -> float: ...
+
+
+class TaskWithDescriptors(Task, Protocol):
+    """One that holds descriptors, whose copies a new child closes by `forget()`."""
+
+    def forget(self) -> None: ...
+
+
+class ControlTask(TaskWithDescriptors, Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+class ExporterTask(Task, Protocol):
+    def succeed(self, before: list[Child]) -> None: ...
+    def ended(self, child: Child | None, now: float) -> None: ...
+    def close(self) -> None: ...
+
+
+class OnChangeTask(Task, Protocol):
+    def pack(self) -> Any: ...
+
+
+class LogDropsTask(Task, Protocol):
+    def close(self) -> None: ...
+
+
+class Tasks:
+    """What is None is not there."""
+
+    def __init__(
+        self, table: ChildTable, waiting: Waiting, drops: LogDropsTask, notifier: TaskWithDescriptors | None
+    ) -> None:
+        self.changes: OnChangeTask | None = None
+        self._control: ControlTask | None = None
+        self._exporter: ExporterTask | None = None
+        self._drops = drops
+        self._notifier = notifier
+        self._orphans = OrphanReaper(lambda: {child.pid for child in table}) if os.getpid() == 1 else None
+        self._table = table
+        self._waiting = waiting
+
+    @property
+    def exported(self) -> bool:
+        return self._exporter is not None
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody may ask what is on the board."""
+        return self._exporter is not None or self._control is not None
+
+    def turn(self, now: float) -> float:
+        """A turn for each; when to be back. What control obeys in it is for now."""
+        present: tuple[Task | None, ...] = (
+            self._control, self._exporter, self._drops, self._notifier, self.changes, self._orphans,
+        )  # fmt: skip
+        return min([each.turn(now) for each in present if each is not None])
+
+    def note_exit(self, child: Child, now: float) -> None:
+        """A child was reaped."""
+        if child.kind is ChildKind.EXPORTER and self._exporter is not None:
+            self._exporter.ended(child, now)
+
+    def control(self, control: ControlTask) -> None:
+        """Have a control socket from now on."""
+        self._control = control
+        self._waiting.add(control.fileno())
+
+    def export(self, exporter: ExporterTask) -> None:
+        """Have an exporter from now on."""
+        exporter.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
+        self._exporter = exporter
+
+    def end_control(self) -> None:
+        if self._control is not None:
+            self._waiting.take_out(self._control.fileno())
+            self._control.close()
+            self._control = None
+
+    def end_export(self) -> None:
+        """The caller reaps it."""
+        if self._exporter is not None:
+            self._exporter.close()
+            self._exporter = None
+
+    def close(self) -> None:
+        """For good; the exporter and control have been ended."""
+        if self._notifier is not None:
+            self._notifier.forget()
+        self._drops.close()
+
+    def forget(self) -> None:
+        """In a new child: close the copies."""
+        for each in (self._control, self._notifier):
+            if each is not None:
+                each.forget()

@@ -1,0 +1,103 @@
+"""The master without its program: an exec was done, the program failed, and the old generation serves on.
+
+Runs in the new image, instead of a pool's `serve_forever()`. Obeys every command that starts nobody; the next reload
+begins again from the original command line and mends what was broken. Starts no worker, for it has no handler to run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import setproctitle
+
+from prefork.workers.signals import Signals, set_mask
+from prefork.workers.wakeup import Wakeup
+
+from ..commands import BY_SIGNAL, Command
+from ..control.access import resumed_listener, resumed_terms
+from ..control.server import open_control
+from ..exporter.child import Exported, ExporterChild
+from ..master.policy import NO_POOL, Limits, Phase
+from ..master.service import Service
+from ..master.supervisor import Supervisor
+from ..sockets.listener import Listener
+from .handover import LISTENERS, Handed, Record
+from .reloading import execute
+
+
+def serve_degraded(handed: Handed, why: str) -> int:
+    """Supervise what is there until told to end; the exit status. Every signal is blocked when this is called."""
+    values = handed.values
+    handed.take_back()
+    listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    supervisor = _supervisor(handed, why, listeners, wakeup, signals)
+    if handed.early is not None:
+        handed.early.hand_over(signals)
+    if "control" in values:
+        packed = values["control"]
+        open_control(supervisor, resumed_terms(packed), resumed_listener(packed), packed)
+    signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
+    setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
+    set_mask(values["mask"])
+    while supervisor.phase is not Phase.STOPPED:
+        while signals.notes:
+            supervisor.commands.append(BY_SIGNAL[signals.notes.popleft()])
+        supervisor.turn()
+        supervisor.wait()
+    supervisor.close()
+    signals.close()
+    for listener in listeners.values():
+        if listener is not None:
+            listener.unlink()
+            listener.close()
+    return 0
+
+
+def limits(values: Mapping[str, Any]) -> Limits:
+    """Those of a pool that starts nobody: it is as large as it was found."""
+    serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
+    return replace(
+        NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
+        graceful_timeout=values["graceful_timeout"],
+    )  # fmt: skip
+
+
+def _supervisor(
+    handed: Handed, why: str, listeners: dict[str, Listener | None], wakeup: Wakeup, signals: Signals
+) -> Supervisor:
+    values = handed.values
+
+    def pack(record: Record) -> None:
+        for name in LISTENERS:
+            if name in values:
+                record.values[name] = values[name]
+                record.fds.append(values[name]["fd"])
+        record.add("own", ([], []))
+        record.values["fixed"] = values["fixed"]
+        record.values["control_path"] = values["control_path"]
+        record.values["directory"] = values["directory"]
+
+    def forget() -> None:
+        signals.put_back()
+        supervisor.forget()
+
+    service = Service(
+        values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
+        listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
+        execute=execute,
+    )  # fmt: skip
+    supervisor = Supervisor(service, limits(values), handed.board(), wakeup, handed, failed=why)
+    if values["seen"] is not None:
+        from .on_change import Changes
+
+        reload = partial(supervisor.commands.append, Command.RELOAD)
+        supervisor.tasks.changes = Changes(reload, before=values["seen"])
+    metrics = listeners.get("metrics")
+    if metrics is not None and service.listener is not None:
+        subject = Exported(service.name, service.listener, True, lambda: True)
+        exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
+        supervisor.tasks.export(exporter)
+    return supervisor

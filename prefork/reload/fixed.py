@@ -1,0 +1,37 @@
+"""What a reload cannot change, and the refusal of a reload that would.
+
+Used by the master, which hands the values over, and by a rehearsal, which compares them with its own. Holds nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from ..settings.fields import Field, settings, show
+
+
+def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
+    """The settings that a reload cannot change, of a server and of what the command line has beside it."""
+    for holder in filter(None, holders):
+        for field in settings(type(holder)).values():
+            if not field.setting.reloadable:
+                yield field, getattr(holder, field.name)
+
+
+def fixed_values(*holders: object) -> dict[str, Any]:
+    """What a reload cannot change, as values that JSON can hold."""
+    return {field.name: value for field, value in _fixed(*holders)}
+
+
+def refuse_changes(before: Mapping[str, Any], *holders: object, same_listener: bool = True) -> None:
+    """In a rehearsal: what `in_force()` said in the service must still hold. Raises ConfigError."""
+    for field, value in _fixed(*holders):
+        if field.setting.group == "Listening" and not same_listener:
+            continue  # on a new address everything may be new
+        was = before.get(field.name, value)
+        if was != value:
+            unit = field.setting.unit
+            raise ConfigError(
+                f"could not change {field.key} from {show(was, unit)} to {show(value, unit)} by a reload: it needs a "
+                "restart"
+            )

@@ -1,0 +1,276 @@
+"""Which generation of workers is in service, and the way from one image of the master to the next.
+
+Runs in the master, as a part of the supervisor's turn. Owns the number of the generation, whether the service is
+degraded (an old generation serves on because a new one could not), and the reload that is going on. A new image begins
+with what `resume()` makes of the record; from then on the old workers are simply of a lower generation, which policy
+replaces one by one.
+"""
+
+import logging
+from collections.abc import Callable
+from time import time_ns
+
+from prefork.metrics.board import Board, Word
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.bootstrap import Birth, Master, flush
+from prefork.workers.signals import blocked
+
+from ..master.children import Child, ChildKind, ChildState, ChildTable
+from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
+from ..master.waiting import Waiting
+from ..sockets.addresses import address_text
+from ..sockets.listener import Listener, narrow, queued
+from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
+from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage
+
+log = logging.getLogger("prefork.supervisor")
+
+GENERATIONS_MAX = 2
+
+
+class Generations:
+    """The succession of generations of one pool."""
+
+    def __init__(
+        self,
+        board: Board,
+        table: ChildTable,
+        waiting: Waiting,
+        *,
+        boot_timeout: float,
+        pack: Callable[[Record], None],
+        fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
+        refusal: str | None,
+        asked: Callable[[], bool],
+        execute: Callable[[Record], None],
+    ) -> None:
+        self._board = board
+        self.current = 1
+        self.degraded = ""  # why, in one sentence
+        self.told: Callable[[ReloadResult | str], None] = lambda result: None
+        self.pack_more: Callable[[Record], None] = lambda record: None  # what goes over beside the pool itself
+        self._table, self._waiting = table, waiting
+        self._pack = pack
+        self._refusal = refusal
+        self._execute = execute
+        self._asked = asked  # whether a command waits for its turn, which comes before an exec
+        self._first = 1  # of this image
+        self._arriving = False  # a new image, whose workers are to take over,
+        self._owed = False  # and nobody has been told yet whether they have
+        self._left: Listener | None = None  # where the program listens no longer
+        self._quiet_since = 0.0
+        self._reloading = Reloading(
+            boot_timeout, self._rehearsal_record, fork, waiting.add, waiting.take_out, self._tell
+        )
+
+    @property
+    def current(self) -> int:
+        """The generation in service; it stands on the board."""
+        return int(self._board.words[Word.GENERATION])
+
+    @current.setter
+    def current(self, generation: int) -> None:
+        self._board.words[Word.GENERATION] = generation
+
+    @property
+    def reloading(self) -> bool:
+        """Whether a reload is on its way, before the exec or after it: its result is still to be told."""
+        return self._reloading.busy or self._owed
+
+    @property
+    def stage(self) -> Stage:
+        return self._reloading.stage
+
+    # A new image.
+
+    def resume(self, handed: Handed, *, failed: str = "") -> None:
+        """Go on with what the image before had; `failed`: why its program does not, so that nothing is replaced."""
+        for packed in handed.values["children"]:
+            child = resume_child(packed, self._board)
+            self._table.adopt(child)
+            self._waiting.add(child.pidfd)
+        self._board.keep_only_resumed()
+        vanished = [] if failed else [handed.vanished(name) for name in LISTENERS]
+        handed.take()
+        self.current = self._first = handed.values["generation"] + (not failed)
+        self._arriving = self._owed = not failed
+        if failed:
+            self.degraded = failed
+            self._tell(ReloadResult(False, failed))
+        if handed.values["again"]:
+            self._reloading.ask()
+        for name, listener in zip(LISTENERS, vanished, strict=False):
+            if listener is not None:
+                log.info("no longer listening on %s", address_text(listener.getsockname()))
+                if name == "listener" and narrow(listener):
+                    self._left = listener
+                else:
+                    listener.unlink()
+                    listener.close()
+
+    def wanted(self, now: float) -> int:
+        """The generation that the pool should be of. The old one stays whole until the queue of an address that the
+        program no longer asks for is served."""
+        if self._left is None:
+            return self.current
+        if queued(self._left):
+            self._quiet_since = now
+        self._quiet_since = self._quiet_since or now
+        if now - self._quiet_since < QUIET_S:
+            return 0
+        self._left.close()
+        self._left = None
+        return self.current
+
+    # In every turn.
+
+    def ask(self) -> None:
+        """A reload is wanted. One that cannot be is refused by name."""
+        if self._refusal is not None:
+            self._tell(ReloadResult(False, f"could not reload: {self._refusal}"))
+            return
+        self._reloading.ask()
+
+    def turn(self, now: float, boot_deaths: int, last_error: str) -> float:
+        """What has come of it; when to look again."""
+        self._note_arrival(boot_deaths, last_error)
+        when = self._reloading.turn(now, may_begin=self._may_begin())
+        if self._left is not None:
+            when = min(when, now + QUIET_S / 3)
+        if self._reloading.stage is Stage.READY:
+            self._exec()
+        return when
+
+    def rehearsal_ended(self, how: str) -> None:
+        self._reloading.ended(how)
+
+    def cancel(self) -> None:
+        """The service is about to end."""
+        self._arriving = False
+        if self._owed:
+            self._owed = False
+            self._tell(ReloadResult(False, ABOUT_TO_END))
+        self._reloading.cancel()
+
+    def forget(self) -> None:
+        """In a new child."""
+        self._reloading.forget()
+
+    def _workers(self) -> list[Child]:
+        return [child for child in self._table if child.kind is ChildKind.WORKER]
+
+    def _may_begin(self) -> bool:
+        """At most two generations live at any time: a third waits until the first is gone. One that is about to take
+        over, and has perhaps not forked yet, counts; of one that cannot, nobody is left when the next begins."""
+        generations = {child.generation for child in self._workers()}
+        if self.degraded:
+            sides = {generation >= self._first for generation in generations}
+            return not self._arriving or len(sides) < GENERATIONS_MAX
+        return not self._arriving and len(generations) < GENERATIONS_MAX
+
+    @property
+    def holding(self) -> bool:
+        """Whether nobody is to be started: the workers of this image cannot, and another image is asked for."""
+        return self._arriving and bool(self.degraded) and self._reloading.busy
+
+    def withdrawn(self) -> list[Child]:
+        """Who makes room for that: of the two generations that live, the one that has fewer READY."""
+        if not self.holding or self.stage is not Stage.WAITING:
+            return []
+        old, new = self._serving(old=True), self._serving(old=False)
+        return new if _ready(new) <= _ready(old) else old
+
+    def _serving(self, *, old: bool) -> list[Child]:
+        serving = [child for child in self._workers() if child.state in (ChildState.STARTING, ChildState.READY)]
+        return [child for child in serving if self.is_of_this_image(child) != old]
+
+    def is_of_this_image(self, child: Child) -> bool:
+        """Whether it runs the code that this image loaded, and not that of the one before."""
+        return child.generation >= self._first
+
+    def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
+        if not self._arriving:
+            return
+        new = _ready(self._serving(old=False))
+        if new and not self._serving(old=True):
+            self._arrived()
+        elif boot_deaths >= BOOT_DEATHS_MAX and not self.degraded:
+            self.degraded = f"the new workers cannot {'all ' if new else ''}start, the old ones serve on: {last_error}"
+            self._owed = False
+            self._tell(ReloadResult(False, self.degraded))
+        elif new and not boot_deaths:
+            self.degraded = ""
+
+    def _arrived(self) -> None:
+        self._arriving, self.degraded = False, ""
+        said = f"generation {self.current} is in service"
+        if self._owed:
+            self._owed = False
+            self._tell(ReloadResult(True, said))
+        else:
+            log.info("reload: %s after all", said)
+            self._note_last(True)
+
+    # Records.
+
+    def _rehearsal_record(self) -> Record:
+        record = Record({})
+        self._pack(record)
+        return record
+
+    def _record(self) -> Record:
+        """Everything, for the next image."""
+        record = self._rehearsal_record()
+        record.add("board", pack_board(self._board))
+        record.values["generation"] = self.current
+        record.values["again"] = self._reloading.again
+        record.values["children"] = []
+        for child in self._table:
+            values, fds = pack_child(child)
+            record.values["children"].append(values)
+            record.fds += fds
+        record.add("nudge", self._waiting.pack_nudge())
+        self.pack_more(record)
+        return record
+
+    def _exec(self) -> None:
+        """The way over. Returns when it failed, and then everything is as it was; or when there is something else to do
+        first."""
+        log.info("reload: replacing this image by a new one of the same program")
+        flush()
+        with blocked() as mask:
+            if self._asked():  # what comes later stays pending over the exec
+                return
+            record = self._record()
+            record.values["mask"] = sorted(mask)
+            try:
+                self._execute(record)
+            except OSError as exc:
+                self._reloading.done(ReloadResult(False, f"could not run the program again: {exc.strerror}"))
+
+    # What is said of it.
+
+    def _tell(self, told: ReloadResult | str) -> None:
+        if isinstance(told, str):
+            log.info("reload: %s", told)
+        else:
+            self._count(told.ok)
+            if told.ok:
+                log.info("reload: %s", told.reason)
+            else:
+                log.error("reload failed: %s%s", told.reason, f"\n{told.output}" if told.output else "")
+        self.told(told)
+
+    def _count(self, ok: bool) -> None:
+        with self._board.change() as words:
+            words[Word.RELOADS_OK if ok else Word.RELOADS_FAILED] += 1
+            self._note_last(ok)
+
+    def _note_last(self, ok: bool) -> None:
+        with self._board.change() as words:
+            words[Word.LAST_RELOAD_OK] = ok
+            words[Word.LAST_RELOAD_AT_NS] = time_ns()
+
+
+def _ready(children: list[Child]) -> int:
+    return sum(child.state is ChildState.READY for child in children)

@@ -1,0 +1,259 @@
+"""What one image of the master hands to the next over `exec`, and to a rehearsal: a versioned record, and descriptors.
+
+Runs in the master on both sides of the exec; the two directions of each thing stand beside each other here. Owns the
+form of the record and what of it has been taken. Descriptors keep their numbers; they are inheritable only between
+`handed_on()` and the exec, and no longer from the moment `receive()` has read the record, before any user code runs.
+
+The record is JSON in a memfd. Memory of another layout is not read; its counters stand in the record by name as well,
+so that they go on wherever the names still mean something.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefork.metrics.board import EXITS, Board, Word
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
+from prefork.workers.signals import Signals
+
+from ..master.children import Child, ChildKind, ChildState
+from ..sockets.listener import Listener
+
+log = logging.getLogger("prefork.supervisor")
+
+VERSION = 2  # goes up with what is needed in the record, and with what it means
+# Counters that a board of another layout can go on with.
+NAMED = (
+    Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
+    Word.CPU_SYSTEM_NS, Word.LOG_DROPPED, Word.STARTED_AT_NS,
+)  # fmt: skip
+
+
+@dataclass
+class Record:
+    """What is handed on: values that JSON can hold, and the descriptors they speak of."""
+
+    values: dict[str, Any]
+    fds: list[int] = field(default_factory=list)
+
+    def add(self, name: str, packed: tuple[Any, Sequence[int]]) -> None:
+        """A part's own values and descriptors, as its `pack()` gives them."""
+        self.values[name], fds = packed
+        self.fds += fds
+
+
+@contextlib.contextmanager
+def handed_on(record: Record) -> Iterator[int]:
+    """The record's own descriptor, which with all it speaks of survives an exec inside; undone when none came."""
+    fd = os.memfd_create("prefork-handover", 0)  # closed by whoever receives it
+    try:
+        os.write(fd, json.dumps({"version": VERSION, "fds": record.fds, **record.values}).encode())
+        for each in record.fds:
+            os.set_inheritable(each, True)
+        yield fd
+    finally:
+        for each in record.fds:
+            os.set_inheritable(each, False)
+        os.close(fd)
+
+
+LISTENERS: tuple[str, ...] = ("listener", "metrics")
+
+
+class Handed:
+    """What this image was given. `rehearsal`: it only tries; nothing it has is its own.
+
+    The program is given the very descriptors, which it may close by failing; a spare of each is kept until a
+    supervisor stands on them.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.rehearsal = "pipe" in values
+        self.taken = False  # a supervisor stands on it: from here on the program's end is the service's
+        self.early: Signals | None = None  # notes what comes before the pool takes the signals
+        self.on_taken: Callable[[], None] = lambda: None
+        self._board: Board | None = None
+        self._spares = {
+            packed["fd"]: os.dup(packed["fd"])
+            for name in (*LISTENERS, "control", "board")
+            if (packed := values.get(name)) is not None
+        }
+        self._given: dict[str, Listener] = {}
+
+    def listener(self, name: str, asked: str) -> Listener | None:
+        """The socket of that role, once, where it was asked for in these words."""
+        packed = self.values.get(name)
+        if packed is None or packed["asked"] != asked or name in self._given:
+            return None
+        listener = self._given[name] = Listener.resume(packed["fd"], quiet=self.rehearsal)
+        listener.asked, listener.inherited = asked, packed["inherited"]
+        return listener
+
+    def board(self) -> Board:
+        if self._board is None:
+            self._board = resume_board(self.values["board"])
+            fold_own(self.values["own"], self._board)
+            self.values["own"] = []
+        return self._board
+
+    def take(self) -> None:
+        """All is well: what was lent to the program is its own from now on, and paths are its to remove."""
+        self.taken = True
+        for name, listener in self._given.items():
+            packed = self.values[name]
+            listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
+        for fd in self._spares.values():
+            os.close(fd)
+        self.on_taken()
+
+    def vanished(self, name: str) -> Listener | None:
+        """The socket of that role, where the program asks for another now."""
+        packed = self.values.get(name)
+        return None if packed is None or name in self._given else self.listener(name, packed["asked"])
+
+    def take_back(self) -> None:
+        """The program failed: put back what it may have closed."""
+        self._given.clear()
+        self._board = None
+        for fd, spare in self._spares.items():
+            os.dup2(spare, fd, inheritable=False)
+
+
+_handed: Handed | None = None
+
+
+def receive(fd: int) -> Handed:
+    """Take what the image before left in `fd`. Raises ValueError when this version cannot read it."""
+    global _handed
+    with open(fd, "rb") as file:
+        file.seek(0)
+        values = json.load(file)
+    for each in values["fds"]:
+        os.set_inheritable(each, False)
+    if values["version"] != VERSION:
+        raise ValueError(f"the record is of version {values['version']}, not {VERSION}")
+    _handed = Handed(values)
+    return _handed
+
+
+def handed() -> Handed | None:
+    """What this process was given at its start and nobody has taken yet."""
+    return None if _handed is None or _handed.taken else _handed
+
+
+_trying = False
+
+
+@contextlib.contextmanager
+def trying() -> Iterator[None]:
+    """Inside, this process is a trial: `prefork check` and `prefork config`."""
+    global _trying
+    _trying = True
+    try:
+        yield
+    finally:
+        _trying = False
+
+
+def rehearsing() -> bool:
+    """Whether this process only tries what a reload would put in service, or what `prefork check` is asked about.
+
+    Ask it in a program that has what may exist only once: a second port, a pid file, a migration of a database.
+    """
+    return _trying or (_handed is not None and _handed.rehearsal)
+
+
+def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int]]:
+    """`fd`: the user may have wrapped the socket (TLS), and then the descriptor is the wrapper's."""
+    return {
+        "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
+        "identity": listener.identity,
+    }, [fd]  # fmt: skip
+
+
+# The board and the totals.
+
+
+def pack_board(board: Board) -> tuple[dict[str, Any], list[int]]:
+    words = board.words
+    return {
+        "fd": board.fd,
+        "words": {word.name: words[word] for word in NAMED},
+        "exits": {reason.name: words[EXITS + reason] for reason in ExitReason},
+    }, [board.fd]
+
+
+def resume_board(packed: dict[str, Any]) -> Board:
+    """The same board; or a new one that goes on with what has a name, where the old is of another layout."""
+    try:
+        return Board(packed["fd"])
+    except ValueError as exc:
+        why = str(exc)  # a log record must not keep the frames, and with them the memory
+        log.warning("the totals of the image before cannot be read whole (%s): those without a name begin anew", why)
+    os.close(packed["fd"])
+    board = Board()
+    with board.change() as words:
+        for name, value in packed["words"].items():
+            if name in Word.__members__:
+                words[Word[name]] = value
+        for name, value in packed["exits"].items():
+            if name in ExitReason.__members__:
+                words[EXITS + ExitReason[name]] = value
+    return board
+
+
+# Children.
+
+_PLAIN = ("serial", "number", "generation", "pid", "pidfd", "started", "changed", "booted", "deadline", "lifetime",
+          "cut_at")  # fmt: skip
+
+
+def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
+    values = {name: getattr(child, name) for name in _PLAIN}
+    values |= {
+        "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
+        "slot": child.slot.fd, "stacks": child.stacks.fd,
+    }  # fmt: skip
+    return values, [child.pidfd, child.slot.fd, child.stacks.fd]
+
+
+def resume_child(packed: dict[str, Any], board: Board) -> Child:
+    """The child, with its row on the board; with an empty slot where its own is of another layout."""
+    kind, number = ChildKind[packed["kind"]], packed["number"]
+    try:
+        slot = Slot.map_read_only(packed["slot"])
+        reader = SlotReader(slot, number)
+        board.resume(packed["serial"], reader)
+    except (ValueError, KeyError):
+        os.close(packed["slot"])
+        slot = Slot(0)
+        reader = SlotReader(slot, number)
+        packed["serial"] = board.enter(kind.role, reader)
+    return Child(
+        kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(packed["stacks"]), reader=reader,
+        reason=None if packed["reason"] is None else ExitReason[packed["reason"]],
+        **{name: packed[name] for name in _PLAIN},
+    )  # fmt: skip
+
+
+def pack_own(own: Sequence[tuple[int, Slot]]) -> tuple[list[dict[str, int]], list[int]]:
+    """The slots of the master itself: with this image they end."""
+    return [{"serial": serial, "slot": slot.fd} for serial, slot in own], [slot.fd for _, slot in own]
+
+
+def fold_own(packed: Sequence[dict[str, int]], board: Board) -> None:
+    for each in packed:
+        try:
+            slot = Slot.map_read_only(each["slot"])
+            board.resume(each["serial"], SlotReader(slot))
+            board.fold(each["serial"])
+        except (ValueError, KeyError):
+            os.close(each["slot"])
+        else:
+            slot.close()

@@ -1,0 +1,97 @@
+"""`reload_on_change`: looks whether a file of the program has changed, and then asks for a reload as HUP does.
+
+Runs in the master, in its turns, twice a second; starts no thread and reads no file. What it looks at is the files of
+every module that is loaded, the other modules beside those of the program (what a handler imports later, and what was
+new in a release that could not be loaded), and files that the program names. What was last seen goes over to the next
+image, so that a change that comes while a reload is on its way is one more.
+"""
+
+import logging
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+log = logging.getLogger("prefork.supervisor")
+
+LOOK_EVERY_S = 0.5
+SETTLE_S = 0.1  # an editor may write in steps
+
+FileStates = dict[str, tuple[int, int, int]]  # mtime, size and inode of a file, by its path
+
+
+class Changes:
+    """Looks, and calls `reload` once for what has changed, when nothing has changed any more since."""
+
+    def __init__(
+        self, reload: Callable[[], None], named: Iterable[str] = (), before: Mapping[str, list[int]] | None = None
+    ) -> None:
+        """`named`: files beside those of modules; `before`: what the image before had seen, as `pack()` gave it."""
+        self._reload = reload
+        self._named = frozenset(map(os.path.abspath, named))
+        self._next_look = 0.0
+        self._settling: FileStates | None = None
+        self._seen: FileStates = {path: (values[0], values[1], values[2]) for path, values in (before or {}).items()}
+        self._seen = self._look() | self._seen
+
+    def pack(self) -> dict[str, list[int]]:
+        return {path: list(seen) for path, seen in self._seen.items()}
+
+    def turn(self, now: float) -> float:
+        """Look, when it is time; when to look again."""
+        if now < self._next_look:
+            return self._next_look
+        look = self._look()
+        if look == self._settling:
+            changed = sorted(path for path in {*look, *self._seen} if look.get(path) != self._seen.get(path))
+            log.info("changed: %s", ", ".join(map(_shown, changed)))
+            self._seen, self._settling = look, None
+            self._reload()
+            self._next_look = now + LOOK_EVERY_S
+            return now
+        if look != self._seen:
+            self._settling = look
+            self._next_look = now + SETTLE_S
+            return self._next_look
+        self._settling = None
+        self._next_look = now + LOOK_EVERY_S
+        return self._next_look
+
+    def _look(self) -> FileStates:
+        found: FileStates = {}
+        for path in {*self._named, *self._seen, *_loaded()}:
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue  # that it is gone is a change
+            found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
+        return found
+
+
+def _loaded() -> Iterator[str]:
+    """The files of the modules that are loaded, and of those beside the program's own."""
+    folders = set()
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str):
+            path = os.path.abspath(path)
+            yield path
+            if not path.startswith(_INSTALLED):
+                folders.add(os.path.dirname(path))
+    for folder in folders:
+        try:
+            yield from (entry.path for entry in os.scandir(folder) if entry.name.endswith(".py"))
+        except OSError:
+            continue
+
+
+_INSTALLED = tuple(
+    folder + os.sep
+    for folder in {sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages()}
+)  # fmt: skip
+
+
+def _shown(path: str) -> str:
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative

@@ -1,0 +1,83 @@
+"""A rehearsal from inside: the program has come to its `serve_forever()`, and boots one worker that serves nothing.
+
+Runs in the trial process of a reload, and in `prefork check`. Leaves by `os._exit`: what stands behind
+`serve_forever()` in the program is not for a trial.
+"""
+
+import select
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from prefork.metrics.board import Board
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.bootstrap import Birth, Master, leave
+from prefork.workers.signals import Signals
+from prefork.workers.wakeup import Wakeup
+
+from .. import process
+from ..errors import BootError
+from ..master.children import ChildKind
+from ..master.exits import Exits
+from ..master.supervisor import Supervisor
+from ..sockets.listener import Listener
+from .handover import handed
+from .reloading import say
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """The service that is tried, as the pool hands it over."""
+
+    directory: str | None
+    boot_timeout: float
+    pool: Callable[[Wakeup, Signals], Supervisor]  # made as for serving; its workers boot and leave
+    work: Callable[[Birth, Master, int], int]
+    board: Callable[[], Board]
+    refuse: Callable[[Mapping[str, Any]], None]  # raises ConfigError for what a reload cannot change
+    listeners: Callable[[], tuple[socket.socket | None, ...]]
+
+
+def rehearse(tried: Rehearsal) -> NoReturn:
+    """Boot a worker, say on the pipe how that went, and leave."""
+    given = handed()
+    assert given is not None, "only a rehearsal rehearses"
+    failed = ""
+    try:
+        tried.refuse(given.values["fixed"])
+        boot_one(tried)
+    except Exception as exc:
+        failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])
+    for listener in tried.listeners():
+        if isinstance(listener, Listener):
+            listener.unlink()  # a new path, which is bound for this moment only
+    say(given.values["pipe"], **({"failed": failed} if failed else {"ready": True}))
+    leave(int(bool(failed)))
+
+
+def boot_one(tried: Rehearsal) -> None:
+    """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words, or
+    ConfigError."""
+    process.enter(tried.directory)
+    wakeup = Wakeup()
+    supervisor = tried.pool(wakeup, Signals(wakeup))
+    slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)
+    child = supervisor.fork(ChildKind.WORKER, slot, tried.work)
+    poll = select.poll()
+    poll.register(child.pidfd, select.POLLIN)
+    in_time = bool(poll.poll(tried.boot_timeout * 1000))
+    if not in_time:
+        child.signal(signal.SIGKILL)
+        poll.poll()
+    exit = supervisor.table.reap(child)
+    death = Exits(tried.board()).settle(exit, None, supervisor.clock.stamp_ns()) if exit is not None else None
+    supervisor.close()
+    wakeup.close()
+    if death is None or not death.booted:
+        how = str(exit) if in_time else f"not ready within {tried.boot_timeout:g} s (boot_timeout)"
+        error = BootError(f"a worker could not start: {how}")
+        if death is not None and death.text:
+            error.add_note(death.text)
+        raise error

@@ -1,0 +1,255 @@
+"""Reload in place: rehearse what would be put in service, then exec.
+
+    asked ─▶ WAITING ─▶ REHEARSING ─▶ exec ─▶ the new image: takeover.py
+               │ two generations live    │ died, hung, or said why not
+               ▼ until one is gone       ▼
+              …                        failed: nothing has changed
+
+Runs in the master, in its turns; never waits. Owns the rehearsal child, what it says and what it prints. A rehearsal
+succeeds only by what its own `serve_forever()` writes on a pipe, never by an exit status. The exec itself is the
+caller's: here stands when, not how.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.bootstrap import Birth, Master, leave
+from prefork.workers.signals import set_mask
+
+from .. import process
+from ..errors import ConfigError
+from ..master.children import Child, ChildKind
+from .handover import Record, handed_on
+from .start_context import START
+
+log = logging.getLogger("prefork.supervisor")
+
+OUTPUT_MAX = 64 * 1024  # of what a rehearsal prints, the end is kept
+LAST_WORDS_S = 1.0  # from "ready" or "failed" to KILL
+ABOUT_TO_END = "the service is about to end"
+NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """How a reload ended. `reason` is one sentence; `output` what the rehearsal printed."""
+
+    ok: bool
+    reason: str = ""
+    output: str = ""
+
+
+class Stage(Enum):
+    IDLE = auto()
+    WAITING = auto()  # asked for, not begun
+    REHEARSING = auto()
+    READY = auto()  # rehearsed: the exec is next
+
+
+# Ends with the result of a rehearsal; is told of each step before.
+TellReload = Callable[[ReloadResult | str], None]
+
+
+class Reloading:
+    """One reload at a time; one that is asked for meanwhile begins when this one has ended."""
+
+    def __init__(
+        self,
+        boot_timeout: float,
+        record: Callable[[], Record],
+        fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
+        watch: Callable[[int], None],
+        unwatch: Callable[[int], None],
+        tell: TellReload,
+    ) -> None:
+        self.stage = Stage.IDLE
+        self.again = False  # asked for during the one that runs
+        self._boot_timeout = boot_timeout
+        self._record = record
+        self._fork = fork
+        self._watch, self._unwatch = watch, unwatch
+        self._tell = tell
+        self._child: Child | None = None
+        self._word = b""
+        self._output = b""
+        self._pipes: dict[str, int] = {}
+        self._kill_at = 0.0
+        self._killed = False
+        self._cancelled = False
+
+    @property
+    def busy(self) -> bool:
+        return self.stage is not Stage.IDLE
+
+    def ask(self) -> None:
+        if self.stage in (Stage.IDLE, Stage.WAITING):
+            self.stage = Stage.WAITING
+        else:
+            self.again = True
+
+    def turn(self, now: float, *, may_begin: bool) -> float:
+        """Go on where it can; when to be called again at the latest."""
+        if self.stage is Stage.WAITING and may_begin:
+            self._begin(now)
+        if self.stage is Stage.REHEARSING:
+            self._listen()
+            if self._word.endswith(b"\n"):
+                self._kill_at = min(self._kill_at, now + LAST_WORDS_S)
+            if self._child is not None and now >= self._kill_at and not self._killed:
+                self._killed = True
+                self._child.signal(signal.SIGKILL)
+            return self._kill_at if not self._killed else float("inf")
+        return float("inf")
+
+    def cancel(self) -> None:
+        """The service ends: no reload any more."""
+        self.again = False
+        if self.stage in (Stage.WAITING, Stage.READY):
+            self._end(ReloadResult(False, ABOUT_TO_END))
+        elif self._child is not None:
+            self._killed = self._cancelled = True
+            self._child.signal(signal.SIGKILL)
+
+    def done(self, result: ReloadResult) -> None:
+        """What came of the exec, which has failed when anybody can say so."""
+        self._end(result)
+
+    # The rehearsal.
+
+    def _begin(self, now: float) -> None:
+        self.stage = Stage.REHEARSING
+        self._kill_at = now + self._boot_timeout
+        self._killed = self._cancelled = False
+        self._word = self._output = b""
+        try:
+            self._start()
+        except OSError as exc:
+            self._close()
+            self._end(ReloadResult(False, f"could not start the rehearsal: {exc.strerror}"))
+            return
+        self._tell(f"rehearsing ({self._child})")
+
+    def _start(self) -> None:
+        word_read, word = os.pipe()
+        output_read, output = os.pipe()
+        self._pipes = {"word": word_read, "output": output_read}
+        try:
+            record = self._record()
+            record.values["pipe"] = word
+            record.fds.append(word)
+            slot = Slot(0)
+            try:
+                self._child = self._fork(
+                    ChildKind.REHEARSAL, slot, lambda birth, master, number: _rehearse(record, birth, master, output)
+                )
+            except BaseException:
+                slot.close()
+                raise
+        finally:
+            os.close(word)
+            os.close(output)
+        for fd in self._pipes.values():
+            os.set_blocking(fd, False)
+            self._watch(fd)
+
+    def _listen(self) -> None:
+        self._word += self._read("word")
+        self._output = (self._output + self._read("output"))[-OUTPUT_MAX:]
+
+    def _read(self, name: str) -> bytes:
+        fd = self._pipes.get(name)
+        found = b""
+        while fd is not None:
+            try:
+                data = os.read(fd, 65536)
+            except BlockingIOError:
+                break
+            if not data:
+                self._unwatch(self._pipes.pop(name))
+                os.close(fd)
+                break
+            found += data
+        return found
+
+    def ended(self, how: str) -> None:
+        """The rehearsal was reaped; `how` it ended, in words."""
+        self._listen()
+        self._close()
+        self._child = None
+        output = self._output.decode(errors="replace").strip()
+        said = {}
+        with contextlib.suppress(ValueError):
+            said = json.loads(self._word)
+        if self._cancelled:  # whatever it has said meanwhile
+            self._end(ReloadResult(False, ABOUT_TO_END))
+            return
+        if said.get("ready"):
+            self.stage = Stage.READY
+            self._tell("rehearsed: the new code has booted a worker")
+            return
+        if self._killed and not said:
+            reason = f"the rehearsal was not ready within {self._boot_timeout:g} s (boot_timeout)"
+        else:
+            reason = said.get("failed") or f"the rehearsal ended before its serve_forever() was ready: {how}"
+        self._end(ReloadResult(False, reason, output))
+
+    def _close(self) -> None:
+        while self._pipes:
+            _, fd = self._pipes.popitem()
+            with contextlib.suppress(KeyError, OSError):
+                self._unwatch(fd)
+            os.close(fd)
+
+    def _end(self, result: ReloadResult) -> None:
+        self.stage = Stage.WAITING if self.again else Stage.IDLE
+        self.again = False
+        self._tell(result)
+
+    def forget(self) -> None:
+        """In a new child: close the copies."""
+        for fd in self._pipes.values():
+            os.close(fd)
+
+
+def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
+    """The body of the rehearsal: the program's own command line once more, its output ours."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    environment = {name: value for name, value in START.environment.items() if name not in NOT_FOR_A_REHEARSAL}
+    if "LISTEN_PID" in environment:
+        environment["LISTEN_PID"] = str(os.getpid())
+    try:
+        process.go(there := record.values["directory"])
+    except ConfigError as exc:
+        say(record.values["pipe"], failed=str(exc))
+        leave(1)
+    master.tell_us_when_dying()
+    set_mask(birth.mask)
+    with handed_on(record) as fd:
+        os.execve(START.executable, START.command(fd, there), environment)
+
+
+def say(pipe: int, **word: object) -> None:
+    """In the rehearsal: what its `serve_forever()` has to say, once."""
+    os.write(pipe, json.dumps(word).encode() + b"\n")
+
+
+def execute(record: Record) -> None:
+    """Replace this image. Returns only by an OSError, and then nothing has changed. Every signal is blocked already."""
+    there = record.values["directory"]
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)  # its name may be gone: a release that was removed
+    with handed_on(record) as fd:
+        try:
+            os.chdir(there)
+            os.execve(START.executable, START.command(fd, there), START.environment)
+        finally:
+            os.fchdir(before)
+            os.close(before)

@@ -1,0 +1,100 @@
+"""What this process was started with, so that the same program can be started again: its command line, environment
+and directory, copied when prefork is imported.
+
+Runs in the process that becomes the master. Holds values only. The copy is made early because it cannot be made late:
+titles are written over the memory that /proc/self/environ shows, and a program may change directory.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py")  # where every new image begins
+WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # interpreter options that take one; python(1)
+
+
+@dataclass(frozen=True, slots=True)
+class StartContext:
+    """How this process was started. `program` is what stands behind the interpreter's own options."""
+
+    executable: str
+    flags: tuple[str, ...]
+    program: tuple[str, ...]
+    environment: dict[str, str]
+    directory: str
+
+    def refusal(self) -> str | None:
+        """Why this program cannot be started again; None when it can."""
+        if not self.program or self.program[0] == "-":
+            interactive = sys.flags.interactive or hasattr(sys, "ps1") or (sys.stdin is not None and sys.stdin.isatty())
+            return "it is an interactive interpreter" if interactive else "its program was read from stdin"
+        return None
+
+    def command(self, fd: int, directory: str) -> list[str]:
+        """The command line of a new image in that directory, which finds what it is handed in descriptor `fd`."""
+        return [self.executable, *self.flags, ENTRY, str(fd), *self._program_from(directory)]
+
+    def _program_from(self, directory: str) -> tuple[str, ...]:
+        """A relative path is of that directory where it leads to something; else of the one we were started in."""
+        path = self.program[0]
+        if path in ("-m", "-c") or directory == self.directory or os.path.exists(os.path.join(directory, path)):
+            return self.program
+        return (os.path.join(self.directory, path), *self.program[1:])
+
+
+def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The interpreter's options, and the program with its arguments: a path, `-m` and a module, `-c` and a text.
+
+    A program that a takeover runs stands behind the takeover's own path and descriptor, which are taken off.
+    """
+    index = 1
+    while index < len(argv) and argv[index].startswith("-") and argv[index] != "-":
+        option = argv[index]
+        if option == "--":
+            index += 1
+            break
+        letter = _program_letter(option)
+        if letter is not None:
+            before, kind, behind = letter
+            flags = (*argv[1:index], *([f"-{before}"] if before else []))
+            return flags, (f"-{kind}", *([behind] if behind else []), *argv[index + 1 :])
+        index += 2 if option in WITH_ARGUMENT or (option[-1] in "WX" and not option.startswith("--")) else 1
+    program = tuple(argv[index:])
+    if program and program[0] == ENTRY:
+        program = program[2:]
+    return tuple(argv[1:index]), program
+
+
+def _program_letter(option: str) -> tuple[str, str, str] | None:
+    """Of a cluster of short options with `m` or `c` in it: what stands before, the letter, what stands behind."""
+    if option.startswith("--"):
+        return None
+    for position, letter in enumerate(option[1:], 1):
+        if letter in "mc":
+            return option[1:position], letter, option[position + 1 :]
+        if letter in "WX":
+            return None  # the rest is its argument
+    return None
+
+
+def started_in() -> str:
+    """The directory as whoever started us named it, where that is the one we are in: a release symlink is kept."""
+    here = os.getcwd()
+    named = os.environ.get("PWD", "")
+    try:
+        return named if named.startswith("/") and os.path.samefile(named, here) else here
+    except OSError:
+        return here
+
+
+def _start_context() -> StartContext:
+    flags, program = split(sys.orig_argv)
+    try:
+        directory = started_in()
+    except OSError:  # it is gone
+        directory = "/"
+    return StartContext(sys.executable, flags, program, dict(os.environ), directory)
+
+
+START = _start_context()

@@ -1,0 +1,304 @@
+"""Settings: the one list of what can be configured, read from the annotated class attributes of a server class.
+
+    max_children: Annotated[int, Setting("most workers at once", group="Pool", at_least=1)] = 5
+
+Owns what a setting is, how its text is read, what values are allowed, alone and together, and the reference that
+REFERENCE.md and `--help` print. Holds no value: the class attribute is the only place. Runs in the process that calls
+`serve_forever()` or the command line, before anything is bound; imports nothing that takes time.
+"""
+
+import math
+import os
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, get_args, get_origin
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+from ..errors import ConfigError
+from .units import UNITS, UnitName, number_text
+
+__all__ = ["Field", "Setting", "parse", "reference", "settings", "show", "validate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an annotated class attribute says about itself. Bounds are in `unit`; `above` is exclusive."""
+
+    help: str
+    unit: UnitName = ""
+    group: str = "Pool"
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    default_text: str = ""  # what to print for a default that depends on the machine
+    choices: tuple[str, ...] = ()  # of a text: these and no other
+    kinds: tuple[str, ...] = ()  # of an address: these and no other, as Address.kind
+    name: str = ""  # of option, variable and key, where it is not the attribute's
+    metavar: str = ""
+    flag: bool = False  # its option takes no value
+    positional: bool = False  # it has no option: on the command line it stands alone
+    reloadable: bool = True  # a reload can change it; else it takes a restart
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One setting of one class: its name, type and default, and what its `Setting` says."""
+
+    name: str
+    type: type
+    optional: bool  # None is allowed and means off
+    default: Any
+    setting: Setting
+
+    @property
+    def key(self) -> str:
+        """What option, variable and file call it."""
+        return self.setting.name or self.name
+
+    @property
+    def option(self) -> str:
+        return self.metavar if self.setting.positional else "--" + self.key.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "PREFORK_" + self.key.upper()
+
+    @property
+    def metavar(self) -> str:
+        kind = "WORD" if self.setting.choices else UNITS[self.setting.unit].metavar
+        return self.setting.metavar or kind or {bool: "YES|NO", int: "N", float: "X"}.get(self.type, "TEXT")
+
+    @property
+    def default_text(self) -> str:
+        return self.setting.default_text or show(self.default, self.setting.unit)
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, as they end the sentence "it must be …"."""
+        words = self._kind()
+        if self.setting.unit != "mode":  # it says all that its bounds say
+            words += self._bounds()
+        return words + (", or none" if self.optional else "")
+
+    def _kind(self) -> str:
+        if self.setting.choices:
+            return "one of " + ", ".join(self.setting.choices)
+        if self.setting.kinds == ("unix",):
+            return "unix:/path"
+        if "udp" not in self.setting.kinds and "tcp" in self.setting.kinds:
+            return "host:port or unix:/path"
+        words = {bool: "yes or no", int: "a whole number", float: "a number"}.get(self.type, "a text")
+        return UNITS[self.setting.unit].words or words
+
+    def _bounds(self) -> str:
+        words = ""
+        if self.setting.above is not None:
+            words += f" above {number_text(self.setting.above)}"
+        if self.setting.at_least is not None:
+            words += f", at least {number_text(self.setting.at_least)}"
+        if self.setting.at_most is not None:
+            words += f", at most {number_text(self.setting.at_most)}"
+        return words
+
+    def check(self, value: object, origin: str = "") -> None:
+        """Raise ConfigError unless `value` is of this type and in this range. `origin`: who says so, in words."""
+        if value is None and self.optional:
+            return
+        if not self._is_of_type(value) or not self._in_range(value):
+            raise ConfigError(f"could not set {self.name} to {value!r}{_from(origin)}: it must be {self.allowed}")
+
+    def _is_of_type(self, value: object) -> bool:
+        if self.setting.unit == "address":
+            return _is_address(value, self.type)
+        if isinstance(value, bool) or self.type is bool:  # a bool is an int to Python, and a mistake here
+            return isinstance(value, bool) and self.type is bool
+        if self.type is float:
+            return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, self.type)
+
+    def _in_range(self, value: Any) -> bool:
+        s = self.setting
+        return (
+            (not s.choices or value in s.choices)
+            and (s.unit != "directory" or os.path.isabs(value))
+            and (s.above is None or value > s.above)
+            and (s.at_least is None or value >= s.at_least)
+            and (s.at_most is None or value <= s.at_most)
+        )
+
+
+def _from(origin: str) -> str:
+    return f" (from {origin})" if origin else ""
+
+
+def _is_address(value: object, kind: type) -> bool:
+    """What a socket can be bound to: a (host, port) tuple, or a Unix path; or the record of sockets/addresses.py."""
+    if kind is not object:
+        return isinstance(value, kind)
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return bool(os.fspath(value))
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        return False
+    host, port = value[:2]
+    return isinstance(host, str) and type(port) is int and 0 <= port <= 65535
+
+
+# --- reading the annotations ----------------------------------------------------------------------
+
+
+def settings(cls: type) -> Mapping[str, Field]:
+    """Every setting of `cls` and its bases, in the order in which they are written, the most basic class first.
+
+    A subclass that sets the attribute changes the default; one that annotates it with another Setting changes the rest.
+    """
+    found: dict[str, Field] = {}
+    for klass in reversed(cls.__mro__):
+        for name, hint, setting in _annotated(klass):
+            found[name] = Field(name, *_type_of(hint), getattr(cls, name), setting)
+    return found
+
+
+def _own_annotations(klass: type) -> Mapping[str, Any]:
+    """What the class's own body annotates; a name that cannot be resolved stands for itself and harms no other."""
+    if sys.version_info >= (3, 14):
+        # Lazy (PEP 649): nothing stands in the class's __dict__, and asked for as values, one unknown name fails all.
+        return annotationlib.get_annotations(klass, format=annotationlib.Format.FORWARDREF)
+    own: Mapping[str, Any] = vars(klass).get("__annotations__", {})
+    return own
+
+
+def _annotated(klass: type) -> Iterator[tuple[str, Any, Setting]]:
+    for name, hint in _own_annotations(klass).items():
+        if isinstance(hint, str):
+            # Only what speaks of a Setting is looked at: other annotations of the user's may name what is not there.
+            if "Setting(" not in hint:
+                continue
+            hint = eval(hint, vars(sys.modules[klass.__module__]), dict(vars(klass)))
+        if get_origin(hint) is Annotated:
+            for extra in hint.__metadata__:
+                if isinstance(extra, Setting):
+                    yield name, hint.__origin__, extra
+
+
+def _type_of(hint: Any) -> tuple[type, bool]:
+    """The type under `X | None`, and whether None is allowed; `object` where there are several."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    inner = [arg for arg in get_args(hint) if arg is not types.NoneType]
+    return inner[0] if len(inner) == 1 else object, types.NoneType in get_args(hint)
+
+
+# --- allowed together -----------------------------------------------------------------------------
+
+# (a smaller one, a larger one, whether they may be equal); a setting that is None or absent is not compared
+_IN_ORDER = (
+    ("min_children", "max_children", True),
+    ("min_spare_children", "max_spare_children", True),
+    ("min_spare_children", "max_children", True),
+    ("max_spare_children", "max_children", True),
+    ("slow_request_timeout", "request_timeout", False),
+)
+
+
+def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
+    """Check every setting of a server, or of a server class, alone and together.
+
+    `origins` says of a setting who set it, in words for the sentence. Raises ConfigError: one sentence with the name,
+    the value and what is allowed.
+    """
+    fields = settings(target if isinstance(target, type) else type(target))
+    for name, field in fields.items():
+        field.check(getattr(target, name), (origins or {}).get(name, ""))
+    for smaller, larger, may_be_equal in _IN_ORDER:
+        if smaller in fields and larger in fields:
+            _check_order(target, fields[smaller], fields[larger], may_be_equal, origins or {})
+
+
+def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool, origins: Mapping[str, str]) -> None:
+    low, high = getattr(target, smaller.name), getattr(target, larger.name)
+    if low is None or high is None or low < high or (low == high and may_be_equal):
+        return
+    bound = "at most" if may_be_equal else "less than"
+    raise ConfigError(
+        f"could not set {smaller.name} to {low}{_from(origins.get(smaller.name, ''))}: it must be {bound} "
+        f"{larger.name}, which is {high}{_from(origins.get(larger.name, ''))}"
+    )
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+_BOOLEANS = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
+_NONE = {"none", "off"}
+
+
+def parse(field: Field, text: str, origin: str = "") -> Any:
+    """The value that `text` means for this setting: `512MiB`, `30s`, `none`, `yes`, or a plain number.
+
+    Raises ConfigError as `validate` does, when it means none or one that is not allowed.
+    """
+    word = text.strip().lower()
+    try:
+        value = None if field.optional and word in _NONE else _read(field, text, word)
+        field.check(value)
+    except (ValueError, KeyError, OverflowError) as exc:
+        if "could not read" in str(exc):  # an address says itself what is wrong with it
+            raise ConfigError(str(exc).replace(repr(text), repr(text) + _from(origin), 1)) from None
+        examples = UNITS[field.setting.unit].examples
+        raise ConfigError(
+            f"could not set {field.key} to {text!r}{_from(origin)}: it must be {field.allowed}{examples}"
+        ) from None
+    return value
+
+
+def _read(field: Field, text: str, word: str) -> Any:
+    if field.type is bool:
+        return _BOOLEANS[word]
+    if field.setting.unit == "address":
+        return _read_address(field, text)
+    if field.type is str:
+        return word if field.setting.choices else text
+    number = UNITS[field.setting.unit].read(word)
+    return float(number) if field.type is float else number
+
+
+def _read_address(field: Field, text: str) -> Any:
+    address = UNITS["address"].read(text)
+    if field.setting.kinds and (address.kind not in field.setting.kinds or address.fd is not None):
+        raise ValueError(text)
+    return address.address if field.type is object or field.type is str else address
+
+
+def show(value: object, unit: UnitName = "") -> str:
+    """A value as it may be typed: `off`, `yes`, `30s`, `512MiB`."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if unit == "address" or isinstance(value, (int, float)):
+        return UNITS[unit].show(value)
+    return str(value)
+
+
+def reference(cls: type, *, options: bool = False) -> str:
+    """A Markdown table of every setting of `cls`, group by group: name, default, what is allowed, what it means.
+
+    `options`: by the names of the command line; else by those of attributes.
+    """
+    fields = settings(cls).values()
+    lines = [f"| {'option' if options else 'setting'} | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for group in dict.fromkeys(field.setting.group for field in fields):
+        lines.append(f"| **{group}** | | | |")
+        lines += [_row(field, options) for field in fields if field.setting.group == group]
+    return "\n".join(lines) + "\n"
+
+
+def _row(field: Field, option: bool) -> str:
+    name = f"`{field.option if option else field.name}`"
+    if field.key != field.name:
+        name += f" (`{field.option}`)"
+    meaning = field.setting.help + ("" if field.setting.reloadable else "; a reload cannot change it")
+    return f"| {name} | {field.default_text} | {field.allowed} | {meaning} |"

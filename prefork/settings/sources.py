@@ -1,0 +1,108 @@
+"""Where settings come from beside the class: option over variable over file. Says of each value who set it.
+
+Owns the reading of the environment and of the TOML file, and what is said of a name that neither knows; what a value
+means is fields.py's. Runs in the process of the command line, before anything is imported or bound.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .fields import Field, parse, show
+
+__all__ = ["FILE_VARIABLE", "Found", "gather"]
+
+PREFIX = "PREFORK_"
+FILE_VARIABLE = "PREFORK_CONFIG"
+TOML_TABLE = "prefork"
+
+# What Kubernetes sets in every pod of a namespace where a Service's name begins with prefork, and Docker with links:
+# PREFORK_SERVICE_HOST, PREFORK_PORT=tcp://…, PREFORK_METRICS_PORT_9465_TCP_ADDR. No setting may have such a name.
+FROM_A_SERVICE = re.compile(
+    r"PREFORK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A value, and who said so: `kind` in one word, `origin` by name."""
+
+    value: Any
+    kind: str  # option, variable, file
+    origin: str
+
+
+def gather(
+    fields: Mapping[str, Field], options: Mapping[str, str], environ: Mapping[str, str], path: str | None
+) -> dict[str, Found]:
+    """The value of every field that is set anywhere, by the field's name; what stands lower in order is read as well.
+
+    `options` are texts by field name; `path` is the file. Raises ConfigError for the first mistake.
+    """
+    found: dict[str, Found] = {}
+    for source in (_from_file(fields, path), _from_environment(fields, environ), _from_options(fields, options)):
+        found.update(source)
+    return found
+
+
+def _from_options(fields: Mapping[str, Field], options: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
+    for name, text in options.items():
+        option = fields[name].option
+        yield name, Found(parse(fields[name], text, option), "option", option)
+
+
+def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
+    known = {field.variable: field for field in fields.values()}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or not text:  # an empty one counts as none: so it is unset in a unit file
+            continue
+        if variable in known:
+            field = known[variable]
+            yield field.name, Found(parse(field, text, variable), "variable", variable)
+        elif variable != FILE_VARIABLE and not FROM_A_SERVICE.fullmatch(variable):
+            near = nearest(variable, [*known, FILE_VARIABLE])
+            raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
+
+
+def _from_file(fields: Mapping[str, Field], path: str | None) -> Iterator[tuple[str, Found]]:
+    if path is None:
+        return
+    known = {field.key: field for field in fields.values()}
+    for key, value in _table(path).items():
+        if key not in known:
+            raise ConfigError(f"could not use {path}: there is no setting {key}{nearest(key, known)}")
+        field, origin = known[key], f"{path}: {key}"
+        yield field.name, Found(_value(field, value, origin), "file", origin)
+
+
+def _value(field: Field, value: Any, origin: str) -> Any:
+    """What TOML has as a text may be a human one ("30s", "off"); everything else is a value already."""
+    if isinstance(value, str):
+        return parse(field, value, origin)
+    if field.type is float and type(value) is int:
+        value = float(value)
+    if field.setting.unit == "address":
+        text = show(value) if isinstance(value, bool) else str(value)
+        return parse(field, text, origin)
+    field.check(value, origin)
+    return value
+
+
+def _table(path: str) -> dict[str, Any]:
+    import tomllib  # only for who has a file
+
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except OSError as exc:
+        raise ConfigError(f"could not read {path}: {os.strerror(exc.errno or 0).lower()}") from None
+    except ValueError as exc:  # of TOML, or of UTF-8
+        reason = str(exc)[:1].lower() + str(exc)[1:]
+        raise ConfigError(f"could not read {path}: it is not TOML: {reason}") from None
+    table = tables.get(TOML_TABLE)
+    if not isinstance(table, dict):
+        raise ConfigError(f"could not use {path}: it has no table [{TOML_TABLE}], which is where settings stand")
+    return table

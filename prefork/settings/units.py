@@ -1,0 +1,87 @@
+"""The units of settings: how a value of each is written and read by people.
+
+One table: what it is called, how an option names it, examples for who has mistyped one, reading and showing.
+Holds no setting. Runs wherever fields.py does.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["UNITS", "Unit", "UnitName", "number_text"]
+
+UnitName = Literal["", "s", "bytes", "mode", "address", "directory"]
+
+_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", re.IGNORECASE)
+_SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_BYTES = (
+    {"": 1, "b": 1}
+    | {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+    | {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """`read` raises ValueError or KeyError for a text that means nothing; a number comes as int where it is whole."""
+
+    words: str  # as it ends "it must be …"
+    metavar: str
+    examples: str
+    read: Callable[[str], Any]
+    show: Callable[[Any], str]
+
+
+def number_text(value: float) -> str:
+    return str(value).removesuffix(".0")
+
+
+def _number(factors: Mapping[str, float]) -> Callable[[str], int | float]:
+    def read(text: str) -> int | float:
+        match = _NUMBER.fullmatch(text.lower())
+        if match is None:
+            raise ValueError(text)
+        if not match[2] and match[1].lstrip("+-").isdigit():
+            return int(match[1])  # exact, however large
+        number = float(match[1]) * factors[match[2]]
+        return int(number) if number.is_integer() else number
+
+    return read
+
+
+def _size_text(value: float) -> str:
+    for suffix, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if value and value % factor == 0:
+            return number_text(value // factor) + suffix
+    return number_text(value)
+
+
+def _mode(text: str) -> int:
+    return int(text.lower().removeprefix("0o"), 8)
+
+
+def _address(text: str) -> Any:
+    from ..sockets.addresses import parse_address
+
+    return parse_address(text)
+
+
+def _address_text(value: Any) -> str:
+    from ..sockets.addresses import Address, address_text
+
+    if isinstance(value, Address):
+        return value.text
+    return address_text(value) if isinstance(value, (tuple, list)) else f"unix:{address_text(value)}"
+
+
+UNITS: Mapping[str, Unit] = {
+    "": Unit("", "", "", _number({"": 1}), number_text),
+    "s": Unit(
+        "a time in seconds", "TIME", " (as in 30s, 500ms, 2m, 1h)", _number(_SECONDS), lambda v: number_text(v) + "s"
+    ),
+    "bytes": Unit("a size in bytes", "SIZE", " (as in 512MiB, 2GiB)", _number(_BYTES), _size_text),
+    "mode": Unit("an octal mode", "MODE", " (as in 0660)", _mode, lambda value: f"{value:04o}"),
+    "address": Unit("an address", "ADDRESS", "", _address, _address_text),
+    "directory": Unit("an absolute path", "DIRECTORY", "", str, str),
+}

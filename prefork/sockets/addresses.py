@@ -1,0 +1,137 @@
+"""Addresses as text: what `--bind` accepts and the record it becomes, and how an address is written for people.
+
+Owns the forms below and nothing that is bound; a descriptor given by number is looked at and left as it is. Read in the
+process of the command line, written in every process.
+
+    host:port  :port  [::]:port     TCP
+    udp://host:port                 UDP
+    unix:/path  unixgram:/path      Unix stream and datagram sockets
+    fd://N                          a bound socket inherited as descriptor N; it says itself which kind it is
+    systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
+"""
+
+import ipaddress
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .. import systemd
+from ..errors import ConfigError
+
+__all__ = ["Address", "Kind", "address_text", "parse_address"]
+
+Kind = Literal["tcp", "udp", "unix", "unixgram"]
+
+_UNIX_PATH_MAX = 107  # sun_path less its final zero, unix(7)
+_HOST_PORT = re.compile(r"(?P<bracketed>\[[^\[\]]+\])?(?P<host>[^:\[\]/]*):(?P<port>[0-9]{1,5})")
+_KINDS: dict[tuple[bool, int], Kind] = {
+    (False, socket.SOCK_STREAM): "tcp",
+    (False, socket.SOCK_DGRAM): "udp",
+    (True, socket.SOCK_STREAM): "unix",
+    (True, socket.SOCK_DGRAM): "unixgram",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. `text` is the address as it was asked for."""
+
+    kind: Kind
+    address: tuple[str, int] | str
+    fd: int | None
+    text: str
+    family: socket.AddressFamily | None = None  # None: for the server class to choose
+
+
+def parse_address(text: str) -> Address:
+    """The address that `text` means; ConfigError says what is wrong with it and which forms there are."""
+    scheme, separator, rest = text.partition(":")
+    if scheme == "systemd":
+        found = systemd.find(rest)
+        if isinstance(found, str):
+            raise _refused(text, found)
+        return _inherited(str(found), text)
+    if separator and scheme in ("unix", "unixgram"):
+        return _unix("unix" if scheme == "unix" else "unixgram", rest, text)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return _inet("tcp", text, text)
+    if scheme == "fd":
+        return _inherited(rest, text)
+    if scheme in ("tcp", "udp"):
+        return _inet("tcp" if scheme == "tcp" else "udp", rest, text)
+    forms = "host:port, :port, [::]:port, udp://host:port, unix:/path, unixgram:/path, fd://N, systemd[:name]"
+    raise _refused(text, f"it is none of {forms}")
+
+
+def _refused(text: str, reason: str) -> ConfigError:
+    return ConfigError(f"could not read the address {text!r}: {reason}")
+
+
+def _inet(kind: Kind, rest: str, text: str) -> Address:
+    match = _HOST_PORT.fullmatch(rest)
+    if match is None or (match["bracketed"] and match["host"]):
+        hint = ", and an IPv6 address stands in brackets: [::1]:9999" if rest.count(":") > 1 else ""
+        raise _refused(text, f"it must be host:port, as in 127.0.0.1:9999{hint}")
+    if int(match["port"]) > 65535:
+        raise _refused(text, f"the port {match['port']} is above 65535")
+    host = match["host"]
+    if match["bracketed"]:
+        host = match["bracketed"][1:-1]
+        if _family(host) is not socket.AF_INET6:
+            raise _refused(text, f"{host!r} is not an IPv6 address")
+    return Address(kind, (host, int(match["port"])), None, text, _family(host))
+
+
+def _family(host: str) -> socket.AddressFamily | None:
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None  # a name, or empty
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def _unix(kind: Kind, path: str, text: str) -> Address:
+    if not path:
+        raise _refused(text, f"it must be {kind}:/path")
+    if "\0" in path:
+        raise _refused(text, "a path has no zero byte")
+    if len(os.fsencode(path)) > _UNIX_PATH_MAX:
+        raise _refused(text, f"its path is longer than {_UNIX_PATH_MAX} bytes")
+    return Address(kind, path, None, text, socket.AF_UNIX)
+
+
+def _inherited(number: str, text: str) -> Address:
+    if not re.fullmatch(r"[0-9]{1,7}", number):
+        raise _refused(text, "it must be fd://N, the number of an inherited descriptor")
+    try:
+        sock = socket.socket(fileno=int(number))
+    except OSError as exc:
+        raise _refused(text, f"descriptor {number} is no open socket ({os.strerror(exc.errno or 0)})") from None
+    try:
+        return _described(sock, int(number), text)
+    finally:
+        sock.detach()
+
+
+def _described(sock: socket.socket, fd: int, text: str) -> Address:
+    kind = _KINDS.get((sock.family == socket.AF_UNIX, sock.type))
+    if kind is None or sock.family not in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6):
+        raise _refused(text, f"descriptor {fd} is a socket of another kind ({sock.family.name}, {sock.type.name})")
+    if sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise _refused(text, f"descriptor {fd} is not a listening socket")
+    name = sock.getsockname()
+    address = name if isinstance(name, str) else (name[0], name[1]) if isinstance(name, tuple) else os.fsdecode(name)
+    return Address(kind, address, fd, text, socket.AddressFamily(sock.family))
+
+
+def address_text(address: Any) -> str:
+    """An address as people write it: host:port, [host]:port, a path, @name for an abstract one."""
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[:2]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    if isinstance(address, bytes):
+        address = os.fsdecode(address)
+    return str(address).replace("\0", "@", 1)

@@ -1,0 +1,302 @@
+"""Listening sockets: bind, adopt, narrow the door, unlink.
+
+Runs in the master. A Listener stands in `server.socket`, so that every `server_bind` and `server_activate`, ours, the
+standard library's or the user's, runs unchanged and still gets what a pool needs: a stale Unix path taken over, an
+inherited descriptor left as it was bound, a sentence when the port is taken. Workers inherit it and only accept.
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+from prefork.metrics.kernel import somaxconn
+
+from ..errors import BindError, ConfigError
+from .addresses import address_text
+from .ownership import Access
+
+log = logging.getLogger("prefork.supervisor")
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+# Classic BPF. Over a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun
+# is finished, a new one is not answered, and its client asks again a second later.
+DROP_BARE_SYN = (
+    (0x30, 0, 0, 13),  # A = flags
+    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+    (0x15, 0, 1, 0x02),  # if A == SYN
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFF),  # else pass
+)
+DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
+
+
+def asked_for(address: Any, kind: int, ordinal: int = 1) -> str:
+    """By what a reload finds a listener again: the address as it was asked for, and which of those it is."""
+    if isinstance(address, (str, bytes, os.PathLike)):
+        address = os.fsdecode(os.fspath(address))
+    return f"{socket.SocketKind(kind).name} {address!r} {ordinal}"
+
+
+_asked: Counter[str] = Counter()
+
+
+def asked_once_more(address: Any, kind: int) -> str:
+    """The same, for the next server of this process at this address."""
+    first = asked_for(address, kind)
+    _asked[first] += 1
+    return asked_for(address, kind, _asked[first])
+
+
+class Listener(socket.socket):
+    """A socket of a pool: bound here, or inherited bound.
+
+    `inherited`: it came bound, `bind()` leaves it alone. `flags` are added to every receive, so that a datagram worker
+    does not block for one that a sibling took, while replies on the same socket still may.
+    """
+
+    inherited = False
+    resumed = False  # handed over by an earlier image of this process
+    quiet = False  # another process's, in a rehearsal: looked at and left as it is
+    access = Access()  # of a Unix path that it binds
+    flags = 0
+    unreachable = False  # its path is gone, and no other leads to it
+    asked = ""  # what it was asked for: by this a reload finds it again
+    path: str | None = None
+    identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
+
+    @classmethod
+    def adopt(cls, sock: socket.socket) -> "Listener":
+        """Take over the descriptor of a plain socket object, which is closed by it."""
+        timeout = sock.gettimeout()
+        listener = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        listener.settimeout(timeout)
+        return listener
+
+    @classmethod
+    def inherit(cls, fd: int) -> "Listener":
+        """A descriptor that was bound by whoever started us. Raises BindError when it is no socket."""
+        try:
+            listener = cls(fileno=fd)
+            os.set_inheritable(fd, False)
+        except OSError as exc:
+            raise BindError(exc.errno, f"could not take over descriptor {fd}: {os.strerror(exc.errno or 0)}") from exc
+        listener.inherited = True
+        listener.quiet = _instead is not None
+        return listener
+
+    @classmethod
+    def resume(cls, fd: int, *, quiet: bool) -> "Listener":
+        """What an earlier image of this process listened on; `quiet`: what another process does."""
+        listener = cls(fileno=fd)
+        listener.resumed, listener.quiet = True, quiet
+        return listener
+
+    @classmethod
+    def recover(cls, fd: int) -> "Listener":
+        """What an earlier life of this service listened on, kept by the service manager: bound, and with its queue."""
+        listener = cls.resume(fd, quiet=False)
+        name = listener.getsockname()
+        log.info("going on with the socket that the service manager kept: %s", address_text(name))
+        if isinstance(name, str) and name[:1] not in ("", "\0"):
+            listener.path, listener.identity = name, _identity(name)
+        return listener
+
+    def bind(self, address: Any) -> None:
+        """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
+        path = os.fsdecode(address) if self.family == socket.AF_UNIX else ""
+        named = bool(path) and path[:1] != "\0" and not self.inherited
+        if self.access and not named:
+            where = address_text(address)
+            raise ConfigError(f"could not set {self.access} of {where}: it is no Unix path, or bound by somebody else")
+        if self.inherited or self.resumed:
+            return
+        try:
+            self._bind(address, path if named else None)
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            reason = reason[:1].lower() + reason[1:]
+            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
+
+    def _bind(self, address: Any, path: str | None) -> None:
+        if _instead is not None:
+            super().bind(_instead(self, address, path))
+            return
+        if path is None:
+            super().bind(address)
+            return
+        _clear_stale(path, self.type)
+        with self.access.given_to(self, path):
+            super().bind(address)
+            self.path = os.path.abspath(path)
+            self.identity = _identity(self.path)
+
+    def listen(self, backlog: int = 128, /) -> None:
+        if self.quiet:
+            return
+        limit = somaxconn()
+        if limit is not None and backlog > limit:
+            log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit)
+        super().listen(backlog)
+
+    @cached_property
+    def _kind(self) -> tuple[int, int, int]:
+        return int(self.family), int(self.type), self.proto
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As socket.accept, which makes two enum members for each connection: a tenth of what a short one costs."""
+        fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
+        return socket.socket(*self._kind, fd), address
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return super().recv(bufsize, flags | self.flags)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        return super().recvfrom(bufsize, flags | self.flags)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return super().recvmsg(bufsize, ancbufsize, flags | self.flags)
+
+    def unlink(self) -> None:
+        """Remove the Unix path, if what stands there is still ours."""
+        if self.stands:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(str(self.path))
+            self.unreachable = True
+        self.path = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether what is at the Unix path is still ours."""
+        return self.path is not None and self.identity is not None and self.identity == _identity(self.path)
+
+
+Instead = Callable[[Listener, Any, str | None], Any]
+_instead: Instead | None = None
+
+
+@contextlib.contextmanager
+def bound_elsewhere(instead: Instead) -> Iterator[None]:
+    """Inside, `bind()` takes no address but the one that this gives, and inherited sockets are left as they are."""
+    global _instead
+    _instead = instead
+    try:
+        yield
+    finally:
+        _instead = None
+
+
+# Of any listening socket: the user may have wrapped ours (TLS).
+
+
+def prepare(sock: socket.socket) -> None:
+    """Before the first fork: no worker may block here for what a sibling took.
+
+    The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
+    Raises BindError as `widen()` does.
+    """
+    widen(sock)
+    if sock.type != socket.SOCK_DGRAM:
+        os.set_blocking(sock.fileno(), False)
+    elif isinstance(sock, Listener):
+        sock.flags = socket.MSG_DONTWAIT
+
+
+def release(sock: socket.socket) -> None:
+    """Undo `prepare()`, when the pool has ended and its program goes on."""
+    if isinstance(sock, Listener):
+        sock.flags = 0
+    if sock.fileno() != -1 and sock.gettimeout() is None:
+        os.set_blocking(sock.fileno(), True)
+
+
+@contextlib.contextmanager
+def prepared(listener: socket.socket) -> Iterator[None]:
+    """No worker may block in an accept."""
+    prepare(listener)
+    try:
+        yield
+    finally:
+        release(listener)
+
+
+def queued(sock: socket.socket) -> bool:
+    """Whether the kernel holds something for us now. False for a closed socket."""
+    if sock.fileno() == -1:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def narrow(sock: socket.socket) -> bool:
+    """Let nobody new in, keep who is in the queue: the workers serve it to its end.
+
+    False for a listener that others hold as well (systemd): its queue is for whoever serves it next.
+    """
+    if sock.fileno() == -1 or (isinstance(sock, Listener) and sock.inherited):
+        return False
+    if isinstance(sock, Listener):
+        sock.unlink()
+    program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
+    if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
+        return True  # nobody finds the way any more
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
+    except OSError:
+        if sock.type != socket.SOCK_DGRAM:
+            sock.listen(0)
+    return True
+
+
+def widen(sock: socket.socket) -> None:
+    """Undo `narrow()`, so that a server can serve again after `shutdown()`.
+
+    Raises BindError for a Unix socket whose path an earlier drain has removed.
+    """
+    if isinstance(sock, Listener) and sock.unreachable:
+        where = address_text(sock.getsockname())
+        raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
+    with contextlib.suppress(OSError):  # there was no filter
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _clear_stale(path: str, kind: int) -> None:
+    """Remove a socket that nobody listens on. Raises OSError when somebody does, or when it is no socket."""
+    if is_stale(path, kind):
+        log.info("removing the stale socket %s", path)
+        os.unlink(path)
+
+
+def is_stale(path: str, kind: int) -> bool:
+    """Whether a socket is left there that nobody listens on. Raises OSError when somebody does, or it is no socket."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "it exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        answer = probe.connect_ex(path)
+    if answer != errno.ECONNREFUSED:  # EAGAIN: alive with a full queue; EPROTOTYPE: alive, of the other kind
+        raise OSError(errno.EADDRINUSE, "another server is listening there")
+    return True

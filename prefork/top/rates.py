@@ -1,0 +1,81 @@
+"""Of two looks at a service, what happened between them: counts, shares and quantiles. Pure.
+
+Runs in `prefork top`. A counter that fell has started anew, with the service: then all that it says has happened since.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Look", "Span", "grown", "quantile"]
+
+FAILURES = ("error", "timeout", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the service said at one moment (seconds, of any clock that only goes forward).
+
+    `status` is as control/report.py has it; what the source does not know is None. So are the workers
+    of a metrics URL.
+    """
+
+    at: float
+    status: dict[str, Any]
+    workers: list[dict[str, Any]] | None
+
+
+def grown(then: float | None, now: float) -> float:
+    """By how much a counter grew."""
+    return now if then is None or now < then else now - then
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[float], share: float) -> float | None:
+    """Where this share of the observations is below, as near as the buckets tell; None without any."""
+    wanted, below, low = share * sum(counts), 0.0, 0.0
+    for bound, count in zip(bounds, counts, strict=False):
+        if count and below + count >= wanted:
+            return low + (bound - low) * (wanted - below) / count
+        below, low = below + count, bound
+    return bounds[-1] if sum(counts) else None
+
+
+class Span:
+    """The time between two looks; without an earlier one, since the service began."""
+
+    def __init__(self, before: Look | None, look: Look) -> None:
+        self._now = look.status
+        self._then: dict[str, Any] = {}
+        if before is None:
+            self.seconds = max(1.0, look.status["uptime_s"] or 0.0)
+        else:
+            self.seconds = max(0.001, look.at - before.at)
+            if (before.status["uptime_s"] or 0.0) <= (look.status["uptime_s"] or 0.0):
+                self._then = before.status
+
+    def accepted(self) -> float:
+        """Connections in a second."""
+        return self._requests("accepted") / self.seconds
+
+    def failed(self) -> float:
+        """Requests in a second that ended badly."""
+        return sum(map(self._requests, FAILURES)) / self.seconds
+
+    def saturated(self) -> float | None:
+        """The share of the time in which no request more could have been taken."""
+        now = self._now["saturated_s"]
+        return None if now is None else min(1.0, grown(self._then.get("saturated_s"), now) / self.seconds)
+
+    def quantiles(self, name: str, *shares: float) -> list[float | None]:
+        """Of the observations of a histogram that came in this time."""
+        now, then = self._now[name], self._then.get(name)
+        if now is None:
+            return [None] * len(shares)
+        counts = now["counts"]
+        if then is not None and then["at_most_s"] == now["at_most_s"]:
+            since = [after - before for before, after in zip(then["counts"], counts, strict=True)]
+            counts = since if min(since) >= 0 else counts
+        return [quantile(now["at_most_s"], counts, share) for share in shares]
+
+    def _requests(self, outcome: str) -> float:
+        return grown(self._then.get("requests", {}).get(outcome), self._now["requests"][outcome])

@@ -1,0 +1,124 @@
+"""From the text of /metrics to a look at the service, in the words of control/report.py. Pure.
+
+Runs in `prefork top --url`, which is why prometheus_client is imported here, for its parser alone. What the exporter
+does not serve, for this kind of service or on this kernel, is None.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from ..errors import PreforkError
+
+__all__ = ["NotOurs", "status_of"]
+
+STATES = ("starting", "idle", "busy", "draining")
+OUTCOMES = ("ok", "error", "timeout", "lost")
+OUR_LINES = ("prefork_", "# TYPE prefork_")  # the program's own series may be many thousand
+
+
+class NotOurs(PreforkError):
+    """This is not what the exporter of a service serves."""
+
+
+class _Samples:
+    def __init__(self, text: str) -> None:
+        lines = [line for line in text.splitlines() if line.startswith(OUR_LINES)]
+        self._by_name: dict[str, list[Sample]] = defaultdict(list)
+        try:
+            for family in text_string_to_metric_families("\n".join(lines) + "\n"):
+                for sample in family.samples:
+                    self._by_name[sample.name].append(sample)
+        except (ValueError, KeyError, IndexError) as exc:
+            raise NotOurs(f"what it serves is no Prometheus text ({exc})") from None
+        if "prefork_build_info" not in self._by_name:
+            raise NotOurs("it is no exporter of a prefork service, there is no prefork_build_info")
+
+    def total(self, name: str, **labels: str) -> float | None:
+        """Over all samples with these labels."""
+        values = [s.value for s in self._by_name[name] if labels.items() <= s.labels.items()]
+        return sum(values) if values else None
+
+    def whole(self, name: str, **labels: str) -> int | None:
+        total = self.total(name, **labels)
+        return None if total is None else round(total)
+
+    def labels(self, name: str, label: str) -> list[str]:
+        return list(dict.fromkeys(s.labels.get(label, "") for s in self._by_name[name]))
+
+    def histogram(self, name: str) -> dict[str, Any] | None:
+        """Bounds and the counts between them, the last without a bound; the samples are cumulative."""
+        buckets: dict[float, float] = defaultdict(float)
+        for sample in self._by_name[f"{name}_bucket"]:
+            buckets[float(sample.labels["le"])] += sample.value
+        if not buckets:
+            return None
+        bounds = sorted(buckets)
+        counts = [buckets[b] - (buckets[bounds[i - 1]] if i else 0.0) for i, b in enumerate(bounds)]
+        return {"at_most_s": bounds[:-1], "counts": counts}
+
+
+def status_of(text: str, now: float) -> dict[str, Any]:
+    """`now` is the exporter's wall clock. Raises NotOurs."""
+    found = _Samples(text)
+    started = found.total("prefork_start_time_seconds")
+    (prefork,), (python,) = (found.labels("prefork_build_info", label)[:1] for label in ("version", "python"))
+    backing_off = found.total("prefork_worker_backoff")
+    return {
+        "name": ", ".join(found.labels("prefork_connections_accepted_total", "listener")) or "-",
+        "pid": None, "phase": None, "prefork": prefork, "python": python,
+        "generation": found.whole("prefork_generation"), "reloading": False, "degraded": None,
+        "uptime_s": None if started is None else max(0.0, now - started),
+        "min_children": found.whole("prefork_workers_min"), "max_children": found.whole("prefork_workers_max"),
+        "workers": _counts((state, found.whole("prefork_workers", state=state)) for state in STATES),
+        "backing_off": bool(backing_off), "last_error": None,
+        "lanes": found.whole("prefork_lanes"), "lanes_busy": found.whole("prefork_lanes_busy"),
+        "saturated_s": found.total("prefork_saturated_seconds_total"),
+        "queue_length": found.whole("prefork_listen_queue_length"),
+        "queue_limit": found.whole("prefork_listen_queue_limit"),
+        "requests": _requests(found), "duration": found.histogram("prefork_request_duration_seconds"),
+        "exits": _exits(found),
+        **_only_here(found, now),
+    }  # fmt: skip
+
+
+def _counts(pairs: Iterable[tuple[str, int | None]]) -> dict[str, int] | None:
+    return {name: count for name, count in pairs if count is not None} or None
+
+
+def _requests(found: _Samples) -> dict[str, int]:
+    return {
+        "accepted": found.whole("prefork_connections_accepted_total") or 0,
+        **{outcome: found.whole("prefork_requests_total", outcome=outcome) or 0 for outcome in OUTCOMES},
+        "rejected": found.whole("prefork_connections_rejected_total") or 0,
+    }
+
+
+def _exits(found: _Samples) -> dict[str, int]:
+    name = "prefork_worker_exits_total"
+    counts = {reason: found.whole(name, reason=reason) for reason in found.labels(name, "reason")}
+    return {reason: count for reason, count in counts.items() if count}
+
+
+def _only_here(found: _Samples, now: float) -> Mapping[str, Any]:
+    """What the control socket says of each worker, or does not say."""
+    reloaded = found.total("prefork_last_reload_timestamp_seconds")
+    return {
+        "queue_wait": found.histogram("prefork_queue_wait_seconds"),
+        "datagram_bytes": found.whole("prefork_datagram_queue_bytes"),
+        "datagram_drops": found.whole("prefork_datagram_receive_drops_total"),
+        "oldest_request_s": found.total("prefork_oldest_request_age_seconds"),
+        "cpu_user_s": found.total("prefork_worker_cpu_seconds_total", mode="user"),
+        "cpu_system_s": found.total("prefork_worker_cpu_seconds_total", mode="system"),
+        "memory_sum_bytes": found.whole("prefork_worker_private_memory_bytes", agg="sum"),
+        "memory_max_bytes": found.whole("prefork_worker_private_memory_bytes", agg="max"),
+        "open_fds_max": found.whole("prefork_worker_open_fds_max"),
+        "fds_limit": found.whole("prefork_worker_fds_limit"),
+        "reloads_ok": found.whole("prefork_reloads_total", result="ok"),
+        "reloads_failed": found.whole("prefork_reloads_total", result="failed"),
+        "last_reload_ok": None if reloaded is None else bool(found.total("prefork_last_reload_successful")),
+        "last_reload_ago_s": None if reloaded is None else max(0.0, now - reloaded),
+    }

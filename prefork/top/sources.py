@@ -1,0 +1,87 @@
+"""Whom `prefork top` asks: a control socket, which tells all and can be commanded, or a metrics URL, read-only.
+
+Runs in `prefork top`. Every question has a deadline, so that a service that hangs is seen to hang.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from ..commands import BY_VERB
+from ..control.client import Client
+from ..errors import PreforkError
+from .http import Endpoint, Response, get
+from .rates import Look
+
+__all__ = ["ControlSource", "MetricsSource", "Source"]
+
+ASK_WITHIN_S = 5.0
+OK, UNAVAILABLE = 200, 503
+READY, HEALTHY = "/-/ready", "/-/healthy"
+
+
+class Source(Protocol):
+    """Raises PreforkError where the service does not answer, or refuses."""
+
+    def look(self) -> Look:
+        """Ask now."""
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        """Have a worker replaced; returns when it is."""
+
+
+class ControlSource:
+    """A control socket."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def look(self) -> Look:
+        with Client(self._path, ASK_WITHIN_S) as client:
+            status_of = client.result(BY_VERB["status"])
+            return Look(time.monotonic(), status_of, client.result(BY_VERB["workers"])["workers"])
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        say(f"worker {slot}: its replacement starts")
+        with Client(self._path) as client:
+            client.result(BY_VERB["restart"], slot)
+        say(f"worker {slot} is replaced: it drains, and another is ready")
+
+
+class MetricsSource:
+    """The exporter of a service."""
+
+    def __init__(self, place: Endpoint) -> None:
+        self._place = place
+
+    def look(self) -> Look:
+        from .scrape import NotOurs, status_of  # which imports prometheus_client: 80 ms
+
+        until = time.monotonic() + ASK_WITHIN_S
+        answer = get(self._place, until)
+        at = time.monotonic()
+        if answer.status != OK:
+            raise PreforkError(f"could not read {self._place.text}: it answers {answer.status} {answer.reason}")
+        try:
+            found = status_of(answer.text, answer.date)
+        except NotOurs as exc:
+            raise PreforkError(f"could not read {self._place.text}: {exc}") from None
+        ready, healthy = self._beside(READY, until), self._beside(HEALTHY, until)
+        if ready is not None:
+            found["phase"] = "ready" if ready.status == OK else "not ready"
+        found["hangs"] = healthy is not None and healthy.status == UNAVAILABLE
+        return Look(at, found, None)
+
+    def replace(self, slot: int, say: Callable[[str], None]) -> None:
+        raise PreforkError("could not replace a worker: metrics can only be read; it needs the control socket")
+
+    def _beside(self, path: str, until: float) -> Response | None:
+        """What the exporter says there, if it is reached by this name and in time."""
+        place = self._place.beside(path)
+        if place is None:
+            return None
+        try:
+            answer = get(place, until)
+        except PreforkError:
+            return None  # what the metrics tell is shown without it
+        return answer if answer.status in (OK, UNAVAILABLE) else None

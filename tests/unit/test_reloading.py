@@ -1,0 +1,309 @@
+"""Reloading and Generations, step by step: what is refused, what is queued, what is told, who leaves when."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prefork.commands import Command
+from prefork.master.policy import Phase
+from prefork.reload import reloading
+from prefork.reload.handover import Record
+from prefork.reload.reloading import ReloadResult, Stage
+from tests.support.simulated_reload import Program, Reloadable
+from tests.support.simulation import LIMITS, Simulation
+
+# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+STOP_GRACE_S = 1.0
+LAST_WORDS_S = 1.0
+
+
+@pytest.fixture
+def pool() -> Iterator[Reloadable]:
+    """Two workers, READY."""
+    simulation = Reloadable()
+    simulation.settle()
+    yield simulation
+    simulation.close()
+
+
+def told_by(simulation: Simulation) -> list[ReloadResult]:
+    """What is told from now on, by this image."""
+    results: list[ReloadResult] = []
+
+    def note(told: ReloadResult | str) -> None:
+        if isinstance(told, ReloadResult):
+            results.append(told)
+
+    simulation.supervisor.generations.told = note
+    return results
+
+
+def rehearse(pool: Reloadable, **word: object) -> None:
+    assert pool.rehearsal is not None
+    pool.rehearsal.say(**word)
+    pool.rehearsal.exit()
+    pool.turn()
+
+
+def test_refused_by_name() -> None:
+    """Where there is nothing to run again, whoever asks is told why, and nothing is begun."""
+    simulation = Simulation()
+    told = told_by(simulation)
+    simulation.settle()
+    simulation.command(Command.RELOAD)
+    assert told == [ReloadResult(False, "could not reload: this simulation has one image")]
+    assert simulation.supervisor.generations.stage is Stage.IDLE
+    simulation.close()
+
+
+def test_queued_once(pool: Reloadable) -> None:
+    """However often it is asked for during a rehearsal: one more reload, which begins when that one has ended."""
+    told = told_by(pool)
+    for _ in range(4):
+        pool.command(Command.RELOAD)
+    rehearse(pool, failed="not yet")
+    assert told == [ReloadResult(False, "not yet")]
+    pool.advance(0.1)
+    rehearse(pool, failed="nor now")
+    pool.advance(2.0)
+    assert pool.rehearsal is None
+    assert [result.reason for result in told] == ["not yet", "nor now"]
+
+
+def test_queued_over_an_exec(pool: Reloadable) -> None:
+    """What was asked for during the rehearsal is made by the next image, when the first generation is gone."""
+    pool.command(Command.RELOAD)
+    pool.command(Command.RELOAD)
+    rehearse(pool, ready=True)
+    assert (pool.images, pool.supervisor.generations.stage) == (2, Stage.WAITING)
+    pool.settle()
+    pool.advance(0.1)
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, pool.alive) == (3, {3})
+    pool.advance(2.0)
+    assert pool.rehearsal is None
+
+
+def test_no_process_for_a_rehearsal(pool: Reloadable) -> None:
+    """A fork that the kernel refuses is a failed reload, and the next one is made as ever."""
+    told = told_by(pool)
+    pool.processes.refuse = True
+    pool.command(Command.RELOAD)
+    assert [result.reason for result in told] == ["could not start the rehearsal: Resource temporarily unavailable"]
+    pool.processes.refuse = False
+    pool.command(Command.RELOAD)
+    rehearse(pool, ready=True)
+    assert pool.images == 2
+
+
+BAD_WORDS = {"none": b"", "half of one": b'{"ready": tr', "no JSON": b"ready\n", "another": b"{}\n"}
+
+
+@pytest.mark.parametrize("what", BAD_WORDS)
+def test_succeeds_by_its_word_only(what: str, pool: Reloadable) -> None:
+    """A rehearsal that ends with 0 and has not said that it is ready has failed."""
+    told = told_by(pool)
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is not None
+    os.write(pool.rehearsal.word, BAD_WORDS[what])
+    pool.rehearsal.exit(0)
+    pool.turn()
+    reason = "the rehearsal ended before its serve_forever() was ready: exit status 0"
+    assert told == [ReloadResult(False, reason)]
+    assert pool.images == 1
+
+
+@pytest.mark.parametrize("missing", ["directory", "interpreter"])
+def test_an_exec_that_fails(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory is the one it was, also where its name is gone, and no descriptor stays inheritable."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    where = os.stat(".").st_ino
+    monkeypatch.setattr(reloading, "START", replace(reloading.START, executable=str(tmp_path / "no python")))
+    directory = tmp_path if missing == "interpreter" else tmp_path / "nowhere"
+    fd = os.open(os.devnull, os.O_RDONLY)
+    try:
+        with pytest.raises(FileNotFoundError):
+            reloading.execute(Record({"directory": str(directory)}, [fd]))
+        assert not os.get_inheritable(fd)
+    finally:
+        os.close(fd)
+    assert os.stat(".").st_ino == where
+
+
+# Over images.
+
+
+@pytest.fixture
+def told(pool: Reloadable) -> list[bool]:
+    """How each reload ended, over all images."""
+    results: list[bool] = []
+
+    def listen() -> None:
+        def note(result: ReloadResult | str) -> None:
+            if isinstance(result, ReloadResult):
+                results.append(result.ok)
+
+        pool.supervisor.generations.told = note
+
+    pool.on_image = listen
+    listen()
+    return results
+
+
+def new_image(pool: Reloadable) -> None:
+    pool.command(Command.RELOAD)
+    rehearse(pool, ready=True)
+
+
+def spoil(pool: Reloadable) -> None:
+    """Let workers die at boot until the pool calls itself degraded."""
+    for _ in range(10):
+        for process in pool.living(lambda process: not process.ready):
+            process.fail_to_boot()
+        pool.advance(LIMITS.max_restart_delay)
+        if pool.supervisor.generations.degraded:
+            return
+    raise AssertionError("it is not degraded")
+
+
+def test_a_reload(pool: Reloadable, told: list[bool]) -> None:
+    """Rehearsal, exec, new workers first; then the old ones leave, one for each that is READY."""
+    old = pool.living()
+    new_image(pool)
+    assert pool.images == 2
+    assert told == []
+    pool.settle()
+    assert not set(old) & set(pool.living())
+    assert [pool.born_of[process.pid] for process in pool.living()] == [2, 2]
+    assert told == [True]
+    assert pool.statistics().generation == 2
+
+
+def test_a_death_of_the_image_before(pool: Reloadable, told: list[bool]) -> None:
+    """A worker of the old code that dies at boot is not held against the new: there is no back-off."""
+    pool.living()[0].die()
+    pool.turn()
+    (late,) = pool.living(lambda process: not process.ready)
+    new_image(pool)
+    late.fail_to_boot()
+    pool.turn()
+    assert not pool.supervisor.pool.backing_off
+    pool.settle()
+    assert told == [True]
+
+
+def test_a_rehearsal_that_hangs(pool: Reloadable, told: list[bool]) -> None:
+    """It is killed at boot_timeout; one that has said its word a second later, and its word counts."""
+    pool.command(Command.RELOAD)
+    pool.advance(LIMITS.boot_timeout + 0.1)
+    assert (pool.rehearsal, told, pool.images) == (None, [False], 1)
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is not None
+    pool.rehearsal.say(ready=True)
+    pool.advance(LAST_WORDS_S - 0.1)
+    assert pool.images == 1
+    pool.advance(0.2)
+    assert pool.images == 2
+
+
+def test_a_third_generation_waits(pool: Reloadable, told: list[bool]) -> None:
+    """While one of the first is busy the third is not rehearsed; it is when that one was killed at its deadline."""
+    busy = pool.living()[0]
+    busy.begin()
+    new_image(pool)
+    pool.settle()
+    pool.command(Command.RELOAD)
+    assert pool.supervisor.generations.stage is Stage.WAITING
+    pool.advance(LIMITS.graceful_timeout - 1)
+    assert (busy.alive, pool.rehearsal) == (True, None)
+    pool.advance(1.5)
+    assert not busy.alive
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, told) == (3, [True, True])
+
+
+def test_workers_that_cannot_start(pool: Reloadable, told: list[bool]) -> None:
+    """The old ones stay, and whoever asked is told. The next reload begins when no worker of the failed image is left,
+    not even one that boots; what is told of it is told once."""
+    old = pool.living()
+    new_image(pool)
+    spoil(pool)
+    assert told == [False]
+    assert not pool.supervisor.generations.reloading
+    (booting,) = pool.living(lambda process: not process.ready)
+    booting.hang()
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is None
+    pool.advance(STOP_GRACE_S + 0.1)
+    assert not booting.alive
+    assert pool.living() == old
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
+    assert pool.supervisor.generations.degraded == ""
+
+
+def test_workers_of_which_not_all_can_start(pool: Reloadable, told: list[bool]) -> None:
+    """Where one of the new ones serves and the others die the reload has failed, not hung; the next mends it."""
+    new_image(pool)
+    pool.living(lambda process: not process.ready)[0].boot()
+    pool.advance(0.1)
+    spoil(pool)
+    assert told == [False]
+    pool.command(Command.RELOAD)
+    pool.advance(STOP_GRACE_S + 0.1)
+    rehearse(pool, ready=True)
+    pool.settle()
+    assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
+
+
+def test_workers_that_start_after_all(pool: Reloadable, told: list[bool]) -> None:
+    """Whoever asked was told that it failed, and is not told again; the pool is no longer degraded."""
+    new_image(pool)
+    spoil(pool)
+    pool.settle()
+    assert (pool.alive, told) == ({2}, [False])
+    assert pool.supervisor.generations.degraded == ""
+
+
+@pytest.mark.parametrize("program", [Program.FAILS, Program.IS_GONE])
+def test_an_exec_that_comes_to_nothing(program: Program, pool: Reloadable, told: list[bool]) -> None:
+    """The same workers serve on, and the next reload is as good as the first."""
+    old = pool.living()
+    pool.program = program
+    new_image(pool)
+    pool.advance(5.0)
+    assert pool.living() == old
+    assert pool.statistics().reloads == {"ok": 0, "failed": 1}
+    pool.program = Program.WORKS
+    new_image(pool)
+    pool.settle()
+    assert told[-1]
+    assert not set(old) & set(pool.living())
+
+
+@pytest.mark.parametrize("stop", [Command.DRAIN, Command.STOP])
+def test_the_end_cancels_a_reload(stop: Command, pool: Reloadable, told: list[bool]) -> None:
+    """Waiting, rehearsing, rehearsed or new: told that it failed, and nothing is started any more."""
+    pool.command(Command.RELOAD)
+    pool.supervisor.commands += [stop, Command.RELOAD]
+    pool.turn()
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 1, [False])
+
+
+def test_what_is_asked_during_the_exec(pool: Reloadable, told: list[bool]) -> None:
+    """It is obeyed in the new image's first turn: TERM ends it before it has started anybody."""
+    pool.meanwhile, pool.takes_s = [Command.DRAIN], 2.0
+    new_image(pool)
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 2, [False])
+    assert pool.statistics().spawned == 2

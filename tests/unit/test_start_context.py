@@ -1,0 +1,81 @@
+"""Origin: of a command line, what is the interpreter's and what is the program's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from prefork.reload.start_context import ENTRY, StartContext, split, started_in
+
+COMMANDS = {
+    "a script": (["service.py", "-m", "x"], [], ["service.py", "-m", "x"]),
+    "flags that take an argument": (["-W", "error", "-X", "dev", "s.py"], ["-W", "error", "-X", "dev"], ["s.py"]),
+    "flags with it attached": (["-Werror", "-Xdev", "-BIO", "s.py"], ["-Werror", "-Xdev", "-BIO"], ["s.py"]),
+    "a cluster that ends in one": (["-BW", "error", "s.py"], ["-BW", "error"], ["s.py"]),
+    "a long option": (["--check-hash-based-pycs", "always", "s.py"], ["--check-hash-based-pycs", "always"], ["s.py"]),
+    "a module": (["-B", "-m", "package", "--bind", "x"], ["-B"], ["-m", "package", "--bind", "x"]),
+    "a module in a cluster": (["-Bm", "package"], ["-B"], ["-m", "package"]),
+    "a module attached": (["-mpackage", "y"], [], ["-m", "package", "y"]),
+    "a text": (["-c", "import a", "-W"], [], ["-c", "import a", "-W"]),
+    "a text in a cluster": (["-Ic", "import a"], ["-I"], ["-c", "import a"]),
+    "nothing": (["-i"], ["-i"], []),
+    "stdin": (["-"], [], ["-"]),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_flags_and_program(name: str) -> None:
+    """What stands before the program is the interpreter's; what stands behind it is left alone."""
+    arguments, flags, program = COMMANDS[name]
+    assert split(["python", *arguments]) == (tuple(flags), tuple(program))
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("nothing", "stdin")])
+def test_a_reloaded_program_is_told_apart_again(name: str) -> None:
+    """A command line that a reload made splits into the same parts, so that reloads do not add up."""
+    flags, program = split(["python", *COMMANDS[name][0]])
+    origin = StartContext("python", flags, program, {}, "/")
+    once_more = origin.command(7, "/")
+    assert once_more[: len(flags) + 3] == ["python", *flags, ENTRY, "7"]
+    assert split(once_more) == (flags, program)
+
+
+def test_refused_by_name() -> None:
+    """A program that was read from stdin is none that can be run again; any other is not refused."""
+    assert StartContext("python", (), ("-",), {}, "/").refusal() == "its program was read from stdin"
+    assert StartContext("python", (), ("-c", "pass"), {}, "/").refusal() is None
+
+
+def test_the_directory_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$PWD counts where it names the directory we are in: a symlink is kept, a stale or relative name is not."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "current").symlink_to("one")
+    monkeypatch.chdir(tmp_path / "one")
+    here = os.getcwd()
+    for named, expected in (
+        (str(tmp_path / "current"), str(tmp_path / "current")),
+        (str(tmp_path / "other"), here),
+        (str(tmp_path / "gone"), here),
+        ("../one", here),
+        ("", here),
+    ):
+        monkeypatch.setenv("PWD", named)
+        assert started_in() == expected
+
+
+def test_a_relative_program_of_another_directory(tmp_path: Path) -> None:
+    """In another directory than it was started in, a relative path is of that one where it leads to something there,
+    else of the first; modules, texts and whole paths stay as they are."""
+    started, other = tmp_path / "started", tmp_path / "other"
+    for path in (started / "bin", other):
+        path.mkdir(parents=True)
+    (other / "there.py").touch()
+    programs = {
+        ("bin/prefork", "run"): (f"{started}/bin/prefork", "run"), ("there.py", "x"): ("there.py", "x"),
+        ("/s.py",): ("/s.py",), ("-m", "prefork"): ("-m", "prefork"), ("-c", "import a"): ("-c", "import a"),
+    }  # fmt: skip
+    for program, expected in programs.items():
+        origin = StartContext("python", (), program, {}, str(started))
+        assert origin.command(7, str(other)) == ["python", ENTRY, "7", *expected]
+        assert origin.command(7, str(started)) == ["python", ENTRY, "7", *program]
