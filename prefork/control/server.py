@@ -275,8 +275,7 @@ class ControlServer:
     def close(self) -> None:
         """For good; the path is removed if it is still ours."""
         self._board.words[Word.CONTROL_OPEN] = 0
-        with contextlib.suppress(OSError):  # after a change of user the folder may not be ours to write
-            self._listener.unlink()
+        self._listener.unlink()
         self.forget()
         self._clients.clear()
 

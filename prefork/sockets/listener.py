@@ -167,11 +167,17 @@ class Listener(socket.socket):
         return super().recvmsg(bufsize, ancbufsize, flags | self.flags)
 
     def unlink(self) -> None:
-        """Remove the Unix path, if what stands there is still ours."""
+        """Remove the Unix path, if what stands there is still ours. One that may not be removed is left, and said:
+        after a change of user the folder may be somebody else's."""
         if self.stands:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(str(self.path))
             self.unreachable = True
+            try:
+                os.unlink(str(self.path))
+            except FileNotFoundError:
+                pass
+            except OSError as exc:
+                self.unreachable = False
+                log.warning("could not remove %s, it is left: %s", self.path, (exc.strerror or str(exc)).lower())
         self.path = None
 
     @property

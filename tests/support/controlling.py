@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +19,10 @@ from .command import HUNG, MODULE, ROOT
 Done = subprocess.CompletedProcess
 
 
-def ctl(path: Path, *argv: str) -> "Done[str]":
-    """`prefork ctl` at the control socket of this path, to its end."""
+def ctl(path: Path, *argv: str, before: Sequence[str] = ()) -> "Done[str]":
+    """`prefork ctl` at the control socket of this path, to its end; `before` is put in front of the command."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PREFORK_CONTROL": path.name}
-    command = [*MODULE, "ctl", *argv]
+    command = [*before, *MODULE, "ctl", *argv]
     return subprocess.run(command, env=environ, cwd=path.parent, capture_output=True, text=True, timeout=HUNG)
 
 
@@ -40,9 +40,9 @@ def started(path: Path, *argv: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def asked(path: Path, *argv: str) -> Any:
+def asked(path: Path, *argv: str, before: Sequence[str] = ()) -> Any:
     """The result of a verb, which must be good."""
-    done = ctl(path, *argv, "--json")
+    done = ctl(path, *argv, "--json", before=before)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])["result"]
 
