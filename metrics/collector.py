@@ -313,13 +313,3 @@ METRIC_TABLE = (
         _one(lambda scrape: scrape.snapshot.words_rejected + scrape.application.rejected),
         ("PreforkSlotWordsRejected",)),
 )  # fmt: skip
-
-
-def reference() -> str:
-    """The table as Markdown, for REFERENCE.md."""
-    lines = ["| name | type | labels | meaning | alert |", "| --- | --- | --- | --- | --- |"]
-    for row in METRIC_TABLE:
-        name = row.name + ("_total" if row.kind == "counter" else "")
-        labels, alerts = ", ".join(row.labels), ", ".join(row.alerts)
-        lines.append(f"| `{name}` | {row.kind} | {labels} | {row.help} | {alerts} |")
-    return "\n".join(lines)

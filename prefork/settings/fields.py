@@ -21,7 +21,7 @@ if sys.version_info >= (3, 14):
 from ..errors import ConfigError
 from .units import UNITS, UnitName, number_text
 
-__all__ = ["Field", "Setting", "parse", "reference", "settings", "show", "validate"]
+__all__ = ["Field", "Setting", "parse", "settings", "show", "validate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,24 +281,3 @@ def show(value: object, unit: UnitName = "") -> str:
     if unit == "address" or isinstance(value, (int, float)):
         return UNITS[unit].show(value)
     return str(value)
-
-
-def reference(cls: type, *, options: bool = False) -> str:
-    """A Markdown table of every setting of `cls`, group by group: name, default, what is allowed, what it means.
-
-    `options`: by the names of the command line; else by those of attributes.
-    """
-    fields = settings(cls).values()
-    lines = [f"| {'option' if options else 'setting'} | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for group in dict.fromkeys(field.setting.group for field in fields):
-        lines.append(f"| **{group}** | | | |")
-        lines += [_row(field, options) for field in fields if field.setting.group == group]
-    return "\n".join(lines) + "\n"
-
-
-def _row(field: Field, option: bool) -> str:
-    name = f"`{field.option if option else field.name}`"
-    if field.key != field.name:
-        name += f" (`{field.option}`)"
-    meaning = field.setting.help + ("" if field.setting.reloadable else "; a reload cannot change it")
-    return f"| {name} | {field.default_text} | {field.allowed} | {meaning} |"

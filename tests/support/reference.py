@@ -16,8 +16,10 @@ from prefork.cli.main import SUBCOMMAND_TABLE as SUBCOMMANDS
 from prefork.cli.pages import Parser, Subcommand
 from prefork.commands import COMMAND_TABLE as COMMANDS
 from prefork.commands import Row
-from prefork.metrics.collector import reference as metrics
-from prefork.settings.fields import reference
+from prefork.metrics.application.region import Merged
+from prefork.metrics.board import Board, Word
+from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, Spec
+from prefork.settings.fields import Field, settings
 
 REFERENCE = Path(__file__).parents[2] / "prefork" / "REFERENCE.md"
 ERRORS: tuple[type[PreforkError], ...] = (ConfigError, BootError, BindError)
@@ -31,17 +33,14 @@ are read.
 
 ## Settings
 
-Class attributes of a pool, and options of `prefork run`: `max_children` is `--max-children`.
-[Configuration](README.md#configuration) says where else they can be set.
+`max_children` is a class attribute, the option `--max-children`, the variable `PREFORK_MAX_CHILDREN` and a key of the
+file. What begins with dashes here, and `TARGET`, is no attribute. [Configuration](README.md#configuration) says which
+source wins.
 
 {settings}
 ## Options
 
-`prefork run`, `prefork check` and `prefork config` take these beside the settings, as options, variables or keys of the
-file:
-
-{launch}
-Each command takes these on its command line alone:
+These stand on the command line alone.
 
 {options}
 ## Verbs
@@ -62,12 +61,33 @@ In a program the same conditions are exceptions of the constructor and of `serve
 `listener` is the address served. What the kernel does not tell is absent, never zero. Counters have `_total` in their
 name. The last column names the [alerts](../deploy/prometheus/rules/alerts.yml) that look at it.
 
-{metrics}"""
+{metrics}
+These labels have a fixed set of values. Of `signal` more appear when a worker has died of them.
+
+{labels}"""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def setting_tables() -> str:
+    """A heading and a table for each group: the settings of a pool, and what the command line has beside them."""
+    rows = defaultdict(list)
+    for cls in (Launch, PreForkingTCPServer):
+        for field in settings(cls).values():
+            rows[field.setting.group].append(_setting(field, is_attribute=cls is not Launch))
+    head = ("setting", "default", "allowed", "meaning")
+    return "\n".join(f"### {group}\n\n{table(head, rows[group])}" for group in rows)
+
+
+def _setting(field: Field, *, is_attribute: bool) -> tuple[str, ...]:
+    name = f"`{field.name if is_attribute else field.option}`"
+    if is_attribute and field.key != field.name:
+        name += f" (`{field.option}`)"
+    meaning = field.setting.help + ("" if field.setting.reloadable else "; a reload cannot change it")
+    return name, field.default_text, field.allowed, meaning
 
 
 def options() -> str:
@@ -138,17 +158,45 @@ def errors() -> str:
     return table(("error", "is also", "status of `prefork run`", "meaning"), rows)
 
 
+def metrics() -> str:
+    """The metrics of the service."""
+    rows = [
+        (f"`{_metric(row)}`", row.kind, ", ".join(row.labels), row.help, ", ".join(row.alerts)) for row in METRIC_TABLE
+    ]
+    return table(("name", "type", "labels", "meaning", "alert"), rows)
+
+
+def _metric(row: Spec) -> str:
+    return row.name + ("_total" if row.kind == "counter" else "")
+
+
+def labels() -> str:
+    """The labels whose values are known beforehand, as the scrape of a service has them that has just begun."""
+    board = Board()
+    board.add(Word.CONTROL_OPEN)
+    begun = Scrape(board.snapshot(), Queues(), "", "", True, Merged({}, 0, 0))
+    board.forget()
+    rows = []
+    for row in METRIC_TABLE:
+        found = [values for values, _ in row.samples(begun)]
+        for index, label in enumerate(row.labels):
+            values = dict.fromkeys(each[index] for each in found if each[index])
+            if len(values) > 1:
+                rows.append((f"`{_metric(row)}`", label, ", ".join(f"`{value}`" for value in values)))
+    return table(("name", "label", "values"), rows)
+
+
 def page() -> str:
     """The whole page, as the code is now."""
     return PAGE.format(
-        settings=reference(PreForkingTCPServer),
-        launch=reference(Launch, options=True),
+        settings=setting_tables(),
         options=options(),
         verbs=verbs(),
         signals=signals(),
         statuses=statuses(),
         errors=errors(),
-        metrics=metrics() + "\n",
+        metrics=metrics(),
+        labels=labels(),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prefork.errors import ConfigError, PreforkError
 from prefork.settings.cpus import cgroup_quota, usable_cpus
-from prefork.settings.fields import Field, Setting, parse, reference, settings, show, validate
+from prefork.settings.fields import Field, Setting, parse, settings, show, validate
 
 
 class Pool:
@@ -205,17 +205,6 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_what_is_shown_can_be_typed(value: int | None) -> None:
     """A size as it is shown reads back as the same size."""
     assert parse(FIELDS["max_memory"], show(value, "bytes")) == value
-
-
-def test_reference_has_every_setting_once() -> None:
-    """The reference is a table with a row for every setting, under its group, with default, range and meaning."""
-    text = reference(Pool)
-    for field in FIELDS.values():
-        assert text.count(f"| `{field.name}` |") == 1
-    assert "| `max_children` | many | a whole number, at least 1 | most workers at once |" in text
-    assert "| `port` | 80 | a whole number, at least 0, at most 65535 | a port |" in text
-    places = [text.index(word) for word in ("**Pool**", "`gc_freeze`", "**Requests**", "`request_timeout`")]
-    assert places == sorted(places)
 
 
 def test_errors_are_what_they_were_in_the_standard_library() -> None:

@@ -26,6 +26,12 @@ def test_the_reference_is_as_the_code_is() -> None:
     assert reference.REFERENCE.read_text() == reference.page(), "write it anew: python -m tests.support.reference"
 
 
+def test_the_reference_has_every_setting_once() -> None:
+    """Each setting of a pool is a row of one table."""
+    text = reference.setting_tables()
+    assert [name for name in settings(prefork.PreForkingTCPServer) if text.count(f"| `{name}`") != 1] == []
+
+
 def test_the_front_page_has_the_two_commands() -> None:
     """README.md has one line that runs a service and one that runs the tests."""
     lines = [line for line in FRONT.read_text().splitlines() if line.startswith("python3 -m venv .venv && ")]
