@@ -117,13 +117,20 @@ def test_commands_and_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_files_are_there(page: Path) -> None:
-    """Every file of ours that a page names is there, by its path from the top or beside the page."""
+    """Every file of ours that a page names is there, by its path from the top."""
     text = re.sub(r"\]\([^)]*\)", "]", page.read_text())  # links have a test of their own
     named = re.findall(r"(?<![\w./-])(?:prefork|workers|metrics|tests|deploy)/[\w./@-]*[\w/]", text)
     assert [name for name in named if not (ROOT / name).exists() and not name.startswith("prefork/upper")] == []
-    if page.parent != ROOT:
-        beside = re.findall(r"^\| .*\| `(\w+\.py)`", text, re.MULTILINE)
-        assert [name for name in beside if not (page.parent / name).exists()] == []
+
+
+def test_every_package_is_on_the_map() -> None:
+    """The contributors' map has a row for each package, and the workers' page one for each module."""
+    packages = {str(path.parent.relative_to(ROOT)) for path in ROOT.glob("prefork/*/__init__.py")}
+    packages -= {"prefork/workers", "prefork/metrics"}
+    on_map = {row.split("`")[1].rstrip("/") for row in table(ROOT / "tests" / "README.md", "The map")}
+    assert on_map == packages | {"prefork", "workers", "metrics"}
+    modules = {path.name for path in (ROOT / "workers").glob("*.py")} - {"__init__.py"}
+    assert {row.split("`")[-2] for row in table(ROOT / "workers" / "README.md", "What stands where")} == modules
 
 
 def test_variables_of_the_tests_exist() -> None:
