@@ -1,5 +1,6 @@
 """A service under systemd: the sockets it is passed, by systemd's own tool, and what it tells the manager."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -316,6 +317,30 @@ def test_a_passed_socket_is_not_kept(tmp_path: Path) -> None:
             assert tuple(service.address) == web.getsockname()
         manager.look()
     assert not any("FDSTORE" in message for message in manager.messages)
+
+
+def test_the_queue_of_a_passed_socket_is_for_the_next(tmp_path: Path) -> None:
+    """A drain does not serve the queue of a passed socket to its end: but for one that a worker may take before it
+    leaves, who waits there is answered by the next life of the service."""
+    with socket.create_server(("127.0.0.1", 0)) as web, contextlib.ExitStack() as stack:
+        passed = {"before": passing({"web": web.fileno()}), "fds": [web.fileno()]}
+        source = script(max_children=1, inherited_fd=3)
+        with Service(tmp_path, source, **passed) as first:
+            first.wait_ready(1)
+            held = first.hold()
+            waiting = [stack.enter_context(first.connect()) for _ in range(4)]
+            for connection in waiting:
+                connection.send(b"pid")
+                connection.sock.shutdown(socket.SHUT_WR)
+            first.signal(signal.SIGTERM)
+            first.wait_pool(lambda pool: pool["draining"] == 1)
+            held.close()
+            assert first.wait_exit() == 0
+        with Service(tmp_path, source, **passed) as second:
+            second.wait_ready(1)
+            answered_by = [int(connection.answer()) for connection in waiting]
+            assert answered_by.count(held.pid) <= 1
+            assert set(answered_by) - {held.pid} == set(second.workers())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
