@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,7 +37,11 @@ def service() -> Iterator[Released]:
     with open_folder() as folder:
         if ROOT:
             os.chown(folder, USER, USER)
-        settings = {"max_children": WORKERS, "control_socket": str(folder / "c"), "metrics_address": "m"}
+        settings: dict[str, Any] = {
+            "max_children": WORKERS,
+            "control_socket": str(folder / "c"),
+            "metrics_address": "m",
+        }
         with Released(folder, before=AS_USER, **settings) as service:
             service.wait_ready(WORKERS)
             yield service

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import select
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -69,7 +70,7 @@ def _sockets(protocol: str, port: int) -> Iterator[list[str]]:
             yield row
 
 
-def nothing_for(seconds: float, *sockets: object) -> float:
+def nothing_for(seconds: float, *sockets: socket.socket) -> float:
     """Let this much time pass, in which nobody may answer on these sockets; how long it was."""
     began = monotonic()
     assert not select.select(sockets, [], [], seconds)[0], "answered too early"
