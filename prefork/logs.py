@@ -7,6 +7,7 @@ the master, before the first fork; what its children need of it is in workers/si
 import errno
 import logging
 import os
+import sys
 
 from prefork.workers import sinks
 
@@ -71,6 +72,12 @@ def _stderr_is_the_journal() -> bool:
     except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def complain(text: str) -> None:
+    """Say on stderr, beside the log, what could not be done; to the journal each line as an error, sd-daemon(3)."""
+    priority = "<3>" if _stderr_is_the_journal() else ""
+    sys.stderr.write("".join(f"{priority}{line}\n" for line in text.removesuffix("\n").split("\n")))
 
 
 def set_level(level: str) -> None:

@@ -15,6 +15,7 @@ from ..control import protocol, render
 from ..control.client import GONE_S, Client
 from ..control.protocol import BadRequest
 from ..errors import nearest
+from ..logs import complain
 from ..sockets.addresses import parse_address
 from .pages import Parser, Section, Subcommand, unusable
 
@@ -103,8 +104,8 @@ def _print(row: Row, message: dict[str, Any], *, as_json: bool) -> None:
         sys.stdout.write(render.text(row, message["result"]))
     else:
         if message.get("output"):
-            sys.stderr.write(message["output"] + "\n")
-        sys.stderr.write(f"prefork: {message['error']}\n")
+            complain(message["output"])
+        complain(f"prefork: {message['error']}")
     sys.stdout.flush()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import PreforkError, UserCodeError, nearest
+from ..logs import complain
 from ..version import __version__
 from .pages import Parser, Section, Subcommand, columns, unusable
 
@@ -124,9 +125,8 @@ def _printing() -> Iterator[None]:
 
 def _complain(error: PreforkError) -> None:
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
-        traceback.print_exception(type(error.__cause__), error.__cause__, error.traceback())
-    lines = (f"prefork: {error}", *getattr(error, "__notes__", ()))
-    sys.stderr.write("\n".join(lines) + "\n")
+        complain("".join(traceback.format_exception(type(error.__cause__), error.__cause__, error.traceback())))
+    complain("\n".join((f"prefork: {error}", *getattr(error, "__notes__", ()))))
 
 
 def version() -> str:

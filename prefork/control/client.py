@@ -50,7 +50,8 @@ class Client:
         if row.ends:
             self._watch()
         try:
-            self._sock.sendall(protocol.ask(row, argument))
+            with contextlib.suppress(ConnectionError):  # who is turned away is told why without being asked
+                self._sock.sendall(protocol.ask(row, argument))
             for line in self._file:
                 message = json.loads(line)
                 yield message

@@ -5,6 +5,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from tests.support import controlling
 from tests.support.clients import HUNG
+from tests.support.command import MODULE, ROOT
 from tests.support.releases import AFTERWARDS, Released, numbered
 from tests.support.service import Service, script
 
@@ -267,3 +270,30 @@ def test_an_unknown_user_is_a_mistake(name: str, value: str, tmp_path: Path) -> 
         assert service.wait_exit() != 0
     assert f"could not set {name} to '{value}'" in service.log
     assert not (tmp_path / "c").exists()
+
+
+def test_what_is_refused_is_an_error_in_the_journal(service: Released) -> None:
+    """Where stderr is the journal's stream, each line that says what could not be done has an error's priority."""
+    (service.directory / "broken.py").write_text("1 / 0\n")
+    service.release("1 / 0\n")
+    for argv, said in (
+        (["ctl", "reload", "--control", "c"], "prefork: "),
+        (["ctl", "status", "--control", "none"], "prefork: could not reach the control socket none"),
+        (["ctl", "sclae", "--control", "c"], "prefork: could not read the command line: there is no verb sclae"),
+        (["run", "broken:Server", "--bind", ":0"], "prefork: could not import broken: ZeroDivisionError"),
+        (["check", "broken:Server", "--bind", ":0"], "prefork: could not import broken: ZeroDivisionError"),
+    ):
+        lines = _journal(service.directory, argv).splitlines()
+        assert any(line.startswith(f"<3>{said}") for line in lines), lines
+        assert all(line.startswith("<3>") for line in lines if not line.startswith("rehearsing"))  # is progress
+
+
+def _journal(folder: Path, argv: list[str]) -> str:
+    """What such a command, which fails, writes to a stderr that its environment calls the journal's."""
+    with tempfile.TemporaryFile("w+") as stream:
+        found = os.fstat(stream.fileno())
+        environ = os.environ | {"PYTHONPATH": str(ROOT), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+        done = subprocess.run([*MODULE, *argv], cwd=folder, env=environ, stderr=stream, timeout=HUNG)
+        assert done.returncode != 0
+        stream.seek(0)
+        return stream.read()

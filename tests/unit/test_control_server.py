@@ -5,18 +5,21 @@ import json
 import logging
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefork.commands import Command
+from prefork.commands import BY_VERB, Command
 from prefork.control.access import ControlTerms, bind_control
+from prefork.control.client import Client, Refused
 from prefork.control.connection import Peer
 from prefork.control.protocol import Request
 from prefork.control.server import ControlServer
 from prefork.control.verbs import Answer, PlaceInQueue, Work
+from prefork.errors import PreforkError
 from prefork.metrics.board import Board
 
 
@@ -223,3 +226,37 @@ def test_sixteen_that_wait(wordy: tuple[ControlServer, Wordy]) -> None:
         with clients(1, control, 60.0) as (new,):
             assert b'"there are 16 clients already"' in new.recv(1000)
         assert not any(map(cut, sixteen))
+
+
+def test_who_is_turned_away_hears_why(wordy: tuple[ControlServer, Wordy]) -> None:
+    """Whether it is turned away before its request is out, while that is on its way, or after: the client says why."""
+    control, _ = wordy
+    with clients(16, control) as sixteen:
+        for client in sixteen:
+            client.sendall(b'{"verb":"drain"}\n')
+        control.turn(1.0)
+        with Client("c", 1.0) as early:
+            control.turn(2.0)
+            with pytest.raises(Refused, match="there are 16 clients already"):
+                early.result(BY_VERB["status"])
+        for _ in range(40):
+            assert _refused_meanwhile(control) == "there are 16 clients already"
+
+
+def _refused_meanwhile(control: ControlServer) -> str:
+    """What a client is told that asks in a thread of its own, while the control socket takes its turns here."""
+    said = []
+
+    def ask_for_status() -> None:
+        with Client("c", 1.0) as late:
+            try:
+                late.result(BY_VERB["status"])
+            except PreforkError as exc:
+                said.append(str(exc))
+
+    thread = threading.Thread(target=ask_for_status)
+    thread.start()
+    while not said and thread.is_alive():
+        control.turn(2.0)
+    thread.join()
+    return "".join(said)
