@@ -1,6 +1,7 @@
 """Settings over a reload: what is changed is in force, what takes a restart is refused by name."""
 
 import os
+import re
 import signal
 import stat
 from pathlib import Path
@@ -74,6 +75,35 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         assert asked(tmp_path / "c.sock", "status")["max_children"] == 2
         assert mode() == was
         assert ask(os.path.relpath(tmp_path / "s.sock"), b"a\n") == b"A\n"
+
+
+@pytest.mark.parametrize(("how", "wanted"), [("TTIN", 4), ("TTOU", 2), ("scale 1", 1), ("scale 5", 5)])
+def test_a_reload_forgets_the_size_that_was_asked_for(how: str, wanted: int, tmp_path: Path) -> None:
+    """After TTIN, TTOU or `scale` a reload puts the settings' own size in force again."""
+    path = tmp_path / "c"
+    with Released(tmp_path, max_children=3, control_socket=str(path)) as service:
+        service.wait_ready(3)
+        if how.startswith("TT"):
+            service.signal(signal.Signals[f"SIG{how}"])
+        else:
+            assert ctl(path, *how.split()).returncode == 0
+        service.wait_ready(wanted)
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(3, replaced=min(wanted, 3))
+        status = asked(path, "status")
+    assert (status["min_children"], status["max_children"]) == (3, 3)
+
+
+def test_a_reload_forgets_the_level_that_was_asked_for(tmp_path: Path) -> None:
+    """After `log-level` a reload puts the settings' own level in force again."""
+    path = tmp_path / "c"
+    with Released(tmp_path, max_children=1, control_socket=str(path)) as service:
+        service.wait_ready(1)
+        assert ctl(path, "log-level", "error").returncode == 0
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        assert re.search("INFO reload: generation [0-9]+ is in service", service.log)
 
 
 def test_a_new_address_may_be_made_anew(tmp_path: Path) -> None:
