@@ -63,6 +63,45 @@ class Handler(Who):
     def do_status(self):
         return subprocess.run(["sh", "-c", "exit 7"]).returncode
 """
+# A process that the program forks, in a handler or in the master, and that waits for signals; how each one ends it.
+SIGNALLED = """
+import multiprocessing
+ENDS = [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+
+def wait_for_signals(ready):
+    ready.close()
+    while True:
+        signal.pause()
+
+def ended_by(signum):
+    reading, writing = multiprocessing.Pipe(False)
+    process = multiprocessing.get_context("fork").Process(target=wait_for_signals, args=(writing,))
+    process.start()
+    writing.close()
+    reading.poll(None)
+    reading.close()
+    os.kill(process.pid, signum)
+    process.join(5)
+    code = process.exitcode
+    process.kill()
+    process.join()
+    return code
+
+def end_each():
+    return {int(signum): ended_by(signum) for signum in ENDS}
+
+class Handler(Who):
+    def do_signals(self):
+        tell("signalled", codes=end_each())
+
+class Hooks:
+    asked = False
+    def service_actions(self):
+        super().service_actions()
+        if os.path.exists("ask") and not self.asked:
+            self.asked = True
+            tell("signalled", codes=end_each())
+"""
 FOREIGN = """
 import subprocess
 
@@ -108,6 +147,8 @@ mine = subprocess.Popen(["sh", "-c", "exit 7"], stdin=subprocess.DEVNULL)
 tell("init", pid_here=os.getpid(), graceful=PreForkingTCPServer.graceful_timeout)
 """
 
+ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 @pytest.mark.quick_faults
 @pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
@@ -126,6 +167,22 @@ def test_a_handler_forks(word: str, bases: str, tmp_path: Path) -> None:
             ("failed", "handed_over", "rejected", "lost"), 0
         )
         assert statistics["exits"] == {}
+
+
+@pytest.mark.parametrize("where", ["master", "worker", "worker with threads"])
+def test_signals_of_what_the_program_forks(where: str, tmp_path: Path) -> None:
+    """A process that the program forks, in a handler or in the master, has none of our signal handlers: terminate()
+    ends it, and so does every other signal that ends a process."""
+    bases = "PreForkingMixIn, ThreadingTCPServer" if "threads" in where else "PreForkingTCPServer"
+    with Service(tmp_path, script(SIGNALLED, bases=bases, max_children=1)) as service:
+        service.wait_ready(1)
+        if where == "master":
+            (tmp_path / "ask").touch()
+            service.statistics()
+        else:
+            assert ask(service.address, b"signals\n")
+        codes = service.wait("signalled")["codes"]
+    assert codes == {str(int(signum)): -signum for signum in ENDS}
 
 
 @pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer", "ForkingTCPServer"])
