@@ -87,6 +87,7 @@ class ExporterChild:
         self._fork = fork
         self._forget_memory = forget_memory
         self._feed: Feed | None = None
+        self._forking = False
         self._child: Child | None = None
         self._next_start = 0.0
         self._delay = FIRST_RESTART_S
@@ -130,6 +131,12 @@ class ExporterChild:
         self._board.announce = unannounced
         self._close_feed()
 
+    def forget(self) -> None:
+        """In a new child but the exporter: close the copies. A worker that outlives the master holds no port."""
+        if not self._forking:
+            self._listener.close()
+            self._close_feed()
+
     def _start(self, now: float) -> None:
         self._unanswered_since = None
         feed = self._feed = Feed()
@@ -147,6 +154,7 @@ class ExporterChild:
                 slots, birth, master,
             )  # fmt: skip
 
+        self._forking = True
         try:
             slot = Slot(0)
             try:
@@ -158,6 +166,8 @@ class ExporterChild:
             log.error("could not fork the exporter: %s", exc.strerror)
             self.ended(None, now)
             return
+        finally:
+            self._forking = False
         feed.keep_ours()
         while self._before:
             old = self._before.pop()

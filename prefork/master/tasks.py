@@ -30,7 +30,7 @@ class ControlTask(TaskWithDescriptors, Protocol):
     def close(self) -> None: ...
 
 
-class ExporterTask(Task, Protocol):
+class ExporterTask(TaskWithDescriptors, Protocol):
     def succeed(self, before: list[Child]) -> None: ...
     def ended(self, child: Child | None, now: float) -> None: ...
     def close(self) -> None: ...
@@ -110,6 +110,6 @@ class Tasks:
 
     def forget(self) -> None:
         """In a new child: close the copies."""
-        for each in (self._control, self._notifier):
+        for each in (self._control, self._exporter, self._notifier):
             if each is not None:
                 each.forget()

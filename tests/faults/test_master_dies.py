@@ -63,6 +63,10 @@ def reusable_at(address: Any, kind: Any = None) -> float:
     raise AssertionError(f"hung: {address} is still taken")
 
 
+def paths(folder: Path, *names: str) -> list[str]:
+    return [os.path.relpath(folder / name) for name in names]
+
+
 def pool(tmp_path: Path, listening: str, definitions: str = "", **settings: Any) -> Service:
     settings = {"max_children": 2, "graceful_timeout": 5} | settings
     bases, address = KINDS[listening]
@@ -88,12 +92,13 @@ def test_idle(listening: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("listening", ["tcp", "unix"])
 def test_waiting_for_its_client(listening: str, tmp_path: Path) -> None:
-    """A worker with a request in hand frees the port at once, finishes that request, and leaves."""
-    with pool(tmp_path, listening) as service:
+    """A worker with a request in hand frees the port, and those of metrics and control, at once, finishes that request,
+    and leaves."""
+    with pool(tmp_path, listening, metrics_address="m", control_socket="c") as service:
         service.wait_ready(2)
         with service.hold() as held:
             killed_at = service.signal(signal.SIGKILL)
-            reusable = reusable_at(service.address) - killed_at
+            reusable = max(reusable_at(each) for each in (service.address, *paths(tmp_path, "m", "c"))) - killed_at
             assert int(held.ask(b"pid")) == held.pid
         service.wait_exit()
         service.wait_gone()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import Load, ask, ask_datagram
+from tests.support.controlling import answer, connected
 from tests.support.scraping import get
 from tests.support.service import ENDED_BY_TERM, HUNG, Service, readable, script
 
@@ -205,6 +206,31 @@ def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
             found = get(os.path.relpath(tmp_path / "m")).samples
             assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == 2
         assert re.search("worker slot=1 .*: ready\n.*worker slot=1 .*: exited", service.log, re.DOTALL)
+
+
+def held(pid: int) -> list[str]:
+    """What the descriptors of a process are of: files by name, the others by kind."""
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return sorted(re.sub(r"[:(].*|log-.*", "", link) for link in links)
+
+
+def test_workers_hold_nothing_of_each_other(tmp_path: Path) -> None:
+    """Whatever there is in the master when a worker is forked (siblings, an exporter, a client of the control socket),
+    it holds as much as the first worker of a bare pool: nothing of theirs."""
+    with Service(tmp_path, script(max_children=1)) as service:
+        service.wait_ready(1)
+        alone = held(*service.workers())
+    more = {"control_socket": str(tmp_path / "c"), "metrics_address": "m"}
+    with Service(tmp_path, script(max_children=4, **more)) as service:
+        service.wait_ready(4)
+        with connected(tmp_path / "c") as (client, answers):
+            client.sendall(b'{"verb": "version"}\n')
+            assert answer(answers)["ok"]
+            service.signal(signal.SIGUSR2)
+            service.wait_ready(4, replaced=4)
+            together = [held(pid) for pid in service.workers()]
+    its_copy_of_the_programs_own_metrics = "/memfd"
+    assert together == [sorted([*alone, its_copy_of_the_programs_own_metrics])] * 4
 
 
 PRINTS = """
