@@ -55,7 +55,8 @@ def test_order_of_notices(abstract: bool, tmp_path: Path) -> None:
 
 
 def test_degraded_is_told(tmp_path: Path) -> None:
-    """A program that fails after the exec: the reload is over, the service is READY, and its status says degraded."""
+    """A program that fails after the exec: the reload is over, the service is READY, and its status says degraded; its
+    listener is kept until it ends."""
     with Manager(tmp_path) as manager:
         with Released(tmp_path, max_children=1, env=manager.env()) as service:
             number = manager.wait("READY=1")
@@ -64,9 +65,11 @@ def test_degraded_is_told(tmp_path: Path) -> None:
             number = manager.wait("READY=1", after=manager.wait("RELOADING=1", after=number))
             assert "STATUS=degraded: the program failed: RuntimeError: afterwards" in manager.messages[number]
             assert service.answering() == "r1"
+            assert len(manager.kept) == 1
             service.signal(signal.SIGTERM)
             assert service.wait_exit() == 0
             assert manager.states[-1] == "STOPPING=1"
+            assert manager.kept == {}  # taken back by whoever looks after the old generation
 
 
 def monotonic_usec(message: str) -> float:
