@@ -7,6 +7,7 @@ into the totals, and no total ever falls. Written by the process that serves and
 """
 
 import contextlib
+import errno
 import itertools
 import mmap
 import os
@@ -299,7 +300,10 @@ class Board:
                     self.words[Word.SEQUENCE] += 1
 
     def enter(self, role: Role, reader: SlotReader) -> int:
-        """A slot lives from now on; the serial that names it."""
+        """A slot lives from now on; the serial that names it. Raises OSError when there is no row for it, or when it
+        cannot be announced."""
+        if not self._free:
+            raise OSError(errno.ENOMEM, f"the table of live slots has {ROWS} rows, and all are taken")
         serial = next(self.serials)
         self.announce(serial, reader)
         with self.change() as words:
@@ -311,6 +315,14 @@ class Board:
             words[start + 1], words[start + 2] = role, Condition.STARTING
             words[start] = serial
         return serial
+
+    def withdraw(self, serial: int) -> None:
+        """A slot was entered for a child that did not come to be: nothing of it counts."""
+        with self.change() as words:
+            row = self._rows.pop(serial)
+            del self._readers[serial]
+            words[LIVE_TABLE + row * ROW_WORDS] = 0
+            self._free.append(row)
 
     def resume(self, serial: int, reader: SlotReader) -> None:
         """A slot that stands on an adopted board is read again. Raises KeyError when it does not stand there."""

@@ -26,9 +26,12 @@ class Feed:
 
     def send(self, serial: int, reader: SlotReader) -> bool:
         """Whether the exporter got it; one that takes no more is wedged or dead."""
-        fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            socket.send_fds(self._ours, [NAME.pack(serial, reader.number)], [fd])
+            fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            socket.send_fds(self._ours, [NAME.pack(serial, reader.number)], [fd], socket.MSG_NOSIGNAL)
         except OSError:
             return False
         finally:

@@ -11,6 +11,7 @@ import select
 import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.board import Board, Word, control_requests
@@ -18,6 +19,7 @@ from prefork.metrics.facts import ControlCommand, ControlResult
 from prefork.metrics.kernel import unix_peer
 
 from ..commands import Row
+from ..master.guard import attempt, say_failed
 from ..reload.handover import Record
 from ..sockets.listener import Listener
 from . import protocol
@@ -80,10 +82,7 @@ class ControlServer:
 
     def _guarded(self, step: Callable[[Session, float], None], client: Session, now: float) -> None:
         """A mistake of ours in an answer costs that client its connection, and not the service its master."""
-        try:
-            step(client, now)
-        except Exception:
-            log.exception("control: could not answer %s", client.connection.peer)
+        if not attempt(f"answer {client.connection.peer} at the control socket", partial(step, client, now)):
             self._drop(client)
 
     def _attend(self, client: Session, now: float) -> None:
@@ -115,17 +114,23 @@ class ControlServer:
             except BlockingIOError:
                 return
             except OSError as exc:
-                log.warning("could not accept on the control socket: %s", exc.strerror)
-                self._epoll.unregister(self._listener.fileno())
+                say_failed("accept on the control socket", exc, f"trying again after {CONTROL_PAUSE_S:g} s")
+                self._leave(self._listener.fileno())
                 self._accept_again_at = now + CONTROL_PAUSE_S
                 return
-            sock.setblocking(False)
-            self._admit(sock, now)
+            try:
+                sock.setblocking(False)
+                self._admit(sock, now)
+            except OSError as exc:
+                say_failed("take a client of the control socket", exc)
+                self._clients.pop(sock.fileno(), None)
+                sock.close()
 
     def _listen_again(self, now: float) -> None:
         if self._accept_again_at is not None and now >= self._accept_again_at:
-            self._accept_again_at = None
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            register = partial(self._epoll.register, self._listener.fileno(), select.EPOLLIN)
+            heard = attempt("listen at the control socket again", register)
+            self._accept_again_at = None if heard else now + CONTROL_PAUSE_S
 
     def _admit(self, sock: socket.socket, now: float) -> None:
         pid, uid = unix_peer(sock) or (-1, -1)
@@ -238,8 +243,12 @@ class ControlServer:
             client.work.close()
             client.work = None
         self._clients.pop(fd, None)
-        self._epoll.unregister(fd)  # closing does not, while a child that was just forked has a copy
+        self._leave(fd)  # closing does not, while a child that was just forked has a copy
         client.connection.sock.close()
+
+    def _leave(self, fd: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.unregister(fd)
 
     # The end, and the next image.
 

@@ -20,6 +20,7 @@ from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 
 from ..master.children import Child, ChildKind
+from ..master.guard import say_failed
 from ..master.policy import TICK_S
 from ..reload.handover import handed
 from ..sockets.addresses import address_text
@@ -139,7 +140,11 @@ class ExporterChild:
 
     def _start(self, now: float) -> None:
         self._unanswered_since = None
-        feed = self._feed = Feed()
+        try:
+            feed = self._feed = Feed()
+        except OSError as exc:
+            self._not_started(exc, now)
+            return
 
         def body(birth: Birth, master: Master, number: int) -> int:
             from .server import Scope, serve  # with all that it needs to speak HTTP: nobody else does
@@ -163,8 +168,7 @@ class ExporterChild:
                 slot.close()
                 raise
         except OSError as exc:
-            log.error("could not fork the exporter: %s", exc.strerror)
-            self.ended(None, now)
+            self._not_started(exc, now)
             return
         finally:
             self._forking = False
@@ -174,6 +178,10 @@ class ExporterChild:
             old.reason = ExitReason.REPLACED
             old.deadline = now + OLD_S
             old.signal(signal.SIGTERM)
+
+    def _not_started(self, exc: OSError, now: float) -> None:
+        say_failed("start the exporter", exc, f"trying again within {RESTART_MAX_S:g} s")
+        self.ended(None, now)
 
     def _announce(self, serial: int, reader: SlotReader) -> None:
         if self._feed is not None and self._child is not None and not self._feed.send(serial, reader):

@@ -4,6 +4,7 @@ Runs in the process that serves: the master of a pool, or a plain forking server
 nothing: reasons and deadlines come from policy.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from prefork.metrics.facts import Condition, ExitReason, Role
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap
 
+from .guard import attempt
 from .processes import KERNEL, Processes
 
 log = logging.getLogger("prefork.supervisor")
@@ -105,9 +107,10 @@ class Child:
         self.changed = now
         self.booted |= state is ChildState.READY
 
-    def signal(self, signum: int) -> None:
-        """Send it a signal, unless it is gone already."""
-        self.processes.signal(self.pidfd, signum)
+    def signal(self, signum: int) -> bool:
+        """Send it a signal; whether it was sent. One that is gone needs none; one that has become another user's may be
+        out of our reach (kill(2), CAP_KILL), and that is said."""
+        return self.pidfd < 0 or attempt(f"signal {self}", lambda: self.processes.signal(self.pidfd, signum))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,22 +172,36 @@ class ChildTable:
         The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the
         kernel refuses, and then nothing is left behind.
         """
-        stacks = Stacks()
         number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
+        reader = SlotReader(slot, number)
+        stacks = Stacks()
+        # All that can fail is done before there is a process, which nobody would know of.
+        entered = None
         try:
+            if serial is None:
+                serial = entered = self._board.enter(kind.role, reader)
             pid, pidfd = self._processes.start(slot, stacks, forget, lambda birth, master: body(birth, master, number))
         except BaseException:
+            if entered is not None:
+                self._board.withdraw(entered)
             stacks.close()
             raise
-        reader = SlotReader(slot, number)
-        if serial is None:
-            serial = self._board.enter(kind.role, reader)
         child = Child(
             serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
             processes=self._processes,
         )  # fmt: skip
         self._children[serial] = child
         return child
+
+    def abandon(self, child: Child) -> None:
+        """A child that cannot be watched is not to be: killed and reaped in this step, and off the board."""
+        self._processes.abandon(child.pid)
+        del self._children[child.serial]
+        with contextlib.suppress(OSError):
+            os.close(child.pidfd)
+        child.pidfd = -1
+        child.stacks.close()
+        self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:
         """A child that an earlier image of this process forked; its row is on the board."""

@@ -12,7 +12,8 @@ from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.facts import ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
 
-from .children import ChildKind, Exit
+from .children import Child, ChildKind, Exit
+from .guard import guarded
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -70,7 +71,7 @@ class Exits:
         report = child.reader.look(now_ns)
         booted = child.booted or report.ready
         reason = self._reason(exit, booted, report.leaving) if child.kind is ChildKind.WORKER else None
-        death = Death(reason, booted, child.stacks.take().rstrip(), child.reason not in (None, ExitReason.BOOT_FAILED))
+        death = Death(reason, booted, _last_words(child), child.reason not in (None, ExitReason.BOOT_FAILED))
         self._fold(exit, reason, request_timeout, now_ns)
         child.slot.close()
         child.stacks.close()
@@ -107,6 +108,10 @@ class Exits:
                 fields = {"outcome": outcome.label, "requests": number}
                 log.warning("%s: requests that ended with it: %d %s", exit.child, number, outcome.label,
                             extra={"event": "requests_died", "fields": fields})  # fmt: skip
+
+
+def _last_words(child: Child) -> str:
+    return guarded(f"read what {child.kind.value}s leave to say", child.stacks.take, "").rstrip()
 
 
 def _log(exit: Exit, death: Death) -> None:

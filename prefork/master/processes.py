@@ -15,6 +15,8 @@ from typing import NamedTuple
 from prefork.metrics.scoreboard import Slot, Stacks
 from prefork.workers import bootstrap, signals, user_forks
 
+from .guard import guarded
+
 with contextlib.suppress(ImportError):  # not on every system
     import resource  # noqa: F401  # os.wait4() imports it at its first call, which needs a descriptor to be left
 
@@ -52,9 +54,15 @@ class Processes:
         try:
             return os.pidfd_open(pid)
         except OSError:  # no descriptor for it: then not this process either
+            Processes.abandon(pid)
+            raise
+
+    @staticmethod
+    def abandon(pid: int) -> None:
+        """Kill a child that was forked a moment ago, before it runs any code of the program's, and reap it."""
+        with contextlib.suppress(OSError):  # whoever else waits for any child has reaped it
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            raise
 
     def reap(self, pid: int, pidfd: int) -> End | None:
         """How it ended, once; None while it lives."""
@@ -69,7 +77,7 @@ class Processes:
         return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
 
     def signal(self, pidfd: int, signum: int) -> None:
-        """Send it a signal, unless it is gone already."""
+        """Send it a signal, unless it is gone already. Raises OSError where it is out of our reach."""
         try:
             signal.pidfd_send_signal(pidfd, signum)
         except ProcessLookupError:
@@ -84,6 +92,8 @@ def _alive(pidfd: int) -> bool:
         signal.pidfd_send_signal(pidfd, 0)
     except ProcessLookupError:
         return False
+    except OSError:  # it is there, and out of our reach
+        return True
     return True
 
 
@@ -117,7 +127,16 @@ class OrphanReaper:
 
 
 def _zombies() -> set[int]:
-    """The children of this process that have ended and that nobody has waited for."""
+    """The children of this process that have ended and that nobody has waited for; where /proc cannot be read (no
+    descriptor, hidepid) only the first of them, whom the kernel names without it."""
+    try:
+        first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return set()
+    return set() if first is None else {first.si_pid} | guarded("list the orphans", _zombies_of_proc, set[int]())
+
+
+def _zombies_of_proc() -> set[int]:
     import psutil  # only as PID 1
 
     found = set()

@@ -10,6 +10,7 @@ import signal
 from prefork.metrics.facts import ExitReason
 
 from .children import Child, ChildState, ChildTable
+from .guard import guarded
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -72,9 +73,9 @@ def show_stacks(child: Child) -> None:
 
 def note_stacks(child: Child) -> None:
     """Log them once they are whole, unless somebody asked for them."""
-    size = child.stacks.size()
+    size = guarded("look for stacks", child.stacks.size, 0)
     if size and size == child.stacks_seen:
-        text = child.stacks.take().rstrip()
+        text = guarded("read stacks", child.stacks.take, "").rstrip()
         if child.stacks_wanted:
             child.stacks_wanted, child.stacks_text = False, text
         if not child.stacks_text or child.cut_at is not None:

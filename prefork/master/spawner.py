@@ -67,7 +67,11 @@ class Spawner:
             kind, slot, generation=generation, now=now, forget=self._service.forget,
             body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
         )  # fmt: skip
-        self._waiting.add(child.pidfd)
+        try:
+            self._waiting.add(child.pidfd)
+        except OSError:
+            self._table.abandon(child)
+            raise
         if kind in (ChildKind.WORKER, ChildKind.REQUEST):
             self.any_served = True
             self._board.add(Word.SPAWNED)

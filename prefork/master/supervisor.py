@@ -30,6 +30,7 @@ from .children import Child, ChildKind, ChildState, ChildTable
 from .clock import Clock
 from .exits import Exits
 from .gauges import Gauges
+from .guard import say_failed
 from .notify import Notifier, NotifyFacts
 from .policy import Phase, Plan, Pool
 from .processes import KERNEL, Processes
@@ -41,6 +42,8 @@ from .waiting import Waiting
 log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # this late, the master itself must have been stopped
+KILLED_WITHIN_S = 5.0  # whoever is killed is gone by then
+AGAIN_S = 1.0  # a turn that the kernel did not let us finish is tried again then
 POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -120,10 +123,18 @@ class Supervisor:
         return max(0.0, self._wake_at - self.clock.now())
 
     def turn(self) -> None:
-        """Note what has happened, plan, apply. Never waits."""
+        """Note what has happened, plan, apply. Never waits. Each effect is guarded where it is made; what the kernel
+        refuses all the same ends this turn, and the next one finds everything that is still to do."""
         self.turns += 1
         if self.closed:
             return
+        try:
+            self._turn()
+        except (OSError, MemoryError) as exc:
+            say_failed("finish a turn of the master", exc, f"trying again after {AGAIN_S:g} s")
+            self._wake_at = self.clock.now() + AGAIN_S
+
+    def _turn(self) -> None:
         self._note_exits(self._waiting.wait(0))
         self._note_pause()
         now = self.clock.now()
@@ -265,6 +276,7 @@ class Supervisor:
         if exit is None:
             return
         self._waiting.remove(child.pidfd)
+        child.pidfd = -1  # the number may be somebody else's from now on
         now = self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
@@ -407,18 +419,32 @@ class Supervisor:
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
                             f" of: {self.last_error}")  # fmt: skip
 
-    def wait_for_children(self, *kinds: ChildKind) -> None:
-        """Until every child of these kinds has ended and is reaped."""
+    def wait_for_children(self, *kinds: ChildKind, within: float | None = None) -> list[Child]:
+        """Until every child of these kinds has ended and is reaped, at most so many seconds; who has not ended then."""
+        until = None if within is None else monotonic() + within
+        left = []
         for child in self.table:
             if child.kind in kinds:
-                _wait_readable(child.pidfd)
-                self._note_exit(child)
+                if _wait_readable(child.pidfd, until):
+                    self._note_exit(child)
+                else:
+                    left.append(child)
+        return left
 
     def end_export(self) -> None:
         """No exporter from now on."""
         if self.tasks.exported:
             self.tasks.end_export()
-            self.wait_for_children(ChildKind.EXPORTER)
+            self._kill(ChildKind.EXPORTER)
+
+    def _kill(self, *kinds: ChildKind) -> None:
+        """Kill and reap, in a bounded time: one that has become another user's may be out of our reach, and one that is
+        deep in the kernel dies when that lets it go."""
+        for child in self.table:
+            if child.kind in kinds:
+                child.signal(signal.SIGKILL)
+        for child in self.wait_for_children(*kinds, within=KILLED_WITHIN_S):
+            log.error("%s: still there %g s after it was killed; left behind", child, KILLED_WITHIN_S)
 
     def close(self) -> None:
         """Kill and reap what is left, give the descriptors back. Statistics can still be asked."""
@@ -427,10 +453,8 @@ class Supervisor:
         self.closed = True
         self.generations.cancel()
         self.tasks.end_control()
-        self.end_export()
-        for child in self.table:
-            child.signal(signal.SIGKILL)
-        self.wait_for_children(*ChildKind)
+        self.tasks.end_export()
+        self._kill(*ChildKind)
         self.tasks.close()
         self._waiting.close()
 
@@ -446,7 +470,7 @@ class Supervisor:
         self.table.close_memory()
 
 
-def _wait_readable(fd: int) -> None:
+def _wait_readable(fd: int, until: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    poll.poll()
+    return bool(poll.poll(None if until is None else max(0.0, until - monotonic()) * 1000))

@@ -2,15 +2,20 @@
 service manager, watched files, strays.
 
 Runs in the process that serves, in the supervisor's turns. Owns them all from the moment they are given until
-`close()`. None has a say in how many workers there are; each says when it must have its next turn.
+`close()`. None has a say in how many workers there are; each says when it must have its next turn. What a task raises
+costs it this turn and nobody else anything.
 """
 
 import os
+from functools import partial
 from typing import Any, Protocol
 
 from .children import Child, ChildKind, ChildTable
+from .guard import attempt, guarded
 from .processes import OrphanReaper
 from .waiting import Waiting
+
+AGAIN_S = 1.0  # a task whose turn failed has its next one then
 
 
 class Task(Protocol):
@@ -70,15 +75,20 @@ class Tasks:
 
     def turn(self, now: float) -> float:
         """A turn for each; when to be back. What control obeys in it is for now."""
-        present: tuple[Task | None, ...] = (
-            self._control, self._exporter, self._drops, self._notifier, self.changes, self._orphans,
+        present: tuple[tuple[str, Task | None], ...] = (
+            ("serve the control socket", self._control), ("look after the exporter", self._exporter),
+            ("tell of dropped log lines", self._drops), ("tell the service manager", self._notifier),
+            ("watch the program's files", self.changes), ("look for orphans", self._orphans),
         )  # fmt: skip
-        return min([each.turn(now) for each in present if each is not None])
+        return min(
+            [guarded(what, partial(each.turn, now), now + AGAIN_S) for what, each in present if each is not None]
+        )
 
     def note_exit(self, child: Child, now: float) -> None:
         """A child was reaped."""
         if child.kind is ChildKind.EXPORTER and self._exporter is not None:
-            self._exporter.ended(child, now)
+            exporter = self._exporter
+            attempt("look after the exporter", lambda: exporter.ended(child, now))
 
     def control(self, control: ControlTask) -> None:
         """Have a control socket from now on."""
@@ -92,9 +102,9 @@ class Tasks:
 
     def end_control(self) -> None:
         if self._control is not None:
-            self._waiting.take_out(self._control.fileno())
-            self._control.close()
-            self._control = None
+            control, self._control = self._control, None
+            self._waiting.take_out(control.fileno())
+            attempt("close the control socket", control.close)
 
     def end_export(self) -> None:
         """The caller reaps it."""

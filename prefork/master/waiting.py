@@ -4,6 +4,7 @@ Runs in the process that serves. Owns the descriptors that are the supervisor's 
 Says what was heard; what follows from it is the supervisor's business.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -11,7 +12,10 @@ from collections.abc import Callable
 
 from prefork.workers.wakeup import Wakeup
 
+from .guard import say_failed
+
 NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
+AGAIN_S = 1.0  # what the kernel refused is tried again after this
 RELISTEN_S = 0.02  # saturation is asked for again after this
 
 
@@ -51,26 +55,35 @@ class Waiting:
         return self._epoll.fileno()
 
     def add(self, pidfd: int) -> None:
+        """Wait for it too. Raises OSError: the kernel's memory for it, or max_user_watches, may be short; epoll(7)."""
         self._epoll.register(pidfd, select.EPOLLIN)
 
     def take_out(self, fd: int) -> None:
-        self._epoll.unregister(fd)
+        """Wait for it no longer, if it was waited for."""
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.unregister(fd)
 
     def pack_nudge(self) -> tuple[int, list[int]]:
         return self._nudge, [self._nudge]
 
     def remove(self, pidfd: int) -> None:
         """Close it. Taken out first: closing alone does not, while a child that was just forked has a copy."""
-        self._epoll.unregister(pidfd)
-        os.close(pidfd)
+        self.take_out(pidfd)
+        with contextlib.suppress(OSError):
+            os.close(pidfd)
 
     def wait(self, seconds: float) -> set[int]:
         """Until something happens, at most so long. Returns what is readable, pidfds among it."""
-        heard = {fd for fd, _ in self._epoll.poll(seconds)}
+        try:
+            heard = {fd for fd, _ in self._epoll.poll(seconds)}
+        except OSError as exc:
+            say_failed("wait for what happens", exc)
+            heard = set()
         if self._wakeup.fileno() in heard:
             self._wakeup.drain()
         if self._nudge in heard:
-            os.eventfd_read(self._nudge)
+            with contextlib.suppress(OSError):
+                os.eventfd_read(self._nudge)
             self.nudged = True
             self._deaf_until = self._now() + NUDGE_EVERY_S
         if self._listening and self._listener is not None and self._listener.fileno() in heard:
@@ -82,7 +95,7 @@ class Waiting:
         """Leave the listener to the workers; `listen()` may come back to it, behind them, so much later."""
         if self._listening and self._listener is not None:
             self._listening = False
-            self._epoll.unregister(self._listener.fileno())
+            self.take_out(self._listener.fileno())
             self._relisten_at = self._now() + seconds
 
     def listen(self, wanted: bool) -> None:
@@ -90,14 +103,22 @@ class Waiting:
         if not wanted:
             self.step_back()
         elif not self._listening and self._listener is not None and self._now() >= self._relisten_at:
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
-            self._listening = True
+            try:
+                self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            except OSError:
+                self._relisten_at = self._now() + AGAIN_S  # until then saturation is learnt by the tick
+            else:
+                self._listening = True
 
     def hear_nudges(self) -> None:
         """Hear the nudge again when its time has come."""
         if self._deaf_until is not None and self._now() >= self._deaf_until:
-            self._epoll.modify(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
-            self._deaf_until = None
+            try:
+                self._epoll.modify(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
+            except OSError:
+                self._deaf_until = self._now() + NUDGE_EVERY_S
+            else:
+                self._deaf_until = None
 
     def next_at(self, listening: bool) -> float:
         """When `hear_nudges()`, or `listen()` where it is wanted, must be called again."""

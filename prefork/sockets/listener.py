@@ -236,12 +236,15 @@ def prepared(listener: socket.socket) -> Iterator[None]:
 
 
 def queued(sock: socket.socket) -> bool:
-    """Whether the kernel holds something for us now. False for a closed socket."""
+    """Whether the kernel holds something for us now. False for a closed socket, and where the kernel does not say."""
     if sock.fileno() == -1:
         return False
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    try:
+        return bool(poll.poll(0))
+    except OSError:
+        return False
 
 
 def narrow(sock: socket.socket) -> bool:
@@ -261,7 +264,8 @@ def narrow(sock: socket.socket) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
     except OSError:
         if sock.type != socket.SOCK_DGRAM:
-            sock.listen(0)
+            with contextlib.suppress(OSError):
+                sock.listen(0)
     return True
 
 
