@@ -1,0 +1,175 @@
+"""The gate of CI fails closed: over reports that a real pytest wrote of a small tree, and the script that asks it."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.once
+
+ROOT = Path(__file__).parents[2]
+HUNG = 60.0  # seconds; never reached unless something hangs
+FILES = {
+    "unit/test_plain.py": """
+import pytest
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_numbers(number):
+    assert number
+
+class TestClass:
+    def test_method(self):
+        pass
+""",
+    "faults/test_marked.py": """
+import pytest
+pytestmark = [pytest.mark.slow]
+
+@pytest.mark.quick
+def test_quick():
+    pass
+
+@pytest.mark.once
+def test_once():
+    pass
+""",
+}
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gate", ROOT / ".ci" / "gate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["gate"] = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+gate = load()
+
+
+class Tree:
+    """A checkout with a few tests, a list of allowed skips, and the report of pytest over it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.tests = folder, folder / "tests"
+        self.report, self.list = folder / "run.xml", folder / "allowed-skips"
+        self.list.write_text("")
+        (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib -p no:cacheprovider\n")
+        for name, text in FILES.items():
+            self.write(name, text)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.tests / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def run(self, *argv: str) -> None:
+        """Have pytest report on it; what it found is for the gate."""
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", f"--junitxml={self.report}", *argv], cwd=self.folder,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=HUNG, check=False,
+        )  # fmt: skip
+
+    def faults(self, expression: str = "") -> list[str]:
+        found: list[str] = gate.faults_of_a_run(self.report, expression, self.tests, self.list)
+        return found
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+def test_all_is_well(tree: Tree) -> None:
+    """Nothing is said of a run of everything, nor of one of these marks."""
+    tree.run()
+    assert tree.faults() == []
+    assert gate.faults_of_the_tree([tree.report], tree.tests) == []
+    tree.run("-m", "quick")
+    assert tree.faults("quick and slow and faults") == []
+    assert tree.faults("not unit and not once") == []
+
+
+def test_a_failure_and_an_error_are_told(tree: Tree) -> None:
+    """So is an expected failure whose reason is not in the list."""
+    tree.write(
+        "unit/test_bad.py",
+        "import pytest\ndef test_bad(): assert 0\ndef test_no(nothing): pass\n"
+        "@pytest.mark.xfail(reason='one day')\ndef test_xfail(): assert 0\n",
+    )
+    tree.run()
+    assert tree.faults() == [
+        "failed: tests.unit.test_bad.test_bad",
+        "failed: tests.unit.test_bad.test_no",
+        "skipped: tests.unit.test_bad.test_xfail: one day",
+    ]
+
+
+def test_a_skip_needs_its_own_reason(tree: Tree) -> None:
+    """The reason of a skip stands in the list word for word: neither a part of it nor an empty line lets it pass."""
+    tree.write("unit/test_skip.py", "import pytest\ndef test_skip(): pytest.skip('no such tool')\n")
+    tree.run()
+    tree.list.write_text("no such tool\n")
+    assert tree.faults() == []
+    for text in ("", "no such\n", "tool\n"):
+        tree.list.write_text(text)
+        assert tree.faults() == ["skipped: tests.unit.test_skip.test_skip: no such tool"]
+    for text in ("\n", "no such tool\n\n", "no such tool\n \n"):
+        tree.list.write_text(text)
+        assert tree.faults() == ["allowed-skips has an empty line"]
+    tree.list.unlink()
+    assert "could not read the list of allowed skips" in tree.faults()[0]
+
+
+def test_nothing_to_run_with_is_a_skip(tree: Tree) -> None:
+    """A test whose parameters have come to be none is told."""
+    tree.write("unit/test_none.py", "import pytest\n@pytest.mark.parametrize('x', [])\ndef test_none(x): pass\n")
+    tree.run()
+    assert "skipped: tests.unit.test_none.test_none" in tree.faults()[0]
+
+
+@pytest.mark.parametrize("text", [None, "", "<testsuites>", "<testsuites/>"], ids=["gone", "empty", "cut", "no test"])
+def test_no_report(tree: Tree, text: str | None) -> None:
+    """A report that is not there, is cut off or has no test in it fails the run."""
+    if text is not None:
+        tree.report.write_text(text)
+    for faults in (tree.faults(), gate.faults_of_the_tree([tree.report], tree.tests)):
+        assert len(faults) == 1
+        assert "report run.xml" in faults[0]
+
+
+def test_pytest_that_is_killed(tree: Tree) -> None:
+    """It has left no report, though its first tests passed."""
+    tree.write("unit/test_z.py", "import os\ndef test_z(): os.kill(os.getpid(), 9)\n")
+    tree.run()
+    assert "could not read the report run.xml" in tree.faults()[0]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("--deselect=tests/unit/test_plain.py::test_numbers",), ("--ignore=tests/unit",), ("-k", "quick"), ("-x",)],
+    ids=lambda argv: argv[0],
+)
+def test_fewer_than_there_are(tree: Tree, argv: tuple[str, ...]) -> None:
+    """A test of the tree that did not run is told, whatever kept it from running."""
+    tree.write("faults/test_early.py", "def test_early(): assert 0\n")
+    tree.run(*argv)
+    assert "did not run: tests.unit.test_plain.test_numbers" in tree.faults()
+    assert "no run has it: tests.unit.test_plain.test_numbers" in gate.faults_of_the_tree([tree.report], tree.tests)
+
+
+def test_a_file_that_pytest_does_not_find(tree: Tree) -> None:
+    """A test in a file by a name that pytest does not look at is one of the tree."""
+    tree.write("unit/tests_of_ours.py", "def test_ours(): pass\n")
+    tree.run()
+    assert tree.faults() == ["did not run: tests.unit.tests_of_ours.test_ours"]
+
+
+def test_marks_that_leave_nothing(tree: Tree) -> None:
+    """An expression that no test of the tree meets is a failure, not a run of nothing."""
+    tree.run()
+    assert "is marked 'quik'" in tree.faults("quik")[0]
