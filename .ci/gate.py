@@ -116,6 +116,15 @@ def faults_of_a_run(path: Path, expression: str, tests: Path, list_of_skips: Pat
     return faults + [f"did not run: {name}" for name in sorted(expected - ran.names)]
 
 
+def summary(path: Path) -> str:
+    """A run in a line."""
+    try:
+        ran = report(path)
+    except Unreadable:
+        return "no report"
+    return f"{ran.count} tests, {len(ran.failed)} failed, {len(ran.skipped)} skipped, {ran.seconds:.0f} s"
+
+
 def faults_of_the_tree(paths: list[Path], tests: Path) -> list[str]:
     """The tests that ran in none of these."""
     try:
@@ -126,13 +135,16 @@ def faults_of_the_tree(paths: list[Path], tests: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    """Print the faults; the exit status."""
+    """Print how many faults there are, and each; the exit status."""
     if argv[:1] == ["--tree"]:
         faults = faults_of_the_tree([Path(name) for name in argv[1:]], ROOT / "tests")
+        print(f"{len(faults)} tests did not run")
     else:
-        path, expression = argv
-        faults = faults_of_a_run(Path(path), expression, ROOT / "tests", ROOT / ".ci" / "allowed-skips")
-    print(*faults, sep="\n", end="\n" if faults else "")
+        path, expression = Path(argv[0]), argv[1]
+        faults = faults_of_a_run(path, expression, ROOT / "tests", ROOT / ".ci" / "allowed-skips")
+        print(summary(path))
+    for fault in faults:
+        print(fault)
     return bool(faults)
 
 

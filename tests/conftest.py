@@ -11,6 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What CI tests with, from the seed that it gives; Hypothesis' own "ci" has the same examples at every commit.
+settings.register_profile(
+    "commit", derandomize=False, database=None, deadline=None, print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
 
 
 def _descriptors() -> dict[int, str]:
