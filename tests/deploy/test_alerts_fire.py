@@ -195,7 +195,7 @@ def test_every_state_fires_its_alerts(tmp_path: Path) -> None:
             (tmp_path / name).mkdir()
             services[name] = stack.enter_context(Service(tmp_path / name, program))
         targets = [target(name, service) for name, service in services.items()]
-        gone = {"labels": {"service": "gone"}, "targets": [f"127.0.0.1:{free_port()}"]}
+        gone: dict[str, object] = {"labels": {"service": "gone"}, "targets": [f"127.0.0.1:{free_port()}"]}
         config = watching(tmp_path, [*targets, gone], request_timeout_seconds=2)
         server = stack.enter_context(prometheus(tmp_path, config))
         server.wait_for(f"count(up == 1) == {len(services)}")

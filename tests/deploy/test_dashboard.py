@@ -56,7 +56,7 @@ def test_the_questions_in_their_order() -> None:
 
 def test_nothing_overlaps() -> None:
     """Panels have ids of their own, stand on Grafana's 24 columns and on nobody else."""
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24, panel["title"]

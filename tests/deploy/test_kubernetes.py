@@ -37,7 +37,7 @@ def test_the_api_would_take_it(folder: str, tmp_path: Path) -> None:
     objects = [each for each in build(folder) if each["kind"] != "PodMonitor"]
     assert len(objects) == 6
     (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all(objects))
-    validate = [Path(sys.executable).parent / "kubernetes-validate", "--strict", "-k", API, "objects.yaml"]
+    validate = [str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", "-k", API, "objects.yaml"]
     found = subprocess.run(validate, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert found.stdout.count("passed") + found.stderr.count("passed") == len(objects), found.stdout + found.stderr

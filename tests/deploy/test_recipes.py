@@ -201,7 +201,7 @@ def test_syslog(target: str, scheme: str, more: str, tmp_path: Path) -> None:
     file = tmp_path / "syslog.jsonl"
     with recipe(f"syslog_collector:{target}", f"{scheme}127.0.0.1:0", SYSLOG_FILE=str(file)) as run:
         to = ["logger", "-n", "127.0.0.1", "-P", str(run.port), more, "-p", "local0.warning", "-t", "demo"]
-        sent = []
+        sent: list[str] = []
 
         def log() -> None:
             output(*to, f"message {len(sent)}")

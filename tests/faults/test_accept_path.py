@@ -153,7 +153,7 @@ def test_one_at_a_time_can_fail(bases: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("bases", "lanes"), [(TCP, 2), pytest.param(THREADS, 6, marks=quick)])
 def test_clients_of_one_byte_a_second(bases: str, lanes: int, tmp_path: Path) -> None:
     """On every lane a client that drips: each is cut at request_timeout, and who comes after them is served."""
-    settings = {"max_children": 2, "max_threads": lanes // 2, "request_timeout": TIMEOUT}
+    settings: dict[str, Any] = {"max_children": 2, "max_threads": lanes // 2, "request_timeout": TIMEOUT}
     with Service(tmp_path, script(bases=bases, **settings)) as service, contextlib.ExitStack() as stack:
         service.wait_ready(2)
         cut: dict[socket.socket, float] = {}

@@ -62,9 +62,9 @@ def test_idle_connections_with_eof(bases: str, tmp_path: Path) -> None:
     """Connections that idle in `for line in rfile` end within a second of TERM with eof; all that their clients sent
     before is answered."""
     idle = 4
-    settings = {"bases": bases, "max_children": idle if "Threading" not in bases else 1, "drain_connections": "eof"}
-    with Service(tmp_path, script(**settings)) as service:
-        service.wait_ready(int(settings["max_children"]))
+    children = idle if "Threading" not in bases else 1
+    with Service(tmp_path, script(bases=bases, max_children=children, drain_connections="eof")) as service:
+        service.wait_ready(children)
         held = [service.hold() for _ in range(idle)]
         nothing_for(0.3, *(connection.sock for connection in held))  # an input: they are no newcomers
         for connection in held:

@@ -147,7 +147,8 @@ def test_scrapes_under_trouble(trouble: Trouble, tmp_path: Path) -> None:
         service.wait_ready(2)
         get(address)
         process = exporter(service.pid)
-        times, threads, master = [], 0, cpu_seconds(service.pid)
+        times: list[float] = []
+        threads, master = 0, cpu_seconds(service.pid)
         with trouble(address), Load(service.address, 1) as load:
             until = monotonic() + TROUBLE_S
             while len(times) < SCRAPES or monotonic() < until:

@@ -8,6 +8,7 @@ import socket
 import threading
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from tests.support.service import HUNG, Watch, script
 
 WORKERS = 4
 CLIENTS, PROCESSES = 8, 2
-UNDER_LOAD = {  # how many reloads of what
+UNDER_LOAD: dict[str, tuple[int, dict[str, Any]]] = {  # how many reloads of what
     "processes": (10, {}),
     "threads": (4, {"bases": "PreForkingMixIn, ThreadingTCPServer", "max_threads": 4}),
     "a Unix path": (4, {"bases": "PreForkingUnixStreamServer", "address": "s.sock"}),
@@ -212,7 +213,7 @@ def test_ttin_during_a_reload(tmp_path: Path) -> None:
 
 def held(service: Released) -> dict[str, list[int]]:
     """Of the master, of each worker and of the exporter: how many descriptors, memfds among them, mappings of ours."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for process in [psutil.Process(service.pid), *psutil.Process(service.pid).children()]:
         with contextlib.suppress(psutil.Error, OSError, IndexError):
             pid, links = process.pid, [os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in
@@ -273,7 +274,8 @@ def test_datagrams_over_reloads(tmp_path: Path) -> None:
     with Released(tmp_path, source=script(DATAGRAMS, bases="PreForkingUDPServer", max_children=2)) as service:
         service.wait_ready(2)
         done = threading.Event()
-        sent, received = 0, set()
+        sent = 0
+        received: set[bytes] = set()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.connect(service.address)
             client.settimeout(HUNG)

@@ -3,6 +3,7 @@
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_idle_worker_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
 def test_busy_worker_stopped(bases: str, tmp_path: Path) -> None:
     """A worker stopped in mid-request is replaced, reason timeout, its stack in the log, while traffic goes on."""
-    settings = {"max_children": 2, "request_timeout": 1.0, "graceful_timeout": 5}
+    settings: dict[str, Any] = {"max_children": 2, "request_timeout": 1.0, "graceful_timeout": 5}
     with Service(tmp_path, script(bases=bases, **settings)) as service:
         service.wait_ready(2)
         with service.hold() as held, Load(service.address, 2) as load:
@@ -127,7 +128,8 @@ def test_busy_worker_stopped(bases: str, tmp_path: Path) -> None:
 def test_master_stopped(tmp_path: Path) -> None:
     """The master in SIGSTOP for three timeouts kills nobody when it is back, idle or busy."""
     timeout = 0.5
-    settings = {"max_children": 3, "request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
+    timeouts = {"request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
+    settings: dict[str, Any] = {"max_children": 3, **timeouts}
     with Service(tmp_path, script(**settings)) as service:
         service.wait_ready(3)
         before = set(service.workers())
@@ -149,7 +151,7 @@ def test_wall_clock_moved(tmp_path: Path) -> None:
     shift = tmp_path / "shift"
     shift.write_text("0")
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    settings = {
+    settings: dict[str, Any] = {
         "max_children": 2, "request_timeout": 600, "slow_request_timeout": 300, "max_lifetime": 1800,
         "boot_timeout": 300, "graceful_timeout": 1,
     }  # fmt: skip

@@ -249,7 +249,7 @@ def test_clients_that_wait_go_over_to_the_next_image(service: Released) -> None:
 
 def test_mode_and_owner(tmp_path: Path) -> None:
     """The path is as asked for, and given away only when asked."""
-    asked = {"control_mode": 0o640, "control_owner": ":65534"}
+    asked: dict[str, Any] = {"control_mode": 0o640, "control_owner": ":65534"}
     if os.getuid() != 0:
         del asked["control_owner"]
     with Service(tmp_path, script(max_children=1, control_socket=str(tmp_path / "c"), **asked)) as service:

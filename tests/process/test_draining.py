@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ def ready(address: tuple[str, int]) -> int:
 
 def test_drain_delay(tmp_path: Path) -> None:
     """With drain_delay TERM first turns /-/ready red and goes on serving, with a whole pool; then it drains."""
-    settings = {"max_children": 2, "metrics_address": ("127.0.0.1", 0), "drain_delay": DELAY}
+    settings: dict[str, Any] = {"max_children": 2, "metrics_address": ("127.0.0.1", 0), "drain_delay": DELAY}
     with Service(tmp_path, script(EXPORTED, **settings)) as service:
         service.wait_ready(2)
         exporter = tuple(service.wait("exporting", lambda fact: fact["address"][1])["address"])
@@ -141,7 +142,7 @@ def test_an_idle_pool_stops_at_once(tmp_path: Path) -> None:
 def test_drain_before_ready_does_not_delay(tmp_path: Path) -> None:
     """A service that has never served has nobody to wait for: drain_delay is skipped."""
     boots = "class Hooks:\n    def worker_started(self):\n        tell('booting')\n        signal.pause()\n"
-    settings = {"max_children": 1, "drain_delay": 60, "graceful_timeout": 0.3}
+    settings: dict[str, Any] = {"max_children": 1, "drain_delay": 60, "graceful_timeout": 0.3}
     with Service(tmp_path, script(boots, **settings)) as service:
         service.wait("booting")
         service.signal(signal.SIGTERM)
@@ -166,7 +167,7 @@ def test_draining_is_seen_in_the_worker(bases: str, tmp_path: Path) -> None:
 def test_eof_ends_idle_connections(how: int, bases: str, tmp_path: Path) -> None:
     """With eof a connection that idles in `for line in rfile` ends when its worker drains, for good or replaced; what
     was sent by then is answered."""
-    settings = {"max_children": 1, "drain_connections": "eof"}
+    settings: dict[str, Any] = {"max_children": 1, "drain_connections": "eof"}
     with Service(tmp_path, script(bases=bases, **settings)) as service:
         service.wait_ready(1)
         with service.hold() as held:
@@ -183,8 +184,8 @@ def test_eof_ends_idle_connections(how: int, bases: str, tmp_path: Path) -> None
 
 def test_eof_reaches_every_lane(tmp_path: Path) -> None:
     """With threads every request of the worker is hung up, and each gives its answers first."""
-    settings = {"bases": "PreForkingMixIn, ThreadingTCPServer", "max_children": 1, "drain_connections": "eof"}
-    with Service(tmp_path, script(**settings)) as service:
+    bases = "PreForkingMixIn, ThreadingTCPServer"
+    with Service(tmp_path, script(bases=bases, max_children=1, drain_connections="eof")) as service:
         service.wait_ready(1)
         held = [service.hold() for _ in range(8)]
         for connection in held:
@@ -200,7 +201,7 @@ def test_eof_reaches_every_lane(tmp_path: Path) -> None:
 
 def test_eof_gives_a_newcomer_time(tmp_path: Path) -> None:
     """A connection that was accepted this very moment may still say what it came for."""
-    settings = {"max_children": 2, "drain_connections": "eof"}
+    settings: dict[str, Any] = {"max_children": 2, "drain_connections": "eof"}
     with Service(tmp_path, script(**settings)) as service:
         service.wait_ready(2)
         with service.hold(), service.connect() as new:

@@ -70,7 +70,7 @@ def test_shutdown_at_the_cap_of_children() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"daemon_threads": True}, {"block_on_close": False}])
-def test_a_drain_waits_for_busy_lanes(settings: dict[str, bool], tmp_path: Path) -> None:
+def test_a_drain_waits_for_busy_lanes(settings: dict[str, Any], tmp_path: Path) -> None:
     """Whatever daemon_threads and block_on_close say of a plain server: a pool's drain loses no request in hand."""
     source = script(bases="PreForkingMixIn, ThreadingTCPServer", max_children=1, max_threads=3, **settings)
     with Service(tmp_path, source) as service:

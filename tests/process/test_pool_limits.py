@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_max_memory(tmp_path: Path) -> None:
 
 def test_spare_children(tmp_path: Path) -> None:
     """The pool grows while fewer than min_spare_children are idle, to max_children, and shrinks to min_children."""
-    settings = {"min_children": 1, "max_children": 6, "min_spare_children": 1, "max_spare_children": 2}
+    settings: dict[str, Any] = {"min_children": 1, "max_children": 6, "min_spare_children": 1, "max_spare_children": 2}
     with Service(tmp_path, script(**settings)) as service:
         service.wait_pool(lambda pool: 1 <= pool["ready"] <= 2)
         held = [service.hold() for _ in range(6)]

@@ -93,7 +93,7 @@ def test_wrong_order_is_refused() -> None:
 
     with pytest.raises(TypeError, match="write the mix-in first"):
 
-        class Wrong2(socketserver.TCPServer, prefork.PreForkingMixIn):
+        class Wrong2(socketserver.TCPServer, prefork.PreForkingMixIn):  # type: ignore[misc]
             pass
 
     class Right(socketserver.ThreadingMixIn, prefork.PreForkingMixIn, prefork.TCPServer):
@@ -102,7 +102,7 @@ def test_wrong_order_is_refused() -> None:
 
 @pytest.mark.parametrize("mixin", [prefork.PreForkingMixIn, prefork.ForkingMixIn, prefork.ThreadingMixIn])
 @pytest.mark.parametrize("base", [object, prefork.BaseServer, socketserver.BaseServer])
-def test_hooks_before_the_mixin_hide_nothing(mixin: type, base: type) -> None:
+def test_hooks_before_the_mixin_hide_nothing(mixin: Any, base: type) -> None:
     """A class of hooks comes before the mix-in, also one that derives from BaseServer; a server class whose
     `serve_forever` comes first is refused, be it its own or that of BaseServer."""
 
@@ -115,11 +115,12 @@ def test_hooks_before_the_mixin_hide_nothing(mixin: type, base: type) -> None:
             raise AssertionError("only defined here")
 
     below = socketserver.TCPServer if base is socketserver.BaseServer else prefork.TCPServer
-    server = type("Server", (Hooks, mixin, below), {})
+    server: Any = type("Server", (Hooks, mixin, below), {})
     assert server.finish_request is Hooks.finish_request
     assert server.serve_forever is mixin.serve_forever
     if base is object:  # it extends what comes next
-        assert type("Server", (Loop, mixin, below), {}).serve_forever is Loop.serve_forever
+        looping: Any = type("Server", (Loop, mixin, below), {})
+        assert looping.serve_forever is Loop.serve_forever
         return
     with pytest.raises(TypeError, match=r"Loop comes before the mix-in and would hide it; write the mix-in first"):
         type("Server", (Loop, mixin, below), {})

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.once
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    settings = {"control_socket": str(tmp_path / "c"), "metrics_address": ("127.0.0.1", 0)}
+    settings: dict[str, Any] = {"control_socket": str(tmp_path / "c"), "metrics_address": ("127.0.0.1", 0)}
     with Service(tmp_path, script(MONITORED, max_children=2, **settings)) as service:
         service.wait_ready(2)
         yield service

@@ -248,7 +248,8 @@ custom 7.0
 def oldest() -> str:
     """The oldest prometheus_client that the project says it supports."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return next(name.replace(">=", "==") for name in project["dependencies"] if name.startswith("prometheus-client"))
+    names: list[str] = project["dependencies"]
+    return next(name.replace(">=", "==") for name in names if name.startswith("prometheus-client"))
 
 
 @pytest.fixture(scope="module", params=["oldest", "newest"])

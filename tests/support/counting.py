@@ -39,9 +39,9 @@ def scrape(copies: list[Copy]) -> None:
             return application_families(merge(copies))
 
     registry = CollectorRegistry()
-    registry.register(Once())  # type: ignore[arg-type]
+    registry.register(Once())
     print(generate_latest(registry).decode(), end="")
-    assert generate_openmetrics(registry).endswith(b"# EOF\n")
+    assert generate_openmetrics(registry).endswith(b"# EOF\n")  # type: ignore[no-untyped-call]
 
 
 def in_workers(work: Callable[[int], None]) -> list[Copy]:
@@ -80,7 +80,7 @@ def everything() -> None:
     before = Counter("before", "Counted in the master only.")
     before.inc(0.5)
     Counter("never", "Counted by nobody.")
-    gauges = [Gauge(f"gauge_{mode}", "A gauge.", multiprocess_mode=mode) for mode in GAUGE_MODES]
+    gauges = [Gauge(f"gauge_{mode}", "A gauge.", multiprocess_mode=mode) for mode in GAUGE_MODES]  # type: ignore[arg-type]
     duration = Histogram("duration", "Durations.", ["path"], unit="seconds", buckets=(0.5, 1))
     change = Histogram("change", "With negative ones.", buckets=(-1, 1))
     size = Summary("size_bytes", "Sizes.")

@@ -7,6 +7,7 @@ are.
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from .prometheus import scraping
 from .service import ROOT, Service, script
@@ -26,7 +27,7 @@ class Hooks:
 """
 
 
-def monitored(definitions: str = "", **settings: object) -> str:
+def monitored(definitions: str = "", **settings: Any) -> str:
     """The program of such a service. `definitions` may extend `Hooks`."""
     return script(MONITORED + definitions, metrics_address=("127.0.0.1", 0), **settings)
 

@@ -54,7 +54,7 @@ def make(seconds: float, into: Path) -> None:
             "-m", "prefork", "run", "app:Gateway", "--bind", f"127.0.0.1:{bind[1]}", "--control", "unix:control",
             "--metrics", f"127.0.0.1:{metrics[1]}", "--max-children", str(WORKERS),
         ]  # fmt: skip
-        target = {"labels": {"service": "gateway"}, "targets": [f"127.0.0.1:{metrics[1]}"]}
+        target: dict[str, object] = {"labels": {"service": "gateway"}, "targets": [f"127.0.0.1:{metrics[1]}"]}
         with (
             Service(folder, argv=argv, accounts=False) as service,
             prometheus(folder, watching(folder, [target])) as server,

@@ -70,7 +70,7 @@ def test_the_setter_logs(child: Child, caplog: pytest.LogCaptureFixture) -> None
 def test_one_setter() -> None:
     """Nobody else writes a child's state, or the phase of the supervisor."""
     wrote = re.compile(r"^\s+\w[\w.]*\.(state|phase) = ", re.MULTILINE)
-    found = {}
+    found: dict[str, list[str]] = {}
     for path in [*SOURCES.glob("prefork/**/*.py"), *SOURCES.glob("workers/*.py"), *SOURCES.glob("metrics/**/*.py")]:
         for match in wrote.finditer(path.read_text()):
             found.setdefault(path.name, []).append(match[0].strip())

@@ -337,6 +337,6 @@ def test_statistics_are_of_the_same_snapshot(scrape: Scrape) -> None:
 
 def test_openmetrics_too(scrape: Scrape) -> None:
     """The stricter format takes every family."""
-    text = openmetrics(registry(scrape)).decode()
+    text = openmetrics(registry(scrape)).decode()  # type: ignore[no-untyped-call]
     assert text.endswith("# EOF\n")
     assert text.count("# TYPE ") == len(METRIC_TABLE)

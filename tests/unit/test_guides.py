@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 import prefork
+from prefork.cli.main import SUBCOMMAND_TABLE as SUBCOMMANDS
+from prefork.cli.pages import Parser
 from prefork.commands import BY_VERB
 from prefork.settings.fields import settings
 from tests.support import reference
 from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
-from tests.support.reference import SUBCOMMANDS, Parser
 
 LANGUAGES = {"sh", "console", "python", "toml", "ini", "json", "text"}
 

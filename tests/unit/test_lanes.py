@@ -38,8 +38,8 @@ class Server(BaseServer):
     look: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self) -> None:
-        super().__init__("nowhere", lambda request, client_address, server: None)  # type: ignore[arg-type]
-        self.will: str = "completed"
+        super().__init__("nowhere", lambda request, client_address, server: None)
+        self.will: str | OSError = "completed"
         self.shut: list[Any] = []
         self.errors: list[Any] = []
 
@@ -252,7 +252,7 @@ def test_all_free_with_one_in_hand(make: Callable[..., Harness]) -> None:
 def test_a_child_takes_request_and_lane(make: Callable[..., Harness]) -> None:
     """After `pass_on` neither is ours: nothing is counted here, and no lane is missed."""
     harness = make(elsewhere=True)
-    harness.server.process_request = lambda request, address: harness.lanes.pass_on(request)  # type: ignore[method-assign]
+    harness.server.process_request = lambda request, address: harness.lanes.pass_on(request)  # type: ignore[assignment]
     lane = harness.lanes.take()
     assert lane is not None
     assert harness.lanes.serve_one(harness.server, lane, NOW_NS) is Accepted.REQUEST

@@ -262,7 +262,7 @@ def test_replacement_step_by_step(why: str) -> None:
 
 def test_the_oldest_leaves_first() -> None:
     """Of several that are to leave the oldest is drained, whatever it is doing."""
-    due = {"due": ExitReason.MAX_REQUESTS}
+    due: dict[str, Any] = {"due": ExitReason.MAX_REQUESTS}
     pool = [worker(1, started=5.0, **due), worker(2, started=1.0, busy_since=(NOW,), **due), *map(worker, (3, 4, 5))]
     assert drained(seen(*pool), FOUR) == {2: ExitReason.MAX_REQUESTS}
 
@@ -364,19 +364,19 @@ def test_end_waits_for_the_queue() -> None:
     """DRAINING lets the workers accept until the queue is empty and quiet, or half the time is gone; those that start
     are told at once."""
     ready, starting = worker(1), worker(2, ChildState.STARTING, started=NOW)
-    ending = {"phase": Phase.DRAINING, "phase_since": NOW - 1}
+    ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 1}
     told = {1: ExitReason.DRAINED, 2: ExitReason.DRAINED}
     assert drained(seen(ready, starting, queued=True, queued_at=NOW, **ending), FOUR) == {2: ExitReason.DRAINED}
     assert drained(seen(ready, starting, queued_at=NOW - QUIET_S / 2, **ending), FOUR) == {2: ExitReason.DRAINED}
     assert drained(seen(ready, starting, queued_at=NOW - 2 * QUIET_S, **ending), FOUR) == told
-    long = {"phase": Phase.DRAINING, "phase_since": NOW - FOUR.graceful_timeout / 2}
+    long: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - FOUR.graceful_timeout / 2}
     assert drained(seen(ready, starting, queued=True, queued_at=NOW, **long), FOUR) == told
 
 
 def test_drain_delay_goes_on_as_before() -> None:
     """While drain_delay lasts the pool is kept up; afterwards the door is narrowed. Never READY, there is none."""
     limits = replace(FOUR, drain_delay=5.0)
-    ending = {"phase": Phase.DRAINING, "phase_since": NOW - 4.9, "queued_at": float("-inf")}
+    ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 4.9, "queued_at": float("-inf")}
     assert plan(seen(worker(1), **ending), limits, NOW).spawn == 3
     assert plan(seen(worker(1), **ending), limits, NOW).drain == ()
     assert plan(seen(worker(1), **ending), limits, NOW + 0.1).spawn == 0

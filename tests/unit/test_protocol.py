@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.commands import BY_VERB, COMMAND_TABLE, Command
+from prefork.commands import BY_VERB, COMMAND_TABLE, Command, Row
 from prefork.control import protocol
 from prefork.control.protocol import BadRequest
 from prefork.metrics.facts import ControlCommand
@@ -58,7 +58,7 @@ def test_any_argument_is_checked(verb: str, values: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in COMMAND_TABLE if row.verb], ids=lambda row: row.verb)
-def test_what_is_asked_is_read(row: protocol.Row) -> None:
+def test_what_is_asked_is_read(row: Row) -> None:
     """What the client writes is what the master reads."""
     wanted = row.argument
     argument = None if wanted is None else wanted.choices[0] if wanted.choices else 7

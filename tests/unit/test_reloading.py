@@ -12,6 +12,7 @@ from prefork.master.policy import Phase
 from prefork.reload import reloading
 from prefork.reload.handover import Record
 from prefork.reload.reloading import ReloadResult, Stage
+from prefork.reload.start_context import START
 from tests.support.simulated_reload import Program, Reloadable
 from tests.support.simulation import LIMITS, Simulation
 
@@ -125,7 +126,7 @@ def test_an_exec_that_fails(missing: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(here)
     here.rmdir()
     where = os.stat(".").st_ino
-    monkeypatch.setattr(reloading, "START", replace(reloading.START, executable=str(tmp_path / "no python")))
+    monkeypatch.setattr(reloading, "START", replace(START, executable=str(tmp_path / "no python")))
     directory = tmp_path if missing == "interpreter" else tmp_path / "nowhere"
     fd = os.open(os.devnull, os.O_RDONLY)
     try:

@@ -199,7 +199,7 @@ def test_any_order(caplog: pytest.LogCaptureFixture) -> None:
     """Reloads that succeed and fail in every way, in any order with commands, deaths, boot failures and hangs: two
     generations at most, stop wins, totals never fall, the old ones stay until others are ready, nothing is stuck."""
     caplog.set_level(logging.CRITICAL, "prefork")  # tens of thousands of lines
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         ReloadedPool,
         settings=settings(
             max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),

@@ -102,7 +102,7 @@ class Pool(RuleBasedStateMachine):
         if not process.ready and not self.asked(process):
             self.died_at_boot(process)
         limits, since = self.simulation.supervisor.limits, self.simulation.since
-        bounds = {signal.SIGQUIT: STOP_GRACE_S, signal.SIGTERM: limits.graceful_timeout}
+        bounds: dict[int, float] = {signal.SIGQUIT: STOP_GRACE_S, signal.SIGTERM: limits.graceful_timeout}
         if limits.request_timeout is not None:
             bounds[signal.SIGUSR1] = CUT_KILL_S
         over = [since(at) >= bounds[signum] - 1e-3 for signum, at in process.told if signum in bounds]
@@ -323,7 +323,7 @@ class Pool(RuleBasedStateMachine):
 def test_any_order() -> None:
     """Commands, deaths, boot failures and hangs in any order: never over max, stop wins, it ends in time, no one is
     killed before the deadline, starts back off, the accounts balance, and one generation remains."""
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Pool,
         settings=settings(
             max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),

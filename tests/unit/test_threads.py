@@ -67,7 +67,12 @@ def test_join_waits_for_all(held: list[Held]) -> None:
         threads.append(each.thread)
         each.thread.start()
     joined = threading.Event()
-    joiner = threading.Thread(target=lambda: (threads.join(), joined.set()))
+
+    def join() -> None:
+        threads.join()
+        joined.set()
+
+    joiner = threading.Thread(target=join)
     joiner.start()
     for each in held[:2]:
         each.end()
