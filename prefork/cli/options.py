@@ -14,20 +14,20 @@ __all__ = ["add_settings", "texts"]
 
 def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
     """An option for each field, under its group's title, groups in the order in which they are first met."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
     for field in fields.values():
         if field.setting.positional:
             parser.add_argument(field.name, metavar=field.metavar, nargs="?", help=field.setting.help)
-            continue
-        title = field.setting.group
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
+    with_option = [field for field in fields.values() if not field.setting.positional]
+    titles = dict.fromkeys(field.setting.group for field in with_option)
+    groups = {title: parser.add_argument_group(title) for title in titles}
+    for field in with_option:
+        group = groups[field.setting.group]
         if field.setting.flag:
-            groups[title].add_argument(
+            group.add_argument(
                 field.option, action="store_const", const="yes", dest=field.name, help=field.setting.help
             )
         else:
-            groups[title].add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field))
+            group.add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field))
 
 
 def _help(field: Field) -> str:

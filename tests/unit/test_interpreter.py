@@ -1,0 +1,155 @@
+"""What we use of the interpreter's that is private to it: one list, which is all there is, and each is still there.
+
+The first thing to run on the next interpreter's beta. Where one is gone, its sentence says what needs it, and what
+there is instead.
+"""
+
+import argparse
+import ast
+import importlib
+import inspect
+import io
+import logging
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .test_house import BUILDINGS, sources
+
+
+def _signal_mask() -> object:
+    mask = importlib.import_module("_signal").pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    after = importlib.import_module("_signal").pthread_sigmask(signal.SIG_SETMASK, mask)
+    return {type(each) for each in after} == {int} and int(signal.SIGUSR2) in after
+
+
+def _accept() -> object:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        fd, address = listener._accept()  # type: ignore[attr-defined]
+        socket.close(fd)
+        return address == client.getsockname()
+
+
+def _run_module_as_main() -> object:
+    import runpy
+
+    return inspect.signature(runpy._run_module_as_main).bind("module", False)  # type: ignore[attr-defined]
+
+
+def _handlers() -> object:
+    handler = logging.StreamHandler(io.StringIO())
+    return handler in [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
+
+
+def _actions() -> object:
+    parser = argparse.ArgumentParser()
+    parser.add_argument_group("more").add_argument("--here")
+    return "--here" in [option for action in parser._actions for option in action.option_strings]
+
+
+def _fill_text() -> object:
+    class Formatter(argparse.HelpFormatter):
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return f"{indent}filled: {text}"
+
+    return "filled: words" in argparse.ArgumentParser(description="words", formatter_class=Formatter).format_help()
+
+
+# What is used, whether it still does what it is used for, and who needs it.
+PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
+    "_signal": (_signal_mask, "workers/signals.py sets the mask at each fork with it; "
+                              "signal.pthread_sigmask() does the same, and makes enums of it all"),
+    "socket.socket._accept": (_accept, "Listener.accept() takes a connection by it, a tenth cheaper; "
+                                       "socket.accept() does the same"),
+    "runpy._run_module_as_main": (_run_module_as_main, "a reload runs `python -m MODULE` and archives again by it; "
+                                                       "look at what `python -m` calls now (Modules/main.c)"),
+    "logging._handlerList": (_handlers, "a process that leaves by os._exit() flushes the program's handlers, which it "
+                                        "finds there; logging.shutdown() flushes them too, and closes them"),
+    "argparse.ArgumentParser._actions": (_actions, "a wrong option is told the nearest one, which is found there"),
+    "argparse.RawDescriptionHelpFormatter._fill_text": (_fill_text, "the pages of help are filled by it, overridden"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_it_is_still_there(name: str) -> None:
+    """What is private to the interpreter, and used, does what it is used for."""
+    works, need = PRIVATE[name]
+    try:
+        assert works()
+    except Exception as exc:
+        pytest.fail(f"{name} of Python {sys.version.split()[0]} is gone, or not what it was ({exc!r}): {need}")
+
+
+def test_nothing_else_is_used() -> None:
+    """Every private name of the standard library's that the sources use, or override, stands in the list."""
+    used = {name for building in BUILDINGS for _, tree in sources(building) for name in _private(tree)}
+    assert used == set(PRIVATE)
+
+
+def _private(tree: ast.Module) -> Iterator[str]:
+    known: dict[str, str] = {}  # by what it is called here
+    for node in ast.walk(tree):
+        for called, name in _imported(node):
+            known[called] = name
+            if _is_private(name):
+                yield name
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in known:
+            name = f"{known[node.value.id]}.{node.attr}"
+            if _is_private(name) and name not in DOCUMENTED and not _is_private(known[node.value.id]):
+                yield name
+        elif isinstance(node, ast.ClassDef):
+            for base in map(ast.unparse, node.bases):
+                first, _, rest = base.partition(".")
+                if first in known:
+                    yield from _of_base(node, f"{known[first]}.{rest}".rstrip("."))
+
+
+DOCUMENTED = {"os._exit"}
+
+
+def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """What an import brings from the standard library: (how it is called here, its dotted name)."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if _is_standard(alias.name):
+                yield (alias.asname, alias.name) if alias.asname else (alias.name.partition(".")[0],) * 2
+    elif isinstance(node, ast.ImportFrom) and not node.level and _is_standard(str(node.module)):
+        yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def _is_standard(name: str) -> bool:
+    return name.partition(".")[0] in sys.stdlib_module_names
+
+
+def _is_private(name: str) -> bool:
+    return any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+
+
+def _assigned(cls: type) -> Iterator[str]:
+    """The attributes that an instance is given in the methods of its class and its bases."""
+    for base in getattr(cls, "__mro__", ()):  # NamedTuple is a function
+        try:
+            source = inspect.getsource(base)
+        except (TypeError, OSError):  # it is written in C
+            continue
+        yield from re.findall(r"\bself\.(_\w+)\s*[=:]", source)
+
+
+def _of_base(node: ast.ClassDef, base: str) -> Iterator[str]:
+    """The private names of a class of the standard library that one of ours uses or defines."""
+    module, _, name = base.rpartition(".")
+    found: Any = getattr(importlib.import_module(module), name) if module else object
+    private = {each for each in (*dir(found), *_assigned(found)) if _is_private(each)}
+    for each in ast.walk(node):
+        if isinstance(each, ast.FunctionDef) and each.name in private:
+            yield f"{base}.{each.name}"
+        elif (
+            isinstance(each, ast.Attribute) and each.attr in private and ast.unparse(each.value) in ("self", "super()")
+        ):
+            yield f"{base}.{each.attr}"
