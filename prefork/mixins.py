@@ -82,6 +82,7 @@ class ForkingMixIn(SupervisedMixIn):
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         self._birth = birth
         self._leave_own_memory(birth)
+        self._leave_metrics_listener()
         if birth.slot.application:
             begin(birth.slot.application)
         if self.socket.type == SOCK_STREAM:  # on a datagram socket the handler replies

@@ -353,6 +353,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """The body of a worker."""
         assert self._supervisor is not None
         self._leave_own_memory(birth)
+        self._leave_metrics_listener()
         title = f"prefork: worker {number}"
         self._in_place = one_request = hasattr(self, "collect_children")
         if self.access_log:
@@ -382,6 +383,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """In a process that user code forked from the master: it is none, and holds nothing of ours."""
         self._forget_master_signals()
         self._forget_supervisor()
+        self._leave_metrics_listener()
         self._listener.close()
 
     @contextlib.contextmanager

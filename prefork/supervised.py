@@ -286,6 +286,11 @@ class SupervisedMixIn(_AnyServer):
                 user_forks.write_privately(slot.memory, slot.fd)
                 os.close(slot.fd)
 
+    def _leave_metrics_listener(self) -> None:
+        """In a process that is forked from the serving one, and may outlive it: the address is not its to hold."""
+        if self._metrics_listener is not None:
+            self._metrics_listener.close()
+
     def _end_own_requests(self) -> None:
         """What `handle_request()` began in this process comes to its end before a pool serves in its place; what was
         counted stays on the board."""

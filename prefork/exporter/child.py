@@ -88,7 +88,6 @@ class ExporterChild:
         self._fork = fork
         self._forget_memory = forget_memory
         self._feed: Feed | None = None
-        self._forking = False
         self._child: Child | None = None
         self._next_start = 0.0
         self._delay = FIRST_RESTART_S
@@ -133,10 +132,9 @@ class ExporterChild:
         self._close_feed()
 
     def forget(self) -> None:
-        """In a new child but the exporter: close the copies. A worker that outlives the master holds no port."""
-        if not self._forking:
-            self._listener.close()
-            self._close_feed()
+        """In a new child: close the copy of our end. The listener is the service's."""
+        if self._feed is not None:
+            self._feed.keep_theirs()
 
     def _start(self, now: float) -> None:
         self._unanswered_since = None
@@ -159,7 +157,6 @@ class ExporterChild:
                 slots, birth, master,
             )  # fmt: skip
 
-        self._forking = True
         try:
             slot = Slot(0)
             try:
@@ -170,8 +167,6 @@ class ExporterChild:
         except OSError as exc:
             self._not_started(exc, now)
             return
-        finally:
-            self._forking = False
         feed.keep_ours()
         while self._before:
             old = self._before.pop()
