@@ -41,6 +41,15 @@ def test_the_front_page_has_the_two_commands() -> None:
     assert lines[1].endswith("/pytest")
 
 
+def test_the_front_page_names_the_pythons() -> None:
+    """The oldest and the newest CPython of the front page are those of the package's classifiers."""
+    line = next(line for line in FRONT.read_text().splitlines() if line.startswith("It needs Linux"))
+    named = re.findall(r"3\.\d+", line)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    supported = [each.split()[-1] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)]
+    assert (named[0], named[-1]) == (supported[0], supported[-1])
+
+
 def test_the_front_page_is_short() -> None:
     """Who comes for the first time reads 200 lines at most."""
     assert len(FRONT.read_text().splitlines()) <= 200
