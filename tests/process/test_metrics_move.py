@@ -1,14 +1,16 @@
 """Every metric of the table, moved in a real service by what it is there for, and read from a real scrape.
 
-Each test says by `@moves(...)` which names it sees move; the last one holds these lists against the table.
+Each test says by `@moves(...)` which names move in it, by `@shows(...)` which stay, and its scrapes are held against
+that; the last one holds these lists against the table.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,44 @@ Samples = dict[str, float]
 QUEUED = 3
 WAIT = 0.2  # seconds
 
-_moved: set[str] = set()
+_seen: set[str] = set()
+_scrapes: list[Samples] = []  # of the test that runs
+_KINDS = {row.name: row.kind for row in METRIC_TABLE}
+_SUFFIXES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+
+Test = Callable[..., None]
 
 
-def moves(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The test sees these, without their prefix, move."""
-    _moved.update(f"prefork_{name}" for name in names)
-    return lambda test: test
+def moves(*names: str) -> Callable[[Test], Test]:
+    """These, without their prefix, move in the test: two of its scrapes differ in them."""
+    return _held(names, lambda looks: any(look != looks[0] for look in looks))
+
+
+def shows(*names: str) -> Callable[[Test], Test]:
+    """These are constant, and there in every scrape of the test."""
+    return _held(names, lambda looks: all(looks) and all(look == looks[0] for look in looks))
+
+
+def _held(names: Iterable[str], true: Callable[[list[Samples]], bool]) -> Callable[[Test], Test]:
+    whole = {f"prefork_{name}" for name in names}
+    _seen.update(whole)
+
+    def held(test: Test) -> Test:
+        @functools.wraps(test)
+        def run(*args: Any, **kwargs: Any) -> None:
+            _scrapes.clear()
+            test(*args, **kwargs)
+            assert {name for name in whole if not true([_of_metric(found, name) for found in _scrapes])} == set()
+
+        return run
+
+    return held
+
+
+def _of_metric(found: Samples, name: str) -> Samples:
+    """The samples of a metric, whatever its kind appends to the name."""
+    served = {name + suffix for suffix in _SUFFIXES[_KINDS[name]]}
+    return {sample: value for sample, value in found.items() if sample.partition("{")[0] in served}
 
 
 def service(tmp_path: Path, definitions: str = "", **settings: Any) -> Service:
@@ -42,7 +75,12 @@ def service(tmp_path: Path, definitions: str = "", **settings: Any) -> Service:
 
 
 def scrape(running: Service) -> Samples:
-    return get(os.path.relpath(running.directory / "m")).samples
+    return scrape_at(os.path.relpath(running.directory / "m"))
+
+
+def scrape_at(address: Any) -> Samples:
+    _scrapes.append(get(address).samples)
+    return _scrapes[-1]
 
 
 def scrape_until(running: Service, true: Callable[[Samples], bool]) -> Samples:
@@ -58,7 +96,7 @@ def of(found: Samples, name: str) -> Samples:
     return labelled(found, f"prefork_{name}")
 
 
-@moves("build_info", "start_time_seconds")
+@shows("build_info", "start_time_seconds")
 def test_identity(tmp_path: Path) -> None:
     """The version that runs, and when the master started."""
     began = time.time()
@@ -71,8 +109,9 @@ def test_identity(tmp_path: Path) -> None:
     assert began <= found["prefork_start_time_seconds"] <= time.time()
 
 
-@moves("workers", "lanes", "lanes_busy", "requests_in_flight", "oldest_request_age_seconds", "saturated_seconds",
-       "listen_queue_length", "listen_queue_limit", "listen_queue_length_max", "queue_wait_seconds",
+@shows("listen_queue_limit")
+@moves("workers", "lanes_busy", "requests_in_flight", "oldest_request_age_seconds", "saturated_seconds",
+       "listen_queue_length", "listen_queue_length_max", "queue_wait_seconds",
        "connections_accepted", "requests", "request_duration_seconds")  # fmt: skip
 def test_a_full_pool(tmp_path: Path) -> None:
     """Every worker busy and a queue behind them; then all is served, and what was remains as totals and a maximum."""
@@ -117,9 +156,8 @@ def test_a_queue_that_overflows(tmp_path: Path) -> None:
             client = stack.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(running.address)
-        scrape_until(running, lambda found: all(
-            found[name] > before[name] for name in before if name.startswith("prefork_netns_listen_")
-        ))  # fmt: skip
+        counts = ("prefork_netns_listen_overflows_total", "prefork_netns_listen_drops_total")
+        scrape_until(running, lambda found: all(found[name] > before[name] for name in counts))
 
 
 DAM = """
@@ -141,6 +179,8 @@ def test_datagrams(tmp_path: Path) -> None:
     """What waits at a datagram socket, in bytes, and what was dropped there: as the kernel has it."""
     os.mkfifo(tmp_path / "gate")
     with service(tmp_path, DAM, bases="PreForkingUDPServer", max_children=1) as running:
+        running.wait_ready(1)
+        scrape(running)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.sendto(b"first", running.address)
             running.wait("held")
@@ -166,11 +206,12 @@ class Hooks:
 
 
 @moves("requests", "connections_rejected", "worker_exits", "worker_signal_deaths", "worker_spawns",
-       "worker_boot_seconds", "workers_min", "workers_max")  # fmt: skip
+       "worker_boot_seconds", "workers_min", "workers_max", "lanes")  # fmt: skip
 def test_ends(tmp_path: Path) -> None:
     """Requests and workers come to their ends, each by its reason."""
     with service(tmp_path, ENDS, request_timeout=0.5) as running:
         running.wait_ready(2)
+        scrape(running)
         with socket.create_connection(running.address, HUNG, ("127.0.0.2", 0)) as refused:
             assert refused.recv(1) == b""
         for word in ("pid", "raise", "segv", "exit 0"):
@@ -206,6 +247,7 @@ def test_accept_errors(tmp_path: Path) -> None:
     """A worker without descriptors cannot accept."""
     with service(tmp_path, max_children=1) as running:
         running.wait_ready(1)
+        scrape(running)
         with no_descriptor_left(*running.workers()), running.connect():
             scrape_until(running, lambda found: of(found, "accept_errors_total").keys() == {"emfile"})
 
@@ -235,11 +277,12 @@ def test_fork_failures(tmp_path: Path) -> None:
         running.wait_ready(2)
         (port,) = (c.laddr.port for c in psutil.Process(running.pid).net_connections("tcp")
                    if c.laddr.port != running.address[1])  # fmt: skip
+        scrape_at(("127.0.0.1", port))
         running.signal(signal.SIGRTMIN + 1)
         running.wait("limits")
         running.signal(signal.SIGKILL, running.workers()[0])
         failures = running.wait_pool(lambda pool: pool["fork_failures"] > 0)["fork_failures"]
-        found = get(("127.0.0.1", port)).samples
+        found = scrape_at(("127.0.0.1", port))
         running.signal(signal.SIGRTMIN + 1)
         running.wait_ready(2, killed=1)
     assert of(found, "fork_failures_total").keys() == {"EAGAIN"}
@@ -289,13 +332,15 @@ def test_reloads(tmp_path: Path) -> None:
     first, second = (found["prefork_last_reload_timestamp_seconds"] for found in (failed, done))
     assert began <= first <= second <= time.time()
     assert [found["prefork_generation"] for found in (none, failed, done)] == [1, 1, 2]
+    assert len({found["prefork_start_time_seconds"] for found in (none, failed, done)}) == 1
 
 
 HEAVY = """
 class Hooks:
     def worker_started(self):
-        self.heap = bytearray(os.urandom(1 << 20) * 20)
-        self.kept = [os.dup(2) for _ in range(200)]
+        if os.path.exists("heavy"):
+            self.heap = bytearray(os.urandom(1 << 20) * 20)
+            self.kept = [os.dup(2) for _ in range(200)]
         super().worker_started()
 
 class Handler(Who):
@@ -306,11 +351,16 @@ class Handler(Who):
 """
 
 
-@moves("worker_private_memory_bytes", "worker_open_fds_max", "worker_fds_limit", "worker_cpu_seconds")
+@shows("worker_fds_limit")
+@moves("worker_private_memory_bytes", "worker_open_fds_max", "worker_cpu_seconds")
 def test_what_workers_use(tmp_path: Path) -> None:
     """Memory and descriptors of the living, and CPU of a dead one, as /proc has them."""
     with service(tmp_path, HEAVY) as running:
         running.wait_ready(2)
+        scrape(running)
+        (tmp_path / "heavy").touch()
+        running.signal(signal.SIGUSR2)
+        running.wait_ready(2, replaced=2)
         workers = [psutil.Process(pid) for pid in running.workers()]
         descriptors, limit = max(worker.num_fds() for worker in workers), workers[0].rlimit(psutil.RLIMIT_NOFILE)[0]
         private = [worker.memory_full_info().uss for worker in workers]
@@ -332,6 +382,7 @@ def test_loop_delay(tmp_path: Path) -> None:
     """How late the timers of the master run, which has been stopped in its sleep."""
     with service(tmp_path) as running:
         running.wait_ready(2)
+        scrape(running)
         while psutil.Process(running.pid).status() != psutil.STATUS_SLEEPING:
             running.statistics()
         running.signal(signal.SIGSTOP)
@@ -346,6 +397,7 @@ def test_control_requests(tmp_path: Path) -> None:
     """A request on the control socket; without a socket there is no such figure."""
     with service(tmp_path, control_socket="c") as running, socket.socket(socket.AF_UNIX) as client:
         running.wait_ready(2)
+        scrape(running)
         client.connect(os.path.relpath(tmp_path / "c"))
         client.sendall(b'{"verb":"version"}\n')
         assert client.recv(100)
@@ -363,6 +415,8 @@ def test_log_messages_dropped(tmp_path: Path) -> None:
     before = ("sh", "-c", f'exec "$@" 2>/proc/self/fd/{writing}', "sh")
     try:
         with Service(tmp_path, argv=argv, before=before, fds=[writing]) as running:
+            running.wait_ready(2)
+            scrape(running)
             with Load(running.address, 2) as load:
                 load.wait_answered(1000)
             dropped = running.settled()["log_dropped"]
@@ -409,4 +463,4 @@ def test_a_slot_misused(tmp_path: Path) -> None:
 
 def test_every_metric_is_seen_to_move() -> None:
     """None of the table is left out above."""
-    assert _moved == {row.name for row in METRIC_TABLE}
+    assert _seen == {row.name for row in METRIC_TABLE}
