@@ -457,6 +457,7 @@ def test_a_slot_misused(tmp_path: Path) -> None:
         spoilt = scrape(running)
     series = sum(name.startswith("seen_total{") for name in full)
     assert full["prefork_application_series_dropped_total"] == 4000 - series > 0
+    assert 1_850 < series < 2_000  # of half a KiB, in one MiB
     assert none["prefork_slot_words_rejected_total"] == full["prefork_slot_words_rejected_total"] == 0
     assert spoilt["prefork_slot_words_rejected_total"] > 0
 

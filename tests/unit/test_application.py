@@ -18,6 +18,7 @@ from prefork.metrics.application.region import (
     DROPPED,
     FAMILY,
     LENGTH_BITS,
+    REGION_BYTES,
     REGION_HEADER_WORDS,
     Folded,
     Merged,
@@ -198,6 +199,16 @@ def test_full_region_drops_new_series() -> None:
     merged = merge([process.region.copy()])
     assert totals(merged)["hits_total 0"] == 2.0
     assert (len(merged.values), merged.dropped, merged.rejected) == (kept, 3, 0)
+
+
+def test_about_18_000_series() -> None:
+    """As many as the guide says have room in one process, whose label's value is a dozen or two of letters."""
+    process = Process("1", REGION_BYTES)
+    kept = 0
+    while add(process.writer, f"/users/{kept:05}/photos", 1.0):
+        kept += 1
+    assert 17_500 < kept < 19_000
+    assert len(merge([process.region.copy()]).values) == kept
 
 
 def test_full_totals_drop_new_series() -> None:

@@ -38,6 +38,7 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     IDLE,
+    LOG_DROPPED,
     REJECTED,
     STARTED_NS,
     STATE,
@@ -267,6 +268,26 @@ def test_accept_errors_outlive_their_worker() -> None:
         dead.die()
         assert board.snapshot().statistics().accept_errors == {"emfile": 3}
         living.die()
+
+
+def test_log_drops_and_refused_words_outlive_their_worker() -> None:
+    """Log lines that were given up, and words that were refused, are summed over the dead and the living."""
+    with boards() as board:
+        dead, living = Child(board), Child(board)
+        for child, number in ((dead, 2), (living, 1)):
+            child.slot.words[LOG_DROPPED] = number
+        before = board.snapshot().statistics()  # which is where the words below are compared with
+        for child in (dead, living):
+            child.slot.lane(0)[COMPLETED] = 1 << 62
+        counted = board.snapshot().statistics()
+        dead.die()
+        after = board.snapshot().statistics()
+        living.die()
+        at_the_end = board.snapshot().statistics()
+    assert [each.log_dropped for each in (before, counted, after, at_the_end)] == [3, 3, 3, 3]
+    refused = [each.words_rejected for each in (before, counted, after, at_the_end)]
+    assert refused[:2] == [0, 2]
+    assert refused == sorted(refused)
 
 
 def test_words_do_not_overlap() -> None:
