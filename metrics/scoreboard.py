@@ -7,13 +7,15 @@ address: the reader checks every word against what it can mean, refuses what it 
 
                    creates   writes                    closes
     slot           master    the child, nobody else    master at the reap; the child's copy ends with it
-    stacks (text)  master    faulthandler, bootstrap   master at the reap
+    stacks (text)  behind the words of the slot, in the same memfd: faulthandler and bootstrap append, the master takes
     board          master    master (board.py)         with the server object
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
+import sys
 from dataclasses import dataclass
 from typing import Self
 
@@ -29,6 +31,7 @@ LAYOUT_VERSION = 1
 ) = range(11)  # fmt: skip
 ACCEPT_ERRORS = 11
 LOG_DROPPED = 16  # log lines that this process gave up
+TEXT_AT = 17  # where the text begins, in bytes; 0 in a slot of a version that kept it elsewhere
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
@@ -50,11 +53,14 @@ MOST_GROWTH = 1 << 50
 STACKS_MAX = 256 * 1024
 
 _REASONS = {int(reason): reason for reason in ExitReason}
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # what is mapped stays; text may grow behind it
+FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
-    """A memfd that nobody can resize, and a writable mapping of it. Raises OSError and leaves nothing behind then."""
+    """A memfd that nobody can shrink, and a writable mapping of it. Raises OSError and leaves nothing behind then."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -71,16 +77,20 @@ class Slot:
     def __init__(self, lanes: int, application_bytes: int = 0) -> None:
         """Create the slot. Raises OSError when descriptors or memory are short; nothing is left behind then."""
         application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
-        self._use(*sealed_memory("prefork-slot", application_at + application_bytes), lanes)
+        size = application_at + application_bytes
+        self._use(*sealed_memory("prefork-slot", size), lanes)
+        # Text is appended by whoever has the descriptor: the description is shared, and so is this flag.
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_APPEND)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
+        self.words[TEXT_AT] = size
 
     @classmethod
     def map_read_only(cls, fd: int) -> Self:
         """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is none of this version,
         and then the descriptor is still the caller's."""
         slot = cls.__new__(cls)
-        memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        memory = mmap.mmap(fd, _mapped_bytes(fd), prot=mmap.PROT_READ)
         words = memoryview(memory).cast("Q")
         lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
         if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
@@ -112,28 +122,37 @@ class Slot:
             pass  # a lane of it is still held (a request in this process); it goes with its last holder
 
 
-class Stacks:
-    """A memfd for text: faulthandler or a dying child writes, the master logs. Never to a log at once: it may block."""
+def _mapped_bytes(fd: int) -> int:
+    """How much of a slot is words: the rest is text. 0, which is all, where the slot does not say, or says nonsense."""
+    at = int.from_bytes(os.pread(fd, 8, TEXT_AT * 8), sys.byteorder)
+    return at if HEADER_WORDS * 8 <= at <= os.fstat(fd).st_size else 0
 
-    def __init__(self, fd: int | None = None) -> None:
-        """A new one, or the one that another image of this process made."""
-        self.fd = os.memfd_create("prefork-stacks", os.MFD_CLOEXEC) if fd is None else fd
-        # Writer and reader share the file description; appending leaves each writer at the end after a truncation.
-        fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_APPEND)
+
+class Stacks:
+    """Text at the end of a slot: faulthandler or a dying child appends, the master logs. Never to a log at once: that
+    may block. What was taken is given back to the kernel and reads as zeroes, also for the next image."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.fd = slot.fd
+        self._taken = len(slot.memory)
 
     def write(self, text: str) -> None:
         os.write(self.fd, text.encode("utf-8", "backslashreplace")[-STACKS_MAX:])
 
     def size(self) -> int:
-        return os.fstat(self.fd).st_size
+        """Bytes that were not taken yet."""
+        return max(0, os.fstat(self.fd).st_size - self._taken)
 
     def take(self) -> str:
-        text = os.pread(self.fd, STACKS_MAX, 0).decode("utf-8", "replace")
-        os.ftruncate(self.fd, 0)
-        return text
-
-    def close(self) -> None:
-        os.close(self.fd)
+        """The end of it, STACKS_MAX bytes at most, once."""
+        end = os.fstat(self.fd).st_size
+        text = os.pread(self.fd, STACKS_MAX, max(self._taken, end - STACKS_MAX))
+        if end > self._taken:
+            _libc.fallocate(
+                self.fd, FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(self._taken), ctypes.c_long(end - self._taken)
+            )
+            self._taken = end
+        return text.replace(b"\0", b"").decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)

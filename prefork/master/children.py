@@ -174,7 +174,7 @@ class ChildTable:
         """
         number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
         reader = SlotReader(slot, number)
-        stacks = Stacks()
+        stacks = Stacks(slot)
         # All that can fail is done before there is a process, which nobody would know of.
         entered = None
         try:
@@ -184,7 +184,6 @@ class ChildTable:
         except BaseException:
             if entered is not None:
                 self._board.withdraw(entered)
-            stacks.close()
             raise
         child = Child(
             serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
@@ -200,7 +199,6 @@ class ChildTable:
         with contextlib.suppress(OSError):
             os.close(child.pidfd)
         child.pidfd = -1
-        child.stacks.close()
         self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:
@@ -226,7 +224,6 @@ class ChildTable:
         """In a new child: give up what is known of the siblings, but the memory."""
         for child in self._children.values():
             os.close(child.pidfd)
-            child.stacks.close()
 
     def close_memory(self) -> None:
         """In a new child, after `close_copies()`: it writes in its own slot and nowhere else."""

@@ -74,7 +74,6 @@ class Exits:
         death = Death(reason, booted, _last_words(child), child.reason not in (None, ExitReason.BOOT_FAILED))
         self._fold(exit, reason, request_timeout, now_ns)
         child.slot.close()
-        child.stacks.close()
         _log(exit, death)
         return death
 

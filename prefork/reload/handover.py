@@ -26,7 +26,8 @@ from ..sockets.listener import Listener
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 2  # goes up with what is needed in the record, and with what it means
+VERSION = 3  # goes up with what is needed in the record, and with what it means
+READABLE = (2, 3)  # versions that this code goes on with
 # Counters that a board of another layout can go on with.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
@@ -136,7 +137,7 @@ def receive(fd: int) -> Handed:
         values = json.load(file)
     for each in values["fds"]:
         os.set_inheritable(each, False)
-    if values["version"] != VERSION:
+    if values["version"] not in READABLE:
         raise ValueError(f"the record is of version {values['version']}, not {VERSION}")
     _handed = Handed(values)
     return _handed
@@ -218,14 +219,16 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
     values = {name: getattr(child, name) for name in _PLAIN}
     values |= {
         "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
-        "slot": child.slot.fd, "stacks": child.stacks.fd,
+        "slot": child.slot.fd,
     }  # fmt: skip
-    return values, [child.pidfd, child.slot.fd, child.stacks.fd]
+    return values, [child.pidfd, child.slot.fd]
 
 
 def resume_child(packed: dict[str, Any], board: Board) -> Child:
     """The child, with its row on the board; with an empty slot where its own is of another layout."""
     kind, number = ChildKind[packed["kind"]], packed["number"]
+    if "stacks" in packed:  # version 2 had a descriptor of its own for them
+        os.close(packed["stacks"])
     try:
         slot = Slot.map_read_only(packed["slot"])
         reader = SlotReader(slot, number)
@@ -236,7 +239,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
         reader = SlotReader(slot, number)
         packed["serial"] = board.enter(kind.role, reader)
     return Child(
-        kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(packed["stacks"]), reader=reader,
+        kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(slot), reader=reader,
         reason=None if packed["reason"] is None else ExitReason[packed["reason"]],
         **{name: packed[name] for name in _PLAIN},
     )  # fmt: skip

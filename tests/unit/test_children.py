@@ -20,9 +20,8 @@ SOURCES = Path(__file__).parents[2]
 @pytest.fixture
 def child() -> Iterator[Child]:
     """A record of a process that there is not."""
-    slot, stacks = Slot(1), Stacks()
-    yield Child(7, 2, ChildKind.WORKER, 3, 4711, -1, slot, stacks, SlotReader(slot, 2), started=1.0, changed=1.0)
-    stacks.close()
+    slot = Slot(1)
+    yield Child(7, 2, ChildKind.WORKER, 3, 4711, -1, slot, Stacks(slot), SlotReader(slot, 2), started=1.0, changed=1.0)
     slot.close()
 
 

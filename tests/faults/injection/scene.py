@@ -100,7 +100,8 @@ class Scene:
         new.rename(self.folder / "release")
 
     def command(self, verb: str, within: float = 2.0) -> Any:
-        """The last line of the answer. Raises OSError or ValueError when there is none."""
+        """The last line of the answer. Raises OSError or ValueError when there is none: the fault may have cost this
+        very connection."""
         with self._connected("control", within) as sock, sock.makefile("rb") as answers:
             sock.sendall(json.dumps({"verb": verb}).encode() + b"\n")
             for line in answers:
@@ -132,7 +133,15 @@ class Scene:
                 return answer.readline().partition(" ")[0]
 
     def workers(self) -> list[int]:
-        return [worker["pid"] for worker in self.command("workers")["workers"]]
+        """Asked as often as it takes, for one connection at a time may be what a fault costs."""
+        deadline = monotonic() + HUNG
+        while True:
+            try:
+                return [worker["pid"] for worker in self.command("workers")["workers"]]
+            except (OSError, ValueError):
+                if self.process.poll() is not None or monotonic() > deadline:
+                    raise
+            time.sleep(LOOK_S)
 
     # What is done to it.
 
