@@ -26,15 +26,16 @@ from . import process
 from .commands import BY_SIGNAL, Command
 from .control import access, server
 from .errors import PreforkError
+from .master.mailbox import Mailbox
 from .master.policy import Limits, Phase
 from .master.service import Service
 from .master.supervisor import Supervisor
 from .pool_settings import PoolSettings
 from .process import frozen, import_all, titled
 from .reload.fixed import fixed_values, refuse_changes
+from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own, rehearsing
 from .reload.rehearsal import Rehearsal, rehearse
-from .reload.reloading import execute
 from .reload.start_context import START
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import validate
@@ -65,6 +66,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     _launch: object | None = None  # what the command line was told beside our settings
     _watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
     _closing = False  # server_close() has been called
+    _mailbox: Mailbox | None = None  # while the pool serves
 
     inherited_fd: int | None = None  # serve on this descriptor instead of binding one
     _serves = True  # False: workers only boot, and leave (a rehearsal, a check)
@@ -150,7 +152,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             if self._is_closed():  # looked at now: a server_close() that comes later finds us serving
                 return
             stack.enter_context(process.inside(self.working_directory))
-            signals = stack.enter_context(self._signals_taken(wakeup))
+            mailbox = Mailbox(wakeup.wake)
+            signals = stack.enter_context(self._signals_taken(wakeup, mailbox))
             stack.enter_context(prepared(self._listener))
             stack.enter_context(titled(self._service_name()))
             if self.metrics_address is not None or self.max_memory is not None:
@@ -158,13 +161,14 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             import_all()
             if self.gc_freeze:
                 stack.enter_context(frozen())
-            supervisor = self._supervisor = self._pool(wakeup, signals)
+            supervisor = self._supervisor = self._pool(wakeup, signals, mailbox)
             self._open_control(supervisor)
             self._export(supervisor)
             user_forks.on_fork_by_user(self._forked_by_user)
             try:
-                self._run(supervisor, signals, poll_interval)
+                self._run(supervisor, poll_interval)
             finally:
+                self._mailbox = None
                 user_forks.on_fork_by_user(None)
                 supervisor.close()
         if self._closing:
@@ -182,19 +186,18 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             log.info("not serving: the server is closed")
         return self._closing
 
-    def _run(self, supervisor: Supervisor, signals: Signals, poll_interval: float | None) -> None:
-        at_most = poll_interval if self._wants_polling() else None
+    def _run(self, supervisor: Supervisor, poll_interval: float | None) -> None:
         log.info("listening on %s", address_text(self.socket.getsockname()))
-        while supervisor.phase is not Phase.STOPPED:
-            while signals.notes:
-                supervisor.commands.append(BY_SIGNAL[signals.notes.popleft()])
-            if self._shutdown_requested and not self.draining:
-                supervisor.commands.append(Command.DRAIN)
-            turns = supervisor.turns
-            self.service_actions()
-            if supervisor.turns == turns:  # an override forgot super()
-                supervisor.turn()
-            supervisor.wait(at_most)
+        self._mailbox = supervisor.mailbox  # from here on a shutdown() posts; one that came before is looked for now
+        if self._shutdown_requested:
+            supervisor.mailbox.post(Command.DRAIN)
+        supervisor.run(self.service_actions, poll_interval if self._wants_polling() else None)
+
+    def _tell_loop_to_end(self) -> None:
+        super()._tell_loop_to_end()
+        mailbox = self._mailbox
+        if mailbox is not None:
+            mailbox.post(Command.DRAIN)
 
     @property
     def draining(self) -> bool:
@@ -238,14 +241,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     # The parts of serve_forever().
 
-    def _pool(self, wakeup: Wakeup, signals: Signals) -> Supervisor:
+    def _pool(self, wakeup: Wakeup, signals: Signals, mailbox: Mailbox) -> Supervisor:
         threads = self.max_threads or 1 if self._threaded() else 1
         service = Service(
-            self._service_name(), forget=lambda: self._forget_master(signals), drain_asked=self.shutdown_nowait,
-            work=self._work, lanes=threads, listener=self._listener, max_lifetime=self.max_lifetime,
-            application_bytes=self._application_bytes(), pack=self._pack, no_reload=self._no_reload(),
-            asked=lambda: bool(signals.notes) or (self._shutdown_requested and not self.draining),
-            execute=execute,
+            self._service_name(), forget=lambda: self._forget_master(signals), work=self._work, lanes=threads,
+            listener=self._listener, max_lifetime=self.max_lifetime, application_bytes=self._application_bytes(),
         )  # fmt: skip
         self._end_own_requests()
         given = self._given()
@@ -262,11 +262,12 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             max_restart_delay=self.max_restart_delay, drain_delay=self.drain_delay,
             hang_up=self.drain_connections == "eof",
         )  # fmt: skip
-        supervisor = Supervisor(service, limits, self._scoreboard(), wakeup, given)
+        self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)
+        supervisor = Supervisor(service, limits, self._scoreboard(), wakeup, self._generations, mailbox)
         if self.reload_on_change:
             from .reload.on_change import Changes
 
-            reload = partial(supervisor.commands.append, Command.RELOAD)
+            reload = partial(mailbox.post, Command.RELOAD)
             before = None if given is None else given.values["seen"]
             supervisor.tasks.changes = Changes(reload, self._watched, before)
         return supervisor
@@ -288,7 +289,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     def _pool_on_trial(self, wakeup: Wakeup, signals: Signals) -> Supervisor:
         self._serves = False
-        self._supervisor = self._pool(wakeup, signals)
+        self._supervisor = self._pool(wakeup, signals, Mailbox(wakeup.wake))
         return self._supervisor
 
     def _pack(self, record: Record) -> None:
@@ -319,8 +320,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             self._control_listener = access.listen(terms, self._given_control)
 
     def _open_control(self, supervisor: Supervisor) -> None:
+        terms = self._control_terms()
         try:
-            server.open_control(supervisor, self._control_terms(), self._control_listener, self._given_control)
+            server.open_control(supervisor, self._generations, terms, self._control_listener, self._given_control)
         except BaseException:
             supervisor.close()
             raise
@@ -338,11 +340,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """
         if self._worker is not None or self._supervisor is None:
             raise PreforkError("could not reload: only the process that runs serve_forever() can")
-        refusal = self._supervisor.service.no_reload
-        if refusal is not None:
-            raise PreforkError(f"could not reload: {refusal}")
-        self._supervisor.commands.append(Command.RELOAD)
-        self._wake()
+        if self._generations.refusal is not None:
+            raise PreforkError(f"could not reload: {self._generations.refusal}")
+        self._supervisor.mailbox.post(Command.RELOAD)
 
     @property
     def rehearsing(self) -> bool:
@@ -387,8 +387,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         self._listener.close()
 
     @contextlib.contextmanager
-    def _signals_taken(self, wakeup: Wakeup) -> Iterator[Signals]:
-        signals = Signals(wakeup)
+    def _signals_taken(self, wakeup: Wakeup, mailbox: Mailbox) -> Iterator[Signals]:
+        signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
         self._forget_master_signals: Callable[[], None] = signals.put_back
         given = self._given()
         if threading.current_thread() is threading.main_thread():

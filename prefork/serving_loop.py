@@ -108,13 +108,16 @@ class _ServingLoop:
         """
         self._shutdown_requested = True
         done = self._done
-        self._wake()
+        self._tell_loop_to_end()
         if done is not None and self._serving_thread != threading.get_ident():
             done.wait()
 
     def shutdown_nowait(self) -> None:
         """Like `shutdown()`, but do not wait for `serve_forever()` to return."""
         self._shutdown_requested = True
+        self._tell_loop_to_end()
+
+    def _tell_loop_to_end(self) -> None:
         self._wake()
 
     def handle_request(self) -> None:

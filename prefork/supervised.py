@@ -30,10 +30,11 @@ from .master.children import ChildKind
 from .master.policy import NO_POOL
 from .master.service import Service
 from .master.supervisor import Supervisor
+from .reload.handover import handed
 from .server import BaseServer
 from .serving_loop import _ServingLoop
 from .settings.fields import Setting
-from .sockets.listener import Listener
+from .sockets.listener import Listener, asked_for
 
 if TYPE_CHECKING:
     _AnyServer = BaseServer  # what a mix-in is mixed into; at run time ours or the standard library's
@@ -105,7 +106,9 @@ class SupervisedMixIn(_AnyServer):
     def _bind_metrics(self) -> None:
         """Listen where `metrics_address` says. Raises BindError."""
         if self.metrics_address is not None and self._metrics_listener is None:
-            self._metrics_listener = bind_metrics(self.metrics_address)
+            asked, given = asked_for(self.metrics_address, socket.SOCK_STREAM), handed()
+            resumed = None if given is None else given.listener("metrics", asked)
+            self._metrics_listener = resumed or bind_metrics(self.metrics_address, asked)
             self.metrics_address = self._metrics_listener.getsockname()
             self._adopt_application()
 
@@ -207,7 +210,7 @@ class SupervisedMixIn(_AnyServer):
     def _supervise(self) -> Supervisor:
         """The supervisor of this plain server, made at its first request."""
         if self._supervisor is None or self._supervisor.closed:
-            service = Service(self._service_name(), forget=self._forget_supervisor, drain_asked=self.shutdown_nowait)
+            service = Service(self._service_name(), forget=self._forget_supervisor, end=self.shutdown_nowait)
             self._supervisor = Supervisor(service, NO_POOL, self._scoreboard(), Wakeup())
         return self._supervisor
 

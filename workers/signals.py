@@ -46,14 +46,16 @@ def ignore(signum: int, frame: FrameType | None) -> None:
 class Signals:
     """The signals one process has taken, and what it has been told."""
 
-    def __init__(self, wakeup: Wakeup) -> None:
-        self.notes: deque[int] = deque()
+    def __init__(self, wakeup: Wakeup, post: Callable[[int], None] | None = None) -> None:
+        """`post` is told of each signal that is noted; without it they are kept for `hand_over()`."""
+        self._notes: deque[int] = deque()
+        self._post = post or self._notes.append
         self._wakeup = wakeup
         self._before: dict[int, Any] = {}
         self._wakeup_before: int | None = None
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
-        self.notes.append(signum)
+        self._post(signum)
 
     def take(self, handlers: Mapping[int, SignalHandler]) -> None:
         """Install these handlers, and the wake-up that ends a wait when one runs."""
@@ -81,7 +83,8 @@ class Signals:
                 del self._before[signum]
         self.put_back()
         self._wakeup.close()
-        to.notes.extend(self.notes)
+        while self._notes:
+            to.note(self._notes.popleft())
 
     def put_back(self) -> None:
         """Restore what `take` found."""

@@ -10,16 +10,13 @@ import os
 import pwd
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import BindError, ConfigError
 from ..sockets import ownership
 from ..sockets.addresses import parse_address
 from ..sockets.listener import Listener
 from .connection import Peer
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("prefork.supervisor")
 

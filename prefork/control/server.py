@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefork.metrics.board import Board, Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
@@ -20,6 +20,8 @@ from prefork.metrics.kernel import unix_peer
 
 from ..commands import Row
 from ..master.guard import attempt, say_failed
+from ..master.supervisor import Supervisor
+from ..reload.generations import Generations
 from ..reload.handover import Record
 from ..sockets.listener import Listener
 from . import protocol
@@ -27,9 +29,6 @@ from .access import CLIENTS_MAX, ControlTerms, resumed_listener, resumed_terms
 from .connection import Connection
 from .protocol import BadRequest
 from .verbs import Answer, PlaceInQueue, Verbs, Work
-
-if TYPE_CHECKING:
-    from ..master.supervisor import Supervisor
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -294,7 +293,11 @@ def _counted(row: Row | None) -> ControlCommand:
 
 
 def open_control(
-    supervisor: "Supervisor", terms: ControlTerms | None, listener: Listener | None, packed: dict[str, Any] | None
+    supervisor: Supervisor,
+    generations: Generations,
+    terms: ControlTerms | None,
+    listener: Listener | None,
+    packed: dict[str, Any] | None,
 ) -> None:
     """Listen as the terms say, and go on with the clients that the image before had: also where this one listens
     nowhere, for who waits for a reload is told what came of it."""
@@ -305,7 +308,7 @@ def open_control(
         listener, terms = listener or before, terms or resumed_terms(packed)
     if listener is None or terms is None:
         return
-    control = ControlServer(terms, listener, Verbs(supervisor), supervisor.board)
+    control = ControlServer(terms, listener, Verbs(supervisor, generations), supervisor.board)
     control.resume([] if packed is None else packed["clients"], supervisor.clock.now())
     supervisor.tasks.control(control)
-    supervisor.generations.pack_more = lambda record: control.pack(record, supervisor.clock.now())
+    generations.pack_more = lambda record: control.pack(record, supervisor.clock.now())

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Generator
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefork.metrics.kernel import accept_queue
 from prefork.workers import sinks
@@ -21,15 +21,14 @@ from ..commands import Command
 from ..master import signalling
 from ..master.children import Child, ChildKind, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, Phase
+from ..master.supervisor import Supervisor
+from ..reload.generations import Generations
 from ..reload.reloading import ReloadResult, Stage
 from ..sockets.addresses import address_text
 from ..version import __version__
 from . import proc, protocol, report
 from .connection import Peer
 from .protocol import Request
-
-if TYPE_CHECKING:
-    from ..master.supervisor import Supervisor
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -51,11 +50,12 @@ class PlaceInQueue:
 class Verbs:
     """Answers requests by asking, or commanding, the supervisor."""
 
-    def __init__(self, supervisor: "Supervisor") -> None:
+    def __init__(self, supervisor: Supervisor, generations: Generations) -> None:
         self._supervisor = supervisor
+        self._generations = generations
         self._told: list[ReloadResult | str] = []
         self._told_before = 0  # how many were forgotten
-        supervisor.generations.told = self._note
+        generations.told = self._note
 
     def answer(self, request: Request, peer: Peer, place: PlaceInQueue) -> Answer | Work:
         """Do what is asked; the whole answer, or the work that will end with it. `place` is for a reload to write."""
@@ -100,7 +100,7 @@ class Verbs:
             queue = accept_queue(listener)
         until = monotonic() + LOOKING_S
         workers = tuple(self._worker(child, until if look else 0.0) for child in self._workers())
-        generations, limits, pool = supervisor.generations, supervisor.limits, supervisor.pool
+        generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
             supervisor.service.name, os.getpid(), __version__, platform.python_version(),
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
@@ -202,13 +202,13 @@ class Verbs:
 
     def _before_mine(self) -> int:
         """How many results will be told before that of a reload which is asked for now: the running one's, if any."""
-        generations = self._supervisor.generations
+        generations = self._generations
         return int(generations.reloading and generations.stage is not Stage.WAITING)
 
     def reload(self, place: PlaceInQueue, *, asked: bool = False) -> Work:
         """Wait for a reload. `asked`: by the image before this one, which has handed its client over."""
         seen = len(self._told) + self._told_before
-        generations = self._supervisor.generations
+        generations = self._generations
         if asked and generations.degraded and not generations.reloading:
             return _reloaded(ReloadResult(False, generations.degraded))
         if not asked:

@@ -22,9 +22,8 @@ from prefork.workers.bootstrap import Birth, Master
 from ..master.children import Child, ChildKind
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
-from ..reload.handover import handed
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, asked_for, queued
+from ..sockets.listener import Listener, queued
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -46,12 +45,8 @@ class Exported:
     may_fork: Callable[[], bool]  # no thread of the service may be forked with the exporter
 
 
-def bind_metrics(address: Any) -> Listener:
+def bind_metrics(address: Any, asked: str) -> Listener:
     """The metrics listener, at a (host, port) tuple or a Unix path. Raises BindError."""
-    asked = asked_for(address, socket.SOCK_STREAM)
-    given = handed()
-    if given is not None and (resumed := given.listener("metrics", asked)) is not None:
-        return resumed
     family = socket.AF_UNIX
     if isinstance(address, (tuple, list)):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET

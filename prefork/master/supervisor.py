@@ -8,10 +8,10 @@ slot. Decides nothing itself: `policy.plan()` does.
 import logging
 import select
 import signal
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, monotonic_ns, time_ns
+from typing import Any
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ExitReason
@@ -22,8 +22,6 @@ from prefork.workers.wakeup import Wakeup
 from .. import logs
 from ..commands import Command
 from ..errors import BootError
-from ..reload.generations import Generations
-from ..reload.handover import Handed, Record
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
 from .children import Child, ChildKind, ChildState, ChildTable
@@ -31,11 +29,13 @@ from .clock import Clock
 from .exits import Exits
 from .gauges import Gauges
 from .guard import say_failed
+from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
 from .policy import Phase, Plan, Pool
 from .processes import KERNEL, Processes
 from .service import Service
 from .spawner import Spawner
+from .succession import OneGeneration, Succession, Workings
 from .tasks import Tasks
 from .waiting import Waiting
 
@@ -43,7 +43,7 @@ log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # this late, the master itself must have been stopped
 KILLED_WITHIN_S = 5.0  # whoever is killed is gone by then
-AGAIN_S = 1.0  # a turn that the kernel did not let us finish is tried again then
+TURN_AGAIN_S = 1.0  # a turn that the kernel did not let us finish is tried again then
 POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -59,24 +59,27 @@ class Supervisor:
     """Supervises the children of one server. Raises OSError from the constructor when descriptors are short."""
 
     def __init__(
-        self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup, handed: Handed | None = None,
-        failed: str = "", *, processes: Processes = KERNEL, stamp_ns: Callable[[], int] = monotonic_ns,
+        self, service: Service, limits: policy.Limits, board: Board, wakeup: Wakeup,
+        generations: Succession | None = None, mailbox: Mailbox | None = None, *,
+        processes: Processes = KERNEL, stamp_ns: Callable[[], int] = monotonic_ns,
     ) -> None:  # fmt: skip
-        """`handed`: what an earlier image of this process had; `failed`: why its program does not go on with it.
-        `processes` and `stamp_ns` are the machine's, unless this is a simulation."""
+        """`generations`: who knows of more than one. `processes` and `stamp_ns` are the machine's, unless this is a
+        simulation."""
         self.service = service
         self.limits = limits
         self.phase = Phase.STARTING
         self.table = ChildTable(board, processes)
-        self.clock = Clock(handed.values["paused"] if handed is not None else 0.0, stamp_ns=stamp_ns)
-        self.commands: deque[Command] = deque()
+        self.generations: Succession = generations or OneGeneration()
+        self.mailbox = Mailbox(wakeup.wake) if mailbox is None else mailbox
+        resumed = self.generations.resumed
+        self.clock = Clock(resumed["paused"] if resumed is not None else 0.0, stamp_ns=stamp_ns)
         self.turns = 0
         self._phase_since = self.clock.now()
         with board.change() as words:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self.pool = Pool()  # what policy remembers of it
         self.board = board
-        nudge = None if handed is None else handed.values["nudge"]
+        nudge = None if resumed is None else resumed["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._accept_queue = AcceptQueue(service.listener)
@@ -87,37 +90,43 @@ class Supervisor:
         self.last_error = ""  # what the last worker that died at boot said
         self._drain_asked = False
         self.closed = False
-        self.generations = Generations(
-            board, self.table, self._waiting, boot_timeout=limits.boot_timeout, pack=self._pack, fork=self.fork,
-            refusal=service.no_reload, asked=self._asked, execute=service.execute,
-        )  # fmt: skip
-        if handed is not None:
+        workings = Workings(
+            board, self.table, self._waiting, limits.boot_timeout, self.fork, lambda: bool(self.mailbox), self._values
+        )
+        self.generations.begin(workings)
+        if resumed is not None:
             self.pool = replace(self.pool, ever_ready=True)
-            self.generations.resume(handed, failed=failed)
             self._spawner.any_served = True
         notifier = None if not limits.pool else Notifier(
-            self._facts, resumed=handed is not None, listener=self._accept_queue.kept(),
-            before=handed.values.get("listener", {}).get("asked", "") if handed is not None else "",
+            self._facts, resumed=resumed is not None, listener=self._accept_queue.kept(),
+            before=resumed.get("listener", {}).get("asked", "") if resumed is not None else "",
         )  # fmt: skip
         self.tasks = Tasks(self.table, self._waiting, log_drops.Drops(board, self.table), notifier)
 
-    # One turn.
+    # The loop, and one turn of it.
+
+    def run(self, turn: Callable[[], None] | None = None, at_most: float | None = None) -> None:
+        """Turn and wait until the service has stopped. `turn` is called in place of `self.turn()`, which it is expected
+        to call; `at_most`: the longest wait, in seconds."""
+        while self.phase is not Phase.STOPPED:
+            turns = self.turns
+            if turn is not None:
+                turn()
+            if self.turns == turns:
+                self.turn()
+            self.wait(at_most)
 
     def wait(self, at_most: float | None = None) -> None:
         """Until something happens or the plan's next moment comes; in a pool only."""
         if self.phase is Phase.STOPPED:
             return
-        seconds = 0.0 if self._asked() else self.until_next_turn()  # its wake-up may have been heard in the turn
+        seconds = 0.0 if self.mailbox else self.until_next_turn()  # its wake-up may have been heard in the turn
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
         heard = self._waiting.wait(seconds)
         if not heard:
             self.board.observe(LOOP_DELAY, monotonic() - until)
         self._note_exits(heard)
-
-    def _asked(self) -> bool:
-        """Whether there is a command that no turn has acted on."""
-        return bool(self.commands) or self.service.asked()
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
@@ -131,8 +140,8 @@ class Supervisor:
         try:
             self._turn()
         except (OSError, MemoryError) as exc:
-            say_failed("finish a turn of the master", exc, f"trying again after {AGAIN_S:g} s")
-            self._wake_at = self.clock.now() + AGAIN_S
+            say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
+            self._wake_at = self.clock.now() + TURN_AGAIN_S
 
     def _turn(self) -> None:
         self._note_exits(self._waiting.wait(0))
@@ -172,8 +181,8 @@ class Supervisor:
     # What has happened.
 
     def _note_commands(self, now: float) -> None:
-        while self.commands:
-            self._obey(self.commands.popleft(), now)
+        while (command := self.mailbox.take()) is not None:
+            self._obey(command, now)
 
     def obey(self, command: Command) -> None:
         """Do now what a command that takes no argument says. Call it in a turn."""
@@ -261,7 +270,10 @@ class Supervisor:
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
             log.info("%s: asked to end the service", child)
-            self.service.drain_asked()
+            if self.service.end is not None:
+                self.service.end()
+            else:
+                self.mailbox.post(Command.DRAIN)
 
     # How children end.
 
@@ -372,13 +384,13 @@ class Supervisor:
         running = self.phase in (Phase.STARTING, Phase.RUNNING)
         return running and self.limits.min_children < self.limits.max_children and serving < self.limits.max_children
 
-    def _pack(self, record: Record) -> None:
-        record.values["paused"] = self.clock.paused
-        record.values["boot_timeout"] = self.limits.boot_timeout
-        record.values["graceful_timeout"] = self.limits.graceful_timeout
-        record.values["name"] = self.service.name
-        record.values["seen"] = None if self.tasks.changes is None else self.tasks.changes.pack()
-        self.service.pack(record)
+    def _values(self) -> dict[str, Any]:
+        """For the next image."""
+        return {
+            "paused": self.clock.paused, "boot_timeout": self.limits.boot_timeout, "name": self.service.name,
+            "graceful_timeout": self.limits.graceful_timeout,
+            "seen": None if self.tasks.changes is None else self.tasks.changes.pack(),
+        }  # fmt: skip
 
     # Effects.
 

@@ -15,7 +15,7 @@ from .guard import attempt, guarded
 from .processes import OrphanReaper
 from .waiting import Waiting
 
-AGAIN_S = 1.0  # a task whose turn failed has its next one then
+TASK_AGAIN_S = 1.0  # a task whose turn failed has its next one then
 
 
 class Task(Protocol):
@@ -81,7 +81,7 @@ class Tasks:
             ("watch the program's files", self.changes), ("look for orphans", self._orphans),
         )  # fmt: skip
         return min(
-            [guarded(what, partial(each.turn, now), now + AGAIN_S) for what, each in present if each is not None]
+            [guarded(what, partial(each.turn, now), now + TASK_AGAIN_S) for what, each in present if each is not None]
         )
 
     def note_exit(self, child: Child, now: float) -> None:

@@ -15,7 +15,7 @@ from prefork.workers.wakeup import Wakeup
 from .guard import say_failed
 
 NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
-AGAIN_S = 1.0  # what the kernel refused is tried again after this
+WAIT_AGAIN_S = 1.0  # what the kernel refused is tried again after this
 RELISTEN_S = 0.02  # saturation is asked for again after this
 
 
@@ -106,7 +106,7 @@ class Waiting:
             try:
                 self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
             except OSError:
-                self._relisten_at = self._now() + AGAIN_S  # until then saturation is learnt by the tick
+                self._relisten_at = self._now() + WAIT_AGAIN_S  # until then saturation is learnt by the tick
             else:
                 self._listening = True
 

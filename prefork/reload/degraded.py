@@ -4,7 +4,7 @@ Runs in the new image, instead of a pool's `serve_forever()`. Obeys every comman
 begins again from the original command line and mends what was broken. Starts no worker, for it has no handler to run.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,12 +18,13 @@ from ..commands import BY_SIGNAL, Command
 from ..control.access import resumed_listener, resumed_terms
 from ..control.server import open_control
 from ..exporter.child import Exported, ExporterChild
-from ..master.policy import NO_POOL, Limits, Phase
+from ..master.mailbox import Mailbox
+from ..master.policy import NO_POOL, Limits
 from ..master.service import Service
 from ..master.supervisor import Supervisor
 from ..sockets.listener import Listener
+from .generations import Generations
 from .handover import LISTENERS, Handed, Record
-from .reloading import execute
 
 
 def serve_degraded(handed: Handed, why: str) -> int:
@@ -32,21 +33,19 @@ def serve_degraded(handed: Handed, why: str) -> int:
     handed.take_back()
     listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
     wakeup = Wakeup()
-    signals = Signals(wakeup)
-    supervisor = _supervisor(handed, why, listeners, wakeup, signals)
+    mailbox = Mailbox(wakeup.wake)
+    signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
+    generations = Generations(pack=_packer(values), handed=handed, failed=why)
+    supervisor = _supervisor(handed, listeners, wakeup, signals, generations, mailbox)
     if handed.early is not None:
         handed.early.hand_over(signals)
     if "control" in values:
         packed = values["control"]
-        open_control(supervisor, resumed_terms(packed), resumed_listener(packed), packed)
+        open_control(supervisor, generations, resumed_terms(packed), resumed_listener(packed), packed)
     signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
     setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
     set_mask(values["mask"])
-    while supervisor.phase is not Phase.STOPPED:
-        while signals.notes:
-            supervisor.commands.append(BY_SIGNAL[signals.notes.popleft()])
-        supervisor.turn()
-        supervisor.wait()
+    supervisor.run()
     supervisor.close()
     signals.close()
     for listener in listeners.values():
@@ -65,10 +64,8 @@ def limits(values: Mapping[str, Any]) -> Limits:
     )  # fmt: skip
 
 
-def _supervisor(
-    handed: Handed, why: str, listeners: dict[str, Listener | None], wakeup: Wakeup, signals: Signals
-) -> Supervisor:
-    values = handed.values
+def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
+    """What was handed over goes on to the next image as it is."""
 
     def pack(record: Record) -> None:
         for name in LISTENERS:
@@ -80,20 +77,29 @@ def _supervisor(
         record.values["control_path"] = values["control_path"]
         record.values["directory"] = values["directory"]
 
+    return pack
+
+
+def _supervisor(
+    handed: Handed,
+    listeners: dict[str, Listener | None],
+    wakeup: Wakeup,
+    signals: Signals,
+    generations: Generations,
+    mailbox: Mailbox,
+) -> Supervisor:
+    values = handed.values
+
     def forget() -> None:
         signals.put_back()
         supervisor.forget()
 
-    service = Service(
-        values["name"], forget=forget, drain_asked=lambda: supervisor.commands.append(Command.DRAIN),
-        listener=listeners["listener"], pack=pack, asked=lambda: bool(signals.notes),
-        execute=execute,
-    )  # fmt: skip
-    supervisor = Supervisor(service, limits(values), handed.board(), wakeup, handed, failed=why)
+    service = Service(values["name"], forget=forget, listener=listeners["listener"])
+    supervisor = Supervisor(service, limits(values), handed.board(), wakeup, generations, mailbox)
     if values["seen"] is not None:
         from .on_change import Changes
 
-        reload = partial(supervisor.commands.append, Command.RELOAD)
+        reload = partial(mailbox.post, Command.RELOAD)
         supervisor.tasks.changes = Changes(reload, before=values["seen"])
     metrics = listeners.get("metrics")
     if metrics is not None and service.listener is not None:

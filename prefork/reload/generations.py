@@ -2,26 +2,26 @@
 
 Runs in the master, as a part of the supervisor's turn. Owns the number of the generation, whether the service is
 degraded (an old generation serves on because a new one could not), and the reload that is going on. A new image begins
-with what `resume()` makes of the record; from then on the old workers are simply of a lower generation, which policy
+with what `begin()` makes of the record; from then on the old workers are simply of a lower generation, which policy
 replaces one by one.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import time_ns
+from typing import Any
 
-from prefork.metrics.board import Board, Word
-from prefork.metrics.scoreboard import Slot
-from prefork.workers.bootstrap import Birth, Master, flush
+from prefork.metrics.board import Word
+from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
-from ..master.children import Child, ChildKind, ChildState, ChildTable
+from ..master.children import Child, ChildKind, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
-from ..master.waiting import Waiting
+from ..master.succession import Workings
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, narrow, queued
 from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
-from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage
+from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -31,37 +31,46 @@ GENERATIONS_MAX = 2
 class Generations:
     """The succession of generations of one pool."""
 
+    _workings: Workings
+    _reloading: Reloading
+
     def __init__(
         self,
-        board: Board,
-        table: ChildTable,
-        waiting: Waiting,
         *,
-        boot_timeout: float,
         pack: Callable[[Record], None],
-        fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child],
-        refusal: str | None,
-        asked: Callable[[], bool],
-        execute: Callable[[Record], None],
+        refusal: str | None = None,
+        execute: Callable[[Record], None] = execute,
+        handed: Handed | None = None,
+        failed: str = "",
     ) -> None:
-        self._board = board
-        self.current = 1
+        """`pack`: what goes over beside the supervisor's own; `refusal`: why there can be no reload. `handed`: what an
+        earlier image of this process had; `failed`: why its program does not go on with it."""
         self.degraded = ""  # why, in one sentence
         self.told: Callable[[ReloadResult | str], None] = lambda result: None
         self.pack_more: Callable[[Record], None] = lambda record: None  # what goes over beside the pool itself
-        self._table, self._waiting = table, waiting
+        self.resumed: Mapping[str, Any] | None = None if handed is None else handed.values
+        self._handed, self._failed = handed, failed
         self._pack = pack
-        self._refusal = refusal
+        self.refusal = refusal
         self._execute = execute
-        self._asked = asked  # whether a command waits for its turn, which comes before an exec
         self._first = 1  # of this image
         self._arriving = False  # a new image, whose workers are to take over,
         self._owed = False  # and nobody has been told yet whether they have
         self._left: Listener | None = None  # where the program listens no longer
         self._quiet_since = 0.0
+
+    def begin(self, workings: Workings) -> None:
+        """Take the place in the supervisor, and go on with what the previous image had."""
+        waiting = workings.waiting
+        self._workings, self._board, self._table = workings, workings.board, workings.table
         self._reloading = Reloading(
-            boot_timeout, self._rehearsal_record, fork, waiting.add, waiting.take_out, self._tell
+            workings.boot_timeout, self._rehearsal_record, workings.fork, waiting.add, waiting.take_out, self._tell
         )
+        if self._handed is None:
+            self.current = 1
+        else:
+            self._resume(self._handed, self._failed)
+            self._handed = None
 
     @property
     def current(self) -> int:
@@ -83,12 +92,12 @@ class Generations:
 
     # A new image.
 
-    def resume(self, handed: Handed, *, failed: str = "") -> None:
-        """Go on with what the image before had; `failed`: why its program does not, so that nothing is replaced."""
+    def _resume(self, handed: Handed, failed: str) -> None:
+        """Where the program failed nothing is replaced."""
         for packed in handed.values["children"]:
             child = resume_child(packed, self._board)
             self._table.adopt(child)
-            self._waiting.add(child.pidfd)
+            self._workings.waiting.add(child.pidfd)
         self._board.keep_only_resumed()
         vanished = [] if failed else [handed.vanished(name) for name in LISTENERS]
         handed.take()
@@ -126,8 +135,8 @@ class Generations:
 
     def ask(self) -> None:
         """A reload is wanted. One that cannot be is refused by name."""
-        if self._refusal is not None:
-            self._tell(ReloadResult(False, f"could not reload: {self._refusal}"))
+        if self.refusal is not None:
+            self._tell(ReloadResult(False, f"could not reload: {self.refusal}"))
             return
         self._reloading.ask()
 
@@ -214,7 +223,7 @@ class Generations:
     # Records.
 
     def _rehearsal_record(self) -> Record:
-        record = Record({})
+        record = Record(self._workings.values())
         self._pack(record)
         return record
 
@@ -229,7 +238,7 @@ class Generations:
             values, fds = pack_child(child)
             record.values["children"].append(values)
             record.fds += fds
-        record.add("nudge", self._waiting.pack_nudge())
+        record.add("nudge", self._workings.waiting.pack_nudge())
         self.pack_more(record)
         return record
 
@@ -239,7 +248,7 @@ class Generations:
         log.info("reload: replacing this image by a new one of the same program")
         flush()
         with blocked() as mask:
-            if self._asked():  # what comes later stays pending over the exec
+            if self._workings.asked():  # what comes later stays pending over the exec
                 return
             record = self._record()
             record.values["mask"] = sorted(mask)

@@ -13,10 +13,10 @@ from enum import Enum
 
 from prefork.commands import Command
 from prefork.master.policy import Limits
-from prefork.master.service import Service
 from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import Slot
 from prefork.reload import degraded
+from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed, Record
 from prefork.workers.wakeup import Wakeup
 
@@ -53,8 +53,8 @@ class Reloadable(Simulation):
         self._record = Record({})
         self._mapped: list[Slot | Board] = []  # of images before: memory that lives on, descriptors that are not theirs
 
-    def serving(self, service: Service) -> Service:
-        return replace(service, no_reload=None, pack=self._pack, execute=self._execute)
+    def succession(self, handed: Handed | None, failed: str) -> Generations:
+        return Generations(pack=self._pack, execute=self._execute, handed=handed, failed=failed)
 
     def _pack(self, record: Record) -> None:
         self._record = record
@@ -96,7 +96,8 @@ class Reloadable(Simulation):
             service = replace(self.service, work=None)
             self.supervisor = self.image(service, degraded.limits(handed.values), handed, "the program failed")
         self.on_image()
-        self.supervisor.commands.extend(self.meanwhile)
+        for command in self.meanwhile:
+            self.supervisor.mailbox.post(command)
         self.meanwhile = []
 
     def close(self) -> None:

@@ -37,6 +37,7 @@ from prefork.metrics.scoreboard import (
     Slot,
     Stacks,
 )
+from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed
 from prefork.reload.reloading import say
 from prefork.workers.wakeup import Wakeup
@@ -238,23 +239,23 @@ class Simulation:
         self.pauses: list[tuple[int, float]] = []  # when, and for how long
         self.processes = FakeProcesses(self.now_ns)
         self.board, self.wakeup = Board(), Wakeup()
-        self.service = self.serving(Service(
-            "simulated", forget=lambda: None, drain_asked=lambda: self._note(Command.DRAIN),
-            work=lambda birth, master, number: 0, lanes=lanes, max_lifetime=max_lifetime,
-            no_reload="this simulation has one image",
-        ))  # fmt: skip
+        self.service = Service(
+            "simulated", forget=lambda: None, work=lambda birth, master, number: 0, lanes=lanes,
+            max_lifetime=max_lifetime,
+        )  # fmt: skip
         self.supervisor = self.image(self.service, limits)
         self.processes.on_start = self._nudging
         self._statistics: Statistics | None = None
 
-    def serving(self, service: Service) -> Service:
-        """Extend it: the service as the supervisor sees it."""
-        return service
+    def succession(self, handed: Handed | None, failed: str) -> Generations:
+        """Extend it: the generations of the next image."""
+        return Generations(pack=lambda record: None, refusal="this simulation has one image")
 
     def image(self, service: Service, limits: Limits, handed: Handed | None = None, failed: str = "") -> Supervisor:
         """A supervisor, as an image of the master has one."""
+        self.generations = self.succession(handed, failed)
         supervisor = Supervisor(
-            service, limits, self.board, self.wakeup, handed, failed, processes=self.processes, stamp_ns=self.now_ns
+            service, limits, self.board, self.wakeup, self.generations, processes=self.processes, stamp_ns=self.now_ns
         )
         supervisor._spawner._rng.seed(0)  # the jitter of lifetimes: the same in every run
         return supervisor
@@ -280,7 +281,7 @@ class Simulation:
         self.turn()
 
     def _note(self, command: Command) -> None:
-        self.supervisor.commands.append(command)
+        self.supervisor.mailbox.post(command)
 
     def turn(self) -> None:
         self.supervisor.turn()

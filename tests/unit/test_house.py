@@ -1,8 +1,12 @@
 """The rules of the house that can be read off the source: floors, one fork, one reap, one signal.signal."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import prefork
 
@@ -26,6 +30,42 @@ def imports(building: str) -> Iterator[tuple[str, str]]:
                 here = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
                 module = ".".join([*here, *([node.module] if node.module else [])])
                 yield from ((name, f"{module}.{alias.name}") for alias in node.names)
+
+
+def module_of(path: Path) -> str:
+    """The dotted name under which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    top = "prefork" if parts[0] == "prefork" else f"prefork.{parts[0]}"
+    return ".".join([top, *parts[1:]]).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for building in BUILDINGS for path in sorted((ROOT / building).rglob("*.py"))}
+
+
+def arrows(*, late: bool) -> dict[str, set[str]]:
+    """What each module imports of ours, for types too. `late`: also inside a function."""
+    found: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+        inside = {node for function in functions for node in ast.walk(function)}
+        here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        found[name] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (late or node not in inside):
+                base = ".".join([*here[: len(here) + 1 - node.level], *([node.module] if node.module else [])])
+                base = base if node.level else node.module or ""
+                for alias in node.names:
+                    full = f"{base}.{alias.name}"
+                    found[name].add(full if full in MODULES else base)
+        found[name] &= set(MODULES) - {name}
+    return found
+
+
+def package_of(module: str) -> str:
+    """The package in which a module stands; `face` for what a program imports."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 or parts[-1] in ("workers", "metrics") else "face"
 
 
 def callers(*dotted: str) -> set[str]:
@@ -78,6 +118,73 @@ def test_relative_inside_absolute_across() -> None:
                 if isinstance(node, ast.ImportFrom) and not node.level and is_under(node.module or "", package)
             ]
     assert wrong == []
+
+
+def test_no_circle() -> None:
+    """No file imports another that imports it, over however many others, be it for types only."""
+    try:
+        tuple(TopologicalSorter(arrows(late=False)).static_order())
+    except CycleError as exc:
+        pytest.fail(" → ".join(reversed(exc.args[1])))
+
+
+# Which packages a package may see. What is not listed here sees none; the face composes them all.
+SEES = {
+    "workers": {"metrics"},
+    "sockets": {"metrics", "workers"},
+    "settings": {"sockets"},
+    "master": {"sockets", "workers", "metrics"},
+    "reload": {"master", "settings", "sockets", "workers", "metrics"},
+    "control": {"reload", "master", "settings", "sockets", "workers", "metrics"},
+    "exporter": {"master", "sockets", "workers", "metrics"},
+    "top": {"control", "sockets"},
+    "cli": {"top", "control", "exporter", "reload", "master", "settings", "sockets", "workers", "metrics"},
+}
+# The new image without its program is put together of the same parts as a pool, and has nobody to do it.
+COMPOSES = {"prefork.reload.degraded"}
+
+
+def test_packages_see_each_other_downward() -> None:
+    """A package imports of the others only those below it, at whatever moment; the command line is imported by none."""
+    wrong = [
+        (module, target)
+        for module, targets in arrows(late=True).items()
+        for target in targets
+        for here, there in [(package_of(module), package_of(target))]
+        if here != there and here != "face" and there != "face" and there not in SEES.get(here, set())
+        if module not in COMPOSES
+    ]
+    assert wrong == []
+    found = arrows(late=True).items()
+    users = {module for module, targets in found if any(is_under(target, "prefork.cli") for target in targets)}
+    assert {module for module in users if package_of(module) != "cli"} == {"prefork.__main__"}
+
+
+def test_the_face_is_small() -> None:
+    """What a program imports is at most 24 files; all else stands in the package of its feature."""
+    assert len(list((ROOT / "prefork").glob("*.py"))) <= 24
+
+
+def test_a_package_says_what_it_is() -> None:
+    """The `__init__.py` of a package is its docstring; only that of prefork itself has more."""
+    for module, path in MODULES.items():
+        if path.name == "__init__.py" and module != "prefork":
+            assert [type(node) for node in ast.parse(path.read_text()).body] == [ast.Expr], module
+
+
+def test_one_name_one_thing() -> None:
+    """No class and no public constant of one name stands in two files."""
+    places = defaultdict(set)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [target.id for target in targets if isinstance(target, ast.Name) and not target.id.islower()]
+            for name in names:
+                if not name.startswith("_"):
+                    places[name].add(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
 def test_one_fork() -> None:

@@ -38,7 +38,7 @@ def told_by(simulation: Simulation) -> list[ReloadResult]:
         if isinstance(told, ReloadResult):
             results.append(told)
 
-    simulation.supervisor.generations.told = note
+    simulation.generations.told = note
     return results
 
 
@@ -56,7 +56,7 @@ def test_refused_by_name() -> None:
     simulation.settle()
     simulation.command(Command.RELOAD)
     assert told == [ReloadResult(False, "could not reload: this simulation has one image")]
-    assert simulation.supervisor.generations.stage is Stage.IDLE
+    assert simulation.generations.stage is Stage.IDLE
     simulation.close()
 
 
@@ -79,7 +79,7 @@ def test_queued_over_an_exec(pool: Reloadable) -> None:
     pool.command(Command.RELOAD)
     pool.command(Command.RELOAD)
     rehearse(pool, ready=True)
-    assert (pool.images, pool.supervisor.generations.stage) == (2, Stage.WAITING)
+    assert (pool.images, pool.generations.stage) == (2, Stage.WAITING)
     pool.settle()
     pool.advance(0.1)
     rehearse(pool, ready=True)
@@ -151,7 +151,7 @@ def told(pool: Reloadable) -> list[bool]:
             if isinstance(result, ReloadResult):
                 results.append(result.ok)
 
-        pool.supervisor.generations.told = note
+        pool.generations.told = note
 
     pool.on_image = listen
     listen()
@@ -169,7 +169,7 @@ def spoil(pool: Reloadable) -> None:
         for process in pool.living(lambda process: not process.ready):
             process.fail_to_boot()
         pool.advance(LIMITS.max_restart_delay)
-        if pool.supervisor.generations.degraded:
+        if pool.generations.degraded:
             return
     raise AssertionError("it is not degraded")
 
@@ -221,7 +221,7 @@ def test_a_third_generation_waits(pool: Reloadable, told: list[bool]) -> None:
     new_image(pool)
     pool.settle()
     pool.command(Command.RELOAD)
-    assert pool.supervisor.generations.stage is Stage.WAITING
+    assert pool.generations.stage is Stage.WAITING
     pool.advance(LIMITS.graceful_timeout - 1)
     assert (busy.alive, pool.rehearsal) == (True, None)
     pool.advance(1.5)
@@ -238,7 +238,7 @@ def test_workers_that_cannot_start(pool: Reloadable, told: list[bool]) -> None:
     new_image(pool)
     spoil(pool)
     assert told == [False]
-    assert not pool.supervisor.generations.reloading
+    assert not pool.generations.reloading
     (booting,) = pool.living(lambda process: not process.ready)
     booting.hang()
     pool.command(Command.RELOAD)
@@ -249,7 +249,7 @@ def test_workers_that_cannot_start(pool: Reloadable, told: list[bool]) -> None:
     rehearse(pool, ready=True)
     pool.settle()
     assert (pool.images, pool.alive, told) == (3, {3}, [False, True])
-    assert pool.supervisor.generations.degraded == ""
+    assert pool.generations.degraded == ""
 
 
 def test_workers_of_which_not_all_can_start(pool: Reloadable, told: list[bool]) -> None:
@@ -272,7 +272,7 @@ def test_workers_that_start_after_all(pool: Reloadable, told: list[bool]) -> Non
     spoil(pool)
     pool.settle()
     assert (pool.alive, told) == ({2}, [False])
-    assert pool.supervisor.generations.degraded == ""
+    assert pool.generations.degraded == ""
 
 
 @pytest.mark.parametrize("program", [Program.FAILS, Program.IS_GONE])
@@ -295,7 +295,8 @@ def test_an_exec_that_comes_to_nothing(program: Program, pool: Reloadable, told:
 def test_the_end_cancels_a_reload(stop: Command, pool: Reloadable, told: list[bool]) -> None:
     """Waiting, rehearsing, rehearsed or new: told that it failed, and nothing is started any more."""
     pool.command(Command.RELOAD)
-    pool.supervisor.commands += [stop, Command.RELOAD]
+    for command in (stop, Command.RELOAD):
+        pool.supervisor.mailbox.post(command)
     pool.turn()
     pool.advance(LIMITS.graceful_timeout + 1)
     assert (pool.phase, pool.images, told) == (Phase.STOPPED, 1, [False])

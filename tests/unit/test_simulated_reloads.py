@@ -160,7 +160,8 @@ class ReloadedPool(Pool):
     def end_and_reload(self, first: Command) -> None:
         """Both asked for before a turn."""
         self.begin_end(first)
-        self.simulation.supervisor.commands += [Command.RELOAD, first, Command.RELOAD]
+        for command in (Command.RELOAD, first, Command.RELOAD):
+            self.simulation.supervisor.mailbox.post(command)
         self.simulation.turn()
 
     # The end.
@@ -172,7 +173,7 @@ class ReloadedPool(Pool):
         simulation.program, simulation.takes_s, simulation.meanwhile = Program.WORKS, 0.0, []
         simulation.processes.refuse = False
         for _ in range(60):
-            generations = simulation.supervisor.generations
+            generations = simulation.generations
             if not generations.reloading and not generations.degraded:
                 break
             if not generations.reloading:
