@@ -118,7 +118,7 @@ class TCPServer(BaseServer):
         """Bind the socket to `server_address`, which becomes the address it got. Override or extend it."""
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Linux refuses it for other families since 6.12.9; the standard library sets it for these two since 3.14.
+        # Linux refuses it for other families since 6.12.9; the standard library sets it for these two alone by now.
         if self.allow_reuse_port and self.address_family in (socket.AF_INET, socket.AF_INET6):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # A class that names AF_INET6 itself gets what the system gives (net.ipv6.bindv6only), as it always did.
