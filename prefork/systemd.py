@@ -113,8 +113,11 @@ def find(name: str) -> int | str:
     names = ", ".join(sorted({passed.name for passed in named}))
     if not named:
         return given().refusal or "no socket was passed"
+    if len(found) > 1 and len({passed.name for passed in found}) == 1:
+        remedy = "an empty ListenStream= before that of a drop-in takes back the unit's own"
+        return f"{len(found)} were passed as {found[0].name}: {remedy}"
     if name:
-        return f"{len(found) or 'none'} of the {len(named)} passed is called {name}; there is {names}"
+        return f"none of the {len(named)} passed is called {name}; there is {names}"
     return f"{len(named)} were passed; say which by systemd:NAME, of {names}"
 
 

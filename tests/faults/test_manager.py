@@ -135,7 +135,7 @@ def crash(folder: Path, source: str, manager: Manager, *, keeps: bool) -> int:
         first.wait_gone()
         first.process.wait(HUNG)
     kept = manager.kept.get(name)
-    before, fds = (passing({name: kept}), [kept]) if kept is not None else ([], [])
+    before, fds = (passing((name, kept)), [kept]) if kept is not None else ([], [])
     with Service(folder, source, env=manager.env(), before=before, fds=fds) as second:
         second.wait_ready(1)
         assert second.address == address or not keeps

@@ -131,16 +131,19 @@ def test_datagram_activation(app: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bind", "reason"),
+    ("bind", "second", "reason"),
     [
-        ("systemd", "2 were passed; say which by systemd:NAME, of admin, web"),
-        ("systemd:wob", "none of the 2 passed is called wob; there is admin, web"),
+        ("systemd", "admin", "2 were passed; say which by systemd:NAME, of admin, web"),
+        ("systemd:wob", "admin", "none of the 2 passed is called wob; there is admin, web"),
+        ("systemd", "web", "2 were passed as web: an empty ListenStream= before that of a drop-in takes back the"),
+        ("systemd:web", "web", "2 were passed as web: an empty ListenStream= before that of a drop-in takes back"),
     ],
 )
-def test_which_socket(bind: str, reason: str, app: Path) -> None:
-    """Of several sockets one must be named, and named right; else one sentence and exit status 2."""
+def test_which_socket(bind: str, second: str, reason: str, app: Path) -> None:
+    """Of several sockets one must be named, and named right, and can be only if their names differ; else one sentence
+    and exit status 2."""
     with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as admin:
-        program = (*passing({"web": web.fileno(), "admin": admin.fileno()}), *command.MODULE)
+        program = (*passing(("web", web.fileno()), (second, admin.fileno())), *command.MODULE)
         argv, fds = ["run", "app:Stream", "--bind", bind], (web.fileno(), admin.fileno())
         with command.running(argv, cwd=app, program=program, fds=fds) as run:
             assert run.ended() == 2
@@ -150,7 +153,7 @@ def test_which_socket(bind: str, reason: str, app: Path) -> None:
 def test_one_of_two_sockets(app: Path) -> None:
     """systemd:NAME serves on the socket of that name and leaves the other alone."""
     with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as admin:
-        program = (*passing({"web": web.fileno(), "admin": admin.fileno()}), *command.MODULE)
+        program = (*passing(("web", web.fileno()), ("admin", admin.fileno())), *command.MODULE)
         argv, fds = ["run", "app:Stream", "--bind", "systemd:admin"], (web.fileno(), admin.fileno())
         with command.running(argv, cwd=app, program=program, fds=fds) as run:
             assert run.port == admin.getsockname()[1]
@@ -169,7 +172,7 @@ def test_sockets_of_another_process(app: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_activation_over_a_reload(app: Path) -> None:
     """A reload goes on with the socket that was passed."""
     with socket.create_server(("127.0.0.1", 0)) as web:
-        program = (*passing({"web": web.fileno()}), *command.MODULE)
+        program = (*passing(("web", web.fileno())), *command.MODULE)
         argv = ["run", "app:Stream", "--bind", "systemd:web", "--max-children", "1"]
         with command.running(argv, cwd=app, program=program, fds=(web.fileno(),)) as run:
             before = command.ask(web.getsockname(), b"x\n").split()[0]
@@ -201,7 +204,7 @@ def test_who_comes_to_a_passed_socket_after_the_end(how: str, app: Path) -> None
             passed.listen()
         target = "app:Stream" if kind == socket.SOCK_STREAM else "app:Datagram"
         argv = ["run", target, "--bind", bind.format(passed.fileno()), "--max-children", "1"]
-        program = (*passing({"web": passed.fileno()}), *command.MODULE) if "systemd" in bind else command.MODULE
+        program = (*passing(("web", passed.fileno())), *command.MODULE) if "systemd" in bind else command.MODULE
         with command.running(argv, cwd=app, program=program, fds=(passed.fileno(),)) as run:
             assert command.ask(passed.getsockname(), b"x\n", kind)
             if reloads:
@@ -310,7 +313,7 @@ def port(fd: int) -> int:
 def test_a_passed_socket_is_not_kept(tmp_path: Path) -> None:
     """What the manager passed on it has itself, and is not asked to keep."""
     with Manager(tmp_path) as manager, socket.create_server(("127.0.0.1", 0)) as web:
-        before, fds = passing({"web": web.fileno()}), [web.fileno()]
+        before, fds = passing(("web", web.fileno())), [web.fileno()]
         source = script(max_children=1, inherited_fd=3)
         with Service(tmp_path, source, env=manager.env(), before=before, fds=fds) as service:
             service.wait_ready(1)
@@ -324,7 +327,7 @@ def test_the_queue_of_a_passed_socket_is_for_the_next(tmp_path: Path) -> None:
     """A drain does not wait for the queue of a passed socket: but for one that a worker may take before it leaves, who
     waits there is answered by the next life of the service."""
     with socket.create_server(("127.0.0.1", 0)) as web, contextlib.ExitStack() as stack:
-        passed: dict[str, Any] = {"before": passing({"web": web.fileno()}), "fds": [web.fileno()]}
+        passed: dict[str, Any] = {"before": passing(("web", web.fileno())), "fds": [web.fileno()]}
         source = script(max_children=1, inherited_fd=3)
         with Service(tmp_path, source, **passed) as first:
             first.wait_ready(1)

@@ -10,7 +10,6 @@ import select
 import socket
 import sys
 from array import array
-from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -121,6 +120,8 @@ class Manager:
         sys.stderr.write("".join(f"{message!r}\n" for message in self.messages))  # pytest shows it on failure
 
 
-def passing(sockets: Mapping[str, int]) -> list[str]:
-    """What to put before a command so that it gets these descriptors, by name, as from a socket unit."""
-    return [sys.executable, "-c", ACTIVATE, ",".join(map(str, sockets.values())), ":".join(sockets)]
+def passing(*sockets: tuple[str, int]) -> list[str]:
+    """What to put before a command so that it gets these descriptors, each with its name, as from a socket unit."""
+    return [
+        sys.executable, "-c", ACTIVATE, ",".join(str(fd) for _, fd in sockets), ":".join(name for name, _ in sockets)
+    ]  # fmt: skip
