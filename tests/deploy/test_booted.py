@@ -1,20 +1,40 @@
-"""deploy/systemd under a real systemd, which is PID 1 of a small host of its own: everything that the unit forbids is
-forbidden, and the service does not miss it; its queue outlives its master."""
+"""deploy/systemd under the real systemd of Debian 12 and of Debian 13, which is PID 1 of a small host of its own:
+the page's lines do what it says, everything that the unit forbids is forbidden and the service does not miss it, and
+its queue outlives its master."""
 
+import os
+import re
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from tests.support.booted import DEPLOY, INSTANCE, METRICS, SERVICE, Systemd, possible
+from tests.support.booted import (
+    INSTANCE,
+    METRICS,
+    PACKAGES,
+    RELEASES,
+    SERVICE,
+    UNITS,
+    Release,
+    Systemd,
+    installed,
+    page_commands,
+    page_dropin,
+    page_exposure,
+    page_lines,
+    possible,
+)  # fmt: skip
 from tests.support.clients import HUNG, Load, connect
 from tests.support.figures import figure
+from tests.support.roots import debian, keeping
 from tests.support.scraping import Answer, get
 from tests.support.service import Service
 
-pytestmark = pytest.mark.skipif(not possible(), reason="needs root, systemd and a cgroup of version 2")
+pytestmark = pytest.mark.skipif(not possible(), reason="needs root, mmdebstrap and a cgroup of version 2")
 
 UNIT, SOCKET = f"prefork@{INSTANCE}.service", f"prefork@{INSTANCE}.socket"
 APP = "from prefork.examples import Upper\n"
@@ -25,10 +45,19 @@ class Upper(StreamRequestHandler):
         for line in self.rfile:
             self.wfile.write(b"second " + line)
 """
+BROKEN = "raise RuntimeError('broken release')\n"
 TOML = '[prefork]\ntarget = "app:Upper"\nmetrics = "0.0.0.0:9465"\nmax_children = 3\n'
 KILLED = 'prefork_worker_exits_total{reason="killed"}'
 WAITING = 20  # connections
 NO_ANSWER_S = 0.5  # to a connect() that the kernel drops
+ELSEWHERE = "10.0.0.1"  # not in 127.0.0.0/8, so not `localhost` to the unit's filter
+
+
+@pytest.fixture(scope="module", params=list(RELEASES))
+def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    with keeping() as folder:
+        root = debian(request.param, PACKAGES, folder)
+        yield installed(request.param, root, tmp_path_factory.mktemp(request.param))
 
 
 def files(**settings: object) -> dict[str, str]:
@@ -47,37 +76,92 @@ def wait_scrape(systemd: Systemd, sample: str, value: float) -> Answer:
         assert monotonic() < deadline, f"hung: {sample} does not get {value:g}\n{systemd.log}"
 
 
-def kill_a_worker(systemd: Systemd, worker: int) -> set[str]:
+def wait_shown(systemd: Systemd, **properties: str) -> None:
+    """Until `systemctl show` has these of the service."""
+    deadline = monotonic() + HUNG
+    while (found := {name: systemd.shown(name) for name in properties}) != properties:
+        assert monotonic() < deadline, f"hung: {found} does not get {properties}\n{systemd.log}"
+
+
+def kill_a_worker(systemd: Systemd) -> set[str]:
     """The names of all metrics that are served once it is replaced."""
-    systemd.run("kill", "-KILL", str(worker))
+    os.kill(systemd.pid_of("worker"), signal.SIGKILL)
     wait_scrape(systemd, KILLED, 1)
     found = wait_scrape(systemd, "prefork_lanes", 3)
     return {sample.partition("{")[0] for sample in found.samples}
 
 
+def wait_second() -> None:
+    """Until nobody else serves: an old worker that is told to leave may answer once more."""
+    deadline = monotonic() + HUNG
+    while answer() != b"second x":
+        assert monotonic() < deadline, "hung: the second release does not serve"
+
+
+def answer(address: tuple[str, int] = SERVICE) -> bytes:
+    with connect(address) as client:
+        return client.ask(b"x")
+
+
+def test_the_page(release: Release, tmp_path: Path) -> None:
+    """From nothing by the page's own lines to a service that answers, and on by each command of its table; no tool
+    has anything to complain about. The release by the link is another program, and so the answer."""
+    with Systemd(release, tmp_path) as systemd:
+        said = systemd.said + systemd.shell(page_lines("enable --now"))
+        assert answer() == b"X"
+        look, new, link, end = (
+            page_commands()[job] for job in ("look", "release new code", "release by the link", "drain and end")
+        )
+        assert "  running  generation 1  " in systemd.shell(look)
+        said += systemd.shell(new)
+        systemd.write("/srv/upper-2/app.py", SECOND)
+        toml = f"/etc/prefork/{INSTANCE}.toml"
+        systemd.write(toml, systemd.path(toml).read_text().replace("prefork.examples:", "app:"))
+        said += systemd.shell(link)
+        wait_second()
+        said += systemd.run("systemd-analyze", "verify", f"{UNITS}/{UNIT}", f"{UNITS}/{SOCKET}")
+        said += systemd.shell(end)
+        assert (systemd.shown("ActiveState"), systemd.shown("Result")) == ("inactive", "success")
+    expected = r"Created symlink|Creating (user|group)|/usr/lib/tmpfiles.d/legacy.conf:"  # the last is Debian's own
+    assert [line for line in said.splitlines() if not re.match(expected, line)] == []
+
+
+def test_the_exposure(release: Release, tmp_path: Path) -> None:
+    """The two figures of the page are what systemd-analyze says of the unit as it is there."""
+
+    def exposure() -> float:
+        said = systemd.run("systemd-analyze", "security", "--no-pager", UNIT)
+        return float(re.findall(r"Overall exposure level for \S+: ([0-9.]+)", said)[0])
+
+    with Systemd(release, tmp_path, files()) as systemd:
+        plain = exposure()
+        systemd.shell(page_lines("privileged-port.conf"))
+        port = exposure()
+    figure(f"exposure under systemd {release.version}: the unit, with a port of its own", f"{plain}, {port}", "1.6")
+    assert (plain, port) == page_exposure()
+
+
 @pytest.mark.parametrize("denied", ["EPERM", "kill"])
-def test_the_unit_for_real(denied: str, tmp_path: Path) -> None:
+def test_the_unit_for_real(release: Release, denied: str, tmp_path: Path) -> None:
     """Start, serve, scrape, release by a link, refuse a broken one, kill a worker, drain: nothing is missed that the
-    unit forbids. Once as shipped; once so that the first system call outside the filter is a death by SIGSYS."""
+    unit forbids. Once as shipped; once so that the first system call outside the filter is a death by SIGSYS. With
+    the drop-in for 257 on 252 as well, where that is ignored."""
     dropin = f"[Service]\nSystemCallErrorNumber={denied}\n"
-    with Systemd(tmp_path, files(), {"denied.conf": dropin}) as systemd:
+    with Systemd(release, tmp_path, files(), {"denied.conf": dropin}, newer=True) as systemd:
         systemd.systemctl("start", SOCKET, UNIT)  # returns when it is READY
         with Load(SERVICE, 2) as load:
             load.wait_answered()
             wait_scrape(systemd, "prefork_lanes", 3)
             confined(systemd)
             main = systemd.shown("MainPID")
-            systemd.run("mkdir", "/srv/releases/2")
-            systemd.path("/srv/releases/2/app.py").write_text(SECOND)
-            systemd.run("ln", "-sfn", "releases/2", "/srv/upper")
-            systemd.systemctl("reload", UNIT)  # returns when all that is new is in service
-            with connect(SERVICE) as client:
-                assert client.ask(b"x") == b"second x"
-            systemd.path("/srv/upper/app.py").write_text("raise RuntimeError('broken release')\n")
+            systemd.write("/srv/upper-2/app.py", SECOND)
+            systemd.shell(page_commands()["release by the link"])  # returns when all that is new is in service
+            wait_second()
+            systemd.write("/srv/upper/app.py", BROKEN)
             with pytest.raises(AssertionError, match="broken release"):
                 systemd.systemctl("reload", UNIT)
             tally = load.stop()
-        served = kill_a_worker(systemd, systemd.inside("worker"))
+        served = kill_a_worker(systemd)
         assert systemd.shown("MainPID") == main
         systemd.systemctl("stop", SOCKET, UNIT)
         assert (systemd.shown("Result"), systemd.shown("NRestarts")) == ("success", "0")
@@ -93,7 +177,7 @@ def test_the_unit_for_real(denied: str, tmp_path: Path) -> None:
 def confined(systemd: Systemd) -> None:
     """The kernel says of master, worker and exporter that they may do nothing more."""
     for title in ("master", "worker", "exporter"):
-        lines = Path(f"/proc/{systemd.outside(title)}/status").read_text().splitlines()
+        lines = Path(f"/proc/{systemd.pid_of(title)}/status").read_text().splitlines()
         status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
         assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1"), title
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, title
@@ -107,8 +191,7 @@ def served_where_nothing_is_forbidden(systemd: Systemd, folder: Path) -> set[str
     argv = ["-m", "prefork", "run", "--config", "upper.toml", "--bind", "127.0.0.1:9999"]
     with Service(folder, argv=argv, accounts=False) as service:
         wait_scrape(systemd, "prefork_lanes", 3)
-        with connect(SERVICE) as client:
-            assert client.ask(b"x") == b"X"
+        assert answer() == b"X"
         service.signal(signal.SIGHUP)
         wait_scrape(systemd, "prefork_generation", 2)
         service.signal(signal.SIGKILL, service.workers()[0])
@@ -116,20 +199,36 @@ def served_where_nothing_is_forbidden(systemd: Systemd, folder: Path) -> set[str
         return {sample.partition("{")[0] for sample in wait_scrape(systemd, "prefork_lanes", 3).samples}
 
 
-def test_the_queue_outlives_the_master(tmp_path: Path) -> None:
+@pytest.mark.parametrize("release", [name for name, version in RELEASES.items() if version >= 253], indirect=True)
+def test_a_reload_without_a_command(release: Release, tmp_path: Path) -> None:
+    """By Type=notify-reload: once it returns the new code is in service, and was asked for once; of a broken one the
+    log tells, and what served serves on."""
+    with Systemd(release, tmp_path, files(), page_dropin("notify-reload.conf")) as systemd:
+        systemd.systemctl("start", SOCKET, UNIT)
+        systemd.write("/srv/upper/app.py", SECOND)
+        systemd.systemctl("reload", UNIT)
+        wait_second()
+        assert systemd.log.count("command: reload") == 1
+        systemd.write("/srv/upper/app.py", BROKEN)
+        systemd.systemctl("reload", UNIT)
+        assert "reload failed" in systemd.log
+        assert answer() == b"second x"
+
+
+def test_the_queue_outlives_the_master(release: Release, tmp_path: Path) -> None:
     """An instance with a low port of its own, its master killed with connections in the queue: systemd starts it
-    anew with the listener that it kept, and each connection is answered."""
-    dropin = (DEPLOY / "privileged-port.conf").read_text()
-    settings = files(bind="0.0.0.0:80")
-    with Systemd(tmp_path, settings, {"port.conf": dropin}) as systemd:
+    anew with the listener that it kept, and each connection is answered. Its socket unit is not wanted back."""
+    with Systemd(release, tmp_path, files(bind="0.0.0.0:80")) as systemd:
+        systemd.shell(page_lines("privileged-port.conf"))
         systemd.systemctl("start", UNIT)
+        assert systemd.run("systemctl", "is-active", SOCKET, check=False).strip() == "inactive"
         held = [connect(("127.0.0.1", 80)) for _ in range(3)]
         for connection in held:
             assert connection.ask(b"x") == b"X"  # every worker has one
         waiting = [connect(("127.0.0.1", 80)) for _ in range(WAITING)]
         for connection in waiting:
             connection.send(b"y")
-        systemd.run("kill", "-KILL", systemd.shown("MainPID"))
+        os.kill(systemd.pid_of("master"), signal.SIGKILL)
         answers = [connection.answer() for connection in waiting[:3]]
         for connection in (*held, *waiting[:3]):
             connection.close()
@@ -143,34 +242,58 @@ def test_the_queue_outlives_the_master(tmp_path: Path) -> None:
     assert answers == [b"Y"] * WAITING
 
 
-def test_who_is_let_in(tmp_path: Path) -> None:
+def test_a_start_that_fails(release: Release, tmp_path: Path) -> None:
+    """What the service needs is not to be had at its start: `systemctl start` fails and the log has the reason. It is
+    tried anew, from 257 on after a longer time each time, and serves once that can be had."""
+    with Systemd(release, tmp_path, files()) as systemd:
+        with socket.create_server(METRICS):
+            with pytest.raises(AssertionError, match=f"could not bind.*{METRICS[1]}"):
+                systemd.systemctl("start", SOCKET, UNIT)
+            if release.version >= 257:
+                wait_shown(systemd, NRestarts="1", SubState="auto-restart")
+                assert systemd.shown("RestartUSecNext") not in ("1s", "0")
+        wait_shown(systemd, ActiveState="active")
+        assert answer() == b"X"
+
+
+def test_who_is_let_in(release: Release, tmp_path: Path) -> None:
     """From elsewhere the socket unit's address answers; one that the service bound itself, such as that of its
-    metrics, does once a drop-in says so. By another drop-in the control socket can be given to a group."""
-    elsewhere = "10.0.0.1"  # not in 127.0.0.0/8, so not `localhost` to the unit's filter
-    settings = files(control_owner=":prefork", control_mode="0660")
-    with Systemd(tmp_path, settings, {"group.conf": "[Service]\nSystemCallFilter=@chown\n"}) as systemd:
-        systemd.run("ip", "address", "add", f"{elsewhere}/32", "dev", "lo")
+    metrics, does once the page's drop-in says so."""
+    with Systemd(release, tmp_path, files()) as systemd:
+        systemd.run("ip", "address", "add", f"{ELSEWHERE}/32", "dev", "lo")
         systemd.systemctl("start", SOCKET, UNIT)
         wait_scrape(systemd, "prefork_lanes", 3)
-        with connect((elsewhere, 9999)) as client:
-            assert client.ask(b"x") == b"X"
+        assert answer((ELSEWHERE, 9999)) == b"X"
         with pytest.raises(TimeoutError):
-            connect((elsewhere, 9465), timeout=NO_ANSWER_S)
-        dropin = systemd.path(f"/etc/systemd/system/{UNIT}.d/clients.conf")
-        dropin.write_text(f"[Service]\nIPAddressAllow={elsewhere}/8\n")
-        systemd.systemctl("daemon-reload")
+            connect((ELSEWHERE, 9465), timeout=NO_ANSWER_S)
+        systemd.dropin(page_dropin("scrape.conf"))
         systemd.systemctl("restart", UNIT)
         wait_scrape(systemd, "prefork_lanes", 3)
-        assert get((elsewhere, 9465), "/-/ready").status == 200
+        assert get((ELSEWHERE, 9465), "/-/ready").status == 200
 
 
-def test_a_master_that_hangs_is_started_anew(tmp_path: Path) -> None:
+def test_who_commands(release: Release, tmp_path: Path) -> None:
+    """A user that the page's lines let in may command, and one beside him in the group may not. Before 257 that
+    takes the page's drop-in as well."""
+    scale = f"/opt/prefork/bin/prefork ctl --control unix:/run/prefork/{INSTANCE}/control.sock scale"
+    with Systemd(release, tmp_path, files(), {} if release.version >= 257 else page_dropin("users.conf")) as systemd:
+        systemd.run("useradd", "deployer")
+        systemd.run("useradd", "--groups", "prefork", "other")
+        systemd.systemctl("start", SOCKET)
+        systemd.shell(page_lines("usermod"))
+        systemd.run("runuser", "-u", "deployer", "--", *scale.split(), "2")
+        wait_scrape(systemd, "prefork_lanes", 2)
+        with pytest.raises(AssertionError, match="may not"):
+            systemd.run("runuser", "-u", "other", "--", *scale.split(), "3")
+
+
+def test_a_master_that_hangs_is_started_anew(release: Release, tmp_path: Path) -> None:
     """A stopped master feeds no watchdog: systemd kills it and starts another, on the socket unit's queue, in which
     nobody was lost."""
-    with Systemd(tmp_path, files(), {"watchdog.conf": "[Service]\nWatchdogSec=2\n"}) as systemd:
+    with Systemd(release, tmp_path, files(), {"watchdog.conf": "[Service]\nWatchdogSec=2\n"}) as systemd:
         systemd.systemctl("start", SOCKET, UNIT)
         first = systemd.shown("MainPID")
-        systemd.run("kill", "-STOP", first)
+        os.kill(systemd.pid_of("master"), signal.SIGSTOP)
         held = [connect(SERVICE) for _ in range(3)]
         for connection in held:
             assert connection.ask(b"x") == b"X"  # the workers serve on; every one has a client

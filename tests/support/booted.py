@@ -1,16 +1,17 @@
 """A real systemd that runs the units of deploy/systemd: PID 1 of namespaces of its own, as a small host.
 
-Runs in the test's process, as root. Owns the namespaces and the cgroup; what systemd writes goes to memory,
-and nothing of the machine's own systemd, users or units is seen by it.
+Runs in the test's process, as root. The host is a Debian release with its own Python (see roots.py), over which lies
+what is installed, and over that memory: what a boot writes is gone with it. Nothing of this machine's own systemd,
+users or units is seen by it.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Self
@@ -20,110 +21,149 @@ import psutil
 from .hosts import HUNG, ROOT, enter_network
 
 DEPLOY = ROOT / "deploy" / "systemd"
-SYSTEMD = Path("/usr/lib/systemd/systemd")
+PAGE = DEPLOY / "README.md"
+FILES, UNITS = "/opt/deploy/systemd", "/etc/systemd/system"  # in there
+# The line of the page that installed() is for.
+FETCH = "python3 -m venv /opt/prefork && /opt/prefork/bin/pip install prefork"
 INSTANCE = "upper"
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
+RELEASES = {"bookworm": 252, "trixie": 257}  # of Debian, and the version of their systemd
+PACKAGES = (
+    "systemd", "iproute2", "passwd", "python3-psutil", "python3-setproctitle", "python3-prometheus-client",
+)  # fmt: skip
 NAMESPACES = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
-# Run as PID 1 of new namespaces. Nothing of /run, /etc, /opt, /srv, /var or /tmp is the machine's; the interpreter, the
-# libraries and the code are seen under /opt, since ProtectHome= and PrivateTmp= hide where they are. /opt/prefork is a
-# virtual environment, as a user's is, whose packages are those two folders.
+CLEAN = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]
+# Once for all boots of a release. /opt/prefork is as FETCH leaves it, but that the packages it needs are Debian's. In
+# memory at first, since a folder that is itself of layers cannot be the upper one of others.
+INSTALL = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/host
+mount -t overlay overlay -o "lowerdir=$HOST,upperdir=/mnt/upper,workdir=/mnt/work" /mnt/host
+chroot /mnt/host python3 -m venv --without-pip --system-site-packages /opt/prefork
+cp -rL "$CODE/prefork" /mnt/host/opt/prefork/lib/python3.*/site-packages/
+cp -r "$CODE/deploy" /mnt/host/opt/
+printf '%s\\n' '#!/opt/prefork/bin/python' 'import sys' 'from prefork.cli.main import main' 'sys.exit(main())' \
+    >/mnt/host/opt/prefork/bin/prefork
+chmod +x /mnt/host/opt/prefork/bin/prefork
+chroot /mnt/host /opt/prefork/bin/python -m compileall -q /opt/prefork
+cp -a /mnt/upper/opt "$LAYER"
+"""
+# Run as PID 1 of new namespaces, in a folder of its own.
 BOOT = """
 set -e
 mount --make-rprivate /
-mount -t proc proc /proc
-mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-for device in console kmsg; do [ ! -e /dev/$device ] || mount --bind /dev/null /dev/$device; done
-mount -t tmpfs -o mode=755 tmpfs /opt
-packages=/opt/prefork/lib/python$VERSION/site-packages
-mkdir -p /opt/python /opt/prefork/bin $packages /opt/prefork/code /opt/prefork/libraries /opt/keep
-ln -s /opt/python/bin/python$VERSION /opt/prefork/bin/python
-echo "home = /opt/python/bin" >/opt/prefork/pyvenv.cfg
-printf '/opt/prefork/%s\n' code libraries >$packages/prefork.pth
-mount --rbind "$PYTHON" /opt/python
-mount --bind "$LIBRARIES" /opt/prefork/libraries
-mount --bind "$CODE" /opt/prefork/code
-mount --bind "$FILES" /opt/keep
-cp -a /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /opt/keep/
-for folder in /etc /run /srv /var/lib /var/tmp /tmp /usr/lib/systemd/system /usr/lib/systemd/system-generators; do
-    mount -t tmpfs -o mode=755 tmpfs $folder
-done
-mkdir -p /etc/systemd /srv/releases/1
-ln -s releases/1 /srv/upper
-cp /opt/keep/passwd /opt/keep/group /opt/keep/nsswitch.conf /opt/keep/ld.so.cache /etc/
-cp -r /opt/keep/system /etc/systemd/
-cp /opt/keep/prefork /opt/prefork/bin/
-systemd-sysusers /opt/prefork/code/deploy/systemd/prefork.sysusers.conf
-systemd-tmpfiles --create /opt/prefork/code/deploy/systemd/prefork.tmpfiles.conf
-cp /opt/keep/upper.toml /etc/prefork/
-cp /opt/keep/app.py /srv/upper/
-exec env -i container=prefork-tests PATH="$PATH" "$SYSTEMD" --unit=boot.target --log-target=null --show-status=no
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/host
+mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=/mnt/upper,workdir=/mnt/work" /mnt/host
+cd /mnt/host
+for stub in $STUBS; do printf '[Unit]\\nDefaultDependencies=no\\n' >etc/systemd/system/$stub.target; done
+mount -t proc proc proc
+mount --bind proc/sys proc/sys && mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs dev
+mkdir dev/shm dev/pts
+ln -s pts/ptmx dev/ptmx
+for device in null zero full random urandom tty; do touch dev/$device && mount --bind /dev/$device dev/$device; done
+for device in console kmsg; do touch dev/$device && mount --bind /dev/null dev/$device; done
+mount -t tmpfs tmpfs usr/lib/systemd/system-generators
+mkdir old
+pivot_root . old
+umount -l /old
+exec env -i container=prefork-tests PATH="$PATH" /usr/lib/systemd/systemd --unit=boot.target --log-target=null \
+    --show-status=no
 """
-# An interpreter made with a shared library looks for that where it was built.
-OURS = """
-[Service]
-StandardOutput=append:/run/log.txt
-StandardError=append:/run/log.txt
-Environment=LD_LIBRARY_PATH=/opt/python/lib
-"""
-COMMAND = """\
-#!/opt/prefork/bin/python
-import sys
-from prefork.cli.main import main
-sys.exit(main())
-"""
+ADDRESS = f"[Socket]\nListenStream=\nListenStream=0.0.0.0:{SERVICE[1]}\n"
+TESTS = "[Service]\nStandardOutput=append:/run/log.txt\nStandardError=append:/run/log.txt\n"
+
+
+def page_lines(word: str) -> str:
+    """The block of the page's shell commands in which this word is."""
+    return next(block for block in _blocks("sh") if word in block)
+
+
+def page_dropin(name: str) -> dict[str, str]:
+    """The drop-in of the service that the page has under this name."""
+    path = f"# {UNITS}/prefork@{INSTANCE}.service.d/{name}\n"
+    return {name: next(block for block in _blocks("ini") if block.startswith(path))}
+
+
+def page_commands() -> dict[str, str]:
+    """The page's table: the command of each job."""
+    return dict(re.findall(r"^\| ([^|`]+) \| `([^`]+)`", PAGE.read_text(), re.MULTILINE))
+
+
+def page_exposure() -> tuple[float, ...]:
+    """What the page has of the exposure of the unit, and of one with a port of its own."""
+    found = re.search(r"gives the unit (\d\.\d), with a port of its own (\d\.\d)", PAGE.read_text())
+    assert found is not None
+    return tuple(map(float, found.groups()))
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A Debian release with prefork in it: what a boot lies upon."""
+
+    suite: str
+    layers: str
+
+    @property
+    def version(self) -> int:
+        return RELEASES[self.suite]
+
+
+def installed(suite: str, host: Path, folder: Path) -> Release:
+    """Put prefork over this root; what lies over it is kept in `folder`, which is empty."""
+    environ = {"PATH": _path(), "HOST": str(host), "LAYER": str(folder), "CODE": str(ROOT)}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", INSTALL], env=environ, capture_output=True, text=True, timeout=HUNG,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Release(suite, f"{folder}:{host}")
 
 
 class Systemd:
     """Use it as a context manager, within which the test's own thread, and those it starts, are in its network.
 
-    `files` are the program (app.py) and the settings (upper.toml) of the instance, `dropins` are of the service.
+    It has what the page installs. `files` are the program (app.py) and the settings (upper.toml) of the instance;
+    without them there is none. `dropins` are of its service. `newer`: with what the page has
+    for 257; left out, that is as the release is.
     """
 
-    def __init__(self, folder: Path, files: dict[str, str], dropins: dict[str, str]) -> None:
+    def __init__(
+        self, release: Release, folder: Path, files: dict[str, str] | None = None,
+        dropins: dict[str, str] | None = None, *, newer: bool | None = None,
+    ) -> None:  # fmt: skip
         self._cgroup = Path(_cgroup2() or "/") / f"prefork-tests-{os.getpid()}"
-        self._folder = folder / "booted"
-        self._write(files, dropins)
+        self._release, self._folder = release, folder / "booted"
+        self._files, self._dropins = files, {"tests.conf": TESTS} | (dropins or {})
+        self._newer = release.version >= 257 if newer is None else newer
         self._process: subprocess.Popen[bytes] | None = None
         self._outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         self.pid = 0
 
-    def _write(self, files: dict[str, str], dropins: dict[str, str]) -> None:
-        units = self._folder / "system"
-        for name, text in ({"tests.conf": OURS} | dropins).items():
-            path = units / f"prefork@{INSTANCE}.service.d" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        for name in ("prefork@.service", "prefork@.socket"):
-            shutil.copy(DEPLOY / name, units)
-        socket = units / f"prefork@{INSTANCE}.socket.d" / "address.conf"
-        socket.parent.mkdir()
-        socket.write_text(f"[Socket]\nListenStream=\nListenStream=0.0.0.0:{SERVICE[1]}\n")
-        for stub in STUBS:
-            (units / f"{stub}.target").write_text("[Unit]\nDefaultDependencies=no\n")
-        for name, text in files.items():
-            (self._folder / name).write_text(text)
-        command = self._folder / "prefork"
-        command.write_text(COMMAND)
-        command.chmod(0o755)
-
     def __enter__(self) -> Self:
+        self._folder.mkdir()
         self._cgroup.mkdir()
-        environ = {
-            "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "SYSTEMD": str(SYSTEMD), "PYTHON": sys.base_prefix,
-            "VERSION": sysconfig.get_python_version(), "LIBRARIES": sysconfig.get_path("platlib"), "CODE": str(ROOT),
-            "FILES": str(self._folder),
-        }  # fmt: skip
         start = 'echo $$ >"$0/cgroup.procs" && exec "$@"'
         with (self._folder / "boot.log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["sh", "-c", start, self._cgroup, *NAMESPACES, "sh", "-c", BOOT], env=environ,
+                ["sh", "-c", start, self._cgroup, *NAMESPACES, "sh", "-c", BOOT],
+                env={"PATH": _path(), "LOWER": self._release.layers, "STUBS": " ".join(STUBS)},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
             self._wait_booted()
             enter_network(f"/proc/{self.pid}/ns/net")
+            self._install()
         except BaseException:
             self.__exit__()
             raise
@@ -139,6 +179,17 @@ class Systemd:
                 self.pid = psutil.Process(self._process.pid).children()[0].pid
                 if "running" in self.run("systemctl", "is-system-running", check=False):
                     return
+
+    def _install(self) -> None:
+        """By the page's own lines, all but the one that fetches prefork; and the instance."""
+        lines = page_lines(FETCH).replace(FETCH, "")
+        self.said = self.shell(lines + (page_lines("10-systemd-257.conf") if self._newer else ""))
+        if self._files is not None:
+            self.write(f"{UNITS}/prefork@{INSTANCE}.socket.d/address.conf", ADDRESS)
+            self.write(f"/etc/prefork/{INSTANCE}.toml", self._files["upper.toml"])
+            self.write(f"/srv/{INSTANCE}-1/app.py", self._files["app.py"])
+            self.path(f"/srv/{INSTANCE}").symlink_to(f"{INSTANCE}-1")
+        self.dropin(self._dropins)
 
     def __exit__(self, *exc: object) -> None:
         assert self._process is not None
@@ -158,9 +209,25 @@ class Systemd:
     def run(self, *argv: str, check: bool = True) -> str:
         """Run this in there; what it printed."""
         enter = ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--net", "--"]
-        done = subprocess.run([*enter, *argv], capture_output=True, text=True, timeout=HUNG, check=False)
+        done = subprocess.run([*enter, *CLEAN, *argv], capture_output=True, text=True, timeout=HUNG, check=False)
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}\n{self.log}"
         return done.stdout + done.stderr
+
+    def shell(self, lines: str) -> str:
+        """Run these of the page, where its files are; what they printed."""
+        return self.run("sh", "-ec", f"cd {FILES}\n{lines}")
+
+    def dropin(self, files: dict[str, str]) -> None:
+        """Drop-ins of the service, by their names."""
+        for name, text in files.items():
+            self.write(f"{UNITS}/prefork@{INSTANCE}.service.d/{name}", text)
+        self.systemctl("daemon-reload")
+
+    def write(self, inside: str, text: str) -> None:
+        """A file in there, whose folder is made."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
     def systemctl(self, verb: str, *units: str) -> str:
         return self.run("systemctl", "--no-pager", verb, *units)
@@ -179,20 +246,12 @@ class Systemd:
         """A path of there, from here."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
-    def outside(self, title: str) -> int:
-        """The pid of a process of the service, by its title, as it is called here."""
-        return self._pids(title)[0]
-
-    def inside(self, title: str) -> int:
-        """The same, as it is called there."""
-        return self._pids(title)[-1]
-
-    def _pids(self, title: str) -> list[int]:
+    def pid_of(self, title: str) -> int:
+        """A process of the service, by its title; the pid is the one that it has here."""
         for process in psutil.Process(self.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error, IndexError):
                 if process.cmdline()[0].startswith(f"prefork: {title}"):
-                    status = Path(f"/proc/{process.pid}/status").read_text()
-                    return [int(pid) for pid in status.partition("NSpid:")[2].splitlines()[0].split()]
+                    return process.pid
         raise AssertionError(f"there is no {title}\n{self.log}")
 
 
@@ -202,9 +261,13 @@ def _cgroup2() -> str | None:
     return next((words[1] for words in lines if words[2] == "cgroup2"), None)
 
 
+def _path() -> str:
+    return os.environ["PATH"] + ":/usr/sbin:/sbin"
+
+
 def possible() -> bool:
-    """Whether this machine lets us: root, a systemd that can be started, and a cgroup to put it in."""
+    """Whether this machine lets us: root, what makes a root of a release, and a cgroup to put it in."""
     where = _cgroup2()
-    if os.geteuid() != 0 or not SYSTEMD.exists() or where is None or not os.access(where, os.W_OK):
+    if os.geteuid() != 0 or not shutil.which("mmdebstrap") or where is None or not os.access(where, os.W_OK):
         return False
     return subprocess.run([*NAMESPACES, "true"], capture_output=True, check=False).returncode == 0
