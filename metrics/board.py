@@ -18,7 +18,7 @@ from enum import IntEnum
 from time import monotonic_ns
 
 from .application.region import FOLDED_BYTES, Copy, Folded, Region
-from .facts import AcceptError, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Role
+from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure
 from .histogram import Histogram, bounds
 from .scoreboard import (
     ACCEPTED,
@@ -132,7 +132,7 @@ class Statistics:
 class Live:
     """One slot that lives, at the moment of the look."""
 
-    role: Role
+    role: ChildKind
     condition: Condition
     report: Report
 
@@ -161,7 +161,7 @@ class Snapshot:
         """Workers by what they do: starting, idle, busy, draining."""
         found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0}
         for live in self.live:
-            if live.role is Role.WORKER:
+            if live.role is ChildKind.WORKER:
                 ready = live.condition is Condition.READY
                 found[("busy" if live.report.busy else "idle") if ready else live.condition.label] += 1
         return found
@@ -171,12 +171,14 @@ class Snapshot:
         """The slots whose lanes take requests."""
         return tuple(
             live for live in self.live
-            if live.role is not Role.EXPORTER and live.condition is not Condition.DRAINING
+            if live.role is not ChildKind.EXPORTER and live.condition is not Condition.DRAINING
         )  # fmt: skip
 
     @property
     def busy_since_ns(self) -> list[int]:
-        return [since for live in self.live if live.role is not Role.EXPORTER for since in live.report.busy_since_ns]
+        return [
+            since for live in self.live if live.role is not ChildKind.EXPORTER for since in live.report.busy_since_ns
+        ]
 
     def statistics(self) -> Statistics:
         words, busy = self.words, self.busy_since_ns
@@ -238,10 +240,10 @@ class BoardReader:
             reader = reader_of(serial)
             if reader is None:
                 continue
-            if role != Role.EXPORTER:
+            if role != ChildKind.EXPORTER:
                 counts = [a + b for a, b in zip(counts, reader.counts(), strict=True)]
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
-            live.append(Live(Role(role), Condition(condition), reader.look(now_ns)))
+            live.append(Live(ChildKind(role), Condition(condition), reader.look(now_ns)))
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
             if application:
@@ -299,7 +301,7 @@ class Board:
                 if begins:
                     self.words[Word.SEQUENCE] += 1
 
-    def enter(self, role: Role, reader: SlotReader) -> int:
+    def enter(self, role: ChildKind, reader: SlotReader) -> int:
         """A slot lives from now on; the serial that names it. Raises OSError when there is no row for it, or when it
         cannot be announced."""
         if not self._free:

@@ -25,7 +25,7 @@ from .board import (
     Word,
     control_requests,
 )
-from .facts import AcceptError, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome, Role
+from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome
 from .histogram import NS, Histogram
 from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
 
@@ -193,7 +193,7 @@ def _accept_errors(scrape: Scrape) -> Iterator[MetricSample]:
 
 
 def _children(scrape: Scrape) -> list[Live]:
-    return [live for live in scrape.snapshot.live if live.role is Role.WORKER and live.report.open_fds]
+    return [live for live in scrape.snapshot.live if live.role is ChildKind.WORKER and live.report.open_fds]
 
 
 def _private_memory(scrape: Scrape) -> Iterator[MetricSample]:

@@ -30,14 +30,14 @@ class Condition(Fact):
     DRAINING = 2  # and what is being killed
 
 
-class Role(Fact):
-    """What a slot belongs to."""
+class ChildKind(Fact):
+    """What a child is for; and what a slot belongs to, which may be the serving process itself."""
 
     WORKER = 0
-    REQUEST = 1  # a child of ForkingMixIn
-    SERVER = 2  # lanes of the serving process itself
-    EXPORTER = 3
-    REHEARSAL = 4
+    REQUEST = 1  # ForkingMixIn alone: one request, then gone
+    SERVER = 2  # no child: lanes of the serving process
+    EXPORTER = 3  # serves the metrics
+    REHEARSAL = 4  # tries what a reload would put in service
 
 
 class Outcome(Fact):

@@ -13,13 +13,12 @@ from socket import SOCK_STREAM
 from typing import Annotated, Any
 
 from prefork.metrics.application.values import begin
-from prefork.metrics.facts import Role
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 
-from .master.children import ChildKind
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
 from .supervised import SupervisedMixIn
@@ -107,7 +106,7 @@ class ForkingMixIn(SupervisedMixIn):
         if self._supervise().table.count(ChildKind.REQUEST) >= self.max_children:
             return None
         slot = Slot(1, self._application_bytes())
-        self._spare = self._enter(slot, Role.REQUEST), slot
+        self._spare = self._enter(slot, ChildKind.REQUEST), slot
         return slot
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from prefork.metrics.application.region import REGION_BYTES
 from prefork.metrics.application.values import VALUES, adopt, release
 from prefork.metrics.board import Board, Statistics
-from prefork.metrics.facts import Role
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot, SlotReader
 from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth
@@ -26,7 +26,6 @@ from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
 from .exporter.child import Exported, ExporterChild, bind_metrics
-from .master.children import ChildKind
 from .master.policy import NO_POOL
 from .master.service import Service
 from .master.supervisor import Supervisor
@@ -119,7 +118,7 @@ class SupervisedMixIn(_AnyServer):
     def _adopt_application(self) -> None:
         """What the program counts in this process goes to a slot too. One server of a process may have it."""
         slot = Slot(0, self._application_bytes())
-        self._enter(slot, Role.SERVER)
+        self._enter(slot, ChildKind.SERVER)
         self._adopted = slot if adopt(slot.application) else None
         if self._adopted is not None and VALUES in sys.modules:
             from prefork.metrics.application.exposition import (
@@ -201,7 +200,7 @@ class SupervisedMixIn(_AnyServer):
             self._board = Board()
         return self._board
 
-    def _enter(self, slot: Slot, role: Role) -> int:
+    def _enter(self, slot: Slot, role: ChildKind) -> int:
         """Put a slot of this process on the board."""
         serial = self._scoreboard().enter(role, SlotReader(slot))
         self._own = (*self._own, (serial, slot))
@@ -226,7 +225,7 @@ class SupervisedMixIn(_AnyServer):
         if self._lanes is None:
             slot = self._first_slot()
             elsewhere = hasattr(self, "process_request_thread") or hasattr(self, "collect_children")
-            self._enter(slot, Role.SERVER)
+            self._enter(slot, ChildKind.SERVER)
             self._lanes = Lanes(
                 slot,
                 elsewhere=elsewhere,
@@ -249,7 +248,7 @@ class SupervisedMixIn(_AnyServer):
         if not self._threaded() or getattr(self, "max_threads", None) is not None:
             return None
         slot = Slot(LANES_AT_ONCE)
-        self._enter(slot, Role.SERVER)
+        self._enter(slot, ChildKind.SERVER)
         return slot
 
     def _threaded(self) -> bool:

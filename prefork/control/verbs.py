@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any
 
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.kernel import accept_queue
 from prefork.workers import sinks
 
 from .. import logs
 from ..commands import Command
 from ..master import signalling
-from ..master.children import Child, ChildKind, ChildState
+from ..master.children import Child, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, Phase
 from ..master.supervisor import Supervisor
 from ..reload.generations import Generations

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.board import Board, unannounced
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.feed import Feed, Slots
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 
-from ..master.children import Child, ChildKind
+from ..master.children import Child
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
 from ..sockets.addresses import address_text

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from prefork.metrics.board import Board
-from prefork.metrics.facts import Condition, ExitReason, Role
+from prefork.metrics.facts import ChildKind, Condition, ExitReason
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap
 
@@ -21,19 +21,6 @@ from .guard import attempt
 from .processes import KERNEL, Processes
 
 log = logging.getLogger("prefork.supervisor")
-
-
-class ChildKind(Enum):
-    """What a child is for."""
-
-    WORKER = "worker"
-    REQUEST = "request"  # ForkingMixIn alone: one request, then gone
-    EXPORTER = "exporter"  # serves the metrics
-    REHEARSAL = "rehearsal"  # tries what a reload would put in service
-
-    @property
-    def role(self) -> Role:
-        return Role[self.name]
 
 
 class ChildState(Enum):
@@ -94,7 +81,7 @@ class Child:
 
     def __str__(self) -> str:
         place = f"slot={self.number} gen={self.generation} " if self.number else ""
-        return f"{self.kind.value} {place}pid={self.pid}"
+        return f"{self.kind.label} {place}pid={self.pid}"
 
     def set_state(self, state: ChildState, now: float) -> None:
         """The one setter."""
@@ -179,7 +166,7 @@ class ChildTable:
         entered = None
         try:
             if serial is None:
-                serial = entered = self._board.enter(kind.role, reader)
+                serial = entered = self._board.enter(kind, reader)
             pid, pidfd = self._processes.start(slot, stacks, forget, lambda birth, master: body(birth, master, number))
         except BaseException:
             if entered is not None:

@@ -9,10 +9,10 @@ import signal
 from dataclasses import dataclass
 
 from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
-from prefork.metrics.facts import ExitReason, Outcome
+from prefork.metrics.facts import ChildKind, ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
 
-from .children import Child, ChildKind, Exit
+from .children import Child, Exit
 from .guard import guarded
 
 log = logging.getLogger("prefork.supervisor")
@@ -110,7 +110,7 @@ class Exits:
 
 
 def _last_words(child: Child) -> str:
-    return guarded(f"read what {child.kind.value}s leave to say", child.stacks.take, "").rstrip()
+    return guarded(f"read what {child.kind.label}s leave to say", child.stacks.take, "").rstrip()
 
 
 def _log(exit: Exit, death: Death) -> None:

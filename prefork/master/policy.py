@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 
-from .children import ChildKind, ChildState
+from .children import ChildState
 
 TICK_S = 1.0  # the master looks at least this often
 STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL

@@ -11,13 +11,13 @@ import random
 from collections.abc import Callable
 
 from prefork.metrics.board import FORK_FAILURES, Board, Word
-from prefork.metrics.facts import ForkFailure
+from prefork.metrics.facts import ChildKind, ForkFailure
 from prefork.metrics.scoreboard import Slot
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 
-from .children import Child, ChildKind, ChildTable
+from .children import Child, ChildTable
 from .policy import FORK_RETRY_S
 from .service import Service
 from .waiting import Waiting
@@ -59,7 +59,7 @@ class Spawner:
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
 
         def body_without_memory(birth: Birth, master: Master, number: int) -> int:
-            sinks.name_child(f"{kind.value} slot={number} gen={generation} pid={os.getpid()}", self._waiting.nudge)
+            sinks.name_child(f"{kind.label} slot={number} gen={generation} pid={os.getpid()}", self._waiting.nudge)
             self._table.close_memory()
             return body(birth, master, number)
 

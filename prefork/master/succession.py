@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefork.metrics.board import Board, Word
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 
-from .children import Child, ChildKind, ChildTable
+from .children import Child, ChildTable
 from .waiting import Waiting
 
 

@@ -14,7 +14,7 @@ from time import monotonic, monotonic_ns, time_ns
 from typing import Any
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.wakeup import Wakeup
@@ -24,7 +24,7 @@ from ..commands import Command
 from ..errors import BootError
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
-from .children import Child, ChildKind, ChildState, ChildTable
+from .children import Child, ChildState, ChildTable
 from .clock import Clock
 from .exits import Exits
 from .gauges import Gauges

@@ -10,7 +10,9 @@ import os
 from functools import partial
 from typing import Any, Protocol
 
-from .children import Child, ChildKind, ChildTable
+from prefork.metrics.facts import ChildKind
+
+from .children import Child, ChildTable
 from .guard import attempt, guarded
 from .processes import OrphanReaper
 from .waiting import Waiting

@@ -12,10 +12,11 @@ from time import time_ns
 from typing import Any
 
 from prefork.metrics.board import Word
+from prefork.metrics.facts import ChildKind
 from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
-from ..master.children import Child, ChildKind, ChildState
+from ..master.children import Child, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
 from ..master.succession import Workings
 from ..sockets.addresses import address_text

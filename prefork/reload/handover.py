@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.metrics.board import EXITS, Board, Word
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 from prefork.workers.signals import Signals
 
-from ..master.children import Child, ChildKind, ChildState
+from ..master.children import Child, ChildState
 from ..sockets.listener import Listener
 
 log = logging.getLogger("prefork.supervisor")
@@ -237,7 +237,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
         os.close(packed["slot"])
         slot = Slot(0)
         reader = SlotReader(slot, number)
-        packed["serial"] = board.enter(kind.role, reader)
+        packed["serial"] = board.enter(kind, reader)
     return Child(
         kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(slot), reader=reader,
         reason=None if packed["reason"] is None else ExitReason[packed["reason"]],

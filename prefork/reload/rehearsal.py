@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from prefork.metrics.board import Board
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import Signals
@@ -19,7 +20,6 @@ from prefork.workers.wakeup import Wakeup
 
 from .. import process
 from ..errors import BootError
-from ..master.children import ChildKind
 from ..master.exits import Exits
 from ..master.supervisor import Supervisor
 from ..sockets.listener import Listener

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import set_mask
 
 from .. import process
 from ..errors import ConfigError
-from ..master.children import Child, ChildKind
+from ..master.children import Child
 from .handover import Record, handed_on
 from .start_context import START
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prefork.master.children import Child, ChildKind, ChildState, ChildTable
+from prefork.master.children import Child, ChildState, ChildTable
 from prefork.master.processes import KERNEL, End, Processes
 from prefork.metrics.board import Board
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import READY, YES, Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask

@@ -23,10 +23,10 @@ from prefork.metrics.board import (
 )
 from prefork.metrics.facts import (
     AcceptError,
+    ChildKind,
     Condition,
     ControlCommand,
     ControlResult,
-    Role,
 )
 from prefork.metrics.scoreboard import (
     ACCEPT_ERRORS,
@@ -62,7 +62,7 @@ def boards() -> Iterator[Board]:
 class Child:
     """A worker as far as the board goes: a slot with two lanes."""
 
-    def __init__(self, board: Board, role: Role = Role.WORKER) -> None:
+    def __init__(self, board: Board, role: ChildKind = ChildKind.WORKER) -> None:
         self.board = board
         self.slot = Slot(2)
         self.serial = board.enter(role, SlotReader(self.slot))
@@ -246,7 +246,7 @@ def test_roles_and_conditions() -> None:
     """Only READY and STARTING workers offer lanes; the exporter's slot counts nowhere; workers are named by state."""
     with boards() as board:
         ready, starting, draining = (Child(board) for _ in range(3))
-        exporter = Child(board, Role.EXPORTER)
+        exporter = Child(board, ChildKind.EXPORTER)
         board.set_condition(ready.serial, Condition.READY)
         board.set_condition(draining.serial, Condition.DRAINING)
         for child in (ready, draining, exporter):

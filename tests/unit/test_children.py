@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from prefork.master.children import CHILD_MAY_FOLLOW, Child, ChildKind, ChildState, Exit
-from prefork.metrics.facts import Role
+from prefork.master.children import CHILD_MAY_FOLLOW, Child, ChildState, Exit
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 
 S = ChildState
@@ -76,12 +76,6 @@ def test_one_setter() -> None:
     assert found["children.py"] == ["self.state ="]
     assert found["supervisor.py"] == ["self.phase ="] * 2  # the first is the constructor's
     assert set(found) == {"children.py", "supervisor.py"}
-
-
-@pytest.mark.parametrize("kind", ChildKind)
-def test_every_kind_has_a_role(kind: ChildKind) -> None:
-    """A row on the board can be made for each kind."""
-    assert kind.role is Role[kind.name]
 
 
 @pytest.mark.parametrize(

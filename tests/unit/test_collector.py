@@ -25,12 +25,12 @@ from prefork.metrics.board import (
 from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, families
 from prefork.metrics.facts import (
     AcceptError,
+    ChildKind,
     Condition,
     ControlCommand,
     ControlResult,
     ExitReason,
     ForkFailure,
-    Role,
 )
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, COUNTS, DURATION, FAILED, QUEUE_WAIT, REJECTED, Report
 
@@ -85,7 +85,9 @@ prefork_control_requests_total counter command result
 """
 
 
-def live(condition: Condition, *busy_since_ns: int, role: Role = Role.WORKER, memory: int = 0, fds: int = 0) -> Live:
+def live(
+    condition: Condition, *busy_since_ns: int, role: ChildKind = ChildKind.WORKER, memory: int = 0, fds: int = 0
+) -> Live:
     report = Report(
         ready=True, due=None, leaving=None, drain_asked=False, private_memory=memory, open_fds=fds,
         fds_limit=1024 if fds else 0, cpu_user_ns=S, cpu_system_ns=2 * S, lanes=2, busy_since_ns=busy_since_ns,
@@ -139,7 +141,7 @@ def whole_scrape() -> Scrape:
         live(Condition.READY, NOW_NS - 2 * S, NOW_NS - 3 * S, memory=300, fds=30),
         live(Condition.STARTING),
         live(Condition.DRAINING, NOW_NS - 5 * S, memory=200, fds=20),
-        live(Condition.STARTING, role=Role.EXPORTER, fds=99),
+        live(Condition.STARTING, role=ChildKind.EXPORTER, fds=99),
     )
     snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
     return Scrape(snapshot, Queues(30, 1024, 31, 32, 33, 34), "1.2.3", LISTENER, True, Merged({}, 23, 24))

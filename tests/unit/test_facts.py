@@ -10,7 +10,7 @@ from prefork.metrics import facts
 NUMBERS: dict[str, dict[str, int]] = {
     "Activity": {"IDLE": 0, "ACCEPTING": 1, "BUSY": 2},
     "Condition": {"STARTING": 0, "READY": 1, "DRAINING": 2},
-    "Role": {"WORKER": 0, "REQUEST": 1, "SERVER": 2, "EXPORTER": 3, "REHEARSAL": 4},
+    "ChildKind": {"WORKER": 0, "REQUEST": 1, "SERVER": 2, "EXPORTER": 3, "REHEARSAL": 4},
     "Outcome": {"OK": 0, "ERROR": 1, "TIMEOUT": 2, "LOST": 3},
     "ForkFailure": {"EAGAIN": 0, "ENOMEM": 1, "EMFILE": 2, "ENFILE": 3, "OTHER": 4},
     "ExitReason": {

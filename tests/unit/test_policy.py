@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prefork.master.children import ChildKind, ChildState
+from prefork.master.children import ChildState
 from prefork.master.exits import exit_reason
 from prefork.master.policy import (
     NO_POOL,
@@ -24,7 +24,7 @@ from prefork.master.policy import (
     hopeless,
     plan,
 )
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from tests.support.simulation import LIMITS
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 
 from prefork.commands import Command
-from prefork.master.children import ChildKind, ChildState
+from prefork.master.children import ChildState
 from prefork.metrics.board import Statistics
+from prefork.metrics.facts import ChildKind
 from tests.support.simulated_reload import Program, Reloadable
 from tests.support.simulation import LIMITS, FakeProcess
 

@@ -21,9 +21,9 @@ from hypothesis.stateful import (
 
 from prefork.commands import Command
 from prefork.errors import BootError
-from prefork.master.children import ChildKind, ChildState
+from prefork.master.children import ChildState
 from prefork.master.policy import Phase
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from tests.support.simulation import LIMITS, FakeProcess, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
