@@ -170,8 +170,9 @@ def _unix_queue(sock: socket.socket) -> tuple[int, int] | None:
     body = UNIX_DIAG_REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, inode, UDIAG_SHOW_RQLEN, NO_COOKIE, NO_COOKIE)
     head = NETLINK_HEADER.pack(NETLINK_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
+        netlink.setblocking(False)  # it answers at once, whatever timeout the program has for its sockets
         netlink.sendto(head + body, (0, 0))
-        return _rqlen(netlink.recv(4096, socket.MSG_DONTWAIT), inode)
+        return _rqlen(netlink.recv(4096), inode)
 
 
 def _rqlen(answer: bytes, inode: int) -> tuple[int, int] | None:

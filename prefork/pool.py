@@ -114,6 +114,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if listener is None:
             listener = Listener.adopt(sock)
         else:
+            listener.settimeout(sock.gettimeout())
             sock.close()
         listener.asked = asked
         self._first = listener
@@ -154,7 +155,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             stack.enter_context(process.inside(self.working_directory))
             mailbox = Mailbox(wakeup.wake)
             signals = stack.enter_context(self._signals_taken(wakeup, mailbox))
-            stack.enter_context(prepared(self._listener))
+            given = self._given()
+            stack.enter_context(prepared(self._listener, ours=lambda: given is None or given.taken))
             stack.enter_context(titled(self._service_name()))
             if self.metrics_address is not None or self.max_memory is not None:
                 import psutil  # noqa: F401  # here, so that the workers share its memory

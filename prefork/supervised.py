@@ -107,6 +107,8 @@ class SupervisedMixIn(_AnyServer):
         if self.metrics_address is not None and self._metrics_listener is None:
             asked, given = asked_for(self.metrics_address, socket.SOCK_STREAM), handed()
             resumed = None if given is None else given.listener("metrics", asked)
+            if resumed is not None:
+                resumed.serve_by_pool(0.0)
             self._metrics_listener = resumed or bind_metrics(self.metrics_address, asked)
             self.metrics_address = self._metrics_listener.getsockname()
             self._adopt_application()

@@ -121,5 +121,6 @@ def resumed_terms(packed: dict[str, Any]) -> ControlTerms:
 
 def resumed_listener(packed: dict[str, Any]) -> Listener:
     listener = Listener.resume(packed["fd"], quiet=False)
+    listener.serve_by_pool(0.0)
     listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
     return listener

@@ -15,7 +15,7 @@ from time import monotonic
 
 from prefork.metrics.kernel import unix_peer_text
 
-from ..sockets.addresses import address_text
+from ..sockets.addresses import address_text, over
 
 PIDFD_GETFD = 438  # the same on every architecture
 FDS_MAX = 256  # of one worker that are looked at
@@ -72,7 +72,7 @@ def _peer(pidfd: int, number: int, family: int, here: object) -> str | None:
     fd = _libc.syscall(PIDFD_GETFD, pidfd, number, 0)
     if fd < 0:
         return None
-    with socket.socket(fileno=fd) as sock:  # ours for some microseconds
+    with over(fd, socket.socket) as sock:  # ours for some microseconds
         try:
             if sock.family != family or _port(sock.getsockname()) != _port(here):
                 return None

@@ -58,7 +58,7 @@ def bind_metrics(address: Any, asked: str) -> Listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-        os.set_blocking(listener.fileno(), False)
+        listener.setblocking(False)
     except BaseException:
         listener.close()
         raise

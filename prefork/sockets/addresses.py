@@ -15,7 +15,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .. import systemd
 from ..errors import ConfigError
@@ -107,7 +107,7 @@ def _inherited(number: str, text: str) -> Address:
     if not re.fullmatch(r"[0-9]{1,7}", number):
         raise _refused(text, "it must be fd://N, the number of an inherited descriptor")
     try:
-        sock = socket.socket(fileno=int(number))
+        sock = over(int(number), socket.socket)
     except OSError as exc:
         raise _refused(text, f"descriptor {number} is no open socket ({os.strerror(exc.errno or 0)})") from None
     try:
@@ -125,6 +125,22 @@ def _described(sock: socket.socket, fd: int, text: str) -> Address:
     name = sock.getsockname()
     address = name if isinstance(name, str) else (name[0], name[1]) if isinstance(name, tuple) else os.fsdecode(name)
     return Address(kind, address, fd, text, socket.AddressFamily(sock.family))
+
+
+S = TypeVar("S", bound=socket.socket)
+
+
+def over(fd: int, cls: type[S]) -> S:
+    """A socket object over a descriptor whose description others use too: its flags are left as they are.
+
+    Made under the program's default timeout it would be non-blocking for them as well, if only for a moment.
+    """
+    default = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        return cls(fileno=fd)
+    finally:
+        socket.setdefaulttimeout(default)
 
 
 def address_text(address: Any) -> str:

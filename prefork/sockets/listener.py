@@ -22,7 +22,7 @@ from typing import Any
 from prefork.metrics.kernel import somaxconn
 
 from ..errors import BindError, ConfigError
-from .addresses import address_text
+from .addresses import address_text, over
 from .ownership import Access
 
 log = logging.getLogger("prefork.supervisor")
@@ -73,11 +73,13 @@ class Listener(socket.socket):
     asked = ""  # what it was asked for: by this a reload finds it again
     path: str | None = None
     identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
+    serving = False  # a pool serves here: the timeout is ours
+    _later: float | None = None  # the timeout that the program gets back then
 
     @classmethod
     def adopt(cls, sock: socket.socket) -> "Listener":
         """Take over the descriptor of a plain socket object, which is closed by it."""
-        timeout = sock.gettimeout()
+        timeout = sock.gettimeout()  # what the new object begins with is the program's default
         listener = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
         listener.settimeout(timeout)
         return listener
@@ -86,7 +88,7 @@ class Listener(socket.socket):
     def inherit(cls, fd: int) -> "Listener":
         """A descriptor that was bound by whoever started us. Raises BindError when it is no socket."""
         try:
-            listener = cls(fileno=fd)
+            listener = over(fd, cls)
             os.set_inheritable(fd, False)
         except OSError as exc:
             raise BindError(exc.errno, f"could not take over descriptor {fd}: {os.strerror(exc.errno or 0)}") from exc
@@ -97,8 +99,9 @@ class Listener(socket.socket):
     @classmethod
     def resume(cls, fd: int, *, quiet: bool) -> "Listener":
         """What an earlier image of this process listened on; `quiet`: what another process does."""
-        listener = cls(fileno=fd)
+        listener = over(fd, cls)
         listener.resumed, listener.quiet = True, quiet
+        listener.serving = True  # by workers of that image: not even a new program's own timeout may reach them
         return listener
 
     @classmethod
@@ -157,6 +160,26 @@ class Listener(socket.socket):
         fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
         return socket.socket(*self._kind, fd), address
 
+    def settimeout(self, value: float | None, /) -> None:
+        """As socket.settimeout; while a pool serves here, for afterwards: a worker that waits in an accept is deaf."""
+        if self.serving:
+            self._later = value
+        else:
+            super().settimeout(value)
+
+    def setblocking(self, flag: bool, /) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def serve_by_pool(self, timeout: float | None) -> None:
+        """Have this timeout, whatever the program asks for, until `served_by_pool()`."""
+        if not self.serving:
+            self.serving, self._later = True, self.gettimeout()
+        super().settimeout(timeout)
+
+    def served_by_pool(self) -> None:
+        self.serving = False
+        super().settimeout(self._later)
+
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         return super().recv(bufsize, flags | self.flags)
 
@@ -204,35 +227,38 @@ def bound_elsewhere(instead: Instead) -> Iterator[None]:
 # Of any listening socket: the user may have wrapped ours (TLS).
 
 
-def prepare(sock: socket.socket) -> None:
-    """Before the first fork: no worker may block here for what a sibling took.
+@contextlib.contextmanager
+def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
+    """Inside, no worker may block here for what a sibling took, nor wait in an accept for as long as the program said.
 
-    The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them.
+    The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them. Put
+    back at the end where the socket is `ours` by then: workers of an image before, which it may be instead, go on.
     Raises BindError as `widen()` does.
     """
     widen(sock)
-    if sock.type != socket.SOCK_DGRAM:
-        os.set_blocking(sock.fileno(), False)
-    elif isinstance(sock, Listener):
-        sock.flags = socket.MSG_DONTWAIT
-
-
-def release(sock: socket.socket) -> None:
-    """Undo `prepare()`, when the pool has ended and its program goes on."""
+    resumed = isinstance(sock, Listener) and sock.resumed  # non-blocking by the image before
+    blocking, timeout = resumed or os.get_blocking(sock.fileno()), sock.gettimeout()
+    wanted = None if sock.type == socket.SOCK_DGRAM else 0.0
     if isinstance(sock, Listener):
-        sock.flags = 0
-    if sock.fileno() != -1 and sock.gettimeout() is None:
-        os.set_blocking(sock.fileno(), True)
-
-
-@contextlib.contextmanager
-def prepared(listener: socket.socket) -> Iterator[None]:
-    """No worker may block in an accept."""
-    prepare(listener)
+        sock.flags = 0 if wanted is not None else socket.MSG_DONTWAIT
+        sock.serve_by_pool(wanted)
+    else:
+        sock.settimeout(wanted)
     try:
         yield
     finally:
-        release(listener)
+        if sock.fileno() != -1 and ours():
+            _put_back(sock, timeout, blocking)
+
+
+def _put_back(sock: socket.socket, timeout: float | None, blocking: bool) -> None:
+    if isinstance(sock, Listener):
+        sock.flags = 0
+        sock.served_by_pool()
+    else:
+        sock.settimeout(timeout)
+    if not blocking:  # it was inherited so, and Python did not know
+        os.set_blocking(sock.fileno(), False)
 
 
 def queued(sock: socket.socket) -> bool:
