@@ -85,7 +85,7 @@ class Supervisor:
         self._accept_queue = AcceptQueue(service.listener)
         self._spawner = Spawner(service, self.table, board, self._waiting)
         self._gauges = Gauges(board, self.clock.now())
-        self._wake_at = self.clock.now()
+        self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
         self.last_error = ""  # what the last worker that died at boot said
         self._drain_asked = False
@@ -146,7 +146,7 @@ class Supervisor:
     def _turn(self) -> None:
         self._note_exits(self._waiting.wait(0))
         self._note_pause()
-        now = self.clock.now()
+        now = self._looked_at = self.clock.now()
         if self.limits.pool:
             self._note_commands(now)
             self._note_reports(now)
@@ -173,10 +173,13 @@ class Supervisor:
         self._wake_at = min(self._wake_at, when)
 
     def _note_pause(self) -> None:
-        late = self.clock.now() - self._wake_at
+        """Deadlines move by the whole time since the last turn: when in it this process was stopped nobody knows, and
+        what was due in the part that it would have slept would kill at once."""
+        now = self.clock.now()
+        late, unseen = now - self._wake_at, now - self._looked_at
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
-            self.clock.note_pause(late)
-            log.warning("this process was stopped or kept busy for %.1f s; deadlines move by that", late)
+            self.clock.note_pause(unseen)
+            log.warning("this process was stopped or kept busy for %.1f s; deadlines move by %.1f s", late, unseen)
 
     # What has happened.
 

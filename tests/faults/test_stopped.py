@@ -1,5 +1,6 @@
 """Processes that do not react: deaf to TERM, stopped, or the clock on the wall moved under them."""
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -126,24 +127,31 @@ def test_busy_worker_stopped(bases: str, tmp_path: Path) -> None:
 
 
 def test_master_stopped(tmp_path: Path) -> None:
-    """The master in SIGSTOP for three timeouts kills nobody when it is back, idle or busy."""
-    timeout = 0.5
-    timeouts = {"request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
-    settings: dict[str, Any] = {"max_children": 3, **timeouts}
+    """The master in SIGSTOP for three timeouts kills nobody when it is back, busy or told to leave, suspects no
+    request, and says that it was away; the deadlines that it had come as much later."""
+    timeout = 1.0
+    settings = {"max_children": 3, "request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
     with Service(tmp_path, script(**settings)) as service:
         service.wait_ready(3)
-        before = set(service.workers())
-        with service.hold() as held:
+        with contextlib.ExitStack() as stack, Watch(*service.workers()) as watch:
+            held = [stack.enter_context(service.hold()) for _ in range(3)]
+            service.signal(signal.SIGTTOU)
+            service.wait_pool(lambda pool: pool["draining"] == 1)
             service.signal(signal.SIGSTOP)
             time.sleep(3 * timeout)  # an input: how long it is gone
-            assert int(held.ask(b"pid")) == held.pid
-            service.signal(signal.SIGCONT)
+            assert [int(each.ask(b"pid")) for each in held] == [each.pid for each in held]
+            back_at = service.signal(signal.SIGCONT)
+            service.statistics()  # told at the end of the turn in which it was stopped
             statistics = service.statistics()
-        with service.hold() as held:
-            assert held.pid in before
-        assert service.statistics()["exits"] == statistics["exits"] == {}
-        assert set(service.workers()) == before
+            assert [int(each.ask(b"pid")) for each in held] == [each.pid for each in held]
+            log = service.log
+            ended = watch.wait_dead() - back_at
+    assert statistics["exits"] == {}
+    assert "this process was stopped or kept busy for" in log
+    assert "longer than request_timeout" not in log
     figure("master stopped for three timeouts: killed", 0, 0)
+    figure("and its deadlines came after", ms(ended), "0.3 s to 1.6 s")
+    assert 0.3 < ended < timeout + SLACK
 
 
 def test_wall_clock_moved(tmp_path: Path) -> None:

@@ -315,10 +315,9 @@ class Simulation:
         self.ns += round(seconds * 1e9)
         self.turn()
 
-    def since(self, ns: int, missed: float = TICK_S) -> float:
-        """Seconds since then in which the master was there. Of a pause it can have missed what it would have slept, or
-        nothing: the first is for what must not be early, the other for what must not be late."""
-        paused = sum(max(0.0, seconds - missed) for at, seconds in self.pauses if at >= ns)
+    def since(self, ns: int) -> float:
+        """Seconds since then in which the master was there."""
+        paused = sum(seconds for at, seconds in self.pauses if at >= ns)
         return (self.ns - ns) / 1e9 - paused
 
     def living(self, where: Callable[[FakeProcess], bool] = lambda process: True) -> list[FakeProcess]:

@@ -72,7 +72,7 @@ class ReloadedPool(Pool):
         assert len(simulation.alive) <= 2, "two generations at most"
         self.totals_never_fall()
         if (rehearsal := simulation.rehearsal) is not None:
-            late = simulation.since(rehearsal.started_ns, missed=0.0) - supervisor.limits.boot_timeout
+            late = simulation.since(rehearsal.started_ns) - supervisor.limits.boot_timeout
             assert late <= TICK_S + ON_TIME, "a rehearsal ends"
         workers = [child for child in supervisor.table if child.kind is ChildKind.WORKER]
         booted = [child for child in workers if child.booted and child.cut_at is None]
