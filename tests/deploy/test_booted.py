@@ -26,6 +26,7 @@ from tests.support.booted import (
     page_dropin,
     page_exposure,
     page_lines,
+    page_unit,
     possible,
 )  # fmt: skip
 from tests.support.clients import HUNG, Load, connect
@@ -124,6 +125,21 @@ def test_the_page(release: Release, tmp_path: Path) -> None:
         assert (systemd.shown("ActiveState"), systemd.shown("Result")) == ("inactive", "success")
     expected = r"Created symlink|Creating (user|group)|/usr/lib/tmpfiles.d/legacy.conf:"  # the last is Debian's own
     assert [line for line in said.splitlines() if not re.match(expected, line)] == []
+
+
+def test_a_unit_of_your_own(release: Release, tmp_path: Path) -> None:
+    """The two units that the page shows serve, and by HUP a release replaces the other; systemd-analyze is silent."""
+    with Systemd(release, tmp_path, files()) as systemd:
+        systemd.path("/srv/upper/.venv").symlink_to("/opt/prefork")
+        for name in ("upper.socket", "upper.service"):
+            systemd.write(f"{UNITS}/{name}", page_unit(name))
+        systemd.systemctl("daemon-reload")
+        assert systemd.run("systemd-analyze", "verify", f"{UNITS}/upper.service", f"{UNITS}/upper.socket") == ""
+        systemd.systemctl("start", "upper.socket", "upper.service")
+        assert answer() == b"X"
+        systemd.write("/srv/upper/app.py", SECOND)
+        systemd.systemctl("reload", "upper.service")
+        wait_second()
 
 
 def test_the_exposure(release: Release, tmp_path: Path) -> None:

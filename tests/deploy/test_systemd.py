@@ -82,16 +82,3 @@ def test_every_command_line_is_one_of_ours(name: str, capsys: pytest.CaptureFixt
         for word in words[1:]:
             if word.startswith("--") or word == "reload":
                 assert word in page, f"{word} of {line}"
-
-
-def test_a_unit_of_your_own(tmp_path: Path) -> None:
-    """The two units that deploy/systemd/README.md shows are as systemd wants them."""
-    text = (HERE / "README.md").read_text().partition("## A unit of your own")[2]
-    units = dict(re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", text, re.DOTALL))
-    assert set(units) == {"upper.service", "upper.socket"}
-    for name, unit in units.items():
-        assert "prefork run" in unit or name == "upper.socket"
-        unit = re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", unit).replace("/srv/upper", str(tmp_path))
-        (tmp_path / name).write_text(unit)
-    found = run("systemd-analyze", "verify", "./upper.service", "./upper.socket", cwd=tmp_path)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

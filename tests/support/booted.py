@@ -29,7 +29,7 @@ INSTANCE = "upper"
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
 RELEASES = {"bookworm": 252, "trixie": 257}  # of Debian, and the version of their systemd
 PACKAGES = (
-    "systemd", "iproute2", "passwd", "python3-psutil", "python3-setproctitle", "python3-prometheus-client",
+    "systemd", "iproute2", "passwd", "procps", "python3-psutil", "python3-setproctitle", "python3-prometheus-client",
 )  # fmt: skip
 NAMESPACES = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
@@ -85,10 +85,14 @@ def page_lines(word: str) -> str:
     return next(block for block in _blocks("sh") if word in block)
 
 
+def page_unit(name: str) -> str:
+    """The unit or drop-in that the page has under this name, below the folder of units."""
+    return next(block for block in _blocks("ini") if block.startswith(f"# {UNITS}/{name}\n"))
+
+
 def page_dropin(name: str) -> dict[str, str]:
     """The drop-in of the service that the page has under this name."""
-    path = f"# {UNITS}/prefork@{INSTANCE}.service.d/{name}\n"
-    return {name: next(block for block in _blocks("ini") if block.startswith(path))}
+    return {name: page_unit(f"prefork@{INSTANCE}.service.d/{name}")}
 
 
 def page_commands() -> dict[str, str]:
