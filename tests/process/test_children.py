@@ -139,7 +139,6 @@ def reaped(table: ChildTable, child: Child) -> End:
     assert exit is not None
     table._board.fold(child.serial)
     child.slot.close()
-    child.stacks.close()
     os.close(child.pidfd)
     return End(exit.status, exit.signum, exit.user_s, exit.system_s)
 

@@ -29,7 +29,8 @@ def no_descriptor_left(*pids: int) -> Iterator[None]:
     """In the block these processes get no new descriptor: the soft RLIMIT_NOFILE is at their lowest free one."""
     before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
     for pid, (_, hard) in before.items():
-        held = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        folder = Path(f"/proc/{pid}/fd")
+        held = {int(name) for name in os.listdir(folder) if os.path.lexists(folder / name)}  # without what lists it
         lowest_free = next(fd for fd in range(len(held) + 1) if fd not in held)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:

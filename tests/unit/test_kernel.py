@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefork.metrics import kernel
+from tests.support.proc import no_descriptor_left
 
 HUNG = 30.0
 
@@ -73,24 +74,11 @@ def test_accept_queue_of_what_does_not_listen(tmp_path: Path) -> None:
         assert kernel.accept_queue(listener) == (None, None)
 
 
-@contextlib.contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """This process may open nothing; what is open stays."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_accept_queue_of_unix_without_netlink(tmp_path: Path) -> None:
     """Where no netlink socket is to be had, the queue of a Unix listener is unknown and nothing is raised."""
     with listening(socket.AF_UNIX, str(tmp_path / "s"), 3) as listener:
         known = kernel.accept_queue(listener)
-        with no_descriptor_left():
+        with no_descriptor_left(os.getpid()):
             unknown = kernel.accept_queue(listener)
     assert (known, unknown) == ((0, 3), (None, None))
 
