@@ -130,7 +130,8 @@ def test_master_stopped(tmp_path: Path) -> None:
     """The master in SIGSTOP for three timeouts kills nobody when it is back, busy or told to leave, suspects no
     request, and says that it was away; the deadlines that it had come as much later."""
     timeout = 1.0
-    settings = {"max_children": 3, "request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
+    settings: dict[str, Any] = {"max_children": 3}
+    settings |= {"request_timeout": timeout, "graceful_timeout": timeout, "boot_timeout": timeout}
     with Service(tmp_path, script(**settings)) as service:
         service.wait_ready(3)
         with contextlib.ExitStack() as stack, Watch(*service.workers()) as watch:
