@@ -4,6 +4,7 @@ Runs in the test's process, forks nothing, waits for nothing. `FakeProcesses` st
 (processes.py: `Processes`) and passes the same contract tests. A fake worker does what a real one does where the
 supervisor can see it: it writes its slot, nudges, obeys signals, and its pidfd, an eventfd, becomes readable when it
 ends. The child table, the epoll, the slots and the board are the real ones.
+from prefork.sockets.listener import Listener
 """
 
 import errno
@@ -11,6 +12,8 @@ import itertools
 import os
 import select
 import signal
+import socket
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,10 +43,8 @@ from prefork.metrics.scoreboard import (
 from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed
 from prefork.reload.reloading import say
+from prefork.sockets.listener import Listener
 from prefork.workers.wakeup import Wakeup
-
-# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
-TICK_S = 1.0
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 TICK_S = 1.0
@@ -72,6 +73,7 @@ class FakeProcess:
     told: list[tuple[int, int]] = field(default_factory=list)  # signals it was sent, and when
     started_ns: int = 0
     on_kill: Callable[["FakeProcess"], None] = lambda process: None
+    on_leave: Callable[["FakeProcess"], None] = lambda process: None  # it was told by TERM
     _pending: list[int] = field(default_factory=list)
 
     @property
@@ -151,6 +153,9 @@ class FakeProcess:
         if signum == signal.SIGKILL:
             self.on_kill(self)
             self.die()
+        elif signum == signal.SIGTERM:
+            self.on_leave(self)
+            self._hear(signum)
         elif signum == signal.SIGSTOP:
             self.stopped = True
         elif signum == signal.SIGCONT:
@@ -158,7 +163,11 @@ class FakeProcess:
             pending, self._pending = self._pending, []
             for each in pending:
                 self._obey(each)
-        elif self.stopped:
+        else:
+            self._hear(signum)
+
+    def _hear(self, signum: int) -> None:
+        if self.stopped:
             self._pending.append(signum)
         else:
             self._obey(signum)
@@ -233,15 +242,21 @@ class Simulation:
     Call it, or extend it: `checks` are called after every turn.
     """
 
-    def __init__(self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None) -> None:
+    def __init__(
+        self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None, queue: bool = False
+    ) -> None:
+        """`queue`: it listens, and `connect()` is a client."""
         self.ns = 1_000_000_000_000
+        self._folder = tempfile.TemporaryDirectory(prefix="pf.") if queue else None
+        self.listener = None if self._folder is None else _listener(self._folder.name + "/s")
+        self._clients: list[socket.socket] = []
         self.checks: list[Callable[[], None]] = []
         self.pauses: list[tuple[int, float]] = []  # when, and for how long
         self.processes = FakeProcesses(self.now_ns)
         self.board, self.wakeup = Board(), Wakeup()
         self.service = Service(
             "simulated", forget=lambda: None, work=lambda birth, master, number: 0, lanes=lanes,
-            max_lifetime=max_lifetime,
+            max_lifetime=max_lifetime, listener=self.listener,
         )  # fmt: skip
         self.supervisor = self.image(self.service, limits)
         self.processes.on_start = self._nudging
@@ -330,6 +345,27 @@ class Simulation:
         """The one that lives, if one does."""
         return next((process for process in self.processes.all.values() if process.alive and process.rehearsal), None)
 
+    # Its clients, where there is a queue.
+
+    def connect(self) -> bool:
+        """A client comes; whether it was let in."""
+        assert self._folder is not None
+        client = socket.socket(socket.AF_UNIX)
+        self._clients.append(client)
+        return client.connect_ex(self._folder.name + "/s") == 0
+
+    @property
+    def queued(self) -> bool:
+        return self.listener is not None and bool(select.select([self.listener], [], [], 0)[0])
+
+    def accept(self, process: FakeProcess) -> bool:
+        """Let this worker take the one that waits for the longest; False where nobody does."""
+        if not self.queued or self.listener is None:
+            return False
+        self.listener.accept()[0].close()
+        process.begin()
+        return True
+
     def settle(self, turns: int = 100) -> None:
         """Let everybody boot, for as long as somebody is started; then the pool is at rest."""
         for _ in range(turns):
@@ -352,3 +388,16 @@ class Simulation:
         self._statistics = self.statistics()
         self.wakeup.close()
         self.board.forget()
+        for client in self._clients:
+            client.close()
+        if self.listener is not None and self._folder is not None:
+            self.listener.close()
+            self._folder.cleanup()
+
+
+def _listener(path: str) -> Listener:
+    listener = Listener(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(100)
+    listener.setblocking(False)
+    return listener

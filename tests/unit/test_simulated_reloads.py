@@ -39,8 +39,9 @@ class ReloadedPool(Pool):
     # What must hold.
 
     def forked(self, process: FakeProcess) -> None:
-        assert self.ending_since is None, "stop wins: nothing is started"
-        if not process.rehearsal:
+        if process.rehearsal:
+            assert self.ending_since is None, "stop wins: nothing is rehearsed"
+        else:
             super().forked(process)
             assert len(self.simulation.alive | {self.simulation.images}) <= 2, "two generations at most"
 

@@ -31,6 +31,8 @@ BOOT_DEATHS_MAX = 3
 CUT_KILL_S = 0.3
 FIRST_RESTART_DELAY_S = 0.5
 STOP_GRACE_S = 1.0
+QUIET_S = 0.03
+TICK_S = 1.0
 
 SERVING = (ChildState.STARTING, ChildState.READY)
 ON_TIME = 0.2  # seconds: the turns that an end takes
@@ -41,19 +43,20 @@ class Pool(RuleBasedStateMachine):
 
     simulation: Simulation
     simulated: type[Simulation] = Simulation
+    options: dict[str, Any] = {}
 
     @initialize(
         most=st.integers(1, 4), fewer=st.integers(0, 3), lanes=st.sampled_from([1, 3]),
         spare=st.sampled_from([None, 1]), request_timeout=st.sampled_from([None, 2.0]),
-        max_lifetime=st.sampled_from([None, 20.0]),
+        max_lifetime=st.sampled_from([None, 20.0]), drain_delay=st.sampled_from([0.0, 2.0]),
     )  # fmt: skip
     def begin(
         self, most: int, fewer: int, lanes: int, spare: int | None, request_timeout: float | None,
-        max_lifetime: float | None,
+        max_lifetime: float | None, drain_delay: float,
     ) -> None:  # fmt: skip
         limits = replace(
             LIMITS, max_children=most, min_children=max(1, most - fewer), min_spare_children=spare,
-            max_spare_children=spare and spare + 1, request_timeout=request_timeout,
+            max_spare_children=spare and spare + 1, request_timeout=request_timeout, drain_delay=drain_delay,
         )  # fmt: skip
         self.ending_since: float | None = None
         self.stopping = False
@@ -61,12 +64,14 @@ class Pool(RuleBasedStateMachine):
         self.deaths = self.kills = 0  # at boot, in a row
         self.died_at = 0.0
         self.ever_ready = False
-        self.simulation = self.simulated(limits, lanes=lanes, max_lifetime=max_lifetime)
+        self.delay = 0.0  # of the drain, for which all goes on
+        self.simulation = self.simulated(limits, lanes=lanes, max_lifetime=max_lifetime, **self.options)
         started = self.simulation.processes.on_start
 
         def on_start(process: FakeProcess) -> None:
             started(process)
             process.on_kill = self.killed
+            process.on_leave = self.told_to_leave
             self.forked(process)
 
         self.simulation.processes.on_start = on_start
@@ -82,7 +87,7 @@ class Pool(RuleBasedStateMachine):
     def forked(self, process: FakeProcess) -> None:
         supervisor = self.simulation.supervisor
         serving = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state in SERVING]
-        assert self.ending_since is None, "stop wins: nothing is started"
+        assert self.ending_since is None or self.still_open, "stop wins: nothing is started"
         assert len(serving) <= supervisor.limits.max_children, "never over max, but for a replacement"
         if len(serving) == supervisor.limits.max_children:
             assert any(self.leaves(child) for child in serving), "nobody is to be replaced"
@@ -91,6 +96,15 @@ class Pool(RuleBasedStateMachine):
             assert all(child.state is ChildState.READY for child in serving), "back-off: one start at a time"
             delay = min(supervisor.limits.max_restart_delay, FIRST_RESTART_DELAY_S * 2 ** (self.deaths - 1))
             assert self.simulation.now - self.died_at >= delay * 0.999, "back-off: not before its time"
+
+    @property
+    def still_open(self) -> bool:
+        """Whether a drain has begun that goes on as if it had not."""
+        since = self.ending_since
+        return since is not None and not self.stopping and self.simulation.now - self.paused < since + self.delay
+
+    def told_to_leave(self, process: FakeProcess) -> None:
+        """Extend it: by TERM."""
 
     def leaves(self, child: Any) -> bool:
         supervisor, now = self.simulation.supervisor, self.simulation.supervisor.clock.now()
@@ -109,7 +123,7 @@ class Pool(RuleBasedStateMachine):
         if not process.ready:
             over.append(since(process.started_ns) >= limits.boot_timeout - 1e-3)
         if self.ending_since is not None:
-            over.append(since(round(self.ending_since * 1e9)) >= limits.graceful_timeout - 1e-3)
+            over.append(since(round(self.ending_since * 1e9)) >= self.delay + limits.graceful_timeout - 1e-3)
         assert any(over), "nobody is killed before the deadline"
 
     def turned(self) -> None:
@@ -118,7 +132,7 @@ class Pool(RuleBasedStateMachine):
         if ChildState.READY in states:
             self.ever_ready = True
         if self.ending_since is not None:
-            within = STOP_GRACE_S if self.stopping else supervisor.limits.graceful_timeout
+            within = STOP_GRACE_S if self.stopping else self.delay + supervisor.limits.graceful_timeout
             late = self.simulation.now - self.paused - self.ending_since - within
             assert supervisor.phase is Phase.STOPPED or late <= ON_TIME, "it ends in time"
         if supervisor.phase is Phase.STOPPED:
@@ -270,6 +284,7 @@ class Pool(RuleBasedStateMachine):
         if self.ending_since is None or (command is Command.STOP and not self.stopping):
             self.ending_since, self.paused = self.simulation.now, 0.0
             self.stopping = command is Command.STOP
+            self.delay = self.simulation.supervisor.limits.drain_delay if self.ever_ready and not self.stopping else 0.0
 
     # The end: all troubles over, one generation remains; then it ends.
 
@@ -281,7 +296,7 @@ class Pool(RuleBasedStateMachine):
                 self.all_is_well_again()
                 self.begin_end(Command.DRAIN)
                 self.simulation.command(Command.DRAIN)
-            self.simulation.advance(LIMITS.graceful_timeout + 10 * STOP_GRACE_S)
+            self.simulation.advance(self.delay + LIMITS.graceful_timeout + 10 * STOP_GRACE_S)
             assert self.simulation.phase is Phase.STOPPED
             if self.hopeless:
                 with pytest.raises(BootError, match=r"no database|SIGSEGV|SIGKILL"):
@@ -320,11 +335,67 @@ class Pool(RuleBasedStateMachine):
         assert fewest <= len(children) <= limits.max_children
 
 
-def test_any_order() -> None:
+class Queued(Pool):
+    """With clients that come whenever they like, and wait in the kernel's queue until a worker takes them."""
+
+    options = {"queue": True}
+    let_in = taken = 0
+
+    def begun(self) -> None:
+        self.let_in = self.taken = 0
+        self.last_queued = self.simulation.now
+        self.simulation.checks.append(self.look)
+
+    def look(self) -> None:
+        if self.simulation.queued:
+            self.last_queued = self.simulation.now
+
+    def told_to_leave(self, process: FakeProcess) -> None:
+        """At the end of the service only once the queue is served, or half of graceful_timeout has passed."""
+        (child,) = (child for child in self.simulation.supervisor.table if child.pid == process.pid)
+        if child.reason is not ExitReason.DRAINED or not process.ready:
+            return
+        limits, since = self.simulation.supervisor.limits, round((self.ending_since or 0.0) * 1e9)
+        passed = self.simulation.since(since)
+        assert passed >= self.delay, "nobody leaves within drain_delay"
+        if passed < self.delay + limits.graceful_timeout / 2 - 1e-3:
+            assert not self.simulation.queued, "who was let in is served"
+            assert self.simulation.now - self.last_queued >= QUIET_S / 2, "the queue has been quiet"
+
+    @precondition(lambda self: self.serves)
+    @rule()
+    def a_client_comes(self) -> None:
+        let_in = self.simulation.connect()
+        self.let_in += let_in
+        if self.ending_since is None or self.still_open:
+            assert let_in, "the door is open as long as it serves"
+        elif self.simulation.now - self.paused > self.ending_since + self.delay + TICK_S and not self.stopping:
+            assert not let_in, "nobody new is let in"
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def a_request_begins(self, number: int) -> None:
+        process = self.ready(number)
+        if process and not process.draining and len(process.busy) < process.slot.lanes:
+            self.taken += self.simulation.accept(process)
+            self.look()
+
+    def nobody_hangs(self) -> None:
+        """Nor does anybody wait."""
+        super().nobody_hangs()
+        for process in self.simulation.living(lambda process: process.ready and not process.draining):
+            while self.simulation.accept(process):
+                self.taken += 1
+                process.finish()
+
+
+@pytest.mark.parametrize("machine", [Pool, Queued])
+def test_any_order(machine: type[Pool]) -> None:
     """Commands, deaths, boot failures and hangs in any order: never over max, stop wins, it ends in time, no one is
-    killed before the deadline, starts back off, the accounts balance, and one generation remains."""
+    killed before the deadline, starts back off, the accounts balance, and one generation remains; and with a queue
+    nobody new is let in once it drains, and who was is served."""
     run_state_machine_as_test(
-        Pool,
+        machine,
         settings=settings(
             max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False, phases=set(HypothesisPhase) - {HypothesisPhase.explain},
@@ -338,7 +409,7 @@ def simulated() -> Iterator[Callable[..., Simulation]]:
     with contextlib.ExitStack() as stack:
 
         def simulate(lanes: int = 1, **limits: Any) -> Simulation:
-            simulation = Simulation(replace(LIMITS, **limits), lanes=lanes)
+            simulation = Simulation(replace(LIMITS, **limits), lanes=lanes, queue=True)
             stack.callback(simulation.close)
             return simulation
 
@@ -391,3 +462,117 @@ def test_replacement_is_ready_first(simulated: Callable[..., Simulation]) -> Non
     assert (min(seen), max(seen)) == (3, 3), "READY and DRAINING are set in the same turn"
     assert not set(before) & set(simulation.living())
     assert simulation.statistics().exits == {"replaced": 3}
+
+
+def told(simulation: Simulation, signum: int) -> int:
+    """How many of the living were sent this signal."""
+    return sum(any(each == signum for each, _ in process.told) for process in simulation.living())
+
+
+def test_the_queue_is_served_before_anybody_leaves(simulated: Callable[..., Simulation]) -> None:
+    """DRAIN lets nobody new in at once, tells nobody to leave while somebody waits, and all 30 ms after the last."""
+    simulation = simulated()
+    simulation.settle()
+    one, two = simulation.living()
+    assert [simulation.connect() for _ in range(4)] == [True] * 4
+    assert simulation.accept(one)
+    assert simulation.accept(two)
+    simulation.command(Command.DRAIN)
+    assert not simulation.connect()
+    simulation.advance(2)
+    assert told(simulation, signal.SIGTERM) == 0
+    one.finish()
+    assert simulation.accept(one)
+    two.finish()
+    assert simulation.accept(two)
+    simulation.advance(0.02)
+    assert told(simulation, signal.SIGTERM) == 0
+    simulation.advance(0.03)
+    assert told(simulation, signal.SIGTERM) == 2
+    one.finish()
+    two.finish()
+    simulation.advance(0.01)
+    assert simulation.phase is Phase.STOPPED
+    assert simulation.statistics().exits == {"drained": 2}
+
+
+def test_a_queue_that_nobody_serves(simulated: Callable[..., Simulation]) -> None:
+    """It is waited for through half of graceful_timeout, and the whole ends within that."""
+    simulation = simulated(graceful_timeout=6.0)
+    simulation.settle()
+    for process in simulation.living():
+        simulation.connect()
+        assert simulation.accept(process)
+    simulation.connect()
+    simulation.command(Command.DRAIN)
+    simulation.advance(2.9)
+    assert told(simulation, signal.SIGTERM) == 0
+    simulation.advance(0.2)
+    assert told(simulation, signal.SIGTERM) == 2
+    simulation.advance(2.8)
+    assert simulation.phase is Phase.DRAINING
+    simulation.advance(0.2)
+    assert simulation.phase is Phase.STOPPED
+    assert simulation.statistics().exits == {"killed": 2}
+
+
+def test_drain_delay(simulated: Callable[..., Simulation]) -> None:
+    """For so long after DRAIN the door is open and the pool whole; then the time of the drain begins."""
+    simulation = simulated(drain_delay=3.0)
+    simulation.settle()
+    simulation.command(Command.DRAIN)
+    simulation.living()[0].die()
+    simulation.advance(2.9)
+    assert simulation.phase is Phase.DRAINING
+    assert len(simulation.living()) == 2
+    assert simulation.connect()
+    simulation.settle()
+    assert simulation.accept(simulation.living()[0])
+    assert told(simulation, signal.SIGTERM) == 0
+    simulation.advance(0.2)
+    assert not simulation.connect()
+    assert told(simulation, signal.SIGTERM) == 1  # the idle one has left
+    simulation.advance(4.8)
+    assert len(simulation.living()) == 1, "the one with a request has the whole of graceful_timeout"
+    simulation.advance(0.2)
+    assert simulation.phase is Phase.STOPPED
+
+
+def test_nobody_was_ever_ready_and_drain_delay(simulated: Callable[..., Simulation]) -> None:
+    """A service that nobody was ever served by keeps no door open for its drain_delay."""
+    simulation = simulated(drain_delay=60.0)
+    simulation.turn()
+    simulation.command(Command.DRAIN)
+    assert not simulation.connect()
+
+
+def test_one_that_comes_while_all_are_busy(simulated: Callable[..., Simulation]) -> None:
+    """Where the pool may grow, it does so in the same moment; where nobody waits, it does not."""
+    simulation = simulated(min_children=1, max_children=4)
+    simulation.settle()
+    simulation.advance(5)
+    (first,) = simulation.living()
+    simulation.connect()
+    simulation.accept(first)
+    simulation.advance(5)
+    assert len(simulation.living()) == 1
+    simulation.connect()
+    simulation.advance(0.001)
+    assert len(simulation.living()) == 2
+
+
+def test_idle_beside_a_queue(simulated: Callable[..., Simulation]) -> None:
+    """A worker that sits idle while somebody waits is woken within a fifth of a second; a busy one is left alone."""
+    simulation = simulated(max_children=2, min_children=2)
+    simulation.settle()
+    busy, idle = simulation.living()
+    simulation.connect()
+    simulation.accept(busy)
+    simulation.advance(2)
+    assert told(simulation, signal.SIGHUP) == 0
+    simulation.connect()
+    simulation.turn()
+    simulation.advance(0.2)
+    assert [signum for signum, _ in idle.told] != []
+    assert {signum for signum, _ in idle.told} == {signal.SIGHUP}
+    assert busy.told == []
