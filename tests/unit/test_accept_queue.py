@@ -1,0 +1,140 @@
+"""The accept queue as the master sees it, real sockets of this process: who waits, and who is let in no more."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefork.master.accept_queue import AcceptQueue
+from prefork.sockets.listener import Listener
+
+FOREVER_AGO = float("-inf")
+
+
+@contextlib.contextmanager
+def listening(kind: int = socket.SOCK_STREAM, path: Path | None = None) -> Iterator[Listener]:
+    """On loopback, or at a Unix path; of a name that a reload finds it by."""
+    with Listener(socket.AF_INET if path is None else socket.AF_UNIX, kind) as listener:
+        listener.asked = "asked for"
+        listener.bind(("127.0.0.1", 0) if path is None else str(path))
+        if kind == socket.SOCK_STREAM:
+            listener.listen(10)
+        yield listener
+
+
+@contextlib.contextmanager
+def client(listener: socket.socket) -> Iterator[bool]:
+    """One that connects, or sends; whether it was let in."""
+    with socket.socket(listener.family, listener.type) as sock:
+        sock.settimeout(0.2)  # an input: to a SYN that is dropped nobody answers
+        try:
+            sock.connect(listener.getsockname())
+            sock.send(b"x")
+            yield True
+        except OSError:
+            yield False
+
+
+KINDS: list[tuple[int, bool]] = [(socket.SOCK_STREAM, False), (socket.SOCK_STREAM, True), (socket.SOCK_DGRAM, False)]
+
+
+@pytest.fixture(params=KINDS, ids=["tcp", "unix", "udp"])
+def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
+    kind, named = request.param
+    with listening(kind, tmp_path / "s" if named else None) as listener:
+        yield listener
+
+
+def test_who_waits_is_seen(listener: Listener) -> None:
+    """A look says whether somebody waits, and when it was so last; nobody yet is never."""
+    accept_queue = AcceptQueue(listener)
+    assert (accept_queue.look(5.0), accept_queue.queued_at) == (False, 0.0)
+    with client(listener):
+        assert (accept_queue.look(7.0), accept_queue.queued_at) == (True, 7.0)
+        assert (accept_queue.look(8.0), accept_queue.queued_at) == (True, 8.0)
+        if listener.type == socket.SOCK_STREAM:
+            listener.accept()[0].close()
+        else:
+            listener.recv(10)
+        assert (accept_queue.look(9.0), accept_queue.queued_at) == (False, 8.0)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_how_many_wait(named: bool, tmp_path: Path) -> None:
+    """As many as have connected, at TCP and at a Unix path; none of a closed listener."""
+    with listening(path=tmp_path / "s" if named else None) as listener:
+        accept_queue = AcceptQueue(listener)
+        assert accept_queue.queue_length() == 0
+        with client(listener), client(listener), client(listener):
+            assert accept_queue.queue_length() == 3
+    assert accept_queue.queue_length() == 0
+
+
+def test_of_datagrams_and_of_nothing_none_wait() -> None:
+    """Datagrams are not counted, and without a listener there is no queue."""
+    with listening(socket.SOCK_DGRAM) as listener, client(listener):
+        assert AcceptQueue(listener).queue_length() == 0
+    accept_queue = AcceptQueue(None)
+    assert (accept_queue.queue_length(), accept_queue.look(3.0), accept_queue.queued_at) == (0, False, 0.0)
+
+
+def test_narrow_lets_nobody_in_and_keeps_who_is(listener: Listener) -> None:
+    """Who came before is still seen; from then on nobody comes. It counts as looked at in that moment."""
+    accept_queue = AcceptQueue(listener)
+    with client(listener) as before:
+        accept_queue.narrow(11.0)
+        assert (before, accept_queue.queued_at) == (True, 11.0)
+        assert accept_queue.look(12.0)
+        with client(listener) as late:
+            assert listener.type == socket.SOCK_DGRAM or not late
+        if listener.type == socket.SOCK_STREAM:
+            listener.accept()[0].close()
+        else:
+            listener.recv(10)
+        assert not accept_queue.look(13.0)
+        assert accept_queue.queued_at == 12.0
+
+
+def test_it_is_narrowed_once(listener: Listener) -> None:
+    """A second time changes nothing: what was queued last stays."""
+    accept_queue = AcceptQueue(listener)
+    accept_queue.narrow(11.0)
+    accept_queue.narrow(20.0)
+    assert accept_queue.queued_at == 11.0
+
+
+def test_the_queue_of_somebody_else(listener: Listener) -> None:
+    """One that others hold too is left open when we leave, and its queue is theirs: it holds nobody up."""
+    listener.inherited = True
+    accept_queue = AcceptQueue(listener)
+    with client(listener):
+        assert accept_queue.look(5.0)
+        accept_queue.narrow(11.0)
+        assert (accept_queue.look(12.0), accept_queue.queued_at) == (False, FOREVER_AGO)
+    with client(listener) as late:
+        assert late
+
+
+def test_nothing_to_narrow() -> None:
+    """Without a listener there is no queue to wait for."""
+    accept_queue = AcceptQueue(None)
+    accept_queue.narrow(11.0)
+    assert (accept_queue.look(12.0), accept_queue.queued_at) == (False, FOREVER_AGO)
+
+
+@pytest.mark.parametrize(("change", "kept"), [({}, True), ({"asked": ""}, False), ({"inherited": True}, False)])
+def test_what_a_manager_may_keep(change: dict[str, Any], kept: bool) -> None:
+    """A listener of ours that has a name; what the manager gave us it has itself."""
+    with listening() as listener:
+        vars(listener).update(change)
+        assert AcceptQueue(listener).kept() == ((listener.fileno(), "asked for") if kept else None)
+
+
+def test_a_wrapped_socket_is_not_kept() -> None:
+    """Nor is one that the program has put in the listener's place."""
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        assert AcceptQueue(theirs).kept() is None
+    assert AcceptQueue(None).kept() is None
