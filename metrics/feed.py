@@ -1,8 +1,8 @@
 """The feed: how an exporter gets to know the slots of children that come after it.
 
-One packet for each slot, over a pair of SEQPACKET sockets that the master makes before the fork: serial and number, and
-a descriptor of the slot that can only read. The master sends and never waits; the exporter receives whenever something
-is there. Either end closes its copy of the other's.
+One packet for each slot, over a pair of SEQPACKET sockets that the master makes before the fork: serial, number and
+shape, and a descriptor of the slot that can only read. The master sends and never waits; the exporter receives whenever
+something is there. Either end closes its copy of the other's.
 """
 
 import mmap
@@ -14,7 +14,7 @@ import threading
 from .board import Board, BoardReader, Snapshot
 from .scoreboard import Slot, SlotReader
 
-NAME = struct.Struct("=QQ")  # of a slot on its way: serial, and the number of its child
+NAME = struct.Struct("=QQQQ")  # of a slot on its way: serial, the number of its child, and its shape
 
 
 class Feed:
@@ -31,7 +31,9 @@ class Feed:
         except OSError:
             return False
         try:
-            socket.send_fds(self._ours, [NAME.pack(serial, reader.number)], [fd], socket.MSG_NOSIGNAL)
+            socket.send_fds(
+                self._ours, [NAME.pack(serial, reader.number, *reader.slot.shape)], [fd], socket.MSG_NOSIGNAL
+            )
         except OSError:
             return False
         finally:
@@ -61,7 +63,8 @@ class Slots:
         self._readers: dict[int, SlotReader] = {}
         self._last = 0  # the highest serial that was on the board
         for serial, reader in board.readers().items():
-            self._add(serial, reader.number, os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC))
+            fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            self._add(serial, reader.number, fd, reader.slot.shape)
         self._lock = threading.Lock()
 
     def snapshot(self, *, application: bool = False) -> Snapshot:
@@ -96,11 +99,12 @@ class Slots:
                 return
             if not fds:
                 return
-            serial, number = NAME.unpack(name)
-            self._add(serial, number, fds[0])
+            serial, number, *shape = NAME.unpack(name)
+            self._add(serial, number, fds[0], (shape[0], shape[1]))
 
-    def _add(self, serial: int, number: int, fd: int) -> None:
-        self._readers[serial] = SlotReader(Slot.map_read_only(fd), number)
+    def _add(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
+        """By the shape that the master says: what a child writes over its slot must not keep the others from view."""
+        self._readers[serial] = SlotReader(Slot.view(fd, shape), number)
 
     def fileno(self) -> int:
         return self._feed.fileno()

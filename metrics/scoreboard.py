@@ -89,14 +89,27 @@ class Slot:
     def map_read_only(cls, fd: int) -> Self:
         """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is none of this version,
         and then the descriptor is still the caller's."""
-        slot = cls.__new__(cls)
-        memory = mmap.mmap(fd, _mapped_bytes(fd), prot=mmap.PROT_READ)
-        words = memoryview(memory).cast("Q")
+        size = _mapped_bytes(fd)
+        memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        words = memoryview(memory)[: len(memory) // 8 * 8].cast("Q")
         lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
         if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
             raise ValueError("this memory is no slot of this version")
         words.release()
+        slot = cls.__new__(cls)
         slot._use(fd, memory, lanes)
+        return slot
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many lanes it has, and how many bytes are mapped."""
+        return self.lanes, len(self.memory)
+
+    @classmethod
+    def view(cls, fd: int, shape: tuple[int, int]) -> Self:
+        """The same of a slot whose shape its maker says: what stands in it may be anything, and it is mapped still."""
+        slot = cls.__new__(cls)
+        slot._use(fd, mmap.mmap(fd, shape[1], prot=mmap.PROT_READ), shape[0])
         return slot
 
     def _use(self, fd: int, memory: mmap.mmap, lanes: int) -> None:

@@ -37,6 +37,7 @@ from prefork.metrics.scoreboard import (
     STACKS_MAX,
     STARTED_NS,
     STATE,
+    TEXT_AT,
     VERSION,
     YES,
     Slot,
@@ -99,9 +100,25 @@ def test_read_only_mapping(slot: Slot) -> None:
     view.close()
 
 
-@pytest.mark.parametrize(("word", "value"), [(VERSION, LAYOUT_VERSION + 1), (LANES, 3), (LANES, 1 << 63)])
+NO_SLOT = [(VERSION, LAYOUT_VERSION + 1), (LANES, 3), (LANES, 1 << 63), (TEXT_AT, HEADER_WORDS * 8 + 3)]
+
+
+@pytest.mark.parametrize(("word", "value"), NO_SLOT)
+def test_a_view_of_what_was_written_over(slot: Slot, word: int, value: int) -> None:
+    """Whoever knows its shape sees what stands there, though its child has spoilt what it says of itself."""
+    slot.lane(1)[ACCEPTED] = 7
+    slot.words[word] = value
+    view = Slot.view(os.dup(slot.fd), slot.shape)
+    assert view.shape == slot.shape
+    assert (view.lane(1)[ACCEPTED], len(view.application)) == (7, len(slot.application))
+    with pytest.raises(TypeError):
+        view.lane(1)[ACCEPTED] = 8
+    view.close()
+
+
+@pytest.mark.parametrize(("word", "value"), NO_SLOT)
 def test_no_slot_is_refused(slot: Slot, word: int, value: int) -> None:
-    """Memory of another version, or of more lanes than it has room for, is not mapped."""
+    """Memory of another version, of more lanes than it has room for, or cut off in a word, is not mapped."""
     slot.words[word] = value
     with pytest.raises(ValueError, match="no slot of this version"):
         Slot.map_read_only(slot.fd)
