@@ -88,15 +88,18 @@ def full(service: Service) -> Iterator[None]:
 @contextlib.contextmanager
 def dying(service: Service) -> Iterator[None]:
     """Requests that raise, and requests that take their worker with them."""
+    service.expect("RuntimeError: asked to raise", r"crashed \(killed by SIGSEGV\)")
     for word in [b"raise"] * 20 + [b"segv"] * 3:
         with service.connect() as client:
-            assert client.ask(word) == b""
+            client.send(word)
+            client.wait_end()
     yield
 
 
 @contextlib.contextmanager
 def broken(service: Service) -> Iterator[None]:
     """A worker is killed, and no new one can start."""
+    service.expect("boot_failed")
     (service.directory / "broken").touch()
     service.signal(signal.SIGKILL, service.workers()[0])
     service.wait_pool(lambda pool: pool["exits"].get("boot_failed", 0) >= 2)
@@ -125,6 +128,7 @@ def dropping(service: Service) -> Iterator[None]:
 @contextlib.contextmanager
 def stale(service: Service) -> Iterator[None]:
     """A release that raises when it is imported."""
+    service.expect("(?s)reload failed: the rehearsal .*RuntimeError: released in a hurry")
     program = service.directory / "program.py"
     good = program.read_text()
     program.write_text("raise RuntimeError('released in a hurry')")
@@ -146,7 +150,7 @@ def guarded(service: Service) -> Iterator[None]:
 def calm(service: Service) -> Iterator[None]:
     """A service that is well."""
     with service.connect() as client:
-        client.ask(b"pid")
+        assert int(client.ask(b"pid")) in service.workers()
     yield
 
 

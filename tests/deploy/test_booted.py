@@ -165,7 +165,7 @@ def test_the_unit_for_real(release: Release, denied: str, tmp_path: Path) -> Non
     dropin = f"[Service]\nSystemCallErrorNumber={denied}\n"
     with Systemd(release, tmp_path, files(), {"denied.conf": dropin}, newer=True) as systemd:
         systemd.systemctl("start", SOCKET, UNIT)  # returns when it is READY
-        with Load(SERVICE, 2) as load:
+        with Load(SERVICE, 2, right=rb"PID\n|second pid\n") as load:
             load.wait_answered()
             wait_scrape(systemd, "prefork_lanes", 3)
             confined(systemd)

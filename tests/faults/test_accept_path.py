@@ -64,6 +64,7 @@ def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
     """Five thousand connections reset before, during and after their request: no news, and the others are served."""
     # The queue is as long on every interpreter: whoever comes waits behind all that stand in it.
     with Service(tmp_path, script(bases=bases, max_children=2, request_queue_size=1024)) as service:
+        service.expect("ConnectionResetError")
         service.wait_ready(2)
         address = service.address
         overflows = listen_overflows_and_drops()[0] or 0
@@ -156,6 +157,7 @@ def test_clients_of_one_byte_a_second(bases: str, lanes: int, tmp_path: Path) ->
     """On every lane a client that drips: each is cut at request_timeout, and who comes after them is served."""
     settings: dict[str, Any] = {"max_children": 2, "max_threads": lanes // 2, "request_timeout": TIMEOUT}
     with Service(tmp_path, script(bases=bases, **settings)) as service, contextlib.ExitStack() as stack:
+        service.expect("a request has run for longer than request_timeout")
         service.wait_ready(2)
         cut: dict[socket.socket, float] = {}
         begun: dict[socket.socket, float] = {}

@@ -71,7 +71,7 @@ def test_idle_connections_with_eof(bases: str, tmp_path: Path) -> None:
             for _ in range(50):
                 connection.send(b"pid")
         sent_at = service.signal(signal.SIGTERM)
-        lines = [[connection.answer() for _ in range(51)] for connection in held]
+        lines = [[connection.answer_or_end() for _ in range(51)] for connection in held]
         assert service.wait_exit() == 0
         ended = service.wait("ended")
         for connection in held:
@@ -79,7 +79,7 @@ def test_idle_connections_with_eof(bases: str, tmp_path: Path) -> None:
     took = ended["at"] - sent_at
     figure(f"{bases}, idle connections, eof: ended after", ms(took), "1 s")
     for connection, answers in zip(held, lines, strict=True):
-        assert answers == [b"%d" % connection.pid] * 50 + [b""]
+        assert answers == [b"%d" % connection.pid] * 50 + [None]
     assert ended["completed"] == idle
     assert ended["lost"] == 0
     assert took < 1

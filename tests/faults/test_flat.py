@@ -78,6 +78,7 @@ def test_two_hundred_kills(bases: str, tmp_path: Path) -> None:
 def test_two_hundred_requests_of_a_plain_server(bases: str, tmp_path: Path) -> None:
     """A child, or a thread, per request, 200 times, some ending badly: nothing is kept of them."""
     with Service(tmp_path, script(bases=bases)) as service:
+        service.expect("RuntimeError: asked to raise")
         for number in range(WARM_UP + 200):
             if number == WARM_UP:
                 before = settled(service)

@@ -118,7 +118,8 @@ class Asker(threading.Thread):
         for _ in range(100):
             what = str(next(self._numbers) % LABEL_SETS)
             self.sent[what] += 1
-            if not connection.ask(b"count %s" % what.encode()):
+            connection.send(b"count %s" % what.encode())
+            if connection.answer_or_end() is None:
                 raise ConnectionResetError
             self.answered[what] += 1
 

@@ -78,7 +78,7 @@ def fifo(tmp_path: Path) -> Iterator[tuple[Reader, tuple[str, ...]]]:
 
 def ask_often(service: Service, count: int) -> None:
     for _ in range(count):
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
 
 
 @pytest.mark.quick_faults

@@ -65,6 +65,8 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
     definitions = TRAPPED.format(name=name, datagram="UDP" in bases)
     slowest = 0.0
     with Service(tmp_path, script(definitions, bases=bases, address=KINDS[bases], max_children=3)) as service:
+        if name == "KILL":
+            service.expect(r"killed \(killed by SIGKILL\)")
         for time_ in range(1, TIMES + 1):
             service.wait_ready(3)
             (tmp_path / "trap").touch()
@@ -86,6 +88,7 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
     """A worker stopped between wake-up and accept for good: request_timeout finds it, and it is replaced."""
     source = script(TRAPPED.format(name="STOP", datagram=False), max_children=2, request_timeout=1.0)
     with Service(tmp_path, source) as service:
+        service.expect("a request has run for longer than request_timeout")
         service.wait_ready(2)
         (tmp_path / "trap").touch()
         slowest = answered_in(service, "")

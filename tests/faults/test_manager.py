@@ -35,6 +35,7 @@ def test_order_of_notices(abstract: bool, tmp_path: Path) -> None:
     reload; a reload that fails is over as well."""
     with Manager(tmp_path, abstract=abstract) as manager:
         with Released(tmp_path, max_children=2, env=manager.env()) as service:
+            service.expect("(?s)reload failed: the rehearsal .*RuntimeError: broken")
             number = manager.wait("READY=1")
             service.release(numbered(2))
             before = monotonic()
@@ -59,6 +60,7 @@ def test_degraded_is_told(tmp_path: Path) -> None:
     listener is kept until it ends."""
     with Manager(tmp_path) as manager:
         with Released(tmp_path, max_children=1, env=manager.env()) as service:
+            service.expect("RuntimeError: afterwards", "reload failed: the program failed: RuntimeError: afterwards")
             number = manager.wait("READY=1")
             service.release(numbered(2, AFTERWARDS + "raise RuntimeError('afterwards')"))
             service.signal(signal.SIGHUP)
@@ -141,10 +143,9 @@ def crash(folder: Path, source: str, manager: Manager, *, keeps: bool) -> int:
         assert second.address == address or not keeps
         answered = 0
         for connection in waiting:
-            try:
-                answered += bool(connection.answer())
-            except OSError:
-                pass  # reset with the listener
+            answer = connection.answer_or_end()  # reset with the listener
+            assert answer is None or int(answer) in second.workers()
+            answered += answer is not None
             connection.close()
     assert not (folder / "s").exists()  # the path of a Unix listener that was kept is as much its own to remove
     return answered

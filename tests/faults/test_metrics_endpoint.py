@@ -144,6 +144,7 @@ def test_scrapes_under_trouble(trouble: Trouble, tmp_path: Path) -> None:
     address = str(tmp_path / "m")
     definitions = LARGE if trouble is slow_readers else ""
     with Service(tmp_path, script(definitions, max_children=2, metrics_address=address)) as service:
+        service.allow("DEBUG a scrape did not end well")
         service.wait_ready(2)
         get(address)
         process = exporter(service.pid)

@@ -91,6 +91,9 @@ BROKEN = {
 def test_broken_releases_under_load_lose_nothing(tmp_path: Path) -> None:
     """Releases that break in every way: the same workers serve on, and no connection fails."""
     with Released(tmp_path, max_children=WORKERS, boot_timeout=5) as service:
+        service.expect(
+            "reload failed: the rehearsal", "reload failed: a worker could not start", "(?s)boot_failed.*RuntimeError"
+        )
         service.wait_ready(WORKERS)
         before = sorted(service.workers())
         with Load(service.address, CLIENTS, processes=PROCESSES) as load:
@@ -107,6 +110,7 @@ def test_broken_releases_under_load_lose_nothing(tmp_path: Path) -> None:
 def test_a_release_that_breaks_after_the_exec_under_load_loses_nothing(tmp_path: Path) -> None:
     """The degraded master keeps the old generation serving, until the next reload mends it."""
     with Released(tmp_path, "class Hooks: pass\n" + numbered(1), max_children=WORKERS) as service:
+        service.expect("raise RuntimeError", "reload failed: the program failed: RuntimeError")
         service.wait_ready(WORKERS)
         with Load(service.address, CLIENTS, processes=PROCESSES) as load:
             load.wait_answered()
@@ -147,6 +151,7 @@ def generations(service: Released, log: str) -> int:
 def test_a_burst_of_hups(tmp_path: Path, rng: random.Random) -> None:
     """HUPs 0 to 25 ms apart: the master lives, one generation remains, two at most, no descriptor more."""
     with Released(tmp_path, max_children=2) as service:
+        service.allow("reload failed: the service is about to end")
         service.wait_ready(2)
         results: dict[str, int] = {}
         reload(service, 2, results)
@@ -174,6 +179,7 @@ def test_a_burst_of_hups(tmp_path: Path, rng: random.Random) -> None:
 def test_term_during_a_reload_ends_it(delay_ms: int, tmp_path: Path) -> None:
     """TERM at any moment of a reload: the service ends with status 0, within graceful_timeout."""
     with Released(tmp_path, max_children=2, graceful_timeout=10) as service:
+        service.allow("reload failed: the service is about to end")
         service.wait_ready(2)
         service.release(numbered(2))
         service.signal(signal.SIGHUP)

@@ -20,6 +20,7 @@ MOMENTS = (0, 1, 3, 7, 13, 25, 50, 90, 130, 150, 170, 190, 210, 240, 270, 300, 3
 
 def started(tmp_path: Path) -> Released:
     service = Released(tmp_path, max_children=WORKERS, graceful_timeout=GRACEFUL_S)
+    service.allow("reload failed: the service is about to end")  # where its end comes in the middle of one
     service.wait_ready(WORKERS)
     service.release(numbered(2))
     return service

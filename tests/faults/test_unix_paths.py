@@ -136,7 +136,7 @@ def test_after_a_kill(tmp_path: Path) -> None:
         service.wait_gone()
     assert (tmp_path / "s").is_socket()
     with Service(tmp_path, source) as service:
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
     assert not (tmp_path / "s").exists()
 
 

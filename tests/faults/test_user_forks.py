@@ -216,7 +216,7 @@ def test_children_of_a_forking_program(tmp_path: Path) -> None:
     """ForkingMixIn alone reaps its own children, and never the program's."""
     with Service(tmp_path, script(FOREIGN_AND_FORKING, bases="ForkingTCPServer")) as service:
         for _ in range(5):
-            assert ask(service.address, b"pid\n")
+            assert int(ask(service.address, b"pid\n"))
         assert [fact["status"] for fact in service.wait_each("foreign", 5)] == [7] * 5
         service.wait_pool(lambda pool: pool["spawned"] == 5)
         assert ask(service.address, b"pid\n")  # one more turn: the others are reaped

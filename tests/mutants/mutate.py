@@ -5,8 +5,7 @@ constant, a condition, an operator, a statement that is gone, two writes in the 
 """
 
 import ast
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -107,10 +106,8 @@ class _Module:
 
     def _expression(self, root: ast.expr) -> Iterator[Mutant]:
         for node in _walk(root):
-            for kind, change in _changes(node):
-                changed = copy.deepcopy(node)
-                new = change(changed)
-                yield self._replaced(node, kind, f"({ast.unparse(new)})")
+            for kind, changed in _changes(node):
+                yield self._replaced(node, kind, f"({ast.unparse(changed)})")
 
     # The text.
 
@@ -131,47 +128,34 @@ class _Module:
         return Mutant(node.lineno, kind, self._where, self._whole[begin:end].decode(), by, text.decode())
 
 
-def _changes(node: ast.expr) -> Iterator[tuple[str, Callable[[ast.expr], ast.expr]]]:
-    """The mistakes that this node can be, each as what turns a copy of it into one."""
-    if isinstance(node, ast.Compare):
-        for number, operator in enumerate(node.ops):
-            yield "comparison", lambda new, n=number, op=operator: _set(new, "ops", n, COMPARISONS[type(op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield "boolean", lambda new: _set(new, "op", None, ast.Or() if isinstance(node.op, ast.And) else ast.And())
-        for number in range(len(node.values)):
-            yield "boolean", lambda new, n=number: _without(new, n)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield "boolean", lambda new: new.operand  # type: ignore[attr-defined]
-    elif isinstance(node, ast.IfExp):
-        yield "boolean", lambda new: _set(new, "test", None, ast.UnaryOp(ast.Not(), node.test))
-    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        yield "operator", lambda new: _set(new, "op", None, OPERATORS[type(node.op)]())
-    elif isinstance(node, ast.Constant) and isinstance(node.value, (bool, int, float)):
-        yield "constant", lambda new: _set(new, "value", None, _other(node.value))
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAMES:
-        yield "operator", lambda new: _set(new, "func", None, ast.Name(NAMES[node.func.id]))  # type: ignore[attr-defined]
+def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """The mistakes that this node can be, by their kinds."""
+    match node:
+        case ast.Compare():
+            for number, operator in enumerate(node.ops):
+                ops = [*node.ops[:number], COMPARISONS[type(operator)](), *node.ops[number + 1 :]]
+                yield "comparison", ast.Compare(node.left, ops, node.comparators)
+        case ast.BoolOp(op, values):
+            yield "boolean", ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values)
+            for number in range(len(values)):
+                rest = [*values[:number], *values[number + 1 :]]
+                yield "boolean", ast.BoolOp(op, rest) if len(rest) > 1 else rest[0]
+        case ast.UnaryOp(ast.Not(), operand):
+            yield "boolean", operand
+        case ast.IfExp(test, body, orelse):
+            yield "boolean", ast.IfExp(ast.UnaryOp(ast.Not(), test), body, orelse)
+        case ast.BinOp(left, op, right) if type(op) in OPERATORS:
+            yield "operator", ast.BinOp(left, OPERATORS[type(op)](), right)
+        case ast.Constant(bool() | int() | float() as value):
+            yield "constant", ast.Constant(_other(value))
+        case ast.Call(ast.Name(name), arguments, keywords) if name in NAMES:
+            yield "operator", ast.Call(ast.Name(NAMES[name]), arguments, keywords)
 
 
-def _other(value: object) -> object:
+def _other(value: bool | float) -> bool | float:
     if isinstance(value, bool):
         return not value
-    assert isinstance(value, (int, float))
     return value * 2 if isinstance(value, float) and value else value + 1
-
-
-def _set(node: ast.expr, name: str, number: int | None, value: object) -> ast.expr:
-    if number is None:
-        setattr(node, name, value)
-    else:
-        getattr(node, name)[number] = value
-    return node
-
-
-def _without(node: ast.expr, number: int) -> ast.expr:
-    """One of the conditions less."""
-    assert isinstance(node, ast.BoolOp)
-    del node.values[number]
-    return node if len(node.values) > 1 else node.values[0]
 
 
 def _walk(root: ast.expr) -> Iterator[ast.expr]:

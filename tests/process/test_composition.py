@@ -135,6 +135,6 @@ def test_the_standard_librarys_children_without_a_pool(tmp_path: Path) -> None:
         for _ in range(20):
             with service.hold() as held:
                 assert held.pid != service.pid
-                assert held.ask(b"pid")
+                assert int(held.ask(b"pid")) == held.pid
         statistics = service.settled()
     assert (statistics["accepted"], statistics["handed_over"], statistics["completed"]) == (20, 20, 0)

@@ -151,7 +151,7 @@ def test_a_drain_that_is_not_waited_for(service: Released) -> None:
     with service.hold() as held:
         assert ctl(service, "drain", "--no-wait").returncode == 0
         assert service.process.poll() is None
-        assert held.ask(b"pid")
+        assert int(held.ask(b"pid")) == held.pid
     assert service.wait_exit() == 0
 
 
@@ -162,7 +162,7 @@ def test_who_is_interrupted_is_not_told_that_it_is_done(service: Released) -> No
         assert "draining" in drain.stdout.readline()
         drain.send_signal(signal.SIGINT)
         assert drain.wait(HUNG) == 130
-        assert held.ask(b"pid")
+        assert int(held.ask(b"pid")) == held.pid
     assert service.wait_exit() == 0
 
 
@@ -189,6 +189,7 @@ def test_reload_is_waited_for(service: Released) -> None:
 
 def test_a_reload_that_fails_says_why(service: Released) -> None:
     """A release that breaks is status 1, with what it printed and the reason; the old one serves on."""
+    service.expect("(?s)reload failed: the rehearsal .*RuntimeError: no such table")
     service.release("raise RuntimeError('no such table')\n")
     done = ctl(service, "reload")
     assert done.returncode == 1
@@ -201,6 +202,7 @@ def test_a_degraded_service_still_obeys(tmp_path: Path) -> None:
     """Broken after the exec: the reload's client is told, the socket is there, and the next reload mends it."""
     settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 5, "control_socket": str(tmp_path / "c")}
     with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
+        service.expect("RuntimeError: only here", "reload failed: the program failed: RuntimeError: only here")
         service.wait_ready(WORKERS)
         service.release("class Hooks: pass\n" + AFTERWARDS + "raise RuntimeError('only here')\n")
         done = ctl(service, "reload")
@@ -224,6 +226,7 @@ def test_workers_that_cannot_start_after_all(how: str, tmp_path: Path) -> None:
     """Of the new image no worker can start, or one alone: the reload's client is told, and the next one's as well."""
     settings: dict[str, Any] = {"max_restart_delay": 0.5, "control_socket": str(tmp_path / "c")}
     with Released(tmp_path, max_children=WORKERS, **settings) as service:
+        service.expect("gen=2 .*: boot_failed", "reload failed: the new workers cannot .*start, the old ones serve on")
         service.wait_ready(WORKERS)
         service.release(numbered(2, f"class Hooks:\n    def worker_started(self):\n        {NEVER_START[how]}\n"))
         done = ctl(service, "reload")
@@ -267,6 +270,7 @@ def test_an_unknown_user_is_a_mistake(name: str, value: str, tmp_path: Path) -> 
     """A user who is not there is refused before anything is forked."""
     source = script(max_children=1, control_socket=str(tmp_path / "c"), **{name: value})
     with Service(tmp_path, source) as service:
+        service.expect(f"ConfigError: could not set {name} to '{value}'")
         assert service.wait_exit() != 0
     assert f"could not set {name} to '{value}'" in service.log
     assert not (tmp_path / "c").exists()
@@ -274,6 +278,7 @@ def test_an_unknown_user_is_a_mistake(name: str, value: str, tmp_path: Path) -> 
 
 def test_what_is_refused_is_an_error_in_the_journal(service: Released) -> None:
     """Where stderr is the journal's stream, each line that says what could not be done has an error's priority."""
+    service.expect("(?s)reload failed: the rehearsal .*ZeroDivisionError")
     (service.directory / "broken.py").write_text("1 / 0\n")
     service.release("1 / 0\n")
     for argv, said in (

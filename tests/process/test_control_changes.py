@@ -95,6 +95,9 @@ def test_another_list_of_users(tmp_path: Path) -> None:
 
 def test_a_path_that_cannot_be_had(service: Released) -> None:
     """Where the new path is somebody else's, or its folder is not there, the reload fails and all stays as it was."""
+    service.expect(
+        "reload failed: could not bind d: another server", "reload failed: could not bind no/d: no such file"
+    )
     path = service.directory / "c"
     with socket.socket(socket.AF_UNIX) as theirs:
         theirs.bind(os.path.relpath(service.directory / "d"))
@@ -123,9 +126,10 @@ def test_a_path_that_was_removed(service: Released) -> None:
 @pytest.mark.parametrize("name", ["control_socket", "metrics_address"])
 def test_a_path_that_is_lost_after_the_rehearsal(name: str, service: Released) -> None:
     """Where a new path cannot be had only after the exec, the old generation serves on, and the control socket too."""
+    service.expect("BindError: could not bind x/d", "reload failed: the program failed: BindError")
     path = service.directory / "c"
     with service.connect() as connection:
-        connection.ask(b"pid")
+        assert int(connection.ask(b"pid")) in service.workers()
     afterwards = f"if not rehearsing():\n    Hooks.{name} = 'x/d'"
     done = reload(service, path, hooks(2, control_socket="c") + afterwards)
     assert done.returncode == 1

@@ -104,10 +104,10 @@ def test_drain_delay(tmp_path: Path) -> None:
         sent_at = service.signal(signal.SIGTERM)
         service.wait("draining")
         assert ready(exporter) == 503
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         service.signal(signal.SIGKILL, service.workers()[0])
         service.wait_ready(2, killed=1)
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         assert service.wait_exit() == 0
         ended = service.wait("ended")
     assert DELAY < ended["at"] - sent_at < DELAY + 5
@@ -128,15 +128,13 @@ def test_stop_during_drain_delay(tmp_path: Path) -> None:
 
 def test_an_idle_pool_stops_at_once(tmp_path: Path) -> None:
     """Nothing is waited for when nothing is in hand: `serve_forever()` returns as soon as its workers are gone."""
-    took = []
-    for _ in range(3):
-        with Service(tmp_path, script(max_children=2)) as service:
-            service.wait_ready(2)
-            sent_at = service.signal(signal.SIGINT)
-            took.append(service.wait("ended")["at"] - sent_at)
-            assert service.wait_exit() == 0
-    figure("an idle pool stopped in", f"{min(took) * 1000:.0f} ms", "500 ms")
-    assert min(took) < 0.5
+    with Service(tmp_path, script(max_children=2)) as service:
+        service.wait_ready(2)
+        sent_at = service.signal(signal.SIGINT)
+        took = service.wait("ended")["at"] - sent_at
+        assert service.wait_exit() == 0
+    figure("an idle pool stopped in", f"{took * 1000:.0f} ms", "500 ms")
+    assert took < 0.5
 
 
 def test_drain_before_ready_does_not_delay(tmp_path: Path) -> None:
@@ -176,7 +174,7 @@ def test_eof_ends_idle_connections(how: int, bases: str, tmp_path: Path) -> None
                 held.send(b"pid")
             service.signal(how)
             assert [int(held.answer()) for _ in range(3)] == [held.pid] * 3
-            assert held.answer() == b""
+            held.wait_end()
             if how == signal.SIGUSR2:
                 service.wait_ready(1, replaced=1)
         assert service.settled()["completed"] == 1 if how == signal.SIGUSR2 else service.wait_exit() == 0
@@ -193,7 +191,7 @@ def test_eof_reaches_every_lane(tmp_path: Path) -> None:
         service.signal(signal.SIGTERM)
         for connection in held:
             assert int(connection.answer()) == connection.pid
-            assert connection.answer() == b""
+            connection.wait_end()
             connection.close()
         assert service.wait_exit() == 0
         assert service.wait("ended")["completed"] == 8
@@ -208,7 +206,7 @@ def test_eof_gives_a_newcomer_time(tmp_path: Path) -> None:
             service.signal(signal.SIGTERM)
             service.wait_pool(lambda pool: pool["draining"] == 2)
             assert new.ask(b"pid")
-            assert new.answer() == b""
+            new.wait_end()
         assert service.wait_exit() == 0
 
 
@@ -242,7 +240,7 @@ class Hooks:
         service.wait_ready(1)
         with service.hold() as held:
             service.signal(signal.SIGTERM)
-            assert held.answer() == b""
+            held.wait_end()
         assert service.wait_exit() == 0
         assert [fact["how"] for fact in service.facts if fact["event"] == "unwrapped"] == [socket.SHUT_WR]
 
@@ -283,7 +281,7 @@ def test_closed_in_the_thread_that_serves(tmp_path: Path) -> None:
             service.signal(signal.SIGUSR2)
             assert int(held.ask(b"pid")) == held.pid
             held.close()
-            assert queued.answer()
+            assert int(queued.answer())
         assert service.wait_exit() == 0
         assert service.wait("ended")["lost"] == 0
 

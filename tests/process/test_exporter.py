@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("served")
     with service(folder) as running:
         running.wait_ready(2)
-        assert ask(running.address, b"pid\n")
+        assert int(ask(running.address, b"pid\n"))
         running.settled()
         yield str(folder / "m")
 
@@ -198,7 +198,7 @@ def test_ready_goes_red_first(tmp_path: Path) -> None:
             running.wait_pool(lambda pool: pool["draining"])
             answers = {path: get(str(tmp_path / "m"), f"/-/{path}") for path in ("ready", "healthy")}
             found = scrape(tmp_path).samples
-            assert held.ask(b"pid")
+            assert int(held.ask(b"pid")) == held.pid
         assert running.wait_exit() == 0
     assert (answers["ready"].status, answers["ready"].body) == (503, b"not ready\n")
     assert answers["healthy"].status == 200
@@ -287,14 +287,14 @@ def _restarted(tmp_path: Path, running: Service, before: int) -> psutil.Process:
 def test_killed_exporter_is_restarted(kind: str, tmp_path: Path) -> None:
     """Its death costs nobody anything: the next scrape waits for the next exporter, totals go on, workers stay."""
     with service(tmp_path, kind=kind) as running:
-        assert ask(running.address, b"pid\n")
+        assert int(ask(running.address, b"pid\n"))
         running.settled()
         first = scrape(tmp_path).samples
         process, workers = exporter(running.pid), running.workers()
         with Watch(process.pid) as watch:
             running.signal(signal.SIGKILL, process.pid)
             watch.wait_dead()
-        assert ask(running.address, b"pid\n")
+        assert int(ask(running.address, b"pid\n"))
         running.settled()
         _restarted(tmp_path, running, process.pid)
         second = scrape(tmp_path).samples
@@ -312,7 +312,7 @@ def test_wedged_exporter_is_replaced(tmp_path: Path) -> None:
         stopped = running.signal(signal.SIGSTOP, process.pid)
         with Watch(process.pid) as watch, dial(str(tmp_path / "m")) as waiting:
             waiting.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
-            assert ask(running.address, b"pid\n")
+            assert int(ask(running.address, b"pid\n"))
             killed = watch.wait_dead() - stopped
             assert read_answer(waiting).status == 200  # the one that found it wedged is answered by the next
             answered = monotonic() - stopped
@@ -344,7 +344,7 @@ def test_what_has_ended_is_let_go_though_nobody_scrapes(tmp_path: Path) -> None:
         process = exporter(running.pid)
         before = process.num_fds()
         for _ in range(SERVED):
-            assert ask(running.address, b"pid\n")
+            assert int(ask(running.address, b"pid\n"))
         running.wait_pool(lambda pool: pool["ready"] == 2 and not pool["draining"])
         deadline = monotonic() + HUNG
         while process.num_fds() > before + SERVED / 2:

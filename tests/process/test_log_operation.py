@@ -52,14 +52,14 @@ def test_reopen(tmp_path: Path) -> None:
     """The file is renamed, then `prefork ctl reopen`: master and worker go on in a new file, none in the old."""
     log, old, control = tmp_path / "log", tmp_path / "log.1", tmp_path / "c"
     with run(tmp_path, 'log_file = "log"\n') as service:
-        ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         service.settled()
         log.rename(old)
-        ask(service.address, b"pid\n")  # it goes on in the old one until it is told
+        assert int(ask(service.address, b"pid\n"))  # it goes on in the old one until it is told
         service.settled()
         assert ctl(control, "reopen").stdout == "reopened\n"
         rotated = old.read_text()
-        ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         service.settled()
         wait_text(log, lambda text: text.count(": request ") == 1)
         asked(control, "scale", "2")  # the master has something to say too
@@ -70,7 +70,8 @@ def test_reopen(tmp_path: Path) -> None:
 
 def test_what_cannot_be_reopened(tmp_path: Path) -> None:
     """Where there is no file, or no new one can be made, whoever asked is told why, and the old one goes on."""
-    with run(tmp_path):
+    with run(tmp_path) as quiet:
+        quiet.expect("started as")
         done = ctl(tmp_path / "c", "reopen")
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "prefork: there is no log file of prefork's own to reopen\n"
@@ -81,7 +82,7 @@ def test_what_cannot_be_reopened(tmp_path: Path) -> None:
         done = ctl(tmp_path / "c", "reopen")
         assert done.returncode == 1
         assert "could not reopen the log file logs/log: no such file or directory" in done.stderr
-        ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         service.settled()
         assert ": request " in (tmp_path / "old" / "log").read_text()
 
@@ -89,6 +90,7 @@ def test_what_cannot_be_reopened(tmp_path: Path) -> None:
 def test_log_level_and_back(tmp_path: Path) -> None:
     """`prefork ctl log-level debug` holds in the master and in the living worker, and `info` takes it back."""
     with run(tmp_path) as service:
+        service.expect("started as")
         (pid,) = service.workers()
         ask(service.address, b"log\n")
         service.settled()

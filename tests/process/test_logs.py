@@ -43,6 +43,7 @@ def test_each_outcome_has_a_record(tmp_path: Path) -> None:
     """A request that is finished, fails, or is refused has one record, with its bytes, times, peer and worker; one
     that dies with its worker is told by the master."""
     with run(tmp_path, OUTCOMES, "--access-log", "yes") as service:
+        service.expect("RuntimeError.*asked to raise")
         assert ask(service.address, b"pid\npid\n")
         ask(service.address, b"raise\n")
         (tmp_path / "refuse").touch()
@@ -52,7 +53,7 @@ def test_each_outcome_has_a_record(tmp_path: Path) -> None:
         ok, error, rejected = wait_events(service, "request", 3)
         with service.hold() as held:
             service.signal(signal.SIGKILL, held.pid)
-            assert held.answer() == b""
+            held.wait_end()
             service.wait_ready(1, killed=1)
         (died,) = wait_events(service, "requests_died", 1)
     assert [each["outcome"] for each in (ok, error, rejected)] == ["ok", "error", "rejected"]
@@ -69,7 +70,7 @@ def test_threads_have_records(tmp_path: Path) -> None:
     """In a threading pool each request has one record too."""
     with run(tmp_path, "", "--access-log", "yes", bases="ThreadingMixIn, PreForkingTCPServer") as service:
         for _ in range(20):
-            assert ask(service.address, b"pid\n")
+            assert int(ask(service.address, b"pid\n"))
         found = wait_events(service, "request", 20)
         service.settled()
     assert len(found) == 20
@@ -119,7 +120,7 @@ def test_the_level_changes_in_living_workers(tmp_path: Path) -> None:
 def test_a_unix_peer_is_its_process(tmp_path: Path) -> None:
     """The client of a Unix socket is named by its path, or by its process; what is unknown is null in JSON."""
     with run(tmp_path, "", "--access-log", "yes", bind="unix:s", bases="PreForkingUnixStreamServer") as service:
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         with socket.socket(socket.AF_UNIX) as named:
             named.bind("\0" + f"prefork-test-{os.getpid()}\n")
             named.connect(service.address)

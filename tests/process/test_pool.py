@@ -73,6 +73,7 @@ DATAGRAMS: dict[str, Any] = {
 def test_streams(bases: str, tmp_path: Path) -> None:
     """Every stream pool answers from its workers, and counts completed and failed as the clients saw them."""
     with Service(tmp_path, script(bases=bases, address=STREAMS[bases], max_children=2)) as service:
+        service.expect("RuntimeError: asked to raise")
         service.wait_ready(2)
         pids = {int(ask(service.address, b"pid\n")) for _ in range(20)}
         failed = [ask(service.address, b"raise\n") for _ in range(5)]
@@ -117,6 +118,7 @@ def test_statistics_under_load(bases: str, tmp_path: Path) -> None:
 def test_statistics_in_a_worker(tmp_path: Path) -> None:
     """A worker does not know its siblings, and says so: RuntimeError, not numbers of its own."""
     with Service(tmp_path, script(ASKING, max_children=1)) as service:
+        service.expect(r"RuntimeError: statistics\(\) is answered in the process that runs serve_forever\(\)")
         assert ask(service.address, b"statistics\n") == b""
         assert service.statistics()["failed"] == 1
     assert "RuntimeError: statistics() is answered in the process that runs serve_forever()" in service.log
@@ -166,6 +168,7 @@ def test_a_process_per_request(mixin: str, tmp_path: Path) -> None:
 def test_system_exit_in_a_handler(tmp_path: Path) -> None:
     """SystemExit from a handler ends that worker, reason exited; its request counts as failed; it is replaced."""
     with Service(tmp_path, script(max_children=2)) as service:
+        service.expect(r"exited \(exit status 1\)", r"exited \(exit status 0\)")
         service.wait_ready(2)
         for number in range(1, 4):
             assert ask(service.address, b"exit %d\n" % (number % 2)) == b""
@@ -195,6 +198,7 @@ def test_shutdown_from_a_handler(bases: str, tmp_path: Path) -> None:
 def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
     """What a worker has become and has asked for counts, though it ended before the master looked."""
     with Service(tmp_path, script(UNSEEN, max_children=1, metrics_address="m")) as service:
+        service.expect(r"exited \(exit status 0\)")
         with readable(os.pidfd_open(service.wait("worker_started")["pid"])) as ended:
             ask(service.address, f"{word}\n".encode())
             assert select.select([ended], [], [], HUNG)[0]

@@ -39,7 +39,7 @@ def turn_over(service: Service, server: Prometheus) -> int:
 
     def client(index: int) -> None:
         while not enough.is_set():
-            assert ask(service.address, b"pid\n")
+            assert int(ask(service.address, b"pid\n"))
             counts[index] += 1
 
     threads = [threading.Thread(target=client, args=(index,)) for index in range(len(counts))]
@@ -128,7 +128,7 @@ def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     """`promtool check metrics` finds no fault in a scrape, nor in families that this service has nothing of."""
     with Service(tmp_path, script(COUNTED, max_children=1, metrics_address=str(tmp_path / "m"))) as service:
         service.wait_ready(1)
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(HUNG)
             client.connect(str(tmp_path / "m"))

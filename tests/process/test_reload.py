@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -172,6 +173,8 @@ def test_a_broken_release_changes_nothing(how: str, tmp_path: Path) -> None:
     """Whatever the rehearsal dies of, the workers stay the same processes, the log has the reason, the next is fine."""
     text, reason = BROKEN[how]
     with Released(tmp_path, max_children=WORKERS, boot_timeout=3) as service:
+        service.expect(rf"(?s)reload failed.*{re.escape(reason)}")
+        service.allow("(?s)boot_failed .exit status 1.*RuntimeError: no database")
         service.wait_ready(WORKERS)
         before = service.workers()
         service.release(text)
@@ -179,7 +182,6 @@ def test_a_broken_release_changes_nothing(how: str, tmp_path: Path) -> None:
         service.wait_reloads(failed=1)
         assert service.workers() == before
         assert service.answering() == "r1"
-        assert reason in service.log
         service.release(numbered(3))
         service.signal(signal.SIGHUP)
         service.wait_reloads(ok=1)
@@ -202,6 +204,8 @@ def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: s
     settings: dict[str, Any] = {"max_children": WORKERS, "boot_timeout": 3, "metrics_address": ("127.0.0.1", port)}
     broken = "class Hooks: pass\n" + AFTERWARDS + AFTER_THE_EXEC[how]
     with Released(tmp_path, "class Hooks: pass\n" + numbered(1), **settings) as service:
+        service.expect("reload failed: the program")
+        service.allow("RuntimeError: only here")
         service.wait_ready(WORKERS)
         before = service.workers()
         service.release(broken)
@@ -222,6 +226,10 @@ def test_workers_that_cannot_start_after_all_leave_the_old_ones_in_service(tmp_p
     """After the exec every new worker dies at boot: the old ones stay, and the next reload mends it."""
     broken = "class Hooks:\n    def worker_started(self):\n        if not rehearsing(): raise RuntimeError('later')\n"
     with Released(tmp_path, max_children=WORKERS, max_restart_delay=0.5) as service:
+        service.expect(
+            "(?s)boot_failed.*RuntimeError: later",
+            "reload failed: the new workers cannot start, the old ones serve on: RuntimeError: later",
+        )
         service.wait_ready(WORKERS)
         before = service.workers()
         service.release(broken)
@@ -289,6 +297,9 @@ def test_a_unix_path_stays_and_is_removed_at_the_end(tmp_path: Path) -> None:
     """The path of a Unix socket is the same file over a reload, also a failed one, and gone after the last drain."""
     path = tmp_path / "s"
     with Released(tmp_path, bases="PreForkingUnixStreamServer", address=str(path), max_children=WORKERS) as service:
+        service.expect(
+            "reload failed: a worker could not start: exit status 1", r"slot=1 .*boot_failed \(exit status 1\)"
+        )
         service.wait_ready(WORKERS)
         inode = path.stat().st_ino
         service.release("class Hooks:\n    def worker_started(self): raise RuntimeError\n")
@@ -388,6 +399,7 @@ def test_nothing_is_warned_of(tmp_path: Path) -> None:
     with Released(
         tmp_path, "class Hooks: pass\n" + numbered(1), argv=["-W", "error", "-Xdev", "service.py"]
     ) as service:
+        service.expect("RuntimeError: only here", "reload failed: the program failed: RuntimeError: only here")
         service.wait_ready(WORKERS)
         for number in (1, 2):
             service.release(broken)
@@ -493,7 +505,7 @@ def test_a_program_from_stdin_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "text").write_text(source)
     before = ["sh", "-c", f'exec "$@" < {tmp_path}/text', "sh"]
     with Released(tmp_path, argv=["-"], before=before) as service:
+        service.expect("reload failed: could not reload: its program was read from stdin")
         service.wait_ready(WORKERS)
         service.signal(signal.SIGHUP)
         service.wait_reloads(failed=1)
-        assert "could not reload: its program was read from stdin" in service.log

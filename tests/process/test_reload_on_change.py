@@ -26,6 +26,7 @@ def wait_answer(run: Run, release: str) -> None:
     """Until a new connection is answered by this release; every one before was answered too."""
     deadline = monotonic() + HUNG
     while (answer := ask(("127.0.0.1", run.port), b"").decode()) != f"{release} {run.pid}":
+        assert answer.endswith(f" {run.pid}")
         assert monotonic() < deadline, f"hung: {answer!r} instead of {release}"
 
 
@@ -36,6 +37,7 @@ def wait_log(run: Run, text: str) -> None:
         run.lines.append(line)
         if text in line:
             return
+    raise AssertionError(f"ended before its log had {text}")
 
 
 def test_edited_code_answers_and_broken_code_does_not(tmp_path: Path) -> None:
@@ -47,6 +49,11 @@ def test_edited_code_answers_and_broken_code_does_not(tmp_path: Path) -> None:
     settings.write_text("[prefork]\nbind = '127.0.0.1:0'\nmax_children = 1\n")
     argv = ["run", "app:Handler", "--config", "s.toml", "--reload-on-change"]
     with running(argv, cwd=tmp_path) as run:
+        run.expect(
+            "(?s)reload failed: the rehearsal .*ZeroDivisionError: division by zero",
+            "(?s)reload failed: the rehearsal .*No module named 'helping'",
+            "(?s)reload failed: the rehearsal .*could not set max_requests to 'many'",
+        )
         wait_answer(run, "one")
         edit(tmp_path / "release.py", "RELEASE = 'two'\n")
         wait_log(run, "changed: release.py")
@@ -70,6 +77,8 @@ def test_code_that_fails_only_in_service_is_mended_by_an_edit(tmp_path: Path) ->
     (tmp_path / "release.py").write_text("RELEASE = 'one'\n")
     argv = ["run", "app:Handler", "--bind", "127.0.0.1:0", "--max-children", "1", "--reload-on-change"]
     with running(argv, cwd=tmp_path) as run:
+        run.expect("ZeroDivisionError: division by zero", "reload failed: the program left with status 2")
+        run.allow("reload failed: the service is about to end")
         wait_answer(run, "one")
         edit(tmp_path / "release.py", "import prefork\nif not prefork.rehearsing(): 1 / 0\nRELEASE = 'two'\n")
         wait_log(run, "reload failed")

@@ -18,6 +18,7 @@ from tests.support.releases import Released, numbered
 def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
     """A reload that would change how the listener was made changes nothing, and says which setting it was."""
     with Released(tmp_path, numbered(1, "class Hooks:\n    dual_stack = False\n"), max_children=1) as service:
+        service.expect("reload failed: could not change dual_stack from no to yes")
         service.wait_ready(1)
         service.release(numbered(2, "class Hooks:\n    dual_stack = True\n    max_requests = 7\n"))
         service.signal(signal.SIGHUP)
@@ -62,7 +63,8 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         return stat.S_IMODE((tmp_path / "s.sock").stat().st_mode)
 
     write(before, 1)
-    with running(["run", "--config", "s.toml"], cwd=tmp_path):
+    with running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+        run.expect(f"reload failed: could not change {field.key} from {before} to {after} by a reload")
         was = mode()
         write(after, 2)
         done = ctl(tmp_path / "c.sock", "reload")
@@ -122,7 +124,8 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
     file, path = tmp_path / "s.toml", tmp_path / "c.sock"
     text = "[prefork]\ntarget = 'prefork.examples:Upper'\nbind = '127.0.0.1:0'\ncontrol = 'unix:c.sock'\n"
     file.write_text(f"{text}max_children = 1\n")
-    with running(["run", "--config", "s.toml"], cwd=tmp_path):
+    with running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+        run.expect("(?s)reload failed: the rehearsal .*there is no setting max_childs")
         assert asked(path, "status")["max_children"] == 1
         file.write_text(f"{text}max_childs = 2\n")
         done = ctl(path, "reload")

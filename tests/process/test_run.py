@@ -184,6 +184,7 @@ def test_unknown_host_is_4(here: Path) -> None:
 def test_no_worker_is_3(here: Path) -> None:
     """Workers that never get ready are exit status 3, and the last error is in the sentence."""
     with running(["run", "app:Unbootable", "--bind", ANY_PORT, "--max-children", "1"], cwd=here) as run:
+        run.expect("(?s)boot_failed.*RuntimeError: no database")
         assert run.ended() == 3
     last = run.log.splitlines()[-1]
     assert last.startswith("prefork: could not ")

@@ -127,6 +127,7 @@ def test_ctrl_c_and_quit_at_the_prompt(at_terminal: tuple[Terminal, tuple[str, i
 def test_everything_runs_in_the_one_process(target: str, here: Path) -> None:
     """Whatever the class does in a pool, requests run here, without a thread or a child; a failed one is logged."""
     with running(["run", f"app:{target}", "--bind", ANY_PORT, "--single"], cwd=here) as run:
+        run.expect("ValueError: this request only")
         address = ("127.0.0.1", run.port)
         for _ in range(2):
             assert ask(address, b"hello\nagain\n") == b"HELLO %d 1\nAGAIN %d 1\n" % (run.pid, run.pid)

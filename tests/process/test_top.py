@@ -91,7 +91,7 @@ def test_once_from_metrics_on_a_unix_socket(tmp_path: Path, form: str) -> None:
 def test_once_of_a_server_without_a_pool(tmp_path: Path, bases: str) -> None:
     """Its metrics are shown too, without what it has not."""
     with Service(tmp_path, script(ENDED_BY_TERM, bases=bases, metrics_address=str(tmp_path / "m"))) as service:
-        assert ask(service.address, b"pid\n")
+        assert int(ask(service.address, b"pid\n"))
         service.settled()
         done = run(top("--once", "--url", f"unix:{tmp_path / 'm'}"))
     assert done.returncode == 0, done.stderr
@@ -102,6 +102,7 @@ def test_once_of_a_server_without_a_pool(tmp_path: Path, bases: str) -> None:
 
 def test_what_is_no_exporter(service: Service) -> None:
     """The service's own address, another path, and nobody: each is one sentence, with exit status 1."""
+    service.expect("AttributeError: 'Who' object has no attribute 'do_GET'")
     host, port = service.address
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = listener.getsockname()[1]
@@ -274,7 +275,7 @@ def test_a_service_that_ends(tmp_path: Path) -> None:
     with Service(tmp_path / "1", program) as first:
         first.wait_ready(2)
         for _ in range(3):
-            assert ask(first.address, b"pid\n")
+            assert int(ask(first.address, b"pid\n"))
         assert first.settled()["accepted"] == 3
         with Terminal(tmp_path, top("--url", path)) as terminal:
             terminal.wait("3 accepted, 3 ok")

@@ -56,6 +56,7 @@ def test_a_symlink_that_moves_is_followed(tmp_path: Path) -> None:
     argv = ("run", "app:Where", "--bind", "127.0.0.1:0", "--max-children", "1", "--working-directory", str(current),
             "--control", f"unix:{tmp_path}/c.sock")  # fmt: skip
     with running(argv, cwd=tmp_path) as run:
+        run.expect(f"reload failed: could not change to the directory {current}")
         assert answer(run.port) == f"r1 in {first}"
         point(current, second)
         shutil.rmtree(first)
@@ -153,6 +154,7 @@ def test_a_class_that_names_none(tmp_path: Path) -> None:
     """A directory that is not there is said in one sentence, and nothing is forked."""
     source = script(max_children=1, working_directory="/nowhere")
     with Released(tmp_path, source=source) as service:
+        service.expect("ConfigError: could not change to the directory /nowhere")
         assert service.wait_exit() == 1
         assert "could not change to the directory /nowhere (from working_directory)" in service.log
         assert not [fact for fact in service.facts if fact["event"] == "worker_started"]

@@ -7,6 +7,7 @@ the test's interpreter. What goes wrong is counted by its reason, never raised: 
 import contextlib
 import json
 import queue
+import re
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ class Connection:
         self._lines = sock.makefile("rb")
 
     def ask(self, line: bytes) -> bytes:
-        """Send a line, return the line that answers; b"" at EOF."""
+        """Send a line, return the line that answers."""
         self.send(line)
         return self.answer()
 
@@ -41,7 +42,22 @@ class Connection:
         self.sock.sendall(line + b"\n")
 
     def answer(self) -> bytes:
-        return self._lines.readline().rstrip(b"\n")
+        """The next line, whole; its end before that is a failure."""
+        line = self._lines.readline()
+        assert line.endswith(b"\n"), f"closed before the answer had ended: {line!r}"
+        return line.rstrip(b"\n")
+
+    def answer_or_end(self) -> bytes | None:
+        """The next line; None where it ends instead, by EOF or a reset. Half a line is a failure still."""
+        try:
+            return self.answer() if self._lines.peek(1) else None
+        except ConnectionResetError:
+            return None
+
+    def wait_end(self) -> None:
+        """Until the other side has closed; nothing may come before."""
+        more = self._lines.read()
+        assert more == b"", f"answered, not closed: {more!r}"
 
     def close(self) -> None:
         self._lines.close()
@@ -124,8 +140,8 @@ class Tally:
     def failures(self) -> int:
         return sum(self.failed.values())
 
-    def one(self, address: Any, question: bytes, source: str) -> None:
-        """One short connection, from connect to the server's EOF."""
+    def one(self, address: Any, question: bytes, right: bytes, source: str) -> None:
+        """One short connection, from connect to the server's EOF. `right` matches the whole of a right answer."""
         began = monotonic()
         try:
             with _socket(address, HUNG, source) as sock:
@@ -134,30 +150,30 @@ class Tally:
         except OSError as exc:
             self.failed[type(exc).__name__] += 1
         else:
-            if answer:
+            if re.fullmatch(right, answer):
                 self.answered += 1
             else:
-                self.failed["closed without an answer"] += 1
+                self.failed["a wrong answer" if answer else "closed without an answer"] += 1
         self.max_latency = max(self.max_latency, monotonic() - began)
 
 
 class _Crowd:
     """Client threads of this process. Each has a source address of its own, or the ephemeral ports would run out."""
 
-    def __init__(self, address: Any, clients: int, question: bytes, first: int = 0) -> None:
+    def __init__(self, address: Any, clients: int, question: bytes, right: bytes, first: int = 0) -> None:
         self.tallies = [Tally() for _ in range(clients)]
         self.answers: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(tally, address, question, f"127.0.1.{first + number}"))
+            threading.Thread(target=self._run, args=(tally, address, question, right, f"127.0.1.{first + number}"))
             for number, tally in enumerate(self.tallies, 1)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _run(self, tally: Tally, address: Any, question: bytes, source: str) -> None:
+    def _run(self, tally: Tally, address: Any, question: bytes, right: bytes, source: str) -> None:
         while not self._stop.is_set():
-            tally.one(address, question, source)
+            tally.one(address, question, right, source)
             self.answers.put(tally.answered)
 
     def stop(self) -> Tally:
@@ -174,14 +190,18 @@ class _Crowd:
 class Load:
     """Clients that make short connections, one after the other, until `stop()` or the end of the block.
 
-    `tally` is what came of them. They are threads of this process, or of `processes` others.
+    `tally` is what came of them; only what `right` matches as a whole is an answer. They are threads of this process,
+    or of `processes` others.
     """
 
-    def __init__(self, address: Any, clients: int = 4, *, question: bytes = b"pid\n", processes: int = 0) -> None:
+    def __init__(
+        self, address: Any, clients: int = 4, *, question: bytes = b"pid\n", right: bytes = rb"\d+\n",
+        processes: int = 0,
+    ) -> None:  # fmt: skip
         self.tally = Tally()
-        self._crowd = None if processes else _Crowd(address, clients, question)
+        self._crowd = None if processes else _Crowd(address, clients, question, right)
         self._processes = [
-            _start(address, clients // processes, question, number * (clients // processes))
+            _start(address, clients // processes, question, right, number * (clients // processes))
             for number in range(processes)
         ]
         self._stopped = False
@@ -213,19 +233,19 @@ class Load:
         self.stop()
 
 
-def _start(address: Any, clients: int, question: bytes, first: int) -> "subprocess.Popen[str]":
-    argv = [json.dumps(address), str(clients), question.hex(), str(first)]
+def _start(address: Any, clients: int, question: bytes, right: bytes, first: int) -> "subprocess.Popen[str]":
+    argv = [json.dumps(address), str(clients), question.hex(), right.hex(), str(first)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.clients", *argv],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def main(address: str, clients: str, question: str, first: str) -> None:
+def main(address: str, clients: str, question: str, right: str, first: str) -> None:
     """Be a load until EOF on stdin, then print the tally."""
     target = json.loads(address)
     target = tuple(target) if isinstance(target, list) else target
-    crowd = _Crowd(target, int(clients), bytes.fromhex(question), int(first))
+    crowd = _Crowd(target, int(clients), bytes.fromhex(question), bytes.fromhex(right), int(first))
     crowd.answers.get()
     print("started", flush=True)
     sys.stdin.read()

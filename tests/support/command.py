@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .complaints import Judged
 from .service import kill_session
 
 HUNG = 30.0  # seconds; never reached unless something hangs
@@ -22,13 +23,15 @@ MODULE = (sys.executable, "-m", "prefork")  # of the checkout
 _LISTENING = re.compile(r'listening on ([^\s"]+)')
 
 
-class Run:
+class Run(Judged):
     """A running command. `address` is where it says that it listens."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__()
         self.process = process
         self.lines: list[str] = []
         self.address = ""
+        self._asked = False  # whether the test was told how it ended
 
     @property
     def pid(self) -> int:
@@ -57,7 +60,14 @@ class Run:
             self.process.send_signal(signum)
         assert self.process.stderr is not None
         self.lines += self.process.stderr  # to EOF: until no worker holds the other end
+        self._asked = True
         return self.process.wait(HUNG)
+
+    def end(self) -> None:
+        """By TERM, where it runs. It must exit with 0, and so must one of whose end nobody has asked."""
+        if not self._asked:
+            status = self.ended(signal.SIGTERM if self.process.poll() is None else None)
+            assert status == 0, f"the command ended with {status}:\n{self.log}"
 
 
 @contextlib.contextmanager
@@ -90,8 +100,8 @@ def running(
         with watched(process):
             run.read_until_listening(on_line)
             yield run
-            if process.poll() is None:
-                assert run.ended(signal.SIGTERM) == 0, run.log
+            run.end()
+            run.judge()
     finally:
         sys.stderr.write(run.log)  # shown by pytest when the test fails
 

@@ -61,7 +61,7 @@ def make(seconds: float, into: Path) -> None:
         ):
             server.wait_for(f"prefork_lanes == {WORKERS}")
             began = time()
-            with Load(bind, 3):
+            with Load(bind, 3, right=b"PID\n"):
                 live(service, bind, seconds * 3 / 4)
                 with connect(bind) as slow:
                     assert slow.ask(b"hello") == b"HELLO"  # and stays: a worker that the screen shows busy for long
@@ -75,7 +75,7 @@ def live(service: Service, address: tuple[str, int], seconds: float) -> None:
     """What happens to the service, each an equal part of the time."""
     part = seconds / 4
     Event().wait(part)
-    with Load(address, 9):
+    with Load(address, 9, right=b"PID\n"):
         Event().wait(part)
     Event().wait(part / 2)
     subprocess.run([sys.executable, "-m", "prefork", "ctl", "--control", "unix:control", "reload"],

@@ -24,6 +24,10 @@ class Answer:
 
     @property
     def samples(self) -> dict[str, float]:
+        """Of a scrape that is good and whole; else ValueError."""
+        length = int(self.headers.get("content-length", len(self.body)))
+        if self.status != 200 or len(self.body) != length:
+            raise ValueError(f"no scrape: status {self.status}, {len(self.body)} of {length} bytes")
         return samples(self.body.decode())
 
 
@@ -62,8 +66,10 @@ def samples(text: str) -> dict[str, float]:
 
 
 def total(found: dict[str, float], name: str) -> float:
-    """Over all label sets of one name."""
-    return sum(value for sample, value in found.items() if sample.partition("{")[0] == name)
+    """Over all label sets of one name, which must be there."""
+    values = [value for sample, value in found.items() if sample.partition("{")[0] == name]
+    assert values, f"there is no {name}"
+    return sum(values)
 
 
 def labelled(found: dict[str, float], name: str) -> dict[str, float]:

@@ -22,6 +22,7 @@ from typing import Any, Self
 import psutil
 
 from .clients import Connection, connect
+from .complaints import Judged
 from .served import FACTS, LOOK
 
 HUNG = 30.0  # seconds; never reached unless something hangs
@@ -69,9 +70,12 @@ def script(
     return SCRIPT.format(definitions=definitions, bases=bases, settings=settings, address=address)
 
 
-class Service:
-    """A running program; use as a context manager. Left alone it is ended by TERM and must exit with 0.
+class Service(Judged):
+    """A running program; use as a context manager. Left alone it is ended by TERM and must exit with 0. So must one
+    that ended by itself, unless the test has asked for its status or killed it.
 
+    Every ERROR and traceback in its log must be asked for: `expect()`, `allow()`, and `signal()`, which asks for the
+    death that it sends.
     `argv` instead of `source` runs that command; `before` is put in front of it (unshare, a shell that sets limits).
     `fds` are passed on under their numbers.
     At the end every accepted request must be accounted for, unless the test spoils the books (`accounts=False`).
@@ -89,8 +93,10 @@ class Service:
         fds: Sequence[int] = (),
         **popen: Any,
     ) -> None:
+        super().__init__()
         self.facts: list[Fact] = []
         self._accounts = accounts
+        self._ends_with = 0
         self.directory = tmp_path
         self.log_path = tmp_path / f"log-{len(list(tmp_path.glob('log-*')))}"
         program = tmp_path / "program.py"
@@ -138,6 +144,10 @@ class Service:
     def signal(self, signum: int, pid: int | None = None) -> float:
         """Send a signal, to the master unless told otherwise; when it was sent."""
         os.kill(self.pid if pid is None else pid, signum)
+        if pid is not None:
+            self.allow(rf"pid={pid}: \w+ \((killed by {signal.Signals(signum).name}|exit status 0)\)")
+        elif signum == signal.SIGKILL:
+            self._ends_with = -signum
         return monotonic()
 
     def connect(self) -> Connection:
@@ -216,12 +226,14 @@ class Service:
     def wait_exit(self) -> int:
         """The exit status of the program (negative: a signal's number)."""
         deadline = monotonic() + HUNG
-        with readable(os.pidfd_open(self.pid)) as pidfd:  # the pipe is emptied meanwhile: a full one blocks the service
-            while not select.select([pidfd], [], [], 0)[0]:
-                if monotonic() > deadline:
-                    raise AssertionError(f"hung: waited {HUNG} s for the exit")
-                self._wait_for([pidfd], deadline)
-        status = self.process.wait(HUNG)
+        if self.process.returncode is None:
+            # The pipe is emptied meanwhile: a full one blocks the service.
+            with readable(os.pidfd_open(self.pid)) as pidfd:
+                while not select.select([pidfd], [], [], 0)[0]:
+                    if monotonic() > deadline:
+                        raise AssertionError(f"hung: waited {HUNG} s for the exit")
+                    self._wait_for([pidfd], deadline)
+        status = self._ends_with = self.process.wait(HUNG)
         self.mark()
         return status
 
@@ -256,16 +268,19 @@ class Service:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            if exc is None and self.process.poll() is None:
-                self.signal(signal.SIGTERM)
+            if exc is None:
+                should = self._ends_with
+                if self.process.poll() is None:
+                    self.signal(signal.SIGTERM)
                 status = self.wait_exit()
-                assert status == 0, f"the service ended with {status}"
+                assert status == should, f"the service ended with {status}"
         finally:
             left = kill_session(self.pid)
             self.process.wait(HUNG)
             os.close(self._pipe)
             sys.stderr.write("".join(self.log.splitlines(keepends=True)[-LOG_TAIL:]))  # pytest shows it on failure
         if exc is None:
+            self.judge()
             assert not left, f"left behind in the session of the service: {left}"
             for fact in self.facts:
                 if fact["event"] == "ended" and self._accounts:

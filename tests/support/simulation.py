@@ -3,8 +3,8 @@
 Runs in the test's process, forks nothing, waits for nothing. `FakeProcesses` stands in the kernel's place
 (processes.py: `Processes`) and passes the same contract tests. A fake worker does what a real one does where the
 supervisor can see it: it writes its slot, nudges, obeys signals, and its pidfd, an eventfd, becomes readable when it
-ends. The child table, the epoll, the slots and the board are the real ones.
-from prefork.sockets.listener import Listener
+ends. The child table, the epoll, the slots and the board are the real ones; so is the queue, where the simulation has
+one: a Unix listener at a path of its own, whose clients connect for good.
 """
 
 import errno

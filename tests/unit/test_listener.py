@@ -20,9 +20,8 @@ from prefork.sockets.listener import (
     bound_elsewhere,
     is_stale,
     narrow,
-    prepare,
+    prepared,
     queued,
-    release,
     widen,
 )
 from prefork.sockets.ownership import Access
@@ -182,11 +181,12 @@ def test_a_unix_path(kind: int) -> None:
     """Where it is bound is known, absolute, and stands until something else is there."""
     with unix("s", kind) as listener:
         assert listener.path == os.path.abspath("s")
-        assert listener.stands
+        stood = [listener.stands]
         os.rename("s", "elsewhere")
-        assert not listener.stands
+        stood.append(listener.stands)
         Path("s").touch()
-        assert not listener.stands
+        stood.append(listener.stands)
+        assert stood == [True, False, False]
         listener.unlink()
         assert Path("s").exists()
         assert not listener.unreachable
@@ -323,38 +323,78 @@ def test_accept() -> None:
             assert connection.recv(10) == b"x"
 
 
+def ours() -> bool:
+    return True
+
+
 def test_a_datagram_that_a_sibling_took() -> None:
-    """Prepared, a receive does not block for one that is gone, in none of the three ways; released, it may again."""
+    """Prepared, a receive does not block for one that is gone, in none of the three ways; afterwards it may again."""
     with udp() as listener:
-        prepare(listener)
-        assert listener.gettimeout() is None
-        assert os.get_blocking(listener.fileno()), "a reply on the same socket may block"
-        for receive in (lambda: listener.recv(10), lambda: listener.recvfrom(10), lambda: listener.recvmsg(10)):
-            with pytest.raises(BlockingIOError):
-                receive()
-        sends(listener)
-        assert listener.recv(10, socket.MSG_PEEK) == b"x"
-        assert listener.recvfrom(10, socket.MSG_PEEK)[0] == b"x"
-        assert listener.recvmsg(10, 0, socket.MSG_PEEK)[0] == b"x"
-        assert listener.recv(10) == b"x"
-        release(listener)
-        assert listener.flags == 0
+        listener.settimeout(3.0)
+        with prepared(listener, ours):
+            assert listener.gettimeout() is None
+            assert os.get_blocking(listener.fileno()), "a reply on the same socket may block"
+            for receive in (lambda: listener.recv(10), lambda: listener.recvfrom(10), lambda: listener.recvmsg(10)):
+                with pytest.raises(BlockingIOError):
+                    receive()
+            sends(listener)
+            assert listener.recv(10, socket.MSG_PEEK) == b"x"
+            assert listener.recvfrom(10, socket.MSG_PEEK)[0] == b"x"
+            assert listener.recvmsg(10, 0, socket.MSG_PEEK)[0] == b"x"
+            assert listener.recv(10) == b"x"
+        assert (listener.flags, listener.gettimeout()) == (0, 3.0)
 
 
-def test_a_connection_that_a_sibling_took() -> None:
-    """Prepared, an accept does not block, whoever holds the listener; released, it is as it was."""
+@pytest.mark.parametrize("before", [None, 0.0, 2.0])
+def test_a_connection_that_a_sibling_took(before: float | None) -> None:
+    """Prepared, an accept does not block, whoever holds the listener, and whatever the program says of its timeout,
+    which it has afterwards."""
     with tcp() as listener:
-        assert os.get_blocking(listener.fileno())
-        prepare(listener)
+        listener.settimeout(before)
+        with prepared(listener, ours):
+            listener.settimeout(7.0 if before is None else before)
+            listener.setblocking(before is None)
+            assert (listener.gettimeout(), listener.flags) == (0.0, 0)
+            with socket.socket(fileno=os.dup(listener.fileno())) as siblings:
+                assert not os.get_blocking(siblings.fileno())
+        assert listener.gettimeout() == (None if before is None else 0.0)
+        assert os.get_blocking(listener.fileno()) is (before is None)
+        listener.settimeout(5.0)
+        assert listener.gettimeout() == 5.0
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("blocks", [False, True])
+def test_put_back(blocks: bool, wrapped: bool) -> None:
+    """Ours, or what the program has put in its place, blocks or not as it was found, though Python knew otherwise."""
+    plain = socket.create_server(("127.0.0.1", 0))
+    with plain if wrapped else Listener.adopt(plain) as listener:
+        os.set_blocking(listener.fileno(), blocks)
+        with prepared(listener, ours):
+            assert not os.get_blocking(listener.fileno())
+        assert os.get_blocking(listener.fileno()) is blocks
+
+
+def test_what_is_not_put_back() -> None:
+    """A listener that workers of another image go on with, and a closed one."""
+    with tcp() as listener:
+        with prepared(listener, lambda: False):
+            pass
         assert not os.get_blocking(listener.fileno())
-        with socket.socket(fileno=os.dup(listener.fileno())) as siblings:
-            assert not os.get_blocking(siblings.fileno())
-        release(listener)
-        assert os.get_blocking(listener.fileno())
-        listener.settimeout(2.0)
-        release(listener)
-        assert not os.get_blocking(listener.fileno()), "with a timeout it never did block"
-    release(listener)  # closed
+        with prepared(listener, ours):
+            listener.close()
+
+
+def test_of_an_image_before() -> None:
+    """What was resumed is not blocking because of that image: it is put back as one that does."""
+    with tcp() as before:
+        before.setblocking(False)
+        with Listener.resume(os.dup(before.fileno()), quiet=False) as listener:
+            listener.settimeout(4.0)
+            assert not os.get_blocking(listener.fileno()), "its workers go on accepting"
+            with prepared(listener, ours):
+                pass
+            assert listener.gettimeout() == 4.0
 
 
 def test_queued() -> None:
@@ -433,8 +473,8 @@ def test_prepared_is_widened() -> None:
     """What an earlier drain has narrowed serves again."""
     with tcp() as listener:
         narrow(listener)
-        prepare(listener)
-        assert connects(listener)
+        with prepared(listener, ours):
+            assert connects(listener)
 
 
 def test_without_a_filter() -> None:
