@@ -128,6 +128,12 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """Called in a worker before its first request: open what must not be shared. Override it; raising here, the
         worker counts as one that died at boot."""
 
+    def worker_draining(self) -> None:
+        """Called in a worker when it begins to drain, requests in hand: tell what they wait for. Override it.
+
+        It runs in a thread of its own, beside them; `worker_stopping()` comes when both are done.
+        """
+
     def worker_stopping(self) -> None:
         """Called in a worker after its last request, unless it is stopped or killed. Override it."""
 
@@ -371,10 +377,16 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             hang_up=self.drain_connections == "eof",
             queue_waits=self._counts_queue_waits(),
             metrics=self.metrics_address is not None,
+            on_drain=self._on_drain(),
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self._supervisor.nudge,
         )
         return loop.work(self, terms, birth, master)
+
+    def _on_drain(self) -> Callable[[], None] | None:
+        """The hook for the beginning of a drain, where somebody overrides it: that takes a thread."""
+        hook = self.worker_draining
+        return None if getattr(hook, "__func__", hook) is PreForkingMixIn.worker_draining else hook
 
     def _forget_master(self, signals: Signals) -> None:
         signals.put_back()

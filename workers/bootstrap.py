@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
-from . import sinks
+from . import ending, sinks
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended by an exception
@@ -70,6 +70,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     """
     status = CRASHED
     try:
+        ending.forget_master()
         _disown_output()
         master = Master(birth)
         sinks.begin_child(birth.slot.words)

@@ -32,7 +32,7 @@ from prefork.metrics.scoreboard import (
     YES,
 )
 
-from . import sinks, user_forks
+from . import ending, sinks, user_forks
 from .accepting import ACCEPT_PAUSE
 from .bootstrap import Birth, Master
 from .hangup import InHand
@@ -59,6 +59,7 @@ class WorkerTerms:
     hang_up: bool  # a drain ends the loop of a handler that reads on
     queue_waits: bool  # ask the kernel how long a connection waited, now and then
     metrics: bool  # somebody may look: measure what costs something
+    on_drain: Callable[[], None] | None  # of the program; None where it has none
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
 
@@ -72,6 +73,7 @@ class Worker:
         self.birth = birth
         self.master = master
         self.draining = False
+        self._drain_hook = ending.DrainHook(terms.on_drain)
         self._leaving = ExitReason.DRAINED
         self._served = 0
         self._memory: deque[int] = deque(maxlen=SAMPLES)
@@ -98,6 +100,7 @@ class Worker:
         if not self.terms.rehearsal:
             self._watch()
         self.terms.set_title("starting")
+        ending.begin_anew()
         if self.birth.slot.application:
             begin(self.birth.slot.application)
         self.server.worker_started()
@@ -117,6 +120,8 @@ class Worker:
             self._serve()
             self._drain()
         self.server.worker_stopping()
+        if not self.terms.rehearsal:  # it has served nothing, and a thread that never ends would fail the reload
+            ending.finish()
         self.birth.slot.words[LEAVING] = self._leaving
         return 0
 
@@ -129,7 +134,7 @@ class Worker:
         set_mask(self.birth.mask)
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
-        self.draining = True
+        self._begin_to_drain()
         self._in_hand.hang_up()
         if self.master.gone():  # this is PDEATHSIG: the handler that runs now may take its time, the port may not
             self._orphaned()
@@ -189,7 +194,8 @@ class Worker:
                     self._look(now_ns)
                 if self.terms.one_request:
                     self._leaving = ExitReason.MAX_REQUESTS
-                    self.draining = leaving = True
+                    leaving = True
+                    self._begin_to_drain()
             elif outcome is NO_RESOURCES and not leaving:
                 self._pause()
             if leaving:  # one is enough: with a queue that is never empty it would never leave
@@ -231,6 +237,11 @@ class Worker:
 
     # Leaving.
 
+    def _begin_to_drain(self) -> None:
+        """From here on nothing new is taken. A signal handler calls it too."""
+        self.draining = True
+        self._drain_hook.begin()
+
     def ask_to_drain(self) -> None:
         """`server.shutdown()` in a worker: the master is asked, and drains the whole pool."""
         self.birth.slot.words[DRAIN_ASKED] = YES
@@ -240,7 +251,7 @@ class Worker:
         """The master is dead: free the port now, finish what we have, within bounds. A signal handler calls it too."""
         if self._leaving is not ExitReason.MASTER_DIED:
             self._leaving = ExitReason.MASTER_DIED
-            self.draining = True
+            self._begin_to_drain()
             self._signals.kill_me_after(self.terms.graceful_timeout)
             self._own.unregister(self.master.fileno())
             self._close_listener()
@@ -259,6 +270,7 @@ class Worker:
         self._close_listener()
         while not self.lanes.all_free():
             self._note(self._own.poll())
+        self._drain_hook.wait()
         self.terms.nudge()
 
 

@@ -4,6 +4,7 @@ The first thing to run on the next interpreter's beta. Where one is gone, its se
 there is instead.
 """
 
+import _thread
 import argparse
 import ast
 import importlib
@@ -14,8 +15,12 @@ import re
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -60,6 +65,34 @@ def _fill_text() -> object:
     return "filled: words" in argparse.ArgumentParser(description="words", formatter_class=Formatter).format_help()
 
 
+def _start_new_thread() -> object:
+    held = _thread.allocate_lock()
+    held.acquire()
+    _thread.start_new_thread(held.release, ())
+    return held.acquire(timeout=30)
+
+
+def _finalizers() -> object:
+    called: list[int] = []
+    thing = type("Thing", (), {})()
+    each = weakref.finalize(thing, called.append, 1)
+    known = each in weakref.finalize._registry  # type: ignore[attr-defined]
+    each.atexit = False
+    return known and callable(weakref.finalize._exitfunc) and not called  # type: ignore[attr-defined]
+
+
+def _of_module(name: str, attribute: str, kind: type) -> Callable[[], object]:
+    return lambda: isinstance(getattr(importlib.import_module(name), attribute), kind)
+
+
+def _executors_threads() -> object:
+    with ThreadPoolExecutor() as executor:
+        executor.submit(int).result()
+        return set(executor._threads) <= set(importlib.import_module("concurrent.futures.thread")._threads_queues)
+
+
+ENDING = "workers/ending.py ends a worker by it as Python ends a process; look at multiprocessing/popen_fork.py"
+
 # What is used, whether it still does what it is used for, and who needs it.
 PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
     "_signal": (_signal_mask, "workers/signals.py sets the mask at each fork with it; "
@@ -68,6 +101,23 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
                                        "socket.accept() does the same"),
     "runpy._run_module_as_main": (_run_module_as_main, "a reload runs `python -m MODULE` and archives again by it; "
                                                        "look at what `python -m` calls now (Modules/main.c)"),
+    "atexit._clear": (_of_module("atexit", "_clear", BuiltinFunctionType), ENDING),
+    "atexit._run_exitfuncs": (_of_module("atexit", "_run_exitfuncs", BuiltinFunctionType), ENDING),
+    "_thread": (_start_new_thread, "workers/ending.py begins a thread with it in a signal handler; threading.Thread "
+                                   "takes locks that the interrupted code may hold"),
+    "threading._shutdown": (_of_module("threading", "_shutdown", FunctionType), ENDING),
+    "weakref.finalize._registry": (_finalizers, ENDING),
+    "weakref.finalize._exitfunc": (_finalizers, ENDING),
+    "multiprocessing.process._children": (_of_module("multiprocessing.process", "_children", set), ENDING),
+    "multiprocessing.util._finalizer_registry": (
+        _of_module("multiprocessing.util", "_finalizer_registry", dict), ENDING),
+    "multiprocessing.util._exit_function": (
+        _of_module("multiprocessing.util", "_exit_function", FunctionType), ENDING),
+    "multiprocessing.util._run_after_forkers": (
+        _of_module("multiprocessing.util", "_run_after_forkers", FunctionType), ENDING),
+    "concurrent.futures.thread._threads_queues": (_executors_threads, ENDING),
+    "concurrent.futures.process._threads_wakeups": (
+        _of_module("concurrent.futures.process", "_threads_wakeups", WeakKeyDictionary), ENDING),
     "logging._handlerList": (_handlers, "a process that leaves by os._exit() flushes the program's handlers, which it "
                                         "finds there; logging.shutdown() flushes them too, and closes them"),
     "argparse.ArgumentParser._actions": (_actions, "a wrong option is told the nearest one, which is found there"),
@@ -114,7 +164,11 @@ DOCUMENTED = {"os._exit"}
 
 
 def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """What an import brings from the standard library: (how it is called here, its dotted name)."""
+    """What an import brings from the standard library: (how it is called here, its dotted name). `_loaded("name")` is
+    an import of what is there already."""
+    if isinstance(node, ast.NamedExpr) and ast.unparse(node.value).startswith("_loaded("):
+        assert isinstance(node.value, ast.Call)
+        yield node.target.id, ast.literal_eval(node.value.args[0])
     if isinstance(node, ast.Import):
         for alias in node.names:
             if _is_standard(alias.name):

@@ -1,0 +1,154 @@
+"""A worker's end is Python's: what the program began in it is finished at a drain, and what it began in the master is
+the master's. What is stopped does none of it."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import Service, Watch, script
+
+# Everything a program can leave to its end, begun in each worker, and in the master before it serves.
+PROGRAM = """
+import atexit, concurrent.futures, multiprocessing.util, tempfile, weakref
+
+mp = multiprocessing.get_context("fork")
+words = mp.Queue()
+told = threading.Event()  # of a worker: worker_draining() was called
+
+def finished(kind):
+    tell("finished", kind=kind)
+
+def wait_and_finish(kind):
+    told.wait()
+    finished(kind)
+
+def forever():
+    signal.pause()
+
+def read_words():
+    while True:
+        pid, word = words.get()
+        tell("read", by=pid, size=len(word))
+
+kept = []
+
+class Thing:
+    pass
+
+def begin():
+    manager, executor = mp.Manager(), concurrent.futures.ThreadPoolExecutor()
+    kept[:0] = [Thing(), manager, executor]  # what the master has kept stays
+    atexit.register(finished, "atexit")
+    weakref.finalize(kept[0], finished, "finalize")
+    multiprocessing.util.Finalize(None, finished, args=("multiprocessing",), exitpriority=1)
+    child = mp.Process(target=forever, daemon=True)
+    child.start()
+    processes = concurrent.futures.ProcessPoolExecutor(1, mp)
+    processes.submit(os.getpid).result()
+    kept.append(processes)
+    tell("processes", pids=[child.pid, manager._process.pid, *processes._processes])
+
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        tell("inherited", value=kept[1].dict(a=1)["a"])  # of the master's manager
+        begin()
+        threading.Thread(target=wait_and_finish, args=("thread",)).start()
+        kept[2].submit(wait_and_finish, "executor")
+
+    def worker_draining(self):
+        tell("worker_draining", thread=threading.current_thread() is not threading.main_thread())
+        told.set()
+
+    def worker_stopping(self):
+        super().worker_stopping()
+        words.put((os.getpid(), "x" * 300_000))
+
+    def serve_forever(self, *args):
+        begin()
+        words.put((os.getpid(), "first"))  # the master's feeder thread stays in the master
+        self.folder = tempfile.TemporaryDirectory()
+        threading.Thread(target=read_words, daemon=True).start()
+        super().serve_forever(*args)
+        told.set()
+        tell("served", folder=os.path.exists(self.folder.name), manager=kept[1].dict(a=1)["a"])
+"""
+ENDS = ("atexit", "finalize", "multiprocessing")  # in both
+WORKERS_ENDS = (*ENDS, "thread", "executor")
+
+
+def test_a_drained_worker_ends_as_python_does(tmp_path: Path) -> None:
+    """Threads and executors, told by worker_draining(), are joined, atexit functions and finalizers run, queues are
+    flushed and processes ended: in each worker, once, after worker_stopping(); the master's are left to the master."""
+    with Service(tmp_path, script(PROGRAM, max_children=1, graceful_timeout=15.0)) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGUSR2)
+        service.wait_ready(1, replaced=1)
+        of_master = next(fact for fact in service.facts if fact["event"] == "processes" and fact["pid"] == service.pid)
+        workers = [fact["pid"] for fact in service.wait_each("worker_started", 2)]
+        of_first = service.wait("processes", lambda fact: fact["pid"] == workers[0])
+        with Watch(*of_master["pids"]) as lives:
+            assert set(lives.alive()) == set(of_master["pids"])
+        for pid in of_first["pids"]:
+            assert not Path(f"/proc/{pid}").exists(), "a process of a worker outlives it"
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        served, ended = service.wait("served"), service.wait("ended")
+        read = service.wait_each("read", 3)
+    finished: dict[int, list[str]] = {}
+    stopping = {fact["pid"]: fact["at"] for fact in service.facts if fact["event"] == "worker_stopping"}
+    for fact in service.facts:
+        if fact["event"] == "finished":
+            finished.setdefault(fact["pid"], []).append(fact["kind"])
+            assert fact["kind"] not in ENDS or fact["pid"] == service.pid or fact["at"] > stopping[fact["pid"]]
+    assert {pid: sorted(kinds) for pid, kinds in finished.items()} == {
+        **{pid: sorted(WORKERS_ENDS) for pid in workers},
+        service.pid: sorted(ENDS),
+    }
+    assert [fact["thread"] for fact in service.facts if fact["event"] == "worker_draining"] == [True, True]
+    assert {fact["by"]: fact["size"] for fact in read} == {service.pid: 5, **dict.fromkeys(workers, 300_000)}
+    assert (served["folder"], served["manager"]) == (True, 1)
+    assert ended["exits"] == {"replaced": 1, "drained": 1}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+def test_a_stopped_worker_finishes_nothing(signum: int, tmp_path: Path) -> None:
+    """STOP is quick: no hook, no atexit function, no thread is waited for."""
+    definitions = """
+import atexit
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        atexit.register(tell, "finished")
+        threading.Thread(target=threading.Event().wait, daemon=False).start()
+    def worker_draining(self):
+        tell("finished")
+"""
+    with Service(tmp_path, script(definitions, max_children=2, graceful_timeout=60.0)) as service:
+        service.wait_ready(2)
+        service.signal(signum)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"stopped": 2}
+    assert not [fact for fact in service.facts if fact["event"] in ("finished", "worker_stopping")]
+
+
+def test_the_end_has_the_deadline_of_the_drain(tmp_path: Path) -> None:
+    """A thread of the program's that never ends: the worker is killed at graceful_timeout, the
+    thread named in the log; a hook that raises is logged, and costs nothing else."""
+    definitions = """
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        threading.Thread(target=threading.Event().wait, name="endless").start()
+    def worker_draining(self):
+        raise RuntimeError("of worker_draining")
+"""
+    with Service(tmp_path, script(definitions, max_children=1, graceful_timeout=1.0)) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"killed": 1}
+        assert "waiting for what the program runs in endless" in service.log
+        assert "RuntimeError: of worker_draining" in service.log
+        assert service.wait("worker_stopping")
