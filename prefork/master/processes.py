@@ -7,8 +7,10 @@ its pidfd says that the process is still ours. Whose process it is and what beco
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,6 +23,10 @@ with contextlib.suppress(ImportError):  # not on every system
     import resource  # noqa: F401  # os.wait4() imports it at its first call, which needs a descriptor to be left
 
 log = logging.getLogger("prefork.supervisor")
+
+# Since Python 3.12 a fork beside other threads warns, in the parent, when the child is there. Where warnings are errors
+# that one would be raised below, and nobody would know the child.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning, re.escape(__name__))
 
 
 class End(NamedTuple):

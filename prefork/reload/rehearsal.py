@@ -4,6 +4,7 @@ Runs in the trial process of a reload, and in `prefork check`. Leaves by `os._ex
 `serve_forever()` in the program is not for a trial.
 """
 
+import contextlib
 import select
 import signal
 import socket
@@ -61,7 +62,11 @@ def boot_one(tried: Rehearsal) -> None:
     """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words, or
     ConfigError."""
     process.enter(tried.directory)
-    wakeup = Wakeup()
+    with contextlib.closing(Wakeup()) as wakeup:
+        _boot_one(tried, wakeup)
+
+
+def _boot_one(tried: Rehearsal, wakeup: Wakeup) -> None:
     supervisor = tried.pool(wakeup, Signals(wakeup))
     slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)
     child = supervisor.fork(ChildKind.WORKER, slot, tried.work)
@@ -74,7 +79,6 @@ def boot_one(tried: Rehearsal) -> None:
     exit = supervisor.table.reap(child)
     death = Exits(tried.board()).settle(exit, None, supervisor.clock.stamp_ns()) if exit is not None else None
     supervisor.close()
-    wakeup.close()
     if death is None or not death.booted:
         how = str(exit) if in_time else f"not ready within {tried.boot_timeout:g} s (boot_timeout)"
         error = BootError(f"a worker could not start: {how}")

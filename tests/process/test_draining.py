@@ -247,8 +247,9 @@ class Hooks:
 
 @pytest.mark.parametrize("words", [["shutdown", "shutdown"], ["server_close", "server_close"], ["shutdown_nowait"]])
 def test_ended_from_threads(words: list[str], tmp_path: Path) -> None:
-    """shutdown() and server_close() drain, from three threads at once and twice each; what is in hand is finished."""
-    with Service(tmp_path, script(FROM_A_THREAD.format(words=words))) as service:
+    """shutdown() and server_close() drain, from three threads at once and twice each; what is in hand is finished. That
+    a fork beside threads is warned of harms nothing, though warnings are errors."""
+    with Service(tmp_path, script(FROM_A_THREAD.format(words=words)), env={"PYTHONWARNINGS": "error"}) as service:
         service.wait_ready(2)
         with service.hold() as held:
             service.signal(signal.SIGUSR1)

@@ -79,13 +79,13 @@ import json, os, socket, sys
 os.setgroups([])
 os.setgid(int(sys.argv[3]))
 os.setuid(int(sys.argv[3]))
-sock = socket.socket(socket.AF_UNIX)
-try:
-    sock.connect(sys.argv[1])
-    sock.sendall(sys.argv[2].encode() + b"\\n")
-    print(next(line for line in sock.makefile() if "progress" not in line).strip())
-except OSError as exc:
-    print(json.dumps(dict(errno=exc.errno)))
+with socket.socket(socket.AF_UNIX) as sock, sock.makefile() as answers:
+    try:
+        sock.connect(sys.argv[1])
+        sock.sendall(sys.argv[2].encode() + b"\\n")
+        print(next(line for line in answers if "progress" not in line).strip())
+    except OSError as exc:
+        print(json.dumps(dict(errno=exc.errno)))
 """
 
 
