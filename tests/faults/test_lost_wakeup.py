@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.clients import ask, ask_datagram
 from tests.support.figures import figure, ms
+from tests.support.proc import switches
 from tests.support.service import Service, script
 
 ANSWERED = 1.2  # seconds, for a connection whose wake-up died
@@ -41,6 +42,13 @@ if {datagram}:
         def handle(self):
             self.wfile.write(b"%d" % os.getpid())
 """
+# The master's poke is not felt: nobody makes a lost wake-up good.
+NOT_POKED = """
+class Hooks(Hooks):
+    def worker_started(self):
+        super().worker_started()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+"""
 KINDS: dict[str, Any] = {
     "PreForkingTCPServer": ("127.0.0.1", 0),
     "PreForkingMixIn, ThreadingTCPServer": ("127.0.0.1", 0),
@@ -49,11 +57,15 @@ KINDS: dict[str, Any] = {
 }
 
 
+def answered_by(service: Service, bases: str) -> int:
+    """One request, with nothing else going on; the pid of who answered."""
+    return int(ask_datagram(service.address, b"x") if "UDP" in bases else ask(service.address, b"pid\n"))
+
+
 def answered_in(service: Service, bases: str) -> float:
-    """One request, with nothing else going on; how long it took to be answered."""
-    address = service.address
+    """The same; how long it took to be answered."""
     began = time.monotonic()
-    assert ask_datagram(address, b"x") if "UDP" in bases else ask(address, b"pid\n")
+    assert answered_by(service, bases)
     return time.monotonic() - began
 
 
@@ -98,6 +110,40 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
     figure("stopped in accept: replaced after", ms(took), "1 to 2.5 s")
     assert slowest < ANSWERED
     assert took < 2.5
+
+
+@pytest.mark.parametrize("bases", KINDS)
+def test_told_to_leave_when_woken(bases: str, tmp_path: Path) -> None:
+    """A worker that is told to leave between its wake-up and accept takes what it alone was woken for, and then goes:
+    it answers itself, and the master need not poke anybody."""
+    definitions = TRAPPED.format(name="TERM", datagram="UDP" in bases) + NOT_POKED
+    with Service(tmp_path, script(definitions, bases=bases, address=KINDS[bases], max_children=3)) as service:
+        for time_ in range(1, TIMES + 1):
+            service.wait_ready(3)
+            (tmp_path / "trap").touch()
+            mark = service.mark()
+            answered = answered_by(service, bases)
+            assert answered == service.wait("trapped", after=mark)["pid"]
+            service.wait_ready(3, drained=time_)
+        statistics = service.settled()
+    assert statistics["accepted"] == statistics["completed"] == TIMES
+
+
+IDLE = 8
+CONNECTIONS = 200
+
+
+def test_one_connection_wakes_one_worker(tmp_path: Path) -> None:
+    """Of eight idle workers one wakes for each connection, and goes back to sleep, not all of them."""
+    with Service(tmp_path, script(max_children=IDLE)) as service:
+        service.wait_ready(IDLE)
+        assert ask(service.address, b"pid\n")
+        before = {pid: switches(pid) for pid in service.workers()}
+        for _ in range(CONNECTIONS):
+            assert ask(service.address, b"pid\n")
+        slept = sum(switches(pid) - count for pid, count in before.items())
+    figure("eight idle workers: times one went to sleep, for each connection", slept / CONNECTIONS, "1 to 3")
+    assert 0.9 < slept / CONNECTIONS < 3  # one more may be within the request
 
 
 def test_leaving_worker_takes_what_it_was_woken_for(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prefork import BaseRequestHandler, ForkingTCPServer, ThreadingTCPServer
 from tests.support.clients import Connection, connect
 from tests.support.figures import figure, ms
-from tests.support.proc import nothing_for
+from tests.support.proc import nothing_for, switches
 from tests.support.service import Service, script
 from tests.support.serving import HUNG, serving, threads_end
 
@@ -117,11 +117,6 @@ def test_server_close_of_a_pool_is_bounded(tmp_path: Path) -> None:
     figure("server_close() with a request in hand", ms(took), ms(GRACE + SLACK))
     assert GRACE - 0.1 < took < GRACE + SLACK
     assert ended["exits"] == {"killed": 1, "drained": 1}
-
-
-def switches(pid: int) -> int:
-    """How often the process has gone to sleep until now; proc(5)."""
-    return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
 
 
 def test_an_idle_pool_sleeps(tmp_path: Path) -> None:

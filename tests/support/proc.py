@@ -48,6 +48,11 @@ def blocked_in_accept(pid: int) -> bool:
     return False
 
 
+def switches(pid: int) -> int:
+    """How often the process has gone to sleep until now; proc(5)."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+
 def threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 
