@@ -68,8 +68,9 @@ def test_ledger(bases: str, lanes: int, clients: int, tmp_path: Path, rng: rando
     figure(f"{bases}: died between accept and its count; after the answer", f"{held}; {answered}", storm.kills)
     figure(f"{bases}: falls in {scraper.scrapes} scrapes, the slowest {ms(scraper.slowest)}", len(scraper.falls), 0)
     figure(f"{bases}: full again after the last kill", ms(refill), ms(REFILL_S))
-    # Each death can have hidden one accept, and for each lane one answer; nothing else may be missing.
-    assert 0 <= held <= storm.kills
+    # Each death can have hidden one accept, and for each lane one answer; nothing else may be missing. Few do: of
+    # these deaths 0 to 2 % came between accept and its count.
+    assert 0 <= held <= 5 + storm.kills // 20
     assert 0 <= answered <= min(storm.kills * lanes, statistics["lost"])
     assert tally.failures == statistics["lost"] - answered + held
     assert statistics["accepted"] == statistics["completed"] + statistics["lost"]
