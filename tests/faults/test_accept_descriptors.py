@@ -137,6 +137,6 @@ def test_in_a_forking_server(tmp_path: Path) -> None:
     figure(f"{bases}, no descriptor: CPU", f"{spent / passed:.1%}", f"{CPU:.0%}")
     figure(f"{bases}, no descriptor: all served after", ms(took), ms(RECOVERED))
     assert after["failed"] == 0
-    assert tries <= TRIES * passed
+    assert 1 <= tries <= TRIES * passed
     assert spent < CPU * passed
     assert took < RECOVERED

@@ -109,7 +109,7 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
     figure("stopped in accept: answered after", ms(slowest), ms(ANSWERED))
     figure("stopped in accept: replaced after", ms(took), "1 to 2.5 s")
     assert slowest < ANSWERED
-    assert took < 2.5
+    assert 0.9 < took < 2.5
 
 
 @pytest.mark.parametrize("bases", KINDS)

@@ -52,7 +52,7 @@ def test_busy_worker_that_ignores_term(bases: str, tmp_path: Path) -> None:
         took = killed["at"] - draining["at"]
         assert service.statistics()["lost"] == 1
     figure(f"{bases}, busy worker that ignores TERM: killed after", ms(took), ms(GRACEFUL + SLACK))
-    assert took < GRACEFUL + SLACK
+    assert GRACEFUL / 2 < took < GRACEFUL + SLACK  # it may have been told before the other was replaced
 
 
 def test_service_with_a_worker_that_ignores_term(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_idle_workers_that_ignore_term(tmp_path: Path) -> None:
         ended = service.wait("ended")
     figure("idle workers that ignore TERM: ended after", ms(ended["at"] - sent_at), ms(GRACEFUL + SLACK))
     assert ended["exits"] == {"killed": 2}
-    assert ended["at"] - sent_at < GRACEFUL + SLACK
+    assert GRACEFUL <= ended["at"] - sent_at < GRACEFUL + SLACK
 
 
 @pytest.mark.quick_faults
