@@ -163,6 +163,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             signals = stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()
             stack.enter_context(prepared(self._listener, ours=lambda: given is None or given.taken))
+            stack.callback(self._leave_what_is_lent)
             stack.enter_context(titled(self._service_name()))
             if self.metrics_address is not None or self.max_memory is not None:
                 import psutil  # noqa: F401  # here, so that the workers share its memory
@@ -170,10 +171,10 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             if self.gc_freeze:
                 stack.enter_context(frozen())
             supervisor = self._supervisor = self._pool(wakeup, signals, mailbox)
-            self._open_control(supervisor)
-            self._export(supervisor)
-            user_forks.on_fork_by_user(self._forked_by_user)
             try:
+                self._export(supervisor)
+                self._open_control(supervisor)
+                user_forks.on_fork_by_user(self._forked_by_user)
                 self._run(supervisor, poll_interval)
             finally:
                 self._mailbox = None
@@ -329,11 +330,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     def _open_control(self, supervisor: Supervisor) -> None:
         terms = self._control_terms()
-        try:
-            server.open_control(supervisor, self._generations, terms, self._control_listener, self._given_control)
-        except BaseException:
-            supervisor.close()
-            raise
+        server.open_control(supervisor, self._generations, terms, self._control_listener, self._given_control)
+
+    def _leave_what_is_lent(self) -> None:
+        """On the way out of an image that failed before its loop began: the old generation serves on."""
+        given = self._given()
+        if given is not None and not given.taken:
+            given.detach()
 
     def _no_reload(self) -> str | None:
         if threading.current_thread() is not threading.main_thread():

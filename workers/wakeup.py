@@ -4,6 +4,7 @@ Owns one non-blocking socket pair and the bytes in it, which mean nothing: what 
 written before `wake()`. Used in every process that has a loop; takes no lock, so that a signal handler may use it too.
 """
 
+import contextlib
 import socket
 
 _QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may have given SIGPIPE its default action back
@@ -13,7 +14,8 @@ class _End(socket.socket):
     """The write end: closed, without a complaint, when nobody holds it any more."""
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(AttributeError):  # its constructor has failed
+            self.close()
 
 
 class Wakeup:
@@ -23,10 +25,17 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
+        """Raises OSError when descriptors are short, and leaves nothing behind then."""
         self._read, write = socket.socketpair()
-        self._write: _End | None = _End(fileno=write.detach())
-        self._read.setblocking(False)
-        self._write.setblocking(False)
+        try:
+            self._write: _End | None = _End(write.family, write.type, write.proto, write.fileno())
+            write.detach()
+            self._read.setblocking(False)
+            self._write.setblocking(False)
+        except OSError:
+            self._read.close()
+            write.close()
+            raise
 
     def fileno(self) -> int:
         """The read end; -1 when closed."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BindError, ConfigError
+from ..reload.handover import handed
 from ..sockets import ownership
 from ..sockets.addresses import parse_address
 from ..sockets.listener import Listener
@@ -122,5 +123,7 @@ def resumed_terms(packed: dict[str, Any]) -> ControlTerms:
 def resumed_listener(packed: dict[str, Any]) -> Listener:
     listener = Listener.resume(packed["fd"], quiet=False)
     listener.serve_by_pool(0.0)
+    if (given := handed()) is not None:
+        given.lend(listener)
     listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
     return listener

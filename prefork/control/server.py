@@ -22,7 +22,7 @@ from ..commands import Row
 from ..master.guard import attempt, say_failed
 from ..master.supervisor import Supervisor
 from ..reload.generations import Generations
-from ..reload.handover import Record
+from ..reload.handover import Record, handed
 from ..sockets.listener import Listener
 from . import protocol
 from .access import CLIENTS_MAX, ControlTerms, resumed_listener, resumed_terms
@@ -268,6 +268,8 @@ class ControlServer:
         """Take over the clients of the image before."""
         for values in packed:
             client = Session(Connection.resume(values, now), now, place=PlaceInQueue(values["skip"]))
+            if (given := handed()) is not None:
+                given.lend(client.connection.sock)
             if client.place.skip is not None:
                 client.connection.begin()
                 client.work = self._verbs.reload(client.place, asked=True)

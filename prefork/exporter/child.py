@@ -22,6 +22,7 @@ from prefork.workers.bootstrap import Birth, Master
 from ..master.children import Child
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
+from ..master.signalling import retire
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, queued
 
@@ -31,7 +32,6 @@ BACKLOG = 512  # a crowd that comes at once; where a Unix listener's queue is fu
 WEDGED_S = 3.0  # a connection that nobody takes for so long
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
-OLD_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
 HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
 
 
@@ -164,10 +164,7 @@ class ExporterChild:
             return
         feed.keep_ours()
         while self._before:
-            old = self._before.pop()
-            old.reason = ExitReason.REPLACED
-            old.deadline = now + OLD_S
-            old.signal(signal.SIGTERM)
+            retire(self._before.pop(), now)
 
     def _not_started(self, exc: OSError, now: float) -> None:
         say_failed("start the exporter", exc, f"trying again within {RESTART_MAX_S:g} s")

@@ -6,6 +6,7 @@ which comes back in every turn fills no log. A kind is what could not be done, i
 
 import errno
 import logging
+import time
 from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
@@ -13,6 +14,8 @@ from typing import TypeVar
 log = logging.getLogger("prefork.supervisor")
 
 SAID_EVERY_S = 10.0
+INSIST_S = 10.0
+INSIST_EVERY_S = 0.05
 T = TypeVar("T")
 
 _said: dict[tuple[str, str], float] = {}  # of this process: when each kind was last said
@@ -35,6 +38,20 @@ def attempt(what: str, step: Callable[[], object]) -> bool:
         say_failed(what, exc)
         return False
     return True
+
+
+def insist(what: str, step: Callable[[], T]) -> T:
+    """What the step returns, which is tried again for INSIST_S: for where nobody supervises until it is done, and the
+    kernel may be short of something for a moment. Raises OSError when it fails to the last."""
+    until = monotonic() + INSIST_S
+    while True:
+        try:
+            return step()
+        except OSError as exc:
+            if monotonic() > until:
+                raise
+            say_failed(what, exc, "trying again")
+        time.sleep(INSIST_EVERY_S)
 
 
 def say_failed(what: str, exc: Exception, then: str = "") -> None:

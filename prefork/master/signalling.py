@@ -14,6 +14,7 @@ from .guard import guarded
 
 log = logging.getLogger("prefork.supervisor")
 
+RETIRED_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # as a size seen: it differs from any
 
@@ -25,6 +26,13 @@ def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now:
     if child.state in (ChildState.STARTING, ChildState.READY):
         table.set_state(child, ChildState.DRAINING, now)
     child.signal(signum)
+
+
+def retire(child: Child, now: float) -> None:
+    """An exporter that has a successor, or is no longer wanted: it finishes what it has in hand, within RETIRED_S."""
+    child.reason = ExitReason.REPLACED
+    child.deadline = now + RETIRED_S
+    child.signal(signal.SIGTERM)
 
 
 def remind(child: Child, now: float) -> None:

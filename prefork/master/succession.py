@@ -49,6 +49,13 @@ class Succession(Protocol):
     def holding(self) -> bool:
         """Whether nobody is to be started now."""
 
+    @property
+    def arriving(self) -> bool:
+        """Whether what there is was only lent as yet: where this image fails, it goes on without it."""
+
+    def arrive(self) -> None:
+        """The loop is about to begin; called once."""
+
     def ask(self) -> None:
         """A reload is wanted."""
 
@@ -82,9 +89,13 @@ class OneGeneration:
     degraded = ""
     reloading = False
     holding = False
+    arriving = False
 
     def begin(self, workings: Workings) -> None:
         workings.board.words[Word.GENERATION] = self.current
+
+    def arrive(self) -> None:
+        pass
 
     def ask(self) -> None:
         pass

@@ -108,6 +108,8 @@ class Supervisor:
     def run(self, turn: Callable[[], None] | None = None, at_most: float | None = None) -> None:
         """Turn and wait until the service has stopped. `turn` is called in place of `self.turn()`, which it is expected
         to call; `at_most`: the longest wait, in seconds."""
+        self.generations.arrive()
+        self.tasks.retire_exporters(self.clock.now())
         while self.phase is not Phase.STOPPED:
             turns = self.turns
             if turn is not None:
@@ -466,6 +468,9 @@ class Supervisor:
         if self.closed:
             return
         self.closed = True
+        if self.generations.arriving:  # it never began: children and descriptors are those of whoever goes on
+            self._waiting.forget()
+            return
         self.generations.cancel()
         self.tasks.end_control()
         self.tasks.end_export()

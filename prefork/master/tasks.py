@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from prefork.metrics.facts import ChildKind
 
+from . import signalling
 from .children import Child, ChildTable
 from .guard import attempt, guarded
 from .processes import OrphanReaper
@@ -101,6 +102,13 @@ class Tasks:
         """Have an exporter from now on."""
         exporter.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
         self._exporter = exporter
+
+    def retire_exporters(self, now: float) -> None:
+        """Those of an earlier image, where this one has none: they finish what they have in hand."""
+        if self._exporter is None:
+            for child in self._table:
+                if child.kind is ChildKind.EXPORTER:
+                    signalling.retire(child, now)
 
     def end_control(self) -> None:
         if self._control is not None:

@@ -46,7 +46,8 @@ class Waiting:
         try:
             self._epoll = select.epoll()
         except OSError:
-            os.close(self._nudge)
+            if nudge is None:
+                os.close(self._nudge)
             raise
         self._epoll.register(wakeup.fileno(), select.EPOLLIN)
         self._epoll.register(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)

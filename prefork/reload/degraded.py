@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import setproctitle
+from setproctitle import setproctitle
 
 from prefork.workers.signals import Signals, set_mask
 from prefork.workers.wakeup import Wakeup
@@ -18,6 +18,7 @@ from ..commands import BY_SIGNAL, Command
 from ..control.access import resumed_listener, resumed_terms
 from ..control.server import open_control
 from ..exporter.child import Exported, ExporterChild
+from ..master.guard import attempt, insist
 from ..master.mailbox import Mailbox
 from ..master.policy import NO_POOL, Limits
 from ..master.service import Service
@@ -29,22 +30,13 @@ from .handover import LISTENERS, Handed, Record
 
 def serve_degraded(handed: Handed, why: str) -> int:
     """Supervise what is there until told to end; the exit status. Every signal is blocked when this is called."""
-    values = handed.values
-    handed.take_back()
-    listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
-    wakeup = Wakeup()
+    handed.take_back()  # before anything of ours takes a number that the program has closed
+    wakeup = insist("make a wake-up", Wakeup)
     mailbox = Mailbox(wakeup.wake)
     signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
-    generations = Generations(pack=_packer(values), handed=handed, failed=why)
-    supervisor = _supervisor(handed, listeners, wakeup, signals, generations, mailbox)
-    if handed.early is not None:
-        handed.early.hand_over(signals)
-    if "control" in values:
-        packed = values["control"]
-        open_control(supervisor, generations, resumed_terms(packed), resumed_listener(packed), packed)
-    signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
-    setproctitle.setproctitle(f"prefork: master {values['name']} degraded")
-    set_mask(values["mask"])
+    supervisor, listeners = insist("go on without the program", lambda: _start(handed, why, wakeup, mailbox, signals))
+    attempt("show in the title what this is", lambda: setproctitle(f"prefork: master {handed.values['name']} degraded"))
+    set_mask(handed.values["mask"])
     supervisor.run()
     supervisor.close()
     signals.close()
@@ -53,6 +45,25 @@ def serve_degraded(handed: Handed, why: str) -> int:
             listener.unlink()
             listener.close()
     return 0
+
+
+def _start(
+    handed: Handed, why: str, wakeup: Wakeup, mailbox: Mailbox, signals: Signals
+) -> tuple[Supervisor, dict[str, Listener | None]]:
+    """Everything up to the loop. Raises OSError, and then it can be tried again."""
+    values = handed.values
+    handed.take_back()
+    listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
+    generations = Generations(pack=_packer(values), handed=handed, failed=why)
+    supervisor = _supervisor(handed, listeners, wakeup, signals, generations, mailbox)
+    if "control" in values:
+        packed = values["control"]
+        open_control(supervisor, generations, resumed_terms(packed), resumed_listener(packed), packed)
+    if handed.early is not None:
+        handed.early.hand_over(signals)
+        handed.early = None
+    signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
+    return supervisor, listeners
 
 
 def limits(values: Mapping[str, Any]) -> Limits:

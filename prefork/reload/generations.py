@@ -7,6 +7,7 @@ replaces one by one.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Any
@@ -17,6 +18,7 @@ from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
 from ..master.children import Child, ChildState
+from ..master.guard import reason_of
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
 from ..master.succession import Workings
 from ..sockets.addresses import address_text
@@ -27,6 +29,7 @@ from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
 log = logging.getLogger("prefork.supervisor")
 
 GENERATIONS_MAX = 2
+DESCRIPTORS_FREE = 16  # before an exec
 
 
 class Generations:
@@ -71,7 +74,6 @@ class Generations:
             self.current = 1
         else:
             self._resume(self._handed, self._failed)
-            self._handed = None
 
     @property
     def current(self) -> int:
@@ -100,15 +102,22 @@ class Generations:
             self._table.adopt(child)
             self._workings.waiting.add(child.pidfd)
         self._board.keep_only_resumed()
-        vanished = [] if failed else [handed.vanished(name) for name in LISTENERS]
-        handed.take()
         self.current = self._first = handed.values["generation"] + (not failed)
         self._arriving = self._owed = not failed
-        if failed:
-            self.degraded = failed
-            self._tell(ReloadResult(False, failed))
+        self.degraded = failed
         if handed.values["again"]:
             self._reloading.ask()
+
+    def arrive(self) -> None:
+        """The loop is about to begin, and with it nothing on the way here can fail any more: what the previous image
+        lent is this one's own from now on, and what the program no longer asks for is given up."""
+        if self._handed is None:
+            return
+        handed, self._handed = self._handed, None
+        vanished = [] if self.degraded else [handed.vanished(name) for name in LISTENERS]
+        handed.take()
+        if self.degraded:
+            self._tell(ReloadResult(False, self.degraded))
         for name, listener in zip(LISTENERS, vanished, strict=False):
             if listener is not None:
                 log.info("no longer listening on %s", address_text(listener.getsockname()))
@@ -131,6 +140,11 @@ class Generations:
         self._left.close()
         self._left = None
         return self.current
+
+    @property
+    def arriving(self) -> bool:
+        """Whether everything is only lent as yet, and goes on without this image where that fails."""
+        return self._handed is not None
 
     # In every turn.
 
@@ -251,12 +265,13 @@ class Generations:
         with blocked() as mask:
             if self._workings.asked():  # what comes later stays pending over the exec
                 return
-            record = self._record()
-            record.values["mask"] = sorted(mask)
             try:
+                _require_descriptors()
+                record = self._record()
+                record.values["mask"] = sorted(mask)
                 self._execute(record)
             except OSError as exc:
-                self._reloading.done(ReloadResult(False, f"could not run the program again: {exc.strerror}"))
+                self._reloading.done(ReloadResult(False, f"could not run the program again: {reason_of(exc)}"))
 
     # What is said of it.
 
@@ -280,6 +295,20 @@ class Generations:
         with self._board.change() as words:
             words[Word.LAST_RELOAD_OK] = ok
             words[Word.LAST_RELOAD_AT_NS] = time_ns()
+
+
+def _require_descriptors() -> None:
+    """An interpreter that starts with fewer free may end before a line of ours runs. Raises OSError."""
+    taken: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS_FREE):
+            taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        why = f"a new image needs {DESCRIPTORS_FREE} free descriptors, of which there are {len(taken)}; see ulimit -n"
+        raise OSError(exc.errno, why) from exc
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def _ready(children: list[Child]) -> int:

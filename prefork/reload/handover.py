@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,8 @@ def handed_on(record: Record) -> Iterator[int]:
         yield fd
     finally:
         for each in record.fds:
-            os.set_inheritable(each, False)
+            with contextlib.suppress(OSError):
+                os.set_inheritable(each, False)
         os.close(fd)
 
 
@@ -80,12 +82,16 @@ class Handed:
         self.early: Signals | None = None  # notes what comes before the pool takes the signals
         self.on_taken: Callable[[], None] = lambda: None
         self._board: Board | None = None
-        self._spares = {
-            packed["fd"]: os.dup(packed["fd"])
-            for name in (*LISTENERS, "control", "board")
-            if (packed := values.get(name)) is not None
-        }
         self._given: dict[str, Listener] = {}
+        self._lent: list[socket.socket] = []
+        self._spares: dict[int, int] = {}
+        try:
+            for name in (*LISTENERS, "control", "board"):
+                if (packed := values.get(name)) is not None:
+                    self._spares[packed["fd"]] = os.dup(packed["fd"])
+        except OSError:
+            self._close_spares()
+            raise
 
     def listener(self, name: str, asked: str) -> Listener | None:
         """The socket of that role, once, where it was asked for in these words."""
@@ -93,6 +99,7 @@ class Handed:
         if packed is None or packed["asked"] != asked or name in self._given:
             return None
         listener = self._given[name] = Listener.resume(packed["fd"], quiet=self.rehearsal)
+        self.lend(listener)
         listener.asked, listener.inherited = asked, packed["inherited"]
         return listener
 
@@ -109,9 +116,22 @@ class Handed:
         for name, listener in self._given.items():
             packed = self.values[name]
             listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
-        for fd in self._spares.values():
-            os.close(fd)
+        self._lent.clear()
+        self._close_spares()
         self.on_taken()
+
+    def lend(self, sock: socket.socket) -> None:
+        """An object around a descriptor that is only lent until `take()`."""
+        self._lent.append(sock)
+
+    def detach(self) -> None:
+        """The program failed: no object of its image closes what is not its own, whoever still holds that object."""
+        while self._lent:
+            self._lent.pop().detach()
+
+    def _close_spares(self) -> None:
+        while self._spares:
+            os.close(self._spares.popitem()[1])
 
     def vanished(self, name: str) -> Listener | None:
         """The socket of that role, where the program asks for another now."""
@@ -120,6 +140,7 @@ class Handed:
 
     def take_back(self) -> None:
         """The program failed: put back what it may have closed."""
+        self.detach()
         self._given.clear()
         self._board = None
         for fd, spare in self._spares.items():
@@ -132,14 +153,14 @@ _handed: Handed | None = None
 def receive(fd: int) -> Handed:
     """Take what the image before left in `fd`. Raises ValueError when this version cannot read it."""
     global _handed
-    with open(fd, "rb") as file:
-        file.seek(0)
-        values = json.load(file)
+    values = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     for each in values["fds"]:
         os.set_inheritable(each, False)
     if values["version"] not in READABLE:
+        os.close(fd)
         raise ValueError(f"the record is of version {values['version']}, not {VERSION}")
     _handed = Handed(values)
+    os.close(fd)  # last of all: where anything failed it can be read again
     return _handed
 
 

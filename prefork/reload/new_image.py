@@ -17,6 +17,7 @@ from prefork.workers.signals import EVERY, Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL
+from ..master.guard import insist
 from .degraded import serve_degraded
 from .handover import Handed, receive
 
@@ -27,13 +28,11 @@ class TookTooLong(BaseException):
 
 def take_over(fd: int, program: list[str]) -> int:
     """Run the program on what descriptor `fd` says; the exit status of this process."""
-    handed = receive(fd)
+    handed = insist("read what was handed over", lambda: receive(fd))
     if handed.rehearsal:
         run(program)
         return 1  # it came to no serve_forever()
-    early = Signals(Wakeup())
-    early.take(dict.fromkeys(BY_SIGNAL, early.note))
-    handed.early = early
+    handed.early = insist("note signals", _early)
     handed.on_taken = lambda: Signals.raise_after(0, TookTooLong)
     set_mask(handed.values["mask"])
     Signals.raise_after(handed.values["boot_timeout"], TookTooLong)
@@ -54,6 +53,13 @@ def take_over(fd: int, program: list[str]) -> int:
     if handed.taken:
         return 0
     return _go_on(handed, why)
+
+
+def _early() -> Signals:
+    """Notes what comes before the pool takes the signals."""
+    early = Signals(Wakeup())
+    early.take(dict.fromkeys(BY_SIGNAL, early.note))
+    return early
 
 
 def _go_on(handed: Handed, why: str) -> int:

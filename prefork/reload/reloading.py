@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -27,6 +27,7 @@ from prefork.workers.signals import set_mask
 from .. import process
 from ..errors import ConfigError
 from ..master.children import Child
+from ..master.guard import attempt
 from .handover import Record, handed_on
 from .start_context import START
 
@@ -138,10 +139,14 @@ class Reloading:
         self._tell(f"rehearsing ({self._child})")
 
     def _start(self) -> None:
-        word_read, word = os.pipe()
-        output_read, output = os.pipe()
-        self._pipes = {"word": word_read, "output": output_read}
-        try:
+        with contextlib.ExitStack() as stack:
+            self._pipes["word"], word = os.pipe()
+            stack.callback(os.close, word)
+            self._pipes["output"], output = os.pipe()
+            stack.callback(os.close, output)
+            for fd in self._pipes.values():  # before the fork: what fails after it would leave a rehearsal of nobody's
+                os.set_blocking(fd, False)
+                self._watch(fd)
             record = self._record()
             record.values["pipe"] = word
             record.fds.append(word)
@@ -153,12 +158,6 @@ class Reloading:
             except BaseException:
                 slot.close()
                 raise
-        finally:
-            os.close(word)
-            os.close(output)
-        for fd in self._pipes.values():
-            os.set_blocking(fd, False)
-            self._watch(fd)
 
     def _listen(self) -> None:
         self._word += self._read("word")
@@ -246,11 +245,17 @@ def say(pipe: int, **word: object) -> None:
 def execute(record: Record) -> None:
     """Replace this image. Returns only by an OSError, and then nothing has changed. Every signal is blocked already."""
     there = record.values["directory"]
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY)  # its name may be gone: a release that was removed
-    with handed_on(record) as fd:
-        try:
-            os.chdir(there)
-            os.execve(START.executable, START.command(fd, there), START.environment)
-        finally:
-            os.fchdir(before)
-            os.close(before)
+    with _back_again(), handed_on(record) as fd:
+        os.chdir(there)
+        os.execve(START.executable, START.command(fd, there), START.environment)
+
+
+@contextlib.contextmanager
+def _back_again() -> Iterator[None]:
+    """On the way out we are in the directory where we were; its name may be gone: a release that was removed."""
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield
+    finally:
+        attempt("go back to the directory of this image", lambda: os.fchdir(before))
+        os.close(before)

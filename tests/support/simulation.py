@@ -272,6 +272,7 @@ class Simulation:
         supervisor = Supervisor(
             service, limits, self.board, self.wakeup, self.generations, processes=self.processes, stamp_ns=self.now_ns
         )
+        self.generations.arrive()  # as its loop begins
         supervisor._spawner._rng.seed(0)  # the jitter of lifetimes: the same in every run
         return supervisor
 

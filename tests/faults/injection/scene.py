@@ -197,23 +197,36 @@ class Scene:
 
     def _reload(self, release: str) -> None:
         self.release(release)
-        before = self.reloads()
+        before = self._reloads()
         self.signal(signal.SIGHUP)
         deadline = monotonic() + HUNG
-        while self.reloads() == before:
+        while (after := self._reloads()) == before:
             if monotonic() > deadline:
                 raise Hung("a reload was never said to have ended")
             time.sleep(LOOK_S)
-        status = self.settle(lambda status: not status["reloading"])
-        if self.reloads()[0] > before[0] and not status["degraded"]:
+        self.settle(lambda status: not status["reloading"])
+        if after[0] > before[0]:
             self.expected = release
 
-    def reloads(self) -> tuple[int, int]:
-        """How many have ended well, and how many have not, by the log."""
-        text = self.log
-        if self.process.poll() is not None:
-            raise Hung(f"the master ended with {self.process.returncode}")
-        return len(re.findall(r"reload: generation \d+ is in service", text)), text.count("reload failed:")
+    def _reloads(self) -> tuple[float, float]:
+        """How many have ended well, and how many have not."""
+        deadline = monotonic() + HUNG
+        while True:
+            try:
+                found = get(os.path.relpath(self.folder / "metrics")).samples
+                ok, failed = (found[f'prefork_reloads_total{{result="{result}"}}'] for result in ("ok", "failed"))
+                return ok, failed
+            except (OSError, ValueError, KeyError) as exc:
+                if self.process.poll() is not None:
+                    raise Hung(f"the master ended with {self.process.returncode}") from exc
+                if monotonic() > deadline:
+                    raise Hung(f"nobody says how many reloads there were: {exc}") from exc
+            time.sleep(LOOK_S)
+
+    def mend(self) -> None:
+        """A fault in a new image leaves the old generation in service, degraded: the next reload makes it whole."""
+        if self.settle(lambda status: True)["degraded"]:
+            self.reload()
 
     def serve(self) -> None:
         """A few requests, which a fault in the worker may cost, and a scrape."""
@@ -304,9 +317,10 @@ class Scene:
 
 
 def _unasked_traceback(log: str) -> str:
-    """The first one that a broken release does not explain."""
-    for found in re.finditer(r"Traceback \(most recent call last\):\n(?:\s.*\n)*.*\n", log):
-        if "RuntimeError: release" not in found[0]:
+    """The first one that neither a broken release explains, nor a fault in a new image, whose program fails by it."""
+    for found in re.finditer(r"(.*\n)?Traceback \(most recent call last\):\n(?:\s.*\n)*.*\n", log):
+        expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse")
+        if not any(each in found[0] for each in expected):
             return found[0][-600:]
     return ""
 
@@ -338,6 +352,7 @@ def inject(scene: Scene, stimulus: str, fault: Fault, who: str = "master") -> tu
             return _inject_into_end(scene)
         STIMULI[stimulus](scene)
         hit = scene.injector.disarm()
+        scene.mend()
         return hit, scene.wait_violations()
     except (Hung, OSError, ValueError) as exc:
         lost = scene.process.poll() is not None
