@@ -87,11 +87,15 @@ MODULES = {
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
     "lanes": Module("workers/lanes.py", ("unit/lanes",), ("process/pool", "process/composition", "process/server")),
-    "board": Module("metrics/board.py", ("unit/board", "unit/handover"), ("process/metrics_move",)),
+    "board": Module("metrics/board.py", ("unit/layout", "unit/board", "unit/handover"), ("process/metrics_move",)),
     "scoreboard": Module(
-        "metrics/scoreboard.py", ("unit/scoreboard", "unit/lanes", "unit/histogram"), ("process/metrics_move",)
+        "metrics/scoreboard.py",
+        ("unit/layout", "unit/scoreboard", "unit/lanes", "unit/histogram"),
+        ("process/metrics_move",),
     ),
     "application": Module(
-        "metrics/application/region.py", ("unit/application",), ("process/user_metrics", "process/prometheus")
+        "metrics/application/region.py",
+        ("unit/layout", "unit/application"),
+        ("process/user_metrics", "process/prometheus"),
     ),
 }

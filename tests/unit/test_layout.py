@@ -1,0 +1,87 @@
+"""Where each number stands in shared memory. Two images of a master read the same memory, before and after a reload
+that upgrades prefork: what has moved there needs another LAYOUT_VERSION, and what is new stands in free room."""
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from prefork.metrics import board, scoreboard
+from prefork.metrics.application import region
+from prefork.metrics.board import BOOT, LOOP_DELAY, Word
+from prefork.metrics.facts import AcceptError, ControlCommand, ExitReason
+from prefork.metrics.scoreboard import COUNTS, DURATION, LAYOUT_VERSION, QUEUE_WAIT
+
+WORDS = {
+    "SEQUENCE": 0, "VERSION": 1, "ROWS_USED": 2, "SERVING": 3, "GENERATION": 4, "STARTED_AT_NS": 5, "TURNED_NS": 6,
+    "MIN_CHILDREN": 7, "MAX_CHILDREN": 8, "BACKING_OFF": 9, "QUEUE_LENGTH": 10, "QUEUE_LIMIT": 11,
+    "QUEUE_LENGTH_MAX": 12, "DATAGRAM_BYTES": 13, "SPAWNED": 14, "LOST": 15, "TIMED_OUT": 16, "WORDS_REJECTED": 17,
+    "SATURATED_NS": 18, "DATAGRAM_DROPS": 19, "CPU_USER_NS": 20, "CPU_SYSTEM_NS": 21, "LOG_DROPPED": 22,
+    "SERIALS_USED": 23, "RELOADS_OK": 24, "RELOADS_FAILED": 25, "LAST_RELOAD_OK": 26, "LAST_RELOAD_AT_NS": 27,
+    "LOGS_COUNTED": 28, "CONTROL_OPEN": 29, "LANES_DEAD": 32,
+}  # fmt: skip
+BOARD = {
+    "EXITS": 69, "ACCEPT_ERRORS_DEAD": 84, "SIGNAL_DEATHS": 89, "SIGNALS": 65, "FORK_FAILURES": 154,
+    "CONTROL_REQUESTS": 187, "CONTROL_COMMANDS": 16, "LIVE_TABLE": 235, "ROWS": 2048, "ROW_WORDS": 3,
+    "BOARD_WORDS": 6379, "BOARD_BYTES": 51032 + (4 << 20),
+}  # fmt: skip
+SLOT = {
+    "VERSION": 0, "LANES": 1, "READY": 2, "DUE": 3, "LEAVING": 4, "DRAIN_ASKED": 5, "PRIVATE_MEMORY": 6,
+    "OPEN_FDS": 7, "FDS_LIMIT": 8, "CPU_USER_NS": 9, "CPU_SYSTEM_NS": 10, "ACCEPT_ERRORS": 11, "LOG_DROPPED": 16,
+    "TEXT_AT": 17, "HEADER_WORDS": 24, "LANE_WORDS": 40, "COUNT_WORDS": 37, "STATE": 0, "STARTED_NS": 1, "ACCEPTED": 2,
+    "COMPLETED": 3, "FAILED": 4, "REJECTED": 5, "HANDED_OVER": 6, "YES": 0x7072_6566_6F72_6B21, "IDLE": 0,
+    "ACCEPTING": 1, "BUSY": 2, "MOST_GROWTH": 1 << 50, "STACKS_MAX": 262_144,
+}  # fmt: skip
+REGION = {
+    "FORMAT": 0x7072_6566_6F72_0001, "VERSION": 0, "USED": 1, "DROPPED": 2, "REGION_HEADER_WORDS": 4, "FAMILY": 0xFFF,
+    "LENGTH_BITS": 20, "LENGTH_MASK": 0xFFFFF, "REGION_BYTES": 1 << 20, "FOLDED_BYTES": 4 << 20, "MOST": 2.0**63,
+    "LEAST": 2.0**-52,
+}  # fmt: skip
+
+
+def test_version() -> None:
+    """Numbers that have moved are of another version; then write it, and them, here."""
+    assert LAYOUT_VERSION == 1
+
+
+def test_words_of_the_board() -> None:
+    """Each has the number that it always had, and no other has it."""
+    assert {name: int(word) for name, word in Word.__members__.items()} == WORDS
+    assert len(set(WORDS.values())) == len(WORDS)
+
+
+MODULES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
+    "board": (board, BOARD), "scoreboard": (scoreboard, SLOT), "region": (region, REGION),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", MODULES)
+def test_numbers_of_the_layout(where: str) -> None:
+    """The areas of the board, the words of a slot and of a lane, and the frame of the program's own metrics."""
+    module, expected = MODULES[where]
+    assert {name: getattr(module, name) for name in expected} == expected
+
+
+def test_histograms() -> None:
+    """Their bounds, in milliseconds, and where they begin."""
+    ms = {name: [bound / 1e6 for bound in histogram.bounds_ns] for name, histogram in {
+        "request": DURATION, "queue": QUEUE_WAIT, "boot": BOOT, "loop": LOOP_DELAY,
+    }.items()}  # fmt: skip
+    assert ms == {
+        "request": [0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000],
+        "queue": [10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000],
+        "boot": [5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000],
+        "loop": [1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000],
+    }
+    assert [each.start for each in (DURATION, QUEUE_WAIT, BOOT, LOOP_DELAY)] == [8, 26, 159, 174]
+    assert (COUNTS.start, COUNTS.stop) == (2, 39)
+
+
+def test_there_is_room() -> None:
+    """No area reaches into the next one."""
+    assert BOARD["EXITS"] + len(ExitReason) < BOARD["ACCEPT_ERRORS_DEAD"]
+    assert BOARD["ACCEPT_ERRORS_DEAD"] + len(AcceptError) <= BOARD["SIGNAL_DEATHS"]
+    assert len(ControlCommand) <= BOARD["CONTROL_COMMANDS"]
+    assert SLOT["ACCEPT_ERRORS"] + len(AcceptError) <= SLOT["LOG_DROPPED"]
+    assert COUNTS.stop <= SLOT["LANE_WORDS"]
+    assert SLOT["TEXT_AT"] < SLOT["HEADER_WORDS"]
