@@ -1,6 +1,9 @@
 """The end under load: what the kernel had queued is served, and who idles is hung up in time."""
 
+import contextlib
 import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,41 @@ def test_term_under_load(door: str, tmp_path: Path) -> None:
     assert tally.answered >= 10 * CLIENTS
     assert unanswered <= allowed, tally.failed
     assert ended["completed"] == ended["accepted"]
+    assert ended["exits"] == {"drained": 2}
+
+
+GRACEFUL = 10.0
+ECHO = "class Handler(DatagramRequestHandler):\n    def handle(self):\n        self.wfile.write(self.rfile.read())\n"
+
+
+def test_term_under_datagrams(tmp_path: Path) -> None:
+    """TERM under a stream of datagrams that does not end: what comes later is not let in, so that the queue is served
+    and the service ends at once, and not at a deadline."""
+    source = script(ECHO, bases="PreForkingUDPServer", max_children=2, graceful_timeout=GRACEFUL)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        address, done = service.address, threading.Event()
+
+        def stream() -> None:
+            with socket.socket(type=socket.SOCK_DGRAM) as client:
+                while not done.wait(0.002):
+                    with contextlib.suppress(OSError):  # once nobody listens
+                        client.sendto(b"pid\n", address)
+
+        thread = threading.Thread(target=stream)
+        thread.start()
+        try:
+            while service.statistics()["completed"] < 50:
+                pass
+            sent_at = service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+        finally:
+            done.set()
+            thread.join()
+        ended = service.wait("ended")
+    took = ended["at"] - sent_at
+    figure("TERM under datagrams: ended after", ms(took), "1 s of half of graceful_timeout, 5 s")
+    assert took < 1
     assert ended["exits"] == {"drained": 2}
 
 

@@ -5,6 +5,7 @@ import http.client
 import os
 import signal
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,31 @@ def test_eof_gives_a_newcomer_time(tmp_path: Path) -> None:
             assert new.ask(b"pid")
             new.wait_end()
         assert service.wait_exit() == 0
+
+
+GATED = """
+class Handler(BaseRequestHandler):
+    def handle(self):
+        tell("waiting")
+        with open("gate") as gate:
+            gate.read()
+"""
+
+
+def test_eof_and_a_client_that_is_gone(tmp_path: Path) -> None:
+    """That the client has reset its connection is no error of the worker that drains, nor of the handler in it."""
+    os.mkfifo(tmp_path / "gate")
+    with Service(tmp_path, script(GATED, max_children=1, drain_connections="eof")) as service:
+        service.wait_ready(1)
+        with service.connect() as client:
+            service.wait("waiting")
+            nothing_for(0.3, client.sock)  # an input: it is no newcomer
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        service.signal(signal.SIGTERM)
+        service.wait_pool(lambda pool: pool["draining"] == 1)
+        (tmp_path / "gate").write_text("")
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 1}
 
 
 def test_wait_leaves_connections_alone(tmp_path: Path) -> None:
