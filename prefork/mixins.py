@@ -139,7 +139,12 @@ class ThreadingMixIn(SupervisedMixIn):
             if self._threads is None:
                 self._threads = Threads()
             self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            if self._threads is not None:
+                self._threads.forget(thread)
+            raise
 
     def _wait_for_requests(self) -> None:
         if self._threads is not None:

@@ -349,7 +349,7 @@ class SupervisedMixIn(_AnyServer):
             finally:
                 if not lanes.elsewhere:
                     lanes.give_back(lane)
-            if lanes.elsewhere and outcome is not Accepted.REQUEST:
+            if lanes.elsewhere and outcome in (Accepted.NOTHING, Accepted.NO_RESOURCES):
                 self._lane = lane
-            if outcome is Accepted.NO_RESOURCES:
+            if outcome in (Accepted.NO_RESOURCES, Accepted.NOT_BEGUN):
                 self._pause_accepting()

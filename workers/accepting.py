@@ -33,6 +33,13 @@ def is_resource_error(exc: OSError) -> bool:
     return accept_error(exc) in _RESOURCES
 
 
+def is_shortage(exc: Exception) -> bool:
+    """Whether a request could not be begun because the system has no more threads or processes for us."""
+    if isinstance(exc, RuntimeError):
+        return "can't start new thread" in str(exc)  # CPython has no other sign of it
+    return isinstance(exc, OSError) and (exc.errno == errno.EAGAIN or is_resource_error(exc))
+
+
 def _is_tls(exc: OSError) -> bool:
     ssl = sys.modules.get("ssl")  # not imported: then the error is not one of its
     return ssl is not None and isinstance(exc, ssl.SSLError)

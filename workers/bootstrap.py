@@ -78,11 +78,18 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         status = body(birth, master)
     except SystemExit as exc:
         birth.slot.words[LEAVING] = ExitReason.EXITED
-        status = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        status = exit_status(exc)
     except BaseException:
         birth.stacks.write(traceback.format_exc())
     finally:
         leave(status)
+
+
+def exit_status(exc: BaseException) -> int:
+    """The status with which a process ends by this exception, as Python's own would."""
+    if not isinstance(exc, SystemExit):
+        return CRASHED
+    return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
 
 
 def leave(status: int) -> NoReturn:

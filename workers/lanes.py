@@ -11,14 +11,17 @@ defines, on the instance, so that an override is counted as well. A `finish_requ
 finds no lane and is not counted.
 """
 
+import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from time import monotonic_ns
+from time import monotonic, monotonic_ns
+from traceback import clear_frames
 from typing import Any
 
+from prefork.metrics.facts import AcceptError
 from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.scoreboard import (
     ACCEPT_ERRORS,
@@ -38,13 +41,19 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import user_forks
-from .accepting import accept_error, is_resource_error
+from .accepting import accept_error, is_resource_error, is_shortage
+from .bootstrap import exit_status, leave
 
 Lane = memoryview
 # How often a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms and the
 # question costs 4 µs: asked of one connection in eight it was a sixteenth of what a short one costs.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
+NEVER_S = float("-inf")
+ACCEPT_SAID_EVERY_S = 10.0
+FAILED_IN_A_ROW = 100  # these are no clients' doing: get_request() fails before it accepts, and would do so for ever
+
+log = logging.getLogger("prefork.server")
 
 
 class Accepted(Enum):
@@ -53,9 +62,10 @@ class Accepted(Enum):
     REQUEST = auto()
     NOTHING = auto()  # the queue is empty, or what was there is gone
     NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
+    NOT_BEGUN = auto()  # a request, which failed for want of a thread: leave the listener alone for a while
 
 
-REQUEST, NOTHING, NO_RESOURCES = Accepted  # for the hot path: 3.11 makes a call of `Accepted.REQUEST`
+REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: 3.11 makes a call of `Accepted.REQUEST`
 
 
 class _Current(threading.local):
@@ -67,7 +77,8 @@ class Lanes:
 
     `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts. `more`
     makes another slot when every lane is taken, or None at the cap; `on_free` is called when a lane comes back to a
-    process that found none.
+    process that found none. `guarded`: whatever `get_request()` raises costs one client; else what is no OSError ends
+    the loop, as in the standard library.
     """
 
     def __init__(
@@ -78,12 +89,17 @@ class Lanes:
         on_free: Callable[[], None],
         more: Callable[[], Slot | None] | None = None,
         queue_waits: bool = False,
+        guarded: bool = False,
     ) -> None:
         self.elsewhere = elsewhere
         self._next_queue_wait_ns = 0 if queue_waits else NEVER_NS
         self._errors = slot.words
         self._on_free = on_free
         self._more = more
+        self._guarded = guarded
+        self._failed = 0  # of get_request(), in a row
+        self._said_at = NEVER_S
+        self.forked = False  # by user code, in a handler: this process ends with it, and is no second worker
         self._starved = False
         self._total = 0
         self._free: deque[Lane] = deque()
@@ -134,7 +150,7 @@ class Lanes:
 
     def bind(self, server: Any) -> None:
         """Count what this server instance finishes from now on; `unbind()` ends it."""
-        server.finish_request = self._counting(server.finish_request)
+        server.finish_request = self._counting(server)
         if self.elsewhere:
             server.close_request = self._returning(server.close_request)
             if hasattr(server, "process_request_thread"):
@@ -154,6 +170,12 @@ class Lanes:
         except OSError as exc:
             lane[STATE] = IDLE
             return self._not_accepted(exc)
+        except Exception as exc:
+            lane[STATE] = IDLE
+            if not self._guarded:
+                raise
+            return self._not_understood(exc)
+        self._failed = 0
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
         if now_ns >= self._next_queue_wait_ns:
@@ -170,10 +192,12 @@ class Lanes:
             else:
                 self._count(REJECTED)
                 server.shutdown_request(request)
-        except Exception:
+        except Exception as exc:
             self._count(FAILED)
             server.handle_error(request, client_address)
             server.shutdown_request(request)
+            if self.elsewhere and is_shortage(exc):
+                return NOT_BEGUN
         except BaseException:
             self._count(FAILED)
             server.shutdown_request(request)
@@ -192,6 +216,17 @@ class Lanes:
         self._errors[ACCEPT_ERRORS + accept_error(exc)] += 1
         return NO_RESOURCES if is_resource_error(exc) else NOTHING
 
+    def _not_understood(self, exc: Exception) -> Accepted:
+        """The program's `get_request()` raised: its connection, which nobody else knows, is closed with its frame."""
+        self._errors[ACCEPT_ERRORS + AcceptError.OTHER] += 1
+        self._failed += 1
+        now = monotonic()
+        if now - self._said_at >= ACCEPT_SAID_EVERY_S:
+            self._said_at = now
+            log.error("could not get a request, its connection is closed: %r", exc, exc_info=exc)
+        clear_frames(exc.__traceback__)
+        return NO_RESOURCES if self._failed >= FAILED_IN_A_ROW else NOTHING
+
     def _count(self, outcome: int) -> None:
         """Count the request of this thread, unless that is done."""
         lane = self._current.lane
@@ -199,8 +234,8 @@ class Lanes:
             self._current.lane = None
             lane[outcome] += 1
 
-    def _counting(self, finish: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        current = self._current
+    def _counting(self, server: Any) -> Callable[[Any, Any], None]:
+        current, finish = self._current, server.finish_request
         observe = DURATION.observe
 
         def finish_request(request: Any, client_address: Any) -> None:
@@ -211,10 +246,16 @@ class Lanes:
             current.lane = None
             try:
                 finish(request, client_address)
-            except BaseException:
+            except BaseException as exc:
+                if self.forked:
+                    if not isinstance(exc, SystemExit):
+                        server.handle_error(request, client_address)
+                    leave(exit_status(exc))
                 lane[FAILED] += 1
                 DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
                 raise
+            if self.forked:
+                leave(0)
             lane[COMPLETED] += 1
             observe(lane, monotonic_ns() - lane[STARTED_NS])
 

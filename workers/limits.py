@@ -4,12 +4,15 @@ Runs in the worker. A worker that is due says so and serves on; the master repla
 an idle worker is not woken for it.)
 """
 
+import logging
 import random
 from collections import deque
 from dataclasses import dataclass
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.kernel import descriptors
+
+log = logging.getLogger("prefork.server")
 
 JITTER = 0.1  # workers that started together do not leave together: up to a tenth earlier
 SAMPLE_EVERY_S = 10.0
@@ -56,11 +59,16 @@ class CostSample:
     cpu_system_s: float
 
 
-def sample() -> CostSample:
-    """Of this process. Costs milliseconds when it is large, so it is taken rarely and between requests."""
+def sample() -> CostSample | None:
+    """Of this process; None where it cannot be had: no descriptor is left, or there is no /proc. Costs milliseconds
+    when it is large, so it is taken rarely and between requests."""
     import psutil  # only where a limit or the metrics ask for it: 3 MB that the others do not need
 
-    process = psutil.Process()
-    cpu = process.cpu_times()
+    try:
+        process = psutil.Process()
+        cpu, memory = process.cpu_times(), process.memory_full_info().uss
+    except (psutil.Error, OSError, ValueError) as exc:  # ValueError: a /proc that is another one's
+        log.warning("could not measure this worker, which goes on unmeasured: %s", str(exc) or type(exc).__name__)
+        return None
     opened, limit = descriptors()
-    return CostSample(process.memory_full_info().uss, opened or 0, limit or 0, cpu.user, cpu.system)
+    return CostSample(memory, opened or 0, limit or 0, cpu.user, cpu.system)

@@ -34,9 +34,9 @@ from prefork.metrics.scoreboard import (
 
 from . import ending, sinks, user_forks
 from .accepting import ACCEPT_PAUSE
-from .bootstrap import Birth, Master
+from .bootstrap import Birth, Master, leave
 from .hangup import InHand
-from .lanes import NO_RESOURCES, REQUEST, Lanes
+from .lanes import NO_RESOURCES, NOT_BEGUN, REQUEST, Lanes
 from .lazy_imports import import_lazy
 from .limits import SAMPLES, WorkerLimits, jittered, sample
 from .signals import Signals, ignore, set_mask
@@ -85,7 +85,8 @@ class Worker:
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
         self.lanes = Lanes(
-            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits
+            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits,
+            guarded=True,
         )
         self._in_hand = InHand()
         self._epoll = select.epoll()
@@ -135,6 +136,7 @@ class Worker:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._begin_to_drain()
+        self._wakeup.wake()  # the program may have taken the signals' wake-up away, as asyncio.run() does
         self._in_hand.hang_up()
         if self.master.gone():  # this is PDEATHSIG: the handler that runs now may take its time, the port may not
             self._orphaned()
@@ -145,6 +147,7 @@ class Worker:
 
     def _forked_by_user(self) -> None:
         """In a process that user code forked from this worker: it is none, and holds nothing of ours."""
+        self.lanes.forked = True
         slot = self.birth.slot  # its other part, the program's own metrics, is left by itself: prometheus._leave
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
@@ -185,13 +188,19 @@ class Worker:
                     self._note(ready)
             now_ns = monotonic_ns()
             outcome = lanes.serve_one(server, lane, now_ns)
-            if outcome is REQUEST:
+            if lanes.forked:
+                leave(0)
+            if outcome is REQUEST or outcome is NOT_BEGUN:
                 if lanes.elsewhere:
                     lane = None
+                else:
+                    self._signals.keep()
                 self._served += 1
                 if self._served == most or now_ns >= next_look_ns:
                     next_look_ns = now_ns + LOOK_EVERY_NS
                     self._look(now_ns)
+                if outcome is NOT_BEGUN and not leaving:
+                    self._pause()
                 if self.terms.one_request:
                     self._leaving = ExitReason.MAX_REQUESTS
                     leaving = True
@@ -230,9 +239,11 @@ class Worker:
 
     def _sample(self, now_ns: int) -> None:
         seen, words = sample(), self.birth.slot.words
-        self._memory.append(seen.private_memory)
-        words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT] = seen.private_memory, seen.open_fds, seen.fds_limit
-        words[CPU_USER_NS], words[CPU_SYSTEM_NS] = int(seen.cpu_user_s * 1e9), int(seen.cpu_system_s * 1e9)
+        if seen is not None:
+            self._memory.append(seen.private_memory)
+            words[PRIVATE_MEMORY], words[OPEN_FDS] = seen.private_memory, seen.open_fds
+            words[FDS_LIMIT] = seen.fds_limit
+            words[CPU_USER_NS], words[CPU_SYSTEM_NS] = int(seen.cpu_user_s * 1e9), int(seen.cpu_system_s * 1e9)
         self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
 
     # Leaving.

@@ -20,6 +20,7 @@ SignalHandler = Callable[[int, FrameType | None], Any]
 UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
+_TERM, _INT, _DEFAULT = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIG_DFL)
 EVERY = frozenset(map(int, signal.valid_signals()))
 
 
@@ -52,6 +53,7 @@ class Signals:
         self._post = post or self._notes.append
         self._wakeup = wakeup
         self._before: dict[int, Any] = {}
+        self._ours: dict[int, SignalHandler] = {}
         self._wakeup_before: int | None = None
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
@@ -62,6 +64,15 @@ class Signals:
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.write_fileno(), warn_on_full_buffer=False)
         for signum, handler in handlers.items():
             self._before[signum] = signal.signal(signum, handler)
+            self._ours[signum] = handler
+
+    def keep(self) -> None:
+        """Install again what went back to its default action: an event loop that ran in a handler leaves the signals
+        that it had so. A handler of the program's own stays. Called between requests: two cheap calls tell."""
+        if _signal.getsignal(_TERM) == _DEFAULT or _signal.getsignal(_INT) is signal.default_int_handler:
+            for signum, handler in self._ours.items():
+                if signal.getsignal(signum) in UNHANDLED:
+                    signal.signal(signum, handler)
 
     def take_unhandled(self, signums: Iterable[int]) -> list[int]:
         """Note each of these that the program does not handle itself; return the others."""

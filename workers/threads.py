@@ -17,6 +17,10 @@ class Threads:
         if not thread.daemon:
             self._threads.append(thread)
 
+    def forget(self, thread: threading.Thread) -> None:
+        """One that could not be started."""
+        self._threads = [each for each in self._threads if each is not thread]
+
     def forget_finished(self) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive() or thread.ident is None]
 
