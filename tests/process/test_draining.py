@@ -14,7 +14,7 @@ import pytest
 from tests.support.clients import ask
 from tests.support.figures import figure
 from tests.support.proc import nothing_for
-from tests.support.service import Service, Watch, script
+from tests.support.service import Service, Watch, readable, script
 
 POOLS = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"]
 DELAY = 2.0
@@ -225,13 +225,13 @@ def test_eof_and_a_client_that_is_gone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "gate")
     with Service(tmp_path, script(GATED, max_children=1, drain_connections="eof")) as service:
         service.wait_ready(1)
-        with service.connect() as client:
-            service.wait("waiting")
-            nothing_for(0.3, client.sock)  # an input: it is no newcomer
-            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        service.signal(signal.SIGTERM)
-        service.wait_pool(lambda pool: pool["draining"] == 1)
-        (tmp_path / "gate").write_text("")
+        with readable(os.open(tmp_path / "gate", os.O_RDWR)):
+            with service.connect() as client:
+                service.wait("waiting")
+                nothing_for(0.3, client.sock)  # an input: it is no newcomer
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] == 1 or pool["exits"])
         assert service.wait_exit() == 0
         assert service.wait("ended")["exits"] == {"drained": 1}
 

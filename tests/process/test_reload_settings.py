@@ -79,6 +79,7 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         assert ask(os.path.relpath(tmp_path / "s.sock"), b"a\n") == b"A\n"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("how", "wanted"), [("TTIN", 4), ("TTOU", 2), ("scale 1", 1), ("scale 5", 5)])
 def test_a_reload_forgets_the_size_that_was_asked_for(how: str, wanted: int, tmp_path: Path) -> None:
     """After TTIN, TTOU or `scale` a reload puts the settings' own size in force again."""
