@@ -73,17 +73,17 @@ MODULES = {
     "notify": Module("prefork/master/notify.py", ("unit/systemd",), ("process/systemd", "faults/manager")),
     "control": Module(
         "prefork/control/server.py",
-        ("unit/control_server", "unit/protocol"),
+        ("unit/control_server", "unit/control_simulated", "unit/protocol"),
         ("process/control", "process/socket_access", "process/control_changes", "faults/control"),
     ),
     "access": Module(
         "prefork/control/access.py",
-        ("unit/control_server",),
+        ("unit/control_access", "unit/control_simulated"),
         ("process/control", "process/socket_access", "process/control_changes", "faults/control"),
     ),
     "loop": Module(
         "workers/loop.py",
-        ("unit/limits",),
+        ("unit/loop", "unit/limits"),
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
     "lanes": Module("workers/lanes.py", ("unit/lanes",), ("process/pool", "process/composition", "process/server")),
