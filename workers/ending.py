@@ -13,10 +13,18 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 from types import ModuleType
+from typing import Any
 from weakref import finalize
 
 log = logging.getLogger("prefork.server")
 
+# Exporters that go on in a forked process by themselves, and flush by what they registered in the master.
+FLUSHED: dict[str, Callable[[Any], Any]] = {
+    "sentry_sdk": lambda module: module.flush,
+    "opentelemetry.trace": lambda module: getattr(module.get_tracer_provider(), "force_flush", None),
+    "opentelemetry.metrics": lambda module: getattr(module.get_meter_provider(), "force_flush", None),
+    "opentelemetry._logs": lambda module: getattr(module.get_logger_provider(), "force_flush", None),
+}
 QUIETLY_S = 0.3  # threads that were told to end need no line in the log
 
 
@@ -58,7 +66,18 @@ def finish() -> None:
         threading._shutdown()  # type: ignore[attr-defined]
     except Exception:
         log.exception("could not end the program's threads")
+    for name, flush_of in FLUSHED.items():
+        if (exporter := sys.modules.get(name)) is not None:
+            _flush(name, exporter, flush_of)
     atexit._run_exitfuncs()  # what one raises goes to sys.unraisablehook
+
+
+def _flush(name: str, exporter: ModuleType, flush_of: Callable[[Any], Any]) -> None:
+    try:
+        if (flush := flush_of(exporter)) is not None:
+            flush()
+    except Exception:
+        log.exception("could not flush %s", name)
 
 
 def _waited_for() -> list[threading.Thread]:
