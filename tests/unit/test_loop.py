@@ -111,6 +111,7 @@ class Run:
 
     def __init__(self, server_class: type[Any] = Server, lanes: int = 1, **terms: Any) -> None:
         self.seen: list[str] = []
+        self.measured: list[bool] = []  # whether it was, at each nudge
         self.slot, self.master = Slot(lanes), NoMaster()
         self.server = server_class(("127.0.0.1", 0), Handler)
         self.server.seen, self.server.master = self.seen, self.master
@@ -121,6 +122,7 @@ class Run:
 
     def _nudge(self) -> None:
         words = self.slot.words
+        self.measured.append(bool(words[PRIVATE_MEMORY]))
         self.seen.append(f"nudge{' due' * bool(words[DUE])}{' ready' * bool(words[READY])}")
 
     def come(self, *lines: str) -> None:
@@ -262,6 +264,7 @@ def test_what_it_costs(metrics: bool, runs: Callable[..., Run]) -> None:
     words = run.slot.words
     seen = [bool(words[word]) for word in (PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT, CPU_USER_NS)]
     assert seen == [metrics] * 4
+    assert run.measured[0] is metrics
     if metrics:
         assert words[PRIVATE_MEMORY] > 1 << 20
         assert words[CPU_USER_NS] < 3600 * 1e9
