@@ -39,6 +39,7 @@ SIGNALS = 65
 ROWS = 2048  # of the table of live slots
 ROW_WORDS = 3  # serial (0: free), role, condition
 PATIENCE_NS = 1_000_000_000  # a writer that is in the middle for so long has died there
+WORD_MAX = (1 << 64) - 1
 
 
 class Word(IntEnum):
@@ -388,7 +389,7 @@ class Board:
 
     def _add(self, start: int, amounts: list[int]) -> None:
         for index, amount in enumerate(amounts, start):
-            self.words[index] += amount
+            self.words[index] = min(self.words[index] + amount, WORD_MAX)  # children that scribble may add up to more
 
 
 def unannounced(serial: int, reader: SlotReader) -> None:

@@ -21,6 +21,8 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
+from math import isfinite
+from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
@@ -50,6 +52,8 @@ _nowhere = _Home(None)
 _groups: WeakSet["_Group"] = WeakSet()
 _being_built: dict[tuple[object, ...], "_Group"] = {}  # histograms and summaries, whose values come one by one
 _refused: set[str] = set()
+SAID_EVERY, NEVER_S = 10.0, float("-inf")  # seconds
+_not_finite_said: dict[str, float] = {}  # by metric
 # Entered again by a signal handler or a destructor that counts; never held while something is logged.
 _lock = threading.RLock()
 
@@ -151,6 +155,7 @@ class Value:
     ) -> None:
         rule = RULES.get((typ, multiprocess_mode))
         suffix = name.removeprefix(metric_name)
+        self._name = metric_name
         self._home = _home
         self._cells: Cells = array("d", (0.0, 0.0))
         self._at = 0
@@ -182,9 +187,11 @@ class Value:
         if self._home is not _home:
             self._settle()
         with _lock:
-            self._cells[self._at] += amount
-            if self._stamped:
-                self._cells[self._at + 1] = 1.0
+            total = self._cells[self._at] + amount
+            if self._takes(total):
+                self._cells[self._at] = total
+                if self._stamped:
+                    self._cells[self._at + 1] = 1.0
 
     def set(self, value: float, timestamp: float | None = None) -> None:
         """A counter that is set back, `Counter.reset()`, shows less from then on; its total over all does not fall."""
@@ -192,6 +199,8 @@ class Value:
             self._settle()
         with _lock:
             cells, at = self._cells, self._at
+            if not self._takes(value):
+                return
             if self._grows:
                 if value < cells[at] - self._offset:
                     self._offset = cells[at] - value
@@ -200,6 +209,18 @@ class Value:
                 cells[at] = value
                 if self._stamped:
                     cells[at + 1] = timestamp or 1.0  # last: killed in between, the new value counts as the old one's
+
+    def _takes(self, total: float) -> bool:
+        """Whether that may stand here: in what is summed over processes a NaN or an infinity would stay for ever."""
+        if isfinite(total) or self._stamped:
+            return True
+        now = monotonic()
+        if now - _not_finite_said.get(self._name, NEVER_S) >= SAID_EVERY:
+            _not_finite_said[self._name] = now
+            log.warning(
+                "refused a value of the program's metric %s: %s cannot be summed; it stays as it was", self._name, total
+            )
+        return False
 
     def get(self) -> float:
         """What this process has counted."""

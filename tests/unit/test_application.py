@@ -398,6 +398,28 @@ def test_value_alone() -> None:
     assert value.get() == 0.0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_cannot_be_summed_is_refused(bad: float, caplog: pytest.LogCaptureFixture) -> None:
+    """NaN and infinities put into what is summed over processes change nothing, and that is said, once in a while; a
+    gauge that is not summed may have them."""
+    user_values._not_finite_said.clear()
+    value = counter()
+    gauge, most = (Value("gauge", "g", "g", (), (), "G.", multiprocess_mode=mode) for mode in ("sum", "max"))
+    for each in (value, gauge):
+        each.inc(2)
+        each.inc(bad)
+        each.inc(bad)
+        each.set(bad)
+        assert each.get() == 2.0
+    value.inc(1)
+    most.set(bad)
+    assert value.get() == 3.0
+    assert most.get() == bad or (math.isnan(most.get()) and math.isnan(bad))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "refused a value of the program's metric hits", "refused a value of the program's metric g"
+    ]  # fmt: skip
+
+
 def test_values_are_adopted() -> None:
     """What was counted before there was a region counts in it, once; afterwards the values have what they had."""
     value, twin, gauge = counter(), counter(), Value("gauge", "level", "level", (), (), "", "max")
