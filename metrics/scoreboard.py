@@ -69,6 +69,8 @@ def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
     try:
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        # Text is appended by whoever has the descriptor: the description is shared, and so is this flag.
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         return fd, mmap.mmap(fd, size)
     except BaseException:
         os.close(fd)
@@ -83,8 +85,6 @@ class Slot:
         application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
         size = application_at + application_bytes
         self._use(*sealed_memory("prefork-slot", size), lanes)
-        # Text is appended by whoever has the descriptor: the description is shared, and so is this flag.
-        fcntl.fcntl(self.fd, fcntl.F_SETFL, os.O_APPEND)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
         self.words[TEXT_AT] = size

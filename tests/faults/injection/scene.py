@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
@@ -31,6 +32,7 @@ HUNG = 12.0  # seconds; a fork that failed is tried again after 0.5 s, an export
 WORKERS = 2
 GRACEFUL_S = 3.0
 LOOK_S = 0.02
+GONE_S = 6.0  # a client of the control socket that has hung up is worked for as long as that, where stacks never come
 WAITS = {str(CALLS["epoll_wait"]), str(CALLS["epoll_pwait2"])}
 SETTINGS = f"""
 [prefork]
@@ -305,12 +307,13 @@ class Scene:
         if len(self._exporters()) > 1:
             found.append(f"exporters: {self._exporters()}")
         if (now := self._descriptors()) != self.descriptors:
-            found.append(f"descriptors: {now}, not {self.descriptors}")
+            more, fewer = (Counter(a) - Counter(b) for a, b in ((now, self.descriptors), (self.descriptors, now)))
+            found.append(f"descriptors: too many {dict(more)}, too few {dict(fewer)}")
         return found
 
     def wait_violations(self) -> list[str]:
         """Those that are still there after a while: a process that is about to end has a moment for it."""
-        deadline = monotonic() + 2.0
+        deadline = monotonic() + GONE_S
         while (found := self.violations()) and monotonic() < deadline:
             time.sleep(LOOK_S)
         return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from .injector import ERRNOS, Fault, Injector
 from .scene import ENDS, STIMULI, Scene, inject
 
+IN_ONE = 4  # faults in one service: an exporter that dies again and again is started ever more slowly
 ALWAYS = 16  # the first occurrences are never left out
 
 
@@ -64,13 +65,15 @@ def sweep(stimulus: str, faults: Iterable[Fault], who: str = "master") -> Iterat
     """Those of the faults that were met."""
     stack = ExitStack()
     scene: Scene | None = None
+    tried = 0
     try:
         for fault in faults:
             scene = scene or _scene(stack)
             hit, violations = inject(scene, stimulus, fault, who)
             if hit:
                 yield Found(stimulus, fault, violations, scene.log)
-            if violations or stimulus == ENDS:
+            tried += 1
+            if violations or stimulus == ENDS or tried % IN_ONE == 0:
                 stack.close()
                 scene = None
     finally:
