@@ -85,7 +85,10 @@ class Worker:
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
         self.lanes = Lanes(
-            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits,
+            birth.slot,
+            elsewhere=terms.elsewhere,
+            on_free=self._wakeup.wake,
+            queue_waits=terms.queue_waits,
             guarded=True,
         )
         self._in_hand = InHand()

@@ -40,6 +40,8 @@ def test_the_fault_that_was_armed_and_no_other() -> None:
         pipe = subprocess.PIPE
         with subprocess.Popen(command, pass_fds=injector.fds, stdin=pipe, stdout=pipe, text=True) as process:
             injector.attach(process.pid)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
             injector.arm(Fault("openat", "EMFILE", 2), process.pid)
             assert process.communicate("\n")[0].split() == ["opened", "24", "opened"]
         assert injector.disarm()
