@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 
 from prefork.workers.wakeup import Wakeup
@@ -15,6 +16,7 @@ from prefork.workers.wakeup import Wakeup
 from .guard import say_failed
 
 NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
+REFUSED_S = 0.1  # after a wait that the kernel refused
 WAIT_AGAIN_S = 1.0  # what the kernel refused is tried again after this
 RELISTEN_S = 0.02  # saturation is asked for again after this
 
@@ -79,6 +81,7 @@ class Waiting:
             heard = {fd for fd, _ in self._epoll.poll(seconds)}
         except OSError as exc:
             say_failed("wait for what happens", exc)
+            time.sleep(min(seconds, REFUSED_S))  # else a kernel that goes on refusing would have us spin
             heard = set()
         if self._wakeup.fileno() in heard:
             self._wakeup.drain()
