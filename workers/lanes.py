@@ -11,6 +11,7 @@ defines, on the instance, so that an override is counted as well. A `finish_requ
 finds no lane and is not counted.
 """
 
+import contextlib
 import logging
 import threading
 import weakref
@@ -105,6 +106,10 @@ class Lanes:
         self._free: deque[Lane] = deque()
         self._waiting: dict[int, Lane] = {}  # by id of the request: handed on, not begun elsewhere
         self._current = _Current()
+        self._handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._running_elsewhere = 0  # in finish_request(), in a thread that has no lane
+        self._elsewhere_lock = threading.Lock()
+        self._finished_elsewhere = False
         self._add(slot)
         _every.add(self)
 
@@ -147,6 +152,17 @@ class Lanes:
         comes back."""
         self._starved = True
         return len(self._free) + (held is not None) == self._total
+
+    def _hand_over(self, request: Any) -> None:
+        """The program's own thread or executor has it now. A datagram is known again only once it is being finished."""
+        with contextlib.suppress(TypeError):
+            self._handed_over.add(request)
+
+    def all_finished(self) -> bool:
+        """Whether no request that was handed over is in `finish_request()`, or comes there still: those of a program
+        that finishes them elsewhere, until they are closed."""
+        waits = self._finished_elsewhere and any(request.fileno() != -1 for request in list(self._handed_over))
+        return not waits and not self._running_elsewhere
 
     def bind(self, server: Any) -> None:
         """Count what this server instance finishes from now on; `unbind()` ends it."""
@@ -206,6 +222,7 @@ class Lanes:
             if not self.elsewhere:
                 if current.lane is not None:
                     lane[HANDED_OVER] += 1
+                    self._hand_over(request)
                 lane[STATE] = IDLE
             current.lane = None
         return REQUEST
@@ -241,7 +258,14 @@ class Lanes:
         def finish_request(request: Any, client_address: Any) -> None:
             lane = current.lane
             if lane is None:
-                finish(request, client_address)
+                with self._elsewhere_lock:
+                    self._running_elsewhere += 1
+                self._finished_elsewhere = True
+                try:
+                    finish(request, client_address)
+                finally:
+                    with self._elsewhere_lock:
+                        self._running_elsewhere -= 1
                 return
             current.lane = None
             try:

@@ -42,6 +42,7 @@ from .limits import SAMPLES, WorkerLimits, jittered, sample
 from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
 
+HANDED_OVER_LOOK_MS = 20  # nobody tells when one of those is closed
 LOOK_EVERY_NS = 100_000_000  # memory is looked at this often at most
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
@@ -284,6 +285,8 @@ class Worker:
         self._close_listener()
         while not self.lanes.all_free():
             self._note(self._own.poll())
+        while not self.lanes.all_finished():
+            self._note(self._own.poll(HANDED_OVER_LOOK_MS))
         self._drain_hook.wait()
         self.terms.nudge()
 

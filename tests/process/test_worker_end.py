@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.proc import nothing_for
 from tests.support.service import Service, Watch, script
+
+A_WHILE = 0.3
 
 # Everything a program can leave to its end, begun in each worker, and in the master before it serves.
 PROGRAM = """
@@ -29,6 +32,8 @@ def forever():
 def read_words():
     while True:
         pid, word = words.get()
+        if pid is None:
+            return
         tell("read", by=pid, size=len(word))
 
 kept = []
@@ -69,8 +74,11 @@ class Hooks:
         begin()
         words.put((os.getpid(), "first"))  # the master's feeder thread stays in the master
         self.folder = tempfile.TemporaryDirectory()
-        threading.Thread(target=read_words, daemon=True).start()
+        reader = threading.Thread(target=read_words)
+        reader.start()
         super().serve_forever(*args)
+        words.put((None, ""))
+        reader.join()
         told.set()
         tell("served", folder=os.path.exists(self.folder.name), manager=kept[1].dict(a=1)["a"])
 """
@@ -146,9 +154,67 @@ class Hooks:
 """
     with Service(tmp_path, script(definitions, max_children=1, graceful_timeout=1.0)) as service:
         service.wait_ready(1)
+        service.expect("RuntimeError: of worker_draining")
         service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
         assert service.wait("ended")["exits"] == {"killed": 1}
         assert "waiting for what the program runs in endless" in service.log
         assert "RuntimeError: of worker_draining" in service.log
         assert service.wait("worker_stopping")
+
+
+HANDED_OVER = """
+import concurrent.futures, queue
+requests = queue.SimpleQueue()
+
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        self.executor = concurrent.futures.ThreadPoolExecutor(2)
+        threading.Thread(target=self.take, daemon=True).start()
+
+    def take(self):
+        while True:
+            self.finish(*requests.get())
+
+    def finish(self, request, client_address):
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+        tell("finished", stopped=self.stopped)
+
+    stopped = False
+    def worker_stopping(self):
+        super().worker_stopping()
+        self.stopped = True
+
+    def process_request(self, request, client_address):
+        HOW
+"""
+BY = {
+    "executor": "self.executor.submit(self.finish, request, client_address)",
+    "thread": "threading.Thread(target=self.finish, args=(request, client_address), daemon=True).start()",
+    "queue": "requests.put((request, client_address))",
+}
+
+
+@pytest.mark.parametrize("by", BY)
+def test_requests_in_threads_of_the_program(by: str, tmp_path: Path) -> None:
+    """Requests that process_request() gives to threads, executors or a queue of the program's own are finished at a
+    drain, before worker_stopping(): those in hand, and those whose finish_request() is still to come."""
+    source = script(HANDED_OVER.replace("HOW", BY[by]), max_children=1, graceful_timeout=20.0)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(1)
+        with service.hold() as held, service.connect() as other:
+            if by != "queue":  # that has one thread: the second request waits there
+                assert int(other.ask(b"pid")) == held.pid
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] == 1)
+            nothing_for(A_WHILE, held.sock)
+            assert int(held.ask(b"pid")) == held.pid
+            held.close()
+            assert int(other.ask(b"pid")) == held.pid
+        assert service.wait_exit() == 0
+        ended = service.wait("ended")
+        finished = service.wait_each("finished", 2)
+    assert (ended["exits"], ended["handed_over"], ended["lost"]) == ({"drained": 1}, 2, 0)
+    assert [fact["stopped"] for fact in finished] == [False, False]
