@@ -42,7 +42,7 @@ from .pool import (
     PreForkingUnixDatagramServer,
     PreForkingUnixStreamServer,
 )
-from .reload.handover import rehearsing
+from .process import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .supervised import SupervisedMixIn
 from .version import __version__ as __version__

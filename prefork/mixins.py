@@ -20,8 +20,93 @@ from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .serving_loop import Own
 from .settings.fields import Setting
-from .supervised import SupervisedMixIn
+from .supervised import Supervised, SupervisedMixIn
+
+
+class ForkedRequests(Supervised):
+    """A server with a child for each request."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self._spare: tuple[int, Slot] | None = (
+            None  # of the next child: its request is counted there from the accept on
+        )
+
+    def wait_for_requests(self) -> None:
+        self.server.collect_children(blocking=self.server.block_on_close)
+
+    def collect(self, *, blocking: bool) -> None:
+        """Be `collect_children()`."""
+        if self.done is not None and self.serving_thread != threading.get_ident():
+            return  # the loop reaps, and waits for the others at its end when the server is closed by then
+        if self.supervisor is not None and len(self.supervisor.table):
+            self.supervisor.turn()
+            if blocking:
+                self.supervisor.wait_for_children(ChildKind.REQUEST)
+            if self.server.fileno() < 0:  # server_close() did not wait for them
+                self.end_counting()
+
+    def first_slot(self) -> Slot:
+        return Slot(0)  # requests are counted in the slot of the child that will serve them
+
+    def more_lanes(self) -> Slot | None:
+        if self.supervise().table.count(ChildKind.REQUEST) >= self.server.max_children:
+            return None
+        slot = Slot(1, self.application_bytes())
+        self._spare = self.counting.enter(slot, ChildKind.REQUEST), slot
+        return slot
+
+    def fork_for(self, request: Any, client_address: Any) -> None:
+        """Start the child of this request. Raises OSError when the kernel refuses."""
+        supervisor = self.supervise()
+        serial, slot = self._spare or (None, Slot(1, self.application_bytes()))
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            return self._serve_in_child(request, client_address, birth)
+
+        supervisor.fork(ChildKind.REQUEST, slot, body, serial)
+        self.counting.give_away(slot)
+        self._spare = None
+        if self.counting.lanes is not None:
+            self.counting.lanes.pass_on(request)
+
+    def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
+        server, self.birth = self.server, birth
+        self.counting.leave(birth)
+        self.leave_metrics_listener()
+        if birth.slot.application:
+            begin(birth.slot.application)
+        if server.socket.type == SOCK_STREAM:  # on a datagram socket the handler replies
+            server.socket.close()  # a long request must not hold the port when the server has ended
+        set_mask(birth.mask)
+        try:
+            server.finish_request(request, client_address)
+            return 0
+        except Exception:
+            server.handle_error(request, client_address)
+            return 1
+        finally:
+            server.shutdown_request(request)
+
+
+class ThreadedRequests(Supervised):
+    """A server with a thread for each request."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.threads = Threads()
+
+    def wait_for_requests(self) -> None:
+        self.threads.join()
+
+
+class StandardThreads:
+    """The standard library's own private name for its threads, which its tests read. A program's `_threads` wins."""
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        return self if server is None else server._prefork_.threads
 
 
 class ForkingMixIn(SupervisedMixIn):
@@ -35,25 +120,19 @@ class ForkingMixIn(SupervisedMixIn):
     max_children: Annotated[int, Setting("most processes at once", group="Pool", at_least=1)] = 40
     block_on_close = True  # server_close() waits for the children
 
-    _spare: tuple[int, Slot] | None = None  # of the next child: its request is counted there from the accept on
+    _prefork_: Any = Own(ForkedRequests)
 
     @property
     def active_children(self) -> set[int] | None:
         """Pids of the children that serve a request now; None before the first."""
-        if self._supervisor is None or not self._supervisor.forked:
+        supervisor = self._prefork_.supervisor
+        if supervisor is None or not supervisor.forked:
             return None
-        return {child.pid for child in self._supervisor.table if child.kind is ChildKind.REQUEST}
+        return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have ended; with `blocking`, wait until all have."""
-        if self._done is not None and self._serving_thread != threading.get_ident():
-            return  # the loop reaps, and waits for the others at its end when the server is closed by then
-        if self._supervisor is not None and len(self._supervisor.table):
-            self._supervisor.turn()
-            if blocking:
-                self._supervisor.wait_for_children(ChildKind.REQUEST)
-            if self.fileno() < 0:  # server_close() did not wait for them
-                self._end_counting()
+        self._prefork_.collect(blocking=blocking)
 
     def handle_timeout(self) -> None:
         """`handle_request()` waited for `timeout` seconds in vain: reap. Extend it."""
@@ -61,53 +140,13 @@ class ForkingMixIn(SupervisedMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child for this request. Raises OSError when the kernel refuses."""
-        if self._worker is not None:
+        own: ForkedRequests = self._prefork_
+        if own.worker is not None:
             self.finish_request(request, client_address)
             self.shutdown_request(request)
             return
-        supervisor = self._supervise()
-        serial, slot = self._spare or (None, Slot(1, self._application_bytes()))
-
-        def body(birth: Birth, master: Master, number: int) -> int:
-            return self._serve_in_child(request, client_address, birth)
-
-        supervisor.fork(ChildKind.REQUEST, slot, body, serial)
-        self._own = tuple(own for own in self._own if own != self._spare)
-        self._spare = None
-        if self._lanes is not None:
-            self._lanes.pass_on(request)
+        own.fork_for(request, client_address)
         self.close_request(request)
-
-    def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
-        self._birth = birth
-        self._leave_own_memory(birth)
-        self._leave_metrics_listener()
-        if birth.slot.application:
-            begin(birth.slot.application)
-        if self.socket.type == SOCK_STREAM:  # on a datagram socket the handler replies
-            self.socket.close()  # a long request must not hold the port when the server has ended
-        set_mask(birth.mask)
-        try:
-            self.finish_request(request, client_address)
-            return 0
-        except Exception:
-            self.handle_error(request, client_address)
-            return 1
-        finally:
-            self.shutdown_request(request)
-
-    def _wait_for_requests(self) -> None:
-        self.collect_children(blocking=self.block_on_close)
-
-    def _first_slot(self) -> Slot:
-        return Slot(0)  # requests are counted in the slot of the child that will serve them
-
-    def _more_lanes(self) -> Slot | None:
-        if self._supervise().table.count(ChildKind.REQUEST) >= self.max_children:
-            return None
-        slot = Slot(1, self._application_bytes())
-        self._spare = self._enter(slot, ChildKind.REQUEST), slot
-        return slot
 
 
 class ThreadingMixIn(SupervisedMixIn):
@@ -119,7 +158,8 @@ class ThreadingMixIn(SupervisedMixIn):
         int | None, Setting("most requests at once in one process; more wait in the kernel", group="Pool", at_least=1)
     ] = None
 
-    _threads: Threads | None = None
+    _prefork_: Any = Own(ThreadedRequests)
+    _threads = StandardThreads()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Finish one request, in its thread; errors go to `handle_error`. Extend it."""
@@ -136,19 +176,12 @@ class ThreadingMixIn(SupervisedMixIn):
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
         )
         if self.block_on_close:
-            if self._threads is None:
-                self._threads = Threads()
-            self._threads.append(thread)
+            self._prefork_.threads.append(thread)
         try:
             thread.start()
         except BaseException:
-            if self._threads is not None:
-                self._threads.forget(thread)
+            self._prefork_.threads.forget(thread)
             raise
-
-    def _wait_for_requests(self) -> None:
-        if self._threads is not None:
-            self._threads.join()
 
 
 class ForkingUDPServer(ForkingMixIn, UDPServer):

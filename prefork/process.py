@@ -1,4 +1,5 @@
-"""The state of a whole process that a service changes while it serves: directory, title, garbage collector.
+"""The state of a whole process: how it runs, and what a service changes of it while it serves (directory, title,
+garbage collector).
 
 Runs in the process that becomes the master, and in a rehearsal. Each is put back when the service ends. The directory
 is the one that `working_directory` names, gone to by its name, so that every new image follows a release symlink that
@@ -11,6 +12,7 @@ import gc
 import logging
 import os
 from collections.abc import Iterator
+from enum import Enum, auto
 
 import setproctitle
 
@@ -18,11 +20,45 @@ from prefork.workers.lazy_imports import import_lazy
 
 from .errors import ConfigError
 
-__all__ = ["enter", "frozen", "go", "import_all", "inside", "titled"]
+__all__ = [
+    "RunMode", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
+]  # fmt: skip
 
 log = logging.getLogger("prefork.supervisor")
 
+
+class RunMode(Enum):
+    """What this process runs a service for."""
+
+    SERVE = auto()
+    SINGLE = auto()  # to serve without a pool, in this thread alone (cli/single.py)
+    REHEARSE = auto()  # to try what a reload would put in service: a worker boots, and leaves
+    CHECK = auto()  # to try it beside whatever serves, bound to no address (cli/check.py, cli/config.py)
+
+
+_mode = RunMode.SERVE
 _entered: str | None = None
+
+
+def run_mode() -> RunMode:
+    """Return what this process runs its service for."""
+    return _mode
+
+
+def run_as(mode: RunMode) -> RunMode:
+    """Set it; return what it was."""
+    global _mode
+    before, _mode = _mode, mode
+    return before
+
+
+def rehearsing() -> bool:
+    """Return True where this process only tries what a reload would put in service, or what `prefork check` is asked
+    about.
+
+    Ask it in a program that has what may exist only once: a second port, a pid file, a migration of a database.
+    """
+    return _mode in (RunMode.REHEARSE, RunMode.CHECK)
 
 
 def go(path: str, origin: str = "") -> None:

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated, Any, Self
 
-from .serving_loop import _ServingLoop
+from .serving_loop import ServingMixIn
 from .settings.fields import Setting
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 
 
-class BaseServer(_ServingLoop):
+class BaseServer(ServingMixIn):
     """A server without a transport: derive from it and define `fileno()` and `get_request()`, at least.
 
     For the caller: the constructor, `serve_forever()`, `shutdown()`, `shutdown_nowait()`, `handle_request()`, and
@@ -89,7 +89,6 @@ class TCPServer(BaseServer):
     dual_stack: Annotated[
         bool, Setting("an IPv6 listener takes IPv4 clients as well", group="Listening", reloadable=False)
     ] = False
-    _family_chosen = False  # by the constructor, because of the address
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class TCPServer(BaseServer):
         BaseServer.__init__(self, server_address, RequestHandlerClass)
         if self.address_family == socket.AF_INET and _is_ipv6(server_address):
             self.address_family = socket.AF_INET6
-            self._family_chosen = True
+            self._prefork_.family_chosen = True
         self.socket = socket.socket(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
@@ -122,7 +121,7 @@ class TCPServer(BaseServer):
         if self.allow_reuse_port and self.address_family in (socket.AF_INET, socket.AF_INET6):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # A class that names AF_INET6 itself gets what the system gives (net.ipv6.bindv6only), as it always did.
-        if self.address_family == socket.AF_INET6 and (self.dual_stack or self._family_chosen):
+        if self.address_family == socket.AF_INET6 and (self.dual_stack or self._prefork_.family_chosen):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()

@@ -32,7 +32,7 @@ from prefork.metrics.board import Statistics
 
 from . import logs
 from .errors import ConfigError, nearest
-from .pool import PreForkingMixIn
+from .pool import PreForkingMixIn, pool_of
 
 __all__ = ["Running", "running"]
 
@@ -197,7 +197,7 @@ def _serve(server: Any, pipes: _Pipes, log_fd: int, log_level: str) -> None:
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.getLogger().handlers.clear()
     logs.set_up(log_level)
-    server._no_reload = lambda: "a reload would run the tests again"
+    pool_of(server).refusal = "a reload would run the tests again"
     server.service_actions = _Answering(server, pipes).turn
     with server:
         server.serve_forever(poll_interval=3600)
@@ -217,7 +217,7 @@ class _Answering:
         self._turn()
         if not self._watched:
             self._watched = True
-            self._server._supervisor._waiting.add(self._pipes.life_read)
+            pool_of(self._server).watch(self._pipes.life_read)
         if not self._ready:
             now = self._server.statistics().workers
             if now.get("idle", 0) + now.get("busy", 0):
@@ -233,7 +233,7 @@ class _Answering:
             for _ in asked:
                 self._say("statistics", asdict(self._server.statistics()))
             if not asked:
-                self._server._supervisor._waiting.remove(self._pipes.life_read)
+                pool_of(self._server).unwatch(self._pipes.life_read)
                 self._pipes.life_read = -1
                 self._server.shutdown_nowait()
 

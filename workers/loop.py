@@ -289,10 +289,3 @@ class Worker:
             self._note(self._own.poll(HANDED_OVER_LOOK_MS))
         self._drain_hook.wait()
         self.terms.nudge()
-
-
-def work(server: Any, terms: WorkerTerms, birth: Birth, master: Master) -> int:
-    """The body of a worker process: see `bootstrap.enter`."""
-    worker = Worker(server, terms, birth, master)
-    server._worker = worker
-    return worker.run()

@@ -9,6 +9,7 @@ from collections import Counter
 from time import monotonic
 
 from .. import logs
+from ..pool import pool_of
 from ..reload.rehearsal import boot_one
 from . import launch
 from .dry_run import dry_run
@@ -44,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
         since = monotonic()
-        boot_one(server._rehearsal())
+        boot_one(pool_of(server).rehearsal())
         for address, verdict in tried.seen or [("inherited", "it came bound")]:
             _say("address", f"{address}: {verdict}")
         _say("worker", f"booted in {monotonic() - since:.2f} s, and left")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..reload.handover import trying
+from ..process import RunMode, run_as
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, bound_elsewhere, is_stale
 from ..sockets.ownership import owner
@@ -79,6 +79,9 @@ def _path(listener: Listener, path: str) -> str:
 @contextlib.contextmanager
 def dry_run() -> Iterator[DryRun]:
     """Inside, what is built is only tried, and `prefork.rehearsing()` is true."""
-    tried = DryRun()
-    with trying(), bound_elsewhere(tried.instead):
-        yield tried
+    tried, before = DryRun(), run_as(RunMode.CHECK)
+    try:
+        with bound_elsewhere(tried.instead):
+            yield tried
+    finally:
+        run_as(before)

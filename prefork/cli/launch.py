@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from .. import logs
 from ..errors import ConfigError
-from ..pool import PreForkingTCPServer
+from ..pool import PreForkingTCPServer, pool_of
 from ..process import enter
 from ..settings.fields import Field, Setting, settings, show
 from ..settings.sources import FILE_VARIABLE, Found, gather
@@ -115,9 +115,10 @@ class LaunchPlan:
     def build(self) -> Server:
         """The server, bound. Raises ConfigError or BindError."""
         server = build(self.load(), self.launch.bind, self.values)
-        server._launch = self.launch
+        pool = pool_of(server)
+        pool.launch = self.launch
         if self.path is not None:
-            server._watched = (self.path,)
+            pool.watched = (self.path,)
         return server
 
     def holder(self) -> Any:

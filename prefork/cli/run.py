@@ -7,7 +7,7 @@ import argparse
 
 from .. import logs
 from ..commands import COMMAND_TABLE
-from ..reload.handover import rehearsing
+from ..process import rehearsing
 from . import launch
 from .pages import Section, Subcommand
 

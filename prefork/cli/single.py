@@ -17,6 +17,7 @@ from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
+from ..process import RunMode, run_as
 from ..sockets.addresses import address_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
     A SystemExit of a handler, or of pdb, ends it too, and passes.
     """
     process.enter(server.working_directory)
-    server._single = server._in_place = True
+    run_as(RunMode.SINGLE)
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import Any, cast
 
 import setproctitle
 from prometheus_client import CollectorRegistry, Metric
@@ -33,6 +33,7 @@ from prefork.workers.signals import SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..server import TCPServer
+from ..serving_loop import Own, ServingLoop
 from ..version import __version__
 
 log = logging.getLogger("prefork.exporter")
@@ -55,8 +56,20 @@ class Scope:
     pool: bool
 
 
+class ExporterLoop(ServingLoop):
+    """The loop of an exporter: it also hears of new slots, and of the end of its master."""
+
+    def has_room(self) -> bool:
+        return len(self.server.open_requests) < CONNECTIONS
+
+    def extra_fds(self) -> Iterable[int]:
+        return self.server.slots.fileno(), self.server.master.fileno()
+
+
 class Exporter(TCPServer):
     """The HTTP server. Every connection has a deadline; at the cap, whoever has asked for nothing yet goes first."""
+
+    _prefork_: Any = Own(ExporterLoop)
 
     def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
         super().__init__(scope.metrics_listener.getsockname(), MetricsHandler, bind_and_activate=False)
@@ -64,8 +77,8 @@ class Exporter(TCPServer):
         self.socket = scope.metrics_listener
         self.scope = scope
         self.slots = slots
-        self._master = master
-        self._open: set[socket.socket] = set()
+        self.master = master
+        self.open_requests: set[socket.socket] = set()
         self._unread: dict[socket.socket, None] = {}
 
     def serving_master(self) -> bool:
@@ -75,15 +88,14 @@ class Exporter(TCPServer):
     def ready(self) -> bool:
         return bool(self.slots.snapshot().words[Word.SERVING])
 
-    def registry(self) -> CollectorRegistry:
+    def collect(self) -> list[Metric]:
+        """All that a scrape is told; of a registry an encoder asks nothing else."""
         snapshot = self.slots.snapshot(application=True)
         merged = merge(snapshot.application)
         scrape = collector.Scrape(
             snapshot, self._queues(), __version__, self.scope.listener_name, self.scope.pool, merged
         )
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Once([*collector.families(scrape), *application_families(merged)]))
-        return registry
+        return [*collector.families(scrape), *application_families(merged)]
 
     def _queues(self) -> collector.Queues:
         sock = self.scope.listener
@@ -98,12 +110,9 @@ class Exporter(TCPServer):
 
     # Limits.
 
-    def _has_room(self) -> bool:
-        return len(self._open) < CONNECTIONS
-
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread of its own. Raises RuntimeError when the system has no more."""
-        self._open.add(request)
+        self.open_requests.add(request)
         threading.Thread(target=self._finish_in_thread, args=(request, client_address), daemon=True).start()
 
     def _finish_in_thread(self, request: Any, client_address: Any) -> None:
@@ -131,8 +140,8 @@ class Exporter(TCPServer):
     def shutdown_request(self, request: Any) -> None:
         self.has_read(request)
         super().shutdown_request(request)
-        self._open.discard(request)
-        self._wake()  # there may have been no room
+        self.open_requests.discard(request)
+        self._prefork_.wake()  # there may have been no room
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape did not end well", exc_info=True)
@@ -143,26 +152,11 @@ class Exporter(TCPServer):
         for thread in set(threading.enumerate()) - {threading.current_thread()}:
             thread.join(SCRAPE_WITHIN_S)
 
-    # Its own loop.
-
-    def _extra_fds(self) -> Iterable[int]:
-        return (*super()._extra_fds(), self.slots.fileno(), self._master.fileno())
-
     def service_actions(self) -> None:
-        if self._master.gone():
+        if self.master.gone():
             os._exit(0)
         self.slots.receive()
         super().service_actions()
-
-
-class _Once:
-    """A collector for one scrape."""
-
-    def __init__(self, found: list[Metric]) -> None:
-        self._found = found
-
-    def collect(self) -> list[Metric]:
-        return self._found
 
 
 class _Deadline(io.RawIOBase):
@@ -207,7 +201,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
     def _metrics(self) -> None:
         encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
-        body = encoder(self.server.registry())
+        body = encoder(cast(CollectorRegistry, self.server))
         encoding = None
         if "gzip" in self.headers.get("Accept-Encoding", ""):
             body, encoding = gzip.compress(body, 1), "gzip"

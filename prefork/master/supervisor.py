@@ -425,6 +425,13 @@ class Supervisor:
 
     # For others.
 
+    def watch(self, fd: int) -> None:
+        """End the wait when this is readable, too. What there is to do is the caller's to see, in its turn."""
+        self._waiting.add(fd)
+
+    def unwatch(self, fd: int) -> None:
+        self._waiting.remove(fd)
+
     @property
     def forked(self) -> bool:
         """Whether there has been a child that serves."""

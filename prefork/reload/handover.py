@@ -169,28 +169,6 @@ def handed() -> Handed | None:
     return None if _handed is None or _handed.taken else _handed
 
 
-_trying = False
-
-
-@contextlib.contextmanager
-def trying() -> Iterator[None]:
-    """Inside, this process is a trial: `prefork check` and `prefork config`."""
-    global _trying
-    _trying = True
-    try:
-        yield
-    finally:
-        _trying = False
-
-
-def rehearsing() -> bool:
-    """Whether this process only tries what a reload would put in service, or what `prefork check` is asked about.
-
-    Ask it in a program that has what may exist only once: a second port, a pid file, a migration of a database.
-    """
-    return _trying or (_handed is not None and _handed.rehearsal)
-
-
 def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int]]:
     """`fd`: the user may have wrapped the socket (TLS), and then the descriptor is the wrapper's."""
     return {

@@ -18,6 +18,7 @@ from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL
 from ..master.guard import insist
+from ..process import RunMode, run_as
 from .degraded import serve_degraded
 from .handover import Handed, receive
 
@@ -30,6 +31,7 @@ def take_over(fd: int, program: list[str]) -> int:
     """Run the program on what descriptor `fd` says; the exit status of this process."""
     handed = insist("read what was handed over", lambda: receive(fd))
     if handed.rehearsal:
+        run_as(RunMode.REHEARSE)
         run(program)
         return 1  # it came to no serve_forever()
     handed.early = insist("note signals", _early)

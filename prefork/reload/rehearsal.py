@@ -16,7 +16,6 @@ from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
-from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -34,7 +33,7 @@ class Rehearsal:
 
     directory: str | None
     boot_timeout: float
-    pool: Callable[[Wakeup, Signals], Supervisor]  # made as for serving; its workers boot and leave
+    pool: Callable[[Wakeup], Supervisor]  # made as for serving; its workers boot and leave
     work: Callable[[Birth, Master, int], int]
     board: Callable[[], Board]
     refuse: Callable[[Mapping[str, Any]], None]  # raises ConfigError for what a reload cannot change
@@ -67,7 +66,7 @@ def boot_one(tried: Rehearsal) -> None:
 
 
 def _boot_one(tried: Rehearsal, wakeup: Wakeup) -> None:
-    supervisor = tried.pool(wakeup, Signals(wakeup))
+    supervisor = tried.pool(wakeup)
     slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)
     child = supervisor.fork(ChildKind.WORKER, slot, tried.work)
     poll = select.poll()

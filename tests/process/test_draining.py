@@ -26,9 +26,9 @@ class Hooks:
         super().serve_forever(poll_interval)
     def service_actions(self):
         super().service_actions()
-        if self._export_address != self.metrics_address:
-            self._export_address = self.metrics_address
-            tell("exporting", address=self.metrics_address)
+        if self._export_address != self.metrics_server_address:
+            self._export_address = self.metrics_server_address
+            tell("exporting", address=self.metrics_server_address)
         if self.draining:
             tell("draining")
 """

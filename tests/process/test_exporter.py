@@ -243,7 +243,7 @@ def test_port_0_can_be_read(tmp_path: Path) -> None:
     source = """
 class Handler(Who):
     def do_where(self):
-        return "%s %d" % self.server.metrics_address
+        return "%s %d" % self.server.metrics_server_address
 """
     with service(tmp_path, source, metrics_address=("127.0.0.1", 0)) as running:
         running.wait_ready(2)

@@ -178,7 +178,7 @@ def test_closed_under_the_loop(cls: type[TCPServer]) -> None:
     with serving(server) as thread:
         assert ask(server.server_address, b"x") == b"X"
         server.server_close()
-        server._wake()
+        server._prefork_.wake()
         window = threading.Event()
         window.wait(0.2)  # it has seen that
         before = _switches(thread)

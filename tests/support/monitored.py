@@ -23,7 +23,7 @@ class Hooks:
         super().service_actions()
         if not self._told:
             self._told = True
-            tell("metrics", address=self.metrics_address)
+            tell("metrics", address=self.metrics_server_address)
 """
 
 

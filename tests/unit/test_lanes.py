@@ -277,8 +277,7 @@ def test_threads_account_for_every_request(wills: list[str]) -> None:
         lane = lanes.take()
         assert lane is not None
         lanes.serve_one(server, lane, NOW_NS)
-        if server._threads is not None:
-            server._threads.join()  # one at a time, so that each does what it was told
+        server._prefork_.threads.join()  # one at a time, so that each does what it was told
     assert lanes.all_free()
     totals = {name: sum(slot.lane(index)[word] for index in range(3)) for name, word in COUNTS.items()}
     failed = sum(will in ("failed", "verify raises") for will in wills)

@@ -32,7 +32,7 @@ from prefork.sockets.listener import prepared
 from prefork.workers import loop, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import WorkerLimits
-from prefork.workers.loop import WorkerTerms, work
+from prefork.workers.loop import Worker, WorkerTerms
 from tests.support.proc import no_descriptor_left
 from tests.support.serving import threads_end
 
@@ -140,7 +140,9 @@ class Run:
             # The end of Python is this process's own.
             with prepared(self.server.socket, lambda: True), pytest.MonkeyPatch.context() as patch:
                 patch.setattr("prefork.workers.ending.finish", lambda: self.seen.append("finish"))
-                return work(self.server, self.terms, self.birth, cast(Master, self.master))
+                worker = Worker(self.server, self.terms, self.birth, cast(Master, self.master))
+                self.server._prefork_.worker = worker
+                return worker.run()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.set_wakeup_fd(wakeup)
@@ -162,10 +164,10 @@ class Run:
         return found
 
     def close(self) -> None:
-        worker = self.server._worker
+        worker = self.server._prefork_.worker
         if worker is not None:
             worker._wakeup.close()
-        self.server._worker = None
+        self.server._prefork_.worker = None
         self.server.socket.close()
         for client in self._clients:
             client.close()
@@ -240,7 +242,7 @@ def test_a_few_fewer(runs: Callable[..., Run]) -> None:
     run = runs(limits=WorkerLimits(1000, None))
     run.come("leave")
     run.run()
-    worker = run.server._worker
+    worker = run.server._prefork_.worker
     assert 900 <= worker._limits.max_requests <= 1000
 
 

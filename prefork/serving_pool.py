@@ -1,0 +1,335 @@
+"""The pool behind `serve_forever()`: what it needs of its server, what it changes in its process, what a worker does.
+
+Runs in the master, and in a worker as its copy there. Owns the listener, the control socket's listener, and what
+`serve_forever()` changes in the master's process (signals, title, garbage collector, the listener's flags), every bit
+of which is put back.
+"""
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import setproctitle
+
+from prefork.workers import access_log, user_forks
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.limits import WorkerLimits
+from prefork.workers.loop import Worker, WorkerTerms
+from prefork.workers.signals import EVERY, Signals, blocked, set_mask
+from prefork.workers.wakeup import Wakeup
+
+from . import process
+from .commands import BY_SIGNAL, Command
+from .control.access import ControlTerms, listen, try_out
+from .control.server import open_control
+from .errors import PreforkError
+from .master.mailbox import Mailbox
+from .master.policy import Limits
+from .master.service import Service
+from .master.supervisor import Supervisor
+from .process import RunMode, run_mode
+from .reload.fixed import fixed_values, refuse_changes
+from .reload.generations import Generations
+from .reload.handover import Handed, Record, handed, pack_listener, pack_own
+from .reload.rehearsal import Rehearsal
+from .reload.start_context import START
+from .sockets.addresses import address_text
+from .sockets.listener import Listener, asked_once_more, prepared
+from .sockets.ownership import Access
+from .supervised import Supervised
+from .systemd import stored
+
+log = logging.getLogger("prefork.supervisor")
+
+
+class Preforked(Supervised):
+    """A server that is served by a pool."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.listener: Any = None  # ours, or what the program has made of it (TLS)
+        self.closing = False  # server_close() has been called
+        self.in_place = False  # requests run in this thread, whatever mix-in would have them elsewhere
+        self.launch: object | None = None  # what the command line was told beside our settings
+        self.watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
+        self.refusal: str | None = None  # why there is no reload, where somebody has said so
+        self._first: Listener  # what the listener was at first: it knows where it came from
+        self._control_listener: Listener | None = None
+        self._control_before: dict[str, Any] | None = None  # what an earlier image had for a control socket
+        self._generations: Generations | None = None
+        self._mailbox: Mailbox | None = None  # while the pool serves
+        self._signals: Signals | None = None  # while the pool serves
+
+    # The listener.
+
+    def listen_on(self, sock: Any) -> None:
+        """What the program assigns to `socket`: the first becomes a Listener, see sockets/listener.py."""
+        server, self.closing = self.server, False
+        if self.listener is None:
+            sock = self._first_socket(sock)
+        self.listener = Listener.adopt(sock) if type(sock).__module__ == "socket" else sock
+        if isinstance(self.listener, Listener):
+            self.listener.access = Access(server.socket_mode, server.socket_owner)
+
+    def _first_socket(self, sock: Any) -> Listener:
+        """The one that a reload handed over or that was inherited, where there is one, instead of the new one."""
+        server = self.server
+        fd = server.inherited_fd
+        address = getattr(server, "server_address", None) if fd is None else f"fd://{fd}"
+        asked = asked_once_more(address, sock.type)
+        given = handed()
+        listener = given.listener("listener", asked) if given is not None else None
+        if listener is None and fd is not None:
+            listener = Listener.inherit(fd)
+        if listener is None and (kept := stored(asked)) is not None:
+            listener = Listener.recover(kept)
+        if listener is None:
+            listener = Listener.adopt(sock)
+        else:
+            listener.settimeout(sock.gettimeout())
+            sock.close()
+        listener.asked = asked
+        self._first = listener
+        if listener.inherited:
+            vars(server).update(address_family=listener.family, socket_type=listener.type)
+        return listener
+
+    # Serving.
+
+    def serve_pool(self, poll_interval: float | None) -> Supervisor | None:
+        """Serve until every worker is gone; the supervisor that did, or None where the server is closed."""
+        server = self.server
+        with self.serving() as wakeup, contextlib.ExitStack() as stack:
+            if self.closing:  # looked at now: a server_close() that comes later finds us serving
+                log.info("not serving: the server is closed")
+                return None
+            stack.enter_context(process.inside(server.working_directory))
+            mailbox = Mailbox(wakeup.wake)
+            stack.enter_context(self._signals_taken(wakeup, mailbox))
+            given = self._given()
+            stack.enter_context(prepared(self.listener, ours=lambda: given is None or given.taken))
+            stack.callback(self._leave_what_is_lent)
+            stack.enter_context(process.titled(self.service_name()))
+            if server.metrics_address is not None or server.max_memory is not None:
+                import psutil  # noqa: F401  # here, so that the workers share its memory
+            process.import_all()
+            if server.gc_freeze:
+                stack.enter_context(process.frozen())
+            supervisor = self.supervisor = self._pool(wakeup, mailbox)
+            try:
+                self.export(supervisor)
+                self._open_control(supervisor)
+                user_forks.on_fork_by_user(self._forked_by_user)
+                self._run(supervisor, mailbox, poll_interval)
+            finally:
+                self._mailbox = None
+                user_forks.on_fork_by_user(None)
+                supervisor.close()
+        return supervisor
+
+    def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
+        log.info("listening on %s", address_text(self.server.socket.getsockname()))
+        self._mailbox = mailbox  # from here on a shutdown() posts; one that came before is looked for now
+        if self.shutdown_requested:
+            mailbox.post(Command.DRAIN)
+        supervisor.run(self.server.service_actions, poll_interval if self.wants_polling() else None)
+
+    def tell_to_end(self) -> None:
+        super().tell_to_end()
+        mailbox = self._mailbox
+        if mailbox is not None:
+            mailbox.post(Command.DRAIN)
+
+    def wants_polling(self) -> bool:
+        return run_mode() is RunMode.SINGLE or super().wants_polling()
+
+    def watch(self, fd: int) -> None:
+        """Turn when this is readable, too."""
+        assert self.supervisor is not None
+        self.supervisor.watch(fd)
+
+    def unwatch(self, fd: int) -> None:
+        assert self.supervisor is not None
+        self.supervisor.unwatch(fd)
+
+    @contextlib.contextmanager
+    def _signals_taken(self, wakeup: Wakeup, mailbox: Mailbox) -> Iterator[None]:
+        signals = self._signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
+        given = self._given()
+        if threading.current_thread() is threading.main_thread():
+            with blocked():  # between the two a signal would find its default action
+                if given is not None and given.early is not None:
+                    given.early.hand_over(signals)
+                theirs = signals.take_unhandled(BY_SIGNAL)
+                signals.reap_ourselves()
+            for signum in theirs:
+                log.info("the program handles %s itself", signal.Signals(signum).name)
+        try:
+            yield
+        finally:
+            if given is not None and not given.taken:
+                set_mask(EVERY)  # for the degraded master to hear
+            signals.put_back()
+
+    # What the supervisor is made of.
+
+    def _pool(self, wakeup: Wakeup, mailbox: Mailbox) -> Supervisor:
+        server = self.server
+        service = Service(
+            self.service_name(), forget=self._forget_master, work=self._work,
+            lanes=server.max_threads or 1 if self.threaded() else 1, listener=self.listener,
+            max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
+        )  # fmt: skip
+        self.end_own_requests()
+        given = self._given()
+        self._control_before = None if given is None else given.values.get("control")
+        if given is not None:
+            self.counting.go_on_with(given.board())
+        self.bind_metrics()  # what is handed over is given only until the supervisor has taken it
+        self._bind_control()
+        self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)
+        supervisor = Supervisor(service, self._limits(), self.counting.board, wakeup, self._generations, mailbox)
+        if server.reload_on_change:
+            from .reload.on_change import Changes
+
+            reload = partial(mailbox.post, Command.RELOAD)
+            before = None if given is None else given.values["seen"]
+            supervisor.tasks.changes = Changes(reload, self.watched, before)
+        return supervisor
+
+    def _limits(self) -> Limits:
+        server = self.server
+        return Limits(
+            pool=True, max_children=server.max_children, min_children=server.min_children or server.max_children,
+            min_spare_children=server.min_spare_children, max_spare_children=server.max_spare_children,
+            request_timeout=server.request_timeout, slow_request_timeout=server.slow_request_timeout,
+            boot_timeout=server.boot_timeout, graceful_timeout=server.graceful_timeout,
+            max_restart_delay=server.max_restart_delay, drain_delay=server.drain_delay,
+            hang_up=server.drain_connections == "eof",
+        )  # fmt: skip
+
+    @staticmethod
+    def _given() -> Handed | None:
+        """What an earlier image of this process had, for the one server that serves in the main thread."""
+        given = handed()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return given if in_main_thread and run_mode() is RunMode.SERVE else None
+
+    def rehearsal(self) -> Rehearsal:
+        """For a process that only tries this service: a worker of it boots, and leaves."""
+        return Rehearsal(
+            self.server.working_directory, self.server.boot_timeout, self._pool_on_trial, self._work,
+            lambda: self.counting.board,
+            refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=self._first.resumed),
+            listeners=lambda: (self.server.socket, self.metrics_listener, self._control_listener),
+        )  # fmt: skip
+
+    def _pool_on_trial(self, wakeup: Wakeup) -> Supervisor:
+        self.supervisor = self._pool(wakeup, Mailbox(wakeup.wake))
+        return self.supervisor
+
+    def _pack(self, record: Record) -> None:
+        """What the next image needs of this server."""
+        record.add("listener", pack_listener(self._first, self.listener.fileno()))
+        if self.metrics_listener is not None:
+            record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
+        record.add("own", pack_own(self.counting.own))
+        record.values["fixed"] = fixed_values(self.server, self.launch)
+        record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
+        record.values["directory"] = self.server.working_directory or START.directory
+
+    def control_terms(self) -> ControlTerms | None:
+        """Where the control socket is to be, and whose it is. Raises ConfigError."""
+        server = self.server
+        if server.control_socket is None:
+            return None
+        return ControlTerms.read(
+            server.control_socket, server.control_mode, server.control_owner, server.control_allow,
+            server.control_allow_read,
+        )  # fmt: skip
+
+    def _bind_control(self) -> None:
+        """Listen where `control_socket` says, or try whether that could be. Raises BindError."""
+        terms, given = self.control_terms(), handed()
+        if terms is None:
+            self._control_listener = None
+        elif given is not None and run_mode() is RunMode.REHEARSE:
+            self._control_listener = try_out(terms, given.values["control_path"])
+        else:
+            self._control_listener = listen(terms, self._control_before)
+
+    def _open_control(self, supervisor: Supervisor) -> None:
+        terms = self.control_terms()
+        assert self._generations is not None
+        open_control(supervisor, self._generations, terms, self._control_listener, self._control_before)
+
+    def _leave_what_is_lent(self) -> None:
+        """On the way out of an image that failed before its loop began: the old generation serves on."""
+        given = self._given()
+        if given is not None and not given.taken:
+            given.detach()
+
+    def reload(self) -> None:
+        """Be `reload()`. Raises PreforkError."""
+        if self.worker is not None or self.supervisor is None or self._generations is None:
+            raise PreforkError("could not reload: only the process that runs serve_forever() can")
+        if self._generations.refusal is not None:
+            raise PreforkError(f"could not reload: {self._generations.refusal}")
+        self.supervisor.mailbox.post(Command.RELOAD)
+
+    def _no_reload(self) -> str | None:
+        if self.refusal is not None:
+            return self.refusal
+        if threading.current_thread() is not threading.main_thread():
+            return "serve_forever() does not run in the main thread"
+        return START.refusal()
+
+    # In children.
+
+    def _work(self, birth: Birth, master: Master, number: int) -> int:
+        """The body of a worker."""
+        assert self.supervisor is not None
+        server = self.server
+        self.counting.leave(birth)
+        self.leave_metrics_listener()
+        title = f"prefork: worker {number}"
+        self.in_place = one_request = hasattr(server, "collect_children")
+        if server.access_log:
+            where = address_text(server.socket.getsockname())
+            access_log.log_accesses(server, access_log.LogContext(where, number, address_text))
+        terms = WorkerTerms(
+            WorkerLimits(server.max_requests, server.max_memory),
+            graceful_timeout=server.graceful_timeout,
+            elsewhere=self.threaded(),
+            rehearsal=process.rehearsing(),
+            one_request=one_request,
+            hang_up=server.drain_connections == "eof",
+            queue_waits=self.counts_queue_waits(),
+            metrics=server.metrics_address is not None,
+            on_drain=self._drain_hook(),
+            set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
+            nudge=self.supervisor.nudge,
+        )
+        self.worker = Worker(server, terms, birth, master)
+        return self.worker.run()
+
+    def _drain_hook(self) -> Callable[[], None] | None:
+        """The program's own `worker_draining()`, where it has one: that takes a thread."""
+        hook: Callable[[], None] = self.server.worker_draining
+        ours = getattr(hook, "__func__", hook).__module__ == "prefork.pool"
+        return None if ours else hook
+
+    def _forget_master(self) -> None:
+        if self._signals is not None:
+            self._signals.put_back()
+        self.forget_supervisor()
+
+    def _forked_by_user(self) -> None:
+        """In a process that user code forked from the master: it is none, and holds nothing of ours."""
+        self._forget_master()
+        self.leave_metrics_listener()
+        self.listener.close()
