@@ -1,11 +1,17 @@
 """The gate of CI fails closed: over reports that a real pytest wrote of a small tree, and the script that asks it."""
 
+import contextlib
 import importlib.util
+import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.once
@@ -173,3 +179,70 @@ def test_marks_that_leave_nothing(tree: Tree) -> None:
     """An expression that no test of the tree meets is a failure, not a run of nothing."""
     tree.run()
     assert "is marked 'quik'" in tree.faults("quik")[0]
+
+
+@pytest.fixture
+def ci() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts .ci/run with these arguments; whatever of it is left at the end is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*argv: str) -> "subprocess.Popen[str]":
+        command = ["bash", str(ROOT / ".ci" / "run"), *argv]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.communicate(timeout=HUNG)
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root runs CI")
+
+
+@needs_root
+def test_without_a_python_there_is_no_pass(ci: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """To go without every Python is a failure too, and so is a word that is not understood."""
+    for argv in (("3.99", "--without", "3.99"), ("--al",)):
+        process = ci(*argv)
+        said = process.communicate(timeout=HUNG)[0]
+        assert process.returncode != 0
+        assert "passed" not in said
+
+
+@needs_root
+def test_a_python_that_cannot_be_had(
+    ci: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no Debian can be fetched, a Python that the machine lacks is a failure that says how to go without it."""
+    (tmp_path / "mmdebstrap").write_text("#!/bin/sh\necho no such mirror >&2\nexit 1\n")
+    (tmp_path / "mmdebstrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    process = ci("3.99")
+    said = process.communicate(timeout=HUNG)[0]
+    assert process.returncode == 1
+    assert "no such mirror" in said
+    assert "FAILED: no Python 3.99 (--without VERSION goes without)" in said
+    assert "passed" not in said
+
+
+@needs_root
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_leaves_nothing(how: int, ci: Callable[..., "subprocess.Popen[str]"]) -> None:
+    """No process, mount or file of it is left when it is interrupted in the midst of a job."""
+    process = ci("3.99")
+    assert process.stdout is not None
+    said = ""
+    while "of a Debian testing root" not in said:
+        said = process.stdout.readline()
+        assert said
+        if folder := re.search(r"logs in (/tmp/pf\.\w+)/", said):
+            work = Path(folder[1])
+    assert work.exists()
+    process.send_signal(how)
+    assert process.wait(HUNG) == 128 + how
+    assert not work.exists()
+    assert str(work) not in Path("/proc/self/mounts").read_text()
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            assert str(work) not in " ".join(each.cmdline())
