@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.clients import Load, ask, ask_datagram
 from tests.support.controlling import answer, connected
+from tests.support.manager import Manager
+from tests.support.proc import held
 from tests.support.scraping import get
 from tests.support.service import ENDED_BY_TERM, HUNG, Service, readable, script
 
@@ -212,20 +214,14 @@ def test_a_life_between_two_looks(word: str, tmp_path: Path) -> None:
         assert re.search("worker slot=1 .*: ready\n.*worker slot=1 .*: exited", service.log, re.DOTALL)
 
 
-def held(pid: int) -> list[str]:
-    """What the descriptors of a process are of: files by name, the others by kind."""
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return sorted(re.sub(r"[:(].*|log-.*", "", link) for link in links)
-
-
 def test_workers_hold_nothing_of_each_other(tmp_path: Path) -> None:
-    """Whatever there is in the master when a worker is forked (siblings, an exporter, a client of the control socket),
-    it holds as much as the first worker of a bare pool: nothing of theirs."""
+    """Whatever there is in the master when a worker is forked (siblings, an exporter, a client of the control socket, a
+    service manager), it holds as much as the first worker of a bare pool: nothing of theirs."""
     with Service(tmp_path, script(max_children=1)) as service:
         service.wait_ready(1)
         alone = held(*service.workers())
     more = {"control_socket": str(tmp_path / "c"), "metrics_address": "m"}
-    with Service(tmp_path, script(max_children=4, **more)) as service:
+    with Manager(tmp_path) as manager, Service(tmp_path, script(max_children=4, **more), env=manager.env()) as service:
         service.wait_ready(4)
         with connected(tmp_path / "c") as (client, answers):
             client.sendall(b'{"verb": "version"}\n')

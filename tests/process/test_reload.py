@@ -9,14 +9,13 @@ import signal
 import socket
 import sys
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.clients import ask, free_ports
-from tests.support.proc import nothing_for
+from tests.support.proc import held, nothing_for
 from tests.support.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
 from tests.support.service import HUNG, Watch, script
 
@@ -115,6 +114,29 @@ def test_the_rehearsal_has_no_input(tmp_path: Path) -> None:
     with Released(tmp_path, max_children=WORKERS, before=before) as service:
         service.wait_ready(WORKERS)
         reload(service, numbered(2, READS), 2)
+
+
+TELLS_AND_HANGS = """
+with open("gate", "w") as gate:
+    pass
+while True: time.sleep(60)
+"""
+
+
+def test_a_worker_that_is_started_during_a_rehearsal(tmp_path: Path) -> None:
+    """It is of the old release, and holds what every worker does: nothing of the rehearsal."""
+    os.mkfifo(tmp_path / "gate")
+    with Released(tmp_path, max_children=1, boot_timeout=10) as service:
+        service.wait_ready(1)
+        service.expect("reload failed: the service is about to end")
+        before = held(*service.workers())
+        service.release(TELLS_AND_HANGS)
+        service.signal(signal.SIGHUP)
+        with open(tmp_path / "gate"):  # which waits for the other end
+            service.signal(signal.SIGKILL, *service.workers())
+            service.wait_ready(1, killed=1)
+            assert held(*service.workers()) == before
+            assert service.answering() == "r1"
 
 
 HOLDS = """
@@ -414,11 +436,6 @@ def test_nothing_is_warned_of(tmp_path: Path) -> None:
         service.signal(signal.SIGTERM)
         service.wait_gone()
     assert "Warning" not in service.log
-
-
-def held(pid: int) -> Counter[str]:
-    """What a process has open, by kind."""
-    return Counter(os.readlink(path).partition(":")[0] for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_release_symlink_that_moved_is_followed(tmp_path: Path) -> None:

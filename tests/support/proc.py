@@ -5,6 +5,7 @@ Runs in the test's process. Reads, and sets soft limits; nothing of the service 
 
 import contextlib
 import os
+import re
 import resource
 import select
 import socket
@@ -51,6 +52,12 @@ def blocked_in_accept(pid: int) -> bool:
 def switches(pid: int) -> int:
     """How often the process has gone to sleep until now; proc(5)."""
     return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def held(pid: int) -> list[str]:
+    """What the descriptors of a process are of: files by name, the others by kind; one log is as good as another."""
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return sorted(re.sub(r"[:(].*|log-.*", "", link) for link in links)
 
 
 def threads(pid: int) -> int:
