@@ -74,6 +74,8 @@ def test_sample_of_this_process() -> None:
     before = sample()
     kept = bytearray(b"x" * (64 * MIB))
     after = sample()
+    assert before is not None
+    assert after is not None
     assert 60 * MIB < after.private_memory - before.private_memory < 80 * MIB
     assert 0 < after.open_fds < after.fds_limit
     assert after.cpu_user_s + after.cpu_system_s > 0
