@@ -86,7 +86,9 @@ MODULES = {
         ("unit/loop", "unit/limits"),
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
-    "lanes": Module("workers/lanes.py", ("unit/lanes",), ("process/pool", "process/composition", "process/server")),
+    "lanes": Module(
+        "workers/lanes.py", ("unit/lanes", "unit/loop"), ("process/pool", "process/composition", "process/server")
+    ),
     "board": Module("metrics/board.py", ("unit/layout", "unit/board", "unit/handover"), ("process/metrics_move",)),
     "scoreboard": Module(
         "metrics/scoreboard.py",

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -19,11 +20,16 @@ from prefork.metrics.scoreboard import (
     CPU_USER_NS,
     DRAIN_ASKED,
     DUE,
+    DURATION,
+    FAILED,
     FDS_LIMIT,
+    IDLE,
     LEAVING,
     OPEN_FDS,
     PRIVATE_MEMORY,
+    QUEUE_WAIT,
     READY,
+    STATE,
     YES,
     Slot,
     Stacks,
@@ -270,6 +276,35 @@ def test_what_it_costs(metrics: bool, runs: Callable[..., Run]) -> None:
     if metrics:
         assert words[PRIVATE_MEMORY] > 1 << 20
         assert words[CPU_USER_NS] < 3600 * 1e9
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_how_long_it_waited(asked: bool, runs: Callable[..., Run]) -> None:
+    """The kernel is asked for one connection in a while, where that is wanted."""
+    run = runs(queue_waits=asked)
+    run.come("one", "two", "leave")
+    run.run()
+    lane = run.slot.lane(0)
+    assert sum(lane[QUEUE_WAIT.start : QUEUE_WAIT.end - 1]) == asked
+    assert lane[QUEUE_WAIT.end - 1] < 10e9
+
+
+@pytest.mark.parametrize("hook", ["verify_request", "finish_request"])
+def test_a_handler_that_exits(hook: str, runs: Callable[..., Run]) -> None:
+    """SystemExit leaves the loop: that request has failed, its connection is closed, and no lane is busy."""
+    run = runs()
+
+    def leave(request: object, client_address: object) -> bool:
+        sys.exit(3)
+
+    setattr(run.server, hook, leave)
+    run.come("never answered")
+    with pytest.raises(SystemExit, match="3"):
+        run.run()
+    lane = run.slot.lane(0)
+    assert (lane[ACCEPTED], lane[FAILED], lane[STATE]) == (1, 1, IDLE)
+    assert sum(lane[DURATION.start : DURATION.end - 1]) == (hook == "finish_request")
+    assert run.answered == [False]
 
 
 def test_forked_for_one_request(runs: Callable[..., Run]) -> None:
