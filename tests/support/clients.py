@@ -153,7 +153,7 @@ class Tally:
             if re.fullmatch(right, answer):
                 self.answered += 1
             else:
-                self.failed["a wrong answer" if answer else "closed without an answer"] += 1
+                self.failed[f"answered {answer[:40]!r}" if answer else "closed without an answer"] += 1
         self.max_latency = max(self.max_latency, monotonic() - began)
 
 

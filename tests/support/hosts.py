@@ -18,6 +18,8 @@ from urllib.request import urlopen
 
 import psutil
 
+from .complaints import Judged
+
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[2]
 CLONE_NEWNET = 0x40000000
@@ -28,10 +30,11 @@ def ip(*argv: str) -> None:
     subprocess.run(["ip", *argv], check=True, capture_output=True)
 
 
-class Host:
+class Host(Judged):
     """One of them. It is up as soon as its pool is ready."""
 
     def __init__(self, number: int, folder: Path) -> None:
+        super().__init__()
         self.name = f"prefork{os.getpid()}-{number}"
         self.link = f"pf{os.getpid() % 100000}h{number}"
         self.address = f"10.199.{number}.2"
@@ -60,6 +63,11 @@ class Host:
         while not self.ready():
             assert monotonic() < deadline, f"hung: {self.name} does not get ready"
 
+    @property
+    def log(self) -> str:
+        path = self.folder / f"{self.name}.log"
+        return path.read_text() if path.exists() else ""
+
     def ready(self) -> bool:
         try:
             with urlopen(f"http://{self.address}:{METRICS}/-/ready", timeout=1) as answer:
@@ -85,7 +93,8 @@ class Host:
     def kill(self) -> None:
         """The host is dead at once: nothing of it runs, and nothing of it answers or says goodbye."""
         assert self.process is not None
-        ip("link", "set", self.link, "down")
+        self.cut_off()
+        self.allow(r"killed \(killed by SIGKILL\)")
         for process in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -93,8 +102,9 @@ class Host:
         self.process = None
 
     def cut_off(self) -> None:
-        """Its network is gone; it runs on and does not know."""
-        ip("link", "set", self.link, "down")
+        """Its network is gone; it runs on and does not know. At its end: were it ours, the way to it would be the
+        machine's own way out, where somebody else may answer."""
+        ip("-n", self.name, "link", "set", "eth0", "down")
 
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -131,6 +141,8 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
         for number in range(1, count + 1):
             found.append(Host(number, folder))
         yield found
+        for host in found:
+            host.judge()
     finally:
         for host in found:
             host.close()

@@ -59,6 +59,7 @@ def make(seconds: float, into: Path) -> None:
             Service(folder, argv=argv, accounts=False) as service,
             prometheus(folder, watching(folder, [target])) as server,
         ):
+            service.expect("ValueError: not a message of ours", r"killed \(killed by SIGKILL\)")
             server.wait_for(f"prefork_lanes == {WORKERS}")
             began = time()
             with Load(bind, 3, right=b"PID\n"):
