@@ -14,8 +14,8 @@ from tests.support.scraping import get
 from tests.support.served import RELOADS
 from tests.support.service import Service, script
 
-LONG_S = 25.0  # what the program has its sockets wait
-GRACE_S = 6.0  # a wait of a worker for LONG_S in C would end in a kill
+LONG_S = 40.0  # what the program has its sockets wait
+GRACE_S = 12.0  # a wait of a worker for LONG_S in C would end in a kill
 A_WHILE = 0.3
 
 DEFAULT = f"""
@@ -57,7 +57,7 @@ def test_no_timeout_of_the_program_is_ours(where: str, path: str | None, tmp_pat
     """Over idle workers with a request_timeout, control, scrapes, a reload and drains nobody waits for as long as the
     program has its sockets wait: no worker is killed, none is over its time, and no client's connection is changed."""
     definitions, of_connection, of_listener = WHERE[where]
-    settings: dict[str, Any] = {"max_children": 3, "graceful_timeout": GRACE_S, "request_timeout": 2.0,
+    settings: dict[str, Any] = {"max_children": 3, "graceful_timeout": GRACE_S, "request_timeout": 20.0,
                                 "control_socket": "control", "metrics_address": "metrics"}  # fmt: skip
     bases = "PreForkingTCPServer"
     if path is not None:
