@@ -31,12 +31,14 @@ from tests.support.booted import (
 )  # fmt: skip
 from tests.support.clients import HUNG, Load, connect
 from tests.support.figures import figure
+from tests.support.hosts import ROOT
 from tests.support.roots import debian, keeping
 from tests.support.scraping import Answer, get
 from tests.support.service import Service
 
 pytestmark = pytest.mark.skipif(not possible(), reason="needs root, mmdebstrap and a cgroup of version 2")
 
+PROJECT = ROOT / "pyproject.toml"
 UNIT, SOCKET = f"prefork@{INSTANCE}.service", f"prefork@{INSTANCE}.socket"
 APP = "from prefork.examples import Upper\n"
 SECOND = """
@@ -125,6 +127,16 @@ def test_the_page(release: Release, tmp_path: Path) -> None:
         assert (systemd.shown("ActiveState"), systemd.shown("Result")) == ("inactive", "success")
     expected = r"Created symlink|Creating (user|group)|/usr/lib/tmpfiles.d/legacy.conf:"  # the last is Debian's own
     assert [line for line in said.splitlines() if not re.match(expected, line)] == []
+
+
+@pytest.mark.parametrize("release", ["bookworm"], indirect=True)
+def test_the_oldest_libraries(release: Release, tmp_path: Path) -> None:
+    """The lower bounds of the package on Python 3.11 are what Debian 12 has, with which all this runs."""
+    asked = "from importlib.metadata import version; print(version('psutil'), version('setproctitle'))"
+    with Systemd(release, tmp_path) as systemd:
+        found = systemd.run("/opt/prefork/bin/python", "-c", asked).split()
+    bounds = dict(re.findall(r'"(psutil|setproctitle)>=([\d.]+)(?:"|; python_version <)', PROJECT.read_text()))
+    assert found == [bounds["psutil"], bounds["setproctitle"]]
 
 
 def test_a_unit_of_your_own(release: Release, tmp_path: Path) -> None:

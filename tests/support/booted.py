@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Self
 
+import prometheus_client
 import psutil
 
 from .hosts import HUNG, ROOT, enter_network
@@ -29,13 +30,14 @@ INSTANCE = "upper"
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
 RELEASES = {"bookworm": 252, "trixie": 257}  # of Debian, and the version of their systemd
 PACKAGES = (
-    "systemd", "iproute2", "passwd", "procps", "python3-psutil", "python3-setproctitle", "python3-prometheus-client",
+    "systemd", "iproute2", "passwd", "procps", "python3-psutil", "python3-setproctitle",
 )  # fmt: skip
 NAMESPACES = ["unshare", "--cgroup", "--pid", "--mount", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
 STUBS = ("boot", "sysinit", "basic", "shutdown", "network", "sockets", "multi-user")
 CLEAN = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]
-# Once for all boots of a release. /opt/prefork is as FETCH leaves it, but that the packages it needs are Debian's. In
-# memory at first, since a folder that is itself of layers cannot be the upper one of others.
+# Once for all boots of a release. /opt/prefork is as FETCH leaves it, but the libraries are Debian's, and the one of
+# which Debian 12 has too old a version is the tests' own. In memory at first, since a folder that is itself of layers
+# cannot be the upper one of others.
 INSTALL = """
 set -e
 mount --make-rprivate /
@@ -43,7 +45,7 @@ mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work /mnt/host
 mount -t overlay overlay -o "lowerdir=$HOST,upperdir=/mnt/upper,workdir=/mnt/work" /mnt/host
 chroot /mnt/host python3 -m venv --without-pip --system-site-packages /opt/prefork
-cp -rL "$CODE/prefork" /mnt/host/opt/prefork/lib/python3.*/site-packages/
+cp -rL "$CODE/prefork" "$PROMETHEUS" /mnt/host/opt/prefork/lib/python3.*/site-packages/
 cp -r "$CODE/deploy" /mnt/host/opt/
 printf '%s\\n' '#!/opt/prefork/bin/python' 'import sys' 'from prefork.cli.main import main' 'sys.exit(main())' \
     >/mnt/host/opt/prefork/bin/prefork
@@ -125,7 +127,10 @@ class Release:
 
 def installed(suite: str, host: Path, folder: Path) -> Release:
     """Put prefork over this root; what lies over it is kept in `folder`, which is empty."""
-    environ = {"PATH": _path(), "HOST": str(host), "LAYER": str(folder), "CODE": str(ROOT)}
+    environ = {
+        "PATH": _path(), "HOST": str(host), "LAYER": str(folder), "CODE": str(ROOT),
+        "PROMETHEUS": str(Path(prometheus_client.__file__).parent),
+    }  # fmt: skip
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", INSTALL], env=environ, capture_output=True, text=True, timeout=HUNG,
         check=False,
