@@ -3,7 +3,7 @@
 One memfd, behind a sequence word that is odd while the master writes. A reader copies it, adds the slots that it
 names, and starts again if the word has moved: so no request is missed or counted twice while a child's slot goes over
 into the totals, and no total ever falls. Written by the process that serves and by nobody else; read there for
-`statistics()`, and in the exporter.
+`statistics()`, and in the exporter. Longer than most files: layout, writer and reader are one contract.
 """
 
 import contextlib
@@ -34,7 +34,6 @@ from .scoreboard import (
     sealed_memory,
 )
 
-ABSENT = (1 << 64) - 1  # what the kernel does not tell
 SIGNALS = 65
 ROWS = 2048  # of the table of live slots
 ROW_WORDS = 3  # serial (0: free), role, condition
@@ -43,7 +42,10 @@ WORD_MAX = (1 << 64) - 1
 
 
 class Word(IntEnum):
-    """The single words of the board: gauges, which the master sets, and counters, which only grow."""
+    """The single words of the board: gauges, which the master sets, and counters, which only grow.
+
+    10, 11, 13 and 19 had a meaning in an earlier layout, and get no other.
+    """
 
     SEQUENCE = 0
     VERSION = 1
@@ -56,17 +58,13 @@ class Word(IntEnum):
     MIN_CHILDREN = 7
     MAX_CHILDREN = 8
     BACKING_OFF = 9
-    QUEUE_LENGTH = 10
-    QUEUE_LIMIT = 11
     QUEUE_LENGTH_MAX = 12
-    DATAGRAM_BYTES = 13
     # counters
     SPAWNED = 14
     LOST = 15
     TIMED_OUT = 16
     WORDS_REJECTED = 17
     SATURATED_NS = 18
-    DATAGRAM_DROPS = 19
     CPU_USER_NS = 20
     CPU_SYSTEM_NS = 21
     LOG_DROPPED = 22

@@ -1,4 +1,5 @@
 """What to do next: `plan(snapshot, limits, now) -> Plan`. Pure: values in, values out, no clock, no process.
+Longer than most files: it is one function, and what it is made of.
 
 The invariants, each with a test of its name (STARTING and READY children count as "serving"):
 
@@ -88,7 +89,6 @@ class ChildView:
     state: ChildState
     generation: int
     started: float
-    changed: float
     told: float = 0.0  # when it was last told to leave
     deadline: float | None = None
     due: ExitReason | None = None  # a limit it has reached

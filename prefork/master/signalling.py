@@ -1,4 +1,4 @@
-"""What the master tells one child: leave, be killed, show your stacks. And what comes back of the stacks.
+"""What the master tells its children: leave, be killed, show your stacks. And what comes back of the stacks.
 
 Runs in the master. Effects of the plan, one function each: a mark in the child's record, and a signal. Decides
 nothing; when and whom is `policy.plan()`'s, and the loop is the supervisor's.
@@ -6,17 +6,47 @@ nothing; when and whom is `policy.plan()`'s, and the loop is the supervisor's.
 
 import logging
 import signal
+from collections.abc import Iterable
 
 from prefork.metrics.facts import ExitReason
 
 from .children import Child, ChildState, ChildTable
 from .guard import guarded
+from .policy import STOP_GRACE_S, Plan
 
 log = logging.getLogger("prefork.supervisor")
 
 RETIRED_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # as a size seen: it differs from any
+POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
+
+
+def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_before_ns: int) -> None:
+    """All that a plan says of children that are there. `leave_by`: the deadline of whoever is told to drain."""
+    for serial in plan.kill:
+        kill(table, table[serial], now)
+    for serial in plan.dump:
+        cut(table[serial], now)
+    for serial in plan.slow:
+        show_slow(table[serial], slow_before_ns)
+    for serial in plan.stop:
+        leave(table, table[serial], ExitReason.STOPPED, signal.SIGQUIT, now, now + STOP_GRACE_S)
+    for serial, reason in plan.drain:
+        leave(table, table[serial], reason, signal.SIGTERM, now, leave_by)
+    for serial in plan.remind:
+        remind(table[serial], now)
+    for serial in plan.poke:
+        table[serial].signal(POKE)
+
+
+def make_room(withdrawn: Iterable[Child], table: ChildTable, now: float, leave_by: float) -> None:
+    """For the next generation, where the last one did not get well on its feet."""
+    for child in withdrawn:
+        if child.state is ChildState.STARTING:
+            leave(table, child, ExitReason.REPLACED, signal.SIGQUIT, now, now + STOP_GRACE_S)
+        else:
+            leave(table, child, ExitReason.REPLACED, signal.SIGTERM, now, leave_by)
 
 
 def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float) -> None:

@@ -2,12 +2,10 @@
 
 Runs in the process that serves: as the master's whole loop in a pool, and one `turn()` at a time, which never waits,
 inside the loop of a plain server with children. Must not handle a request, start a thread, or write a live child's
-slot. Decides nothing itself: `policy.plan()` does.
+slot. Decides nothing itself: `policy.plan()` does. Longer than most files: the one loop reads here, from top to bottom.
 """
 
 import logging
-import select
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic, monotonic_ns, time_ns
@@ -24,7 +22,7 @@ from ..commands import Command
 from ..errors import BootError
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
-from .children import Child, ChildState, ChildTable
+from .children import Child, ChildState, ChildTable, Exit
 from .clock import Clock
 from .exits import Exits
 from .gauges import Gauges
@@ -33,18 +31,18 @@ from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
 from .policy import Phase, Plan, Pool
 from .processes import KERNEL, Processes
+from .reaping import Reaper
 from .service import Service
 from .spawner import Spawner
 from .succession import OneGeneration, Succession, Workings
 from .tasks import Tasks
+from .views import facts_of, view_of, wants_more
 from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # this late, the master itself must have been stopped
-KILLED_WITHIN_S = 5.0  # whoever is killed is gone by then
 TURN_AGAIN_S = 1.0  # a turn that the kernel did not let us finish is tried again then
-POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
     Phase.STARTING: set(),
@@ -87,6 +85,7 @@ class Supervisor:
         self._gauges = Gauges(board, self.clock.now())
         self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
+        self._reaper = Reaper(self.table, self._waiting, self._note_exit)
         self.last_error = ""  # what the last worker that died at boot said
         self._drain_asked = False
         self.closed = False
@@ -128,7 +127,7 @@ class Supervisor:
         heard = self._waiting.wait(seconds)
         if not heard:
             self.board.observe(LOOP_DELAY, monotonic() - until)
-        self._note_exits(heard)
+        self._note_ended(heard)
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
@@ -146,14 +145,14 @@ class Supervisor:
             self._wake_at = self.clock.now() + TURN_AGAIN_S
 
     def _turn(self) -> None:
-        self._note_exits(self._waiting.wait(0))
+        self._note_ended(self._waiting.wait(0))
         self._note_pause()
         now = self._looked_at = self.clock.now()
         if self.limits.pool:
             self._note_commands(now)
             self._note_reports(now)
             self._narrow_in_time(now)
-            self._make_room(now)
+            signalling.make_room(self.generations.withdrawn(), self.table, now, self._leave_by(now))
             self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
         else:
             if self._waiting.nudged:
@@ -228,14 +227,6 @@ class Supervisor:
         if self.phase is Phase.DRAINING and now >= self._narrow_at:
             self._accept_queue.narrow(now)
 
-    def _make_room(self, now: float) -> None:
-        """For the next generation, where the last one did not get well on its feet."""
-        for child in self.generations.withdrawn():
-            if child.state is ChildState.STARTING:
-                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
-            else:
-                self._tell_to_leave(child, ExitReason.REPLACED, signal.SIGTERM, self.limits.graceful_timeout, now)
-
     def scale(self, workers: int) -> policy.Limits:
         """So many workers at most; the limits that are in force then."""
         self._set_limits(self.limits.scaled(workers))
@@ -280,21 +271,15 @@ class Supervisor:
             else:
                 self.mailbox.post(Command.DRAIN)
 
-    # How children end.
-
-    def _note_exits(self, heard: set[int]) -> None:
+    def _note_ended(self, heard: set[int]) -> None:
         for child in self.table:
             if child.pidfd in heard:
                 self._note_report(child, self.clock.now())  # what it has done since the last look
-                self._note_exit(child)
+                self._reaper.reap(child)
 
-    def _note_exit(self, child: Child) -> None:
-        exit = self.table.reap(child)
-        if exit is None:
-            return
-        self._waiting.remove(child.pidfd)
-        child.pidfd = -1  # the number may be somebody else's from now on
-        now = self.clock.now()
+    def _note_exit(self, exit: Exit) -> None:
+        """A child was reaped."""
+        child, now = exit.child, self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
@@ -311,42 +296,17 @@ class Supervisor:
     def _snapshot(self, now: float) -> policy.PoolSnapshot:
         waiting = self._accept_queue.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
+        children = tuple(view_of(child, self.clock) for child in self.table)
         return policy.PoolSnapshot(
-            self.phase, self._phase_since, self.generations.wanted(now), tuple(map(self._view, self.table)), self.pool,
+            self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
             queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,
-        )  # fmt: skip
-
-    def _view(self, child: Child) -> policy.ChildView:
-        report = child.report or child.reader.look(self.clock.stamp_ns())
-        due: ExitReason | None = ExitReason.MAX_LIFETIME
-        if child.lifetime is None or self.clock.now() < child.started + child.lifetime:
-            due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
-        if child.replace:
-            due = ExitReason.REPLACED
-        return policy.ChildView(
-            child.serial, child.kind, child.state, child.generation, child.started, child.changed, child.told,
-            child.deadline, due,
-            report.lanes, tuple(self.clock.at(since) for since in report.busy_since_ns), report.accepted,
-            child.cut_at, child.reason,
         )  # fmt: skip
 
     def _apply(self, plan: Plan, now: float) -> None:
         self.pool = plan.pool
         self._set_phase(plan.phase, now)
-        for serial in plan.kill:
-            signalling.kill(self.table, self.table[serial], now)
-        for serial in plan.dump:
-            signalling.cut(self.table[serial], now)
-        for serial in plan.slow:
-            signalling.show_slow(self.table[serial], self._slow_before_ns())
-        for serial in plan.stop:
-            self._tell_to_leave(self.table[serial], ExitReason.STOPPED, signal.SIGQUIT, policy.STOP_GRACE_S, now)
-        for serial, reason in plan.drain:
-            self._tell_to_leave(self.table[serial], reason, signal.SIGTERM, self.limits.graceful_timeout, now)
-        for serial in plan.remind:
-            signalling.remind(self.table[serial], now)
-        for serial in plan.poke:
-            self.table[serial].signal(POKE)
+        slow_ns = self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
+        signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns)
         starts = self.service.work is not None and not self.generations.holding  # a caretaker starts nobody
         for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):
@@ -360,7 +320,7 @@ class Supervisor:
             self._wake_at = now
         elif self.pool.next_start > now:
             self._wake_at = min(self._wake_at, self.pool.next_start)
-        scarce = self._wants_more()
+        scarce = wants_more(self.table, self.phase, self.limits)
         self._waiting.listen(scarce)
         self._waiting.hear_nudges()
         self._wake_at = min(self._wake_at, self._waiting.next_at(scarce))
@@ -374,20 +334,8 @@ class Supervisor:
         )  # fmt: skip
 
     def _facts(self) -> NotifyFacts:
-        """For the service manager."""
-        states = [child.state for child in self.table if child.kind is ChildKind.WORKER]
-        ready, starting = states.count(ChildState.READY), states.count(ChildState.STARTING)
-        return NotifyFacts(
-            self.phase, ready, starting, len(states) - ready - starting,
-            min(self.limits.min_children, self.limits.max_children), self.limits.boot_timeout,
-            self.generations.reloading, self.generations.degraded,
-        )  # fmt: skip
-
-    def _wants_more(self) -> bool:
-        """Whether saturation could be answered by another worker."""
-        serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in self.table)
-        running = self.phase in (Phase.STARTING, Phase.RUNNING)
-        return running and self.limits.min_children < self.limits.max_children and serving < self.limits.max_children
+        reloading, degraded = self.generations.reloading, self.generations.degraded
+        return facts_of(self.table, self.phase, self.limits, reloading=reloading, degraded=degraded)
 
     def _values(self) -> dict[str, Any]:
         """For the next image."""
@@ -408,14 +356,10 @@ class Supervisor:
             return False
         return True
 
-    def _tell_to_leave(self, child: Child, reason: ExitReason, signum: int, within: float, now: float) -> None:
-        deadline = now + within
-        if self.phase is Phase.DRAINING:
-            deadline = min(deadline, self._narrow_at + self.limits.graceful_timeout)
-        signalling.leave(self.table, child, reason, signum, now, deadline)
-
-    def _slow_before_ns(self) -> int:
-        return self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
+    def _leave_by(self, now: float) -> float:
+        """The deadline of a worker that is told to leave now."""
+        begun = min(now, self._narrow_at) if self.phase is Phase.DRAINING else now
+        return begun + self.limits.graceful_timeout
 
     def fork(
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
@@ -443,32 +387,15 @@ class Supervisor:
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
                             f" of: {self.last_error}")  # fmt: skip
 
-    def wait_for_children(self, *kinds: ChildKind, within: float | None = None) -> list[Child]:
-        """Until every child of these kinds has ended and is reaped, at most so many seconds; who has not ended then."""
-        until = None if within is None else monotonic() + within
-        left = []
-        for child in self.table:
-            if child.kind in kinds:
-                if _wait_readable(child.pidfd, until):
-                    self._note_exit(child)
-                else:
-                    left.append(child)
-        return left
+    def wait_for_children(self, *kinds: ChildKind) -> None:
+        """Until every child of these kinds has ended and is reaped."""
+        self._reaper.wait_for(*kinds)
 
     def end_export(self) -> None:
         """No exporter from now on."""
         if self.tasks.exported:
             self.tasks.end_export()
-            self._kill(ChildKind.EXPORTER)
-
-    def _kill(self, *kinds: ChildKind) -> None:
-        """Kill and reap, in a bounded time: one that has become another user's may be out of our reach, and one that is
-        deep in the kernel dies when that lets it go."""
-        for child in self.table:
-            if child.kind in kinds:
-                child.signal(signal.SIGKILL)
-        for child in self.wait_for_children(*kinds, within=KILLED_WITHIN_S):
-            log.error("%s: still there %g s after it was killed; left behind", child, KILLED_WITHIN_S)
+            self._reaper.kill(ChildKind.EXPORTER)
 
     def close(self) -> None:
         """Kill and reap what is left, give the descriptors back. Statistics can still be asked."""
@@ -481,7 +408,7 @@ class Supervisor:
         self.generations.cancel()
         self.tasks.end_control()
         self.tasks.end_export()
-        self._kill(*ChildKind)
+        self._reaper.kill(*ChildKind)
         self.tasks.close()
         self._waiting.close()
 
@@ -495,9 +422,3 @@ class Supervisor:
 
     def forget_memory(self) -> None:
         self.table.close_memory()
-
-
-def _wait_readable(fd: int, until: float | None) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if until is None else max(0.0, until - monotonic()) * 1000))

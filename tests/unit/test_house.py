@@ -165,6 +165,18 @@ def test_the_face_is_small() -> None:
     assert len(list((ROOT / "prefork").glob("*.py"))) <= 24
 
 
+def test_files_are_short() -> None:
+    """A file has at most 350 lines, or its docstring says why it is longer than most."""
+    long = {module: text for module, path in MODULES.items() if (text := path.read_text()).count("\n") > 350}
+    assert [name for name, text in long.items() if "Longer than most files:" not in str(docstring(text))] == []
+
+
+def docstring(text: str) -> str | None:
+    """The docstring of a module, without its line ends."""
+    found = ast.get_docstring(ast.parse(text))
+    return None if found is None else " ".join(found.split())
+
+
 def test_a_package_says_what_it_is() -> None:
     """The `__init__.py` of a package is its docstring; only that of prefork itself has more."""
     for module, path in MODULES.items():

@@ -59,7 +59,7 @@ def children(draw: st.DrawFn, serial: int) -> ChildView:
     reasons = [ExitReason.DRAINED, ExitReason.REPLACED, ExitReason.STOPPED]
     return ChildView(
         serial, kind, state, draw(st.sampled_from([GENERATION] * 3 + [GENERATION - 1])),
-        started=draw(moments), changed=draw(moments), told=draw(moments) if told else 0.0,
+        started=draw(moments), told=draw(moments) if told else 0.0,
         deadline=draw(later) if told else None,
         due=draw(st.sampled_from([None, None, None, ExitReason.MAX_REQUESTS, ExitReason.MAX_LIFETIME])),
         lanes=lanes, busy_since=tuple(busy), accepted=draw(st.integers(0, 3)),
@@ -215,7 +215,7 @@ def test_a_plain_server_is_left_alone(snapshot: PoolSnapshot) -> None:
 
 
 def worker(serial: int, state: ChildState = ChildState.READY, **values: Any) -> ChildView:
-    return ChildView(serial, ChildKind.WORKER, state, **{"generation": 1, "started": 0.0, "changed": 0.0, **values})
+    return ChildView(serial, ChildKind.WORKER, state, **{"generation": 1, "started": 0.0, **values})
 
 
 def seen(*children: ChildView, phase: Phase = Phase.RUNNING, generation: int = 1, **values: Any) -> PoolSnapshot:

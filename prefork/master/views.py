@@ -1,0 +1,43 @@
+"""The children as others are shown them: as policy plans by, and as the service manager is told. Pure.
+
+Used in the master, in its turns.
+"""
+
+from prefork.metrics.facts import ChildKind, ExitReason
+
+from .children import Child, ChildState, ChildTable
+from .clock import Clock
+from .notify import NotifyFacts
+from .policy import ChildView, Limits, Phase
+
+
+def view_of(child: Child, clock: Clock) -> ChildView:
+    """What policy plans by."""
+    report = child.report or child.reader.look(clock.stamp_ns())
+    due: ExitReason | None = ExitReason.MAX_LIFETIME
+    if child.lifetime is None or clock.now() < child.started + child.lifetime:
+        due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
+    if child.replace:
+        due = ExitReason.REPLACED
+    return ChildView(
+        child.serial, child.kind, child.state, child.generation, child.started, child.told, child.deadline, due,
+        report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, child.cut_at,
+        child.reason,
+    )  # fmt: skip
+
+
+def facts_of(table: ChildTable, phase: Phase, limits: Limits, *, reloading: bool, degraded: str) -> NotifyFacts:
+    """What the service manager is told."""
+    states = [child.state for child in table if child.kind is ChildKind.WORKER]
+    ready, starting = states.count(ChildState.READY), states.count(ChildState.STARTING)
+    return NotifyFacts(
+        phase, ready, starting, len(states) - ready - starting, min(limits.min_children, limits.max_children),
+        limits.boot_timeout, reloading, degraded,
+    )  # fmt: skip
+
+
+def wants_more(table: ChildTable, phase: Phase, limits: Limits) -> bool:
+    """Whether saturation could be answered by another worker."""
+    serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in table)
+    running = phase in (Phase.STARTING, Phase.RUNNING)
+    return running and limits.min_children < limits.max_children and serving < limits.max_children
