@@ -41,13 +41,28 @@ def test_the_front_page_has_the_two_commands() -> None:
     assert lines[1].endswith("/pytest")
 
 
+def _supported() -> list[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [each.split()[-1] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)]
+
+
 def test_the_front_page_names_the_pythons() -> None:
     """The oldest and the newest CPython of the front page are those of the package's classifiers."""
     line = next(line for line in FRONT.read_text().splitlines() if line.startswith("It needs Linux"))
     named = re.findall(r"3\.\d+", line)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    supported = [each.split()[-1] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)]
-    assert (named[0], named[-1]) == (supported[0], supported[-1])
+    assert (named[0], named[-1]) == (_supported()[0], _supported()[-1])
+
+
+def test_the_same_pythons_everywhere() -> None:
+    """CI tests every CPython of the package's classifiers, and the image is made with one of them."""
+    tested = re.search(r"^SUPPORTED=\((.*)\)$", (ROOT / ".ci" / "jobs").read_text(), re.MULTILINE)
+    assert tested is not None
+    assert tested[1].split() == _supported()
+    image = (ROOT / "deploy" / "container" / "Dockerfile").read_text()
+    made_with = re.findall(r"^FROM python:(\S+?)-slim-(\w+)", image, re.MULTILINE)
+    assert len(made_with) == 2  # it builds, and it runs
+    assert len(set(made_with)) == 1
+    assert made_with[0][0] in _supported()
 
 
 def test_the_front_page_is_short() -> None:
