@@ -32,6 +32,7 @@ LAYOUT_VERSION = 1
 ACCEPT_ERRORS = 11
 LOG_DROPPED = 16  # log lines that this process gave up
 TEXT_AT = 17  # where the text begins, in bytes; 0 in a slot of a version that kept it elsewhere
+CONNECTIONS_TAKEN = 18  # by an exporter
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.

@@ -15,7 +15,7 @@ from typing import Any
 from prefork.metrics.board import Board, unannounced
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.feed import Feed, Slots
-from prefork.metrics.scoreboard import Slot, SlotReader
+from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot, SlotReader
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 
@@ -86,7 +86,8 @@ class ExporterChild:
         self._child: Child | None = None
         self._next_start = 0.0
         self._delay = FIRST_RESTART_S
-        self._unanswered_since: float | None = None
+        self._well_at = 0.0  # when it was last seen to take a connection, or to have none to take
+        self._taken = 0
         board.announce = self._announce
         self._before: list[Child] = []
 
@@ -96,13 +97,17 @@ class ExporterChild:
             if now < self._next_start or not self._subject.may_fork():
                 return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
             self._start(now)
-        elif not queued(self._listener):
-            self._unanswered_since = None
-        elif self._unanswered_since is None:
-            self._unanswered_since = now
-        elif now - self._unanswered_since >= WEDGED_S:
+        elif self._takes_some(self._child) or not queued(self._listener):
+            self._well_at = now
+        elif now - self._well_at >= WEDGED_S:
+            self._well_at = now
             self._give_up("it takes no connections")
         return now + TICK_S  # what it tells of the master is never older
+
+    def _takes_some(self, child: Child) -> bool:
+        """Whether it has taken a connection since the last look. Where many ask, somebody always waits."""
+        before, self._taken = self._taken, child.slot.words[CONNECTIONS_TAKEN]
+        return self._taken != before
 
     def succeed(self, before: list[Child]) -> None:
         """Exporters of an earlier image: each goes on until ours is there, then finishes what it has."""
@@ -132,7 +137,7 @@ class ExporterChild:
             self._feed.keep_theirs()
 
     def _start(self, now: float) -> None:
-        self._unanswered_since = None
+        self._well_at, self._taken = now, 0
         try:
             feed = self._feed = Feed()
         except OSError as exc:
@@ -178,7 +183,6 @@ class ExporterChild:
         if self._child is not None:
             log.warning("%s: %s; killing it", self._child, why)
             self._child.signal(signal.SIGKILL)
-        self._unanswered_since = None
         self._close_feed()
 
     def _close_feed(self) -> None:

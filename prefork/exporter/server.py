@@ -1,8 +1,8 @@
 """The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
 
 Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the
-shared memory and the kernel, writes nothing, and holds no request of the service. Owns the limits that keep a scraper
-from harming it: how many connections, how long each, which is given up first.
+shared memory and the kernel, writes only how many connections it has taken, and holds no request of the service. Owns
+the limits that keep a scraper from harming it: how many connections, how long each, which is given up first.
 """
 
 import gzip
@@ -27,6 +27,7 @@ from prefork.metrics.application.exposition import application_families
 from prefork.metrics.application.region import merge
 from prefork.metrics.board import Word
 from prefork.metrics.feed import Slots
+from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
 from prefork.workers.signals import SignalHandler, Signals, ignore, set_mask
@@ -71,13 +72,14 @@ class Exporter(TCPServer):
 
     _prefork_: Any = Own(ExporterLoop)
 
-    def __init__(self, scope: Scope, slots: Slots, master: Master) -> None:
+    def __init__(self, scope: Scope, slots: Slots, master: Master, slot: Slot) -> None:
         super().__init__(scope.metrics_listener.getsockname(), MetricsHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = scope.metrics_listener
         self.scope = scope
         self.slots = slots
         self.master = master
+        self.slot = slot
         self.open_requests: set[socket.socket] = set()
         self._unread: dict[socket.socket, None] = {}
 
@@ -124,6 +126,7 @@ class Exporter(TCPServer):
             self.shutdown_request(request)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
+        self.slot.words[CONNECTIONS_TAKEN] += 1
         if len(self._unread) >= UNREAD:
             oldest = next(iter(self._unread))
             self.has_read(oldest)
@@ -231,7 +234,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     _drop_privileges()
     wakeup = Wakeup()
     signals = Signals(wakeup)
-    exporter = Exporter(scope, slots, master)
+    exporter = Exporter(scope, slots, master, birth.slot)
     handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
     handlers |= {
         signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait(),
