@@ -94,7 +94,7 @@ class Host(Judged):
         """The host is dead at once: nothing of it runs, and nothing of it answers or says goodbye."""
         assert self.process is not None
         self.cut_off()
-        self.allow(r"killed \(killed by SIGKILL\)")
+        self.allow(r"\(killed by SIGKILL\)")
         for process in [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
