@@ -109,7 +109,8 @@ class Host(Judged):
     def close(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        ip("netns", "del", self.name)  # takes the link along
+        ip("link", "del", self.link)  # both ends: the namespace lives on while a connection in it does
+        ip("netns", "del", self.name)
 
 
 def enter_network(namespace: str | int) -> None:
