@@ -51,6 +51,7 @@ class Upper(StreamRequestHandler):
 BROKEN = "raise RuntimeError('broken release')\n"
 TOML = '[prefork]\ntarget = "app:Upper"\nmetrics = "0.0.0.0:9465"\nmax_children = 3\n'
 KILLED = 'prefork_worker_exits_total{reason="killed"}'
+STARTS_OF_ITSELF = 5  # DefaultStartLimitBurst=
 WAITING = 20  # connections
 NO_ANSWER_S = 0.5  # to a connect() that the kernel drops
 ELSEWHERE = "10.0.0.1"  # not in 127.0.0.0/8, so not `localhost` to the unit's filter
@@ -84,6 +85,13 @@ def wait_shown(systemd: Systemd, **properties: str) -> None:
     deadline = monotonic() + HUNG
     while (found := {name: systemd.shown(name) for name in properties}) != properties:
         assert monotonic() < deadline, f"hung: {found} does not get {properties}\n{systemd.log}"
+
+
+def wait_restarts(systemd: Systemd, count: int) -> None:
+    """Until the manager has started the service anew this often."""
+    deadline = monotonic() + HUNG
+    while int(systemd.shown("NRestarts")) < count:
+        assert monotonic() < deadline, f"hung: {UNIT} is not started anew\n{systemd.log}"
 
 
 def kill_a_worker(systemd: Systemd) -> set[str]:
@@ -272,16 +280,26 @@ def test_the_queue_outlives_the_master(release: Release, tmp_path: Path) -> None
 
 def test_a_start_that_fails(release: Release, tmp_path: Path) -> None:
     """What the service needs is not to be had at its start: `systemctl start` fails and the log has the reason. It is
-    tried anew, from 257 on after a longer time each time, and serves once that can be had."""
-    with Systemd(release, tmp_path, files()) as systemd:
+    tried anew, more often than the manager does by itself, and serves once that can be had."""
+    quick = {"quick.conf": "[Service]\nRestartSec=100ms\nRestartMaxDelaySec=100ms\n"}
+    with Systemd(release, tmp_path, files(), quick, newer=False) as systemd:
         with socket.create_server(METRICS):
             with pytest.raises(AssertionError, match=f"could not bind.*{METRICS[1]}"):
                 systemd.systemctl("start", SOCKET, UNIT)
-            if release.version >= 257:
-                wait_shown(systemd, NRestarts="1", SubState="auto-restart")
-                assert systemd.shown("RestartUSecNext") not in ("1s", "0")
+            wait_restarts(systemd, STARTS_OF_ITSELF + 1)
         wait_shown(systemd, ActiveState="active")
         assert answer() == b"X"
+
+
+@pytest.mark.parametrize("release", [name for name, version in RELEASES.items() if version >= 257], indirect=True)
+def test_the_next_start_is_later(release: Release, tmp_path: Path) -> None:
+    """With the drop-in for 257 a service that does not start is tried after a second, and then after a longer time."""
+    with Systemd(release, tmp_path, files()) as systemd, socket.create_server(METRICS):
+        systemd.run("systemctl", "start", SOCKET, UNIT, check=False)
+        assert systemd.shown("RestartUSecNext") == "1s"
+        wait_restarts(systemd, 1)
+        wait_shown(systemd, SubState="auto-restart")
+        assert systemd.shown("RestartUSecNext") != "1s"
 
 
 def test_who_is_let_in(release: Release, tmp_path: Path) -> None:
