@@ -102,7 +102,7 @@ class ExporterChild:
         elif now - self._well_at >= WEDGED_S:
             self._well_at = now
             self._give_up("it takes no connections")
-        return now + TICK_S  # what it tells of the master is never older
+        return min(now + TICK_S, self._well_at + WEDGED_S)  # what it tells of the master is never older than a tick
 
     def _takes_some(self, child: Child) -> bool:
         """Whether it has taken a connection since the last look. Where many ask, somebody always waits."""

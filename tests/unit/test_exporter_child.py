@@ -71,9 +71,9 @@ def test_one_that_takes_none(listener: Listener, started: tuple[ExporterChild, P
     for second in range(1, 20):  # nobody asks
         exporter.turn(float(second))
     with socket.create_connection(listener.getsockname()):
-        for now in (20.0, 21.0, 21.9):
-            exporter.turn(now)
-            assert played.signals == []
+        looks = [exporter.turn(now) for now in (20.0, 21.0, 21.9)]
+        assert played.signals == []
+        assert looks == [21.0, 22.0, 22.0]
         for now in (22.0, 22.5):
             exporter.turn(now)
         assert played.signals == [signal.SIGKILL]
