@@ -18,7 +18,7 @@ This package is the master and the face; `prefork.workers` is what runs after th
 between the two.
 """
 
-from prefork.metrics.application.values import install_hook as _install_hook
+from prefork.metrics.application.hook import install_hook as _install_hook
 from prefork.metrics.board import Statistics
 
 from .errors import BindError, BootError, ConfigError, PreforkError

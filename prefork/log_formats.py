@@ -8,48 +8,16 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
+from prefork.metrics.log_events import LogEvent
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_FIELD = re.compile(r"\b(slot|gen|pid|min_children|max_children)=(\d+)")  # closed: a client may send the like
-_PLACEHOLDER = re.compile(r"%\S*?[sdrf]")
+_FIELD = re.compile(r"\b(slot|gen|pid)=(\d+)")  # of the name of a process
 _JSON = json.JSONEncoder(default=str)  # json.dumps() makes one for each call
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
-_ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "event", "fields", "prefork_process", "taskName"}
-
-# By the template of a message: the stable name of the event ({n}: an argument), and its arguments' names as fields.
-# What is not here is named by the first words of its template.
-EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "listening on %s": ("listening", ("address",)),
-    "metrics on %s": ("metrics_listening", ("address",)),
-    "command: %s": ("command", ("command",)),
-    "%s": ("{0}", ()),  # a phase
-    "%s: %s": ("child_{1}", ("", "state")),
-    "%s: %s%s": ("child_ended", ("", "reason", "")),
-    "%s: killed after %.1f s in state %s": ("child_killed", ("", "after_s", "state")),
-    "%s: asked to end the service": ("drain_asked", ()),
-    "%s: stacks of its threads\n%s": ("stacks", ()),
-    "%s: a request has run for longer than request_timeout": ("request_timeout", ()),
-    "%s: a request has run for longer than slow_request_timeout": ("slow_request", ()),
-    "pool: min_children=%d max_children=%d": ("pool_resized", ("min_children", "max_children")),
-    "there is no log file of prefork's own to reopen": ("nothing_to_reopen", ()),
-}
-
-
-def event(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """The stable name of what happened, and its fields."""
-    fields = getattr(record, "fields", {})
-    named: str | None = getattr(record, "event", None)
-    if named is not None:
-        return named, fields
-    template, args = str(record.msg), record.args if isinstance(record.args, tuple) else ()
-    if template in EVENTS and record.name.startswith("prefork."):
-        name, names = EVENTS[template]
-        return name.format(*args), {name: value for name, value in zip(names, args, strict=False) if name} | fields
-    words = re.findall(r"[a-z]+", _PLACEHOLDER.sub(" ", template.partition("\n")[0].lower()))
-    return "_".join(words[:6]) or "message", fields
+_ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "event", "prefork_process", "taskName"}
 
 
 def escaped(text: str) -> str:
@@ -97,23 +65,48 @@ class JournalFormat(TextFormat):
 
 
 class JsonFormat(TextFormat):
-    """One object in one line. `event` is stable, `message` is for people; fields of the event stand beside them."""
+    """One object in one line. `event` is one of log_events.py for ever, `message` is for people; the fields of the
+    event, and what a program gave as `extra`, stand beside them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        first, *rest = self.text(record)
-        name, fields = event(record)
+        process = getattr(record, "prefork_process", "")
         found: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": name,
+            "event": _event(record),
             "logger": record.name,
             "process": record.process,
         }
-        found |= _fields(first) | fields
-        found |= {name: value for name, value in vars(record).items() if name not in _ORDINARY and name not in found}
-        found["message"] = "\n".join((first, *rest))
+        found |= {name: int(value) for name, value in _FIELD.findall(process)}
+        given = dict(vars(record))
+        if _is_ours(record):
+            found |= given.pop("fields")
+        found |= {name: value for name, value in given.items() if name not in _ORDINARY and name not in found}
+        if record.exc_info and record.exc_info[1] is not None:
+            found["exception"] = self._exception(record.exc_info[1])
+        found["message"] = self._message(record, process, found)
         return _JSON.encode(found)
 
+    def _message(self, record: logging.LogRecord, process: str, found: dict[str, Any]) -> str:
+        text = record.getMessage()
+        if "detail" in found and _is_ours(record):
+            text = text.partition("\n")[0]  # the rest stands there
+        if record.stack_info:
+            text += "\n" + self.formatStack(record.stack_info)
+        return escaped(f"{process}: {text}" if process else text)
 
-def _fields(text: str) -> dict[str, Any]:
-    return {found[1]: int(found[2]) for found in islice(_FIELD.finditer(text), 3)}  # ours come first
+    def _exception(self, exc: BaseException) -> dict[str, str]:
+        kind = type(exc)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        text = self.formatException((kind, exc, exc.__traceback__))
+        return {"type": name, "message": escaped(str(exc)), "traceback": escaped(text)}
+
+
+def _event(record: logging.LogRecord) -> str:
+    """The name of what happened; of a program's own record, the one that it gave as `extra`, if any."""
+    named = getattr(record, "event", LogEvent.MESSAGE)
+    return named.label if isinstance(named, LogEvent) else str(named)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return isinstance(getattr(record, "event", None), LogEvent)

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks
 
 from .errors import ConfigError
@@ -99,14 +100,19 @@ def reopen() -> str:
     """
     handler = sinks.installed()
     if handler is None or handler.sink.path is None:
-        log.info(NOTHING_TO_REOPEN)
+        log.info(NOTHING_TO_REOPEN, extra=event(LogEvent.NOTHING_TO_REOPEN))
         return NOTHING_TO_REOPEN
     handler.acquire()
     try:
         handler.sink.reopen()
     except OSError as exc:
         path, reason = handler.sink.path, (exc.strerror or str(exc)).lower()
-        log.error("could not reopen the log file %s: %s; going on with the old one", path, reason)
+        log.error(
+            "could not reopen the log file %s: %s; going on with the old one",
+            path,
+            reason,
+            extra=event(LogEvent.REOPEN_FAILED),
+        )
         return f"could not reopen the log file {path}: {reason}; going on with the old one"
     finally:
         handler.release()

@@ -16,6 +16,7 @@ from enum import Enum, auto
 
 import setproctitle
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.lazy_imports import import_lazy
 
 from .errors import ConfigError
@@ -115,7 +116,12 @@ def import_all() -> None:
     """What the program imports lazily is imported now, so that the workers share it. A check fails with what cannot be;
     a start does not: nobody may ever use it."""
     for name, error in import_lazy():
-        log.warning("could not import %s, which is imported lazily: %s", name, error)
+        log.warning(
+            "could not import %s, which is imported lazily: %s",
+            name,
+            error,
+            extra=event(LogEvent.IMPORT_FAILED, module=name),
+        )
 
 
 @contextlib.contextmanager

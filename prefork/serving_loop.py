@@ -16,6 +16,7 @@ from functools import cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.wakeup import Wakeup
 
@@ -175,7 +176,12 @@ class ServingLoop:
         self._accept_again_at = now + ACCEPT_PAUSE
         if self._shortage_logged_at is None or now >= self._shortage_logged_at + LOG_SHORTAGE_EVERY:
             self._shortage_logged_at = now
-            log.warning("could not accept: %s; trying again every %g s", reason, ACCEPT_PAUSE)
+            log.warning(
+                "could not accept: %s; trying again every %g s",
+                reason,
+                ACCEPT_PAUSE,
+                extra=event(LogEvent.ACCEPT_FAILED),
+            )
 
     def wake(self) -> None:
         wakeup = self.wakeup
@@ -300,9 +306,17 @@ class ServingMixIn:
         exc = sys.exception()
         peer = address_text(client_address or "an unnamed client")  # Unix sockets have a path, or none
         if isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
-            log.debug("connection from %s lost: %s", peer, exc, exc_info=exc)
+            log.debug(
+                "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
+            )
         else:
-            log.error("could not finish the request from %s: %r", peer, exc, exc_info=exc)
+            log.error(
+                "could not finish the request from %s: %r",
+                peer,
+                exc,
+                exc_info=exc,
+                extra=event(LogEvent.REQUEST_FAILED, peer=peer),
+            )
 
 
 def _left(deadline: float | None) -> float | None:

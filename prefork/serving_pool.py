@@ -15,6 +15,7 @@ from typing import Any
 
 import setproctitle
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import access_log, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import WorkerLimits
@@ -105,7 +106,7 @@ class Preforked(Supervised):
         server = self.server
         with self.serving() as wakeup, contextlib.ExitStack() as stack:
             if self.closing:  # looked at now: a server_close() that comes later finds us serving
-                log.info("not serving: the server is closed")
+                log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
                 return None
             stack.enter_context(process.inside(server.working_directory))
             mailbox = Mailbox(wakeup.wake)
@@ -132,7 +133,8 @@ class Preforked(Supervised):
         return supervisor
 
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
-        log.info("listening on %s", address_text(self.server.socket.getsockname()))
+        where = address_text(self.server.socket.getsockname())
+        log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
         self._mailbox = mailbox  # from here on a shutdown() posts; one that came before is looked for now
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
@@ -167,7 +169,11 @@ class Preforked(Supervised):
                 theirs = signals.take_unhandled(BY_SIGNAL)
                 signals.reap_ourselves()
             for signum in theirs:
-                log.info("the program handles %s itself", signal.Signals(signum).name)
+                log.info(
+                    "the program handles %s itself",
+                    signal.Signals(signum).name,
+                    extra=event(LogEvent.SIGNAL_LEFT_TO_PROGRAM, signal=signal.Signals(signum).name),
+                )
         try:
             yield
         finally:

@@ -9,6 +9,8 @@ import os
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 
+from prefork.metrics.log_events import LogEvent, event
+
 from .errors import ConfigError
 
 __all__ = ["descriptor", "stored"]
@@ -66,7 +68,11 @@ def _address(text: str) -> str:
     if text[:1] == "@":
         return "\0" + text[1:]
     if text and text[0] != "/":
-        log.warning("could not tell the service manager anything: NOTIFY_SOCKET is %r, no path and no @name", text)
+        log.warning(
+            "could not tell the service manager anything: NOTIFY_SOCKET is %r, no path and no @name",
+            text,
+            extra=event(LogEvent.NOTIFY_FAILED),
+        )
         return ""
     return text
 

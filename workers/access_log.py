@@ -12,6 +12,7 @@ from time import monotonic_ns
 from typing import Any
 
 from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
+from prefork.metrics.log_events import LogEvent, event
 
 log = logging.getLogger("prefork.access")
 
@@ -102,7 +103,7 @@ class _Book:
             "slot": self._place.slot, "outcome": outcome, "duration_ms": (monotonic_ns() - accepted_ns) // 1000 / 1000,
             "received": received, "sent": sent, "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
         }  # fmt: skip
-        log.info("request %s", Fields(fields), extra={"event": "request", "fields": fields})
+        log.info("request %s", Fields(fields), extra=event(LogEvent.REQUEST, **fields))
 
 
 class Fields:

@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import Any
 from weakref import finalize
 
+from prefork.metrics.log_events import LogEvent, event
+
 log = logging.getLogger("prefork.server")
 
 # Exporters that go on in a forked process by themselves, and flush by what they registered in the master.
@@ -61,11 +63,12 @@ def finish() -> None:
         log.info(
             "leaving: waiting for what the program runs in %s; end it in worker_draining() or worker_stopping()",
             ", ".join(thread.name for thread in threads),
+            extra=event(LogEvent.THREADS_AWAITED, threads=[thread.name for thread in threads]),
         )
     try:
         threading._shutdown()  # type: ignore[attr-defined]
     except Exception:
-        log.exception("could not end the program's threads")
+        log.exception("could not end the program's threads", extra=event(LogEvent.THREADS_FAILED))
     for name, flush_of in FLUSHED.items():
         if (exporter := sys.modules.get(name)) is not None:
             _flush(name, exporter, flush_of)
@@ -77,7 +80,7 @@ def _flush(name: str, exporter: ModuleType, flush_of: Callable[[Any], Any]) -> N
         if (flush := flush_of(exporter)) is not None:
             flush()
     except Exception:
-        log.exception("could not flush %s", name)
+        log.exception("could not flush %s", name, extra=event(LogEvent.FLUSH_FAILED, module=name))
 
 
 def _waited_for() -> list[threading.Thread]:
@@ -130,6 +133,6 @@ class DrainHook:
         try:
             self._hook()
         except Exception:
-            log.exception("worker_draining() raised")
+            log.exception("worker_draining() raised", extra=event(LogEvent.DRAIN_HOOK_FAILED))
         finally:
             self._running.release()

@@ -24,6 +24,7 @@ from typing import Any
 
 from prefork.metrics.facts import AcceptError
 from prefork.metrics.kernel import queue_wait_ns
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import (
     ACCEPT_ERRORS,
     ACCEPTED,
@@ -240,7 +241,12 @@ class Lanes:
         now = monotonic()
         if now - self._said_at >= ACCEPT_SAID_EVERY_S:
             self._said_at = now
-            log.error("could not get a request, its connection is closed: %r", exc, exc_info=exc)
+            log.error(
+                "could not get a request, its connection is closed: %r",
+                exc,
+                exc_info=exc,
+                extra=event(LogEvent.GET_REQUEST_FAILED),
+            )
         clear_frames(exc.__traceback__)
         return NO_RESOURCES if self._failed >= FAILED_IN_A_ROW else NOTHING
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.kernel import descriptors
+from prefork.metrics.log_events import LogEvent, event
 
 log = logging.getLogger("prefork.server")
 
@@ -68,7 +69,11 @@ def sample() -> CostSample | None:
         process = psutil.Process()
         cpu, memory = process.cpu_times(), process.memory_full_info().uss
     except (psutil.Error, OSError, ValueError) as exc:  # ValueError: a /proc that is another one's
-        log.warning("could not measure this worker, which goes on unmeasured: %s", str(exc) or type(exc).__name__)
+        log.warning(
+            "could not measure this worker, which goes on unmeasured: %s",
+            str(exc) or type(exc).__name__,
+            extra=event(LogEvent.MEASURE_FAILED),
+        )
         return None
     opened, limit = descriptors()
     return CostSample(memory, opened or 0, limit or 0, cpu.user, cpu.system)

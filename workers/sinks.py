@@ -18,6 +18,7 @@ from collections.abc import Callable, MutableSequence
 from time import monotonic
 from typing import Any
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import LOG_DROPPED
 
 PIPE_BUF = select.PIPE_BUF  # so much is written to a pipe whole or not at all
@@ -145,7 +146,9 @@ class SinkHandler(logging.Handler):
             line = self.format(record)
         except Exception as exc:  # the arguments do not fit the message: a mistake of who logged it
             fault = f"could not format a log message of {record.pathname}:{record.lineno}: {exc}"
-            line = self.format(logging.LogRecord(record.name, logging.ERROR, "", 0, fault, None, None))
+            mistake = logging.LogRecord(record.name, logging.ERROR, "", 0, fault, None, None)
+            vars(mistake).update(event(LogEvent.LOG_UNFORMATTED), prefork_process=self.prefix)
+            line = self.format(mistake)
         if not self.write(line):
             self._note_drop()
 

@@ -25,6 +25,7 @@ from prometheus_client import (
     values,
 )
 
+from ..log_events import LogEvent, event
 from .region import Merged
 from .series import Family, Series
 from .values import OURS, Value
@@ -177,7 +178,7 @@ def _tried(collector: Any, evaluate: Callable[[], Iterable[Any]]) -> list[Any]:
         name = _name(collector)
         if name not in _failed:
             _failed.add(name)
-            log.warning("could not collect %s", name, exc_info=True)
+            log.warning("could not collect %s", name, exc_info=True, extra=event(LogEvent.METRIC_FAILED, metric=name))
         return []
 
 
@@ -188,17 +189,25 @@ def _name(collector: Any) -> str:
 def say_what_is_not_served() -> None:
     """Name the metrics that were built too early to be counted, and those that only one process evaluates."""
     if values.ValueClass is not Value:
-        log.info("the program's own metrics are not served here: prometheus_client keeps them in a way of its own")
+        log.info(
+            "the program's own metrics are not served here: prometheus_client keeps them in a way of its own",
+            extra=event(LogEvent.METRICS_ELSEWHERE),
+        )
         return
     early = [_name(metric) for metric in _collectors() if _has_values(metric) and _is_early(metric)]
     if early:
         log.warning(
             "could not count %s over all processes: built before prefork was imported; import prefork first",
             ", ".join(early),
+            extra=event(LogEvent.METRICS_EARLY, metrics=early),
         )
     once = [_name(collector) for collector in _collectors() if _is_evaluated(collector)]
     if once:
-        log.info("evaluated in the exporter only, with the state of its start: %s", ", ".join(once))
+        log.info(
+            "evaluated in the exporter only, with the state of its start: %s",
+            ", ".join(once),
+            extra=event(LogEvent.METRICS_OF_EXPORTER, metrics=once),
+        )
 
 
 def _is_early(metric: Any) -> bool:

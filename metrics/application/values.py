@@ -15,18 +15,16 @@ of one histogram or summary go together.
 
 import logging
 import os
-import sys
 import threading
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.machinery import ModuleSpec
 from math import isfinite
 from time import monotonic
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet, ref
 
+from ..log_events import LogEvent, event
 from .region import Writer
 from .series import RULES, SUFFIXES, Rule, encode
 
@@ -218,7 +216,10 @@ class Value:
         if now - _not_finite_said.get(self._name, NEVER_S) >= SAID_EVERY:
             _not_finite_said[self._name] = now
             log.warning(
-                "refused a value of the program's metric %s: %s cannot be summed; it stays as it was", self._name, total
+                "refused a value of the program's metric %s: %s cannot be summed; it stays as it was",
+                self._name,
+                total,
+                extra=event(LogEvent.METRIC_VALUE_REFUSED, metric=self._name),
             )
         return False
 
@@ -277,7 +278,12 @@ def _family(kind: str, mode: str, name: str, help: str, labelnames: tuple[str, .
 def _refuse(metric_name: str, reason: str) -> None:
     if metric_name not in _refused:
         _refused.add(metric_name)
-        log.warning("could not serve the program's metric %s: %s", metric_name, reason)
+        log.warning(
+            "could not serve the program's metric %s: %s",
+            metric_name,
+            reason,
+            extra=event(LogEvent.METRIC_REFUSED, metric=metric_name, reason=reason),
+        )
 
 
 def _say_full(home: _Home) -> None:
@@ -285,60 +291,6 @@ def _say_full(home: _Home) -> None:
         home.said_full = True
         log.warning(
             "could not keep more of the program's metrics: this process has no room for new series; "
-            "prefork_application_series_dropped_total counts them"
+            "prefork_application_series_dropped_total counts them",
+            extra=event(LogEvent.METRICS_FULL),
         )
-
-
-# The hook.
-
-
-def install_hook() -> None:
-    """Have prometheus_client use our value class, from its import on, or from now on if it is imported already.
-
-    A choice of the user's stands: the class is replaced only where it is prometheus_client's plain one, not with
-    PROMETHEUS_MULTIPROC_DIR.
-    """
-    module = sys.modules.get(VALUES)
-    if module is not None:
-        _set_class(module)
-    elif not any(isinstance(finder, _Hook) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Hook())
-
-
-def _set_class(module: ModuleType) -> None:
-    if module.ValueClass is module.MutexValue:
-        module.ValueClass = Value  # type: ignore[attr-defined]
-
-
-class _Hook:
-    """Finds one module as the others do, and takes a look at it once it is there."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name != VALUES:
-            return None
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target) if finder is not self else None
-            if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]  # all of a loader, by __getattr__
-                return spec
-        return None
-
-
-class _Loader:
-    """A loader that sets our class after the module has run, and gives the module back its own loader before."""
-
-    def __init__(self, loader: Any, hook: _Hook) -> None:
-        self._loader = loader
-        self._hook = hook
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _set_class(module)
-        if self._hook in sys.meta_path:
-            sys.meta_path.remove(self._hook)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..process import RunMode, run_as
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, bound_elsewhere, is_stale
+from ..sockets.listener import Listener, bound_elsewhere
 from ..sockets.ownership import owner
+from ..sockets.unix_paths import is_stale
 
 __all__ = ["DryRun", "dry_run"]
 

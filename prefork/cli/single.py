@@ -13,6 +13,7 @@ from bdb import BdbQuit
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
@@ -46,14 +47,18 @@ def serve_single(server: "PreForkingMixIn") -> None:
     run_as(RunMode.SINGLE)
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:
-        log.warning("metrics are not served: their server would be another process")
+        log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None
     wakeup = Wakeup()
     signals = Signals(wakeup)
     signals.take({signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()})
     try:
         server.worker_started()
-        log.info("in this process alone, listening on %s", address_text(server.socket.getsockname()))
+        log.info(
+            "in this process alone, listening on %s",
+            address_text(server.socket.getsockname()),
+            extra=event(LogEvent.LISTENING, address=address_text(server.socket.getsockname())),
+        )
         server.serve_forever()
         server.worker_stopping()
     except (KeyboardInterrupt, BdbQuit):

@@ -12,6 +12,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from prefork.metrics.log_events import LogEvent, event
+
 from ..errors import BindError, ConfigError
 from ..reload.handover import handed
 from ..sockets import ownership
@@ -111,7 +113,7 @@ def bind_control(terms: ControlTerms) -> Listener:
         listener.unlink()
         listener.close()
         raise
-    log.info("control socket at %s", terms.path)
+    log.info("control socket at %s", terms.path, extra=event(LogEvent.CONTROL_LISTENING, address=terms.path))
     return listener
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from prefork.metrics.board import Board, Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
 from prefork.metrics.kernel import unix_peer
+from prefork.metrics.log_events import LogEvent, event
 
 from ..commands import Row
 from ..master.guard import attempt, say_failed
@@ -136,7 +137,12 @@ class ControlServer:
         peer = self._terms.peer(pid, uid)
         if peer is None:
             self._count(ControlCommand.OTHER, ControlResult.DENIED)
-            log.warning("control: uid=%d pid=%d may not use the control socket", uid, pid)
+            log.warning(
+                "control: uid=%d pid=%d may not use the control socket",
+                uid,
+                pid,
+                extra=event(LogEvent.CONTROL_DENIED, peer=f"uid={uid} pid={pid}"),
+            )
             self._turn_away(sock, f"uid {uid} may not use this socket")
         elif len(self._clients) >= CLIENTS_MAX and not self._make_room():
             self._turn_away(sock, f"there are {CLIENTS_MAX} clients already")
@@ -190,7 +196,12 @@ class ControlServer:
         connection = client.connection
         if connection.peer.looks_only and not request.row.looks:
             self._count(command, ControlResult.DENIED)
-            log.warning("control: %s may not %s", connection.peer, request.row.verb)
+            log.warning(
+                "control: %s may not %s",
+                connection.peer,
+                request.row.verb,
+                extra=event(LogEvent.CONTROL_DENIED, peer=str(connection.peer), verb=request.row.verb),
+            )
             self._say(client, protocol.error(f"could not {request.row.verb}: {connection.peer} may only look"), now)
             return
         self._count(command, ControlResult.OK)

@@ -15,6 +15,7 @@ from typing import Any
 
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.kernel import accept_queue
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks
 
 from .. import logs
@@ -62,7 +63,13 @@ class Verbs:
         """Do what is asked; the whole answer, or the work that will end with it. `place` is for a reload to write."""
         command, argument, supervisor = request.row.command, request.argument, self._supervisor
         if not request.row.looks:
-            log.info("control: %s asks for %s%s", peer, request.row.verb, "" if argument is None else f" {argument}")
+            log.info(
+                "control: %s asks for %s%s",
+                peer,
+                request.row.verb,
+                "" if argument is None else f" {argument}",
+                extra=event(LogEvent.CONTROL_REQUEST, peer=str(peer), verb=request.row.verb, argument=argument),
+            )
         match command:
             case Command.STATUS:
                 return protocol.result(report.status_report(self._facts()))

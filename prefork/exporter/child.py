@@ -15,6 +15,7 @@ from typing import Any
 from prefork.metrics.board import Board, unannounced
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.feed import Feed, Slots
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot, SlotReader
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
@@ -62,7 +63,11 @@ def bind_metrics(address: Any, asked: str) -> Listener:
     except BaseException:
         listener.close()
         raise
-    log.info("metrics on %s", address_text(listener.getsockname()))
+    log.info(
+        "metrics on %s",
+        address_text(listener.getsockname()),
+        extra=event(LogEvent.METRICS_LISTENING, address=address_text(listener.getsockname())),
+    )
     return listener
 
 
@@ -181,7 +186,12 @@ class ExporterChild:
 
     def _give_up(self, why: str) -> None:
         if self._child is not None:
-            log.warning("%s: %s; killing it", self._child, why)
+            log.warning(
+                "%s: %s; killing it",
+                self._child,
+                why,
+                extra=event(LogEvent.EXPORTER_GIVEN_UP, **self._child.fields, reason=why),
+            )
             self._child.signal(signal.SIGKILL)
         self._close_feed()
 

@@ -27,6 +27,7 @@ from prefork.metrics.application.exposition import application_families
 from prefork.metrics.application.region import merge
 from prefork.metrics.board import Word
 from prefork.metrics.feed import Slots
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
@@ -147,7 +148,7 @@ class Exporter(TCPServer):
         self._prefork_.wake()  # there may have been no room
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a scrape did not end well", exc_info=True)
+        log.debug("a scrape did not end well", exc_info=True, extra=event(LogEvent.SCRAPE_FAILED))
 
     def finish(self) -> None:
         """Take nothing new, and let each connection come to its end, at its deadline at the latest."""
@@ -226,7 +227,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        log.debug(format, *args)
+        log.debug(format, *args, extra=event(LogEvent.SCRAPE))
 
 
 def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:

@@ -11,9 +11,11 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Any
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind, Condition, ExitReason
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap
 
@@ -83,13 +85,25 @@ class Child:
         place = f"slot={self.number} gen={self.generation} " if self.number else ""
         return f"{self.kind.label} {place}pid={self.pid}"
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Of a log event about it."""
+        place = {"slot": self.number, "gen": self.generation} if self.number else {}
+        return {"kind": self.kind.label, **place, "pid": self.pid}
+
     def set_state(self, state: ChildState, now: float) -> None:
         """The one setter."""
         if self.state not in CHILD_MAY_FOLLOW[state]:
             raise AssertionError(f"{self}: {state.name} cannot follow {self.state.name}")
         level = logging.DEBUG if self.kind is ChildKind.REQUEST else logging.INFO
         if state is not ChildState.REAPED:
-            log.log(level, "%s: %s", self, state.name.lower())
+            log.log(
+                level,
+                "%s: %s",
+                self,
+                state.name.lower(),
+                extra=event(LogEvent[f"CHILD_{state.name}"], **self.fields, state=state.name.lower()),
+            )
         self.state = state
         self.changed = now
         self.booted |= state is ChildState.READY

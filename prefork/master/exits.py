@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
+from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, Exit
 from .guard import guarded
@@ -104,9 +105,9 @@ class Exits:
                     words[SIGNAL_DEATHS + exit.signum] += 1
         for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):
             if number:
-                fields = {"outcome": outcome.label, "requests": number}
+                fields = {**exit.child.fields, "outcome": outcome.label, "requests": number}
                 log.warning("%s: requests that ended with it: %d %s", exit.child, number, outcome.label,
-                            extra={"event": "requests_died", "fields": fields})  # fmt: skip
+                            extra=event(LogEvent.REQUESTS_DIED, **fields))  # fmt: skip
 
 
 def _last_words(child: Child) -> str:
@@ -122,4 +123,16 @@ def _log(exit: Exit, death: Death) -> None:
         asked = exit.child.reason is not None or death.reason in (ExitReason.DRAINED, ExitReason.MAX_REQUESTS)
         level = logging.INFO if asked else logging.ERROR
         what = f"{death.reason.label} ({exit})"
-    log.log(level, "%s: %s%s", exit.child, what, "\n" + death.text if death.text else "")
+    log.log(
+        level,
+        "%s: %s%s",
+        exit.child,
+        what,
+        "\n" + death.text if death.text else "",
+        extra=event(
+            LogEvent.CHILD_ENDED,
+            **exit.child.fields,
+            reason=death.reason and death.reason.label,
+            detail=death.text or None,
+        ),
+    )

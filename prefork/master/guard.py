@@ -11,6 +11,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TypeVar
 
+from prefork.metrics.log_events import LogEvent, event
+
 log = logging.getLogger("prefork.supervisor")
 
 SAID_EVERY_S = 10.0
@@ -67,9 +69,17 @@ def say_failed(what: str, exc: Exception, then: str = "") -> None:
     _said[kind] = now
     follows = f"; {then}" if then else ""
     if isinstance(exc, OSError):
-        log.error("could not %s: %s%s", what, reason_of(exc), follows)
+        log.error("could not %s: %s%s", what, reason_of(exc), follows, extra=event(LogEvent.STEP_FAILED, step=what))
     else:
-        log.error("could not %s: %s: %s%s", what, type(exc).__name__, exc, follows, exc_info=exc)
+        log.error(
+            "could not %s: %s: %s%s",
+            what,
+            type(exc).__name__,
+            exc,
+            follows,
+            exc_info=exc,
+            extra=event(LogEvent.STEP_FAILED, step=what),
+        )
 
 
 def reason_of(exc: OSError) -> str:

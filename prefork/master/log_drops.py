@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from math import inf
 
 from prefork.metrics.board import Board, Word
+from prefork.metrics.log_events import LogEvent
 from prefork.workers import sinks
 
 from .children import Child
@@ -57,6 +58,6 @@ class Drops:
 
 def _notice(dropped: int) -> logging.LogRecord:
     return logging.makeLogRecord({
-        "name": log.name, "levelno": logging.WARNING, "levelname": "WARNING", "event": "log_dropped",
+        "name": log.name, "levelno": logging.WARNING, "levelname": "WARNING", "event": LogEvent.LOG_DROPPED,
         "msg": "%d log messages were dropped", "args": (dropped,), "fields": {"dropped": dropped},
     })  # fmt: skip

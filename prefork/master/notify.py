@@ -15,6 +15,8 @@ from enum import Enum
 from math import inf
 from time import monotonic
 
+from prefork.metrics.log_events import LogEvent, event
+
 from ..systemd import given, stored_name
 from .policy import Phase
 
@@ -192,7 +194,12 @@ class Notifier:
             except OSError as exc:
                 if exc.errno in (errno.EAGAIN, errno.ENOBUFS):
                     return
-                log.debug("could not tell the service manager %r: %s", message, exc.strerror)
+                log.debug(
+                    "could not tell the service manager %r: %s",
+                    message,
+                    exc.strerror,
+                    extra=event(LogEvent.NOTIFY_FAILED),
+                )
             self._unsent.popleft()
 
     def forget(self) -> None:

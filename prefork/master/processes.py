@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, Stacks
 from prefork.workers import bootstrap, signals, user_forks
 
@@ -128,7 +129,7 @@ class OrphanReaper:
             if now - since >= self.PATIENCE_S:
                 with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it
                     os.waitpid(pid, os.WNOHANG)
-                    log.info("reaped an orphan pid=%d", pid)
+                    log.info("reaped an orphan pid=%d", pid, extra=event(LogEvent.ORPHAN_REAPED, pid=pid))
         return self._next_look
 
 

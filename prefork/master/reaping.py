@@ -11,6 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from prefork.metrics.facts import ChildKind
+from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, ChildTable, Exit
 from .waiting import Waiting
@@ -55,7 +56,12 @@ class Reaper:
             if child.kind in kinds:
                 child.signal(signal.SIGKILL)
         for child in self.wait_for(*kinds, within=KILLED_WITHIN_S):
-            log.error("%s: still there %g s after it was killed; left behind", child, KILLED_WITHIN_S)
+            log.error(
+                "%s: still there %g s after it was killed; left behind",
+                child,
+                KILLED_WITHIN_S,
+                extra=event(LogEvent.CHILD_LEFT_BEHIND, **child.fields),
+            )
 
 
 def _wait_readable(fd: int, until: float | None) -> bool:

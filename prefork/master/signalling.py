@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterable
 
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, ChildState, ChildTable
 from .guard import guarded
@@ -76,7 +77,15 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
         child.reason = ExitReason.TIMEOUT
     elif child.reason is None:
         child.reason = ExitReason.BOOT_FAILED
-    log.warning("%s: killed after %.1f s in state %s", child, now - child.changed, child.state.name.lower())
+    log.warning(
+        "%s: killed after %.1f s in state %s",
+        child,
+        now - child.changed,
+        child.state.name.lower(),
+        extra=event(
+            LogEvent.CHILD_KILLED, **child.fields, after_s=round(now - child.changed, 1), state=child.state.name.lower()
+        ),
+    )
     table.set_state(child, ChildState.KILLING, now)
     child.signal(signal.SIGKILL)
 
@@ -84,7 +93,11 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
 def cut(child: Child, now: float) -> None:
     """A request is over its time: first its stacks, also of a process that was stopped."""
     child.cut_at = now
-    log.error("%s: a request has run for longer than request_timeout", child)
+    log.error(
+        "%s: a request has run for longer than request_timeout",
+        child,
+        extra=event(LogEvent.REQUEST_TIMEOUT, **child.fields),
+    )
     child.signal(signal.SIGUSR1)
     child.signal(signal.SIGCONT)
 
@@ -97,7 +110,11 @@ def show_slow(child: Child, before_ns: int) -> None:
     child.slow_seen &= set(child.report.busy_since_ns)
     if fresh:
         child.slow_seen |= fresh
-        log.warning("%s: a request has run for longer than slow_request_timeout", child)
+        log.warning(
+            "%s: a request has run for longer than slow_request_timeout",
+            child,
+            extra=event(LogEvent.SLOW_REQUEST, **child.fields),
+        )
         child.signal(signal.SIGUSR1)
         child.stacks_seen = LOOK_SOON
 
@@ -117,6 +134,8 @@ def note_stacks(child: Child) -> None:
         if child.stacks_wanted:
             child.stacks_wanted, child.stacks_text = False, text
         if not child.stacks_text or child.cut_at is not None:
-            log.warning("%s: stacks of its threads\n%s", child, text)
+            log.warning(
+                "%s: stacks of its threads\n%s", child, text, extra=event(LogEvent.STACKS, **child.fields, detail=text)
+            )
         size = 0
     child.stacks_seen = size

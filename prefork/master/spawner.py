@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ForkFailure
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
@@ -83,4 +84,9 @@ class Spawner:
         self._board.add(FORK_FAILURES + kind)
         if now - self._logged_at >= FORK_LOG_EVERY_S:
             self._logged_at = now
-            log.error("could not fork a worker: %s; trying again every %.1f s", exc.strerror, FORK_RETRY_S)
+            log.error(
+                "could not fork a worker: %s; trying again every %.1f s",
+                exc.strerror,
+                FORK_RETRY_S,
+                extra=event(LogEvent.FORK_FAILED),
+            )

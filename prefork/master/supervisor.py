@@ -13,6 +13,7 @@ from typing import Any
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.wakeup import Wakeup
@@ -180,7 +181,12 @@ class Supervisor:
         late, unseen = now - self._wake_at, now - self._looked_at
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
             self.clock.note_pause(unseen)
-            log.warning("this process was stopped or kept busy for %.1f s; deadlines move by %.1f s", late, unseen)
+            log.warning(
+                "this process was stopped or kept busy for %.1f s; deadlines move by %.1f s",
+                late,
+                unseen,
+                extra=event(LogEvent.MASTER_PAUSED, late_s=round(late, 1), moved_s=round(unseen, 1)),
+            )
 
     # What has happened.
 
@@ -195,7 +201,7 @@ class Supervisor:
         self._wake_at = now
 
     def _obey(self, command: Command, now: float) -> None:
-        log.info("command: %s", command.name.lower())
+        log.info("command: %s", command.name.lower(), extra=event(LogEvent.COMMAND, command=command.name.lower()))
         match command:
             case Command.DRAIN if self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
                 self._begin_drain(now)
@@ -235,7 +241,12 @@ class Supervisor:
 
     def _set_limits(self, limits: policy.Limits) -> None:
         self.limits = limits
-        log.info("pool: min_children=%d max_children=%d", self.limits.min_children, self.limits.max_children)
+        log.info(
+            "pool: min_children=%d max_children=%d",
+            self.limits.min_children,
+            self.limits.max_children,
+            extra=event(LogEvent.POOL_RESIZED, min_children=limits.min_children, max_children=limits.max_children),
+        )
 
     def _set_phase(self, phase: Phase, now: float) -> None:
         """The one setter."""
@@ -244,7 +255,7 @@ class Supervisor:
         if self.phase not in PHASE_MAY_FOLLOW[phase]:
             raise AssertionError(f"{phase.name} cannot follow {self.phase.name}")
         if self.limits.pool:  # a plain server says nothing, as the standard library's do
-            log.info("%s", phase.name.lower())
+            log.info("%s", phase.name.lower(), extra=event(LogEvent[phase.name]))
         self.phase = phase
         self._phase_since = now
         if phase is not Phase.RUNNING:
@@ -265,7 +276,7 @@ class Supervisor:
             self._waiting.step_back()  # behind the new one
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
-            log.info("%s: asked to end the service", child)
+            log.info("%s: asked to end the service", child, extra=event(LogEvent.DRAIN_ASKED, **child.fields))
             if self.service.end is not None:
                 self.service.end()
             else:

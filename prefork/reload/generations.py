@@ -14,6 +14,7 @@ from typing import Any
 
 from prefork.metrics.board import Word
 from prefork.metrics.facts import ChildKind
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
@@ -120,7 +121,11 @@ class Generations:
             self._tell(ReloadResult(False, self.degraded))
         for name, listener in zip(LISTENERS, vanished, strict=False):
             if listener is not None:
-                log.info("no longer listening on %s", address_text(listener.getsockname()))
+                log.info(
+                    "no longer listening on %s",
+                    address_text(listener.getsockname()),
+                    extra=event(LogEvent.LISTENER_GIVEN_UP, address=address_text(listener.getsockname())),
+                )
                 if name == "listener" and narrow(listener):
                     self._left = listener
                 else:
@@ -232,7 +237,7 @@ class Generations:
             self._owed = False
             self._tell(ReloadResult(True, said))
         else:
-            log.info("reload: %s after all", said)
+            log.info("reload: %s after all", said, extra=event(LogEvent.RELOADED, reason=said))
             self._note_last(True)
 
     # Records.
@@ -260,7 +265,7 @@ class Generations:
     def _exec(self) -> None:
         """The way over. Returns when it failed, and then everything is as it was; or when there is something else to do
         first."""
-        log.info("reload: replacing this image by a new one of the same program")
+        log.info("reload: replacing this image by a new one of the same program", extra=event(LogEvent.RELOAD_EXEC))
         flush()
         with blocked() as mask:
             if self._workings.asked():  # what comes later stays pending over the exec
@@ -277,13 +282,18 @@ class Generations:
 
     def _tell(self, told: ReloadResult | str) -> None:
         if isinstance(told, str):
-            log.info("reload: %s", told)
+            log.info("reload: %s", told, extra=event(LogEvent.RELOAD_PROGRESS, step=told))
         else:
             self._count(told.ok)
             if told.ok:
-                log.info("reload: %s", told.reason)
+                log.info("reload: %s", told.reason, extra=event(LogEvent.RELOADED, reason=told.reason))
             else:
-                log.error("reload failed: %s%s", told.reason, f"\n{told.output}" if told.output else "")
+                log.error(
+                    "reload failed: %s%s",
+                    told.reason,
+                    f"\n{told.output}" if told.output else "",
+                    extra=event(LogEvent.RELOAD_FAILED, reason=told.reason, detail=told.output or None),
+                )
         self.told(told)
 
     def _count(self, ok: bool) -> None:

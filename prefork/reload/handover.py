@@ -19,6 +19,7 @@ from typing import Any
 
 from prefork.metrics.board import EXITS, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 from prefork.workers.signals import Signals
 
@@ -195,7 +196,11 @@ def resume_board(packed: dict[str, Any]) -> Board:
         return Board(packed["fd"])
     except ValueError as exc:
         why = str(exc)  # a log record must not keep the frames, and with them the memory
-        log.warning("the totals of the image before cannot be read whole (%s): those without a name begin anew", why)
+        log.warning(
+            "the totals of the image before cannot be read whole (%s): those without a name begin anew",
+            why,
+            extra=event(LogEvent.TOTALS_PARTLY_READ),
+        )
     os.close(packed["fd"])
     board = Board()
     with board.change() as words:

@@ -13,6 +13,8 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from prefork.metrics.log_events import LogEvent, event
+
 log = logging.getLogger("prefork.supervisor")
 
 LOOK_EVERY_S = 0.5
@@ -45,7 +47,7 @@ class Changes:
         look = self._look()
         if look == self._settling:
             changed = sorted(path for path in {*look, *self._seen} if look.get(path) != self._seen.get(path))
-            log.info("changed: %s", ", ".join(map(_shown, changed)))
+            log.info("changed: %s", ", ".join(map(_shown, changed)), extra=event(LogEvent.FILES_CHANGED, files=changed))
             self._seen, self._settling = look, None
             self._reload()
             self._next_look = now + LOOK_EVERY_S

@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import socket
-import stat
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,10 +19,12 @@ from functools import cached_property
 from typing import Any
 
 from prefork.metrics.kernel import somaxconn
+from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError
 from .addresses import address_text, over
 from .ownership import Access
+from .unix_paths import clear_stale, identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -109,9 +110,13 @@ class Listener(socket.socket):
         """What an earlier life of this service listened on, kept by the service manager: bound, and with its queue."""
         listener = cls.resume(fd, quiet=False)
         name = listener.getsockname()
-        log.info("going on with the socket that the service manager kept: %s", address_text(name))
+        log.info(
+            "going on with the socket that the service manager kept: %s",
+            address_text(name),
+            extra=event(LogEvent.LISTENER_KEPT, address=address_text(name)),
+        )
         if isinstance(name, str) and name[:1] not in ("", "\0"):
-            listener.path, listener.identity = name, _identity(name)
+            listener.path, listener.identity = name, identity_of(name)
         return listener
 
     def bind(self, address: Any) -> None:
@@ -137,18 +142,23 @@ class Listener(socket.socket):
         if path is None:
             super().bind(address)
             return
-        _clear_stale(path, self.type)
+        clear_stale(path, self.type)
         with self.access.given_to(self, path):
             super().bind(address)
             self.path = os.path.abspath(path)
-            self.identity = _identity(self.path)
+            self.identity = identity_of(self.path)
 
     def listen(self, backlog: int = 128, /) -> None:
         if self.quiet:
             return
         limit = somaxconn()
         if limit is not None and backlog > limit:
-            log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit)
+            log.warning(
+                "the kernel cuts the listen queue of %d to %d (net.core.somaxconn)",
+                backlog,
+                limit,
+                extra=event(LogEvent.QUEUE_CUT, asked=backlog, limit=limit),
+            )
         super().listen(backlog)
 
     @cached_property
@@ -200,13 +210,18 @@ class Listener(socket.socket):
                 pass
             except OSError as exc:
                 self.unreachable = False
-                log.warning("could not remove %s, it is left: %s", self.path, (exc.strerror or str(exc)).lower())
+                log.warning(
+                    "could not remove %s, it is left: %s",
+                    self.path,
+                    (exc.strerror or str(exc)).lower(),
+                    extra=event(LogEvent.SOCKET_LEFT, address=self.path),
+                )
         self.path = None
 
     @property
     def stands(self) -> bool:
         """Whether what is at the Unix path is still ours."""
-        return self.path is not None and self.identity is not None and self.identity == _identity(self.path)
+        return self.path is not None and self.identity is not None and self.identity == identity_of(self.path)
 
 
 Instead = Callable[[Listener, Any, str | None], Any]
@@ -305,34 +320,3 @@ def widen(sock: socket.socket) -> None:
         raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
     with contextlib.suppress(OSError):  # there was no filter
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _clear_stale(path: str, kind: int) -> None:
-    """Remove a socket that nobody listens on. Raises OSError when somebody does, or when it is no socket."""
-    if is_stale(path, kind):
-        log.info("removing the stale socket %s", path)
-        os.unlink(path)
-
-
-def is_stale(path: str, kind: int) -> bool:
-    """Whether a socket is left there that nobody listens on. Raises OSError when somebody does, or it is no socket."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, "it exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.setblocking(False)
-        answer = probe.connect_ex(path)
-    if answer != errno.ECONNREFUSED:  # EAGAIN: alive with a full queue; EPROTOTYPE: alive, of the other kind
-        raise OSError(errno.EADDRINUSE, "another server is listening there")
-    return True

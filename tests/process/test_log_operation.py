@@ -13,11 +13,11 @@ from tests.support.service import HUNG, Service, script
 DEFINITIONS = """\
 class Handler(Who):
     def do_log(self):
-        logging.getLogger("app").debug("asked for %s", os.path.basename(os.getcwd()))
+        logging.getLogger("app").debug("asked for %s", os.path.basename(os.getcwd()), extra={"event": "asked_for"})
 class Hooks:
     def worker_started(self):
         super().worker_started()
-        logging.getLogger("app").error("started as %d", os.getpid())
+        logging.getLogger("app").error("started as %d", os.getpid(), extra={"event": "started_as", "pid": os.getpid()})
         if os.path.exists("broken"):
             raise RuntimeError("no such table")
 """

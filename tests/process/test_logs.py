@@ -96,7 +96,7 @@ class Hooks:
         super().service_actions()
 class Handler(Who):
     def do_log(self):
-        logging.getLogger("app").debug("seen", extra={"client": "a\\nb"})
+        logging.getLogger("app").debug("seen", extra={"client": "a\\nb", "event": "seen"})
 """
 
 

@@ -184,8 +184,8 @@ def test_fork_while_a_thread_counts(region: Region) -> None:
 def test_import_prefork_leaves_prometheus_client_alone() -> None:
     """The hook imports nothing, goes away when it has done its work, and hides nothing of the module it looked at."""
     code = (
-        "import prefork, sys; from prefork.metrics.application import values as prometheus\n"
-        "prometheus.install_hook(); found = len(sys.meta_path)\n"
+        "import prefork, sys; from prefork.metrics.application import hook, values as prometheus\n"
+        "hook.install_hook(); found = len(sys.meta_path)\n"
         "assert not [name for name in sys.modules if name.startswith('prometheus_client')]\n"
         "import inspect, prometheus_client.values as values\n"
         "assert len(sys.meta_path) == found - 1\n"

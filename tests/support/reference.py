@@ -19,6 +19,7 @@ from prefork.commands import Row
 from prefork.metrics.application.region import Merged
 from prefork.metrics.board import Board, Word
 from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, Spec
+from prefork.metrics.log_events import LogEvent
 from prefork.settings.fields import Field, settings
 
 REFERENCE = Path(__file__).parents[2] / "prefork" / "REFERENCE.md"
@@ -26,7 +27,7 @@ ERRORS: tuple[type[PreforkError], ...] = (ConfigError, BootError, BindError)
 PAGE = """\
 # Reference
 
-Every setting, option, command, signal, exit status and metric. This page is made from the code by
+Every setting, option, command, signal, exit status, log event and metric. This page is made from the code by
 `python -m tests.support.reference`. [Writing a service](README.md) explains what the settings are for,
 [Operating](../deploy/operating.md) how a running service is commanded, [Metrics](../metrics/README.md) how its numbers
 are read.
@@ -56,6 +57,13 @@ In a program the same conditions are exceptions of the constructor and of `serve
 `PreforkError`.
 
 {errors}
+## Log events
+
+What a record of prefork's says, as `event` with `--log-format json`. The names stay. Its fields, in the table between
+backticks, stand beside it; of a child `kind`, `pid`, and where it has them `slot` and `gen`. An exception is
+`exception`, with `type`, `message` and `traceback`.
+
+{events}
 ## Metrics
 
 `listener` is the address served. What the kernel does not tell is absent, never zero. Counters have `_total` in their
@@ -148,6 +156,11 @@ def statuses() -> str:
     return table(("status", "of `prefork` …", "meaning"), sorted(rows, key=lambda cells: int(cells[0])))
 
 
+def events() -> str:
+    """The events of the log."""
+    return table(("event", "meaning"), [(f"`{each.label}`", each.value) for each in LogEvent])
+
+
 def errors() -> str:
     """The errors that a caller is told about."""
     rows = []
@@ -195,6 +208,7 @@ def page() -> str:
         signals=signals(),
         statuses=statuses(),
         errors=errors(),
+        events=events(),
         metrics=metrics(),
         labels=labels(),
     )

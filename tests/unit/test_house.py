@@ -1,6 +1,7 @@
 """The rules of the house that can be read off the source: floors, one fork, one reap, one signal.signal."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import prefork
+from prefork.master.children import ChildState
+from prefork.master.policy import Phase
+from prefork.metrics.log_events import LogEvent
 
 ROOT = Path(prefork.__file__).parents[1]
 BUILDINGS = ("prefork", "workers", "metrics")
@@ -21,15 +25,21 @@ def sources(building: str) -> Iterator[tuple[str, ast.Module]]:
 
 def imports(building: str) -> Iterator[tuple[str, str]]:
     """(file, absolute name of what it imports), of every import wherever it stands."""
-    package = {"prefork": "prefork", "workers": "prefork.workers", "metrics": "prefork.metrics"}[building]
     for name, tree in sources(building):
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 yield from ((name, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
-                here = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-                module = ".".join([*here, *([node.module] if node.module else [])])
+                module = imported_from(ROOT / name, node)
                 yield from ((name, f"{module}.{alias.name}") for alias in node.names)
+
+
+def imported_from(path: Path, node: ast.ImportFrom) -> str:
+    """The absolute name of the module that an import in this file names."""
+    here = module_of(path).split(".")
+    package = here if path.name == "__init__.py" else here[:-1]
+    start = package[: len(package) + 1 - node.level] if node.level else []
+    return ".".join([*start, *([node.module] if node.module else [])])
 
 
 def module_of(path: Path) -> str:
@@ -49,12 +59,10 @@ def arrows(*, late: bool) -> dict[str, set[str]]:
         tree = ast.parse(path.read_text())
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         inside = {node for function in functions for node in ast.walk(function)}
-        here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
         found[name] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (late or node not in inside):
-                base = ".".join([*here[: len(here) + 1 - node.level], *([node.module] if node.module else [])])
-                base = base if node.level else node.module or ""
+                base = imported_from(path, node)
                 for alias in node.names:
                     full = f"{base}.{alias.name}"
                     found[name].add(full if full in MODULES else base)
@@ -212,3 +220,31 @@ def test_one_reap() -> None:
 def test_one_place_for_signal_handlers() -> None:
     """One module installs signal handlers."""
     assert callers("signal.signal", "signal.sigaction") == {"workers/signals.py"}
+
+
+LOGS = {f"log.{level}" for level in ("debug", "info", "warning", "error", "exception", "critical", "log")}
+
+
+def log_calls() -> Iterator[tuple[str, ast.Call]]:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in LOGS:
+                yield f"{module}:{node.lineno}", node
+
+
+def test_every_log_call_names_its_event() -> None:
+    """Each call of a logger says which event of the closed list it is."""
+    unnamed = []
+    for where, call in log_calls():
+        extra = next((keyword.value for keyword in call.keywords if keyword.arg == "extra"), None)
+        if extra is None or not re.match(r"event\(LogEvent[.\[]", ast.unparse(extra)):
+            unnamed.append(where)
+    assert unnamed == []
+
+
+def test_every_event_happens() -> None:
+    """No event of the list is one that nobody logs; those of a state or a phase are looked up by its name."""
+    text = "\n".join(path.read_text() for module, path in MODULES.items() if module != "prefork.metrics.log_events")
+    named = set(re.findall(r"LogEvent\.([A-Z_]+)", text))
+    named |= {f"CHILD_{state.name}" for state in ChildState} | {phase.name for phase in Phase}
+    assert {each.name for each in LogEvent} - named == set()

@@ -18,13 +18,13 @@ from prefork.sockets.listener import (
     asked_for,
     asked_once_more,
     bound_elsewhere,
-    is_stale,
     narrow,
     prepared,
     queued,
     widen,
 )
 from prefork.sockets.ownership import Access
+from prefork.sockets.unix_paths import is_stale
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 BOTH = pytest.mark.parametrize("kind", [STREAM, DATAGRAM], ids=["stream", "datagram"])

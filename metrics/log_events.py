@@ -1,0 +1,97 @@
+"""The log events: the closed list of what our log records say, each by a name that stays.
+
+Used in every process, by whoever logs: `log.info("listening on %s", where, extra=event(LogEvent.LISTENING,
+address=where))`. With `--log-format json` the name is `event`, and the fields stand beside it. The message is for
+people and may change; a name once used keeps its meaning. Holds no state.
+"""
+
+from enum import Enum
+from typing import Any
+
+
+class LogEvent(Enum):
+    """What happened; the value is what the reference says of it, with its fields in backticks."""
+
+    # The service.
+    LISTENING = "the service listens at `address`"
+    METRICS_LISTENING = "metrics are served at `address`"
+    CONTROL_LISTENING = "the control socket is at `address`"
+    LISTENER_KEPT = "the service goes on with a listener that the service manager kept, at `address`"
+    LISTENER_GIVEN_UP = "after a reload the program no longer asks for `address`"
+    STALE_SOCKET_REMOVED = "a socket that nobody listened on was removed, at `address`"
+    SOCKET_LEFT = "a socket of ours could not be removed, at `address`"
+    QUEUE_CUT = "the kernel cuts the listen queue: `asked`, `limit`"
+    SIGNAL_LEFT_TO_PROGRAM = "the program handles `signal` itself"
+    NOT_SERVING = "serve_forever() of a server that is closed"
+    METRICS_OFF = "`prefork run --single` serves no metrics"
+    RUNNING = "the first worker is ready"
+    DRAINING = "the service ends: it finishes what it has"
+    KILLING = "the service ends: workers are told to leave now"
+    STOPPED = "the service has ended"
+    COMMAND = "the master obeys `command`"
+    CONTROL_REQUEST = "`peer` asked for `verb` on the control socket"
+    CONTROL_DENIED = "`peer` may not do that on the control socket"
+    POOL_RESIZED = "`min_children` and `max_children` were changed"
+    MASTER_PAUSED = "the master was stopped or kept busy for `late_s`; deadlines move by `moved_s`"
+    STEP_FAILED = "something the master does could not be done: `step`"
+    DRAIN_ASKED = "a worker asked to end the service: shutdown() was called in it"
+    # Children: each has `kind`, `pid`, and where it has them `slot` and `gen`.
+    CHILD_READY = "a child is ready"
+    CHILD_DRAINING = "a child was told to leave when it has finished"
+    CHILD_KILLING = "a child is being killed"
+    CHILD_ENDED = "a child has ended: `reason`, and what it had to say as `detail`"
+    CHILD_KILLED = "a child was killed at its deadline, `after_s` in `state`"
+    CHILD_LEFT_BEHIND = "a child could not be killed and reaped in time"
+    REQUESTS_DIED = "requests ended with their worker: `requests` of `outcome`"
+    REQUEST_TIMEOUT = "a request has run for longer than request_timeout"
+    SLOW_REQUEST = "a request has run for longer than slow_request_timeout"
+    STACKS = "what the threads of a worker were doing, as `detail`"
+    FORK_FAILED = "the kernel refused a fork"
+    ORPHAN_REAPED = "as PID 1: a process of nobody's was reaped, `pid`"
+    EXPORTER_GIVEN_UP = "the exporter hangs and is killed"
+    # Reloads.
+    RELOAD_PROGRESS = "a step of a reload: `step`"
+    RELOAD_EXEC = "the new image begins"
+    RELOADED = "the new generation is in service"
+    RELOAD_FAILED = "a reload failed: `reason`, and what the rehearsal printed as `detail`"
+    TOTALS_PARTLY_READ = "the previous image's totals could not be read whole"
+    FILES_CHANGED = "reload_on_change: `files` have changed"
+    # Requests.
+    REQUEST = "the access log's record of a request"
+    REQUEST_FAILED = "a handler raised; `peer`"
+    CONNECTION_LOST = "the client broke the connection; `peer`"
+    ACCEPT_FAILED = "nothing can be accepted for the moment"
+    GET_REQUEST_FAILED = "the program's get_request() raised"
+    SCRAPE = "a scrape of the exporter"
+    SCRAPE_FAILED = "a scrape did not end well"
+    # Workers, at boot and at their end.
+    IMPORT_FAILED = "a `module` that would be imported lazily could not be imported"
+    MEASURE_FAILED = "a worker could not measure itself"
+    THREADS_AWAITED = "a worker that leaves waits for `threads` of the program's"
+    THREADS_FAILED = "the program's threads could not be ended"
+    FLUSH_FAILED = "an exporter of the program's could not be flushed"
+    DRAIN_HOOK_FAILED = "worker_draining() raised"
+    # Logs, the service manager, the program's own metrics.
+    NOTHING_TO_REOPEN = "there is no log file to reopen"
+    REOPEN_FAILED = "the log file could not be reopened"
+    LOG_DROPPED = "`dropped` log messages were given up so that service goes on"
+    LOG_UNFORMATTED = "a log call whose arguments do not fit its message"
+    NOTIFY_FAILED = "the service manager could not be told something"
+    METRIC_REFUSED = "a `metric` of the program's cannot be served"
+    METRIC_VALUE_REFUSED = "a value of the program's `metric` cannot be summed"
+    METRICS_FULL = "there is no room for more series of the program's"
+    METRIC_FAILED = "a `metric` of the program's could not be collected"
+    METRICS_ELSEWHERE = "prometheus_client keeps the program's metrics in a way of its own"
+    METRICS_EARLY = "`metrics` were made before prefork was imported, and are not summed"
+    METRICS_OF_EXPORTER = "`metrics` are evaluated in the exporter only"
+    # What a program logs itself, where it gives no `event` as `extra`.
+    MESSAGE = "a record of the program's own"
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+def event(which: LogEvent, **fields: Any) -> dict[str, Any]:
+    """Return the `extra` of a log record that says `which`; fields of the same name are the same thing everywhere."""
+    return {"event": which, "fields": fields}
