@@ -5,6 +5,7 @@ written before `wake()`. Used in every process that has a loop; takes no lock, s
 """
 
 import contextlib
+import signal
 import socket
 
 _QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may have given SIGPIPE its default action back
@@ -55,12 +56,16 @@ class Wakeup:
                 pass
 
     def drain(self) -> None:
-        """Forget the wakes until now."""
+        """Forget the wakes until now; the handler of every signal among them has run."""
         try:
             while len(self._read.recv(4096)) == 4096:
                 pass
         except OSError:
             pass
+        # A call that looks for signals. Since CPython 3.13 nothing else does in a process that was forked by another
+        # thread than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is set on
+        # the thread that is not there any more.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def close(self) -> None:
         """Give both descriptors back; the write end's only once no `wake()` is under way.

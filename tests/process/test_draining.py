@@ -288,6 +288,40 @@ def test_ended_from_threads(words: list[str], tmp_path: Path) -> None:
         assert service.wait("ended")["exits"] == {"drained": 2}
 
 
+IN_A_THREAD = """
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        tell("booting")
+        while not os.path.exists("go"):  # Python code, which a signal interrupts or not, and no call that waits
+            pass
+
+def serve():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=end, args=(server,)).start()
+        server.serve_forever()
+
+def end(server):
+    signal.sigwait({signal.SIGUSR1})
+    server.shutdown()
+"""
+
+
+def test_told_while_it_boots_by_a_master_in_a_thread(tmp_path: Path) -> None:
+    """A worker that is told to drain while it boots drains when it has, also where the pool serves in a thread: there
+    a signal does not interrupt the worker's Python code, on CPython 3.13 and later."""
+    source = script(IN_A_THREAD, max_children=2).rpartition('if __name__ == "__main__":')[0]
+    source += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+    source += "thread = threading.Thread(target=serve)\nthread.start()\nthread.join()\n"
+    with Service(tmp_path, source) as service:
+        service.wait_each("booting", 2)
+        service.signal(signal.SIGUSR1)
+        service.wait_pool(lambda pool: pool["draining"] == 2)
+        (tmp_path / "go").touch()
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 2}
+
+
 @pytest.mark.parametrize("words", [["shutdown"], ["server_close", "server_close"], ["shutdown", "server_close"]])
 def test_ended_before_it_began(words: list[str], tmp_path: Path) -> None:
     """Asked before serve_forever(), it returns at once, no worker is forked and no path is left."""
