@@ -17,7 +17,8 @@ from prefork.workers.signals import EVERY, Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL
-from ..master.guard import insist
+from ..logs import complain
+from ..master.guard import attempt, insist
 from ..process import RunMode, run_as
 from .degraded import serve_degraded
 from .handover import Handed, receive
@@ -50,7 +51,8 @@ def take_over(fd: int, program: list[str]) -> int:
     except BaseException as exc:
         if handed.taken:
             raise
-        traceback.print_exc()
+        text = traceback.format_exc()
+        attempt("print what the program failed of", lambda: complain(text))  # as a whole: others write there too
         why = f"the program failed: {type(exc).__name__}: {exc}"
     if handed.taken:
         return 0
