@@ -72,7 +72,6 @@ def test_rehearsal_finds_it_too(statement: str, tmp_path: Path) -> None:
     release(tmp_path, statement, WHERE_IMPORTED)
     control = tmp_path / "c.sock"
     with running(["run", "app:Handler", "--bind", PORT, "--control", f"unix:{control}"], cwd=tmp_path) as run:
-        run.expect("(?s)reload failed: the rehearsal .*ZeroDivisionError")
         address = ("127.0.0.1", run.port)
         assert ask(address, b"") == b"%d" % run.pid
         release(tmp_path, statement, "1 / 0\n")
