@@ -22,9 +22,9 @@ from typing import Any
 
 import psutil
 
-from tests.support.clients import ask
-from tests.support.scraping import get
-from tests.support.service import Service, script
+from tests.support.clients.connections import ask
+from tests.support.clients.scraping import get
+from tests.support.programs.service import Service, script
 
 from .meter import cpu_clock_ns
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.support.clients import connect
-from tests.support.figures import figure
-from tests.support.monitored import monitored, target, watching
-from tests.support.proc import no_descriptor_left
-from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus
-from tests.support.service import HUNG, Service
+from tests.support.clients.connections import connect, free_port
+from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
+from tests.support.programs.monitored import monitored, target, watching
+from tests.support.programs.service import HUNG, Service
+from tests.support.tools.figures import figure
+from tests.support.tools.proc import no_descriptor_left
 
 pytestmark = needs_prometheus
 

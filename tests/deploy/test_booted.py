@@ -12,7 +12,9 @@ from time import monotonic
 
 import pytest
 
-from tests.support.booted import (
+from tests.support.clients.connections import HUNG, Load, connect
+from tests.support.clients.scraping import Answer, get
+from tests.support.hosts.booted import (
     INSTANCE,
     METRICS,
     PACKAGES,
@@ -29,12 +31,10 @@ from tests.support.booted import (
     page_unit,
     possible,
 )  # fmt: skip
-from tests.support.clients import HUNG, Load, connect
-from tests.support.figures import figure
-from tests.support.hosts import ROOT
-from tests.support.roots import debian, keeping
-from tests.support.scraping import Answer, get
-from tests.support.service import Service
+from tests.support.hosts.namespaces import ROOT
+from tests.support.hosts.roots import debian, keeping
+from tests.support.programs.service import Service
+from tests.support.tools.figures import figure
 
 pytestmark = pytest.mark.skipif(not possible(), reason="needs root, mmdebstrap and a cgroup of version 2")
 

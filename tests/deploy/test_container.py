@@ -13,11 +13,11 @@ import psutil
 import pytest
 import yaml
 
-from tests.support.clients import connect
-from tests.support.figures import figure, ms
-from tests.support.hosts import network_of
-from tests.support.image import Image, context
-from tests.support.service import HUNG, Service
+from tests.support.clients.connections import connect
+from tests.support.hosts.image import Image, context
+from tests.support.hosts.namespaces import network_of
+from tests.support.programs.service import HUNG, Service
+from tests.support.tools.figures import figure, ms
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "deploy" / "container"

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from tests.deploy.test_rules import SERVED, names, rules
-from tests.support.clients import Load, ask_datagram
-from tests.support.figures import figure
-from tests.support.monitored import WINDOW, monitored, target, watching
-from tests.support.prometheus import Prometheus, needs_prometheus, prometheus
-from tests.support.served import RELOADS
-from tests.support.service import ROOT, Service
+from tests.support.clients.connections import Load, ask_datagram
+from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
+from tests.support.programs.monitored import WINDOW, monitored, target, watching
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import ROOT, Service
+from tests.support.tools.figures import figure
 
 FOLDER = ROOT / "deploy" / "grafana"
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "prefork.json").read_text())

@@ -1,15 +1,14 @@
 """deploy/haproxy: three hosts behind a real HAProxy, released, restarted, killed and cut off under load."""
 
 import signal
-import socket
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
-from tests.support.clients import Connection, Load, connect
-from tests.support.figures import figure
-from tests.support.hosts import HUNG, Host, haproxy, hosts, possible
+from tests.support.clients.connections import Connection, Load, connect, free_port
+from tests.support.hosts.namespaces import HUNG, Host, haproxy, hosts, possible
+from tests.support.tools.figures import figure
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 CLIENTS, PROCESSES = 6, 2
@@ -41,13 +40,6 @@ def configuration(three: list[Host], port: int) -> str:
         assert f"192.0.2.{number}:9999" in text
         text = text.replace(f"192.0.2.{number}:9999", f"{host.address}:9999")
     return text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_released(three: list[Host], release: str) -> None:

@@ -13,8 +13,8 @@ import prefork
 from prefork.commands import BY_SIGNAL, BY_VERB
 from prefork.pool import PreForkingMixIn
 from prefork.settings.fields import settings
-from tests.support.command import MODULE
-from tests.support.service import HUNG, ROOT
+from tests.support.programs.command import MODULE
+from tests.support.programs.service import HUNG, ROOT
 
 PAGE = (ROOT / "deploy" / "moving.md").read_text()
 SECTIONS = dict(zip(*[iter(re.split(r"^## (.*)$", PAGE, flags=re.MULTILINE)[1:])] * 2, strict=True))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.guides import PAGES, prose
-from tests.support.panels import DASHBOARD
-from tests.support.pictures import FOLDER, make
-from tests.support.prometheus import needs_prometheus
+from tests.support.hosts.prometheus import needs_prometheus
+from tests.support.tools.guides import PAGES, prose
+from tests.support.tools.panels import DASHBOARD
+from tests.support.tools.pictures import FOLDER, make
 
-AGAIN = "make them again: python -m tests.support.pictures"
+AGAIN = "make them again: python -m tests.support.tools.pictures"
 
 
 def texts(path: Path, *classes: str) -> list[str]:

@@ -16,11 +16,11 @@ from time import monotonic
 
 import pytest
 
-from tests.support.clients import connect
-from tests.support.figures import figure
-from tests.support.postfix import postfix
-from tests.support.recipes import RECIPES, Asking, Recipe, recipe
-from tests.support.service import HUNG
+from tests.support.clients.connections import connect
+from tests.support.hosts.postfix import postfix
+from tests.support.programs.recipes import RECIPES, Asking, Recipe, recipe
+from tests.support.programs.service import HUNG
+from tests.support.tools.figures import figure
 
 
 def needs(tool: str, package: str) -> pytest.MarkDecorator:

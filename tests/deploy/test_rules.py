@@ -14,8 +14,8 @@ import yaml
 
 from prefork.metrics.board import SIGNAL_DEATHS
 from prefork.metrics.collector import METRIC_TABLE, Spec, families
-from tests.support.prometheus import needs_prometheus
-from tests.support.service import HUNG, ROOT
+from tests.support.hosts.prometheus import needs_prometheus
+from tests.support.programs.service import HUNG, ROOT
 from tests.unit.test_collector import whole_scrape
 
 FOLDER = ROOT / "deploy" / "prometheus"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Load, ask, connect
-from tests.support.figures import figure, ms
-from tests.support.proc import accept_queue, cpu_seconds, no_descriptor_left, nothing_for
-from tests.support.service import Service, script
+from tests.support.clients.connections import Load, ask, connect
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import accept_queue, cpu_seconds, no_descriptor_left, nothing_for
 
 SHORT_S = 1.2  # an input: how long there is no descriptor
 TRIES = 20  # a second

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from prefork.metrics.kernel import listen_overflows_and_drops
-from tests.support.clients import Load, ask, ask_datagram
-from tests.support.figures import figure
-from tests.support.proc import blocked_in_accept, datagrams
-from tests.support.scraping import get, total
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import Load, ask, ask_datagram
+from tests.support.clients.scraping import get, total
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.figures import figure
+from tests.support.tools.proc import blocked_in_accept, datagrams
 
 quick = pytest.mark.quick_faults
 TCP, THREADS = "PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"

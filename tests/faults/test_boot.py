@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.clients import ask
-from tests.support.figures import figure
-from tests.support.service import Service, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure
 
 # A worker that boots while the file `broken` is there comes to the end that the file names.
 BROKEN = """

@@ -16,12 +16,12 @@ import pytest
 
 from prefork.control import access
 from prefork.control.access import ControlTerms
-from tests.support.clients import HUNG
-from tests.support.controlling import OTHER, answer, as_other, connected, open_folder
-from tests.support.figures import figure
-from tests.support.proc import cpu_seconds, no_descriptor_left, nothing_for
-from tests.support.scraping import get
-from tests.support.service import Service, script
+from tests.support.clients.connections import HUNG
+from tests.support.clients.controlling import OTHER, answer, as_other, connected, open_folder
+from tests.support.clients.scraping import get
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure
+from tests.support.tools.proc import cpu_seconds, no_descriptor_left, nothing_for
 
 FRAME_MAX = 65536  # bytes, as documented
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Load
-from tests.support.figures import figure, ms
-from tests.support.proc import nothing_for
-from tests.support.service import Service, script
+from tests.support.clients.connections import Load
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import nothing_for
 
 CLIENTS = 24
 # SO_LOCK_FILTER: whoever attaches a filter afterwards is refused; socket(7).

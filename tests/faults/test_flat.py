@@ -8,9 +8,9 @@ from time import monotonic
 import psutil
 import pytest
 
-from tests.support.clients import ask
-from tests.support.figures import figure
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.figures import figure
 
 WARM_UP = 50
 MORE_MEMORY = 0.02  # of the master's RSS

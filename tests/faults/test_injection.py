@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.figures import figure
+from tests.support.tools.figures import figure
 
 from .injection.injector import ALL, Fault, Injector
 from .injection.sweep import faults_of, sweep

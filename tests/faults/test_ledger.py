@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Connection, Load, connect
-from tests.support.figures import figure, ms
-from tests.support.scraping import Scraper, total
-from tests.support.service import Service, script
-from tests.support.storm import Storm
+from tests.support.clients.connections import Connection, Load, connect
+from tests.support.clients.scraping import Scraper, total
+from tests.support.programs.service import Service, script
+from tests.support.programs.storm import Storm
+from tests.support.tools.figures import figure, ms
 
 SECONDS = float(os.environ.get("TEST_PREFORK_LEDGER_S", "8"))
 REFILL_S = 0.2

@@ -13,9 +13,9 @@ from time import monotonic
 
 import pytest
 
-from tests.support.clients import Load, ask
-from tests.support.figures import figure
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import Load, ask
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.figures import figure
 
 ACCESS = re.compile(
     rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} INFO prefork\.access: worker slot=\d gen=\d pid=\d+: request "

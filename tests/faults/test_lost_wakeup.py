@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import ask, ask_datagram
-from tests.support.figures import figure, ms
-from tests.support.proc import switches
-from tests.support.service import Service, script
+from tests.support.clients.connections import ask, ask_datagram
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import switches
 
 ANSWERED = 1.2  # seconds, for a connection whose wake-up died
 TIMES = 4

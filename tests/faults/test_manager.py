@@ -8,10 +8,10 @@ from time import monotonic
 
 import pytest
 
-from tests.support.figures import figure
-from tests.support.manager import Manager, passing
-from tests.support.releases import AFTERWARDS, Released, numbered
-from tests.support.service import HUNG, Service, script
+from tests.support.hosts.manager import Manager, passing
+from tests.support.programs.releases import AFTERWARDS, Released, numbered
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.figures import figure
 
 WAITING = 20  # connections
 WATCHDOG_S = 0.4

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from prefork import BindError, PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
-from tests.support.figures import figure, ms
-from tests.support.releases import Released
-from tests.support.served import Who
-from tests.support.service import HUNG, Service, Watch, readable, script
+from tests.support.programs.releases import Released
+from tests.support.programs.served import Who
+from tests.support.programs.service import HUNG, Service, Watch, readable, script
+from tests.support.tools.figures import figure, ms
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "tcp": (PreForkingTCPServer, ("127.0.0.1", 0)),

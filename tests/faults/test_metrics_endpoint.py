@@ -11,11 +11,11 @@ from time import monotonic
 import psutil
 import pytest
 
-from tests.support.clients import Load
-from tests.support.figures import figure, ms
-from tests.support.proc import cpu_seconds
-from tests.support.scraping import dial, get, read_answer
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import Load, dial
+from tests.support.clients.scraping import get, read_answer
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import cpu_seconds
 
 SCRAPES, TROUBLE_S = 100, 2.0  # at least
 P99_S = 0.25

@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients import Load
-from tests.support.figures import figure, ms
-from tests.support.proc import nothing_for
-from tests.support.releases import AFTERWARDS, Released, numbered
-from tests.support.scraping import Scraper, get, total
-from tests.support.service import HUNG, Watch, script
+from tests.support.clients.connections import Load
+from tests.support.clients.scraping import Scraper, get, total
+from tests.support.programs.releases import AFTERWARDS, Released, numbered
+from tests.support.programs.service import HUNG, Watch, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import nothing_for
 
 WORKERS = 4
 CLIENTS, PROCESSES = 8, 2

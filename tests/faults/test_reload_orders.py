@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.figures import figure, ms
-from tests.support.releases import Released, numbered
-from tests.support.service import HUNG
+from tests.support.programs.releases import Released, numbered
+from tests.support.programs.service import HUNG
+from tests.support.tools.figures import figure, ms
 
 WORKERS = 2
 GRACEFUL_S = 5.0

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Load
-from tests.support.figures import figure, ms
-from tests.support.service import Fact, Service, script
+from tests.support.clients.connections import Load
+from tests.support.programs.service import Fact, Service, script
+from tests.support.tools.figures import figure, ms
 
 WORKERS = 4
 REPLACEMENTS = 200

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import Load
-from tests.support.figures import figure
-from tests.support.service import Service, script
+from tests.support.clients.connections import Load
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure
 
 SECONDS = 5.0
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.figures import figure, ms
-from tests.support.service import Fact, Service, Watch, script
+from tests.support.programs.service import Fact, Service, Watch, script
+from tests.support.tools.figures import figure, ms
 
 DELAYS = range(25)  # milliseconds
 AT_FORK = 'os.register_at_fork(after_in_child=lambda: tell("forked"))'

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Load, ask
-from tests.support.figures import figure, ms
-from tests.support.service import Service, Watch, script
+from tests.support.clients.connections import Load, ask
+from tests.support.programs.service import Service, Watch, script
+from tests.support.tools.figures import figure, ms
 
 GRACEFUL = 1.0
 SLACK = 0.6  # seconds beyond a deadline

@@ -11,9 +11,9 @@ import pytest
 
 import prefork
 from prefork import BindError, PreForkingUnixDatagramServer, PreForkingUnixStreamServer
-from tests.support.clients import ask
-from tests.support.figures import figure
-from tests.support.service import Service, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure
 
 pytestmark = pytest.mark.quick_faults
 SERVERS = [PreForkingUnixStreamServer, PreForkingUnixDatagramServer]

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.clients import ask
-from tests.support.figures import figure
-from tests.support.service import HUNG, Service, Watch, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import HUNG, Service, Watch, script
+from tests.support.tools.figures import figure
 
 # Each command has a process of its own serve a request as the handler's server would, and so count it there.
 FORKING = """

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.controlling import OTHER, as_other, asked, ctl, open_folder
-from tests.support.releases import Released, numbered
-from tests.support.scraping import Answer, get, total
-from tests.support.service import Service, script
+from tests.support.clients.controlling import OTHER, as_other, asked, ctl, open_folder
+from tests.support.clients.scraping import Answer, get, total
+from tests.support.programs.releases import Released, numbered
+from tests.support.programs.service import Service, script
 
 pytestmark = pytest.mark.once
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import HUNG, MODULE, ROOT, ask, running
-from tests.support.controlling import asked
+from tests.support.clients.connections import ask
+from tests.support.clients.controlling import asked
+from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
 APP = """
 import os, prefork

@@ -16,8 +16,8 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import READY, YES, Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
-from tests.support.proc import no_descriptor_left
-from tests.support.simulation import FakeProcesses
+from tests.support.programs.simulation import FakeProcesses
+from tests.support.tools.proc import no_descriptor_left
 
 HUNG = 30.0
 

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients import Connection
-from tests.support.proc import accept_queue, nothing_for
-from tests.support.service import ENDED_BY_TERM, Service, script
+from tests.support.clients.connections import Connection
+from tests.support.programs.service import ENDED_BY_TERM, Service, script
+from tests.support.tools.proc import accept_queue, nothing_for
 
 CHILDREN, THREADS = 2, 3
 A_WHILE = 0.1  # seconds in which somebody with room would have answered

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import controlling
-from tests.support.clients import HUNG
-from tests.support.command import MODULE, ROOT
-from tests.support.releases import AFTERWARDS, Released, numbered
-from tests.support.service import Service, script
+from tests.support.clients import controlling
+from tests.support.clients.connections import HUNG
+from tests.support.programs.command import MODULE, ROOT
+from tests.support.programs.releases import AFTERWARDS, Released, numbered
+from tests.support.programs.service import Service, script
 
 WORKERS = 2
 

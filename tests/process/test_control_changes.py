@@ -11,9 +11,9 @@ from typing import IO
 
 import pytest
 
-from tests.support.command import HUNG, MODULE, ROOT
-from tests.support.controlling import OTHER, answer, as_other, asked, connected, ctl, open_folder
-from tests.support.releases import Released, numbered
+from tests.support.clients.controlling import OTHER, answer, as_other, asked, connected, ctl, open_folder
+from tests.support.programs.command import HUNG, MODULE, ROOT
+from tests.support.programs.releases import Released, numbered
 
 GATED = "if rehearsing():\n    os.read(os.open('gate', os.O_RDONLY), 1)\n"
 

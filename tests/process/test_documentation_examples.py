@@ -10,7 +10,8 @@ import threading
 import pytest
 
 import prefork as socketserver
-from tests.support.serving import HUNG, ask, connect, serving, threads_end
+from tests.support.clients.connections import ask, dial
+from tests.support.programs.serving import HUNG, serving, threads_end
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -70,7 +71,7 @@ def test_tcp_one_at_a_time() -> None:
     """handle_request() instead of serve_forever()."""
     with socketserver.TCPServer(LOOPBACK, UpperOnce) as server:
         for _ in range(2):
-            with connect(server.server_address) as client:
+            with dial(server.server_address) as client:
                 client.sendall(b"word")
                 server.handle_request()
                 assert client.recv(100) == b"WORD"

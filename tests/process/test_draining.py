@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import ask
-from tests.support.figures import figure
-from tests.support.proc import nothing_for
-from tests.support.service import Service, Watch, readable, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import Service, Watch, readable, script
+from tests.support.tools.figures import figure
+from tests.support.tools.proc import nothing_for
 
 POOLS = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"]
 DELAY = 2.0

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from prefork import BaseRequestHandler, ForkingTCPServer, ThreadingTCPServer
-from tests.support.clients import Connection, connect
-from tests.support.figures import figure, ms
-from tests.support.proc import nothing_for, switches
-from tests.support.service import Service, script
-from tests.support.serving import HUNG, serving, threads_end
+from tests.support.clients.connections import Connection, connect
+from tests.support.programs.service import Service, script
+from tests.support.programs.serving import HUNG, serving, threads_end
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import nothing_for, switches
 
 LOOPBACK = ("127.0.0.1", 0)
 A_WHILE = 0.2  # seconds, in which what does not wait has ended

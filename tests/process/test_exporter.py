@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients import Load, ask
-from tests.support.figures import figure, ms
-from tests.support.picture import picture
-from tests.support.scraping import HUNG, Answer, Scraper, dial, get, labelled, read_answer, total
-from tests.support.service import ENDED_BY_TERM, Service, Watch, script
+from tests.support.clients.connections import Load, ask, dial
+from tests.support.clients.scraping import HUNG, Answer, Scraper, get, labelled, read_answer, total
+from tests.support.programs.service import ENDED_BY_TERM, Service, Watch, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.picture import picture
 
 NOBODY = 65534
 SERVED = 40  # requests, each the last of its worker

@@ -8,7 +8,7 @@ from typing import Any
 
 import prefork
 from prefork.testing import running
-from tests.support.service import HUNG
+from tests.support.programs.service import HUNG
 
 
 class Counter(prefork.StreamRequestHandler):

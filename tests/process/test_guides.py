@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from prefork.testing import running
-from tests.support import command
-from tests.support.guides import PAGES, ROOT, Block, blocks
-from tests.support.prometheus import free_port
-from tests.support.service import HUNG
-from tests.support.transcript import Session, matches, normal, session
+from tests.support.clients.connections import ask, free_port
+from tests.support.programs import command
+from tests.support.programs.service import HUNG
+from tests.support.tools.guides import PAGES, ROOT, Block, blocks
+from tests.support.tools.transcript import Session, matches, normal, session
 
 FRONT, WRITING = ROOT / "README.md", ROOT / "prefork" / "README.md"
 
@@ -111,7 +111,7 @@ def test_servers(server: str, answer: bytes) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     exec(source(WRITING), names)
     with running(names[server]) as pool:
-        assert command.ask(pool.address, b"hello\n") == answer
+        assert ask(pool.address, b"hello\n") == answer
 
 
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_the_access_log_is_as_it_is_shown(log_format: str, tmp_path: Path) -> No
     shown = next(block.text for block in blocks(page) if block.language == log_format).splitlines()[-1]
     options = f"--bind 127.0.0.1:0 --max-children 1 --access-log yes --log-format {log_format}"
     with command.running(["run", "prefork.examples:Upper", *options.split()], cwd=tmp_path) as service:
-        assert command.ask(("127.0.0.1", service.port), b"hello\n") == b"HELLO\n"
+        assert ask(("127.0.0.1", service.port), b"hello\n") == b"HELLO\n"
         service.ended(signal.SIGTERM)
     record = next(line for line in service.lines if "prefork.access" in line)
     if log_format == "json":

@@ -19,7 +19,8 @@ from prefork import (
     StreamRequestHandler,
     ThreadingTCPServer,
 )
-from tests.support.serving import HUNG, ask, connect, serving
+from tests.support.clients.connections import ask, dial
+from tests.support.programs.serving import HUNG, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 TIMEOUT = 0.05
@@ -67,7 +68,7 @@ def pool(base: Any) -> Any:
 
 def answer(server: Any) -> tuple[int, int]:
     """One request, by handle_request() in this thread: the pids of who answered and of its parent."""
-    with connect(server.server_address) as client, client.makefile("rb") as file:
+    with dial(server.server_address) as client, client.makefile("rb") as file:
         server.handle_request()
         pid, parent = file.read().split()
     return int(pid), int(parent)

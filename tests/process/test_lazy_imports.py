@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import HUNG, MODULE, ROOT, ask, running
-from tests.support.controlling import asked, ctl
+from tests.support.clients.connections import ask
+from tests.support.clients.controlling import asked, ctl
+from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
 PORT = "127.0.0.1:0"
 APP = """

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-from tests.support.clients import ask
-from tests.support.controlling import asked, ctl
-from tests.support.served import RELOADS
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import ask
+from tests.support.clients.controlling import asked, ctl
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import HUNG, Service, script
 
 DEFINITIONS = """\
 class Handler(Who):

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tests.support.clients import ask
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import HUNG, Service, script
 
 
 def run(tmp_path: Path, definitions: str, *options: str, bind: str = "127.0.0.1:0", bases: str = "PreForkingTCPServer"

@@ -19,11 +19,11 @@ import pytest
 
 import prefork
 from prefork.metrics.collector import METRIC_TABLE
-from tests.support.clients import Load, ask, free_ports
-from tests.support.proc import datagrams, no_descriptor_left, nothing_for
-from tests.support.scraping import HUNG, get, labelled, total
-from tests.support.served import RELOADS
-from tests.support.service import Service, script
+from tests.support.clients.connections import Load, ask, free_ports
+from tests.support.clients.scraping import HUNG, get, labelled, total
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import Service, script
+from tests.support.tools.proc import datagrams, no_descriptor_left, nothing_for
 
 Samples = dict[str, float]
 QUEUED = 3

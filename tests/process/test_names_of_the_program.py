@@ -9,9 +9,9 @@ import pytest
 import prefork
 from prefork import BaseRequestHandler, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from tests.process.test_composition import POOL, ROWS
-from tests.support.clients import ask
-from tests.support.service import ENDED_BY_TERM, Service, script
-from tests.support.serving import serving
+from tests.support.clients.connections import ask
+from tests.support.programs.service import ENDED_BY_TERM, Service, script
+from tests.support.programs.serving import serving
 
 OURS = "_prefork_"
 STANDARD = {"_handle_request_noblock", "_threads"}  # the standard library's own: used there, and read by its tests

@@ -16,7 +16,8 @@ from wsgiref import simple_server
 import pytest
 
 import prefork
-from tests.support.serving import HUNG, Upper, ask, serving
+from tests.support.clients.connections import ask
+from tests.support.programs.serving import HUNG, Upper, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 

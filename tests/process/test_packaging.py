@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from prefork import __version__
-from tests.support.command import ROOT, ask, running
+from tests.support.clients.connections import ask
+from tests.support.programs.command import ROOT, running
 
 pytestmark = pytest.mark.once
 

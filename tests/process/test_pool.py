@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import Load, ask, ask_datagram
-from tests.support.controlling import answer, connected
-from tests.support.manager import Manager
-from tests.support.proc import held
-from tests.support.scraping import get
-from tests.support.service import ENDED_BY_TERM, HUNG, Service, readable, script
+from tests.support.clients.connections import Load, ask, ask_datagram
+from tests.support.clients.controlling import answer, connected
+from tests.support.clients.scraping import get
+from tests.support.hosts.manager import Manager
+from tests.support.programs.service import ENDED_BY_TERM, HUNG, Service, readable, script
+from tests.support.tools.proc import held
 
 DATAGRAM = """
 class Handler(DatagramRequestHandler):

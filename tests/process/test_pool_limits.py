@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.cgroup import MEMORY_CGROUP, memory_cgroup
-from tests.support.clients import Load, ask
-from tests.support.service import Service, script
+from tests.support.clients.connections import Load, ask
+from tests.support.hosts.cgroup import MEMORY_CGROUP, memory_cgroup
+from tests.support.programs.service import Service, script
 
 HOARDING = """
 class Handler(Who):

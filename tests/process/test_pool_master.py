@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 import prefork
-from tests.support.clients import ask
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.connections import ask
+from tests.support.programs.service import HUNG, Service, script
 
 RECORDING = """
 import gc

@@ -11,11 +11,11 @@ from time import monotonic
 import pytest
 
 from prefork.metrics.collector import METRIC_TABLE, Spec
-from tests.support.clients import Load, ask
-from tests.support.figures import figure
-from tests.support.prometheus import Prometheus, free_port, needs_prometheus, prometheus, scraping
-from tests.support.service import HUNG, Service, script
-from tests.support.storm import Storm
+from tests.support.clients.connections import Load, ask, free_port
+from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus, scraping
+from tests.support.programs.service import HUNG, Service, script
+from tests.support.programs.storm import Storm
+from tests.support.tools.figures import figure
 
 pytestmark = [needs_prometheus, pytest.mark.once]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import ask, free_ports
-from tests.support.proc import held, nothing_for
-from tests.support.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
-from tests.support.service import HUNG, Watch, script
+from tests.support.clients.connections import ask, free_ports
+from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
+from tests.support.programs.service import HUNG, Watch, script
+from tests.support.tools.proc import held, nothing_for
 
 WORKERS = 2
 
@@ -338,7 +338,7 @@ def test_over_the_standard_library(tmp_path: Path) -> None:
     source = """
 import http.server, sys
 from prefork import PreForkingMixIn
-from tests.support.served import Told
+from tests.support.programs.served import Told
 
 exec(open("release.py").read())
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from time import monotonic
 
-from tests.support.command import HUNG, Run, ask, running
+from tests.support.clients.connections import ask
+from tests.support.programs.command import HUNG, Run, running
 
 APP = """
 import os

@@ -10,9 +10,10 @@ import pytest
 
 from prefork.cli.launch import fields
 from prefork.settings.fields import Field, show
-from tests.support.command import ask, running
-from tests.support.controlling import asked, ctl
-from tests.support.releases import Released, numbered
+from tests.support.clients.connections import ask
+from tests.support.clients.controlling import asked, ctl
+from tests.support.programs.command import running
+from tests.support.programs.releases import Released, numbered
 
 
 def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:

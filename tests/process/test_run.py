@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.command import HUNG, ask, running
+from tests.support.clients.connections import ask, ask_datagram
+from tests.support.programs.command import HUNG, running
 
 APP = """
 import os, socketserver, threading
@@ -104,10 +105,10 @@ def test_datagrams(here: Path) -> None:
     """udp:// and unixgram: serve a datagram handler."""
     argv = ["run", "prefork.examples:UpperDatagram", "--max-children", "1", "--bind"]
     with running([*argv, "udp://127.0.0.1:0"], cwd=here) as run:
-        assert ask(("127.0.0.1", run.port), b"hello", socket.SOCK_DGRAM) == b"HELLO"
+        assert ask_datagram(("127.0.0.1", run.port), b"hello") == b"HELLO"
     path = here / "d.sock"
     with running([*argv, f"unixgram:{path}"], cwd=here):
-        assert ask(str(path), b"hello", socket.SOCK_DGRAM, mine=str(here / "me.sock")) == b"HELLO"
+        assert ask_datagram(str(path), b"hello", str(here / "me.sock")) == b"HELLO"
 
 
 def test_inherited_descriptor(here: Path) -> None:

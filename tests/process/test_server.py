@@ -23,7 +23,8 @@ from prefork import (
     ThreadingTCPServer,
     UDPServer,
 )
-from tests.support.serving import HUNG, Upper, ask, connect, descriptors, serving
+from tests.support.clients.connections import ask, dial
+from tests.support.programs.serving import HUNG, Upper, descriptors, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -58,7 +59,7 @@ class TestIPv6:
                 assert ask(over_ipv4, b"four\n") == b"FOUR\n"
             else:
                 with pytest.raises(ConnectionRefusedError):
-                    connect(over_ipv4)
+                    dial(over_ipv4)
 
     def test_dual_stack_set_before_binding(self) -> None:
         """It may be set on an instance that is bound later."""
@@ -90,9 +91,9 @@ def test_bind_and_activate_false() -> None:
         assert server.server_address == LOOPBACK
         server.server_bind()
         with pytest.raises(ConnectionRefusedError):
-            connect(server.server_address)
+            dial(server.server_address)
         server.server_activate()
-        connect(server.server_address).close()
+        dial(server.server_address).close()
 
 
 def test_reuse_port() -> None:
@@ -186,7 +187,7 @@ def test_errors_are_logged(caplog: pytest.LogCaptureFixture, capfd: pytest.Captu
     server: Any = TCPServer(LOOPBACK, Raises)
     server.error = ValueError("a reason")
     with serving(server):
-        with connect(server.server_address) as client:
+        with dial(server.server_address) as client:
             assert client.recv(1) == b""
             host, port = client.getsockname()
     (record,) = _records(caplog)
@@ -227,7 +228,7 @@ def test_a_client_that_resets_is_no_news(caplog: pytest.LogCaptureFixture) -> No
 
     server = TCPServer(LOOPBACK, Reads)
     with serving(server):
-        client = connect(server.server_address)
+        client = dial(server.server_address)
         assert begun.wait(HUNG)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from prefork import BaseRequestHandler, TCPServer, ThreadingTCPServer
-from tests.support.serving import HUNG, Upper, ask, connect, serving
+from tests.support.clients.connections import ask, dial
+from tests.support.programs.serving import HUNG, Upper, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 AT_ONCE = 0.25  # seconds; the standard shutdown() takes up to poll_interval
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SHORT_OF_DESCRIPTORS = """
 import logging, os, resource, sys, threading, time
 import prefork
-from tests.support.serving import Upper
+from tests.support.programs.serving import Upper
 
 class Server(prefork.{name}):
     tries = 0
@@ -74,7 +75,7 @@ def test_no_descriptor_left(name: str) -> None:
             address = ("127.0.0.1", int(process.stdout.readline()))
             assert ask(address, b"before") == b"BEFORE"
             assert process.stdout.readline() == "short\n"
-            with connect(address) as client:
+            with dial(address) as client:
                 client.sendall(b"patience\n")
                 print(file=process.stdin, flush=True)
                 said = process.stdout.readline()
@@ -108,7 +109,7 @@ def test_other_accept_errors_do_not_pause() -> None:
             return super().get_request()
 
     with Fails(LOOPBACK, Upper) as server:
-        with connect(server.server_address):
+        with dial(server.server_address):
             before = time.monotonic()
             for _ in range(2):
                 server.handle_request()
@@ -144,7 +145,7 @@ def test_handle_request_with_timeout_zero() -> None:
         server.timeout = 0
         server.handle_request()
         assert server.timed_out == 1
-        with connect(server.server_address) as client:
+        with dial(server.server_address) as client:
             client.sendall(b"x")
             client.shutdown(socket.SHUT_WR)
             server.handle_request()
@@ -177,7 +178,7 @@ def test_handle_request_without_room() -> None:
         def handle_timeout(self) -> None:
             self.timed_out = True
 
-    with OneThread(LOOPBACK, Holds) as server, connect(server.server_address), connect(server.server_address) as second:
+    with OneThread(LOOPBACK, Holds) as server, dial(server.server_address), dial(server.server_address) as second:
         server.handle_request()
         server.handle_request()
         assert server.timed_out
@@ -202,7 +203,7 @@ def test_shutdown_at_the_cap() -> None:
         max_threads = 1
 
     server = OneThread(LOOPBACK, Holds)
-    with serving(server), connect(server.server_address), connect(server.server_address):
+    with serving(server), dial(server.server_address), dial(server.server_address):
         assert begun.wait(HUNG)
         before = time.monotonic()
         server.shutdown()

@@ -15,7 +15,8 @@ from prefork import (
     TCPServer,
     ThreadingTCPServer,
 )
-from tests.support.serving import HUNG, Upper, ask, connect, serving
+from tests.support.clients.connections import ask, dial
+from tests.support.programs.serving import HUNG, Upper, serving
 
 LOOPBACK = ("127.0.0.1", 0)
 AT_ONCE = 0.25  # seconds; the standard shutdown() takes up to poll_interval
@@ -77,7 +78,7 @@ def test_shutdown_in_the_serving_thread() -> None:
             self.request.sendall(b"the last")
 
     with TCPServer(LOOPBACK, Last) as server:
-        with connect(server.server_address) as client:
+        with dial(server.server_address) as client:
             server.serve_forever(HUNG)
             assert client.recv(100) == b"the last"
 
@@ -112,7 +113,7 @@ def test_shutdown_waits_for_the_request() -> None:
             ended.set()
 
     server = TCPServer(LOOPBACK, Busy)
-    with serving(server), connect(server.server_address):
+    with serving(server), dial(server.server_address):
         assert begun.wait(HUNG)
         server.shutdown_nowait()
         assert not ended.is_set()
@@ -201,7 +202,7 @@ def test_closed_before_a_daemonic_thread_ends() -> None:
 
     before = set(threading.enumerate())
     server = Daemonic(LOOPBACK, Holds)
-    with serving(server), connect(server.server_address):
+    with serving(server), dial(server.server_address):
         assert begun.wait(HUNG)
     (thread,) = set(threading.enumerate()) - before
     assert server.statistics().in_flight == 1
@@ -230,7 +231,7 @@ def test_base_exception_ends_the_loop() -> None:
 
     with TCPServer(LOOPBACK, Exits) as server:
         for _ in range(2):
-            with connect(server.server_address) as client:
+            with dial(server.server_address) as client:
                 with pytest.raises(SystemExit):
                     server.serve_forever()
                 assert client.recv(1) == b""

@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.command import HUNG, MODULE, ROOT, ask, running
-from tests.support.terminal import CTRL_C, Terminal, terminal
+from tests.support.clients.connections import ask
+from tests.support.clients.terminal import CTRL_C, Terminal, terminal
+from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
 APP = """
 import os, socketserver, threading

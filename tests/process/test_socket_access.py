@@ -20,8 +20,8 @@ from prefork import (
     PreForkingUnixStreamServer,
 )
 from prefork.sockets.ownership import owner
-from tests.support.served import RELOADS, Who
-from tests.support.service import ROOT, Service, script
+from tests.support.programs.served import RELOADS, Who
+from tests.support.programs.service import ROOT, Service, script
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 # Looks at the path at every step of ours that could change it: an audit hook is called before.

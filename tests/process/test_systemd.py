@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support import command
-from tests.support.clients import ask, ask_datagram, free_ports
-from tests.support.manager import Manager, passing
-from tests.support.releases import Released, numbered
-from tests.support.service import Service, script
+from tests.support.clients.connections import ask, ask_datagram, free_ports
+from tests.support.hosts.manager import Manager, passing
+from tests.support.programs import command
+from tests.support.programs.releases import Released, numbered
+from tests.support.programs.service import Service, script
 
 ECHO = """
 import os, subprocess
@@ -113,7 +113,7 @@ def test_socket_activation(options: tuple[str, ...], bind: str, app: Path) -> No
             assert variables == "[]\n"
             assert psutil.Process(int(pid)).ppid() == run.pid
             first.sock.close()
-            assert command.ask(first.path, b"x\n")
+            assert ask(first.path, b"x\n")
             assert run.ended(signal.SIGTERM) == 0
     assert (app / "s").is_socket()
 
@@ -157,7 +157,7 @@ def test_one_of_two_sockets(app: Path) -> None:
         argv, fds = ["run", "app:Stream", "--bind", "systemd:admin"], (web.fileno(), admin.fileno())
         with command.running(argv, cwd=app, program=program, fds=fds) as run:
             assert run.port == admin.getsockname()[1]
-            assert command.ask(admin.getsockname(), b"x\n")
+            assert ask(admin.getsockname(), b"x\n")
 
 
 def test_sockets_of_another_process(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,11 +175,11 @@ def test_activation_over_a_reload(app: Path) -> None:
         program = (*passing(("web", web.fileno())), *command.MODULE)
         argv = ["run", "app:Stream", "--bind", "systemd:web", "--max-children", "1"]
         with command.running(argv, cwd=app, program=program, fds=(web.fileno(),)) as run:
-            before = command.ask(web.getsockname(), b"x\n").split()[0]
+            before = ask(web.getsockname(), b"x\n").split()[0]
             run.process.send_signal(signal.SIGHUP)
             run.read_until_listening()
             assert run.port == web.getsockname()[1]
-            while (after := command.ask(web.getsockname(), b"x\n").split()[0]) == before:
+            while (after := ask(web.getsockname(), b"x\n").split()[0]) == before:
                 pass  # the old generation serves until the new is there
             assert psutil.Process(int(after)).ppid() == run.pid
 
@@ -206,7 +206,8 @@ def test_who_comes_to_a_passed_socket_after_the_end(how: str, app: Path) -> None
         argv = ["run", target, "--bind", bind.format(passed.fileno()), "--max-children", "1"]
         program = (*passing(("web", passed.fileno())), *command.MODULE) if "systemd" in bind else command.MODULE
         with command.running(argv, cwd=app, program=program, fds=(passed.fileno(),)) as run:
-            assert command.ask(passed.getsockname(), b"x\n", kind)
+            question = ask if kind == socket.SOCK_STREAM else ask_datagram
+            assert question(passed.getsockname(), b"x\n")
             if reloads:
                 run.allow("reload failed: the service is about to end")  # the new image listens before it is in service
                 run.process.send_signal(signal.SIGHUP)

@@ -22,8 +22,8 @@ from prefork import (
     ThreadingMixIn,
 )
 from prefork.testing import running
-from tests.support.clients import ask, ask_datagram
-from tests.support.service import HUNG, Watch
+from tests.support.clients.connections import ask, ask_datagram
+from tests.support.programs.service import HUNG, Watch
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.controlling import asked
-from tests.support.proc import nothing_for
-from tests.support.scraping import get
-from tests.support.served import RELOADS
-from tests.support.service import Service, script
+from tests.support.clients.controlling import asked
+from tests.support.clients.scraping import get
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import Service, script
+from tests.support.tools.proc import nothing_for
 
 LONG_S = 40.0  # what the program has its sockets wait
 GRACE_S = 12.0  # a wait of a worker for LONG_S in C would end in a kill

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.answering import answering, ended
-from tests.support.clients import HUNG, ROOT, ask
-from tests.support.monitored import MONITORED
-from tests.support.service import ENDED_BY_TERM, Service, script
+from tests.support.clients.answering import answering, ended
+from tests.support.clients.connections import HUNG, ROOT, ask
+from tests.support.programs.monitored import MONITORED
+from tests.support.programs.service import ENDED_BY_TERM, Service, script
 
 pytestmark = pytest.mark.once
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.controlling import asked, ctl
-from tests.support.service import HUNG, Service, script
+from tests.support.clients.controlling import asked, ctl
+from tests.support.programs.service import HUNG, Service, script
 
 ME = f"pid={os.getpid()} uid={os.getuid()}"
 

@@ -21,7 +21,7 @@ from prefork.metrics.application import values as user_values
 from prefork.metrics.application.region import Folded, Region, merge
 from prefork.metrics.application.series import Series
 from prefork.metrics.application.values import Value
-from tests.support.command import ROOT
+from tests.support.programs.command import ROOT
 
 HUNG = 60.0
 KILLS = 200
@@ -264,7 +264,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def run(library: Path, scenario: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.counting", scenario],
+        [sys.executable, "-m", "tests.support.programs.counting", scenario],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(library)} | environ,
         capture_output=True,

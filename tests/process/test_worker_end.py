@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proc import nothing_for
-from tests.support.service import Service, Watch, script
+from tests.support.programs.service import Service, Watch, script
+from tests.support.tools.proc import nothing_for
 
 A_WHILE = 0.3
 

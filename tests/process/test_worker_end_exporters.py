@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service import Service, script
+from tests.support.programs.service import Service, script
 
 REQUESTS, EACH = 100, 10
 SPANS = """

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients import connect
-from tests.support.proc import no_descriptor_left, nothing_for
-from tests.support.service import Service, script
+from tests.support.clients.connections import connect
+from tests.support.programs.service import Service, script
+from tests.support.tools.proc import no_descriptor_left, nothing_for
 
 GRACE_S = 15.0  # what is deaf is killed then
 A_WHILE = 0.2

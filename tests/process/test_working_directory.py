@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import HUNG, MODULE, ROOT, ask, running
-from tests.support.releases import Released, numbered, release
-from tests.support.service import script
+from tests.support.clients.connections import ask
+from tests.support.programs.command import HUNG, MODULE, ROOT, running
+from tests.support.programs.releases import Released, numbered, release
+from tests.support.programs.service import script
 
 TARGET = """
 import os

@@ -18,9 +18,9 @@ from prefork.master.supervisor import Supervisor
 from prefork.metrics.board import Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
 from prefork.reload.handover import Handed
-from tests.support.proc import no_descriptor_left
-from tests.support.simulated_reload import Program, Reloadable
-from tests.support.simulation import LIMITS
+from tests.support.programs.simulated_reload import Program, Reloadable
+from tests.support.programs.simulation import LIMITS
+from tests.support.tools.proc import no_descriptor_left
 
 NOBODY_MAY = ControlTerms("c", 0o600, None, frozenset(), frozenset())
 

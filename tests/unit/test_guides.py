@@ -16,15 +16,15 @@ from prefork.cli.main import SUBCOMMAND_TABLE as SUBCOMMANDS
 from prefork.cli.pages import Parser
 from prefork.commands import BY_VERB
 from prefork.settings.fields import settings
-from tests.support import reference
-from tests.support.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
+from tests.support.tools import reference
+from tests.support.tools.guides import FRONT, IDS, PAGES, ROOT, anchors, blocks, prose, table
 
 LANGUAGES = {"sh", "console", "python", "toml", "ini", "json", "text"}
 
 
 def test_the_reference_is_as_the_code_is() -> None:
-    """prefork/REFERENCE.md is what `python -m tests.support.reference` writes."""
-    assert reference.REFERENCE.read_text() == reference.page(), "write it anew: python -m tests.support.reference"
+    """prefork/REFERENCE.md is what `python -m tests.support.tools.reference` writes."""
+    assert reference.REFERENCE.read_text() == reference.page(), "write it anew: python -m tests.support.tools.reference"
 
 
 def test_the_reference_has_every_setting_once() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefork import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from tests.support.serving import HUNG
+from tests.support.programs.serving import HUNG
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefork.metrics import kernel
-from tests.support.proc import no_descriptor_left
+from tests.support.tools.proc import no_descriptor_left
 
 HUNG = 30.0
 

@@ -39,8 +39,8 @@ from prefork.workers import loop, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
-from tests.support.proc import no_descriptor_left
-from tests.support.serving import threads_end
+from tests.support.programs.serving import threads_end
+from tests.support.tools.proc import no_descriptor_left
 
 
 class NoMaster:

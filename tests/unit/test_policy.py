@@ -25,7 +25,7 @@ from prefork.master.policy import (
     plan,
 )
 from prefork.metrics.facts import ChildKind, ExitReason
-from tests.support.simulation import LIMITS
+from tests.support.programs.simulation import LIMITS
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 BOOT_DEATHS_MAX = 3

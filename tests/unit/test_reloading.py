@@ -13,8 +13,8 @@ from prefork.reload import reloading
 from prefork.reload.handover import Record
 from prefork.reload.reloading import ReloadResult, Stage
 from prefork.reload.start_context import START
-from tests.support.simulated_reload import Program, Reloadable
-from tests.support.simulation import LIMITS, Simulation
+from tests.support.programs.simulated_reload import Program, Reloadable
+from tests.support.programs.simulation import LIMITS, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 STOP_GRACE_S = 1.0

@@ -13,8 +13,8 @@ from prefork.commands import Command
 from prefork.master.children import ChildState
 from prefork.metrics.board import Statistics
 from prefork.metrics.facts import ChildKind
-from tests.support.simulated_reload import Program, Reloadable
-from tests.support.simulation import LIMITS, FakeProcess
+from tests.support.programs.simulated_reload import Program, Reloadable
+from tests.support.programs.simulation import LIMITS, FakeProcess
 
 from .test_simulation import ON_TIME, Pool
 

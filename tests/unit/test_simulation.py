@@ -24,7 +24,7 @@ from prefork.errors import BootError
 from prefork.master.children import ChildState
 from prefork.master.policy import Phase
 from prefork.metrics.facts import ChildKind, ExitReason
-from tests.support.simulation import LIMITS, FakeProcess, Simulation
+from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 BOOT_DEATHS_MAX = 3

@@ -13,7 +13,7 @@ from prefork import systemd
 from prefork.master.notify import Notices, Notifier, NotifyFacts, status_line
 from prefork.master.policy import Phase
 from prefork.systemd import Passed, stored_name, take
-from tests.support.manager import Manager
+from tests.support.hosts.manager import Manager
 
 PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
 

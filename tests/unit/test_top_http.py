@@ -8,7 +8,7 @@ import pytest
 
 from prefork.errors import ConfigError
 from prefork.top.http import get, parse_url
-from tests.support.answering import HUNG, answering, ended
+from tests.support.clients.answering import HUNG, answering, ended
 
 
 @pytest.mark.parametrize(

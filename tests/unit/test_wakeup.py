@@ -5,7 +5,7 @@ import signal
 import threading
 
 from prefork.workers.wakeup import Wakeup
-from tests.support.serving import HUNG, descriptors
+from tests.support.programs.serving import HUNG, descriptors
 
 
 def readable(wakeup: Wakeup, timeout: float = 0) -> bool:

@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from tests.support.scraping import get
-from tests.support.service import ROOT, kill_session
+from tests.support.clients.scraping import get
+from tests.support.programs.service import ROOT, kill_session
 
 from .injector import CALLS, Fault, Injector
 

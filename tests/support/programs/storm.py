@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from time import monotonic
 
-from .service import Service
+from tests.support.programs.service import Service
 
 
 def booted(master: int) -> list[int]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
-from .command import MODULE, Run, watched
-from .service import HUNG, ROOT
+from tests.support.programs.command import MODULE, Run, watched
+from tests.support.programs.service import HUNG, ROOT
 
 RECIPES = ROOT / "deploy" / "recipes"
 

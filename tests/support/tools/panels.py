@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
-from .prometheus import Prometheus
-from .service import ROOT
+from tests.support.hosts.prometheus import Prometheus
+from tests.support.programs.service import ROOT
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "prefork.json").read_text())
 COLUMN, ROW, GAP = 50, 18, 4  # pixels of a step of Grafana's grid, and between panels

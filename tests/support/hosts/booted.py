@@ -19,7 +19,7 @@ from typing import Self
 import prometheus_client
 import psutil
 
-from .hosts import HUNG, ROOT, enter_network
+from tests.support.hosts.namespaces import HUNG, ROOT, enter_network
 
 DEPLOY = ROOT / "deploy" / "systemd"
 PAGE = DEPLOY / "README.md"

@@ -1,6 +1,6 @@
 """The pictures that the pages show: `prefork top` on a real terminal (tmux), and the dashboard of deploy/grafana.
 
-    python -m tests.support.pictures [SECONDS [FOLDER]]     into deploy/pictures, of a run of 60 s
+    python -m tests.support.tools.pictures [SECONDS [FOLDER]]     into deploy/pictures, of a run of 60 s
 
 Both are of the same real service, which is watched by a real Prometheus while it has a burst of clients, a reload, a
 worker that is killed, and requests that fail. Runs in a process of its own; owns all of that.
@@ -19,11 +19,11 @@ from pathlib import Path
 from threading import Event
 from time import monotonic, time
 
-from .clients import HUNG, Load, connect
-from .monitored import WINDOW, watching
-from .panels import drawn
-from .prometheus import free_port, prometheus
-from .service import ROOT, Service
+from tests.support.clients.connections import HUNG, Load, connect, free_port
+from tests.support.hosts.prometheus import prometheus
+from tests.support.programs.monitored import WINDOW, watching
+from tests.support.programs.service import ROOT, Service
+from tests.support.tools.panels import drawn
 
 FOLDER = ROOT / "deploy" / "pictures"
 SIZE = 110, 14  # of the terminal

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zlib import crc32
 
-from .hosts import ROOT
+from tests.support.hosts.namespaces import ROOT
 
 TOOL = ROOT / ".ci" / "root"
 BUILD_S = 900.0  # seconds; the archive may be far away, and the machine busy

@@ -9,8 +9,8 @@ from time import monotonic
 from typing import Any
 from urllib.request import urlopen
 
-from .served import RELOADS
-from .service import HUNG, Service, script
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import HUNG, Service, script
 
 DEFINITIONS = """
 RELEASE = ""

@@ -5,7 +5,6 @@ Runs in the test's process; owns the Prometheus and the folder it writes to.
 
 import json
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from .clients import HUNG
+from tests.support.clients.connections import HUNG, free_port
 
 ASK_AGAIN_S = 0.1  # a Prometheus tells nobody when it has seen something
 
@@ -26,14 +25,6 @@ needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,
     reason="prometheus and promtool are not installed (Debian's package prometheus has both)",
 )
-
-
-def free_port() -> int:
-    """A port that nobody has now. Somebody may take it before you do: only for programs that take no other way."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Prometheus:

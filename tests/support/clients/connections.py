@@ -1,7 +1,8 @@
 """Clients: one question, one connection that is held, or a load of short connections until told to stop.
 
-Runs in the test's process, or as a process of its own (`python -m tests.support.clients`) so that load does not share
-the test's interpreter. What goes wrong is counted by its reason, never raised: the test says how much of it may be.
+Runs in the test's process, or as a process of its own (`python -m tests.support.clients.connections`) so that load
+does not share the test's interpreter. What goes wrong is counted by its reason, never raised: the test says how much of
+it may be.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 HUNG = 30.0  # seconds; never reached unless something hangs
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
+LOOPBACK = {"::": "::1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1"}
 IP_BIND_ADDRESS_NO_PORT = 24  # the port is chosen by connect(), which may reuse one in TIME_WAIT; ip(7)
 
 
@@ -72,10 +74,13 @@ class Connection:
 
 def connect(address: Any, timeout: float = HUNG) -> Connection:
     """A connection to this address: host and port, or the path of a Unix socket."""
-    return Connection(_socket(address, timeout))
+    return Connection(dial(address, timeout))
 
 
-def _socket(address: Any, timeout: float, source: str = "") -> socket.socket:
+def dial(address: Any, timeout: float = HUNG, source: str = "") -> socket.socket:
+    """A bare socket that is connected there; who listens on every address is found on loopback."""
+    if isinstance(address, tuple):
+        address = (LOOPBACK.get(address[0], address[0]), *address[1:])
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family)
     try:
@@ -90,6 +95,11 @@ def _socket(address: Any, timeout: float, source: str = "") -> socket.socket:
     return sock
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nobody listens now. Somebody may before you do: only for who takes no other way."""
+    return free_ports(1)[0]
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1, each another one, at which nobody listens now."""
     with contextlib.ExitStack() as stack:
@@ -101,7 +111,7 @@ def free_ports(count: int) -> list[int]:
 
 def ask(address: Any, question: bytes, timeout: float = HUNG) -> bytes:
     """Send this, say that it was all, and return all that answers."""
-    with _socket(address, timeout) as sock:
+    with dial(address, timeout) as sock:
         return _exchange(sock, question)
 
 
@@ -144,7 +154,7 @@ class Tally:
         """One short connection, from connect to the server's EOF. `right` matches the whole of a right answer."""
         began = monotonic()
         try:
-            with _socket(address, HUNG, source) as sock:
+            with dial(address, HUNG, source) as sock:
                 self.opened += 1
                 answer = _exchange(sock, question)
         except OSError as exc:
@@ -236,7 +246,7 @@ class Load:
 def _start(address: Any, clients: int, question: bytes, right: bytes, first: int) -> "subprocess.Popen[str]":
     argv = [json.dumps(address), str(clients), question.hex(), right.hex(), str(first)]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.clients", *argv],
+        [sys.executable, "-m", "tests.support.clients.connections", *argv],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 

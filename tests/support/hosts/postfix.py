@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from time import monotonic
 
-from .prometheus import free_port
-from .service import HUNG, kill_session
+from tests.support.clients.connections import free_port
+from tests.support.programs.service import HUNG, kill_session
 
 MASTER = "/usr/lib/postfix/sbin/master"
 MAIN = """\

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from .service import HUNG, ROOT, kill_session
+from tests.support.programs.service import HUNG, ROOT, kill_session
 
 _SHIM = '#!/bin/sh\nexec "{python}" {arguments} "$@"\n'
 

@@ -1,11 +1,10 @@
 """Servers that serve in a thread of the test's process, and the check that nothing of them is left.
 
-from tests.support.serving import nothing_left, serving  # the fixture is used by importing it
+from tests.support.programs.serving import nothing_left, serving  # the fixture is used by importing it
 """
 
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -44,26 +43,6 @@ def threads_end() -> Iterator[None]:
     yield
     for thread in set(threading.enumerate()) - before:
         thread.join(HUNG)
-
-
-def connect(address: Any) -> socket.socket:
-    """A client of the server at this `server_address`; one that listens on every address is found on loopback."""
-    if isinstance(address, tuple):
-        host, port = address[:2]
-        return socket.create_connection(("::1" if host == "::" else host, port), HUNG)
-    client = socket.socket(socket.AF_UNIX)
-    client.settimeout(HUNG)
-    client.connect(address)
-    return client
-
-
-def ask(address: Any, text: bytes) -> bytes:
-    """Send this, say that it was all, and read the whole answer."""
-    with connect(address) as client:
-        client.sendall(text)
-        client.shutdown(socket.SHUT_WR)
-        with client.makefile("rb") as answer:
-            return answer.read()
 
 
 def descriptors() -> dict[int, str]:

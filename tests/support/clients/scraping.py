@@ -10,6 +10,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.clients.connections import dial
+
 HUNG = 30.0  # seconds; never reached unless something hangs
 GROWS = ("_total", "_count", "_bucket", "_sum")
 
@@ -29,18 +31,6 @@ class Answer:
         if self.status != 200 or len(self.body) != length:
             raise ValueError(f"no scrape: status {self.status}, {len(self.body)} of {length} bytes")
         return samples(self.body.decode())
-
-
-def dial(address: Any, timeout: float = HUNG) -> socket.socket:
-    """A connection to a metrics address: host and port, or a Unix path."""
-    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
-    try:
-        sock.settimeout(timeout)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 def get(address: Any, path: str = "/metrics", *, method: str = "GET", **headers: str) -> Answer:

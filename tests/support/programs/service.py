@@ -21,12 +21,12 @@ from typing import Any, Self
 
 import psutil
 
-from .clients import Connection, connect
-from .complaints import Judged
-from .served import FACTS, LOOK
+from tests.support.clients.connections import Connection, connect
+from tests.support.programs.served import FACTS, LOOK
+from tests.support.tools.complaints import Judged
 
 HUNG = 30.0  # seconds; never reached unless something hangs
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LOG_TAIL = 200  # lines of the server's log that a failure shows
 
 Fact = dict[str, Any]
@@ -34,7 +34,7 @@ Fact = dict[str, Any]
 SCRIPT = """\
 import logging, os, signal, socket, sys, threading, time
 from prefork import *
-from tests.support.served import Told, Who, tell
+from tests.support.programs.served import Told, Who, tell
 
 logging.basicConfig(level=logging.DEBUG, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%H:%M:%S")
 

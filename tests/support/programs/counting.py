@@ -1,7 +1,7 @@
 """A program that counts with prometheus_client in a master and in workers, and prints what a scrape would say.
 
-Run by the tests under several versions of prometheus_client: `python -m tests.support.counting SCENARIO`. Forks like
-the service does, but by hand: a region each, one worker dead and folded, the others alive.
+Run by the tests under several versions of prometheus_client: `python -m tests.support.programs.counting SCENARIO`.
+Forks like the service does, but by hand: a region each, one worker dead and folded, the others alive.
 """
 
 import logging

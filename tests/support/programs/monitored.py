@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .prometheus import scraping
-from .service import ROOT, Service, script
+from tests.support.hosts.prometheus import scraping
+from tests.support.programs.service import ROOT, Service, script
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 INTERVAL = "500ms"

@@ -1,6 +1,6 @@
 """prefork/REFERENCE.md: every table that the code has, as one page. Nothing in that page is written by hand.
 
-    python -m tests.support.reference
+    python -m tests.support.tools.reference
 
 writes it anew; tests/unit/test_guides.py fails while it is not what the code says.
 """
@@ -22,13 +22,13 @@ from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, Spec
 from prefork.metrics.log_events import LogEvent
 from prefork.settings.fields import Field, settings
 
-REFERENCE = Path(__file__).parents[2] / "prefork" / "REFERENCE.md"
+REFERENCE = Path(__file__).parents[3] / "prefork" / "REFERENCE.md"
 ERRORS: tuple[type[PreforkError], ...] = (ConfigError, BootError, BindError)
 PAGE = """\
 # Reference
 
 Every setting, option, command, signal, exit status, log event and metric. This page is made from the code by
-`python -m tests.support.reference`. [Writing a service](README.md) explains what the settings are for,
+`python -m tests.support.tools.reference`. [Writing a service](README.md) explains what the settings are for,
 [Operating](../deploy/operating.md) how a running service is commanded, [Metrics](../metrics/README.md) how its numbers
 are read.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
-from .command import HUNG
+from tests.support.programs.command import HUNG
 
 CTRL_C = b"\x03"
 

@@ -16,7 +16,7 @@ from time import monotonic
 
 import psutil
 
-from .service import HUNG, ROOT
+from tests.support.programs.service import HUNG, ROOT
 
 HERE = ROOT / "deploy" / "container"
 BUILD_HUNG = 300.0  # pip fetches the build system and the dependencies

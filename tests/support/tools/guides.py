@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FRONT = ROOT / "README.md"
 FOLDERS = ("prefork", "workers", "metrics", "tests", "deploy")
 PAGES = [FRONT, *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]

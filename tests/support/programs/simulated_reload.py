@@ -19,8 +19,7 @@ from prefork.reload import degraded
 from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed, Record
 from prefork.workers.wakeup import Wakeup
-
-from .simulation import LIMITS, FakeProcess, Simulation
+from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
 
 class Program(Enum):

@@ -18,10 +18,10 @@ from urllib.request import urlopen
 
 import psutil
 
-from .complaints import Judged
+from tests.support.tools.complaints import Judged
 
 HUNG = 30.0  # seconds; never reached unless something hangs
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CLONE_NEWNET = 0x40000000
 SERVICE, METRICS = 9999, 9465  # the namespace is the host's own: these are free there
 

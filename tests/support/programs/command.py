@@ -7,18 +7,17 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .complaints import Judged
-from .service import kill_session
+from tests.support.programs.service import kill_session
+from tests.support.tools.complaints import Judged
 
 HUNG = 30.0  # seconds; never reached unless something hangs
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MODULE = (sys.executable, "-m", "prefork")  # of the checkout
 _LISTENING = re.compile(r'listening on ([^\s"]+)')
 
@@ -122,18 +121,3 @@ def watched(process: "subprocess.Popen[str]") -> Iterator[None]:
         assert process.stderr is not None
         process.stderr.close()
     assert not left, f"left behind in the session of the command: {left}"
-
-
-def ask(address: tuple[str, int] | str, question: bytes, kind: int = socket.SOCK_STREAM, mine: str = "") -> bytes:
-    """What the server answers: all of a stream, or one datagram. `mine` is a Unix datagram client's own path."""
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, kind) as sock:
-        sock.settimeout(HUNG)
-        if mine:
-            sock.bind(mine)
-        sock.connect(address)
-        sock.sendall(question)
-        if kind == socket.SOCK_DGRAM:
-            return sock.recv(65536)
-        sock.shutdown(socket.SHUT_WR)
-        return b"".join(iter(lambda: sock.recv(65536), b""))

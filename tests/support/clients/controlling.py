@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .command import HUNG, MODULE, ROOT
+from tests.support.programs.command import HUNG, MODULE, ROOT
 
 Done = subprocess.CompletedProcess
 

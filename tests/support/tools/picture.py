@@ -1,13 +1,13 @@
 """A picture of a scrape, in text: the one that metrics/README.md shows.
 
-python -m tests.support.picture ADDRESS        host:port or the path of a Unix socket, of a service that runs
+python -m tests.support.tools.picture ADDRESS        host:port or the path of a Unix socket, of a service that runs
 """
 
 import re
 import sys
 from itertools import pairwise
 
-from .scraping import get, total
+from tests.support.clients.scraping import get, total
 
 WIDTH = 40  # of the longest bar
 
