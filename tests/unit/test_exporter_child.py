@@ -22,6 +22,7 @@ class Played:
     slot: Slot
     started: float = 0.0
     signals: list[int] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)  # of a log event about it
 
     def signal(self, signum: int) -> None:
         self.signals.append(signum)
