@@ -56,8 +56,8 @@ class Controlled(Reloadable):
         for session in control._clients.values():
             session.connection.sock.detach()
 
-    def client(self) -> "Asking":
-        return self.clients.enter_context(Asking(self))
+    def client(self, path: str = "c") -> "Asking":
+        return self.clients.enter_context(Asking(self, path))
 
     def counted(self, command: ControlCommand, result: ControlResult) -> int:
         return int(self.board.words[control_requests(command, result)])
@@ -77,10 +77,10 @@ class Controlled(Reloadable):
 class Asking:
     """A client, and what it has been told."""
 
-    def __init__(self, pool: Controlled) -> None:
+    def __init__(self, pool: Controlled, path: str = "c") -> None:
         self._pool = pool
         self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.connect("c")
+        self._sock.connect(path)
         self._sock.setblocking(False)
         self._data = b""
 
@@ -195,6 +195,19 @@ def test_who_goes_away_meanwhile(pool: Controlled) -> None:
     pool.advance(0.1)
     pool.settle()
     assert not set(before) & set(pool.living())
+    assert pool.control._clients == {}
+
+
+def test_who_comes_and_goes(pool: Controlled) -> None:
+    """Of a client that is gone nothing is kept, however it went."""
+    before = len(os.listdir("/proc/self/fd"))
+    for words in (b"", b'{"verb":"ver', b'{"verb":"version"}\n', b'{"verb":"stacks"}\n', b"nonsense\n"):
+        client = Asking(pool)
+        client.say(words)
+        client.__exit__()
+        pool.advance(1.0)
+        assert pool.control._clients == {}
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_drain_to_its_end(pool: Controlled) -> None:
@@ -298,6 +311,7 @@ def test_the_next_image_listens_elsewhere(pool: Controlled) -> None:
     told += client.told()
     assert told[-1]["ok"]
     assert client.ask("version")[0]["ok"]
+    assert pool.client("d").ask("version")[0]["ok"]
     assert (os.path.lexists("c"), os.path.lexists("d")) == (False, True)
 
 
