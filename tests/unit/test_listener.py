@@ -450,6 +450,10 @@ def test_narrow_a_unix_path(kind: int) -> None:
         assert narrow(listener)
         assert not os.path.lexists("s")
         assert queued(listener)
+        if kind == DATAGRAM:
+            assert listener.recv(10) == b"x"
+            before.send(b"late")  # it is connected, and needs no path
+            assert not queued(listener)
 
 
 def test_narrow_what_others_hold() -> None:
