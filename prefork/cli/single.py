@@ -18,7 +18,7 @@ from prefork.workers.signals import Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
-from ..process import RunMode, run_as
+from ..process import RunMode, rehearsing, run_as
 from ..sockets.addresses import address_text
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def serve_single(server: "PreForkingMixIn") -> None:
 
     A SystemExit of a handler, or of pdb, ends it too, and passes.
     """
+    if rehearsing():  # which says by name that a reload cannot make it so, and leaves
+        server.serve_forever()
     process.enter(server.working_directory)
     run_as(RunMode.SINGLE)
     vars(server)["handle_error"] = _unless_left(server.handle_error)
