@@ -39,6 +39,10 @@ class Death:
 HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
 
 
+# Ends that somebody asked for, if not the master: a terminal's QUIT comes to a worker before the master can say it.
+ASKED = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS)
+
+
 def exit_reason(
     told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
 ) -> ExitReason:
@@ -120,8 +124,7 @@ def _log(exit: Exit, death: Death) -> None:
         level = logging.WARNING if unasked or death.text else logging.DEBUG
         what = str(exit)
     else:
-        asked = exit.child.reason is not None or death.reason in (ExitReason.DRAINED, ExitReason.MAX_REQUESTS)
-        level = logging.INFO if asked else logging.ERROR
+        level = logging.INFO if exit.child.reason is not None or death.reason in ASKED else logging.ERROR
         what = f"{death.reason.label} ({exit})"
     log.log(
         level,
