@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from signal import Signals
 
 import pytest
-from gunicorn.config import KNOWN_SETTINGS
 
 import prefork
 from prefork.commands import BY_SIGNAL, BY_VERB
@@ -69,6 +68,8 @@ def test_what_is_ours_exists(section: str) -> None:
 
 def test_what_is_gunicorns_exists() -> None:
     """Every name in its column is a setting of gunicorn's."""
+    from gunicorn.config import KNOWN_SETTINGS  # every other Python reads this file, and has no gunicorn
+
     known = {setting.name for setting in KNOWN_SETTINGS}
     names = {name for cell in cells("From gunicorn's sync workers", 0) for name in quoted(cell)}
     assert names - known == set()
