@@ -1,6 +1,7 @@
-"""The door: the listener as the master sees it. What waits there, and how it is narrowed when the service ends.
+"""The accept queue of the listener as the master sees it: its length, and how it is closed when the service ends.
 
-Runs in the master, which never accepts. Owns whether the door is narrow, and when somebody was last seen before it.
+Runs in the master, which must not accept. Owns whether the listener has been narrowed, and when something was last seen
+in its queue.
 """
 
 import socket
@@ -11,7 +12,10 @@ from ..sockets.listener import Listener, narrow, queued
 
 
 class AcceptQueue:
-    """`queued_at` is when something was last queued for us; it stays behind once the queue is not ours to serve."""
+    """The accept queue of one listener, or of none.
+
+    `queued_at` is when something was last queued for us. It is no longer updated once the queue is not ours to serve.
+    """
 
     def __init__(self, listener: socket.socket | None) -> None:
         self._listener = listener
@@ -20,28 +24,32 @@ class AcceptQueue:
         self.queued_at = 0.0
 
     def narrow(self, now: float) -> None:
-        """Let nobody new in, once. The queue is served to its end, where it is nobody else's as well."""
+        """Refuse new connections; only the first call has an effect. The workers serve the queue to its end, unless
+        another process holds the listener too."""
         if not self._narrowed:
             self._narrowed = True
             self._serves_queue = self._listener is not None and narrow(self._listener)
             self.queued_at = now if self._serves_queue else float("-inf")
 
     def look(self, now: float) -> bool:
-        """Whether something is queued for us now."""
+        """Return whether something is queued for us now, and note the time if so."""
         waiting = self._serves_queue and self._listener is not None and queued(self._listener)
         if waiting:
             self.queued_at = now
         return waiting
 
     def queue_length(self) -> int:
-        """How many connections wait; 0 for datagrams, and where the kernel does not tell."""
+        """Return how many connections wait; 0 for datagrams, and where the kernel does not tell."""
         listener = self._listener
         if listener is None or listener.fileno() == -1 or listener.type == socket.SOCK_DGRAM:
             return 0
         return accept_queue(listener)[0] or 0
 
     def kept(self) -> tuple[int, str] | None:
-        """What a service manager may keep for us over a crash: what it gave us it has itself."""
+        """Return the descriptor and name of the listener for a service manager to keep over a crash.
+
+        None for an inherited listener: the manager that passed it on still has it.
+        """
         listener = self._listener
         if isinstance(listener, Listener) and listener.asked and not listener.inherited:
             return listener.fileno(), listener.asked

@@ -1,7 +1,7 @@
 """The child table: plain data about every process of the service.
 
-Runs in the process that serves: the master of a pool, or a plain forking server. Owns pids and pidfds. Decides
-nothing: reasons and deadlines come from policy.
+Runs in the process that serves: the master of a pool, or a plain forking server. Owns pids and pidfds. Must not decide
+anything: reasons and deadlines come from policy.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class ChildState(Enum):
     REAPED = auto()
 
 
-# In which states a child may be set to the one named first.
+# For each state, the states that it may follow.
 CHILD_MAY_FOLLOW: dict[ChildState, set[ChildState]] = {
     ChildState.STARTING: set(),
     ChildState.READY: {ChildState.STARTING},
@@ -53,10 +53,10 @@ _CONDITIONS = {
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """The master's record of one process. Times are of the supervisor's clock, in seconds."""
+    """The master's record of one process. Times are in seconds of the supervisor's clock."""
 
-    serial: int  # counts every child ever started: names this one and no other
-    number: int  # its place in the pool, from 1: in the title, in the log, free again at its end; 0: it has none
+    serial: int  # unique among all children ever started
+    number: int  # its place in the pool, from 1, shown in its title and in the log, reused after its end; 0: none
     kind: ChildKind
     generation: int
     pid: int
@@ -67,17 +67,17 @@ class Child:
     started: float
     state: ChildState = ChildState.STARTING
     changed: float = 0.0
-    booted: bool = False  # it has been READY, whatever it is now
+    booted: bool = False  # it has been READY at some time
     told: float = 0.0  # when it was last told to leave
-    deadline: float | None = None  # killed then, at the latest
-    lifetime: float | None = None  # due this long after its start
+    deadline: float | None = None  # it is killed at this time at the latest
+    lifetime: float | None = None  # it is due to be replaced this long after its start
     reason: ExitReason | None = None  # why it was told to leave
     cut_at: float | None = None  # when a request over its time was first seen
     slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
     stacks_seen: int = 0
-    stacks_wanted: bool = False  # asked for by somebody, who gets them instead of the log,
-    stacks_text: str = ""  # here
-    replace: bool = False  # asked for by somebody
+    stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log
+    stacks_text: str = ""
+    replace: bool = False  # a client has asked for its replacement
     report: Report | None = None
     processes: Processes = KERNEL
 
@@ -87,12 +87,12 @@ class Child:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of a log event about it."""
+        """The fields of a log event about this child."""
         place = {"slot": self.number, "gen": self.generation} if self.number else {}
         return {"kind": self.kind.label, **place, "pid": self.pid}
 
     def set_state(self, state: ChildState, now: float) -> None:
-        """The one setter."""
+        """Set the state, and log it. Nothing else may assign `state`."""
         if self.state not in CHILD_MAY_FOLLOW[state]:
             raise AssertionError(f"{self}: {state.name} cannot follow {self.state.name}")
         level = logging.DEBUG if self.kind is ChildKind.REQUEST else logging.INFO
@@ -109,8 +109,11 @@ class Child:
         self.booted |= state is ChildState.READY
 
     def signal(self, signum: int) -> bool:
-        """Send it a signal; whether it was sent. One that is gone needs none; one that has become another user's may be
-        out of our reach (kill(2), CAP_KILL), and that is said."""
+        """Send a signal to this child; return False if it could not be sent.
+
+        A child that is gone needs none, and counts as sent. A child that has changed its user may be out of our reach
+        (kill(2), CAP_KILL); that is logged.
+        """
         return self.pidfd < 0 or attempt(f"signal {self}", lambda: self.processes.signal(self.pidfd, signum))
 
 
@@ -138,7 +141,7 @@ def _signal_name(signum: int) -> str:
 
 
 class ChildTable:
-    """Every child that has been forked and not been reaped, by serial; each has a row on the board."""
+    """The children that have been forked and not yet reaped, by serial; each has a row on the board."""
 
     def __init__(self, board: Board, processes: Processes = KERNEL) -> None:
         self._board = board
@@ -168,15 +171,15 @@ class ChildTable:
         body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
         serial: int | None = None,
     ) -> Child:
-        """Start a child; `body(birth, master, number)` runs in it and its result is the exit status.
+        """Start a child; `body(birth, master, number)` runs in it, and returns its exit status.
 
-        The slot is the child's from here on; `serial`: it stands on the board already. Raises OSError when the
-        kernel refuses, and then nothing is left behind.
+        The slot belongs to the child from here on. `serial` is given for a child that is already on the board. Raises
+        OSError when the kernel refuses; nothing is left behind then.
         """
         number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
         reader = SlotReader(slot, number)
         stacks = Stacks(slot)
-        # All that can fail is done before there is a process, which nobody would know of.
+        # All that can fail is done before the fork: a failure after it would leave a process that is in no table.
         entered = None
         try:
             if serial is None:
@@ -194,7 +197,7 @@ class ChildTable:
         return child
 
     def abandon(self, child: Child) -> None:
-        """A child that cannot be watched is not to be: killed and reaped in this step, and off the board."""
+        """Kill and reap a child that cannot be watched, and take it off the board; all of it before returning."""
         self._processes.abandon(child.pid)
         del self._children[child.serial]
         with contextlib.suppress(OSError):
@@ -203,18 +206,21 @@ class ChildTable:
         self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:
-        """A child that an earlier image of this process forked; its row is on the board."""
+        """Add a child that an earlier image of this process forked; its row is already on the board."""
         child.processes = self._processes
         self._children[child.serial] = child
 
     def set_state(self, child: Child, state: ChildState, now: float) -> None:
-        """Set a child's state, on the board as well."""
+        """Set a child's state, here and on the board."""
         child.set_state(state, now)
         if state is not ChildState.REAPED:
             self._board.set_condition(child.serial, _CONDITIONS[state])
 
     def reap(self, child: Child) -> Exit | None:
-        """Take a child's status if it has ended; it leaves the table then. Memory and pidfd are the caller's."""
+        """Reap a child if it has ended, and remove it from the table; None while it lives.
+
+        The slot and the pidfd of a reaped child are the caller's to close.
+        """
         end = self._processes.reap(child.pid, child.pidfd)
         if end is None:
             return None
@@ -222,12 +228,15 @@ class ChildTable:
         return Exit(child, *end)
 
     def close_copies(self) -> None:
-        """In a new child: give up what is known of the siblings, but the memory."""
+        """Called in a new child: close the pidfds of its siblings. Their slots stay mapped."""
         for child in self._children.values():
             os.close(child.pidfd)
 
     def close_memory(self) -> None:
-        """In a new child, after `close_copies()`: it writes in its own slot and nowhere else."""
+        """Called in a new child after `close_copies()`: unmap the slots of its siblings and the board.
+
+        The child writes its own slot and nothing else.
+        """
         for child in self._children.values():
             child.slot.close()
         self._children.clear()

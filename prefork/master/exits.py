@@ -1,7 +1,7 @@
-"""What is done for every child that has ended: find out why, fold its numbers into the totals, say so in the log.
+"""Settling a child that has ended: find the reason, fold its numbers into the totals, log the end.
 
-Runs in the process that serves. Owns the last count of the kernel's out-of-memory kills, nothing else. What the pool
-makes of a death is the supervisor's and policy's business.
+Runs in the process that serves. Owns the last count of the kernel's out-of-memory kills, and nothing else. Must not
+decide what a death means for the pool: that is the supervisor's and policy's business.
 """
 
 import logging
@@ -21,21 +21,21 @@ log = logging.getLogger("prefork.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Why a child ended, and what it left to say. Reasons are a worker's; other kinds have none."""
+    """Why a child ended, and its last words. Only a worker has a reason; other kinds have none."""
 
     reason: ExitReason | None
     booted: bool  # it has been READY
     text: str
-    asked: bool  # it had been told to leave, and not for its boot's sake
+    asked: bool  # it had been told to leave, for another reason than a failed boot
 
     @property
     def at_boot(self) -> bool:
-        """It died before READY, and nobody had told it to leave."""
+        """True if it died before READY without having been told to leave."""
         unasked = (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED)
         return not self.booted and not self.asked and self.reason in unasked
 
 
-# What a child may say of itself, where its status does not contradict it.
+# The reasons that a child may give itself, and that are believed if it ended with status 0.
 HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
 
 
@@ -46,9 +46,13 @@ ASKED = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS)
 def exit_reason(
     told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
 ) -> ExitReason:
-    """From what it was told, whether it was ever READY, how it ended, and its own word."""
+    """Return why a worker ended.
+
+    Decided from `told` (why it was told to leave), `booted` (it has been READY), its status or signal, and `hint` (the
+    reason that it gave itself).
+    """
     if signum == signal.SIGKILL:
-        # Past the deadline of a drain it was we who killed it, whatever the drain was for.
+        # A worker that the master killed at the deadline of a drain counts as KILLED, whatever the drain was for.
         ours = (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
         return told if told in ours else ExitReason.KILLED
     ended_well = signum is None and status == 0
@@ -64,14 +68,17 @@ def exit_reason(
 
 
 class Exits:
-    """Settles the account of each child, once."""
+    """Settle each child that has ended, once."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
         self._oom_kills = oom_kills()
 
     def settle(self, exit: Exit, request_timeout: float | None, now_ns: int) -> Death:
-        """Its slot is folded and closed; `request_timeout` tells which of its requests were cut rather than lost."""
+        """Fold a child's slot into the totals, close the slot, log the end, and return the reason.
+
+        `request_timeout`, in seconds, separates its requests that were cut from those that were lost.
+        """
         child = exit.child
         report = child.reader.look(now_ns)
         booted = child.booted or report.ready
@@ -93,7 +100,7 @@ class Exits:
         return before is not None and self._oom_kills is not None and self._oom_kills > before
 
     def _fold(self, exit: Exit, reason: ExitReason | None, request_timeout: float | None, now_ns: int) -> None:
-        """In one change of the board: a reader finds the child alive or folded, never both or neither."""
+        """Fold the child in one change of the board: a reader finds it alive or folded, never both or neither."""
         overdue_ns = None
         if reason is ExitReason.TIMEOUT and request_timeout is not None:
             overdue_ns = now_ns - int(request_timeout * 1e9)

@@ -1,7 +1,6 @@
-"""What the master puts on the board each turn for whoever reads it: the bounds in force, saturation, the queue.
+"""The gauges that the master writes on the board: the limits in force, saturation, the accept queue.
 
-Runs in the master. The counts of the children come to the board by themselves, in board.py; here is what only the
-supervisor knows.
+Runs in the master, in a turn. Owns what only the supervisor knows; the counts of the children are kept by board.py.
 """
 
 from prefork.metrics.board import Board, Word
@@ -11,7 +10,8 @@ from .policy import Limits, Phase, Pool
 
 
 class Gauges:
-    """Owns the time that counts as saturated: between two turns that both found no idle lane at max_children."""
+    """Publish the gauges, and measure the saturated time: that between two turns which both found `max_children` READY
+    workers and no idle lane."""
 
     def __init__(self, board: Board, now: float) -> None:
         self._board = board

@@ -1,7 +1,8 @@
-"""Steps that may fail, in a process that may not: whatever a step raises is said, and the caller goes on.
+"""Guards for steps that may fail in a process that must not: log what a step raises, and let the caller go on.
 
-Used in the process that serves. Owns when each kind of failure was last said: once in SAID_EVERY_S, so that a failure
-which comes back in every turn fills no log. A kind is what could not be done, in the words of the log, and why.
+Used in the process that serves. Owns when each kind of failure was last logged: at most once in SAID_EVERY_S, so that a
+failure that comes back in every turn does not fill the log. A kind is the step, in the words of the log, and the type
+of its exception.
 """
 
 import errno
@@ -20,11 +21,11 @@ INSIST_S = 10.0
 INSIST_EVERY_S = 0.05
 T = TypeVar("T")
 
-_said: dict[tuple[str, str], float] = {}  # of this process: when each kind was last said
+_said: dict[tuple[str, str], float] = {}  # when this process last logged each kind
 
 
 def guarded(what: str, step: Callable[[], T], otherwise: T) -> T:
-    """What the step returns, or `otherwise` when it raises; `what` could not be done then, and the log says so."""
+    """Return what the step returns, or `otherwise` when it raises; then log that `what` could not be done."""
     try:
         return step()
     except Exception as exc:
@@ -33,7 +34,7 @@ def guarded(what: str, step: Callable[[], T], otherwise: T) -> T:
 
 
 def attempt(what: str, step: Callable[[], object]) -> bool:
-    """Take the step; whether it was taken."""
+    """Take the step; return False if it raised, after logging that `what` could not be done."""
     try:
         step()
     except Exception as exc:
@@ -43,8 +44,11 @@ def attempt(what: str, step: Callable[[], object]) -> bool:
 
 
 def insist(what: str, step: Callable[[], T]) -> T:
-    """What the step returns, which is tried again for INSIST_S: for where nobody supervises until it is done, and the
-    kernel may be short of something for a moment. Raises OSError when it fails to the last."""
+    """Return what the step returns; try again for INSIST_S when it raises OSError, and raise the last one.
+
+    For steps before the supervisor runs: without them nothing is supervised, and the kernel may be short of something
+    only for a moment.
+    """
     until = monotonic() + INSIST_S
     while True:
         try:
@@ -57,10 +61,10 @@ def insist(what: str, step: Callable[[], T]) -> T:
 
 
 def say_failed(what: str, exc: Exception, then: str = "") -> None:
-    """Log that `what` could not be done, unless that was said in the last SAID_EVERY_S; `then` is what follows from it.
+    """Log that `what` could not be done, unless that was logged in the last SAID_EVERY_S; `then` is what follows.
 
-    What the kernel refused is one sentence; anything else is a mistake of ours or of the program's, and has its
-    traceback.
+    A refusal of the kernel (OSError) is one sentence. Anything else is a bug of ours or of the program's, and is logged
+    with its traceback.
     """
     now = monotonic()
     kind = what, type(exc).__name__
@@ -83,7 +87,7 @@ def say_failed(what: str, exc: Exception, then: str = "") -> None:
 
 
 def reason_of(exc: OSError) -> str:
-    """The kernel's reason in small letters, with its name: `too many open files (EMFILE)`."""
+    """Return the kernel's reason in lower case, with its name: `too many open files (EMFILE)`."""
     reason = exc.strerror or str(exc)
     name = errno.errorcode.get(exc.errno or 0, "")
     return reason[:1].lower() + reason[1:] + (f" ({name})" if name else "")

@@ -1,6 +1,6 @@
-"""Log lines that were dropped because the log took no more: counted, and told of once there is room again.
+"""Log lines dropped because the log could take no more: count them, and report them once there is room again.
 
-Runs in the master, as a part of the supervisor's turn. Owns what has been told so far.
+Runs in the master, as a part of the supervisor's turn. Owns how many have been reported so far.
 """
 
 import logging
@@ -16,11 +16,11 @@ from .children import Child
 log = logging.getLogger("prefork.supervisor")
 
 
-TELL_EVERY_S = 1.0  # how often dropped lines are told of, at most
+TELL_EVERY_S = 1.0  # dropped lines are reported at most this often
 
 
 class Drops:
-    """Lines that were dropped, in the master or in a child: counted on the board, told of once there is room again."""
+    """The dropped lines of the master, counted on the board, and of its children, counted in their slots."""
 
     def __init__(self, board: Board, children: Iterable[Child]) -> None:
         self._board = board
@@ -34,7 +34,7 @@ class Drops:
                 words[Word.LOGS_COUNTED] = 1
 
     def turn(self, now: float) -> float:
-        """When to be back."""
+        """Report new drops if it is time; return when to be called again."""
         if self._handler is None:
             return inf
         untold = self._dropped() - self._told
@@ -47,7 +47,7 @@ class Drops:
         return self._next
 
     def close(self) -> None:
-        """The board is about to go."""
+        """Stop counting on the board, which is about to be closed."""
         if self._handler is not None:
             self._handler.count_no_longer()
 

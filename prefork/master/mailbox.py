@@ -1,7 +1,7 @@
-"""The mailbox: every command that the master has been given and no turn has obeyed yet.
+"""The mailbox: the commands that the master has been given and no turn has obeyed yet.
 
-Runs in the process that serves. Anybody posts: a signal handler, another thread, the control socket, a child's word in
-its slot. The supervisor alone takes, in its turns.
+Runs in the process that serves. Anybody may post: a signal handler, another thread, the control socket, a child's
+request in its slot. Only the supervisor takes, in its turns.
 """
 
 from collections import deque
@@ -18,12 +18,12 @@ class Mailbox:
         self._wake = wake
 
     def post(self, command: Command) -> None:
-        """Ask for this; the supervisor's wait ends, and its next turn obeys."""
+        """Append a command and end the supervisor's wait; its next turn obeys."""
         self._commands.append(command)
         self._wake()
 
     def take(self) -> Command | None:
-        """Return the oldest command, which is the caller's to obey; None when there is none."""
+        """Remove and return the oldest command, which the caller must obey; None when there is none."""
         return self._commands.popleft() if self._commands else None
 
     def __bool__(self) -> bool:

@@ -1,7 +1,7 @@
-"""What the service manager is told: notices (sd_notify(3)), and the watchdog.
+"""Messages to the service manager: notices (sd_notify(3)) and the watchdog.
 
 Runs in the master, as a part of the supervisor's turn, so that the watchdog is fed by that loop and by nothing else.
-Owns the socket to the manager. Decides nothing about the service: facts in, messages out.
+Owns the socket to the manager. Must not decide anything about the service: facts in, messages out.
 """
 
 import errno
@@ -25,12 +25,12 @@ log = logging.getLogger("prefork.supervisor")
 
 EXTEND_EVERY_S = 5.0
 EXTEND_BY_S = 15.0
-STATUS_EVERY_S = 1.0  # of a status that changes by itself
-RETRY_S = 0.1  # the manager did not take a message
+STATUS_EVERY_S = 1.0  # between two status lines while the state stays the same
+RETRY_S = 0.1  # after a message that the manager did not take
 
 
 class Announced(Enum):
-    """The state in which the manager believes us; its word for it."""
+    """The state that the manager was last told, with its assignment for it."""
 
     BOOTING = ""
     READY = "READY=1"
@@ -40,7 +40,7 @@ class Announced(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NotifyFacts:
-    """The service as the supervisor knows it. Times in seconds."""
+    """The service as the supervisor knows it. Times are in seconds."""
 
     phase: Phase
     ready: int
@@ -57,7 +57,7 @@ class NotifyFacts:
 
 
 def status_line(facts: NotifyFacts) -> str:
-    """The service in one line, for people."""
+    """Return the state of the service in one line, for people."""
     left = facts.ready + facts.starting + facts.leaving
     match facts.phase:
         case Phase.STOPPED:
@@ -77,7 +77,7 @@ def _workers(count: int) -> str:
 
 
 class Notices:
-    """What to say when. Pure: no clock, no socket. `resumed`: an image before has announced a reload."""
+    """Decide what to send and when. Pure: no clock, no socket. `resumed`: the previous image announced a reload."""
 
     def __init__(self, watchdog_s: float | None, now: float, *, resumed: bool = False) -> None:
         self.next_at = now
@@ -90,7 +90,7 @@ class Notices:
         self._status_at = now
 
     def turn(self, facts: NotifyFacts, now: float) -> list[str]:
-        """The messages of this moment, in their order; `next_at` is when to come again at the latest."""
+        """Return the messages to send now, in order; `next_at` is when to call again at the latest."""
         lines = [*self._state(facts, now), *self._extension(facts, now), *self._words(facts, now)]
         messages = ["\n".join(lines)] if lines else []
         if now >= self._watchdog_at and self._watchdog_s is not None:
@@ -105,12 +105,12 @@ class Notices:
         if wanted is self._told:
             return
         before, self._told = self._told, wanted
-        self._extend_at = self._status_at = now  # with it, at once
+        self._extend_at = self._status_at = now  # both are sent with the new state
         yield wanted.value
         if wanted is Announced.RELOADING:
             yield f"MONOTONIC_USEC={int(now * 1e6)}"
         if self._watchdog_s is not None and Announced.RELOADING in (before, wanted):
-            # While the new image imports its program nobody feeds the watchdog.
+            # While the new image imports its program the watchdog is not fed.
             pause = facts.boot_timeout if wanted is Announced.RELOADING else 0.0
             yield f"WATCHDOG_USEC={int((self._watchdog_s + pause) * 1e6)}"
 
@@ -124,7 +124,7 @@ class Notices:
         return Announced.RELOADING if facts.reloading and not facts.degraded else Announced.READY
 
     def _extends(self, facts: NotifyFacts, now: float) -> bool:
-        """Whether the manager has to be asked for time: it would give up on what takes longer than it was told."""
+        """Return whether to ask the manager for more time: it would give up on what outlasts its own timeout."""
         if self._told is Announced.BOOTING:
             return now < self._began + facts.boot_timeout
         return self._told is Announced.RELOADING or (
@@ -144,10 +144,10 @@ class Notices:
 
 
 class Notifier:
-    """Keeps the manager told: a part of the supervisor's turn.
+    """Keep the manager informed, as a part of the supervisor's turn.
 
-    `listener`: the descriptor to be kept over a crash, and what it was asked for, where it is ours alone. `before`:
-    what the image before had it asked for.
+    `listener`: the descriptor that the manager is to keep over a crash, and the address asked for; None unless it is
+    ours alone. `before`: the address asked for by the previous image.
     """
 
     def __init__(
@@ -171,15 +171,15 @@ class Notifier:
             self._unsent.append((f"FDSTORE=1\nFDNAME={self._kept}", listener[0]))
 
     def turn(self, now: float) -> float:
-        """Say what is new; when to be called again, on the supervisor's clock, which stops while we are stopped."""
+        """Send what is new; return when to be called again, on the supervisor's clock, which leaves out our pauses."""
         if self._socket is None:
             return inf
         facts, real = self._facts(), monotonic()
         self._send(self._socket)
-        if not self._unsent:  # else the manager is slow, and will be told what is then: nothing is lost or piles up
+        if not self._unsent:  # else the manager is slow, and is told the state of a later turn: nothing piles up
             self._unsent.extend((message, None) for message in self._notices.turn(facts, real))
         if facts.ending and self._kept:
-            self._unsent.append((_forget(self._kept), None))  # whoever connects from now on finds nobody, not a queue
+            self._unsent.append((_forget(self._kept), None))  # new clients are to be refused, not queued for nobody
             self._kept = ""
         self._send(self._socket)
         return now + (RETRY_S if self._unsent else self._notices.next_at - real)
@@ -188,7 +188,7 @@ class Notifier:
         while self._unsent:
             message, fd = self._unsent[0]
             try:
-                # socket.send_fds() forgets its address on 3.11.
+                # socket.send_fds() ignores its address argument on 3.11.
                 rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
                 sock.sendmsg([message.encode()], rights, 0, self._address)
             except OSError as exc:
@@ -203,7 +203,7 @@ class Notifier:
             self._unsent.popleft()
 
     def forget(self) -> None:
-        """In a new child, and at the end: close the socket."""
+        """Close the socket: in a new child, and at the end."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

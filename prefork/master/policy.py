@@ -1,15 +1,17 @@
-"""What to do next: `plan(snapshot, limits, now) -> Plan`. Pure: values in, values out, no clock, no process.
-Longer than most files: it is one function, and what it is made of.
+"""Policy, the decision what to do next: `plan(snapshot, limits, now) -> Plan`.
+
+Called in the master, once a turn. Pure: values in, values out; must not read a clock or touch a process.
+Longer than most files: it is one function and its parts.
 
 The invariants, each with a test of its name (STARTING and READY children count as "serving"):
 
     never_over_max          serving never exceeds max_children, plus one that exists only for a replacement
-    draining_is_bounded     no drain is begun that makes more than max_children DRAINING, but for a cut request
+    draining_is_bounded     no drain is begun that makes more than max_children DRAINING, except for a cut request
                             and at the end of the service
     replacement_is_ready    a healthy READY worker is drained only while enough others are READY
     backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
     stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
-    deadline_kills          a child past its deadline is killed, in whatever phase
+    deadline_kills          a child past its deadline is killed, in every phase
     wakes_in_time           `wake_at` is never later than the next deadline
 """
 
@@ -21,13 +23,13 @@ from prefork.metrics.facts import ChildKind, ExitReason
 
 from .children import ChildState
 
-TICK_S = 1.0  # the master looks at least this often
+TICK_S = 1.0  # the master has a turn at least this often
 STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
-CUT_TERM_S = 0.2  # from the stack of a request over its time to TERM
-CUT_KILL_S = 0.3  # and to SIGKILL, when only such requests are left
+CUT_TERM_S = 0.2  # from asking for the stacks of a request over its time to SIGTERM
+CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are left
 CUT_LOOK_S = 0.1
-REMIND_S = 0.25  # a draining worker is told again: hangup.py
-QUIET_S = 0.03  # the queue is empty when nothing came for this long
+REMIND_S = 0.25  # a draining worker is told again after this: hangup.py
+QUIET_S = 0.03  # the queue counts as empty when nothing came for this long
 STALL_LOOK_S = 0.05
 FIRST_RESTART_DELAY_S = 0.5
 FORK_RETRY_S = 0.5
@@ -46,7 +48,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The settings of the pool, in seconds and processes. `pool` is False for a plain server's own children."""
+    """The settings of the pool, in seconds and processes. `pool` is False for the children of a plain server."""
 
     pool: bool
     max_children: int
@@ -62,18 +64,19 @@ class Limits:
     hang_up: bool = False  # drain_connections = "eof"
 
     def resized(self, step: int) -> "Limits":
-        """One worker more or fewer (TTIN, TTOU); never none at all."""
+        """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
         return replace(
             self, min_children=max(1, self.min_children + step), max_children=max(1, self.max_children + step)
         )
 
     def scaled(self, workers: int) -> "Limits":
-        """So many workers at most; `min_children` follows where it was equal or would be above."""
+        """Return limits with `max_children` set to `workers`; `min_children` follows if it was equal or would exceed
+        it."""
         low = workers if self.min_children == self.max_children else min(self.min_children, workers)
         return replace(self, min_children=low, max_children=workers)
 
 
-# A plain server: its children are its own business, and end by themselves.
+# For a plain server: it starts its children itself, and they end by themselves.
 NO_POOL = Limits(
     pool=False, max_children=1, min_children=1, min_spare_children=None, max_spare_children=None, request_timeout=None,
     slow_request_timeout=None, boot_timeout=60.0, graceful_timeout=30.0, max_restart_delay=30.0,
@@ -82,7 +85,7 @@ NO_POOL = Limits(
 
 @dataclass(frozen=True, slots=True)
 class ChildView:
-    """A child as policy sees it. Times are of the supervisor's clock."""
+    """A child as policy sees it. Times are in seconds of the supervisor's clock."""
 
     serial: int
     kind: ChildKind
@@ -91,7 +94,7 @@ class ChildView:
     started: float
     told: float = 0.0  # when it was last told to leave
     deadline: float | None = None
-    due: ExitReason | None = None  # a limit it has reached
+    due: ExitReason | None = None  # the limit that it has reached, or why it is to be replaced
     lanes: int = 1
     busy_since: tuple[float, ...] = ()
     accepted: int = 0
@@ -113,16 +116,16 @@ class ChildView:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What policy remembers from plan to plan."""
+    """The state of policy, kept from plan to plan."""
 
     target: int = 0  # how many children should serve
     ever_ready: bool = False
-    boot_deaths: int = 0  # in a row, by the child's own doing
+    boot_deaths: int = 0  # in a row, by the child's own fault
     boot_kills: int = 0  # in a row, by a SIGKILL before READY
-    next_start: float = 0.0  # no fork before
+    next_start: float = 0.0  # no fork before this time
     burst: int = 1  # how many the next growth adds
     next_resize: float = 0.0
-    stalled: frozenset[tuple[int, int]] = frozenset()  # idle beside a queue, with what they had accepted
+    stalled: frozenset[tuple[int, int]] = frozenset()  # idle while something is queued: serial, accepted so far
 
     @property
     def backing_off(self) -> bool:
@@ -136,9 +139,9 @@ class PoolSnapshot:
     generation: int
     children: tuple[ChildView, ...]
     pool: Pool
-    queued: bool = False  # the kernel holds a connection for us
-    queued_at: float = 0.0  # when it last did
-    saturated: bool = False  # one came while nobody was waiting for it
+    queued: bool = False  # a connection is in the accept queue
+    queued_at: float = 0.0  # when one last was
+    saturated: bool = False  # a connection came while no worker was waiting for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +152,15 @@ class Plan:
     drain: tuple[tuple[int, ExitReason], ...] = ()
     stop: tuple[int, ...] = ()
     kill: tuple[int, ...] = ()
-    dump: tuple[int, ...] = ()  # over request_timeout: stacks, and CONT in case it was stopped
-    slow: tuple[int, ...] = ()  # over slow_request_timeout: stacks
+    dump: tuple[int, ...] = ()  # over request_timeout: ask for stacks, and send CONT in case it was stopped
+    slow: tuple[int, ...] = ()  # over slow_request_timeout: ask for stacks
     poke: tuple[int, ...] = ()
-    remind: tuple[int, ...] = ()  # to hang up what was too young for it
+    remind: tuple[int, ...] = ()  # to hang up connections that were too young for it when it was told
     wake_at: float = 0.0
 
 
 def plan(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
-    """What to do now, and when to look again at the latest."""
+    """Return what to do now, and when to plan again at the latest."""
     if snapshot.phase in (Phase.STARTING, Phase.RUNNING) or _still_open(snapshot, limits, now):
         result = _run(snapshot, limits, now)
     else:
@@ -177,7 +180,7 @@ def plan(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     phase = Phase.RUNNING if snapshot.pool.ever_ready else Phase.STARTING
     if snapshot.phase is Phase.DRAINING:
-        phase = snapshot.phase  # and all goes on until the door is narrowed
+        phase = snapshot.phase  # until the listener is narrowed the pool is run as before
     if not limits.pool:
         return Plan(Phase.RUNNING, snapshot.pool)
     pool = _resize(snapshot, limits, now)
@@ -195,7 +198,7 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 
 
 def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
-    """DRAINING serves the queue to its end, then drains the workers; KILLING tells everybody to leave now."""
+    """Plan the end: DRAINING serves the accept queue to its end, then drains the workers; KILLING stops them all."""
     phase, left = snapshot.phase, [c for c in snapshot.children if c.kind is ChildKind.WORKER]
     if phase is Phase.STOPPED or not left:
         return Plan(Phase.STOPPED, snapshot.pool)
@@ -209,7 +212,7 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 
 
 def narrow_at(phase_since: float, pool: Pool, limits: Limits) -> float:
-    """When a service that drains lets nobody new in. One that has never served has nobody to wait for."""
+    """Return when a draining service refuses new connections: after `drain_delay`, or at once if it never served."""
     return phase_since + (limits.drain_delay if pool.ever_ready else 0.0)
 
 
@@ -218,7 +221,7 @@ def _still_open(snapshot: PoolSnapshot, limits: Limits, now: float) -> bool:
 
 
 def queue_deadline(snapshot: PoolSnapshot, limits: Limits) -> float:
-    """Until when the workers go on accepting while the whole service drains."""
+    """Return until when the workers go on accepting while the whole service drains."""
     return narrow_at(snapshot.phase_since, snapshot.pool, limits) + limits.graceful_timeout / 2
 
 
@@ -226,7 +229,7 @@ def queue_deadline(snapshot: PoolSnapshot, limits: Limits) -> float:
 
 
 def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
-    """How many children should serve: grown when short of idle ones, shrunk when there are too many."""
+    """Return the pool with its new target: more when idle workers are short, fewer when there are too many."""
     pool = snapshot.pool
     low, high = min(limits.min_children, limits.max_children), limits.max_children
     pool = replace(pool, target=min(max(pool.target, low), high))
@@ -248,7 +251,7 @@ def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
 
 
 def _spawn(pool: Pool, limits: Limits, serving: list[ChildView], leavers: list[ChildView], now: float) -> int:
-    """How many to fork now: what is missing, else one replacement at a time."""
+    """Return how many workers to fork now: as many as are missing, else one replacement at a time."""
     wanted = pool.target - len(serving)
     starting = any(not c.ready for c in serving)
     if wanted <= 0:
@@ -263,7 +266,7 @@ def _spawn(pool: Pool, limits: Limits, serving: list[ChildView], leavers: list[C
 def _surplus(
     snapshot: PoolSnapshot, pool: Pool, limits: Limits, ready: list[ChildView], leavers: list[ChildView]
 ) -> tuple[tuple[int, ExitReason], ...]:
-    """More READY than wanted: those that are due go first, then the youngest idle ones."""
+    """Return the READY workers over the target, to be drained: those that are due first, then the youngest idle."""
     draining = sum(c.state is ChildState.DRAINING for c in snapshot.children)
     most = min(len(ready) - pool.target, limits.max_children - draining)
     if most <= 0:
@@ -275,7 +278,7 @@ def _surplus(
 
 
 def _stalled(snapshot: PoolSnapshot) -> frozenset[tuple[int, int]]:
-    """Workers that sit idle beside a queue: a wake-up was lost with whoever got it."""
+    """Return the workers that are idle while something is queued: the wake-up was lost with the worker that got it."""
     if not snapshot.queued:
         return frozenset()
     return frozenset((c.serial, c.accepted) for c in snapshot.children if c.ready and c.free_lanes)
@@ -293,17 +296,17 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
         return now >= child.started + limits.boot_timeout
     if child.cut_at is None or now < child.cut_at + CUT_KILL_S or limits.request_timeout is None:
         return False
-    # With threads the other requests of the process may finish, up to its deadline.
+    # With threads, the other requests of the process may finish before its deadline.
     return all(now >= since + limits.request_timeout for since in child.busy_since)
 
 
 def _hanging_up(child: ChildView, limits: Limits) -> bool:
-    """Whether requests of its may still have to be hung up."""
+    """Return whether the child may still have connections to hang up."""
     return limits.hang_up and child.state is ChildState.DRAINING and bool(child.busy_since)
 
 
 def _cut(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
-    """Requests over their time: whom to drain for it, and whose stacks to ask for first."""
+    """Return the children with requests over their time: those to drain, and those to ask for their stacks first."""
     drain: dict[int, ExitReason] = {}
     dump = []
     for child in children:
@@ -320,7 +323,7 @@ def _over(child: ChildView, timeout: float | None, now: float) -> bool:
 
 
 def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> Iterable[float]:
-    """Every moment at which a later plan could differ from this one."""
+    """Yield every moment at which a later plan could differ from this one."""
     requests = [t for t in (limits.request_timeout, limits.slow_request_timeout) if t is not None]
     yield now + min([TICK_S, *requests])
     yield result.pool.next_start
@@ -328,7 +331,7 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
         yield result.pool.next_resize
     if result.pool.stalled:
         yield now + STALL_LOOK_S
-    # What this plan begins has deadlines that the snapshot does not know.
+    # What this plan begins has deadlines that are not in the snapshot.
     if result.spawn:
         yield now + limits.boot_timeout
     if result.drain:
@@ -355,16 +358,19 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
         yield from (since + timeout for since in child.busy_since for timeout in requests)
 
 
-# What the pool remembers of events.
+# What events change in the pool.
 
 
 def after_ready(pool: Pool) -> Pool:
-    """A worker became READY: whatever kept others from it is over."""
+    """Return the pool after a worker became READY: whatever kept others from it is over, and the back-off ends."""
     return replace(pool, ever_ready=True, boot_deaths=0, boot_kills=0)
 
 
 def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) -> Pool:
-    """A child died before READY. A SIGKILL is somebody else's doing unless it happens three times in a row."""
+    """Return the pool after a child died before READY.
+
+    A SIGKILL is taken for another process's doing, unless it happens three times (BOOT_DEATHS_MAX) in a row.
+    """
     if killed:
         pool = replace(pool, boot_kills=pool.boot_kills + 1)
         if pool.boot_kills < BOOT_DEATHS_MAX:
@@ -375,10 +381,10 @@ def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) ->
 
 
 def after_fork_failure(pool: Pool, now: float) -> Pool:
-    """The kernel refused: ask again soon, it costs little and the shortage may be short."""
+    """Return the pool after the kernel refused a fork: try again soon, for that is cheap and the shortage may pass."""
     return replace(pool, next_start=now + FORK_RETRY_S)
 
 
 def hopeless(pool: Pool) -> bool:
-    """Whether starting should be given up: nothing has ever been READY, and three died trying."""
+    """Return whether to give up starting: no worker has ever been READY, and three died before it."""
     return not pool.ever_ready and pool.boot_deaths >= BOOT_DEATHS_MAX

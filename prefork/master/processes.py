@@ -1,7 +1,7 @@
-"""Processes as the kernel has them: the only fork and the only reap.
+"""The kernel's side of processes: the only fork and the only reap.
 
 Runs in the process that serves: the master of a pool, or a plain forking server. Owns nothing; a pid is used only while
-its pidfd says that the process is still ours. Whose process it is and what becomes of it is the child table's business.
+its pidfd says that the process is still ours. Must not know what a process is for: that is the child table's business.
 """
 
 import contextlib
@@ -21,33 +21,35 @@ from prefork.workers import bootstrap, signals, user_forks
 from .guard import guarded
 
 with contextlib.suppress(ImportError):  # not on every system
-    import resource  # noqa: F401  # os.wait4() imports it at its first call, which needs a descriptor to be left
+    import resource  # noqa: F401  # os.wait4() imports it at its first call, when no descriptor may be free for that
 
 log = logging.getLogger("prefork.supervisor")
 
-# Since Python 3.12 a fork beside other threads warns, in the parent, when the child is there. Where warnings are errors
-# that one would be raised below, and nobody would know the child.
+# Since Python 3.12 a fork beside other threads warns, in the parent, when the child already exists. Where warnings are
+# errors it would be raised below, and the child would be in no table.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning, re.escape(__name__))
 
 
 class End(NamedTuple):
-    """How a process ended, as wait4 tells."""
+    """How a process ended, from wait4(2). CPU times are in seconds."""
 
-    status: int | None  # exit status; None: by a signal, or nobody knows
+    status: int | None  # exit status; None: it was ended by a signal, or the status is lost
     signum: int | None
     user_s: float
     system_s: float
 
 
 class Processes:
-    """The kernel's side of a child: the only fork, the only reap. A simulation has another one, which passes the same
-    contract tests."""
+    """The kernel's side of a child: the only fork, the only reap.
+
+    A simulation has its own implementation, which passes the same contract tests.
+    """
 
     def start(
         self, slot: Slot, stacks: Stacks, forget: Callable[[], None],
         body: Callable[[bootstrap.Birth, bootstrap.Master], int],
     ) -> tuple[int, int]:  # fmt: skip
-        """Fork; the pid, and a pidfd that is the caller's to close. Raises OSError, and then there is no process."""
+        """Fork; return the pid, and a pidfd for the caller to close. Raises OSError; there is no process then."""
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
         with signals.blocked() as mask, user_forks.own_fork():
@@ -60,19 +62,19 @@ class Processes:
     def _pidfd(pid: int) -> int:
         try:
             return os.pidfd_open(pid)
-        except OSError:  # no descriptor for it: then not this process either
+        except OSError:  # no free descriptor: a process that cannot be watched must not live
             Processes.abandon(pid)
             raise
 
     @staticmethod
     def abandon(pid: int) -> None:
-        """Kill a child that was forked a moment ago, before it runs any code of the program's, and reap it."""
-        with contextlib.suppress(OSError):  # whoever else waits for any child has reaped it
+        """Kill and reap a child that was just forked, before it runs any code of the program's."""
+        with contextlib.suppress(OSError):  # other code in this process that waits for any child has reaped it
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
     def reap(self, pid: int, pidfd: int) -> End | None:
-        """How it ended, once; None while it lives."""
+        """Return how the process ended; None while it lives. The kernel gives a status once."""
         try:
             found, status, usage = os.wait4(pid, os.WNOHANG)
         except ChildProcessError:  # SIGCHLD is ignored in this process, or the program waits for any child
@@ -84,7 +86,7 @@ class Processes:
         return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
 
     def signal(self, pidfd: int, signum: int) -> None:
-        """Send it a signal, unless it is gone already. Raises OSError where it is out of our reach."""
+        """Send a signal, unless the process is gone. Raises OSError when it is out of our reach; see kill(2)."""
         try:
             signal.pidfd_send_signal(pidfd, signum)
         except ProcessLookupError:
@@ -99,16 +101,16 @@ def _alive(pidfd: int) -> bool:
         signal.pidfd_send_signal(pidfd, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is there, and out of our reach
+    except OSError:  # it lives, and is out of our reach
         return True
     return True
 
 
 class OrphanReaper:
-    """As PID 1: reaps zombies that nobody in this process waits for, five seconds after they were first seen.
+    """Reap orphans as PID 1: zombies for which nothing in this process waits, five seconds after they were first seen.
 
-    `known` gives the pids that somebody does wait for. The delay leaves a status to whoever else does (a Popen of the
-    user's).
+    `known` returns the pids that the child table waits for. The delay leaves a status to any other waiter, such as a
+    Popen of the user's.
     """
 
     PATIENCE_S = 5.0
@@ -120,22 +122,24 @@ class OrphanReaper:
         self._next_look = float("-inf")
 
     def turn(self, now: float) -> float:
-        """Look, when it is time; when to look again."""
+        """Look for orphans if it is time; return when to look again."""
         if now < self._next_look:
             return self._next_look
         self._next_look = now + self.LOOK_EVERY_S
         self._seen = {pid: self._seen.get(pid, now) for pid in _zombies() - self._known()}
         for pid, since in self._seen.items():
             if now - since >= self.PATIENCE_S:
-                with contextlib.suppress(ChildProcessError):  # another thread of the program waited for it
+                with contextlib.suppress(ChildProcessError):  # another thread of the program has reaped it
                     os.waitpid(pid, os.WNOHANG)
                     log.info("reaped an orphan pid=%d", pid, extra=event(LogEvent.ORPHAN_REAPED, pid=pid))
         return self._next_look
 
 
 def _zombies() -> set[int]:
-    """The children of this process that have ended and that nobody has waited for; where /proc cannot be read (no
-    descriptor, hidepid) only the first of them, whom the kernel names without it."""
+    """Return the pids of the children of this process that have ended and have not been reaped.
+
+    Where /proc cannot be read (no free descriptor, hidepid), only the first of them, which waitid(2) tells.
+    """
     try:
         first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,7 +1,7 @@
-"""Reaping the children of the table: those that were heard to end, and those that are waited for.
+"""Reaping the children of the table: those whose pidfd became readable, and those that the caller waits for.
 
-Runs in the process that serves. Owns nothing; what an end means is told to whoever is noted here. The reap itself is
-processes.py's.
+Runs in the process that serves. Owns nothing. Must not decide what an exit means: it is handed to a callback. The reap
+itself is in processes.py.
 """
 
 import logging
@@ -18,11 +18,11 @@ from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
 
-KILLED_WITHIN_S = 5.0  # whoever is killed is gone by then
+KILLED_WITHIN_S = 5.0  # from SIGKILL until a child that still lives is left behind
 
 
 class Reaper:
-    """`note` is told of every exit, once."""
+    """Reaps children, and passes each exit to `note`, once."""
 
     def __init__(self, table: ChildTable, waiting: Waiting, note: Callable[[Exit], None]) -> None:
         self._table = table
@@ -30,15 +30,15 @@ class Reaper:
         self._note = note
 
     def reap(self, child: Child) -> None:
-        """Take its status, if it has ended."""
+        """Reap the child if it has ended."""
         exit = self._table.reap(child)
         if exit is not None:
             self._waiting.remove(child.pidfd)
-            child.pidfd = -1  # the number may be somebody else's from now on
+            child.pidfd = -1  # the number may be reused from now on
             self._note(exit)
 
     def wait_for(self, *kinds: ChildKind, within: float | None = None) -> list[Child]:
-        """Wait until every child of these kinds is reaped, at most so many seconds; return who has not ended then."""
+        """Wait until every child of these kinds is reaped, at most `within` seconds; return those that still live."""
         until = None if within is None else monotonic() + within
         left = []
         for child in self._table:
@@ -50,8 +50,11 @@ class Reaper:
         return left
 
     def kill(self, *kinds: ChildKind) -> None:
-        """Kill and reap, in a bounded time: one that has become another user's may be out of our reach, and one that is
-        deep in the kernel dies when that lets it go."""
+        """Kill and reap every child of these kinds, within KILLED_WITHIN_S.
+
+        Bounded because a child that has changed its user may be out of our reach, and one in an uninterruptible sleep
+        dies only when the kernel is done with it. Those are logged and left behind.
+        """
         for child in self._table:
             if child.kind in kinds:
                 child.signal(signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""What the master tells its children: leave, be killed, show your stacks. And what comes back of the stacks.
+"""Signals to the children: drain, stop, kill, show stacks. Also collects the stacks.
 
-Runs in the master. Effects of the plan, one function each: a mark in the child's record, and a signal. Decides
-nothing; when and whom is `policy.plan()`'s, and the loop is the supervisor's.
+Runs in the master. The effects of the plan, one function each: a mark in the child's record, and a signal. Must not
+decide anything: when and which child is up to `policy.plan()`, and the loop is the supervisor's.
 """
 
 import logging
@@ -17,14 +17,14 @@ from .policy import STOP_GRACE_S, Plan
 
 log = logging.getLogger("prefork.supervisor")
 
-RETIRED_S = 10.0  # an exporter of an earlier image has this long for what it has in hand
+RETIRED_S = 10.0  # an exporter of an earlier image has this long to finish its scrapes
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
-LOOK_SOON = -1  # as a size seen: it differs from any
-POKE = signal.SIGHUP  # a worker's handler for it does nothing, so all it does is end a wait
+LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
+POKE = signal.SIGHUP  # a worker's handler for it does nothing: the signal only ends a wait
 
 
 def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_before_ns: int) -> None:
-    """All that a plan says of children that are there. `leave_by`: the deadline of whoever is told to drain."""
+    """Carry out the plan for the children that exist. `leave_by`: the deadline of those that are told to drain."""
     for serial in plan.kill:
         kill(table, table[serial], now)
     for serial in plan.dump:
@@ -42,7 +42,10 @@ def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_b
 
 
 def make_room(withdrawn: Iterable[Child], table: ChildTable, now: float, leave_by: float) -> None:
-    """For the next generation, where the last one did not get well on its feet."""
+    """Tell withdrawn children to leave, so that the next generation has room: those not yet READY stop, others drain.
+
+    Needed when the last generation could not fully start.
+    """
     for child in withdrawn:
         if child.state is ChildState.STARTING:
             leave(table, child, ExitReason.REPLACED, signal.SIGQUIT, now, now + STOP_GRACE_S)
@@ -51,7 +54,7 @@ def make_room(withdrawn: Iterable[Child], table: ChildTable, now: float, leave_b
 
 
 def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float) -> None:
-    """Drain (TERM) or stop (QUIT); a deadline that it has already is not put off."""
+    """Drain (TERM) or stop (QUIT) the child. A deadline that it already has is never put off."""
     child.reason, child.told = reason, now
     child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
     if child.state in (ChildState.STARTING, ChildState.READY):
@@ -60,14 +63,14 @@ def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now:
 
 
 def retire(child: Child, now: float) -> None:
-    """An exporter that has a successor, or is no longer wanted: it finishes what it has in hand, within RETIRED_S."""
+    """Tell an exporter to end that has a successor or is no longer wanted; it has RETIRED_S to finish its scrapes."""
     child.reason = ExitReason.REPLACED
     child.deadline = now + RETIRED_S
     child.signal(signal.SIGTERM)
 
 
 def remind(child: Child, now: float) -> None:
-    """Once more: its loop may have been between two looks."""
+    """Tell a draining child again: its loop may have been between two checks the first time."""
     child.told = now
     child.signal(signal.SIGTERM)
 
@@ -91,7 +94,10 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
 
 
 def cut(child: Child, now: float) -> None:
-    """A request is over its time: first its stacks, also of a process that was stopped."""
+    """Ask for the stacks of a child with a request over its time, before it is told to leave.
+
+    SIGCONT is for a process that was stopped.
+    """
     child.cut_at = now
     log.error(
         "%s: a request has run for longer than request_timeout",
@@ -103,7 +109,7 @@ def cut(child: Child, now: float) -> None:
 
 
 def show_slow(child: Child, before_ns: int) -> None:
-    """The stacks behind requests that run since `before_ns`, once for each request."""
+    """Ask for the stacks of requests that began at or before `before_ns`, once for each request."""
     if child.report is None:
         return
     fresh = {since for since in child.report.busy_since_ns if since <= before_ns} - child.slow_seen
@@ -120,14 +126,17 @@ def show_slow(child: Child, before_ns: int) -> None:
 
 
 def show_stacks(child: Child) -> None:
-    """They come to `child.stacks_text` in a later turn, and `stacks_wanted` is taken back."""
+    """Ask for a child's stacks on behalf of a client.
+
+    A later turn puts them in `child.stacks_text`, and resets `stacks_wanted`.
+    """
     child.stacks_wanted, child.stacks_text = True, ""
     child.stacks_seen = LOOK_SOON
     child.signal(signal.SIGUSR1)
 
 
 def note_stacks(child: Child) -> None:
-    """Log them once they are whole, unless somebody asked for them."""
+    """Log a child's stacks once they are complete, or hand them to the client that asked for them."""
     size = guarded("look for stacks", child.stacks.size, 0)
     if size and size == child.stacks_seen:
         text = guarded("read stacks", child.stacks.take, "").rstrip()

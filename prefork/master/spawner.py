@@ -1,7 +1,7 @@
 """Starting children for the supervisor: memory, the fork, a place in the table and in the wait.
 
-Runs in the master, and in the one process of a plain server. The fork itself is children.py's. Must not decide whether
-to start one.
+Runs in the process that serves: the master, or the one process of a plain server. Owns when a failed fork was last
+logged. Must not decide whether to start a child. The fork itself is in processes.py, by way of the child table.
 """
 
 import errno
@@ -29,7 +29,7 @@ FORK_LOG_EVERY_S = 10.0
 
 
 class Spawner:
-    """`any_served`: there has been a child that serves."""
+    """Starts the children of one service. `any_served`: True once a child that serves has been started."""
 
     def __init__(self, service: Service, table: ChildTable, board: Board, waiting: Waiting) -> None:
         self._service = service
@@ -41,7 +41,7 @@ class Spawner:
         self.any_served = False
 
     def worker(self, generation: int, now: float) -> Child:
-        """Start a worker. Raises OSError, and leaves nothing behind then."""
+        """Start a worker. Raises OSError; nothing is left behind then."""
         assert self._service.work is not None, "only a pool is told to spawn"
         slot = Slot(self._service.lanes, self._service.application_bytes)
         try:
@@ -79,7 +79,7 @@ class Spawner:
         return child
 
     def note_failure(self, exc: OSError, now: float) -> None:
-        """Count it; say it once in a while."""
+        """Count a failed fork, and log it at most once in FORK_LOG_EVERY_S."""
         kind = ForkFailure.__members__.get(errno.errorcode.get(exc.errno or 0, ""), ForkFailure.OTHER)
         self._board.add(FORK_FAILURES + kind)
         if now - self._logged_at >= FORK_LOG_EVERY_S:

@@ -1,8 +1,8 @@
-"""Which generation of workers is wanted, as the supervisor asks: of a plain server always the same, of a pool the
-generation that the last reload began.
+"""The protocol by which the supervisor asks for the wanted generation of workers.
 
-Runs in the process that serves, as a part of the supervisor's turn. Who knows more than one generation stands in
-reload/, which knows the master; the master knows this protocol only.
+A plain server always has the same one; a pool has the one that the last reload began. Runs in the process that serves,
+as a part of the supervisor's turn. Owns nothing. The implementation with more than one generation is in reload/, which
+knows the master; the master must not know it, only this protocol.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,69 +20,70 @@ from .waiting import Waiting
 
 @dataclass(frozen=True, slots=True)
 class Workings:
-    """The supervisor's own parts, for whoever brings in another generation."""
+    """The supervisor's own parts, lent to the implementation of Succession."""
 
     board: Board
     table: ChildTable
     waiting: Waiting
     boot_timeout: float
     fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child]
-    asked: Callable[[], bool]  # whether a command waits for its turn, which comes before an exec
+    asked: Callable[[], bool]  # True if a command waits for its turn: it must be obeyed before an exec
     values: Callable[[], dict[str, Any]]  # what the next image must know of the supervisor
 
 
 class Succession(Protocol):
-    """The generations of one service. `resumed`: what an earlier image of this process has handed over."""
+    """The generations of one service. `resumed`: the values that the previous image of this process handed over."""
 
     resumed: Mapping[str, Any] | None
     current: int  # the generation in service
-    degraded: str  # why an older one serves on, in one sentence; empty while all is well
+    degraded: str  # why an older one still serves, in one sentence; empty while all is well
 
     def begin(self, workings: Workings) -> None:
-        """Take the place in the supervisor; called once, at the end of its constructor."""
+        """Attach to the supervisor whose parts these are; called once, from its constructor."""
 
     @property
     def reloading(self) -> bool:
-        """Whether a reload is on its way."""
+        """True while a reload is in progress."""
 
     @property
     def holding(self) -> bool:
-        """Whether nobody is to be started now."""
+        """True while no worker may be started."""
 
     @property
     def arriving(self) -> bool:
-        """Whether what there is was only lent as yet: where this image fails, it goes on without it."""
+        """True while children and descriptors are only lent to this image: if it fails, the service goes on without
+        it."""
 
     def arrive(self) -> None:
-        """The loop is about to begin; called once."""
+        """Take over for good: the loop is about to begin. Called once."""
 
     def ask(self) -> None:
-        """A reload is wanted."""
+        """Ask for a reload."""
 
     def turn(self, now: float, boot_deaths: int, last_error: str) -> float:
-        """Go on with what is on its way; return when to be called again."""
+        """Advance the reload in progress; return when to be called again at the latest."""
 
     def wanted(self, now: float) -> int:
-        """The generation of which the pool should be."""
+        """Return the generation that the pool should consist of."""
 
     def withdrawn(self) -> list[Child]:
-        """Who is to leave, so that there is room for the next generation."""
+        """Return the children that are to leave, so that the next generation has room."""
 
     def is_of_this_image(self, child: Child) -> bool:
-        """Whether a child runs the code that this image has loaded."""
+        """Return whether a child runs the code that this image has loaded."""
 
     def rehearsal_ended(self, how: str) -> None:
-        """The rehearsal was reaped."""
+        """Note that the rehearsal was reaped; `how` it ended, in words."""
 
     def cancel(self) -> None:
-        """The service is about to end."""
+        """Cancel any reload: the service is about to end."""
 
     def forget(self) -> None:
-        """In a new child: close the copies."""
+        """Called in a new child: close its copies of the descriptors."""
 
 
 class OneGeneration:
-    """Of a server that is never reloaded."""
+    """The one generation of a server that is never reloaded."""
 
     resumed: Mapping[str, Any] | None = None
     current = 1

@@ -1,8 +1,8 @@
 """The supervisor: wait, note commands and exits, plan, apply. Sole owner of the phase, the child table and the timers.
 
-Runs in the process that serves: as the master's whole loop in a pool, and one `turn()` at a time, which never waits,
-inside the loop of a plain server with children. Must not handle a request, start a thread, or write a live child's
-slot. Decides nothing itself: `policy.plan()` does. Longer than most files: the one loop reads here, from top to bottom.
+Runs in the process that serves: in a pool it is the master's whole loop; in a plain server with children the server's
+loop calls `turn()`, which never waits. Must not handle a request, start a thread, or write a live child's slot, nor
+decide what to do: `policy.plan()` does. Longer than most files: the one loop reads here, from top to bottom.
 """
 
 import logging
@@ -42,8 +42,8 @@ from .waiting import Waiting
 
 log = logging.getLogger("prefork.supervisor")
 
-PAUSE_S = 0.5  # this late, the master itself must have been stopped
-TURN_AGAIN_S = 1.0  # a turn that the kernel did not let us finish is tried again then
+PAUSE_S = 0.5  # a turn that comes this late means that the master itself was stopped
+TURN_AGAIN_S = 1.0  # until the next turn, after one that the kernel did not let us finish
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
     Phase.STARTING: set(),
@@ -62,8 +62,8 @@ class Supervisor:
         generations: Succession | None = None, mailbox: Mailbox | None = None, *,
         processes: Processes = KERNEL, stamp_ns: Callable[[], int] = monotonic_ns,
     ) -> None:  # fmt: skip
-        """`generations`: who knows of more than one. `processes` and `stamp_ns` are the machine's, unless this is a
-        simulation."""
+        """`generations`: given for a pool that can be reloaded; None: there is only one. `processes` and `stamp_ns` are
+        replaced in a simulation."""
         self.service = service
         self.limits = limits
         self.phase = Phase.STARTING
@@ -76,7 +76,7 @@ class Supervisor:
         self._phase_since = self.clock.now()
         with board.change() as words:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
-        self.pool = Pool()  # what policy remembers of it
+        self.pool = Pool()  # the state of policy, from plan to plan
         self.board = board
         nudge = None if resumed is None else resumed["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
@@ -87,7 +87,7 @@ class Supervisor:
         self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
         self._reaper = Reaper(self.table, self._waiting, self._note_exit)
-        self.last_error = ""  # what the last worker that died at boot said
+        self.last_error = ""  # the last words of the last worker that died at boot
         self._drain_asked = False
         self.closed = False
         workings = Workings(
@@ -106,8 +106,10 @@ class Supervisor:
     # The loop, and one turn of it.
 
     def run(self, turn: Callable[[], None] | None = None, at_most: float | None = None) -> None:
-        """Turn and wait until the service has stopped. `turn` is called in place of `self.turn()`, which it is expected
-        to call; `at_most`: the longest wait, in seconds."""
+        """Turn and wait until the service has stopped.
+
+        `turn` is called in place of `self.turn()`, and is expected to call it; `at_most`: the longest wait, in seconds.
+        """
         self.generations.arrive()
         self.tasks.retire_exporters(self.clock.now())
         while self.phase is not Phase.STOPPED:
@@ -119,10 +121,10 @@ class Supervisor:
             self.wait(at_most)
 
     def wait(self, at_most: float | None = None) -> None:
-        """Until something happens or the plan's next moment comes; in a pool only."""
+        """Wait until something happens or the next turn is due, at most `at_most` seconds; in a pool only."""
         if self.phase is Phase.STOPPED:
             return
-        seconds = 0.0 if self.mailbox else self.until_next_turn()  # its wake-up may have been heard in the turn
+        seconds = 0.0 if self.mailbox else self.until_next_turn()  # the turn may have drained a command's wake-up
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
         heard = self._waiting.wait(seconds)
@@ -134,8 +136,11 @@ class Supervisor:
         return max(0.0, self._wake_at - self.clock.now())
 
     def turn(self) -> None:
-        """Note what has happened, plan, apply. Never waits. Each effect is guarded where it is made; what the kernel
-        refuses all the same ends this turn, and the next one finds everything that is still to do."""
+        """Note what has happened, plan, apply. Never waits.
+
+        Each effect is guarded where it is made. If the kernel refuses something else, this turn ends, and the next one
+        finds everything that is still to be done.
+        """
         self.turns += 1
         if self.closed:
             return
@@ -163,7 +168,7 @@ class Supervisor:
         self._finish_turn(now)
 
     def _finish_turn(self, now: float) -> None:
-        """What is done whatever the plan is, and when to be back for it."""
+        """Do what does not depend on the plan, and set when the next turn is due for it."""
         if self.limits.pool:
             when = self.generations.turn(now, self.pool.boot_deaths, self.last_error)
             self._wake_at = min(self._wake_at, when)
@@ -171,12 +176,15 @@ class Supervisor:
             self._wake_at = self._waiting.next_at(False)
         if self.tasks.watched:
             self._publish(now)
-        when = self.tasks.turn(now)  # in which control may have obeyed something, and that is for now
+        when = self.tasks.turn(now)  # control may have obeyed a command in it, which makes the next turn due at once
         self._wake_at = min(self._wake_at, when)
 
     def _note_pause(self) -> None:
-        """Deadlines move by the whole time since the last turn: when in it this process was stopped nobody knows, and
-        what was due in the part that it would have slept would kill at once."""
+        """Move all deadlines by the whole time since the last turn, if this process was stopped in it.
+
+        When in that time it was stopped cannot be known. If the part that it would have slept were left out, a deadline
+        in that part would kill at once.
+        """
         now = self.clock.now()
         late, unseen = now - self._wake_at, now - self._looked_at
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
@@ -195,7 +203,7 @@ class Supervisor:
             self._obey(command, now)
 
     def obey(self, command: Command) -> None:
-        """Do now what a command that takes no argument says. Call it in a turn."""
+        """Obey a command that takes no argument, now. To be called in a turn."""
         now = self.clock.now()
         self._obey(command, now)
         self._wake_at = now
@@ -219,7 +227,8 @@ class Supervisor:
                 self._set_limits(self.limits.resized(-1))
 
     def _begin_drain(self, now: float) -> None:
-        """Say so first: whoever asks /-/ready sends nobody new while `drain_delay` keeps the door open."""
+        """Enter DRAINING, and publish that first: a load balancer that asks /-/ready then sends no new client while
+        `drain_delay` keeps the listener open."""
         self._set_phase(Phase.DRAINING, now)
         self._waiting.step_back()
         if self.tasks.exported:
@@ -234,7 +243,7 @@ class Supervisor:
             self._accept_queue.narrow(now)
 
     def scale(self, workers: int) -> policy.Limits:
-        """So many workers at most; the limits that are in force then."""
+        """Set `max_children` to `workers`; return the limits that are now in force."""
         self._set_limits(self.limits.scaled(workers))
         self._wake_at = self.clock.now()
         return self.limits
@@ -249,12 +258,12 @@ class Supervisor:
         )
 
     def _set_phase(self, phase: Phase, now: float) -> None:
-        """The one setter."""
+        """Set the phase, and log it. Nothing else may assign `phase`."""
         if phase is self.phase:
             return
         if self.phase not in PHASE_MAY_FOLLOW[phase]:
             raise AssertionError(f"{phase.name} cannot follow {self.phase.name}")
-        if self.limits.pool:  # a plain server says nothing, as the standard library's do
+        if self.limits.pool:  # a plain server logs nothing, like the servers of the standard library
             log.info("%s", phase.name.lower(), extra=event(LogEvent[phase.name]))
         self.phase = phase
         self._phase_since = now
@@ -262,7 +271,7 @@ class Supervisor:
             self.generations.cancel()
 
     def _note_reports(self, now: float) -> None:
-        """Read every slot: who got ready, who asks for something, whose stacks have come."""
+        """Read every slot: for workers that became READY, requests to the master, and stacks that were asked for."""
         for child in self.table:
             self._note_report(child, now)
             signalling.note_stacks(child)
@@ -273,7 +282,7 @@ class Supervisor:
             self.table.set_state(child, ChildState.READY, now)
             self.board.observe(BOOT, now - child.started)
             self.pool = policy.after_ready(self.pool)
-            self._waiting.step_back()  # behind the new one
+            self._waiting.step_back()  # to come back behind the new worker
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
             log.info("%s: asked to end the service", child, extra=event(LogEvent.DRAIN_ASKED, **child.fields))
@@ -289,10 +298,11 @@ class Supervisor:
                 self._reaper.reap(child)
 
     def _note_exit(self, exit: Exit) -> None:
-        """A child was reaped."""
+        """Note that a child was reaped."""
         child, now = exit.child, self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
-        if death.at_boot and self.generations.is_of_this_image(child):  # the old code's is no news of the new
+        # A death of the old code says nothing about the new.
+        if death.at_boot and self.generations.is_of_this_image(child):
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
@@ -318,7 +328,8 @@ class Supervisor:
         self._set_phase(plan.phase, now)
         slow_ns = self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
         signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns)
-        starts = self.service.work is not None and not self.generations.holding  # a caretaker starts nobody
+        # A master without its program has no worker to run.
+        starts = self.service.work is not None and not self.generations.holding
         for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):
                 break
@@ -349,7 +360,7 @@ class Supervisor:
         return facts_of(self.table, self.phase, self.limits, reloading=reloading, degraded=degraded)
 
     def _values(self) -> dict[str, Any]:
-        """For the next image."""
+        """Return what the next image must know of the supervisor."""
         return {
             "paused": self.clock.paused, "boot_timeout": self.limits.boot_timeout, "name": self.service.name,
             "graceful_timeout": self.limits.graceful_timeout,
@@ -368,7 +379,7 @@ class Supervisor:
         return True
 
     def _leave_by(self, now: float) -> float:
-        """The deadline of a worker that is told to leave now."""
+        """Return the deadline of a worker that is told to leave now."""
         begun = min(now, self._narrow_at) if self.phase is Phase.DRAINING else now
         return begun + self.limits.graceful_timeout
 
@@ -381,7 +392,7 @@ class Supervisor:
     # For others.
 
     def watch(self, fd: int) -> None:
-        """End the wait when this is readable, too. What there is to do is the caller's to see, in its turn."""
+        """End the wait when `fd` is readable, too. The caller has to see in its turn what there is to do."""
         self._waiting.add(fd)
 
     def unwatch(self, fd: int) -> None:
@@ -389,31 +400,31 @@ class Supervisor:
 
     @property
     def forked(self) -> bool:
-        """Whether there has been a child that serves."""
+        """True once a child that serves has been started."""
         return self._spawner.any_served
 
     def raise_if_hopeless(self) -> None:
-        """BootError, with what the last worker said, when the pool never got one READY."""
+        """Raise BootError, with the last words of the last worker, if no worker of the pool ever became READY."""
         if policy.hopeless(self.pool):
             raise BootError(f"could not start a worker: {policy.BOOT_DEATHS_MAX} died before they were ready, the last"
                             f" of: {self.last_error}")  # fmt: skip
 
     def wait_for_children(self, *kinds: ChildKind) -> None:
-        """Until every child of these kinds has ended and is reaped."""
+        """Wait until every child of these kinds has ended and is reaped."""
         self._reaper.wait_for(*kinds)
 
     def end_export(self) -> None:
-        """No exporter from now on."""
+        """Kill the exporter, and have none from now on."""
         if self.tasks.exported:
             self.tasks.end_export()
             self._reaper.kill(ChildKind.EXPORTER)
 
     def close(self) -> None:
-        """Kill and reap what is left, give the descriptors back. Statistics can still be asked."""
+        """Kill and reap the children that are left, and close the descriptors. Statistics can still be read."""
         if self.closed:
             return
         self.closed = True
-        if self.generations.arriving:  # it never began: children and descriptors are those of whoever goes on
+        if self.generations.arriving:  # it never began: the degraded master goes on with children and descriptors
             self._waiting.forget()
             return
         self.generations.cancel()
@@ -424,8 +435,10 @@ class Supervisor:
         self._waiting.close()
 
     def forget(self) -> None:
-        """In a new child: close the copies of what is the master's alone, but the nudge, which children write, and the
-        memory, which the exporter reads."""
+        """Called in a new child: close its copies of what is the master's alone.
+
+        Kept are the nudge, which children write, and the memory, which the exporter reads.
+        """
         self.table.close_copies()
         self._waiting.forget()
         self.generations.forget()

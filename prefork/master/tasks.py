@@ -1,9 +1,9 @@
-"""Who has a turn in the serving process beside the pool: the control socket, the exporter, dropped log lines, the
-service manager, watched files, strays.
+"""The tasks that have a turn beside the pool: the control socket, the exporter, dropped log lines, the service manager,
+watched files, orphans.
 
-Runs in the process that serves, in the supervisor's turns. Owns them all from the moment they are given until
-`close()`. None has a say in how many workers there are; each says when it must have its next turn. What a task raises
-costs it this turn and nobody else anything.
+Runs in the process that serves, in the supervisor's turns. Owns every task from the moment it is given until `close()`.
+A task must not decide how many workers there are; each returns when it must have its next turn. A task that raises
+loses this turn; the others are not affected.
 """
 
 import os
@@ -18,17 +18,17 @@ from .guard import attempt, guarded
 from .processes import OrphanReaper
 from .waiting import Waiting
 
-TASK_AGAIN_S = 1.0  # a task whose turn failed has its next one then
+TASK_AGAIN_S = 1.0  # until the next turn of a task whose turn failed
 
 
 class Task(Protocol):
-    """Something that has a turn; `turn(now)` never waits, and returns when it must be called again at the latest."""
+    """A task; its `turn(now)` never waits, and returns when it must be called again at the latest."""
 
     def turn(self, now: float) -> float: ...
 
 
 class TaskWithDescriptors(Task, Protocol):
-    """One that holds descriptors, whose copies a new child closes by `forget()`."""
+    """A task that holds descriptors; a new child closes its copies of them by `forget()`."""
 
     def forget(self) -> None: ...
 
@@ -53,7 +53,7 @@ class LogDropsTask(Task, Protocol):
 
 
 class Tasks:
-    """What is None is not there."""
+    """The tasks of one supervisor; None for each that this service does not have."""
 
     def __init__(
         self, table: ChildTable, waiting: Waiting, drops: LogDropsTask, notifier: TaskWithDescriptors | None
@@ -73,11 +73,11 @@ class Tasks:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody may ask what is on the board."""
+        """True if anything may read the board: an exporter or a control client."""
         return self._exporter is not None or self._control is not None
 
     def turn(self, now: float) -> float:
-        """A turn for each; when to be back. What control obeys in it is for now."""
+        """Give each task a turn; return when to be called again. Control may obey commands in its turn, at once."""
         present: tuple[tuple[str, Task | None], ...] = (
             ("serve the control socket", self._control), ("look after the exporter", self._exporter),
             ("tell of dropped log lines", self._drops), ("tell the service manager", self._notifier),
@@ -88,7 +88,7 @@ class Tasks:
         )
 
     def note_exit(self, child: Child, now: float) -> None:
-        """A child was reaped."""
+        """Note that a child was reaped."""
         if child.kind is ChildKind.EXPORTER and self._exporter is not None:
             exporter = self._exporter
             attempt("look after the exporter", lambda: exporter.ended(child, now))
@@ -104,7 +104,7 @@ class Tasks:
         self._exporter = exporter
 
     def retire_exporters(self, now: float) -> None:
-        """Those of an earlier image, where this one has none: they finish what they have in hand."""
+        """Retire the exporters of an earlier image if this one has none; they finish their scrapes."""
         if self._exporter is None:
             for child in self._table:
                 if child.kind is ChildKind.EXPORTER:
@@ -117,19 +117,19 @@ class Tasks:
             attempt("close the control socket", control.close)
 
     def end_export(self) -> None:
-        """The caller reaps it."""
+        """Close the exporter. Its process is the caller's to reap."""
         if self._exporter is not None:
             self._exporter.close()
             self._exporter = None
 
     def close(self) -> None:
-        """For good; the exporter and control have been ended."""
+        """Close the rest for good; the exporter and control must have been ended."""
         if self._notifier is not None:
             self._notifier.forget()
         self._drops.close()
 
     def forget(self) -> None:
-        """In a new child: close the copies."""
+        """Called in a new child: close its copies of the descriptors."""
         for each in (self._control, self._exporter, self._notifier):
             if each is not None:
                 each.forget()

@@ -1,6 +1,6 @@
-"""The children as others are shown them: as policy plans by, and as the service manager is told. Pure.
+"""Views of the children: for policy to plan by, and for the service manager to be told. Pure.
 
-Used in the master, in its turns.
+Used in the master, in its turns. Owns nothing.
 """
 
 from prefork.metrics.facts import ChildKind, ExitReason
@@ -12,7 +12,7 @@ from .policy import ChildView, Limits, Phase
 
 
 def view_of(child: Child, clock: Clock) -> ChildView:
-    """What policy plans by."""
+    """Return the view of a child by which policy plans."""
     report = child.report or child.reader.look(clock.stamp_ns())
     due: ExitReason | None = ExitReason.MAX_LIFETIME
     if child.lifetime is None or clock.now() < child.started + child.lifetime:
@@ -27,7 +27,7 @@ def view_of(child: Child, clock: Clock) -> ChildView:
 
 
 def facts_of(table: ChildTable, phase: Phase, limits: Limits, *, reloading: bool, degraded: str) -> NotifyFacts:
-    """What the service manager is told."""
+    """Return the facts that the service manager is told."""
     states = [child.state for child in table if child.kind is ChildKind.WORKER]
     ready, starting = states.count(ChildState.READY), states.count(ChildState.STARTING)
     return NotifyFacts(
@@ -37,7 +37,7 @@ def facts_of(table: ChildTable, phase: Phase, limits: Limits, *, reloading: bool
 
 
 def wants_more(table: ChildTable, phase: Phase, limits: Limits) -> bool:
-    """Whether saturation could be answered by another worker."""
+    """Return whether the pool may still answer saturation with another worker."""
     serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in table)
     running = phase in (Phase.STARTING, Phase.RUNNING)
     return running and limits.min_children < limits.max_children and serving < limits.max_children

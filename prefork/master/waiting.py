@@ -1,7 +1,7 @@
-"""What the supervisor waits on: one epoll with the wake-up, the nudge, the pidfds, and at times the listener.
+"""The supervisor's wait: one epoll with the wake-up, the nudge, the pidfds, and at times the listener.
 
-Runs in the process that serves. Owns the descriptors that are the supervisor's alone, and when each is listened to.
-Says what was heard; what follows from it is the supervisor's business.
+Runs in the process that serves. Owns the descriptors that are the supervisor's alone, and when each is waited for.
+Must not act on what was heard: it returns that, and the rest is the supervisor's business.
 """
 
 import contextlib
@@ -15,28 +15,30 @@ from prefork.workers.wakeup import Wakeup
 
 from .guard import say_failed
 
-NUDGE_EVERY_S = 0.01  # a worker that nudges without cause is heard this often
-REFUSED_S = 0.1  # after a wait that the kernel refused
-WAIT_AGAIN_S = 1.0  # what the kernel refused is tried again after this
-RELISTEN_S = 0.02  # saturation is asked for again after this
+NUDGE_EVERY_S = 0.01  # nudges are heard at most this often: a worker cannot keep the master busy with them
+REFUSED_S = 0.1  # pause after a wait that the kernel refused
+WAIT_AGAIN_S = 1.0  # until a registration that the kernel refused is tried again
+RELISTEN_S = 0.02  # until the listener is waited for again, after it has told of saturation
 
 
 class Waiting:
     """One wait for everything.
 
-    The nudge: an eventfd that every child may write, created and read here. It says "look at the slots", nothing else.
+    The nudge is an eventfd that every child may write, created and read here. It means "look at the slots", and nothing
+    else.
 
-    The listener: here only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a connection
-    wakes it when no worker waits; exclusive waiters are woken in the order of their registration, and in front of a
-    worker it would take that worker's wake-ups. So it leaves once told, and after every worker that got READY, and
-    comes back at the end of the queue.
+    The listener is waited for only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a
+    connection wakes it only when no worker waits. Exclusive waiters are woken in the order of their registration: in
+    front of a worker it would take that worker's wake-ups. So it leaves once it was woken, and whenever a worker became
+    READY, and comes back at the end of the waiters.
     """
 
     def __init__(
         self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None, nudge: int | None = None
     ) -> None:
         """`nudge`: the eventfd of an earlier image of this process, which its children hold."""
-        self.saturated = False  # a connection came for which nobody was waiting; the reader takes it back, and so:
+        # Both are set here, and reset by the supervisor when it has read them.
+        self.saturated = False  # a connection came while no worker was waiting for one
         self.nudged = False
         self._wakeup = wakeup
         self._now = now
@@ -58,11 +60,11 @@ class Waiting:
         return self._epoll.fileno()
 
     def add(self, pidfd: int) -> None:
-        """Wait for it too. Raises OSError: the kernel's memory for it, or max_user_watches, may be short; epoll(7)."""
+        """Wait for this pidfd, too. Raises OSError when memory is short or max_user_watches is reached; epoll(7)."""
         self._epoll.register(pidfd, select.EPOLLIN)
 
     def take_out(self, fd: int) -> None:
-        """Wait for it no longer, if it was waited for."""
+        """Stop waiting for this descriptor, if it was waited for."""
         with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(fd)
 
@@ -70,18 +72,21 @@ class Waiting:
         return self._nudge, [self._nudge]
 
     def remove(self, pidfd: int) -> None:
-        """Close it. Taken out first: closing alone does not, while a child that was just forked has a copy."""
+        """Stop waiting for this pidfd, and close it.
+
+        Closing it alone does not take it out of the epoll while a child that was just forked has a copy.
+        """
         self.take_out(pidfd)
         with contextlib.suppress(OSError):
             os.close(pidfd)
 
     def wait(self, seconds: float) -> set[int]:
-        """Until something happens, at most so long. Returns what is readable, pidfds among it."""
+        """Wait until something happens, at most `seconds`; return the readable descriptors, pidfds among them."""
         try:
             heard = {fd for fd, _ in self._epoll.poll(seconds)}
         except OSError as exc:
             say_failed("wait for what happens", exc)
-            time.sleep(min(seconds, REFUSED_S))  # else a kernel that goes on refusing would have us spin
+            time.sleep(min(seconds, REFUSED_S))  # else the master would spin while the kernel goes on refusing
             heard = set()
         if self._wakeup.fileno() in heard:
             self._wakeup.drain()
@@ -96,26 +101,26 @@ class Waiting:
         return heard
 
     def step_back(self, seconds: float = 0.0) -> None:
-        """Leave the listener to the workers; `listen()` may come back to it, behind them, so much later."""
+        """Leave the listener to the workers; `listen()` may come back, behind them, after `seconds`."""
         if self._listening and self._listener is not None:
             self._listening = False
             self.take_out(self._listener.fileno())
             self._relisten_at = self._now() + seconds
 
     def listen(self, wanted: bool) -> None:
-        """Learn of saturation from now on, or no longer."""
+        """Learn of saturation from now on if `wanted`, else no longer."""
         if not wanted:
             self.step_back()
         elif not self._listening and self._listener is not None and self._now() >= self._relisten_at:
             try:
                 self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
             except OSError:
-                self._relisten_at = self._now() + WAIT_AGAIN_S  # until then saturation is learnt by the tick
+                self._relisten_at = self._now() + WAIT_AGAIN_S  # until then only the tick finds saturation
             else:
                 self._listening = True
 
     def hear_nudges(self) -> None:
-        """Hear the nudge again when its time has come."""
+        """Wait for the nudge again, once NUDGE_EVERY_S have passed since the last one."""
         if self._deaf_until is not None and self._now() >= self._deaf_until:
             try:
                 self._epoll.modify(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
@@ -125,20 +130,20 @@ class Waiting:
                 self._deaf_until = None
 
     def next_at(self, listening: bool) -> float:
-        """When `hear_nudges()`, or `listen()` where it is wanted, must be called again."""
+        """Return when `hear_nudges()`, or `listen()` if `listening`, must be called again."""
         nudge = self._deaf_until if self._deaf_until is not None else float("inf")
         returns = listening and not self._listening and self._listener is not None
         return min(nudge, self._relisten_at if returns else float("inf"))
 
     def nudge(self) -> None:
-        """Called by the children."""
+        """Wake the master to look at the slots. Called by the children."""
         try:
             os.eventfd_write(self._nudge, 1)
         except BlockingIOError:
-            pass  # full of nudges
+            pass  # its counter is full: the master is woken anyway
 
     def forget(self) -> None:
-        """In a new child: close the copies, all but the nudge."""
+        """Called in a new child: close its copies of the descriptors, all but the nudge."""
         self._epoll.close()
         self._wakeup.close()
 
