@@ -1,10 +1,10 @@
-"""Where every new image of the master begins, and every rehearsal: take what was handed over, then run the program.
+"""The entry point of every new image of the master, and of every rehearsal: read the record, then run the program.
 
     python FLAGS …/prefork/takeover.py FD PROGRAM ARGUMENTS
 
-Run by its path, as `__main__`, before any user code: so descriptors are no longer inheritable, and signals are noted,
-whatever the program's import does. Whatever the program does then (it raises, it exits, it returns, it hangs), this
-process goes on with the generation that is there. Must not be imported by anything else.
+Run by its path, as `__main__`, before any user code, so that descriptors are no longer inheritable and signals are
+noted whatever the import of the program does. If the program then raises, exits, returns or hangs before it serves, the
+new image goes on with the old generation. Owns nothing. Must not be imported.
 """
 
 import os
@@ -12,7 +12,8 @@ import sys
 
 
 def _import_prefork() -> None:
-    """This very package, whatever the path says; and leave the path as if the program had been started itself."""
+    """Import this very package, whatever `sys.path` says, and leave the path as if the program itself had been
+    started."""
     here = os.path.dirname(os.path.abspath(__file__))
     if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(here):
         del sys.path[0]

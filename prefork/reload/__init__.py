@@ -1,5 +1,5 @@
-"""Reload in place: from the wish to the new image that serves, and what becomes of one that fails.
+"""Reload in place: from the request to the new image that serves, and what happens when a new image fails.
 
-Owns which generation is in service, the rehearsal, the record that goes over the exec, and the first steps of the new
-image. Runs in the master before and after the exec, and in a rehearsal.
+Owns which generation is in service, the rehearsal, the record that is handed over the exec, and the first steps of the
+new image. Runs in the master before and after the exec, and in a rehearsal.
 """

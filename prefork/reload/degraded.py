@@ -1,7 +1,8 @@
-"""The master without its program: an exec was done, the program failed, and the old generation serves on.
+"""The degraded master: after the exec the program failed, and the old generation goes on serving without it.
 
-Runs in the new image, instead of a pool's `serve_forever()`. Obeys every command that starts nobody; the next reload
-begins again from the original command line and mends what was broken. Starts no worker, for it has no handler to run.
+Runs in the new image, instead of a pool's `serve_forever()`. Obeys every command that starts no worker. The next reload
+begins again from the original command line, and ends this state if the program is mended. Must not start a worker: it
+has no handler to run.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,8 +30,11 @@ from .handover import LISTENERS, Handed, Record
 
 
 def serve_degraded(handed: Handed, why: str) -> int:
-    """Supervise what is there until told to end; the exit status. Every signal is blocked when this is called."""
-    handed.take_back()  # before anything of ours takes a number that the program has closed
+    """Supervise the children that are there until told to end; return the exit status.
+
+    Every signal must be blocked when this is called.
+    """
+    handed.take_back()  # before a new descriptor of ours takes a number that the program has closed
     wakeup = insist("make a wake-up", Wakeup)
     mailbox = Mailbox(wakeup.wake)
     signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
@@ -50,7 +54,7 @@ def serve_degraded(handed: Handed, why: str) -> int:
 def _start(
     handed: Handed, why: str, wakeup: Wakeup, mailbox: Mailbox, signals: Signals
 ) -> tuple[Supervisor, dict[str, Listener | None]]:
-    """Everything up to the loop. Raises OSError, and then it can be tried again."""
+    """Make everything up to the loop. Raises OSError; it can be tried again then."""
     values = handed.values
     handed.take_back()
     listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
@@ -67,7 +71,7 @@ def _start(
 
 
 def limits(values: Mapping[str, Any]) -> Limits:
-    """Those of a pool that starts nobody: it is as large as it was found."""
+    """Return limits for a pool that starts no worker: as many as are serving now."""
     serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
     return replace(
         NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
@@ -76,7 +80,7 @@ def limits(values: Mapping[str, Any]) -> Limits:
 
 
 def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
-    """What was handed over goes on to the next image as it is."""
+    """Return a `pack` that hands on to the next image, unchanged, what was handed to this one."""
 
     def pack(record: Record) -> None:
         for name in LISTENERS:

@@ -1,6 +1,6 @@
-"""What a reload cannot change, and the refusal of a reload that would.
+"""The settings that a reload cannot change, and the refusal of a reload that would.
 
-Used by the master, which hands the values over, and by a rehearsal, which compares them with its own. Holds nothing.
+Used by the master, which hands the values over, and by a rehearsal, which compares them with its own. Owns nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from ..settings.fields import Field, settings, show
 
 
 def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
-    """The settings that a reload cannot change, of a server and of what the command line has beside it."""
+    """Yield the settings that a reload cannot change, of a server and of the command line's own record."""
     for holder in filter(None, holders):
         for field in settings(type(holder)).values():
             if not field.setting.reloadable:
@@ -19,12 +19,15 @@ def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
 
 
 def fixed_values(*holders: object) -> dict[str, Any]:
-    """What a reload cannot change, as values that JSON can hold."""
+    """Return the settings that a reload cannot change, as values that JSON can hold."""
     return {field.name: value for field, value in _fixed(*holders)}
 
 
 def refuse_changes(before: Mapping[str, Any], *holders: object, same_listener: bool = True) -> None:
-    """In a rehearsal: what `in_force()` said in the service must still hold. Raises ConfigError."""
+    """Check in a rehearsal that no fixed setting differs from `before`, its values in the running service.
+
+    Raises ConfigError for the first one that does. With `same_listener` False, those of the group "Listening" may.
+    """
     for field, value in _fixed(*holders):
         if field.setting.group == "Listening" and not same_listener:
             continue  # on a new address everything may be new

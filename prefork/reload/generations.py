@@ -1,9 +1,9 @@
-"""Which generation of workers is in service, and the way from one image of the master to the next.
+"""The generations of workers, and the way from one image of the master to the next.
 
-Runs in the master, as a part of the supervisor's turn. Owns the number of the generation, whether the service is
-degraded (an old generation serves on because a new one could not), and the reload that is going on. A new image begins
-with what `begin()` makes of the record; from then on the old workers are simply of a lower generation, which policy
-replaces one by one.
+Runs in the master, as a part of the supervisor's turn. Owns the number of the generation in service, whether the
+service is degraded (an old generation goes on serving because a new one could not), and the reload in progress. A new
+image begins with what `begin()` makes of the record; from then on the old workers are simply of a lower generation,
+which policy replaces one by one. Must not replace a worker itself.
 """
 
 import logging
@@ -30,7 +30,7 @@ from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
 log = logging.getLogger("prefork.supervisor")
 
 GENERATIONS_MAX = 2
-DESCRIPTORS_FREE = 16  # before an exec
+DESCRIPTORS_FREE = 16  # required before an exec
 
 
 class Generations:
@@ -48,24 +48,24 @@ class Generations:
         handed: Handed | None = None,
         failed: str = "",
     ) -> None:
-        """`pack`: what goes over beside the supervisor's own; `refusal`: why there can be no reload. `handed`: what an
-        earlier image of this process had; `failed`: why its program does not go on with it."""
-        self.degraded = ""  # why, in one sentence
+        """`pack` adds to the record what is not the supervisor's; `refusal`: why there can be no reload. `handed`: what
+        the previous image of this process handed over; `failed`: why the program did not take it over."""
+        self.degraded = ""  # the reason, in one sentence
         self.told: Callable[[ReloadResult | str], None] = lambda result: None
-        self.pack_more: Callable[[Record], None] = lambda record: None  # what goes over beside the pool itself
+        self.pack_more: Callable[[Record], None] = lambda record: None  # adds what is not the pool's own
         self.resumed: Mapping[str, Any] | None = None if handed is None else handed.values
         self._handed, self._failed = handed, failed
         self._pack = pack
         self.refusal = refusal
         self._execute = execute
         self._first = 1  # of this image
-        self._arriving = False  # a new image, whose workers are to take over,
-        self._owed = False  # and nobody has been told yet whether they have
-        self._left: Listener | None = None  # where the program listens no longer
+        self._arriving = False  # this is a new image, and its workers have not yet taken over
+        self._owed = False  # the result of the reload has not been reported yet
+        self._left: Listener | None = None  # a listener that the program no longer asks for
         self._quiet_since = 0.0
 
     def begin(self, workings: Workings) -> None:
-        """Take the place in the supervisor, and go on with what the previous image had."""
+        """Attach to the supervisor whose parts these are, and go on with what the previous image had."""
         waiting = workings.waiting
         self._workings, self._board, self._table = workings, workings.board, workings.table
         self._reloading = Reloading(
@@ -78,7 +78,7 @@ class Generations:
 
     @property
     def current(self) -> int:
-        """The generation in service; it stands on the board."""
+        """The generation in service; kept on the board."""
         return int(self._board.words[Word.GENERATION])
 
     @current.setter
@@ -87,7 +87,7 @@ class Generations:
 
     @property
     def reloading(self) -> bool:
-        """Whether a reload is on its way, before the exec or after it: its result is still to be told."""
+        """True while a reload is in progress, before or after the exec: its result has not been reported."""
         return self._reloading.busy or self._owed
 
     @property
@@ -97,7 +97,7 @@ class Generations:
     # A new image.
 
     def _resume(self, handed: Handed, failed: str) -> None:
-        """Where the program failed nothing is replaced."""
+        """Go on with what was handed over. If the program failed, nothing is replaced."""
         for packed in handed.values["children"]:
             child = resume_child(packed, self._board)
             self._table.adopt(child)
@@ -110,8 +110,11 @@ class Generations:
             self._reloading.ask()
 
     def arrive(self) -> None:
-        """The loop is about to begin, and with it nothing on the way here can fail any more: what the previous image
-        lent is this one's own from now on, and what the program no longer asks for is given up."""
+        """Take over for good: the loop is about to begin, and nothing before it can fail any more.
+
+        What the previous image lent belongs to this one from now on, and listeners that the program no longer asks for
+        are given up.
+        """
         if self._handed is None:
             return
         handed, self._handed = self._handed, None
@@ -133,8 +136,11 @@ class Generations:
                     listener.close()
 
     def wanted(self, now: float) -> int:
-        """The generation that the pool should be of. The old one stays whole until the queue of an address that the
-        program no longer asks for is served."""
+        """Return the generation that the pool should consist of.
+
+        0, which lets the old one stay whole, until the accept queue of an address that the program no longer asks for
+        is served to its end.
+        """
         if self._left is None:
             return self.current
         if queued(self._left):
@@ -148,20 +154,20 @@ class Generations:
 
     @property
     def arriving(self) -> bool:
-        """Whether everything is only lent as yet, and goes on without this image where that fails."""
+        """True while everything is only lent to this image: if it fails, the service goes on without it."""
         return self._handed is not None
 
     # In every turn.
 
     def ask(self) -> None:
-        """A reload is wanted. One that cannot be is refused by name."""
+        """Ask for a reload. Where there can be none, report a failure with the reason."""
         if self.refusal is not None:
             self._tell(ReloadResult(False, f"could not reload: {self.refusal}"))
             return
         self._reloading.ask()
 
     def turn(self, now: float, boot_deaths: int, last_error: str) -> float:
-        """What has come of it; when to look again."""
+        """Advance the reload in progress, with the exec as its last step; return when to be called again."""
         self._note_arrival(boot_deaths, last_error)
         when = self._reloading.turn(now, may_begin=self._may_begin())
         if self._left is not None:
@@ -174,7 +180,7 @@ class Generations:
         self._reloading.ended(how)
 
     def cancel(self) -> None:
-        """The service is about to end."""
+        """Cancel any reload: the service is about to end."""
         self._arriving = False
         if self._owed:
             self._owed = False
@@ -182,15 +188,19 @@ class Generations:
         self._reloading.cancel()
 
     def forget(self) -> None:
-        """In a new child."""
+        """Called in a new child: close its copies of the descriptors."""
         self._reloading.forget()
 
     def _workers(self) -> list[Child]:
         return [child for child in self._table if child.kind is ChildKind.WORKER]
 
     def _may_begin(self) -> bool:
-        """At most two generations live at any time: a third waits until the first is gone. One that is about to take
-        over, and has perhaps not forked yet, counts; of one that cannot, nobody is left when the next begins."""
+        """Return whether the next reload may begin: at most two generations live at any time, and a third waits until
+        the first is gone.
+
+        A generation that is about to take over counts even if none of its workers is forked yet. Where the workers of
+        this image could not take over, either they or the older ones must be gone.
+        """
         generations = {child.generation for child in self._workers()}
         if self.degraded:
             sides = {generation >= self._first for generation in generations}
@@ -199,11 +209,11 @@ class Generations:
 
     @property
     def holding(self) -> bool:
-        """Whether nobody is to be started: the workers of this image cannot, and another image is asked for."""
+        """True while no worker may be started: those of this image cannot start, and another reload is asked for."""
         return self._arriving and bool(self.degraded) and self._reloading.busy
 
     def withdrawn(self) -> list[Child]:
-        """Who makes room for that: of the two generations that live, the one that has fewer READY."""
+        """Return the workers that make room for the next generation: of the two that live, that with fewer READY."""
         if not self.holding or self.stage is not Stage.WAITING:
             return []
         old, new = self._serving(old=True), self._serving(old=False)
@@ -214,7 +224,7 @@ class Generations:
         return [child for child in serving if self.is_of_this_image(child) != old]
 
     def is_of_this_image(self, child: Child) -> bool:
-        """Whether it runs the code that this image loaded, and not that of the one before."""
+        """Return whether a child runs the code that this image has loaded, and not that of the previous image."""
         return child.generation >= self._first
 
     def _note_arrival(self, boot_deaths: int, last_error: str) -> None:
@@ -248,7 +258,7 @@ class Generations:
         return record
 
     def _record(self) -> Record:
-        """Everything, for the next image."""
+        """Return the whole record, for the next image."""
         record = self._rehearsal_record()
         record.add("board", pack_board(self._board))
         record.values["generation"] = self.current
@@ -263,12 +273,14 @@ class Generations:
         return record
 
     def _exec(self) -> None:
-        """The way over. Returns when it failed, and then everything is as it was; or when there is something else to do
-        first."""
+        """Replace this image by a new one.
+
+        Returns if the exec failed, and then nothing has changed; or if a command has to be obeyed first.
+        """
         log.info("reload: replacing this image by a new one of the same program", extra=event(LogEvent.RELOAD_EXEC))
         flush()
         with blocked() as mask:
-            if self._workings.asked():  # what comes later stays pending over the exec
+            if self._workings.asked():  # a signal that comes later stays pending over the exec
                 return
             try:
                 _require_descriptors()
@@ -278,7 +290,7 @@ class Generations:
             except OSError as exc:
                 self._reloading.done(ReloadResult(False, f"could not run the program again: {reason_of(exc)}"))
 
-    # What is said of it.
+    # Reports.
 
     def _tell(self, told: ReloadResult | str) -> None:
         if isinstance(told, str):
@@ -308,7 +320,10 @@ class Generations:
 
 
 def _require_descriptors() -> None:
-    """An interpreter that starts with fewer free may end before a line of ours runs. Raises OSError."""
+    """Raise OSError unless DESCRIPTORS_FREE descriptors are free.
+
+    With fewer, a new interpreter may end before any code of ours runs.
+    """
     taken: list[int] = []
     try:
         for _ in range(DESCRIPTORS_FREE):

@@ -1,11 +1,12 @@
-"""What one image of the master hands to the next over `exec`, and to a rehearsal: a versioned record, and descriptors.
+"""The handover from one image of the master to the next over `exec`, and to a rehearsal: a versioned record, and
+descriptors.
 
-Runs in the master on both sides of the exec; the two directions of each thing stand beside each other here. Owns the
-form of the record and what of it has been taken. Descriptors keep their numbers; they are inheritable only between
-`handed_on()` and the exec, and no longer from the moment `receive()` has read the record, before any user code runs.
+Runs in the master on both sides of the exec; the two directions of each part stand side by side here. Owns the form of
+the record, and how much of it has been taken. Descriptors keep their numbers; they are inheritable only from
+`handed_on()` until `receive()` has read the record in the new image, before any user code runs there.
 
-The record is JSON in a memfd. Memory of another layout is not read; its counters stand in the record by name as well,
-so that they go on wherever the names still mean something.
+The record is JSON in a memfd. Memory of another layout must not be read; its counters are in the record by name as
+well, so that they go on wherever the name still has a meaning.
 """
 
 import contextlib
@@ -28,9 +29,9 @@ from ..sockets.listener import Listener
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 3  # goes up with what is needed in the record, and with what it means
-READABLE = (2, 3)  # versions that this code goes on with
-# Counters that a board of another layout can go on with.
+VERSION = 3  # raised when the record needs a new value, or one changes its meaning
+READABLE = (2, 3)  # the versions that this code can go on with
+# The counters with which a board of another layout can go on.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
     Word.CPU_SYSTEM_NS, Word.LOG_DROPPED, Word.STARTED_AT_NS,
@@ -39,21 +40,24 @@ NAMED = (
 
 @dataclass
 class Record:
-    """What is handed on: values that JSON can hold, and the descriptors they speak of."""
+    """The record to hand on: values that JSON can hold, and the descriptors that they name."""
 
     values: dict[str, Any]
     fds: list[int] = field(default_factory=list)
 
     def add(self, name: str, packed: tuple[Any, Sequence[int]]) -> None:
-        """A part's own values and descriptors, as its `pack()` gives them."""
+        """Add the values and descriptors of one part, as its `pack()` returns them."""
         self.values[name], fds = packed
         self.fds += fds
 
 
 @contextlib.contextmanager
 def handed_on(record: Record) -> Iterator[int]:
-    """The record's own descriptor, which with all it speaks of survives an exec inside; undone when none came."""
-    fd = os.memfd_create("prefork-handover", 0)  # closed by whoever receives it
+    """Yield a descriptor of the record. Inside, it and all descriptors of the record survive an exec.
+
+    Undone on the way out, which is reached only if there was no exec.
+    """
+    fd = os.memfd_create("prefork-handover", 0)  # closed by the image that receives it
     try:
         os.write(fd, json.dumps({"version": VERSION, "fds": record.fds, **record.values}).encode())
         for each in record.fds:
@@ -70,17 +74,17 @@ LISTENERS: tuple[str, ...] = ("listener", "metrics")
 
 
 class Handed:
-    """What this image was given. `rehearsal`: it only tries; nothing it has is its own.
+    """The record that this image received. `rehearsal`: this process is a trial, and owns none of it.
 
-    The program is given the very descriptors, which it may close by failing; a spare of each is kept until a
-    supervisor stands on them.
+    The program gets the descriptors themselves, and may close them by failing; a spare of each is kept until a
+    supervisor has taken them over.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
         self.rehearsal = "pipe" in values
-        self.taken = False  # a supervisor stands on it: from here on the program's end is the service's
-        self.early: Signals | None = None  # notes what comes before the pool takes the signals
+        self.taken = False  # a supervisor has taken over: from here on the end of the program ends the service
+        self.early: Signals | None = None  # notes the signals that come before the pool takes them
         self.on_taken: Callable[[], None] = lambda: None
         self._board: Board | None = None
         self._given: dict[str, Listener] = {}
@@ -95,7 +99,7 @@ class Handed:
             raise
 
     def listener(self, name: str, asked: str) -> Listener | None:
-        """The socket of that role, once, where it was asked for in these words."""
+        """Return the socket of that role if it was asked for by the same `asked`, once; else None."""
         packed = self.values.get(name)
         if packed is None or packed["asked"] != asked or name in self._given:
             return None
@@ -112,7 +116,7 @@ class Handed:
         return self._board
 
     def take(self) -> None:
-        """All is well: what was lent to the program is its own from now on, and paths are its to remove."""
+        """Give the program for good what was lent to it, and with it the duty to remove Unix paths."""
         self.taken = True
         for name, listener in self._given.items():
             packed = self.values[name]
@@ -122,11 +126,11 @@ class Handed:
         self.on_taken()
 
     def lend(self, sock: socket.socket) -> None:
-        """An object around a descriptor that is only lent until `take()`."""
+        """Note a socket object whose descriptor is only lent until `take()`."""
         self._lent.append(sock)
 
     def detach(self) -> None:
-        """The program failed: no object of its image closes what is not its own, whoever still holds that object."""
+        """Detach every lent socket after the program failed, so that no object left behind closes its descriptor."""
         while self._lent:
             self._lent.pop().detach()
 
@@ -135,12 +139,12 @@ class Handed:
             os.close(self._spares.popitem()[1])
 
     def vanished(self, name: str) -> Listener | None:
-        """The socket of that role, where the program asks for another now."""
+        """Return the socket of that role if the program did not ask for it; else None."""
         packed = self.values.get(name)
         return None if packed is None or name in self._given else self.listener(name, packed["asked"])
 
     def take_back(self) -> None:
-        """The program failed: put back what it may have closed."""
+        """Restore, after the program failed, the descriptors that it may have closed."""
         self.detach()
         self._given.clear()
         self._board = None
@@ -152,7 +156,7 @@ _handed: Handed | None = None
 
 
 def receive(fd: int) -> Handed:
-    """Take what the image before left in `fd`. Raises ValueError when this version cannot read it."""
+    """Read the record that the previous image left in `fd`. Raises ValueError for a version this code cannot read."""
     global _handed
     values = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     for each in values["fds"]:
@@ -161,17 +165,17 @@ def receive(fd: int) -> Handed:
         os.close(fd)
         raise ValueError(f"the record is of version {values['version']}, not {VERSION}")
     _handed = Handed(values)
-    os.close(fd)  # last of all: where anything failed it can be read again
+    os.close(fd)  # last of all: if anything before fails, the record can be read again
     return _handed
 
 
 def handed() -> Handed | None:
-    """What this process was given at its start and nobody has taken yet."""
+    """Return what this process received at its start; None if nothing, or if it has been taken."""
     return None if _handed is None or _handed.taken else _handed
 
 
 def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int]]:
-    """`fd`: the user may have wrapped the socket (TLS), and then the descriptor is the wrapper's."""
+    """Pack a listener. `fd` is given because the user may have wrapped the socket (TLS): then the wrapper has it."""
     return {
         "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
         "identity": listener.identity,
@@ -191,11 +195,11 @@ def pack_board(board: Board) -> tuple[dict[str, Any], list[int]]:
 
 
 def resume_board(packed: dict[str, Any]) -> Board:
-    """The same board; or a new one that goes on with what has a name, where the old is of another layout."""
+    """Return the same board; or, if it is of another layout, a new one that goes on with the counters by name."""
     try:
         return Board(packed["fd"])
     except ValueError as exc:
-        why = str(exc)  # a log record must not keep the frames, and with them the memory
+        why = str(exc)  # a log record that keeps the exception would keep its frames, and with them the memory
         log.warning(
             "the totals of the image before cannot be read whole (%s): those without a name begin anew",
             why,
@@ -229,9 +233,9 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
 
 
 def resume_child(packed: dict[str, Any], board: Board) -> Child:
-    """The child, with its row on the board; with an empty slot where its own is of another layout."""
+    """Return the child, with its row on the board; with an empty slot if its own is of another layout."""
     kind, number = ChildKind[packed["kind"]], packed["number"]
-    if "stacks" in packed:  # version 2 had a descriptor of its own for them
+    if "stacks" in packed:  # version 2 had a separate descriptor for them
         os.close(packed["stacks"])
     try:
         slot = Slot.map_read_only(packed["slot"])
@@ -250,7 +254,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
 
 
 def pack_own(own: Sequence[tuple[int, Slot]]) -> tuple[list[dict[str, int]], list[int]]:
-    """The slots of the master itself: with this image they end."""
+    """Pack the slots of the master itself, which end with this image: the next one folds them into the totals."""
     return [{"serial": serial, "slot": slot.fd} for serial, slot in own], [slot.fd for _, slot in own]
 
 

@@ -1,7 +1,7 @@
-"""The new image, from the record to the end of the program: see takeover.py, which is run by its path and calls this.
+"""The new image, from the record to the end of the program. Called by takeover.py, which is run by its path.
 
 Runs in the master's new image and in a rehearsal. Owns the signals until the pool takes them, and the alarm that ends
-a program which does not come to its `serve_forever()`.
+a program which does not reach its `serve_forever()`.
 """
 
 import builtins
@@ -29,12 +29,12 @@ class TookTooLong(BaseException):
 
 
 def take_over(fd: int, program: list[str]) -> int:
-    """Run the program on what descriptor `fd` says; the exit status of this process."""
+    """Run the program with the record in descriptor `fd`; return the exit status of this process."""
     handed = insist("read what was handed over", lambda: receive(fd))
     if handed.rehearsal:
         run_as(RunMode.REHEARSE)
         run(program)
-        return 1  # it came to no serve_forever()
+        return 1  # it did not reach a serve_forever()
     handed.early = insist("note signals", _early)
     handed.on_taken = lambda: Signals.raise_after(0, TookTooLong)
     set_mask(handed.values["mask"])
@@ -52,7 +52,7 @@ def take_over(fd: int, program: list[str]) -> int:
         if handed.taken:
             raise
         text = traceback.format_exc()
-        attempt("print what the program failed of", lambda: complain(text))  # as a whole: others write there too
+        attempt("print what the program failed of", lambda: complain(text))  # in one write: the workers write there too
         why = f"the program failed: {type(exc).__name__}: {exc}"
     if handed.taken:
         return 0
@@ -60,21 +60,22 @@ def take_over(fd: int, program: list[str]) -> int:
 
 
 def _early() -> Signals:
-    """Notes what comes before the pool takes the signals."""
+    """Note the signals that come before the pool takes them."""
     early = Signals(Wakeup())
     early.take(dict.fromkeys(BY_SIGNAL, early.note))
     return early
 
 
 def _go_on(handed: Handed, why: str) -> int:
-    """Without the program, with the generation that is there."""
+    """Go on without the program, with the generation that is there."""
     set_mask(EVERY)
     Signals.raise_after(0, TookTooLong)
     return serve_degraded(handed, why)
 
 
 def run(program: list[str]) -> None:
-    """Run a program as the interpreter's own start-up would: `-m module`, `-c text`, a script, a folder or a zip."""
+    """Run a program as the interpreter would at start-up: `-m module`, `-c text`, a script, a directory or a zip file;
+    see python(1)."""
     kind = program[0]
     if kind == "-m":
         sys.argv = ["-m", *program[2:]]
@@ -108,7 +109,7 @@ def _is_zip(path: str) -> bool:
 
 
 def _execute(code: Any, **names: str) -> None:
-    """As `__main__`, in a module of its own: what it pickles and what it looks up there is found."""
+    """Execute code as `__main__`, in a new module: what it pickles or looks up there is then found."""
     module = ModuleType("__main__")
     vars(module).update(__builtins__=builtins, __spec__=None, __cached__=None, **names)
     if "__file__" in names:

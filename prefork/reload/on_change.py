@@ -1,9 +1,9 @@
-"""`reload_on_change`: looks whether a file of the program has changed, and then asks for a reload as HUP does.
+"""`reload_on_change`: ask for a reload, as SIGHUP does, when a file of the program has changed.
 
-Runs in the master, in its turns, twice a second; starts no thread and reads no file. What it looks at is the files of
-every module that is loaded, the other modules beside those of the program (what a handler imports later, and what was
-new in a release that could not be loaded), and files that the program names. What was last seen goes over to the next
-image, so that a change that comes while a reload is on its way is one more.
+Runs in the master, in its turns, twice a second. Owns what was last seen of each file. Must not start a thread or read
+a file. It checks the files of every loaded module, the other modules beside those of the program (those that a handler
+imports later, and those that were new in a release that could not be loaded), and the files that the program names.
+What was last seen is handed to the next image, so that a change during a reload causes another one.
 """
 
 import logging
@@ -24,12 +24,12 @@ FileStates = dict[str, tuple[int, int, int]]  # mtime, size and inode of a file,
 
 
 class Changes:
-    """Looks, and calls `reload` once for what has changed, when nothing has changed any more since."""
+    """Check the files, and call `reload` once when some have changed and no more changes follow."""
 
     def __init__(
         self, reload: Callable[[], None], named: Iterable[str] = (), before: Mapping[str, list[int]] | None = None
     ) -> None:
-        """`named`: files beside those of modules; `before`: what the image before had seen, as `pack()` gave it."""
+        """`named`: files beside those of modules; `before`: what the previous image saw last, from its `pack()`."""
         self._reload = reload
         self._named = frozenset(map(os.path.abspath, named))
         self._next_look = 0.0
@@ -41,7 +41,7 @@ class Changes:
         return {path: list(seen) for path, seen in self._seen.items()}
 
     def turn(self, now: float) -> float:
-        """Look, when it is time; when to look again."""
+        """Check the files if it is time; return when to check again."""
         if now < self._next_look:
             return self._next_look
         look = self._look()
@@ -66,13 +66,13 @@ class Changes:
             try:
                 status = os.stat(path)
             except OSError:
-                continue  # that it is gone is a change
+                continue  # a file that is gone has changed
             found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         return found
 
 
 def _loaded() -> Iterator[str]:
-    """The files of the modules that are loaded, and of those beside the program's own."""
+    """Yield the files of the loaded modules, and of the modules beside the program's own."""
     folders = set()
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)

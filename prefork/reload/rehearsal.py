@@ -1,7 +1,7 @@
-"""A rehearsal from inside: the program has come to its `serve_forever()`, and boots one worker that serves nothing.
+"""A rehearsal from inside: the program has reached its `serve_forever()`, and boots one worker that serves nothing.
 
-Runs in the trial process of a reload, and in `prefork check`. Leaves by `os._exit`: what stands behind
-`serve_forever()` in the program is not for a trial.
+Runs in the rehearsal of a reload, and in `prefork check`. Owns the one worker that it boots. Leaves by `os._exit`: what
+follows `serve_forever()` in the program must not run in a rehearsal.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from .reloading import say
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """The service that is tried, as the pool hands it over."""
+    """The service that is rehearsed, as the pool passes it here. `boot_timeout` is in seconds."""
 
     directory: str | None
     boot_timeout: float
-    pool: Callable[[Wakeup], Supervisor]  # made as for serving; its workers boot and leave
+    pool: Callable[[Wakeup], Supervisor]  # makes it as for serving; its workers boot and leave
     work: Callable[[Birth, Master, int], int]
     board: Callable[[], Board]
     refuse: Callable[[Mapping[str, Any]], None]  # raises ConfigError for what a reload cannot change
@@ -41,7 +41,7 @@ class Rehearsal:
 
 
 def rehearse(tried: Rehearsal) -> NoReturn:
-    """Boot a worker, say on the pipe how that went, and leave."""
+    """Boot a worker, write the result on the pipe, and leave."""
     given = handed()
     assert given is not None, "only a rehearsal rehearses"
     failed = ""
@@ -52,14 +52,16 @@ def rehearse(tried: Rehearsal) -> NoReturn:
         failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])
     for listener in tried.listeners():
         if isinstance(listener, Listener):
-            listener.unlink()  # a new path, which is bound for this moment only
+            listener.unlink()  # a new path, bound for the rehearsal only
     say(given.values["pipe"], **({"failed": failed} if failed else {"ready": True}))
     leave(int(bool(failed)))
 
 
 def boot_one(tried: Rehearsal) -> None:
-    """Boot one worker through `worker_started()`; it leaves as soon as it is READY. Raises BootError with its words, or
-    ConfigError."""
+    """Boot one worker through `worker_started()`; it leaves as soon as it is READY.
+
+    Raises BootError, with the worker's last words as a note, or ConfigError.
+    """
     process.enter(tried.directory)
     with contextlib.closing(Wakeup()) as wakeup:
         _boot_one(tried, wakeup)

@@ -1,13 +1,13 @@
-"""Reload in place: rehearse what would be put in service, then exec.
+"""Reload in place: rehearse the program that would be put in service, then exec.
 
     asked ─▶ WAITING ─▶ REHEARSING ─▶ exec ─▶ the new image: takeover.py
                │ two generations live    │ died, hung, or said why not
                ▼ until one is gone       ▼
               …                        failed: nothing has changed
 
-Runs in the master, in its turns; never waits. Owns the rehearsal child, what it says and what it prints. A rehearsal
-succeeds only by what its own `serve_forever()` writes on a pipe, never by an exit status. The exec itself is the
-caller's: here stands when, not how.
+Runs in the master, in its turns. Owns the rehearsal child, its result and its output. Must not wait. A rehearsal
+succeeds only by what its own `serve_forever()` writes on a pipe, never by an exit status. When to exec is decided here;
+the caller does it, with `execute()`.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from .start_context import START
 
 log = logging.getLogger("prefork.supervisor")
 
-OUTPUT_MAX = 64 * 1024  # of what a rehearsal prints, the end is kept
-LAST_WORDS_S = 1.0  # from "ready" or "failed" to KILL
+OUTPUT_MAX = 64 * 1024  # of the output of a rehearsal, only the last so many bytes are kept
+LAST_WORDS_S = 1.0  # from "ready" or "failed" to SIGKILL
 ABOUT_TO_END = "the service is about to end"
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """How a reload ended. `reason` is one sentence; `output` what the rehearsal printed."""
+    """How a reload ended. `reason` is one sentence; `output` is what the rehearsal printed."""
 
     ok: bool
     reason: str = ""
@@ -52,15 +52,15 @@ class Stage(Enum):
     IDLE = auto()
     WAITING = auto()  # asked for, not begun
     REHEARSING = auto()
-    READY = auto()  # rehearsed: the exec is next
+    READY = auto()  # the rehearsal succeeded: the exec is next
 
 
-# Ends with the result of a rehearsal; is told of each step before.
+# Called with a text for each step of a reload, and at last with its result.
 TellReload = Callable[[ReloadResult | str], None]
 
 
 class Reloading:
-    """One reload at a time; one that is asked for meanwhile begins when this one has ended."""
+    """Run one reload at a time; one that is asked for meanwhile begins when this one has ended."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Reloading:
         tell: TellReload,
     ) -> None:
         self.stage = Stage.IDLE
-        self.again = False  # asked for during the one that runs
+        self.again = False  # another reload was asked for during this one
         self._boot_timeout = boot_timeout
         self._record = record
         self._fork = fork
@@ -97,7 +97,7 @@ class Reloading:
             self.again = True
 
     def turn(self, now: float, *, may_begin: bool) -> float:
-        """Go on where it can; when to be called again at the latest."""
+        """Advance the reload as far as possible; return when to be called again at the latest."""
         if self.stage is Stage.WAITING and may_begin:
             self._begin(now)
         if self.stage is Stage.REHEARSING:
@@ -111,7 +111,7 @@ class Reloading:
         return float("inf")
 
     def cancel(self) -> None:
-        """The service ends: no reload any more."""
+        """End any reload: the service is about to end."""
         self.again = False
         if self.stage in (Stage.WAITING, Stage.READY):
             self._end(ReloadResult(False, ABOUT_TO_END))
@@ -120,7 +120,7 @@ class Reloading:
             self._child.signal(signal.SIGKILL)
 
     def done(self, result: ReloadResult) -> None:
-        """What came of the exec, which has failed when anybody can say so."""
+        """Note the result of the exec; if this process is there to note it, the exec has failed."""
         self._end(result)
 
     # The rehearsal.
@@ -144,7 +144,7 @@ class Reloading:
             stack.callback(os.close, word)
             self._pipes["output"], output = os.pipe()
             stack.callback(os.close, output)
-            for fd in self._pipes.values():  # before the fork: what fails after it would leave a rehearsal of nobody's
+            for fd in self._pipes.values():  # before the fork: a failure after it would leave a rehearsal unsupervised
                 os.set_blocking(fd, False)
                 self._watch(fd)
             record = self._record()
@@ -179,7 +179,7 @@ class Reloading:
         return found
 
     def ended(self, how: str) -> None:
-        """The rehearsal was reaped; `how` it ended, in words."""
+        """Note that the rehearsal was reaped, and decide on its result; `how` it ended, in words."""
         self._listen()
         self._close()
         self._child = None
@@ -187,7 +187,7 @@ class Reloading:
         said = {}
         with contextlib.suppress(ValueError):
             said = json.loads(self._word)
-        if self._cancelled:  # whatever it has said meanwhile
+        if self._cancelled:  # even if it has reported a result meanwhile
             self._end(ReloadResult(False, ABOUT_TO_END))
             return
         if said.get("ready"):
@@ -213,13 +213,13 @@ class Reloading:
         self._tell(result)
 
     def forget(self) -> None:
-        """In a new child: close the copies."""
+        """Called in a new child: close its copies of the descriptors."""
         for fd in self._pipes.values():
             os.close(fd)
 
 
 def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
-    """The body of the rehearsal: the program's own command line once more, its output ours."""
+    """Run the program's own command line again, as the body of the rehearsal, with its output on a pipe to us."""
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
@@ -238,12 +238,15 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
 
 
 def say(pipe: int, **word: object) -> None:
-    """In the rehearsal: what its `serve_forever()` has to say, once."""
+    """Write the result of `serve_forever()` on the pipe; called in the rehearsal, once."""
     os.write(pipe, json.dumps(word).encode() + b"\n")
 
 
 def execute(record: Record) -> None:
-    """Replace this image. Returns only by an OSError, and then nothing has changed. Every signal is blocked already."""
+    """Replace this image by a new one. Every signal must be blocked.
+
+    Never returns; raises OSError if it fails, and then nothing has changed.
+    """
     there = record.values["directory"]
     with _back_again(), handed_on(record) as fd:
         os.chdir(there)
@@ -252,7 +255,7 @@ def execute(record: Record) -> None:
 
 @contextlib.contextmanager
 def _back_again() -> Iterator[None]:
-    """On the way out we are in the directory where we were; its name may be gone: a release that was removed."""
+    """Go back, on the way out, to the working directory of before, even if its name is gone (a removed release)."""
     before = os.open(".", os.O_PATH | os.O_DIRECTORY)
     try:
         yield

@@ -1,8 +1,8 @@
-"""What this process was started with, so that the same program can be started again: its command line, environment
+"""The start context of this process, with which the same program can be started again: its command line, environment
 and directory, copied when prefork is imported.
 
-Runs in the process that becomes the master. Holds values only. The copy is made early because it cannot be made late:
-titles are written over the memory that /proc/self/environ shows, and a program may change directory.
+Runs in the process that becomes the master. Owns values only. The copy must be made early: process titles are written
+over the memory that /proc/self/environ shows, and a program may change directory.
 """
 
 import os
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py")  # where every new image begins
-WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # interpreter options that take one; python(1)
+WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter options that take an argument; python(1)
 
 
 @dataclass(frozen=True, slots=True)
 class StartContext:
-    """How this process was started. `program` is what stands behind the interpreter's own options."""
+    """How this process was started. `program` is the command line after the interpreter's own options."""
 
     executable: str
     flags: tuple[str, ...]
@@ -25,18 +25,21 @@ class StartContext:
     directory: str
 
     def refusal(self) -> str | None:
-        """Why this program cannot be started again; None when it can."""
+        """Return why this program cannot be started again; None if it can."""
         if not self.program or self.program[0] == "-":
             interactive = sys.flags.interactive or hasattr(sys, "ps1") or (sys.stdin is not None and sys.stdin.isatty())
             return "it is an interactive interpreter" if interactive else "its program was read from stdin"
         return None
 
     def command(self, fd: int, directory: str) -> list[str]:
-        """The command line of a new image in that directory, which finds what it is handed in descriptor `fd`."""
+        """Return the command line of a new image in `directory`, which reads its record from descriptor `fd`."""
         return [self.executable, *self.flags, ENTRY, str(fd), *self._program_from(directory)]
 
     def _program_from(self, directory: str) -> tuple[str, ...]:
-        """A relative path is of that directory where it leads to something; else of the one we were started in."""
+        """Return the program to run in `directory`.
+
+        A relative path is kept if it exists in `directory`; else it is taken from the directory we were started in.
+        """
         path = self.program[0]
         if path in ("-m", "-c") or directory == self.directory or os.path.exists(os.path.join(directory, path)):
             return self.program
@@ -44,9 +47,10 @@ class StartContext:
 
 
 def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The interpreter's options, and the program with its arguments: a path, `-m` and a module, `-c` and a text.
+    """Split a command line into the interpreter's options, and the program with its arguments.
 
-    A program that a takeover runs stands behind the takeover's own path and descriptor, which are taken off.
+    A program begins with a path, with `-m` and a module, or with `-c` and a text. In a new image it follows the path
+    of takeover.py and a descriptor, which are left out.
     """
     index = 1
     while index < len(argv) and argv[index].startswith("-") and argv[index] != "-":
@@ -67,7 +71,10 @@ def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _program_letter(option: str) -> tuple[str, str, str] | None:
-    """Of a cluster of short options with `m` or `c` in it: what stands before, the letter, what stands behind."""
+    """Split a cluster of short options at the `m` or `c` in it: the options before, the letter, the text after it.
+
+    None if there is neither.
+    """
     if option.startswith("--"):
         return None
     for position, letter in enumerate(option[1:], 1):
@@ -79,7 +86,8 @@ def _program_letter(option: str) -> tuple[str, str, str] | None:
 
 
 def started_in() -> str:
-    """The directory as whoever started us named it, where that is the one we are in: a release symlink is kept."""
+    """Return the working directory by its name in $PWD if that is the same directory, so that a release symlink is
+    kept; else by its real path."""
     here = os.getcwd()
     named = os.environ.get("PWD", "")
     try:
@@ -92,7 +100,7 @@ def _start_context() -> StartContext:
     flags, program = split(sys.orig_argv)
     try:
         directory = started_in()
-    except OSError:  # it is gone
+    except OSError:  # the working directory was removed
         directory = "/"
     return StartContext(sys.executable, flags, program, dict(os.environ), directory)
 
