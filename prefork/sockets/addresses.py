@@ -1,12 +1,12 @@
-"""Addresses as text: what `--bind` accepts and the record it becomes, and how an address is written for people.
+"""Addresses as text: parse what `--bind` accepts into a record, and write an address for people.
 
-Owns the forms below and nothing that is bound; a descriptor given by number is looked at and left as it is. Read in the
-process of the command line, written in every process.
+Owns the forms below, and no socket. Must not change a descriptor that is given by number. Addresses are parsed in the
+process of the command line, and written in every process.
 
     host:port  :port  [::]:port     TCP
     udp://host:port                 UDP
     unix:/path  unixgram:/path      Unix stream and datagram sockets
-    fd://N                          a bound socket inherited as descriptor N; it says itself which kind it is
+    fd://N                          a bound socket inherited as descriptor N; its kind is read from the socket
     systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Address", "Kind", "address_text", "parse_address"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
-_UNIX_PATH_MAX = 107  # sun_path less its final zero, unix(7)
+_UNIX_PATH_MAX = 107  # bytes: sun_path less its final zero, unix(7)
 _HOST_PORT = re.compile(r"(?P<bracketed>\[[^\[\]]+\])?(?P<host>[^:\[\]/]*):(?P<port>[0-9]{1,5})")
 _KINDS: dict[tuple[bool, int], Kind] = {
     (False, socket.SOCK_STREAM): "tcp",
@@ -36,17 +36,17 @@ _KINDS: dict[tuple[bool, int], Kind] = {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. `text` is the address as it was asked for."""
+    """An address to listen on. `text` is the address as it was asked for."""
 
     kind: Kind
     address: tuple[str, int] | str
     fd: int | None
     text: str
-    family: socket.AddressFamily | None = None  # None: for the server class to choose
+    family: socket.AddressFamily | None = None  # None: the server class chooses
 
 
 def parse_address(text: str) -> Address:
-    """The address that `text` means; ConfigError says what is wrong with it and which forms there are."""
+    """Return the address that `text` means. Raises ConfigError, which says what is wrong with it."""
     scheme, separator, rest = text.partition(":")
     if scheme == "systemd":
         found = systemd.find(rest)
@@ -89,7 +89,7 @@ def _family(host: str) -> socket.AddressFamily | None:
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
-        return None  # a name, or empty
+        return None  # a host name, or empty
     return socket.AF_INET6 if version == 6 else socket.AF_INET
 
 
@@ -131,9 +131,10 @@ S = TypeVar("S", bound=socket.socket)
 
 
 def over(fd: int, cls: type[S]) -> S:
-    """A socket object over a descriptor whose description others use too: its flags are left as they are.
+    """Return a socket object over a descriptor, without changing the flags of its open file description.
 
-    Made under the program's default timeout it would be non-blocking for them as well, if only for a moment.
+    Other processes may use the same description. If the object were made under the program's default timeout, it would
+    be non-blocking for them as well, if only for a moment.
     """
     default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(None)
@@ -144,7 +145,7 @@ def over(fd: int, cls: type[S]) -> S:
 
 
 def address_text(address: Any) -> str:
-    """An address as people write it: host:port, [host]:port, a path, @name for an abstract one."""
+    """Return an address as people write it: host:port, [host]:port, a path, or @name for an abstract one; unix(7)."""
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

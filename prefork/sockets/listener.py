@@ -1,8 +1,9 @@
-"""Listening sockets: bind, adopt, narrow the door, unlink.
+"""Listening sockets: bind, adopt, narrow, unlink.
 
-Runs in the master. A Listener stands in `server.socket`, so that every `server_bind` and `server_activate`, ours, the
-standard library's or the user's, runs unchanged and still gets what a pool needs: a stale Unix path taken over, an
-inherited descriptor left as it was bound, a sentence when the port is taken. Workers inherit it and only accept.
+Runs in the master; workers inherit the listener and must only accept. Owns the socket and its Unix path. A Listener is
+put in `server.socket`, so that every `server_bind` and `server_activate`, ours, the standard library's or the user's,
+runs unchanged and still does what a pool needs: it removes a stale Unix path, leaves an inherited descriptor as it was
+bound, and says in a sentence that a port is taken.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ from .unix_paths import clear_stale, identity_of
 log = logging.getLogger("prefork.supervisor")
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
-# Classic BPF. Over a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun
-# is finished, a new one is not answered, and its client asks again a second later.
+# Classic BPF. On a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun is
+# completed, a new one is not answered, and its client tries again a second later.
 DROP_BARE_SYN = (
     (0x30, 0, 0, 13),  # A = flags
     (0x54, 0, 0, 0x12),  # A &= SYN | ACK
@@ -42,7 +43,10 @@ DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
 
 
 def asked_for(address: Any, kind: int, ordinal: int = 1) -> str:
-    """By what a reload finds a listener again: the address as it was asked for, and which of those it is."""
+    """Return the key by which a reload finds a listener again: the address as it was asked for, and an ordinal.
+
+    The ordinal, from 1, tells apart the listeners of one process that ask for the same address.
+    """
     if isinstance(address, (str, bytes, os.PathLike)):
         address = os.fsdecode(os.fspath(address))
     return f"{socket.SocketKind(kind).name} {address!r} {ordinal}"
@@ -52,42 +56,42 @@ _asked: Counter[str] = Counter()
 
 
 def asked_once_more(address: Any, kind: int) -> str:
-    """The same, for the next server of this process at this address."""
+    """Return the key of `asked_for()` for the next server of this process at this address."""
     first = asked_for(address, kind)
     _asked[first] += 1
     return asked_for(address, kind, _asked[first])
 
 
 class Listener(socket.socket):
-    """A socket of a pool: bound here, or inherited bound.
+    """The listener of a pool: bound here, or inherited already bound.
 
-    `inherited`: it came bound, `bind()` leaves it alone. `flags` are added to every receive, so that a datagram worker
-    does not block for one that a sibling took, while replies on the same socket still may.
+    `inherited`: it came bound, and `bind()` leaves it alone. `flags` are added to every receive, so that a worker does
+    not block for a datagram that a sibling took, while replies on the same socket may still block.
     """
 
     inherited = False
     resumed = False  # handed over by an earlier image of this process
-    quiet = False  # another process's, in a rehearsal: looked at and left as it is
-    access = Access()  # of a Unix path that it binds
+    quiet = False  # in a rehearsal: it is another process's, and must not be changed
+    access = Access()  # mode and owner of a Unix path that it binds
     flags = 0
-    unreachable = False  # its path is gone, and no other leads to it
-    asked = ""  # what it was asked for: by this a reload finds it again
+    unreachable = False  # its path is removed, and no other leads to it
+    asked = ""  # the key of `asked_for()`, by which a reload finds it again
     path: str | None = None
-    identity: tuple[int, int] | None = None  # of the path: fstat of the socket tells another inode
-    serving = False  # a pool serves here: the timeout is ours
-    _later: float | None = None  # the timeout that the program gets back then
+    identity: tuple[int, int] | None = None  # device and inode of the path: fstat of the socket gives another inode
+    serving = False  # a pool serves here, and sets the timeout
+    _later: float | None = None  # the timeout that the program gets back afterwards
 
     @classmethod
     def adopt(cls, sock: socket.socket) -> "Listener":
-        """Take over the descriptor of a plain socket object, which is closed by it."""
-        timeout = sock.gettimeout()  # what the new object begins with is the program's default
+        """Return a listener with the descriptor of a plain socket object, which is detached from it."""
+        timeout = sock.gettimeout()  # a new object begins with the program's default timeout instead
         listener = cls(sock.family, sock.type, sock.proto, fileno=sock.detach())
         listener.settimeout(timeout)
         return listener
 
     @classmethod
     def inherit(cls, fd: int) -> "Listener":
-        """A descriptor that was bound by whoever started us. Raises BindError when it is no socket."""
+        """Return a listener over an inherited descriptor, already bound. Raises BindError if it is no socket."""
         try:
             listener = over(fd, cls)
             os.set_inheritable(fd, False)
@@ -99,15 +103,15 @@ class Listener(socket.socket):
 
     @classmethod
     def resume(cls, fd: int, *, quiet: bool) -> "Listener":
-        """What an earlier image of this process listened on; `quiet`: what another process does."""
+        """Return a listener over a descriptor of an earlier image of this process; `quiet`: of another process."""
         listener = over(fd, cls)
         listener.resumed, listener.quiet = True, quiet
-        listener.serving = True  # by workers of that image: not even a new program's own timeout may reach them
+        listener.serving = True  # workers of that image serve here: the timeout of a new program must not reach them
         return listener
 
     @classmethod
     def recover(cls, fd: int) -> "Listener":
-        """What an earlier life of this service listened on, kept by the service manager: bound, and with its queue."""
+        """Return a listener that the service manager kept over a crash of this service: bound, with its queue."""
         listener = cls.resume(fd, quiet=False)
         name = listener.getsockname()
         log.info(
@@ -120,7 +124,10 @@ class Listener(socket.socket):
         return listener
 
     def bind(self, address: Any) -> None:
-        """As socket.bind; a stale Unix path is removed first. Raises BindError, with the errno."""
+        """Bind as socket.bind does, after removing a stale Unix path.
+
+        Raises BindError, with the errno; ConfigError if a mode or an owner is set and there is no Unix path to bind.
+        """
         path = os.fsdecode(address) if self.family == socket.AF_UNIX else ""
         named = bool(path) and path[:1] != "\0" and not self.inherited
         if self.access and not named:
@@ -166,12 +173,18 @@ class Listener(socket.socket):
         return int(self.family), int(self.type), self.proto
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """As socket.accept, which makes two enum members for each connection: a tenth of what a short one costs."""
+        """Accept as socket.accept does, without its two enum members for each connection.
+
+        They are a tenth of the cost of a short connection.
+        """
         fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
         return socket.socket(*self._kind, fd), address
 
     def settimeout(self, value: float | None, /) -> None:
-        """As socket.settimeout; while a pool serves here, for afterwards: a worker that waits in an accept is deaf."""
+        """Set the timeout as socket.settimeout does; while a pool serves here, the one to have afterwards.
+
+        A worker that waits in an accept would not hear its master.
+        """
         if self.serving:
             self._later = value
         else:
@@ -181,7 +194,7 @@ class Listener(socket.socket):
         self.settimeout(None if flag else 0.0)
 
     def serve_by_pool(self, timeout: float | None) -> None:
-        """Have this timeout, whatever the program asks for, until `served_by_pool()`."""
+        """Set this timeout, in seconds, and keep it whatever the program sets, until `served_by_pool()`."""
         if not self.serving:
             self.serving, self._later = True, self.gettimeout()
         super().settimeout(timeout)
@@ -200,8 +213,11 @@ class Listener(socket.socket):
         return super().recvmsg(bufsize, ancbufsize, flags | self.flags)
 
     def unlink(self) -> None:
-        """Remove the Unix path, if what stands there is still ours. One that may not be removed is left, and said:
-        after a change of user the folder may be somebody else's."""
+        """Remove the Unix path if it is still ours.
+
+        A path that may not be removed is left, with a warning: after a change of user the directory may be another
+        user's.
+        """
         if self.stands:
             self.unreachable = True
             try:
@@ -220,7 +236,7 @@ class Listener(socket.socket):
 
     @property
     def stands(self) -> bool:
-        """Whether what is at the Unix path is still ours."""
+        """True if the Unix path still leads to this socket."""
         return self.path is not None and self.identity is not None and self.identity == identity_of(self.path)
 
 
@@ -230,7 +246,7 @@ _instead: Instead | None = None
 
 @contextlib.contextmanager
 def bound_elsewhere(instead: Instead) -> Iterator[None]:
-    """Inside, `bind()` takes no address but the one that this gives, and inherited sockets are left as they are."""
+    """Have `bind()`, inside, bind to the address that `instead` returns, and leave inherited sockets unchanged."""
     global _instead
     _instead = instead
     try:
@@ -239,19 +255,20 @@ def bound_elsewhere(instead: Instead) -> Iterator[None]:
         _instead = None
 
 
-# Of any listening socket: the user may have wrapped ours (TLS).
+# For any listening socket, because the user may have wrapped ours (TLS).
 
 
 @contextlib.contextmanager
 def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
-    """Inside, no worker may block here for what a sibling took, nor wait in an accept for as long as the program said.
+    """Prepare a listener for the workers, inside: none may block for what a sibling took, nor wait in an accept for as
+    long as the program's own timeout.
 
-    The flag is the description's, so all share it; datagram sockets stay blocking because handlers reply on them. Put
-    back at the end where the socket is `ours` by then: workers of an image before, which it may be instead, go on.
-    Raises BindError as `widen()` does.
+    O_NONBLOCK belongs to the open file description, so all processes share it. Datagram sockets stay blocking because
+    handlers reply on them. Both are put back at the end if the socket is `ours()` then; if not, workers of the previous
+    image go on with it. Raises BindError as `widen()` does.
     """
     widen(sock)
-    resumed = isinstance(sock, Listener) and sock.resumed  # non-blocking by the image before
+    resumed = isinstance(sock, Listener) and sock.resumed  # the previous image made it non-blocking
     blocking, timeout = resumed or os.get_blocking(sock.fileno()), sock.gettimeout()
     wanted = None if sock.type == socket.SOCK_DGRAM else 0.0
     if isinstance(sock, Listener):
@@ -272,12 +289,12 @@ def _put_back(sock: socket.socket, timeout: float | None, blocking: bool) -> Non
         sock.served_by_pool()
     else:
         sock.settimeout(timeout)
-    if not blocking:  # it was inherited so, and Python did not know
+    if not blocking:  # it was inherited non-blocking, which its Python timeout did not show
         os.set_blocking(sock.fileno(), False)
 
 
 def queued(sock: socket.socket) -> bool:
-    """Whether the kernel holds something for us now. False for a closed socket, and where the kernel does not say."""
+    """Return whether something is queued now. False for a closed socket, and where the kernel does not tell."""
     if sock.fileno() == -1:
         return False
     poll = select.poll()
@@ -289,9 +306,10 @@ def queued(sock: socket.socket) -> bool:
 
 
 def narrow(sock: socket.socket) -> bool:
-    """Let nobody new in, keep who is in the queue: the workers serve it to its end.
+    """Refuse new clients, and keep the accept queue, which the workers serve to its end.
 
-    False for a listener that others hold as well (systemd): its queue is for whoever serves it next.
+    Returns False, with nothing changed, for a closed socket, and for a listener that another process holds as well
+    (systemd): its queue is for the process that serves it next.
     """
     if sock.fileno() == -1 or (isinstance(sock, Listener) and sock.inherited):
         return False
@@ -299,7 +317,7 @@ def narrow(sock: socket.socket) -> bool:
         sock.unlink()
     program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
     if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
-        return True  # nobody finds the way any more
+        return True  # without its path no client can reach it
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     try:
         sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
@@ -313,7 +331,7 @@ def narrow(sock: socket.socket) -> bool:
 def widen(sock: socket.socket) -> None:
     """Undo `narrow()`, so that a server can serve again after `shutdown()`.
 
-    Raises BindError for a Unix socket whose path an earlier drain has removed.
+    Raises BindError for a Unix socket whose path was removed by an earlier drain.
     """
     if isinstance(sock, Listener) and sock.unreachable:
         where = address_text(sock.getsockname())

@@ -1,7 +1,7 @@
-"""Mode and owner of the path of a Unix socket, from the first moment that the path is there.
+"""Mode and owner of the path of a Unix socket, from the moment that the path exists.
 
-Runs in the process that binds. Linux gives a new path the mode of the socket itself, less the umask: one that
-is narrowed before its bind() is never open to more than it shall be.
+Runs in the process that binds. Owns nothing; must not leave a path open to more users than asked for, not even for a
+moment. Linux gives a new path the mode of the socket itself, less the umask, so the mode is narrowed before bind().
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-KEEP = -1  # chown(2): this one stays as it is
+KEEP = -1  # chown(2): this id is not changed
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What was asked for; None leaves it to the umask, and to who we are."""
+    """The mode and owner asked for. None leaves the mode to the umask, and the owner to that of this process."""
 
     mode: int | None = None
     owner: str | None = None
-    setting: str = "socket"  # what the names of its settings begin with
+    setting: str = "socket"  # the prefix of its settings' names
 
     def __bool__(self) -> bool:
         return self.mode is not None or self.owner is not None
@@ -35,13 +35,16 @@ class Access:
 
     @contextlib.contextmanager
     def given_to(self, sock: socket.socket, path: str) -> Iterator[None]:
-        """Bind `sock` to `path` inside. Raises ConfigError before, OSError after, and then the path is not there."""
+        """Give the path its owner and mode; inside, the caller binds `sock` to `path`.
+
+        Raises ConfigError before the bind; OSError after it, and then the path is removed.
+        """
         if not self:
             yield
             return
         uid, gid = self._ids()
         mode = self._mode()
-        os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # the user is still us, the group ours: only then the rest
+        os.fchmod(sock.fileno(), mode & stat.S_IRWXU)  # user and group are still ours: the rest follows the chown
         yield
         try:
             if (uid, gid) != (KEEP, KEEP):  # a hardened unit may forbid even a chown that changes nothing
@@ -52,7 +55,10 @@ class Access:
             raise
 
     def change(self, path: str) -> None:
-        """Of a path that was bound with another; what was not asked for is who we are. Raises OSError."""
+        """Change owner and mode of a path that was bound with others. Raises OSError.
+
+        An id that was not asked for becomes that of this process.
+        """
         uid, gid = (mine if asked == KEEP else asked for asked, mine in zip(self._ids(), _us(), strict=True))
         found = os.lstat(path)
         if (found.st_uid, found.st_gid) != (uid, gid):
@@ -72,21 +78,25 @@ def _us() -> tuple[int, int]:
 
 
 def _chmod(path: str, mode: int) -> None:
-    """Of this path and of nothing that a link put in its place leads to: chmod(2) has no flag for it."""
+    """Change the mode of this path, but never of the target of a link put in its place: chmod(2) has no flag for
+    that."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.chmod(f"/proc/self/fd/{fd}", mode)
     except PermissionError as exc:
         if exc.errno != errno.EACCES:
             raise
-        os.chmod(path, mode)  # this process has given up root, and may not look into its own /proc any more
+        os.chmod(path, mode)  # this process has given up root, and may no longer read its own /proc
     finally:
         os.close(fd)
 
 
 def owner(text: str, setting: str = "socket_owner") -> tuple[int, int]:
-    """The ids that USER, USER:GROUP or :GROUP names, each by name or number. Raises ConfigError."""
-    import grp  # not on every system, and there is no pool there
+    """Return the user and group ids of USER, USER:GROUP or :GROUP, each a name or a number.
+
+    KEEP stands for one that is left out. Raises ConfigError.
+    """
+    import grp  # not on every system; where it is missing there is no pool either
     import pwd
 
     user, _, group = text.partition(":")
@@ -110,6 +120,6 @@ def _id(wrong: str, name: str, what: str, find: Callable[[str], int]) -> int:
 
 
 def _umask() -> int:
-    """Asked of /proc: umask(2) can only be set, which another thread would feel."""
+    """Return the umask, read from /proc: umask(2) would have to set it, which affects other threads."""
     found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1], 8) if found else 0o077

@@ -1,6 +1,7 @@
-"""The path of a Unix socket: whose it is, and whether anybody still listens there.
+"""The path of a Unix socket: its identity, and whether a server still listens there.
 
-Used in the master before anything is forked, and by `prefork check`. Owns nothing.
+Used in the master before anything is forked, and by `prefork check`. Owns nothing; must not remove a path on which a
+server listens, or which is no socket.
 """
 
 import errno
@@ -23,14 +24,17 @@ def identity_of(path: str) -> tuple[int, int] | None:
 
 
 def clear_stale(path: str, kind: int) -> None:
-    """Remove a socket that nobody listens on. Raises OSError when somebody does, or when it is no socket."""
+    """Remove a socket on which no server listens. Raises OSError if one does, or if the path is no socket."""
     if is_stale(path, kind):
         log.info("removing the stale socket %s", path, extra=event(LogEvent.STALE_SOCKET_REMOVED, address=path))
         os.unlink(path)
 
 
 def is_stale(path: str, kind: int) -> bool:
-    """Whether a socket is left there that nobody listens on. Raises OSError when somebody does, or it is no socket."""
+    """Return whether the path is a socket on which no server listens; False if there is no path.
+
+    Raises OSError if one does, or if the path is no socket.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
