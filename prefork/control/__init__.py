@@ -1,5 +1,5 @@
-"""The control socket: the server that the master is, its verbs, and the client that `prefork ctl` is.
+"""The control socket: the server in the master, its verbs, and the client of `prefork ctl`.
 
-Owns the socket, who may use it, and the form of a request and its answer. The server runs in the master, in its turns,
-and never waits; the client and what renders an answer run in a process of their own.
+Owns the socket, its permissions, and the format of requests and answers. The server runs in the master's turns and must
+never wait; the client and the rendering of answers run in their own process.
 """

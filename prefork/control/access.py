@@ -1,8 +1,8 @@
-"""Where the control socket is, and who may use it.
+"""The path of the control socket and its permissions.
 
 Runs in the master, before the pool serves and after a reload; in a rehearsal it binds for a moment. Owns nothing: the
-listener is the control server's. The path has its final mode from the moment it exists, or a narrower
-one: sockets/ownership.py.
+listener belongs to the control server. The path must never have a wider mode than asked for, not even when it is
+created; see sockets/ownership.py.
 """
 
 import logging
@@ -29,7 +29,7 @@ CLIENTS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class ControlTerms:
-    """Where the socket is, and who may use it. Made from the settings, before anything is bound."""
+    """The path of the socket and its permissions. Made from the settings, before anything is bound."""
 
     path: str
     mode: int
@@ -39,11 +39,11 @@ class ControlTerms:
 
     @classmethod
     def read(cls, path: str, mode: int, owner: str | None, allow: str | None, allow_read: str | None) -> "ControlTerms":
-        """Raises ConfigError."""
+        """Return the terms that these settings describe. Raises ConfigError."""
         address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
         assert isinstance(address.address, str)
         if owner is not None:
-            ownership.owner(owner, "control_owner")  # now, not when it is bound
+            ownership.owner(owner, "control_owner")  # raises now rather than at the bind
         return cls(address.address, mode, owner, _uids("control_allow", allow),
                    _uids("control_allow_read", allow_read))  # fmt: skip
 
@@ -52,7 +52,7 @@ class ControlTerms:
         return ownership.Access(self.mode, self.owner, "control")
 
     def peer(self, pid: int, uid: int) -> Peer | None:
-        """Who connected, if he may; root and this process's own user may everything."""
+        """Return the peer, or None if it has no access. Root and this process's own user may use every verb."""
         if uid in (0, os.geteuid()) or uid in self.may_command:
             return Peer(pid, uid)
         return Peer(pid, uid, looks_only=True) if uid in self.may_look else None
@@ -75,9 +75,9 @@ def _uid(user: str) -> int:
 
 
 def listen(terms: ControlTerms, packed: dict[str, Any] | None) -> Listener:
-    """The socket of these terms: the one that the image before had, where its path is the same; else a new one.
+    """Return the control listener: the previous image's if its path is the same, otherwise a new one.
 
-    Raises BindError, and then the one of the image before is as it was.
+    Raises BindError, and leaves the previous image's listener as it was.
     """
     if packed is None or not _is_at(packed["path"], terms) or not os.path.lexists(terms.path):
         return bind_control(terms)
@@ -93,7 +93,7 @@ def listen(terms: ControlTerms, packed: dict[str, Any] | None) -> Listener:
 
 
 def try_out(terms: ControlTerms, path: str | None) -> Listener | None:
-    """In a rehearsal: what `listen()` would bind anew, for a moment; `path` is where the service listens now."""
+    """Bind for a moment what `listen()` would bind anew, in a rehearsal. `path` is the service's current path."""
     return None if _is_at(path, terms) else bind_control(terms)
 
 
@@ -102,7 +102,7 @@ def _is_at(path: str | None, terms: ControlTerms) -> bool:
 
 
 def bind_control(terms: ControlTerms) -> Listener:
-    """The listening socket, at no moment open to more than was asked for. Raises BindError."""
+    """Return a new control listener, which never has a wider mode than asked for. Raises BindError."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.access = terms.access

@@ -1,7 +1,7 @@
-"""A client of the control socket: ask, and hear the answer line by line.
+"""A client of the control socket, which reads answers line by line.
 
-Runs in `prefork ctl` and `prefork top`, each a process of its own. Owns its connection, and the pidfd of the service
-that it waits for.
+Runs in the processes of `prefork ctl` and `prefork top`. Owns its connection and the pidfd of the service whose end it
+waits for.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from ..commands import Row
 from ..errors import PreforkError
 from . import protocol
 
-GONE_S = 5.0  # from the end of the service to that of its process
+GONE_S = 5.0  # longest time from the end of the service to the exit of its process
 
 
 class Refused(PreforkError):
-    """The master's answer is an error; `output` is what a rehearsal printed."""
+    """The master answered with an error. `output` is what a rehearsal printed."""
 
     output = ""
 
 
 class Client:
-    """A connection to a master. Raises PreforkError when there is none, or when it ends early.
+    """A connection to a master. Raises PreforkError if it cannot be made, or ends early.
 
-    `timeout`: seconds of silence after which it counts as ended; None waits.
+    `timeout` is in seconds of silence, after which the connection counts as ended; None waits for ever.
     """
 
     def __init__(self, path: str, timeout: float | None = None) -> None:
@@ -46,11 +46,11 @@ class Client:
         self._pidfd: int | None = None
 
     def ask(self, row: Row, argument: int | str | None = None) -> Iterator[dict[str, Any]]:
-        """Send a request; every line that answers, the last of which has `ok`."""
+        """Send a request and yield each line of the answer. The last one has `ok`."""
         if row.ends:
             self._watch()
         try:
-            with contextlib.suppress(ConnectionError):  # who is turned away is told why without being asked
+            with contextlib.suppress(ConnectionError):  # a rejected client is sent the reason at once
                 self._sock.sendall(protocol.ask(row, argument))
             for line in self._file:
                 message = json.loads(line)
@@ -62,7 +62,7 @@ class Client:
         raise PreforkError(f"could not hear from {self._path}: the service closed the connection")
 
     def result(self, row: Row, argument: int | str | None = None) -> dict[str, Any]:
-        """The result alone. Raises Refused."""
+        """Return the result only. Raises Refused if the answer is an error."""
         for message in self.ask(row, argument):
             if message.get("ok"):
                 return dict(message["result"])
@@ -73,14 +73,14 @@ class Client:
         raise AssertionError("an answer ends with a result or an error")
 
     def _watch(self) -> None:
-        """The process of the service: who listens there, unix(7). It may be of another pid namespace, without a pid."""
+        """Open a pidfd of the listening process; see SO_PEERCRED in unix(7). In another pid namespace it has no pid."""
         found = unix_peer(self._sock)
         if found is not None and found[0] > 0:
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(found[0])
 
     def wait_gone(self) -> None:
-        """Once it was asked to end and has answered: until it is gone."""
+        """Wait until the service is gone. Call it after the answer to a request that ends the service."""
         with contextlib.suppress(OSError):
             while self._file.readline():
                 pass

@@ -1,7 +1,7 @@
-"""One client of the control socket: its bytes in and out, and how long it may take.
+"""One client of the control socket: its input, its output and its deadline.
 
-Runs in the master, in its turns; never waits. Owns the descriptor and both buffers. A request must be whole, and an
-answer taken, within DEADLINE_S; while the master is at work on an answer the client waits for as long as that takes.
+Runs in the master's turns and must never wait. Owns the descriptor and both buffers. A client must complete a request,
+and read an answer, within REQUEST_WITHIN_S; while the master works on the answer there is no deadline.
 """
 
 import socket
@@ -15,7 +15,7 @@ REQUEST_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who connected, as the kernel says (SO_PEERCRED), and whether he may only look."""
+    """The process at the other end (SO_PEERCRED, see unix(7)); `looks_only` if it has read-only access."""
 
     pid: int
     uid: int
@@ -26,16 +26,16 @@ class Peer:
 
 
 class Connection:
-    """A client. `busy`: its request is being answered, and nothing more is read."""
+    """A client. While `busy`, its request is being answered and nothing is read."""
 
     def __init__(self, sock: socket.socket, peer: Peer, now: float) -> None:
         self.sock = sock
         self.peer = peer
         self.busy = False
-        self.closing = False  # once the answer is out
+        self.closing = False  # close it when the answer is sent
         self._in = b""
         self.out = b""
-        self._ended = False  # the client has said all
+        self._ended = False  # the client has shut down its side
         self.deadline: float | None = now + REQUEST_WITHIN_S
 
     def fileno(self) -> int:
@@ -46,12 +46,12 @@ class Connection:
         return not (self.busy or self.closing or self._ended or self.out)
 
     def read(self) -> bytes | None:
-        """The next line, when it is there. Raises BadRequest when it is too long, OSError when the client is gone."""
+        """Return the next line, or None. Raises BadRequest if it is too long, OSError if the client is gone."""
         try:
             line, self._in = protocol.split(self._in)
             if line is None and not self._ended:
                 line = self._receive()
-        except protocol.BadRequest:  # nobody knows where the next line would begin
+        except protocol.BadRequest:  # the start of the next line is unknown
             self.closing = True
             raise
         if line is None and self._ended:
@@ -68,12 +68,12 @@ class Connection:
         return line
 
     def begin(self) -> None:
-        """A request was read: its answer takes as long as it takes."""
+        """Start answering a request, without a deadline."""
         self.busy = True
         self.deadline = None
 
     def say(self, message: dict[str, Any], now: float) -> None:
-        """Put a line out; whatever ends an answer begins the time in which it must be taken."""
+        """Queue a line and send what is possible. The last line of an answer starts the deadline for reading it."""
         self.out += protocol.line(message)
         if "ok" in message:
             self.busy = False
@@ -81,7 +81,7 @@ class Connection:
         self.flush(now)
 
     def flush(self, now: float) -> None:
-        """Send what the client takes now. Raises OSError when it is gone."""
+        """Send as much as the client takes now. Raises OSError if it is gone."""
         if self.out:
             try:
                 sent = self.sock.send(self.out, socket.MSG_NOSIGNAL)
@@ -93,7 +93,7 @@ class Connection:
 
     @property
     def has_line(self) -> bool:
-        """Whether the next request is here already: no event will tell."""
+        """True if the next request is in the buffer already, which no event will report."""
         return self.fileno() != -1 and self.reads and b"\n" in self._in
 
     @property
@@ -101,7 +101,7 @@ class Connection:
         return not self.out and not self.busy and (self.closing or (self._ended and not self._in))
 
     def pack(self) -> dict[str, Any]:
-        """For the next image of this process."""
+        """Return the state to hand over to the next image of this process."""
         return {
             "fd": self.fileno(), "pid": self.peer.pid, "uid": self.peer.uid, "looks_only": self.peer.looks_only,
             "in": self._in.decode("latin-1"), "out": self.out.decode("latin-1"), "ended": self._ended,

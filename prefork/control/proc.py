@@ -1,9 +1,8 @@
-"""What a worker costs and whom it serves, asked from outside: /proc, and the worker's own sockets by its pidfd.
+"""CPU, memory and peers of a worker, read from outside: from /proc, and from the worker's sockets through its pidfd.
 
-Runs in the master, and only when somebody asks. The peer of a request is found by duplicating the worker's sockets
-(pidfd_getfd(2)) and asking those that are connections of the listener, never by reading the kernel's table of all
-connections: that took 12 s where there were 111,000. Everything together ends at a time that the caller gives, so that
-the master is not kept.
+Runs in the master, only on request. To find the peers of requests, it duplicates the worker's sockets (pidfd_getfd(2))
+and asks those that are connections of the listener. It must not read the kernel's table of all connections: that took
+12 s with 111,000 of them. All of it ends by a deadline that the caller gives, so that the master is not held up.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from prefork.metrics.kernel import unix_peer_text
 from ..sockets.addresses import address_text, over
 
 PIDFD_GETFD = 438  # the same on every architecture
-FDS_MAX = 256  # of one worker that are looked at
+FDS_MAX = 256  # examined per worker
 PEERS_MAX = 16
 _libc = ctypes.CDLL(None, use_errno=True)
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -33,7 +32,7 @@ class Seen:
 
 
 def look(pid: int, pidfd: int, listener: socket.socket | None, *, busy: bool, until: float) -> Seen:
-    """Whatever may be known of this worker by `until` (monotonic)."""
+    """Return what can be found out about this worker until `until` (monotonic)."""
     if monotonic() >= until:
         return Seen()
     cpu, rss = _cost(pid)
@@ -45,7 +44,7 @@ def look(pid: int, pidfd: int, listener: socket.socket | None, *, busy: bool, un
 
 
 def _cost(pid: int) -> tuple[float | None, int | None]:
-    """CPU seconds and resident bytes: fields 14, 15 and 24 of /proc/PID/stat, proc(5)."""
+    """Return CPU seconds and resident bytes, from fields 14, 15 and 24 of /proc/PID/stat; see proc(5)."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -68,11 +67,11 @@ def _peers(pid: int, pidfd: int, listener: socket.socket, until: float) -> tuple
 
 
 def _peer(pidfd: int, number: int, family: int, here: object) -> str | None:
-    """The other end of a worker's socket, if it is a connection of the listener at `here`."""
+    """Return the peer of a worker's socket; None unless it is a connection of the listener at `here`."""
     fd = _libc.syscall(PIDFD_GETFD, pidfd, number, 0)
     if fd < 0:
         return None
-    with over(fd, socket.socket) as sock:  # ours for some microseconds
+    with over(fd, socket.socket) as sock:  # held for some microseconds
         try:
             if sock.family != family or _port(sock.getsockname()) != _port(here):
                 return None

@@ -1,12 +1,12 @@
-"""Frames of the control socket: one JSON object a line. Pure.
+"""Frames of the control socket: one JSON object per line. Pure.
 
     {"verb": "scale", "workers": 8}                 a request
-    {"progress": "3 of 8 workers replaced"}         what a long one says meanwhile, any number of them
+    {"progress": "3 of 8 workers replaced"}         progress of a long one, any number of times
     {"ok": true, "result": {…}}                     the last line of an answer,
     {"ok": false, "error": "could not …"}           or this one
 
-Owns what is well formed, and the most that is read before a line ends. What a verb takes stands in commands.py; whoever
-sends anything else is told in one sentence. Used by the master and by its clients.
+Owns the rules of a well-formed frame and the limit of its length. The arguments of the verbs are in commands.py; any
+other request gets an error of one sentence. Must not read or write a socket. Runs in the master and in its clients.
 """
 
 import json
@@ -16,11 +16,11 @@ from typing import Any
 
 from ..commands import BY_VERB, Argument, Row
 
-FRAME_MAX = 64 * 1024  # bytes, with the line's end
+FRAME_MAX = 64 * 1024  # bytes, including the line end
 
 
 class BadRequest(ValueError):
-    """What came is no request; the sentence is for whoever sent it. `row`: the verb, where that much was understood."""
+    """The input is not a request. The sentence is for the sender; `row` is the verb, if that was understood."""
 
     def __init__(self, sentence: str, row: Row | None = None) -> None:
         super().__init__(sentence)
@@ -29,16 +29,16 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose every part has been checked."""
+    """A request, completely checked."""
 
     row: Row
     argument: int | str | None = None
 
 
 def split(buffer: bytes, *, ended: bool = False) -> tuple[bytes | None, bytes]:
-    """The first line of what was read, without its end, and the rest; None while it is not whole.
+    """Return the first line, without its line end, and the rest. The line is None while it is incomplete.
 
-    `ended`: nothing will follow, so what there is counts as a line. Raises BadRequest when a line is too long.
+    With `ended`, nothing will follow and the buffer counts as a line. Raises BadRequest if the line is too long.
     """
     line, end, rest = buffer.partition(b"\n")
     if len(line) + 1 > FRAME_MAX:
@@ -49,7 +49,7 @@ def split(buffer: bytes, *, ended: bool = False) -> tuple[bytes | None, bytes]:
 
 
 def read(line: bytes) -> Request:
-    """What a client asks for. Raises BadRequest."""
+    """Parse a request. Raises BadRequest."""
     values = _object(line)
     verb = values.pop("verb", None)
     row = BY_VERB.get(verb) if isinstance(verb, str) else None
@@ -78,7 +78,7 @@ def _argument(row: Row, values: dict[str, Any]) -> int | str | None:
 
 
 def checked(row: Row, wanted: Argument, value: object) -> int | str | None:
-    """The argument of a verb, if it is one. Raises BadRequest."""
+    """Return the argument of a verb if it is valid. Raises BadRequest."""
     if value is None and wanted.optional:
         return None
     if wanted.choices:
@@ -93,7 +93,7 @@ def checked(row: Row, wanted: Argument, value: object) -> int | str | None:
 
 
 def ask(row: Row, argument: int | str | None) -> bytes:
-    """The line of a request."""
+    """Return the line that makes a request."""
     values: dict[str, Any] = {"verb": row.verb}
     if row.argument is not None and argument is not None:
         values[row.argument.name] = argument

@@ -1,6 +1,6 @@
-"""How an answer of the control socket looks on a terminal. Pure: from the data of report.py to lines of text.
+"""Render answers of the control socket for a terminal. Pure: from the data of report.py to lines of text.
 
-Runs in `prefork ctl` and `prefork top`. Whoever wants the data itself says --json.
+Runs in `prefork ctl` and `prefork top`; `--json` shows the data itself.
 """
 
 import re
@@ -14,12 +14,12 @@ COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", 
 
 
 def text(row: Row, result: dict[str, Any]) -> str:
-    """What `prefork ctl` prints; ends with a newline."""
+    """Return what `prefork ctl` prints, with a newline at the end."""
     return "\n".join(_BY_COMMAND[row.command](result)) + "\n"
 
 
 def duration(seconds: float | None) -> str:
-    """As short as it can be read: 0.4ms, 12ms, 3.4s, 5m12s, 2h03m, 4d7h."""
+    """Format a duration briefly: 0.4ms, 12ms, 3.4s, 5m12s, 2h03m, 4d7h."""
     if seconds is None:
         return "-"
     if 0 < seconds < 0.00995:
@@ -41,7 +41,7 @@ def size(value: int | None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset(), gap: int = 2) -> list[str]:
-    """Columns as wide as what is in them; numbers to the right, those in `left` to the left."""
+    """Align rows in columns as wide as their cells. Columns in `left` are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -63,17 +63,17 @@ def worker_cells(worker: dict[str, Any]) -> list[str]:
 
 
 def peer_text(peer: str) -> str:
-    """An IPv4 client of a dual-stack listener is shown as the IPv4 client it is."""
+    """Format a peer. An IPv4 client of a dual-stack listener is shown with its IPv4 address."""
     return printable(_MAPPED.sub(r"\1", peer))
 
 
 def printable(found: str) -> str:
-    """Of a name that a client chose: nothing in it moves the cursor."""
+    """Escape a name chosen by a client, which must not move the cursor."""
     return found if found.isprintable() else ascii(found)
 
 
 def states(status: dict[str, Any]) -> str:
-    """How many workers there are and may be, and what they do."""
+    """Summarize the workers: their number, the limits, and how many are in each state."""
     workers = status["workers"]
     counts = ", ".join(f"{count} {state}" for state, count in workers.items() if count or state in ("idle", "busy"))
     return f"{sum(workers.values())} ({status['min_children']} to {status['max_children']}): {counts}"

@@ -1,6 +1,6 @@
-"""What the control socket says of the service, as plain data. Pure: from the facts of one moment to what JSON can hold.
+"""The control socket's reports as plain data. Pure: from the facts of one moment to what JSON can hold.
 
-Used in the master. Every number has its unit in its name; what is not known is None, never zero.
+Runs in the master. Every number has its unit in its name; an unknown value must be None, never zero.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, RE
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """One worker, as the master knows it."""
+    """The master's facts about one worker."""
 
     slot: int
     pid: int
@@ -93,7 +93,7 @@ def _requests(board: Snapshot) -> dict[str, int]:
 
 
 def _duration(board: Snapshot) -> dict[str, Any]:
-    """Of requests that have ended: how many took at most so long, bucket by bucket, and longer than all."""
+    """Return the histogram of finished requests: a count per bucket, and one for those beyond the last bound."""
     found = board.histogram(DURATION)
     return {"at_most_s": [bound / NS for bound in DURATION.bounds_ns], "counts": found[:-1], "sum_s": found[-1] / NS}
 

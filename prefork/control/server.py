@@ -1,8 +1,8 @@
-"""The control socket: how the master listens for commands and answers them, for how many clients at once.
+"""The server of the control socket: it accepts clients, reads their commands and answers them.
 
-Runs in the master, as a part of the supervisor's turn: no thread, no wait. Owns the listening socket, an epoll with it
-and its clients (which stands, as one descriptor, in the supervisor's own), and what is being worked on for whom. A
-client that is slow, broken or silent costs itself its connection and nobody anything else.
+Runs in the master, as part of the supervisor's turn; it must not start a thread or wait. Owns the listener, an epoll of
+it and its clients (one descriptor in the supervisor's own epoll), and the work in progress for each client. A slow,
+broken or silent client only loses its connection.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ from .verbs import Answer, PlaceInQueue, Verbs, Work
 log = logging.getLogger("prefork.supervisor")
 
 ACCEPTS_A_TURN = 16
-LINES_A_TURN = 16  # of one client
-CONTROL_PAUSE_S = 1.0  # without descriptors, accept is tried again after this
+LINES_A_TURN = 16  # per client
+CONTROL_PAUSE_S = 1.0  # pause after an accept that failed for want of descriptors
 WORK_EVERY_S = 0.1
 
 
 @dataclass(slots=True)
 class Session:
-    """A connection, and the work on its answer."""
+    """A connection and the work on its answer."""
 
     connection: Connection
-    since: float  # it came, or its last answer was out
+    since: float  # when it connected or got its last answer
     work: Work | None = None
     place: PlaceInQueue = field(default_factory=PlaceInQueue)
 
 
 class ControlServer:
-    """The part of the supervisor that listens there."""
+    """The task of the supervisor that serves the control socket."""
 
     def __init__(self, terms: ControlTerms, listener: Listener, verbs: Verbs, board: Board) -> None:
         self._terms = terms
@@ -58,7 +58,7 @@ class ControlServer:
         self._verbs = verbs
         self._board = board
         self._epoll = select.epoll()
-        self._open = listener.fileno() != -1  # else only those are answered who were there before
+        self._open = listener.fileno() != -1  # otherwise only clients of the previous image are answered
         if self._open:
             self._epoll.register(listener.fileno(), select.EPOLLIN)
         self._accept_again_at: float | None = None
@@ -69,7 +69,7 @@ class ControlServer:
         return self._epoll.fileno()
 
     def turn(self, now: float) -> float:
-        """Hear, work, answer, cut; when to be called again at the latest."""
+        """Read, work, answer, and drop late clients. Return the time by which to call it again."""
         for fd, _ in self._epoll.poll(0):
             if fd == self._listener.fileno():
                 self._accept(now)
@@ -81,7 +81,7 @@ class ControlServer:
         return self._next_at(now)
 
     def _guarded(self, step: Callable[[Session, float], None], client: Session, now: float) -> None:
-        """A mistake of ours in an answer costs that client its connection, and not the service its master."""
+        """Run a step for a client. If it raises, drop the client: a bug in an answer must not end the master."""
         if not attempt(f"answer {client.connection.peer} at the control socket", partial(step, client, now)):
             self._drop(client)
 
@@ -105,7 +105,7 @@ class ControlServer:
                 moments.append(now)
         return min(moments, default=float("inf"))
 
-    # Who comes.
+    # Accepting.
 
     def _accept(self, now: float) -> None:
         for _ in range(ACCEPTS_A_TURN):
@@ -155,7 +155,7 @@ class ControlServer:
             sock.send(protocol.line(protocol.error(sentence)), socket.MSG_NOSIGNAL)
 
     def _make_room(self) -> bool:
-        """Cut whoever has been silent for longest."""
+        """Drop the client that has been silent for longest. Return True if there was one."""
         silent = [client for client in self._clients.values() if client.connection.reads]
         if silent:
             self._drop(min(silent, key=lambda client: client.since))
@@ -171,7 +171,7 @@ class ControlServer:
         events = select.EPOLLIN if connection.reads else 0
         return events | (select.EPOLLOUT if connection.out else 0)
 
-    # What they say.
+    # Reading requests.
 
     def _hear(self, client: Session, now: float) -> None:
         connection = client.connection
@@ -182,7 +182,7 @@ class ControlServer:
             line = connection.read() if connection.reads else None
             if line is not None:
                 self._obey(client, line, now)
-            elif connection.busy:  # an event without anything to read or write is a hang-up
+            elif connection.busy:  # an event with nothing to read or write is a hang-up
                 self._drop(client)
         except BadRequest as exc:
             self._count(_counted(exc.row), ControlResult.BAD)
@@ -215,7 +215,7 @@ class ControlServer:
     def _count(self, command: ControlCommand, result: ControlResult) -> None:
         self._board.add(control_requests(command, result))
 
-    # What they are told.
+    # Answering.
 
     def _say(self, client: Session, message: Answer, now: float) -> None:
         client.since = now
@@ -253,17 +253,17 @@ class ControlServer:
             client.work.close()
             client.work = None
         self._clients.pop(fd, None)
-        self._leave(fd)  # closing does not, while a child that was just forked has a copy
+        self._leave(fd)  # close(2) does not unregister while a new child has a copy
         client.connection.sock.close()
 
     def _leave(self, fd: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._epoll.unregister(fd)
 
-    # The end, and the next image.
+    # Handover and end.
 
     def pack(self, record: Record, now: float) -> None:
-        """Hand over the socket, its clients, and who waits for the reload that this is."""
+        """Hand over the listener and its clients, including those that wait for this reload."""
         self.turn(now)
         if not self._open:
             return
@@ -276,7 +276,7 @@ class ControlServer:
         }, [self._listener.fileno(), *(client.connection.fileno() for client in clients)]))  # fmt: skip
 
     def resume(self, packed: Iterable[dict[str, Any]], now: float) -> None:
-        """Take over the clients of the image before."""
+        """Take over the clients of the previous image."""
         for values in packed:
             client = Session(Connection.resume(values, now), now, place=PlaceInQueue(values["skip"]))
             if (given := handed()) is not None:
@@ -287,14 +287,14 @@ class ControlServer:
             self._add(client)
 
     def forget(self) -> None:
-        """In a new child: close the copies."""
+        """Close the copies in a new child."""
         self._epoll.close()
         self._listener.close()
         for client in self._clients.values():
             client.connection.sock.close()
 
     def close(self) -> None:
-        """For good; the path is removed if it is still ours."""
+        """Close for good, and remove the path if it is still ours."""
         self._board.words[Word.CONTROL_OPEN] = 0
         self._listener.unlink()
         self.forget()
@@ -312,8 +312,11 @@ def open_control(
     listener: Listener | None,
     packed: dict[str, Any] | None,
 ) -> None:
-    """Listen as the terms say, and go on with the clients that the image before had: also where this one listens
-    nowhere, for who waits for a reload is told what came of it."""
+    """Listen according to the terms and take over the previous image's clients.
+
+    The clients are taken over even if this image has no control socket, because those that wait for a reload must get
+    its result.
+    """
     if packed is not None and (listener is None or listener.fileno() != packed["fd"]):
         before = resumed_listener(packed)
         before.unlink()

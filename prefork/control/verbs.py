@@ -1,7 +1,7 @@
-"""What each verb of the control socket does: the one place that knows both the socket's words and the supervisor.
+"""Carry out the verbs of the control socket: the only module that knows both its protocol and the supervisor.
 
-Runs in the master, in its turns. A verb whose answer takes time is a generator: it is resumed in every turn, yields a
-sentence of progress or None, and returns the answer.
+Runs in the master's turns and must not wait. A verb that takes time is a generator: it is resumed in every turn, yields
+a sentence of progress or None, and returns the answer.
 """
 
 import logging
@@ -34,8 +34,8 @@ from .protocol import Request
 
 log = logging.getLogger("prefork.supervisor")
 
-STACKS_WITHIN_S = 3.0  # a worker that says nothing for so long is stopped, or deep in the kernel
-LOOKING_S = 0.02  # the master is kept no longer by a question about its workers
+STACKS_WITHIN_S = 3.0  # a worker that does not answer for so long is stopped, or blocked in the kernel
+LOOKING_S = 0.02  # longest time that a question about workers holds up the master
 TOLD_MAX = 256
 
 Answer = dict[str, Any]
@@ -44,23 +44,23 @@ Work = Generator[str | None, None, Answer]
 
 @dataclass(slots=True)
 class PlaceInQueue:
-    """Of a client in the queue of reloads. It goes over to the next image; None: it waits for no reload."""
+    """A client's place in the queue of reloads, handed over to the next image. None: it waits for no reload."""
 
-    skip: int | None = None  # results that are others'
+    skip: int | None = None  # the number of results to skip, which are for earlier reloads
 
 
 class Verbs:
-    """Answers requests by asking, or commanding, the supervisor."""
+    """Answer requests by querying or commanding the supervisor."""
 
     def __init__(self, supervisor: Supervisor, generations: Generations) -> None:
         self._supervisor = supervisor
         self._generations = generations
         self._told: list[ReloadResult | str] = []
-        self._told_before = 0  # how many were forgotten
+        self._told_before = 0  # the number of dropped entries
         generations.told = self._note
 
     def answer(self, request: Request, peer: Peer, place: PlaceInQueue) -> Answer | Work:
-        """Do what is asked; the whole answer, or the work that will end with it. `place` is for a reload to write."""
+        """Carry out a request. Return its answer, or the work that will return it. A reload sets `place`."""
         command, argument, supervisor = request.row.command, request.argument, self._supervisor
         if not request.row.looks:
             log.info(
@@ -99,7 +99,7 @@ class Verbs:
                 return self._restart(argument)
         raise AssertionError(f"{command} has a verb and nobody to do it")
 
-    # What is.
+    # Reports.
 
     def _facts(self, *, look: bool = False) -> report.ServiceFacts:
         supervisor, listener = self._supervisor, self._supervisor.service.listener
@@ -136,7 +136,7 @@ class Verbs:
             seen.cpu_s, seen.rss,
         )  # fmt: skip
 
-    # What takes time.
+    # Verbs, most of which take time.
 
     def _chosen(self, slot: int | str | None) -> list[Child]:
         return [child for child in self._workers() if slot is None or child.number == slot]
@@ -153,7 +153,7 @@ class Verbs:
         return protocol.result({"workers": [_stacks_of(child) for child in chosen]})
 
     def _ending(self) -> Work:
-        """Until the last turn. What comes after it nobody can say: the connection is closed."""
+        """Report progress until the last turn. Nothing can be sent after that, when the connection is closed."""
         said = ""
         while self._supervisor.phase is not Phase.STOPPED:
             before, said = said, self._in_hand()
@@ -171,7 +171,7 @@ class Verbs:
         return protocol.result({"min_children": limits.min_children, "max_children": limits.max_children})
 
     def _log_level(self, level: str) -> Work:
-        """Workers look at a word of `prefork run`'s handler; where the program logs its own way, they are replaced."""
+        """Change the level. Workers read it from `prefork run`'s log handler; without that, they are replaced."""
         logs.set_level(level)
         answer: Answer = protocol.result({})
         if sinks.installed() is None:
@@ -200,7 +200,7 @@ class Verbs:
                 said = replaced
                 yield f"{replaced} of {len(chosen)} workers replaced"
 
-    # Reloads. Their results come to every waiting client in the order of asking.
+    # Reloads. Every waiting client gets the results in the order of the requests.
 
     def _note(self, told: ReloadResult | str) -> None:
         self._told.append(told)
@@ -209,12 +209,12 @@ class Verbs:
             self._told_before += 1
 
     def _before_mine(self) -> int:
-        """How many results will be told before that of a reload which is asked for now: the running one's, if any."""
+        """Return how many results precede that of a reload requested now: 1 while another one is running."""
         generations = self._generations
         return int(generations.reloading and generations.stage is not Stage.WAITING)
 
     def reload(self, place: PlaceInQueue, *, asked: bool = False) -> Work:
-        """Wait for a reload. `asked`: by the image before this one, which has handed its client over."""
+        """Wait for a reload. `asked` is true if the previous image has requested it and handed the client over."""
         seen = len(self._told) + self._told_before
         generations = self._generations
         if asked and generations.degraded and not generations.reloading:
