@@ -1,5 +1,6 @@
 """The process that serves /metrics, /-/healthy and /-/ready.
 
-child.py is the master's side: its listener, its fork, its restarts. server.py is its body, imported in that process
-only. It reads shared memory and the kernel, and writes only how many connections it has taken.
+child.py is the master's side: the listener, the fork, the restarts. server.py is the exporter itself, imported in its
+process only. The exporter reads shared memory and the kernel, and must not write anything but its count of accepted
+connections.
 """

@@ -1,7 +1,7 @@
-"""The master's side of the exporter: its listener, its forks and restarts, and the slots it is told of.
+"""The master's side of the exporter: its listener, forks and restarts, and the announcement of slots.
 
-Runs in the process that serves, in its turns. Owns the metrics listener for the life of the service, so that an
-exporter that dies or hangs costs nothing but the scrapes of that moment.
+Runs in the turns of the serving process and must not serve a scrape itself. Owns the metrics listener for the life of
+the service, so that an exporter that dies or hangs costs only the scrapes of that moment.
 """
 
 import logging
@@ -29,25 +29,25 @@ from ..sockets.listener import Listener, queued
 
 log = logging.getLogger("prefork.supervisor")
 
-BACKLOG = 512  # a crowd that comes at once; where a Unix listener's queue is full, a scrape is refused
-WEDGED_S = 3.0  # a connection that nobody takes for so long
+BACKLOG = 512  # enough for a burst; if the accept queue of a Unix listener is full, scrapes are refused
+WEDGED_S = 3.0  # an exporter that accepts no waiting connection for so long hangs
 FIRST_RESTART_S = 0.1
 RESTART_MAX_S = 30.0
-HEALTHY_S = 10.0  # an exporter that lived so long is restarted at once
+HEALTHY_S = 10.0  # an exporter that ran longer is restarted at once
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The service that is exported."""
+    """The service whose metrics are exported."""
 
     name: str
     listener: socket.socket
     pool: bool
-    may_fork: Callable[[], bool]  # no thread of the service may be forked with the exporter
+    may_fork: Callable[[], bool]  # must be false while threads of the service run
 
 
 def bind_metrics(address: Any, asked: str) -> Listener:
-    """The metrics listener, at a (host, port) tuple or a Unix path. Raises BindError."""
+    """Return a new metrics listener, bound to a (host, port) tuple or a Unix path. Raises BindError."""
     family = socket.AF_UNIX
     if isinstance(address, (tuple, list)):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -72,7 +72,7 @@ def bind_metrics(address: Any, asked: str) -> Listener:
 
 
 class ExporterChild:
-    """Keeps one exporter running."""
+    """Keep one exporter running."""
 
     def __init__(
         self,
@@ -91,13 +91,13 @@ class ExporterChild:
         self._child: Child | None = None
         self._next_start = 0.0
         self._delay = FIRST_RESTART_S
-        self._well_at = 0.0  # when it was last seen to take a connection, or to have none to take
+        self._well_at = 0.0  # when it last accepted a connection or had none waiting
         self._taken = 0
         board.announce = self._announce
         self._before: list[Child] = []
 
     def turn(self, now: float) -> float:
-        """Start it where it is missing, end it where it hangs; when to look again."""
+        """Start the exporter if it is missing, kill it if it hangs. Return the time of the next turn."""
         if self._child is None:
             if now < self._next_start or not self._subject.may_fork():
                 return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
@@ -107,19 +107,19 @@ class ExporterChild:
         elif now - self._well_at >= WEDGED_S:
             self._well_at = now
             self._give_up("it takes no connections")
-        return min(now + TICK_S, self._well_at + WEDGED_S)  # what it tells of the master is never older than a tick
+        return min(now + TICK_S, self._well_at + WEDGED_S)  # its facts about the master are never older than a tick
 
     def _takes_some(self, child: Child) -> bool:
-        """Whether it has taken a connection since the last look. Where many ask, somebody always waits."""
+        """Return True if it has accepted since the last look. A non-empty queue alone is not a hang under load."""
         before, self._taken = self._taken, child.slot.words[CONNECTIONS_TAKEN]
         return self._taken != before
 
     def succeed(self, before: list[Child]) -> None:
-        """Exporters of an earlier image: each goes on until ours is there, then finishes what it has."""
+        """Take over the previous image's exporters. Each serves until ours is running, then drains."""
         self._before = before
 
     def ended(self, child: Child | None, now: float) -> None:
-        """It was reaped, or never came to be."""
+        """Schedule a restart after the exporter was reaped or could not be forked."""
         if child is not self._child:
             return
         started = self._child.started if self._child is not None else now
@@ -129,7 +129,7 @@ class ExporterChild:
         self._close_feed()
 
     def close(self) -> None:
-        """End it for good; the caller reaps it. The listener is the service's."""
+        """Kill the exporter for good; the caller reaps it. The listener belongs to the service and stays open."""
         if self._child is not None:
             self._child.reason = ExitReason.STOPPED
             self._child.signal(signal.SIGKILL)
@@ -137,7 +137,7 @@ class ExporterChild:
         self._close_feed()
 
     def forget(self) -> None:
-        """In a new child: close the copy of our end. The listener is the service's."""
+        """Close the copy of our end in a new child. The listener belongs to the service."""
         if self._feed is not None:
             self._feed.keep_theirs()
 
@@ -150,7 +150,7 @@ class ExporterChild:
             return
 
         def body(birth: Birth, master: Master, number: int) -> int:
-            from .server import Scope, serve  # with all that it needs to speak HTTP: nobody else does
+            from .server import Scope, serve  # only here, because it imports the HTTP modules
 
             sinks.name_child(f"exporter pid={os.getpid()}")
             feed.keep_theirs()

@@ -1,8 +1,9 @@
 """The exporter: a supervised, unprivileged child that serves /metrics, /-/healthy and /-/ready.
 
-Imported and run only in a process of its own, which the master forks, restarts, and hands every new slot to. Reads the
-shared memory and the kernel, writes only how many connections it has taken, and holds no request of the service. Owns
-the limits that keep a scraper from harming it: how many connections, how long each, which is given up first.
+Imported and run only in its own process, which the master forks, restarts, and sends every new slot to. Reads shared
+memory and the kernel; must write nothing but its count of accepted connections, and must not hold a request of the
+service. Owns the limits that protect it from scrapers: the number of connections, the time for each, and the choice of
+the one to close first.
 """
 
 import gzip
@@ -41,25 +42,25 @@ from ..version import __version__
 log = logging.getLogger("prefork.exporter")
 
 CONNECTIONS = 64
-UNREAD = 48  # connections that have not sent their request yet; one more, and the oldest is closed
-SCRAPE_WITHIN_S = 5.0  # for the whole of one connection
-STALE_NS = 5_000_000_000  # a master that has not turned for so long is not healthy
+UNREAD = 48  # limit of connections that have not sent a request; beyond it the oldest is closed
+SCRAPE_WITHIN_S = 5.0  # for a whole connection
+STALE_NS = 5_000_000_000  # a master without a turn for so long is not healthy
 NOBODY = 65534
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What the exporter is forked with."""
+    """The arguments that the exporter is forked with."""
 
     name: str
     metrics_listener: socket.socket
-    listener: socket.socket | None  # of the service: looked at, never accepted on
+    listener: socket.socket | None  # the service's: examined, never accepted on
     listener_name: str
     pool: bool
 
 
 class ExporterLoop(ServingLoop):
-    """The loop of an exporter: it also hears of new slots, and of the end of its master."""
+    """The loop of an exporter, which also waits for new slots and for the end of its master."""
 
     def has_room(self) -> bool:
         return len(self.server.open_requests) < CONNECTIONS
@@ -69,7 +70,7 @@ class ExporterLoop(ServingLoop):
 
 
 class Exporter(TCPServer):
-    """The HTTP server. Every connection has a deadline; at the cap, whoever has asked for nothing yet goes first."""
+    """The HTTP server. Every connection has a deadline; too many without a request, and the oldest is closed."""
 
     _prefork_: Any = Own(ExporterLoop)
 
@@ -85,14 +86,14 @@ class Exporter(TCPServer):
         self._unread: dict[socket.socket, None] = {}
 
     def serving_master(self) -> bool:
-        """Whether the master turns. A plain server's turns only when there is something to do."""
+        """Return True if the master turns; always for a plain server, which only turns when it has work."""
         return not self.scope.pool or (time.monotonic_ns() - self.slots.snapshot().words[Word.TURNED_NS] < STALE_NS)
 
     def ready(self) -> bool:
         return bool(self.slots.snapshot().words[Word.SERVING])
 
     def collect(self) -> list[Metric]:
-        """All that a scrape is told; of a registry an encoder asks nothing else."""
+        """Return all metric families. This is the only method of a registry that an encoder calls."""
         snapshot = self.slots.snapshot(application=True)
         merged = merge(snapshot.application)
         scrape = collector.Scrape(
@@ -114,7 +115,7 @@ class Exporter(TCPServer):
     # Limits.
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread of its own. Raises RuntimeError when the system has no more."""
+        """Process a request in its own thread. Raises RuntimeError if the system cannot start one."""
         self.open_requests.add(request)
         threading.Thread(target=self._finish_in_thread, args=(request, client_address), daemon=True).start()
 
@@ -134,7 +135,7 @@ class Exporter(TCPServer):
             try:
                 oldest.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # it has just ended by itself
+                pass  # it has just ended
         self._unread[request] = None
         return True
 
@@ -145,13 +146,13 @@ class Exporter(TCPServer):
         self.has_read(request)
         super().shutdown_request(request)
         self.open_requests.discard(request)
-        self._prefork_.wake()  # there may have been no room
+        self._prefork_.wake()  # the loop may be waiting for room
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape did not end well", exc_info=True, extra=event(LogEvent.SCRAPE_FAILED))
 
     def finish(self) -> None:
-        """Take nothing new, and let each connection come to its end, at its deadline at the latest."""
+        """Stop accepting, and wait for each connection to end, at the latest at its deadline."""
         self.socket.close()
         for thread in set(threading.enumerate()) - {threading.current_thread()}:
             thread.join(SCRAPE_WITHIN_S)
@@ -164,7 +165,7 @@ class Exporter(TCPServer):
 
 
 class _Deadline(io.RawIOBase):
-    """The read side of a connection that has until `ends_at`, however slowly its bytes come."""
+    """The read side of a connection whose deadline is `ends_at`, however slowly its bytes arrive."""
 
     def __init__(self, sock: socket.socket, ends_at: float) -> None:
         self._sock = sock
@@ -179,9 +180,9 @@ class _Deadline(io.RawIOBase):
 
 
 class MetricsHandler(BaseHTTPRequestHandler):
-    """GET /metrics, /-/healthy, /-/ready."""
+    """Answer GET and HEAD of /metrics, /-/healthy and /-/ready."""
 
-    server: Exporter  # type: ignore[assignment]  # typeshed knows the standard library's only
+    server: Exporter  # type: ignore[assignment]  # typeshed has the standard library's class
     server_version = "prefork"
     sys_version = ""
 
@@ -223,7 +224,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", encoding)
         self.end_headers()
         if self.command != "HEAD":
-            self.connection.settimeout(SCRAPE_WITHIN_S)  # sendall's is for the whole of it
+            self.connection.settimeout(SCRAPE_WITHIN_S)  # sendall() applies it to the whole body
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -231,7 +232,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
 
 def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
-    """The body of the exporter: see `bootstrap.enter`. Ends with the master, or by TERM."""
+    """Run the exporter; see `bootstrap.enter`. Ends with the master or on SIGTERM. Return the exit status."""
     _drop_privileges()
     wakeup = Wakeup()
     signals = Signals(wakeup)
@@ -252,7 +253,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
 
 
 def _drop_privileges() -> None:
-    """To nobody, where we are root: it reads shared memory that it holds already, and nothing else."""
+    """Become nobody if we are root. The exporter only reads shared memory that is already open."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
