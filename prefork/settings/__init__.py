@@ -1,5 +1,5 @@
-"""The settings: what can be set, where a value comes from, how it is read and written.
+"""The settings: their definitions, their sources, and the parsing and formatting of values.
 
-Holds no value: the class attribute is the only place. Runs in the process that calls `serve_forever()` or the command
-line, before anything is bound; imports nothing that takes time.
+Must not hold a value, whose only place is the class attribute, and must not import slow modules. Runs in the process
+that calls `serve_forever()` or runs the command line, before anything is bound.
 """

@@ -1,6 +1,6 @@
-"""How many CPUs this process may use.
+"""The number of CPUs that this process may use.
 
-Runs in any process, once, when the classes are defined: the default size of a pool follows from it.
+Runs in any process, once, when the classes are defined: the default size of a pool depends on it.
 """
 
 import math
@@ -11,7 +11,7 @@ __all__ = ["cgroup_quota", "usable_cpus"]
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may use: the affinity mask, cut by the CPU quota of its cgroup; at least 1."""
+    """Return the number of usable CPUs: the affinity mask, limited by the cgroup's CPU quota; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         membership = Path("/proc/self/cgroup").read_text()
@@ -22,10 +22,10 @@ def usable_cpus() -> int:
 
 
 def cgroup_quota(membership: str, root: Path) -> float | None:
-    """The CPUs that a cgroup (v2, or v1's cpu controller) and everything above it allow; None without a limit.
+    """Return the CPUs that a cgroup (v2, or v1's cpu controller) and its ancestors allow; None without a limit.
 
-    `membership` is the text of /proc/self/cgroup (cgroups(7)). In a container the path it gives may lie outside what is
-    mounted at `root`; what is missing on the way up limits nothing.
+    `membership` is the text of /proc/self/cgroup; see cgroups(7). In a container its path may lie outside the part that
+    is mounted at `root`; missing ancestors set no limit.
     """
     quotas = []
     for line in membership.splitlines():

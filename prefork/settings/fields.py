@@ -2,9 +2,10 @@
 
     max_children: Annotated[int, Setting("most workers at once", group="Pool", at_least=1)] = 5
 
-Owns what a setting is, how its text is read, what values are allowed, alone and together, and the reference that
-REFERENCE.md and `--help` print. Holds no value: the class attribute is the only place. Runs in the process that calls
-`serve_forever()` or the command line, before anything is bound; imports nothing that takes time.
+Owns the definition of a setting, the parsing of its text, the allowed values, alone and in combination, and the
+descriptions that REFERENCE.md and `--help` print. Must not hold a value, whose only place is the class attribute, and
+must not import slow modules. Runs in the process that calls `serve_forever()` or runs the command line, before anything
+is bound.
 """
 
 import math
@@ -26,7 +27,7 @@ __all__ = ["Field", "Setting", "parse", "settings", "show", "validate"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an annotated class attribute says about itself. Bounds are in `unit`; `above` is exclusive."""
+    """The description of an annotated class attribute. Bounds are in `unit`; `above` is exclusive."""
 
     help: str
     unit: UnitName = ""
@@ -34,19 +35,19 @@ class Setting:
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
-    default_text: str = ""  # what to print for a default that depends on the machine
-    choices: tuple[str, ...] = ()  # of a text: these and no other
-    kinds: tuple[str, ...] = ()  # of an address: these and no other, as Address.kind
-    name: str = ""  # of option, variable and key, where it is not the attribute's
+    default_text: str = ""  # printed for a default that depends on the machine
+    choices: tuple[str, ...] = ()  # for a text: the only allowed ones
+    kinds: tuple[str, ...] = ()  # for an address: the only allowed values of Address.kind
+    name: str = ""  # name of option, variable and key, if not the attribute's
     metavar: str = ""
-    flag: bool = False  # its option takes no value
-    positional: bool = False  # it has no option: on the command line it stands alone
-    reloadable: bool = True  # a reload can change it; else it takes a restart
+    flag: bool = False  # the option takes no value
+    positional: bool = False  # a positional argument instead of an option
+    reloadable: bool = True  # a reload can change it; otherwise a restart is needed
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One setting of one class: its name, type and default, and what its `Setting` says."""
+    """One setting of one class: its name, type, default and `Setting`."""
 
     name: str
     type: type
@@ -56,7 +57,7 @@ class Field:
 
     @property
     def key(self) -> str:
-        """What option, variable and file call it."""
+        """The name that the option, the variable and the file use."""
         return self.setting.name or self.name
 
     @property
@@ -78,9 +79,9 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words, as they end the sentence "it must be …"."""
+        """The allowed values, in words that complete "it must be …"."""
         words = self._kind()
-        if self.setting.unit != "mode":  # it says all that its bounds say
+        if self.setting.unit != "mode":  # its words include the bounds
             words += self._bounds()
         return words + (", or none" if self.optional else "")
 
@@ -105,7 +106,7 @@ class Field:
         return words
 
     def check(self, value: object, origin: str = "") -> None:
-        """Raise ConfigError unless `value` is of this type and in this range. `origin`: who says so, in words."""
+        """Raise ConfigError unless `value` has the right type and range. `origin` names the source of the value."""
         if value is None and self.optional:
             return
         if not self._is_of_type(value) or not self._in_range(value):
@@ -114,7 +115,7 @@ class Field:
     def _is_of_type(self, value: object) -> bool:
         if self.setting.unit == "address":
             return _is_address(value, self.type)
-        if isinstance(value, bool) or self.type is bool:  # a bool is an int to Python, and a mistake here
+        if isinstance(value, bool) or self.type is bool:  # a bool is an int in Python, but an error here
             return isinstance(value, bool) and self.type is bool
         if self.type is float:
             return isinstance(value, (int, float)) and math.isfinite(value)
@@ -136,7 +137,7 @@ def _from(origin: str) -> str:
 
 
 def _is_address(value: object, kind: type) -> bool:
-    """What a socket can be bound to: a (host, port) tuple, or a Unix path; or the record of sockets/addresses.py."""
+    """Return True for a (host, port) tuple or a Unix path; or, if `kind` asks for it, an Address."""
     if kind is not object:
         return isinstance(value, kind)
     if isinstance(value, (str, bytes, os.PathLike)):
@@ -151,9 +152,9 @@ def _is_address(value: object, kind: type) -> bool:
 
 
 def settings(cls: type) -> Mapping[str, Field]:
-    """Every setting of `cls` and its bases, in the order in which they are written, the most basic class first.
+    """Return every setting of `cls` and its bases, in the order of definition, the most basic class first.
 
-    A subclass that sets the attribute changes the default; one that annotates it with another Setting changes the rest.
+    A subclass changes the default by setting the attribute, and the rest by annotating it with another Setting.
     """
     found: dict[str, Field] = {}
     for klass in reversed(cls.__mro__):
@@ -163,9 +164,9 @@ def settings(cls: type) -> Mapping[str, Field]:
 
 
 def _own_annotations(klass: type) -> Mapping[str, Any]:
-    """What the class's own body annotates; a name that cannot be resolved stands for itself and harms no other."""
+    """Return the annotations of the class's own body. An unresolvable name must not affect the others."""
     if sys.version_info >= (3, 14):
-        # Lazy (PEP 649): nothing stands in the class's __dict__, and asked for as values, one unknown name fails all.
+        # Lazy (PEP 649): they are not in the class's __dict__, and read as values, one unknown name fails them all.
         return annotationlib.get_annotations(klass, format=annotationlib.Format.FORWARDREF)
     own: Mapping[str, Any] = vars(klass).get("__annotations__", {})
     return own
@@ -174,7 +175,7 @@ def _own_annotations(klass: type) -> Mapping[str, Any]:
 def _annotated(klass: type) -> Iterator[tuple[str, Any, Setting]]:
     for name, hint in _own_annotations(klass).items():
         if isinstance(hint, str):
-            # Only what speaks of a Setting is looked at: other annotations of the user's may name what is not there.
+            # Evaluate only those with a Setting: the user's other annotations may use undefined names.
             if "Setting(" not in hint:
                 continue
             hint = eval(hint, vars(sys.modules[klass.__module__]), dict(vars(klass)))
@@ -185,16 +186,16 @@ def _annotated(klass: type) -> Iterator[tuple[str, Any, Setting]]:
 
 
 def _type_of(hint: Any) -> tuple[type, bool]:
-    """The type under `X | None`, and whether None is allowed; `object` where there are several."""
+    """Return the type X of `X | None`, or `object` for several types, and whether None is allowed."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint, False
     inner = [arg for arg in get_args(hint) if arg is not types.NoneType]
     return inner[0] if len(inner) == 1 else object, types.NoneType in get_args(hint)
 
 
-# --- allowed together -----------------------------------------------------------------------------
+# --- combinations ---------------------------------------------------------------------------------
 
-# (a smaller one, a larger one, whether they may be equal); a setting that is None or absent is not compared
+# (the smaller, the larger, whether they may be equal). A setting that is None or absent is not compared.
 _IN_ORDER = (
     ("min_children", "max_children", True),
     ("min_spare_children", "max_spare_children", True),
@@ -205,10 +206,10 @@ _IN_ORDER = (
 
 
 def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
-    """Check every setting of a server, or of a server class, alone and together.
+    """Check every setting of a server or a server class, alone and in combination.
 
-    `origins` says of a setting who set it, in words for the sentence. Raises ConfigError: one sentence with the name,
-    the value and what is allowed.
+    `origins` maps settings to their sources, in words for the message. Raises ConfigError, with one sentence that has
+    the name, the value and the allowed values.
     """
     fields = settings(target if isinstance(target, type) else type(target))
     for name, field in fields.items():
@@ -236,16 +237,16 @@ _NONE = {"none", "off"}
 
 
 def parse(field: Field, text: str, origin: str = "") -> Any:
-    """The value that `text` means for this setting: `512MiB`, `30s`, `none`, `yes`, or a plain number.
+    """Parse the text of a setting: `512MiB`, `30s`, `none`, `yes`, or a plain number.
 
-    Raises ConfigError as `validate` does, when it means none or one that is not allowed.
+    Raises ConfigError, as `validate` does, if the text is invalid or the value is not allowed.
     """
     word = text.strip().lower()
     try:
         value = None if field.optional and word in _NONE else _read(field, text, word)
         field.check(value)
     except (ValueError, KeyError, OverflowError) as exc:
-        if "could not read" in str(exc):  # an address says itself what is wrong with it
+        if "could not read" in str(exc):  # the address parser explains the error itself
             raise ConfigError(str(exc).replace(repr(text), repr(text) + _from(origin), 1)) from None
         examples = UNITS[field.setting.unit].examples
         raise ConfigError(
@@ -273,7 +274,7 @@ def _read_address(field: Field, text: str) -> Any:
 
 
 def show(value: object, unit: UnitName = "") -> str:
-    """A value as it may be typed: `off`, `yes`, `30s`, `512MiB`."""
+    """Format a value as a user may type it: `off`, `yes`, `30s`, `512MiB`."""
     if value is None:
         return "off"
     if isinstance(value, bool):

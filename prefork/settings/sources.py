@@ -1,7 +1,7 @@
-"""Where settings come from beside the class: option over variable over file. Says of each value who set it.
+"""The sources of settings besides the class: option over variable over file. Each value keeps its source.
 
-Owns the reading of the environment and of the TOML file, and what is said of a name that neither knows; what a value
-means is fields.py's. Runs in the process of the command line, before anything is imported or bound.
+Owns the reading of the environment and of the TOML file, and the errors for unknown names. Must not interpret a value,
+which fields.py does. Runs in the process of the command line, before anything is imported or bound.
 """
 
 import os
@@ -19,8 +19,9 @@ PREFIX = "PREFORK_"
 FILE_VARIABLE = "PREFORK_CONFIG"
 TOML_TABLE = "prefork"
 
-# What Kubernetes sets in every pod of a namespace where a Service's name begins with prefork, and Docker with links:
-# PREFORK_SERVICE_HOST, PREFORK_PORT=tcp://…, PREFORK_METRICS_PORT_9465_TCP_ADDR. No setting may have such a name.
+# Variables that Kubernetes sets in every pod of a namespace with a Service whose name begins with prefork, and Docker
+# for links: PREFORK_SERVICE_HOST, PREFORK_PORT=tcp://…, PREFORK_METRICS_PORT_9465_TCP_ADDR. No setting may have such a
+# name.
 FROM_A_SERVICE = re.compile(
     r"PREFORK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -28,7 +29,7 @@ FROM_A_SERVICE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A value, and who said so: `kind` in one word, `origin` by name."""
+    """A value and its source: `kind` in one word, `origin` by name."""
 
     value: Any
     kind: str  # option, variable, file
@@ -38,7 +39,7 @@ class Found:
 def gather(
     fields: Mapping[str, Field], options: Mapping[str, str], environ: Mapping[str, str], path: str | None
 ) -> dict[str, Found]:
-    """The value of every field that is set anywhere, by the field's name; what stands lower in order is read as well.
+    """Return the value of every field that any source sets, by field name. Overridden sources are checked as well.
 
     `options` are texts by field name; `path` is the file. Raises ConfigError for the first mistake.
     """
@@ -57,7 +58,7 @@ def _from_options(fields: Mapping[str, Field], options: Mapping[str, str]) -> It
 def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
     known = {field.variable: field for field in fields.values()}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or not text:  # an empty one counts as none: so it is unset in a unit file
+        if not variable.startswith(PREFIX) or not text:  # empty counts as unset, as a unit file needs it
             continue
         if variable in known:
             field = known[variable]
@@ -79,7 +80,7 @@ def _from_file(fields: Mapping[str, Field], path: str | None) -> Iterator[tuple[
 
 
 def _value(field: Field, value: Any, origin: str) -> Any:
-    """What TOML has as a text may be a human one ("30s", "off"); everything else is a value already."""
+    """Return the value of a TOML key. Strings are parsed as text ("30s", "off"); other types are values already."""
     if isinstance(value, str):
         return parse(field, value, origin)
     if field.type is float and type(value) is int:
@@ -92,14 +93,14 @@ def _value(field: Field, value: Any, origin: str) -> Any:
 
 
 def _table(path: str) -> dict[str, Any]:
-    import tomllib  # only for who has a file
+    import tomllib  # only needed with a file
 
     try:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
     except OSError as exc:
         raise ConfigError(f"could not read {path}: {os.strerror(exc.errno or 0).lower()}") from None
-    except ValueError as exc:  # of TOML, or of UTF-8
+    except ValueError as exc:  # invalid TOML or UTF-8
         reason = str(exc)[:1].lower() + str(exc)[1:]
         raise ConfigError(f"could not read {path}: it is not TOML: {reason}") from None
     table = tables.get(TOML_TABLE)

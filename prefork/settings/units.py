@@ -1,7 +1,7 @@
-"""The units of settings: how a value of each is written and read by people.
+"""The units of settings: how people write and read their values.
 
-One table: what it is called, how an option names it, examples for who has mistyped one, reading and showing.
-Holds no setting. Runs wherever fields.py does.
+One table with the name, the metavar of an option, examples for error messages, and the functions that parse and format.
+Must not hold a setting. Runs wherever fields.py does.
 """
 
 import re
@@ -24,9 +24,9 @@ _BYTES = (
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """`read` raises ValueError or KeyError for a text that means nothing; a number comes as int where it is whole."""
+    """A unit. `read` raises ValueError or KeyError for an invalid text, and returns whole numbers as int."""
 
-    words: str  # as it ends "it must be …"
+    words: str  # completes "it must be …"
     metavar: str
     examples: str
     read: Callable[[str], Any]
@@ -43,7 +43,7 @@ def _number(factors: Mapping[str, float]) -> Callable[[str], int | float]:
         if match is None:
             raise ValueError(text)
         if not match[2] and match[1].lstrip("+-").isdigit():
-            return int(match[1])  # exact, however large
+            return int(match[1])  # exact for any size
         number = float(match[1]) * factors[match[2]]
         return int(number) if number.is_integer() else number
 
