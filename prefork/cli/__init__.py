@@ -1,5 +1,5 @@
-"""The command line: a command is a file of its name, and beside them what they share.
+"""The command line: one module per command, and the modules that they share.
 
-Runs in the process of the command line, which for `prefork run` becomes the master. A command's file is imported when
-the command is asked for. Nothing else of prefork imports this package.
+Runs in the process of the command line, which for `prefork run` becomes the master. A command's module is imported only
+when the command is used. The rest of prefork must not import this package.
 """

@@ -1,6 +1,6 @@
-"""`prefork check`: load everything, boot one worker that serves nothing, and say how that went.
+"""`prefork check`: load everything, boot one worker that serves nothing, and print the result.
 
-Runs in a process of its own, beside the service where that is running, which does not feel it.
+Runs in its own process and must not disturb a running service.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def _sources(plan: launch.LaunchPlan) -> str:
 
 def _say(what: str, text: str) -> None:
     sys.stdout.write(f"{what:10}{text}\n")
-    sys.stdout.flush()  # a worker that is forked later must not say it again
+    sys.stdout.flush()  # otherwise a worker forked later would print it again
 
 
 CHECK = Subcommand(

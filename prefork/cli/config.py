@@ -1,6 +1,6 @@
-"""`prefork config`: every setting in force, and who set it.
+"""`prefork config`: every setting in force and its source.
 
-Runs in a process of its own; imports the target, because the class may set what nobody else does.
+Runs in its own process. Imports the target, because a class may set values too; must not bind its addresses.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class EffectiveSetting:
 
 
 def effective_settings(plan: LaunchPlan, holder: Any) -> Iterator[EffectiveSetting]:
-    """Every setting, the command line's own first; `holder` is the server, or its class."""
+    """Yield every setting, the command line's own first. `holder` is the server or its class."""
     for owner in (plan.launch, holder):
         cls = owner if isinstance(owner, type) else type(owner)
         for name, field in settings(cls).items():
@@ -76,7 +76,7 @@ def effective_settings(plan: LaunchPlan, holder: Any) -> Iterator[EffectiveSetti
 
 
 def _by_program(owner: object, cls: type, name: str) -> tuple[str, str]:
-    """Who in the program set it."""
+    """Return the kind and the name of the source in the program: default, class or instance."""
     if owner is not cls and name in vars(owner) and cls is not Launch:
         return "instance", f"the instance of {cls.__qualname__}"
     klass = next(base for base in cls.__mro__ if name in vars(base))

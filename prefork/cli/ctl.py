@@ -1,7 +1,6 @@
-"""`prefork ctl VERB`: ask or command a running master over its control socket, and print what it answers.
+"""`prefork ctl VERB`: query or command a running master over its control socket, and print the answer.
 
-Runs in a process of its own. The verbs are those of commands.py; how an answer looks on a terminal stands in
-control/render.py.
+Runs in its own process. The verbs are in commands.py; control/render.py formats the answers for a terminal.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from .pages import Parser, Section, Subcommand, unusable
 
 __all__ = ["CTL", "VARIABLE", "Client", "path_of", "term"]
 
-VARIABLE = "PREFORK_CONTROL"  # as for prefork run
+VARIABLE = "PREFORK_CONTROL"  # also read by prefork run
 
 _DESCRIPTION = f"""\
 Ask or command the service whose control socket is at --control, or at what {VARIABLE} says. The service has one when it
@@ -39,7 +38,7 @@ _EXIT_STATUS = (
 
 
 def path_of(text: str | None) -> str:
-    """The path that `--control` or the environment means. Raises ConfigError."""
+    """Return the path given by `--control` or the environment. Raises ConfigError."""
     text = text or os.environ.get(VARIABLE)
     if not text:
         raise unusable(f"no control socket is given; say --control PATH, or set {VARIABLE}")
@@ -110,7 +109,7 @@ def _print(row: Row, message: dict[str, Any], *, as_json: bool) -> None:
 
 
 def term(row: Row) -> str:
-    """A verb and what it takes, as it is typed."""
+    """Return a verb and its argument as they are typed."""
     return f"{row.verb} {_shown(row.argument)}" if row.argument is not None else row.verb
 
 

@@ -1,8 +1,8 @@
-"""To load and build a service without taking an address from anybody: `prefork check`, `prefork config`.
+"""Load and build a service without occupying its addresses, for `prefork check` and `prefork config`.
 
-Each address is looked at and left alone; the listener gets another, which nobody knows. Whatever listens there now,
-this service perhaps, does not feel it: a TCP or UDP address is bound for a moment where it is free and never listened
-on, a Unix path is asked without connecting.
+Runs in the processes of these commands. Each address is only examined, and the listener is bound to an unused one
+instead. It must not disturb what listens there now, perhaps this very service: a free TCP or UDP address is bound for a
+moment but never listened on, and a Unix path is probed without connecting.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ STALE = "a stale socket, which would be removed"
 
 
 class DryRun:
-    """What was asked for, and how it was found."""
+    """The requested addresses and the state of each."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
     def instead(self, listener: Listener, address: Any, path: str | None) -> Any:
-        """Look at the address; another one for the listener. Raises OSError as its bind() would, except when in use."""
+        """Examine the address; return another for the listener. Raises OSError as bind() would, unless it is in use."""
         try:
             verdict = FREE if path is None and not _inet(listener) else _looked_at(listener, address, path)
         except OSError as exc:
@@ -43,7 +43,7 @@ class DryRun:
         self.seen.append((address_text(address), verdict))
         if listener.family == socket.AF_INET6:
             return ("::1", 0)
-        return ("127.0.0.1", 0) if _inet(listener) else ""  # unix(7): autobind, to an abstract name
+        return ("127.0.0.1", 0) if _inet(listener) else ""  # autobind to an abstract name, see unix(7)
 
 
 def _inet(listener: Listener) -> bool:
@@ -54,7 +54,7 @@ def _looked_at(listener: Listener, address: Any, path: str | None) -> str:
     if path is not None:
         return _path(listener, path)
     with socket.socket(listener.family, listener.type) as probe:
-        if listener.type == socket.SOCK_STREAM:  # connections of an earlier server may linger; nobody is shut out
+        if listener.type == socket.SOCK_STREAM:  # ignore lingering connections; takes nothing from a listener
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if listener.family == socket.AF_INET6:
             only = listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -66,7 +66,7 @@ def _looked_at(listener: Listener, address: Any, path: str | None) -> str:
 def _path(listener: Listener, path: str) -> str:
     if listener.access.owner is not None:
         owner(listener.access.owner)
-    # A socket of another type is refused where somebody listens, and where nobody does: in two ways.
+    # Connecting a socket of another type always fails, with one error for a live socket and another for a stale one.
     kind = socket.SOCK_SEQPACKET if listener.type == socket.SOCK_STREAM else listener.type
     stale = is_stale(path, kind)
     folder = Path(path).absolute().parent
@@ -79,7 +79,7 @@ def _path(listener: Listener, path: str) -> str:
 
 @contextlib.contextmanager
 def dry_run() -> Iterator[DryRun]:
-    """Inside, what is built is only tried, and `prefork.rehearsing()` is true."""
+    """Make the block a dry run: servers are only tried, and `prefork.rehearsing()` returns True."""
     tried, before = DryRun(), run_as(RunMode.CHECK)
     try:
         with bound_elsewhere(tried.instead):

@@ -1,7 +1,7 @@
-"""What `prefork run`, `check` and `config` have in common: the arguments, and the server that they mean.
+"""The common part of `prefork run`, `check` and `config`: their arguments, and the server that these describe.
 
-Owns what the command line is told beside the settings of the server's class, which is declared in the same way, so
-that option, variable and file key of it are made from the same list. Runs in the process that becomes the master.
+Owns the command line's own settings (`Launch`). They are declared like those of a server's class, so that options,
+variables and file keys come from one list. Must not serve. Runs in the process that becomes the master.
 """
 
 import argparse
@@ -58,13 +58,13 @@ EXIT_STATUS: dict[int, str] = {
 
 
 def sections(examples: str, *own: Section, exit_status: Mapping[int, str] = EXIT_STATUS) -> tuple[Section, ...]:
-    """Of the page of a command with these arguments: what all of them say, and its own."""
+    """Return the sections of a command's help page: the common ones and its own."""
     statuses = Section("exit status", [(str(status), text) for status, text in exit_status.items()])
     return VALUES_SECTION, ENVIRONMENT, FILES, *own, statuses, Section("examples", examples)
 
 
 class Launch:
-    """What the command line is told beside the settings of the server's class."""
+    """The command line's own settings, which are not settings of the server's class."""
 
     target: Annotated[
         str | None, Setting("what to serve, as in app:Server", group="Service", metavar="TARGET", positional=True)
@@ -93,12 +93,12 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
-    """A command line that was read, with all that it leads to: nothing is imported yet."""
+    """A parsed command line with all its settings. Nothing of the program has been imported yet."""
 
     found: Mapping[str, Found]
     launch: Launch
-    values: Mapping[str, Any]  # of settings of the server's class
-    path: str | None  # of the file
+    values: Mapping[str, Any]  # the settings of the server's class
+    path: str | None  # the configuration file
 
     @property
     def origins(self) -> dict[str, str]:
@@ -113,7 +113,7 @@ class LaunchPlan:
         return load(self.launch.target, self.origins)
 
     def build(self) -> Server:
-        """The server, bound. Raises ConfigError or BindError."""
+        """Return the bound server. Raises ConfigError or BindError."""
         server = build(self.load(), self.launch.bind, self.values)
         pool = pool_of(server)
         pool.launch = self.launch
@@ -122,9 +122,9 @@ class LaunchPlan:
         return server
 
     def holder(self) -> Any:
-        """What has the settings of the server in force: its class, or itself where only it knows. Raises as `build()`.
+        """Return the object with the settings in force: the server's class, or the server itself if need be.
 
-        Without a target, what a pool has by itself.
+        Without a target, they are the defaults of a pool. Raises ConfigError or BindError, as `build()` does.
         """
         if self.launch.target is None:
             return type("none", (PreForkingTCPServer,), dict(self.values))
@@ -132,7 +132,7 @@ class LaunchPlan:
 
 
 def fields() -> Mapping[str, Field]:
-    """Everything that can be set, the command line's own first."""
+    """Return every setting, the command line's own first."""
     return {**settings(Launch), **settings(PreForkingTCPServer)}
 
 
@@ -142,7 +142,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def read(args: argparse.Namespace) -> LaunchPlan:
-    """All sources, and what must fit together; from here on we are in the working directory. Raises ConfigError."""
+    """Read all sources, check them together, and change to the working directory. Raises ConfigError."""
     known, options = fields(), texts(args, fields())
     path = args.config if args.config is not None else os.environ.get(FILE_VARIABLE) or None
     _enter(gather(known, options, os.environ, None))
@@ -161,7 +161,7 @@ def read(args: argparse.Namespace) -> LaunchPlan:
 
 
 def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
-    """Go to the working directory, if it is set: first of all, so that the file too is found there."""
+    """Change to the working directory, if set. Called first, so that the file is found there too."""
     where = found.get("working_directory")
     if where is None:
         return
@@ -174,7 +174,7 @@ def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
 
 
 def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> None:
-    """Two things cannot listen at one address."""
+    """Raise ConfigError if two settings have the same address."""
     taken: list[tuple[Any, str]] = []
     for name, each in found.items():
         if known[name].setting.unit != "address" or each.value is None:
@@ -190,7 +190,7 @@ def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> 
 
 
 def _place(value: Any) -> Any:
-    """What is bound on a stream socket; None for what cannot collide with another, or is bound by somebody else."""
+    """Return the address that a stream socket binds; None if it cannot collide, or is bound already."""
     if not isinstance(value, Address):
         return value
     return value.address if value.kind in ("tcp", "unix") and value.fd is None else None

@@ -1,7 +1,7 @@
-"""The command line, `prefork COMMAND …`: the table of commands, dispatch, and how a mistake is said.
+"""The command line, `prefork COMMAND …`: the table of commands, the dispatch, and error messages.
 
-Decides nothing about any command: each has a room of its own, which is imported when it is asked for. Runs in the
-process that, for `prefork run`, becomes the master.
+Must not know any command's details: each command has its own module, imported only when it is used. Runs in the process
+that, for `prefork run`, becomes the master.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ __all__ = ["SUBCOMMAND_TABLE", "SubcommandRow", "main"]
 
 @dataclass(frozen=True, slots=True)
 class SubcommandRow:
-    """A command. Its module stands beside this one, with a `Subcommand` of its name in capitals."""
+    """A command. Its module in this package has a `Subcommand` of the same name in capitals."""
 
     name: str
     help: str  # one line
     group: str
     room: str
-    interrupted: int = 130  # after Ctrl-C: it has not done what it was asked for; while `run` serves, INT is its own
+    interrupted: int = 130  # status after Ctrl-C: the command is incomplete; a serving `run` handles SIGINT itself
 
     def command(self) -> Subcommand:
         found = getattr(importlib.import_module(f".{self.room}", __package__), self.name.upper())
@@ -36,7 +36,7 @@ class SubcommandRow:
         return found
 
 
-# A row added here is the only way to add a command.
+# Adding a row here is the only way to add a command.
 SUBCOMMAND_TABLE = (
     SubcommandRow("run", "serve a target from a pool of workers", "serving", "run", interrupted=0),
     SubcommandRow("check", "load a target and boot one worker, beside a running service", "serving", "check"),
@@ -74,7 +74,7 @@ SECTIONS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status. What is wrong is said in one sentence on stderr."""
+    """Run the command line and return the exit status. Errors are printed to stderr, in one sentence."""
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except PreforkError as exc:
@@ -104,7 +104,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def _run(row: SubcommandRow, argv: Sequence[str]) -> int:
     command = row.command()
-    with _printing():  # its page
+    with _printing():  # may print the help page
         args = Parser(row.name, row.help, command).parse(argv)
     with contextlib.nullcontext() if row.name == "run" else _printing():
         return command.run(args)
@@ -112,7 +112,7 @@ def _run(row: SubcommandRow, argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """For what prints and ends: a reader who has seen enough (`prefork ctl workers | head`) is no internal error."""
+    """Guard code that prints and exits: a reader that closes early (`prefork ctl workers | head`) is no error."""
     try:
         try:
             yield
@@ -130,14 +130,14 @@ def _complain(error: PreforkError) -> None:
 
 
 def version() -> str:
-    """What somebody who is asked for the version wants to know as well."""
+    """Return the version, with what a bug report needs besides."""
     implementation, python = sys.implementation.name, ".".join(map(str, sys.version_info[:3]))
     system = os.uname()
     return f"prefork {__version__} ({implementation} {python}, {system.sysname} {system.release} {system.machine})"
 
 
 def page() -> str:
-    """`prefork --help`."""
+    """Return the text of `prefork --help`."""
     parts = ["prefork - run socketserver programs in production", "usage: prefork COMMAND [ARGUMENT ...]"]
     for group in dict.fromkeys(row.group for row in SUBCOMMAND_TABLE):
         rows = [(row.name, row.help) for row in SUBCOMMAND_TABLE if row.group == group]

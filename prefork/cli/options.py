@@ -1,6 +1,7 @@
-"""Options made from settings: `max_children` is --max-children, of type and range as its field says.
+"""Options made from settings: `max_children` becomes --max-children, with the type and range of its field.
 
-Owns how a field looks on a command line. Runs in the process of the command line.
+Owns the appearance of a field on the command line. Must not parse values, which fields.py does. Runs in the process of
+the command line.
 """
 
 import argparse
@@ -13,7 +14,7 @@ __all__ = ["add_settings", "texts"]
 
 
 def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
-    """An option for each field, under its group's title, groups in the order in which they are first met."""
+    """Add an option per field, under its group's title. Groups are in order of first use."""
     for field in fields.values():
         if field.setting.positional:
             parser.add_argument(field.name, metavar=field.metavar, nargs="?", help=field.setting.help)
@@ -37,6 +38,6 @@ def _help(field: Field) -> str:
 
 
 def texts(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, str]:
-    """What was given for each field, as it was typed."""
+    """Return the text given for each field, as typed."""
     found = {name: getattr(args, name, None) for name in fields}
     return {name: text for name, text in found.items() if text is not None}

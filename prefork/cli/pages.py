@@ -1,7 +1,8 @@
-"""What every command of `prefork` is made of, and its page: `prefork COMMAND --help`, in 80 columns or fewer.
+"""The parts of a `prefork` command, and its help page: `prefork COMMAND --help`, in 80 columns or fewer.
 
-Owns the shape of a command and of its help; says nothing itself about any of them. A command's room (run.py, …) holds
-one `Subcommand` of its name, and the table in main.py names the room. Runs in the process of the command line.
+Owns the structure of a command and of its help; must not contain a particular command's text. A command's module
+(run.py, …) has one `Subcommand` of its name, and the table in main.py lists the module. Runs in the process of the
+command line.
 """
 
 import argparse
@@ -16,12 +17,12 @@ from ..errors import ConfigError, nearest
 
 __all__ = ["Parser", "Section", "Subcommand", "columns", "unusable"]
 
-TERM_COLUMNS = 24  # of a two-column section, its indent included
+TERM_COLUMNS = 24  # in a two-column section, including the indent
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page behind the options: rows of (term, meaning), or a text of paragraphs."""
+    """A section of a page after the options: rows of (term, meaning), or paragraphs of text."""
 
     title: str
     body: Sequence[tuple[str, str]] | str
@@ -35,9 +36,9 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Subcommand:
-    """One command: its arguments, what it does, and what its page says beside them.
+    """One command: its arguments, its function, and the text of its page.
 
-    `run` gets the parsed arguments and returns the exit status; what it raises of ours is said by main.py.
+    `run` gets the parsed arguments and returns the exit status. A PreforkError that it raises is printed by main.py.
     """
 
     usage: str  # without "prefork NAME"
@@ -48,7 +49,7 @@ class Subcommand:
 
 
 def columns() -> int:
-    """How wide a page may be."""
+    """Return the width of a page."""
     return min(shutil.get_terminal_size().columns, 80) - 2
 
 
@@ -57,7 +58,7 @@ def unusable(reason: str) -> ConfigError:
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of one command. A mistake is a ConfigError, with the nearest name that there is."""
+    """The argument parser of one command. Errors are ConfigErrors, which suggest the nearest known name."""
 
     def __init__(self, name: str, help: str, command: Subcommand) -> None:
         sections = "\n\n".join(section.formatted(columns()) for section in command.sections)
@@ -70,7 +71,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Help,
         )
         if sys.version_info >= (3, 14):
-            self.color = False  # as the page of `prefork --help`, which is not argparse's
+            self.color = False  # like the page of `prefork --help`, which argparse does not make
         self._headline = f"prefork {name} - {help}\n\n"
         command.add_arguments(self)
 
@@ -90,19 +91,19 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """The description is filled paragraph by paragraph; sections come as they are to be."""
+    """Fill the description paragraph by paragraph; print sections as they are."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=31, width=columns())
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if ":\n  " in text:  # sections
+        if ":\n  " in text:  # sections, formatted already
             return text
         return "\n\n".join(_filled(part, width, indent) for part in text.strip().split("\n\n"))
 
 
 def _filled(paragraph: str, width: int, indent: str) -> str:
-    """One paragraph, filled; one whose lines are indented is kept as it is, as an example of a terminal."""
+    """Fill one paragraph. One with indented lines is a terminal example and kept as it is."""
     if paragraph.startswith("  "):
         return textwrap.indent(textwrap.dedent(paragraph), indent)
     return textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent, subsequent_indent=indent)

@@ -1,6 +1,7 @@
 """`prefork run`: serve a target from a pool of workers.
 
-Runs in the process that becomes the master. Decides nothing about servers: targets.py makes one, and it serves.
+Runs in the process that becomes the master. Must not decide anything about servers: targets.py makes one, which then
+serves.
 """
 
 import argparse
@@ -29,7 +30,7 @@ _EXAMPLES = """\
 
 def _run(args: argparse.Namespace) -> int:
     plan = launch.read(args)
-    if rehearsing():  # what it logs is for whoever asked for the reload
+    if rehearsing():  # its log is for the client that asked for the reload
         logs.check(plan.launch.log_file)
         logs.set_up(plan.launch.log_level)
     else:

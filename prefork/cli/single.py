@@ -1,9 +1,9 @@
 """`prefork run --single`: no fork; requests run one after another in this process, for a debugger.
 
-Runs in the process of the command line, on its main thread. `breakpoint()` in a handler has the terminal, Ctrl-C is a
-KeyboardInterrupt wherever the program is (after a `continue` of pdb: its prompt), and `quit` ends the service: with
-status 0, and from Python 3.14 on, where it asks first and then exits, with 1. Nobody supervises: no timeouts, no
-recycling, no metrics, no reload.
+Runs in the process of the command line, in its main thread. `breakpoint()` in a handler has the terminal. Ctrl-C raises
+KeyboardInterrupt wherever the program is; after `continue` in pdb it returns to the prompt. `quit` ends the service,
+with status 0, or 1 since Python 3.14, where pdb asks first and then exits. There is no supervisor, hence no timeouts,
+no recycling, no metrics and no reload.
 """
 
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger("prefork.server")
 
 
 def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-    """Who leaves the debugger by `quit` means the program, not the request."""
+    """Wrap `handle_error()`: `quit` in the debugger ends the program, not only the request."""
 
     def handle(request: Any, client_address: Any) -> None:
         if isinstance(sys.exception(), BdbQuit):
@@ -39,9 +39,9 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 
 
 def serve_single(server: "PreForkingMixIn") -> None:
-    """Serve until Ctrl-C, TERM or `shutdown()`; with `worker_started()` before it and `worker_stopping()` after it.
+    """Serve until Ctrl-C, SIGTERM or `shutdown()`. Call `worker_started()` before it and `worker_stopping()` after.
 
-    A SystemExit of a handler, or of pdb, ends it too, and passes.
+    A SystemExit raised by a handler or by pdb ends it too, and propagates.
     """
     if rehearsing():  # which says by name that a reload cannot make it so, and leaves
         server.serve_forever()

@@ -1,13 +1,13 @@
-"""What TARGET of `prefork run TARGET` may be, and the server that it becomes.
+"""The kinds of TARGET of `prefork run TARGET`, and the server made from each.
 
-    handler class     served by a pre-forking server of the address's kind; with threads where --max-threads is given
-    server class      called with the address, and with its class attribute RequestHandlerClass where it has one;
-                      PreForkingMixIn is put in front of it where it has none
+    handler class     served by a pre-forking server of the address's kind; with threads if --max-threads is given
+    server class      called with the address, and with its class attribute RequestHandlerClass if it has one;
+                      PreForkingMixIn is put in front of it unless it has it already
     server instance   bound by its own module, so --bind must not be given
     factory           a function that returns an instance; called with the address if it takes an argument
 
-Owns importing the user's module and making the server; never serves. Runs in the process that becomes the master.
-A mistake is a ConfigError; an exception in the user's own code is a UserCodeError, which keeps it as its cause.
+Owns the import of the user's module and the creation of the server; must not serve. Runs in the process that becomes
+the master. Mistakes raise ConfigError; an exception in the user's own code raises UserCodeError, with it as the cause.
 """
 
 import importlib
@@ -28,7 +28,7 @@ from ..sockets.addresses import Address, Kind, parse_address
 
 __all__ = ["Server", "Target", "applies", "build", "holder", "load"]
 
-# Any: a target is what the user's module holds, of our classes, the standard library's or their own.
+# Any: a target is an object of the user's module, based on our classes, the standard library's or their own.
 Server = Any
 
 _BY_KIND: Mapping[Kind, type[BaseServer]] = {
@@ -44,7 +44,7 @@ _KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "U
 
 
 class Target:
-    """What `text` (module:attribute) names, imported. `origins` says of a setting who set it."""
+    """The imported object that `text` (module:attribute) names. `origins` maps settings to their sources."""
 
     def __init__(self, text: str, found: Any, origins: Mapping[str, str]) -> None:
         self.text = text
@@ -56,7 +56,7 @@ class Target:
         return ConfigError(f"could not serve {self.text}{where}: {reason}")
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call the user's code; what it raises, our own errors apart, becomes a UserCodeError."""
+        """Call the user's code. Raises UserCodeError for any exception but our own errors."""
         return _theirs(f"could not make a server of {self.text}", function, *args)
 
 
@@ -72,7 +72,7 @@ def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def load(text: str, origins: Mapping[str, str]) -> Target:
-    """Import `module:attribute`, the current directory first. Raises ConfigError."""
+    """Import `module:attribute`, searching the current directory first. Raises ConfigError."""
     module_name, _, path = text.partition(":")
     if not path or not all(part.isidentifier() for part in (module_name + "." + path).split(".")):
         hint = "; a module is named without .py and slashes" if module_name.endswith(".py") or "/" in text else ""
@@ -105,7 +105,7 @@ def _import(name: str) -> ModuleType:
 
 
 def build(target: Target, address: Address | None, values: Mapping[str, Any]) -> Server:
-    """The bound server that `target` means, with the settings in `values`. Raises ConfigError or BindError."""
+    """Return the bound server for `target`, with the settings in `values`. Raises ConfigError or BindError."""
     found = target.found
     if isinstance(found, type):
         return _from_class(target, found, address, values)
@@ -136,7 +136,7 @@ def _from_class(target: Target, found: type, address: Address | None, values: Ma
 
 
 def holder(target: Target, address: Address | None, values: Mapping[str, Any]) -> Any:
-    """What has the settings in force: the class that would be made an instance of, or the instance itself."""
+    """Return the object with the settings in force: the class that would be instantiated, or the instance."""
     found = target.found
     if not isinstance(found, type) or not (_is_server(found) or callable(getattr(found, "handle", None))):
         return build(target, address, values)
@@ -176,7 +176,7 @@ def _kind_of(cls: type) -> Kind | None:
 def _derived(
     target: Target, bases: tuple[type, ...], found: type, address: Address, values: Mapping[str, Any]
 ) -> Callable[..., Server]:
-    """A subclass under the target's own name that carries the settings, so that they hold before anything is bound."""
+    """Return a subclass of the target's name with the settings, which apply before anything is bound."""
     names: dict[str, Any] = {
         "__module__": found.__module__,
         "__qualname__": found.__qualname__,
@@ -195,13 +195,13 @@ def _derived(
 
 
 def _chooses_family(bases: tuple[type, ...], address: Address) -> bool:
-    """Our TCPServer takes an IPv6 address by itself, and `dual_stack` holds only for what it chose."""
+    """Return True if our TCPServer chooses the family itself; `dual_stack` only applies to its own choice."""
     family = getattr(bases[-1], "address_family", None)
     return address.fd is None and family == socket.AF_INET and issubclass(bases[-1], TCPServer)
 
 
 def _callable_with(target: Target, function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """`function`, when it can be called with `count` arguments: (address), or (address, handler class)."""
+    """Return `function` if it takes `count` arguments: (address), or (address, handler class)."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
@@ -225,7 +225,7 @@ def _from_factory(target: Target, factory: Callable[..., Any], address: Address 
 
 
 def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Server:
-    """An instance that is bound already, with the settings that can still be set."""
+    """Return an instance that is already bound, with the settings that can still be changed."""
     if not _is_server(server) or isinstance(server, type):
         raise target.refused(f"it returned {_a(type(server))}, not a server")
     if not isinstance(server, PreForkingMixIn):
@@ -258,7 +258,7 @@ def _check_known(target: Target, cls: type, values: Mapping[str, Any]) -> None:
 
 
 def applies(cls: type, name: str) -> bool:
-    """Whether this setting means anything to this class."""
+    """Return True if this setting has an effect on this class."""
     return name != "max_threads" or hasattr(cls, "process_request_thread")
 
 

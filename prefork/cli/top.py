@@ -1,6 +1,6 @@
-"""`prefork top`: a service at work, on a live screen or once as plain text; the command and its page.
+"""`prefork top`: show a running service on a live screen, or once as plain text; the command and its page.
 
-Runs in a process of its own. Whom it asks stands in top/sources.py, what is shown in top/screen.py.
+Runs in its own process. The sources of its data are in top/sources.py, the contents of the screen in top/screen.py.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from .pages import Parser, Section, Subcommand, unusable
 
 __all__ = ["TOP"]
 
-METRICS_VARIABLE = "PREFORK_METRICS"  # as for prefork run
-ONCE_S = 1.0  # between the two looks whose difference is printed
-WIDE = 200  # where there is no terminal
+METRICS_VARIABLE = "PREFORK_METRICS"  # also read by prefork run
+ONCE_S = 1.0  # between the two looks that are compared
+WIDE = 200  # without a terminal
 _DESCRIPTION = f"""\
 Show a running service: rate, latency, saturation and queue, and what each worker does, since when and for whom.
 
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _source(control: str | None, url: str | None) -> Source:
-    """An option before a variable, the control socket before the metrics."""
+    """Choose the source: options before variables, the control socket before the metrics."""
     if control and url:
         raise unusable("--control and --url are both given; say one")
     if not control and not url:
