@@ -1,4 +1,4 @@
-"""What `prefork top` is made of: whom it asks, what it computes, what it shows.
+"""The parts of `prefork top`: its sources, its computations and its screen.
 
-Runs in a process of its own; reads a control socket or a metrics URL, and commands nothing but what a key says.
+Runs in its own process. Reads a control socket or a metrics URL, and must not send a command unless a key asks for it.
 """

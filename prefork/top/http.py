@@ -1,7 +1,7 @@
-"""A GET from a metrics address, over TCP, TLS or a Unix socket, whole within one deadline.
+"""GET from a metrics address over TCP, TLS or a Unix socket, completed within one deadline.
 
-Runs in `prefork top --url`. Proxies of the environment and redirections are not followed: the address that is given is
-the one that is asked.
+Runs in `prefork top --url`. Must not use proxies of the environment or follow redirects: it asks only the address that
+was given.
 """
 
 import email.utils
@@ -26,7 +26,7 @@ LONGEST = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to ask, and for what. `text` is what was given; `unix` is a path."""
+    """An address and the path to get. `text` is the original text; `unix` is the path of a Unix socket."""
 
     text: str
     host: str
@@ -36,7 +36,7 @@ class Endpoint:
     tls: bool = False
 
     def beside(self, path: str) -> "Endpoint | None":
-        """Another path of the same exporter, where it is plain which."""
+        """Return the endpoint of another path of the same exporter; None if it cannot be derived."""
         prefix = self.path.removesuffix(PATH)
         return None if prefix == self.path else replace(self, path=prefix + path)
 
@@ -46,11 +46,11 @@ class Response:
     status: int
     reason: str
     text: str
-    date: float  # of the exporter's wall clock
+    date: float  # by the exporter's wall clock
 
 
 def parse_url(text: str) -> Endpoint:
-    """Raises ConfigError."""
+    """Parse the address of metrics. Raises ConfigError."""
     scheme, separator, _ = text.partition("://")
     if not separator:
         return _address(text)
@@ -89,7 +89,7 @@ def _refused(text: str, reason: str) -> ConfigError:
 
 
 def get(place: Endpoint, until: float) -> Response:
-    """By `until` (monotonic). Raises PreforkError."""
+    """Get the endpoint by `until` (monotonic). Raises PreforkError."""
     seconds = max(0.001, until - time.monotonic())
     try:
         with _dialled(place, until) as sock:
@@ -131,7 +131,7 @@ def _date(text: str | None) -> float:
 
 
 def _left(until: float) -> float:
-    """Seconds; TimeoutError when there are none, for what comes without a pause never times out by itself."""
+    """Return the seconds left. Raises TimeoutError if there are none: a steady stream never times out by itself."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -139,7 +139,7 @@ def _left(until: float) -> float:
 
 
 class _Hurried(socket.socket):
-    """A socket whose reads have until `until`, however slowly the bytes come."""
+    """A socket whose reads have the deadline `until`, however slowly the bytes arrive."""
 
     until = 0.0
 
@@ -177,7 +177,7 @@ def _dialled(place: Endpoint, until: float) -> _Hurried | _HurriedTLS:
 def _secured(place: Endpoint, sock: socket.socket, until: float) -> _HurriedTLS:
     context = ssl.create_default_context()
     context.sslsocket_class = _HurriedTLS
-    with sock:  # wrapped, its descriptor is the other's
+    with sock:  # wrapping moves its descriptor to the new socket
         secured = context.wrap_socket(sock, server_hostname=place.host)
     assert isinstance(secured, _HurriedTLS)
     secured.until = until

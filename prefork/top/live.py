@@ -1,8 +1,7 @@
-"""The live screen of `prefork top`: asks again and again, draws, and does what is typed.
+"""The live screen of `prefork top`: poll the source, draw, and act on keys.
 
-Runs in a process of its own. The questions are asked by a thread, so that a service that does not answer leaves the
-screen and the keys alive; so is each command, whose end may be far. Both end with the process. The screen needs rich,
-which is imported here only.
+Runs in its own process. Threads poll the source and carry out commands, which may take long, so that the screen and the
+keys work even if the service does not answer. The threads end with the process. rich is imported only here.
 """
 
 import contextlib
@@ -26,11 +25,11 @@ from .sources import Source
 __all__ = ["show"]
 
 EVERY_S = 1.0
-SPAN_S = 4.5  # what is shown of rates is of about so long: five looks
+SPAN_S = 4.5  # rates cover about this time: five looks
 NOTICE_S = 10.0
 _KEY = re.compile(rb"\x1b[\[O]([A-Z])|\x1b?(.)", re.DOTALL)
 ARROWS = {"A": "k", "B": "j"}
-# Of metrics.
+# With metrics only.
 REFUSED = {
     "d": "could not replace a worker: metrics can only be read; say --control PATH",
     **dict.fromkeys("sjk", "there are no rows of workers here; they need --control PATH"),
@@ -38,7 +37,7 @@ REFUSED = {
 
 
 def show(source: Source) -> int:
-    """Until somebody leaves. Raises PreforkError when the service cannot be asked at the start."""
+    """Show the screen until the user quits. Raises PreforkError if the service cannot be reached at the start."""
     try:
         from rich.console import Console
         from rich.live import Live
@@ -66,7 +65,7 @@ def show(source: Source) -> int:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[None]:
-    """Each key comes at once, unseen; Ctrl-C stays what it is."""
+    """Read keys at once and without echo; Ctrl-C keeps its meaning."""
     before = termios.tcgetattr(0)
     tty.setcbreak(0)
     try:
@@ -81,7 +80,7 @@ class Notice:
 
 
 class Screen:
-    """What is shown, and what is typed."""
+    """The contents of the screen, and the handling of keys."""
 
     def __init__(self, source: Source, look: Look) -> None:
         self.left = False
@@ -100,7 +99,7 @@ class Screen:
         return lines(self._before(), self._looks[-1], view)
 
     def wait(self) -> None:
-        """Until there is something to draw: an answer, a key, or a second."""
+        """Wait until there is something to draw: an answer, a key, or after a second."""
         ready = select.select([0, self._woken], [], [], EVERY_S)[0]
         if self._woken in ready:
             os.eventfd_read(self._woken)
@@ -114,7 +113,7 @@ class Screen:
         for arrow, key in _KEY.findall(data):
             self._act(ARROWS.get(arrow.decode(), "") if arrow else key.decode("ascii", "replace"))
 
-    # What is typed.
+    # Keys.
 
     def _act(self, key: str) -> None:
         if key == "q":
@@ -135,7 +134,7 @@ class Screen:
             at = there.index(self._view.chosen) + step
             self._view = replace(self._view, chosen=there[max(0, min(at, len(there) - 1))])
 
-    # What comes from elsewhere.
+    # Threads and their results.
 
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -170,7 +169,7 @@ class Screen:
             self._problem = str(found)
 
     def _keep_chosen(self, look: Look) -> None:
-        """The same worker, wherever it stands now; when it is gone, its successor in the slot, or the first."""
+        """Keep the same worker selected; if it is gone, its successor in the slot, or the first worker."""
         there = [(w["slot"], w["pid"]) for w in look.workers or []]
         chosen = self._view.chosen
         if chosen not in there:

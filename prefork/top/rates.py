@@ -1,6 +1,6 @@
-"""Of two looks at a service, what happened between them: counts, shares and quantiles. Pure.
+"""Compute what happened between two looks at a service: counts, shares and quantiles. Pure.
 
-Runs in `prefork top`. A counter that fell has started anew, with the service: then all that it says has happened since.
+Runs in `prefork top`. A counter that fell was reset by a restart of the service, so its whole value counts.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ FAILURES = ("error", "timeout", "lost")
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the service said at one moment (seconds, of any clock that only goes forward).
+    """The service's report at one moment (`at` is in seconds of any monotonic clock).
 
-    `status` is as control/report.py has it; what the source does not know is None. So are the workers
-    of a metrics URL.
+    `status` has the form of control/report.py; unknown values are None. `workers` is None for a metrics URL.
     """
 
     at: float
@@ -26,12 +25,12 @@ class Look:
 
 
 def grown(then: float | None, now: float) -> float:
-    """By how much a counter grew."""
+    """Return the growth of a counter."""
     return now if then is None or now < then else now - then
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[float], share: float) -> float | None:
-    """Where this share of the observations is below, as near as the buckets tell; None without any."""
+    """Return the quantile for this share, as exactly as the buckets allow; None without observations."""
     wanted, below, low = share * sum(counts), 0.0, 0.0
     for bound, count in zip(bounds, counts, strict=False):
         if count and below + count >= wanted:
@@ -41,7 +40,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[float], share: float) -> 
 
 
 class Span:
-    """The time between two looks; without an earlier one, since the service began."""
+    """The time between two looks; without an earlier one, since the start of the service."""
 
     def __init__(self, before: Look | None, look: Look) -> None:
         self._now = look.status
@@ -54,20 +53,20 @@ class Span:
                 self._then = before.status
 
     def accepted(self) -> float:
-        """Connections in a second."""
+        """Return the accepted connections per second."""
         return self._requests("accepted") / self.seconds
 
     def failed(self) -> float:
-        """Requests in a second that ended badly."""
+        """Return the failed requests per second."""
         return sum(map(self._requests, FAILURES)) / self.seconds
 
     def saturated(self) -> float | None:
-        """The share of the time in which no request more could have been taken."""
+        """Return the share of the time in which no further request could be accepted; None if unknown."""
         now = self._now["saturated_s"]
         return None if now is None else min(1.0, grown(self._then.get("saturated_s"), now) / self.seconds)
 
     def quantiles(self, name: str, *shares: float) -> list[float | None]:
-        """Of the observations of a histogram that came in this time."""
+        """Return quantiles of the observations that a histogram gained in this time."""
         now, then = self._now[name], self._then.get(name)
         if now is None:
             return [None] * len(shares)

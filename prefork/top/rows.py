@@ -1,4 +1,4 @@
-"""The table of workers, as wide as the terminal: which columns there is room for, and how a peer is shortened. Pure."""
+"""Fit the table of workers to the terminal: choose columns and shorten peers. Pure; runs in `prefork top`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ __all__ = ["fitted", "shortened"]
 WorkerRow = dict[str, Any]
 PEER = COLUMNS.index("peer")
 STATE, CPU = COLUMNS.index("state"), COLUMNS.index("cpu")
-GIVEN_UP = ("gen", "busy", "pid")  # in this order, where there is no room: the rest is what is looked for
+GIVEN_UP = ("gen", "busy", "pid")  # dropped in this order for want of room; the other columns matter most
 PEER_LEAST = len("255.255.255.255:65535")
 
 
 def fitted(workers: Sequence[WorkerRow], cpu: Mapping[tuple[int, int], float], width: int) -> list[str]:
-    """The heading and a line a worker. `cpu`: shares of one CPU, where they are known; else its seconds are shown."""
+    """Return the heading and a line per worker. `cpu` has known shares of one CPU; others show CPU seconds."""
     rows = [list(COLUMNS), *(_cells(worker, cpu) for worker in workers)]
     columns = list(range(len(COLUMNS)))
     for name in GIVEN_UP:
@@ -45,14 +45,14 @@ def _cells(worker: WorkerRow, cpu: Mapping[tuple[int, int], float]) -> list[str]
 
 
 def _matters(name: str, workers: Sequence[WorkerRow]) -> bool:
-    """Whether this column says something that is not the same of all, or that no other column says."""
+    """Return True if this column differs between workers, or has information that no other has."""
     if name == "gen":
         return len({worker["generation"] for worker in workers}) > 1
     return name == "pid" or any(worker["lanes"] > 1 for worker in workers)
 
 
 def _width(rows: Sequence[Sequence[str]], columns: Sequence[int], gap: int) -> int:
-    """Of the table; a peer counts with what it must have."""
+    """Return the width of the table, with peers at their minimum."""
     widths = [max(len(row[column]) for row in rows) for column in columns]
     if PEER in columns:
         widths[-1] = min(widths[-1], PEER_LEAST)
@@ -60,12 +60,12 @@ def _width(rows: Sequence[Sequence[str]], columns: Sequence[int], gap: int) -> i
 
 
 def _peer(worker: WorkerRow, cell: str, width: int) -> str:
-    """Whole, if there is room; else without how many more there are; else without its middle."""
+    """Return the peer: complete, or without the number of further peers, or without its middle."""
     return cell if len(cell) <= width else shortened(cell.partition(" +")[0], width)
 
 
 def shortened(peer: str, width: int) -> str:
-    """Its beginning and its end, where the port is."""
+    """Shorten a peer to its beginning and its end, which has the port."""
     if len(peer) <= width:
         return peer
     end = max(width - 2 - width // 3, 0)

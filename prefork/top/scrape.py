@@ -1,7 +1,7 @@
-"""From the text of /metrics to a look at the service, in the words of control/report.py. Pure.
+"""Convert the text of /metrics to a status in the form of control/report.py. Pure.
 
-Runs in `prefork top --url`, which is why prometheus_client is imported here, for its parser alone. What the exporter
-does not serve, for this kind of service or on this kernel, is None.
+Runs in `prefork top --url`, so it may import prometheus_client, for its parser only. Values that the exporter does not
+serve, for this kind of service or on this kernel, are None.
 """
 
 from collections import defaultdict
@@ -17,11 +17,11 @@ __all__ = ["NotOurs", "status_of"]
 
 STATES = ("starting", "idle", "busy", "draining")
 OUTCOMES = ("ok", "error", "timeout", "lost")
-OUR_LINES = ("prefork_", "# TYPE prefork_")  # the program's own series may be many thousand
+OUR_LINES = ("prefork_", "# TYPE prefork_")  # skips the program's own series, perhaps thousands
 
 
 class NotOurs(PreforkError):
-    """This is not what the exporter of a service serves."""
+    """The text was not served by a prefork exporter."""
 
 
 class _Samples:
@@ -38,7 +38,7 @@ class _Samples:
             raise NotOurs("it is no exporter of a prefork service, there is no prefork_build_info")
 
     def total(self, name: str, **labels: str) -> float | None:
-        """Over all samples with these labels."""
+        """Return the sum of all samples with these labels."""
         values = [s.value for s in self._by_name[name] if labels.items() <= s.labels.items()]
         return sum(values) if values else None
 
@@ -50,7 +50,7 @@ class _Samples:
         return list(dict.fromkeys(s.labels.get(label, "") for s in self._by_name[name]))
 
     def histogram(self, name: str) -> dict[str, Any] | None:
-        """Bounds and the counts between them, the last without a bound; the samples are cumulative."""
+        """Return bounds and the counts between them, the last one unbounded. The samples are cumulative."""
         buckets: dict[float, float] = defaultdict(float)
         for sample in self._by_name[f"{name}_bucket"]:
             buckets[float(sample.labels["le"])] += sample.value
@@ -62,7 +62,7 @@ class _Samples:
 
 
 def status_of(text: str, now: float) -> dict[str, Any]:
-    """`now` is the exporter's wall clock. Raises NotOurs."""
+    """Return the status. `now` is the time by the exporter's wall clock. Raises NotOurs."""
     found = _Samples(text)
     started = found.total("prefork_start_time_seconds")
     (prefork,), (python,) = (found.labels("prefork_build_info", label)[:1] for label in ("version", "python"))
@@ -104,7 +104,7 @@ def _exits(found: _Samples) -> dict[str, int]:
 
 
 def _only_here(found: _Samples, now: float) -> Mapping[str, Any]:
-    """What the control socket says of each worker, or does not say."""
+    """Return the values that the control socket reports per worker, or not at all."""
     reloaded = found.total("prefork_last_reload_timestamp_seconds")
     return {
         "queue_wait": found.histogram("prefork_queue_wait_seconds"),

@@ -1,7 +1,7 @@
-"""What `prefork top` shows, line by line. Pure: from two looks at a service to lines that fit.
+"""The screen of `prefork top`, line by line. Pure: from two looks at a service to lines that fit.
 
-A service that was asked by its control socket has a row a worker; one that was asked by its metrics, a table of what
-they tell beyond the header.
+Runs in `prefork top`. With a control socket there is a row per worker; with metrics, a table of the values that are not
+in the header.
 """
 
 import textwrap
@@ -32,10 +32,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the person at the terminal has chosen, and what there is to say."""
+    """The user's choices, and the messages to show."""
 
     width: int
-    height: int | None = None  # None: all lines, without the keys
+    height: int | None = None  # None: all lines, without the line of keys
     sort: str = "slot"
     chosen: Chosen | None = None
     notice: str = ""
@@ -43,7 +43,7 @@ class View:
 
 
 def lines(before: Look | None, look: Look, view: View) -> list[Line]:
-    """No line is wider and no more lines are than fit."""
+    """Return the lines of the screen, no wider and no more than fit."""
     span = Span(before, look)
     top = [*_header(look, span), *_alerts(look, view), Line("")]
     foot = _foot(look, view) if view.height is not None else []
@@ -114,7 +114,7 @@ def _alerts(look: Look, view: View) -> list[Line]:
 
 
 def _filled(text: str, width: int, style: str) -> list[Line]:
-    """A sentence, in as many lines as it takes, within reason."""
+    """Wrap a sentence into as many lines as needed, within reason."""
     return [Line(part, style) for part in textwrap.wrap(printable(text), width)[:SENTENCE_LINES]]
 
 
@@ -123,11 +123,11 @@ def _foot(look: Look, view: View) -> list[Line]:
     return [*_filled(view.notice, view.width, "bold"), Line(keys, "dim")]
 
 
-# A row a worker.
+# A row per worker.
 
 
 def ordered(before: Look | None, look: Look, sort: str) -> list[WorkerRow]:
-    """The most first, or the lowest slot."""
+    """Sort workers by a column, highest value first, or by slot, lowest first."""
     cpu = _cpu_shares(before, look)
     by: dict[str, Callable[[WorkerRow], float]] = {
         "slot": lambda w: 0,
@@ -144,7 +144,7 @@ def _chosen(worker: WorkerRow) -> Chosen:
 
 
 def _cpu_shares(before: Look | None, look: Look) -> dict[Chosen, float]:
-    """Of one CPU, since the look before; of a worker that was not there then, since it began."""
+    """Return each worker's share of one CPU since the look before; for a new worker, since its start."""
     if before is None:
         return {}
     then = {_chosen(w): w["cpu_s"] or 0.0 for w in before.workers or []}
@@ -166,14 +166,14 @@ def _workers(look: Look, before: Look | None, span: Span, view: View, room: int 
 
 
 def _window(rows: Sequence[Line], size: int) -> list[Line]:
-    """Those around the chosen one, and which they are."""
+    """Return the rows around the chosen one, and a line that numbers them."""
     at = next((number for number, row in enumerate(rows) if row.style), 0)
     first = max(0, min(at - size // 2, len(rows) - size))
     shown = rows[first : first + size]
     return [*shown, Line(f"workers {first + 1} to {first + len(shown)} of {len(rows)}", "dim")]
 
 
-# What metrics tell.
+# The table of metrics.
 
 
 def _metrics(look: Look, span: Span, view: View) -> list[Line]:
@@ -187,7 +187,7 @@ def _metrics(look: Look, span: Span, view: View) -> list[Line]:
         ("requests", f"{requests['accepted']} accepted, {requests['ok']} ok, {requests['rejected']} rejected"),
         ("", ", ".join(f"{requests[outcome]} {outcome}" for outcome in ("error", "timeout", "lost"))),
         ("exits", exits(status)),
-        ("cpu", None if status["cpu_user_s"] is None  # no rate: a worker's comes every ten seconds
+        ("cpu", None if status["cpu_user_s"] is None  # no rate: workers report it every ten seconds
             else f"{duration(status['cpu_user_s'])} user, {duration(status['cpu_system_s'])} system"),
         ("memory", None if status["memory_sum_bytes"] is None
             else f"{size(status['memory_sum_bytes'])}, the largest worker {size(status['memory_max_bytes'])}"),

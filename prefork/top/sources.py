@@ -1,6 +1,6 @@
-"""Whom `prefork top` asks: a control socket, which tells all and can be commanded, or a metrics URL, read-only.
+"""The sources of `prefork top`: a control socket, which has all data and takes commands, or a read-only metrics URL.
 
-Runs in `prefork top`. Every question has a deadline, so that a service that hangs is seen to hang.
+Runs in `prefork top`. Every look must have a deadline, so that a hanging service is seen to hang.
 """
 
 import time
@@ -21,17 +21,17 @@ READY, HEALTHY = "/-/ready", "/-/healthy"
 
 
 class Source(Protocol):
-    """Raises PreforkError where the service does not answer, or refuses."""
+    """A source of looks. Its methods raise PreforkError if the service does not answer or refuses."""
 
     def look(self) -> Look:
-        """Ask now."""
+        """Return the state of the service now."""
 
     def replace(self, slot: int, say: Callable[[str], None]) -> None:
-        """Have a worker replaced; returns when it is."""
+        """Replace a worker, and return when it is done. `say` gets the progress."""
 
 
 class ControlSource:
-    """A control socket."""
+    """The control socket of a service."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -49,13 +49,13 @@ class ControlSource:
 
 
 class MetricsSource:
-    """The exporter of a service."""
+    """The metrics of a service, read-only."""
 
     def __init__(self, place: Endpoint) -> None:
         self._place = place
 
     def look(self) -> Look:
-        from .scrape import NotOurs, status_of  # which imports prometheus_client: 80 ms
+        from .scrape import NotOurs, status_of  # imports prometheus_client, which takes 80 ms
 
         until = time.monotonic() + ASK_WITHIN_S
         answer = get(self._place, until)
@@ -76,12 +76,12 @@ class MetricsSource:
         raise PreforkError("could not replace a worker: metrics can only be read; it needs the control socket")
 
     def _beside(self, path: str, until: float) -> Response | None:
-        """What the exporter says there, if it is reached by this name and in time."""
+        """Return the exporter's answer for this path; None if it cannot be had in time."""
         place = self._place.beside(path)
         if place is None:
             return None
         try:
             answer = get(place, until)
         except PreforkError:
-            return None  # what the metrics tell is shown without it
+            return None  # the metrics are shown without it
         return answer if answer.status in (OK, UNAVAILABLE) else None
