@@ -11,11 +11,11 @@
                                  ▲
     worker ── nudge (an eventfd: "look at the slots") ┘
 
-Everything of the standard library's `socketserver` is here under its own name and with its own meaning, so that
-`import prefork as socketserver` works; the PreForking classes add the pool.
+Every public name of the standard library's `socketserver` is here with the same meaning, so that
+`import prefork as socketserver` works. The PreForking classes add the pool.
 
-This package is the master and the face; `prefork.workers` is what runs after the fork, `prefork.metrics` the memory
-between the two.
+This package is the master and the public interface. `prefork.workers` runs after the fork; `prefork.metrics` is the
+memory that the two share.
 """
 
 from prefork.metrics.application.hook import install_hook as _install_hook

@@ -1,7 +1,7 @@
-"""Everything the master can be asked to do: one table with the command, its signals, its verb, and the help sentence.
+"""Everything the master can be asked to do: one table of commands with their signals, verbs and help sentences.
 
-A signal handler only notes, the control socket only reads; what is meant is looked up here. A row added here is the
-only way to add a command. The verbs are those of `prefork ctl`.
+Signal handlers and the control socket only receive; this table gives the meaning. Adding a row here is the only way to
+add a command. Must not carry out anything. The verbs are those of `prefork ctl`. Read in the master and its clients.
 """
 
 import signal
@@ -31,7 +31,7 @@ class Command(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """What a verb takes: one of some words, or a whole number."""
+    """The argument of a verb: one word of a list, or a whole number."""
 
     name: str
     help: str
@@ -43,15 +43,15 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A command with no signal has a verb; one with no verb has a signal."""
+    """A command, with a signal, a verb, or both."""
 
     command: Command
     signals: tuple[signal.Signals, ...]
     help: str
     verb: str = ""
     argument: Argument | None = None
-    looks: bool = False  # changes nothing: also for those who may only look
-    ends: bool = False  # there is no service afterwards
+    looks: bool = False  # changes nothing; read-only users may use it too
+    ends: bool = False  # the service is gone afterwards
 
 
 _SLOT = Argument("slot", "the number of one worker, as in its title", optional=True)

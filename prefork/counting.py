@@ -1,8 +1,8 @@
-"""Requests counted in the serving process itself: its lanes, its board, its own slots.
+"""Count requests in the serving process itself: its lanes, its board, its own slots.
 
-Runs in the one process of a plain server, and in the master of a pool, where it has the board and what
-`handle_request()` began before the pool served. Owns the board and the slots of this process; made lazily, so that a
-constructor makes nothing that has to be closed. In a child it is a copy, and `leave()` lets go of it.
+Runs in the only process of a plain server, and in the master of a pool, where it holds the board and the requests that
+`handle_request()` began before the pool served. Owns the board and the slots of this process, created lazily: a
+constructor must not create anything that has to be closed. A child has a copy, which it releases by `leave()`.
 """
 
 import os
@@ -19,19 +19,19 @@ from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth
 from prefork.workers.lanes import Lane, Lanes
 
-ENDING = threading.RLock()  # whoever comes last ends the counting: server_close(), the loop, or a daemonic thread
+ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
 
 class Counting:
-    """What one server has counted in its own process."""
+    """The counts of one server in its own process."""
 
     def __init__(self) -> None:
         self.lanes: Lanes | None = None
-        self.lane: Lane | None = None  # the one the next request goes on
-        self.own: tuple[tuple[int, Slot], ...] = ()  # the slots of this process itself, by serial on the board
-        self.final: Statistics | None = None  # once the board is closed
+        self.lane: Lane | None = None  # for the next request
+        self.own: tuple[tuple[int, Slot], ...] = ()  # this process's own slots, with their serials on the board
+        self.final: Statistics | None = None  # set when the board is closed
         self._board: Board | None = None
-        self._adopted: Slot | None = None  # where the program's own metrics of this process are
+        self._adopted: Slot | None = None  # holds the program's own metrics of this process
 
     @property
     def board(self) -> Board:
@@ -40,17 +40,17 @@ class Counting:
         return self._board
 
     def go_on_with(self, board: Board) -> None:
-        """The board of an earlier image of this process."""
+        """Use the board of the previous image of this process."""
         self._board = board
 
     def enter(self, slot: Slot, kind: ChildKind) -> int:
-        """Put a slot of this process on the board; its serial there."""
+        """Put a slot of this process on the board and return its serial there."""
         serial = self.board.enter(kind, SlotReader(slot))
         self.own = (*self.own, (serial, slot))
         return serial
 
     def give_away(self, slot: Slot) -> None:
-        """A child has it now."""
+        """Drop a slot that now belongs to a child."""
         self.own = tuple(own for own in self.own if own[1] is not slot)
 
     def begin(
@@ -62,7 +62,7 @@ class Counting:
         on_free: Callable[[], None],
         queue_waits: bool,
     ) -> Lanes:
-        """Count the requests of this server on the lanes of `slot`, and of what `more` makes."""
+        """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates."""
         elsewhere = hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits)
@@ -70,11 +70,11 @@ class Counting:
         return self.lanes
 
     def at_rest(self) -> bool:
-        """Whether no request is left in this process; if one is, `on_free` is called when a lane comes back."""
+        """Return True if this process has no request left. Otherwise `on_free` is called when a lane is returned."""
         return self.lanes is None or self.lanes.all_free(held=self.lane)
 
     def end_lanes(self, server: Any) -> bool:
-        """End the counting of requests, and return True, where none is left; daemonic threads go on counting."""
+        """Stop counting and return True if no request is left. Otherwise return False: daemonic threads still count."""
         if not self.at_rest():
             return False
         if self.lanes is not None:
@@ -83,17 +83,17 @@ class Counting:
         return True
 
     def adopt_application(self, size: int) -> None:
-        """Keep what the program counts in this process in a slot too. One server of a process may have it."""
+        """Keep the program's own metrics of this process in a slot too. Only one server of a process may do so."""
         slot = Slot(0, size)
         self.enter(slot, ChildKind.SERVER)
         self._adopted = slot if adopt(slot.application) else None
         if self._adopted is not None and VALUES in sys.modules:
-            from prefork.metrics.application import exposition  # with prometheus_client, which is there
+            from prefork.metrics.application import exposition  # imports prometheus_client, which is loaded already
 
             exposition.say_what_is_not_served()
 
     def fold_own(self, *, but_adopted: bool = False) -> None:
-        """Add the slots of this process to the totals, and close them."""
+        """Add this process's slots to the totals and close them."""
         kept = self._adopted if but_adopted else None
         for serial, slot in self.own:
             if slot is not kept:
@@ -108,15 +108,18 @@ class Counting:
         self.fold_own()
 
     def close_board(self) -> None:
-        """Keep the last statistics, and give the memory back."""
+        """Keep the last statistics and release the memory."""
         if self._board is not None:
             self.final = self._board.snapshot().statistics()
             self._board.forget()
             self._board = None
 
     def leave(self, birth: Birth) -> None:
-        """In a child: the slots of the serving process are not its to write. The program's own metrics look into one
-        until they have moved to the child's."""
+        """Stop a child from writing the slots of the serving process.
+
+        They become private memory instead of being unmapped, because the program's own metrics refer to one of them
+        until they have moved to the child's slot.
+        """
         for _, slot in self.own:
             if slot is not birth.slot:
                 user_forks.write_privately(slot.memory, slot.fd)

@@ -1,6 +1,6 @@
-"""The errors a caller is told about, each with the exit status `prefork run` gives it.
+"""The errors that callers may catch, each with its exit status for `prefork run`.
 
-Owns the classes and nothing else; it prints nothing and ends nothing. Raised in the process that called
+Owns the classes only; must not print, and must not end a process. Raised in the process that called
 `serve_forever()` or ran the command line, never in a worker.
 """
 
@@ -29,7 +29,7 @@ class UserCodeError(ConfigError):
     """The user's code raised while it was imported or called: `__cause__`, whose traceback is for the user to see."""
 
     def traceback(self) -> TracebackType | None:
-        """Of the cause, from the first frame that is neither ours nor the import system's."""
+        """Return the traceback of the cause, from the first frame that is neither ours nor the import system's."""
         tb = self.__cause__.__traceback__ if self.__cause__ else None
         while tb is not None and _is_plumbing(tb.tb_frame.f_code.co_filename):
             tb = tb.tb_next
@@ -37,7 +37,7 @@ class UserCodeError(ConfigError):
 
 
 def _is_plumbing(filename: str) -> bool:
-    loader = os.path.join(os.path.dirname(__file__), "cli", "targets.py")  # which calls the user's code
+    loader = os.path.join(os.path.dirname(__file__), "cli", "targets.py")  # the file that calls the user's code
     return filename in (loader, importlib.__file__) or filename.startswith("<frozen importlib")
 
 
@@ -57,8 +57,8 @@ class BindError(PreforkError, OSError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?`, or nothing when nothing is near."""
-    import difflib  # only for somebody who has made a mistake
+    """Return `; did you mean …?`, or an empty string if no known word is close."""
+    import difflib  # only needed after a mistake
 
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {found[0]}?" if found else ""

@@ -1,10 +1,10 @@
-"""Small real services, each short enough to be the documentation.
+"""Small working services, each short enough to serve as documentation.
 
     prefork run prefork.examples:Upper --bind 127.0.0.1:9999
     prefork run prefork.examples:UpperDatagram --bind udp://127.0.0.1:9999
     prefork run prefork.examples:Http --bind 127.0.0.1:8080
 
-A handler is made and called in a worker, once per connection or datagram.
+A handler is instantiated in a worker, once per connection or datagram.
 """
 
 import os
@@ -16,7 +16,7 @@ from prefork import DatagramRequestHandler, StreamRequestHandler
 
 
 class Upper(StreamRequestHandler):
-    """Sends every line back in upper case, as many as the connection brings."""
+    """Send back every line of a connection in upper case."""
 
     def handle(self) -> None:
         for line in self.rfile:
@@ -24,14 +24,14 @@ class Upper(StreamRequestHandler):
 
 
 class UpperDatagram(DatagramRequestHandler):
-    """Sends every datagram back in upper case."""
+    """Send back every datagram in upper case."""
 
     def handle(self) -> None:
         self.wfile.write(self.rfile.read().upper())
 
 
 class Http(BaseHTTPRequestHandler):
-    """A page that says which worker answered."""
+    """Serve a page that names the worker that answered."""
 
     def do_GET(self) -> None:
         page = f"answered by process {os.getpid()}, {getproctitle()}\n".encode()

@@ -1,6 +1,6 @@
-"""For pytest, where a project asks for it: `pytest_plugins = ["prefork.fixtures"]` in its conftest.py.
+"""Fixtures for pytest. To use them, put `pytest_plugins = ["prefork.fixtures"]` in conftest.py.
 
-Nothing imports this room, and no entry point does: who does not ask for it does not load it.
+No module and no entry point imports this one: only projects that ask for it load it.
 """
 
 import contextlib
@@ -17,8 +17,11 @@ __all__ = ["prefork_running"]
 
 @pytest.fixture
 def prefork_running() -> Iterator[Callable[..., Running]]:
-    """Start a pool by `prefork_running(Server, Handler, **settings)`, as often as needed; each ends with the test. Its
-    log is on stderr, which pytest shows when the test fails."""
+    """Start a pool with each call of `prefork_running(Server, Handler, **settings)`; all end with the test.
+
+    The arguments and errors are those of `prefork.testing.running()`. The pools' logs go to stderr, which pytest shows
+    if the test fails.
+    """
     with contextlib.ExitStack() as stack:
 
         def start(*args: Any, **settings: Any) -> Running:

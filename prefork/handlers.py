@@ -1,7 +1,8 @@
-"""The request handlers of the socketserver contract: one object per request, alive as long as the request.
+"""The request handlers of the socketserver contract: one object per request, which lives as long as the request.
 
-Owns the files a handler reads from and writes to, not the connection itself, which the server closes. Runs wherever
-`finish_request()` does: in the serving process, a thread of it, a child per request, or a worker of a pool.
+Owns the files that a handler reads and writes. Must not close the connection itself, which the server does. Runs where
+`finish_request()` does: in the serving process, one of its threads, a child per request, or a worker of a pool. See
+https://docs.python.org/3/library/socketserver.html#request-handler-objects
 """
 
 import io
@@ -12,19 +13,19 @@ __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler
 
 
 class BaseRequestHandler:
-    """Handles one request: making it is handling it. Derive from it and override `handle()`.
+    """Handle one request; the constructor does it all. Derive from it and override `handle()`.
 
-    `setup()`, `handle()` and `finish()` are called in this order; `finish()` also when `handle()` raised, but not when
-    `setup()` did. What is raised goes to the server's `handle_error()`.
+    It calls `setup()`, `handle()` and `finish()`, in this order. `finish()` is called if `handle()` raised, but not if
+    `setup()` did. Exceptions go to the server's `handle_error()`.
 
-    `request` is what the server's `get_request()` returned: a connected socket of a stream server, a pair of bytes and
-    the server's socket of a datagram one.
+    `request` is what the server's `get_request()` returned: the connected socket for a stream server, the pair
+    `(data, socket)` of bytes and the server's socket for a datagram server.
     """
 
     def __init__(self, request: Any, client_address: Any, server: Any) -> None:
         self.request = request
         self.client_address = client_address
-        self.server = server  # Any: the handler knows which class it is written for, and what that class has
+        self.server = server  # Any: a handler is written for one server class and knows its attributes
         self.setup()
         try:
             self.handle()
@@ -35,22 +36,23 @@ class BaseRequestHandler:
         """Prepare for `handle()`. Override or extend it."""
 
     def handle(self) -> None:
-        """Do everything the request asks for. Override it."""
+        """Serve the request. Override it."""
 
     def finish(self) -> None:
         """Clean up after `handle()`. Override or extend it."""
 
 
 class StreamRequestHandler(BaseRequestHandler):
-    """Handles one connection through two binary files: `rfile` to read from, `wfile` to write to.
+    """Handle one connection through two binary files: read from `rfile`, write to `wfile`.
 
-    `connection` is the socket. `setup()` and `finish()` may be extended.
+    `connection` is the socket. Extend `setup()` and `finish()` if needed. Reads and writes raise TimeoutError when
+    `timeout` seconds have passed; see socket.settimeout().
     """
 
-    rbufsize = -1  # as of socket.makefile(): read ahead, or every readline() costs a call per byte
-    wbufsize = 0  # each write() is sent before it returns; with another size, what is written waits for flush()
-    timeout: float | None = None  # seconds the client may take for each single send or receive; None: as the socket is
-    disable_nagle_algorithm = False  # TCP_NODELAY, for a handler with a wbufsize that flushes small answers
+    rbufsize = -1  # see socket.makefile(): read ahead, otherwise readline() costs a call per byte
+    wbufsize = 0  # write() returns when all is sent; with another size, data may wait for flush()
+    timeout: float | None = None  # seconds, for each single send or receive; None leaves the socket as it is
+    disable_nagle_algorithm = False  # TCP_NODELAY, see tcp(7): for a handler with a wbufsize that flushes small answers
 
     def setup(self) -> None:
         self.connection: socket.socket = self.request
@@ -70,17 +72,17 @@ class StreamRequestHandler(BaseRequestHandler):
                 try:
                     self.wfile.flush()
                 except OSError:
-                    pass  # the client left without its answer; that is not worth an error
+                    pass  # the client left before its answer, which is no error
             self.wfile.close()
         finally:
             self.rfile.close()
 
 
 class DatagramRequestHandler(BaseRequestHandler):
-    """Handles one datagram: `rfile` holds it, and what was written to `wfile` is sent back as one datagram.
+    """Handle one datagram: read it from `rfile`; what is written to `wfile` is sent back as one datagram.
 
-    `packet` is the datagram as bytes, `socket` the server's own, through which the answer goes. The answer is sent even
-    if it is empty. `setup()` and `finish()` may be extended.
+    `packet` is the datagram as bytes, `socket` the server's socket, which sends the answer. An empty answer is sent
+    too. Extend `setup()` and `finish()` if needed. Raises OSError if the answer cannot be sent.
     """
 
     def setup(self) -> None:
@@ -95,7 +97,7 @@ class DatagramRequestHandler(BaseRequestHandler):
 
 
 class _SocketWriter(io.BufferedIOBase):
-    """A `wfile` that buffers nothing: `write()` returns when the kernel has all of it."""
+    """Unbuffered `wfile`: `write()` returns when the kernel has taken all the data."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock

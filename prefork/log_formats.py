@@ -1,7 +1,7 @@
-"""How a log record looks as a line: text for people, text for the journal, or JSON.
+"""Format log records: as text for people, as text for the journal, or as JSON.
 
-Pure. Every format keeps what a client sent from forging a line: a record begins at the left margin and nothing else
-does, and control characters are written as escapes.
+Pure; runs in every process that logs. No format lets data from a client forge a record: only a record begins at the
+left margin, and control characters are escaped.
 """
 
 import json
@@ -13,20 +13,20 @@ from typing import Any
 from prefork.metrics.log_events import LogEvent
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_FIELD = re.compile(r"\b(slot|gen|pid)=(\d+)")  # of the name of a process
-_JSON = json.JSONEncoder(default=str)  # json.dumps() makes one for each call
+_FIELD = re.compile(r"\b(slot|gen|pid)=(\d+)")  # in the name of a process
+_JSON = json.JSONEncoder(default=str)  # json.dumps() creates one per call
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
 _ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "event", "prefork_process", "taskName"}
 
 
 def escaped(text: str) -> str:
-    """Control characters, line ends apart, as escapes."""
+    """Return the text with control characters escaped, except line ends."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class TextFormat(logging.Formatter):
-    """`2026-03-01 12:00:00.123 INFO prefork.supervisor: message`; what belongs to it is indented below it."""
+    """`2026-03-01 12:00:00.123 INFO prefork.supervisor: message`; further lines of a record are indented."""
 
     default_msec_format = "%s.%03d"
 
@@ -43,7 +43,7 @@ class TextFormat(logging.Formatter):
         return "\n    ".join((head, *rest))
 
     def text(self, record: logging.LogRecord) -> list[str]:
-        """The lines of the message, and of the traceback."""
+        """Return the lines of the message and of the traceback."""
         text = record.getMessage()
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
@@ -56,7 +56,7 @@ class TextFormat(logging.Formatter):
 
 
 class JournalFormat(TextFormat):
-    """For the journal, which has the time already: each line with its priority, as sd-daemon(3) says."""
+    """Text for the journal, which adds the time itself. Each line has its priority; see sd-daemon(3)."""
 
     def format(self, record: logging.LogRecord) -> str:
         priority = f"<{_PRIORITIES.get(record.levelname, 6)}>"
@@ -65,8 +65,11 @@ class JournalFormat(TextFormat):
 
 
 class JsonFormat(TextFormat):
-    """One object in one line. `event` is one of log_events.py for ever, `message` is for people; the fields of the
-    event, and what a program gave as `extra`, stand beside them."""
+    """One JSON object per line.
+
+    `event` is a name of log_events.py, which never changes; `message` is for people. The event's fields, and the
+    program's own `extra`, are further keys.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         process = getattr(record, "prefork_process", "")
@@ -90,7 +93,7 @@ class JsonFormat(TextFormat):
     def _message(self, record: logging.LogRecord, process: str, found: dict[str, Any]) -> str:
         text = record.getMessage()
         if "detail" in found and _is_ours(record):
-            text = text.partition("\n")[0]  # the rest stands there
+            text = text.partition("\n")[0]  # the rest is in `detail`
         if record.stack_info:
             text += "\n" + self.formatStack(record.stack_info)
         return escaped(f"{process}: {text}" if process else text)
@@ -103,7 +106,7 @@ class JsonFormat(TextFormat):
 
 
 def _event(record: logging.LogRecord) -> str:
-    """The name of what happened; of a program's own record, the one that it gave as `extra`, if any."""
+    """Return the name of the event. A program's own record may give one as `extra`."""
     named = getattr(record, "event", LogEvent.MESSAGE)
     return named.label if isinstance(named, LogEvent) else str(named)
 

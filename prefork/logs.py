@@ -1,7 +1,7 @@
 """Logging as `prefork run` sets it up: one format, one sink for all processes, one level that can be changed.
 
-The library itself only emits to loggers named prefork.…; without `set_up()` they are the program's business. Runs in
-the master, before the first fork; what its children need of it is in workers/sinks.py.
+The library only emits to loggers named prefork.…; unless `set_up()` is called, it must not configure them. Runs in the
+master, before the first fork; the part that children need is in workers/sinks.py.
 """
 
 import errno
@@ -23,7 +23,10 @@ NOTHING_TO_REOPEN = "there is no log file of prefork's own to reopen"
 
 
 def set_up(level: str = "info", format: str = "text", path: str | None = None) -> None:
-    """Log everything that this process and its children log, by the root logger. Raises ConfigError."""
+    """Install a handler on the root logger, for this process and its children.
+
+    Raises ConfigError if the log file cannot be opened, or if the level is unknown.
+    """
     try:
         handler = sinks.SinkHandler(sinks.Sink(path))
     except OSError as exc:
@@ -35,7 +38,7 @@ def set_up(level: str = "info", format: str = "text", path: str | None = None) -
 
 
 def check(path: str | None) -> None:
-    """Whether that file could be logged to; nothing is made or written. Raises ConfigError as `set_up()` would."""
+    """Raise ConfigError if `set_up()` could not log to that file. Creates and writes nothing."""
     if path is None:
         return
     try:
@@ -67,7 +70,7 @@ def _isatty() -> bool:
 
 
 def _stderr_is_the_journal() -> bool:
-    """systemd.exec(5): JOURNAL_STREAM is device:inode of the stream it gave us, which may not be our stderr now."""
+    """Return True if stderr is the stream of JOURNAL_STREAM (device:inode), and not redirected; see systemd.exec(5)."""
     try:
         found = os.fstat(2)
     except OSError:
@@ -76,13 +79,13 @@ def _stderr_is_the_journal() -> bool:
 
 
 def complain(text: str) -> None:
-    """Say on stderr, beside the log, what could not be done; to the journal each line as an error, sd-daemon(3)."""
+    """Write an error to stderr, apart from the log; for the journal, mark each line as an error, see sd-daemon(3)."""
     priority = "<3>" if _stderr_is_the_journal() else ""
     sys.stderr.write("".join(f"{priority}{line}\n" for line in text.removesuffix("\n").split("\n")))
 
 
 def set_level(level: str) -> None:
-    """Change what is logged, here and, before its next look, in every worker. Raises ConfigError."""
+    """Change the log level here, and in every worker at its next look at it. Raises ConfigError if it is unknown."""
     if level not in LEVELS:
         raise ConfigError(f"could not set the log level {level!r}: it must be one of {', '.join(LEVELS)}")
     number = getattr(logging, level.upper())
@@ -94,9 +97,9 @@ def set_level(level: str) -> None:
 
 
 def reopen() -> str:
-    """Go on in a new file, because the old one was renamed; every other process does at its next line.
+    """Reopen the log file after the old one was renamed. Every other process follows at its next line.
 
-    Why that could not be, in one sentence; empty when it is done.
+    Return an empty string, or one sentence that says why it failed.
     """
     handler = sinks.installed()
     if handler is None or handler.sink.path is None:

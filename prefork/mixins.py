@@ -1,11 +1,12 @@
-"""The mix-ins that say where a request is processed, and the ready-made classes. Mixed in *before* a server class.
+"""Mix-ins that choose where a request is processed, and the ready-made classes. Mix in *before* a server class.
 
     SupervisedMixIn                     child table, scoreboard, statistics, metrics, server_close (supervised.py)
       ├─ PreForkingMixIn                serve_forever = the supervisor; requests run in a pool of workers (pool.py)
       ├─ ForkingMixIn                   process_request = one supervised child per request
       └─ ThreadingMixIn                 process_request = one thread per request, each on a lane
 
-Run in the process that serves; a worker runs `process_request` of the same object.
+Own the threads and the children that requests run in; must not accept, which is the loop's task. Run in the serving
+process; a worker runs `process_request` of the same object.
 """
 
 import threading
@@ -26,30 +27,30 @@ from .supervised import Supervised, SupervisedMixIn
 
 
 class ForkedRequests(Supervised):
-    """A server with a child for each request."""
+    """State of a server that forks a child per request."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
         self._spare: tuple[int, Slot] | None = (
-            None  # of the next child: its request is counted there from the accept on
+            None  # the next child's slot, entered before the fork so that its request counts from the accept on
         )
 
     def wait_for_requests(self) -> None:
         self.server.collect_children(blocking=self.server.block_on_close)
 
     def collect(self, *, blocking: bool) -> None:
-        """Be `collect_children()`."""
+        """Implement `collect_children()`."""
         if self.done is not None and self.serving_thread != threading.get_ident():
-            return  # the loop reaps, and waits for the others at its end when the server is closed by then
+            return  # the loop reaps; if the server is closed by then, it waits for the rest when it ends
         if self.supervisor is not None and len(self.supervisor.table):
             self.supervisor.turn()
             if blocking:
                 self.supervisor.wait_for_children(ChildKind.REQUEST)
-            if self.server.fileno() < 0:  # server_close() did not wait for them
+            if self.server.fileno() < 0:  # server_close() has not waited for them
                 self.end_counting()
 
     def first_slot(self) -> Slot:
-        return Slot(0)  # requests are counted in the slot of the child that will serve them
+        return Slot(0)  # each request is counted in the slot of the child that serves it
 
     def more_lanes(self) -> Slot | None:
         if self.supervise().table.count(ChildKind.REQUEST) >= self.server.max_children:
@@ -59,7 +60,7 @@ class ForkedRequests(Supervised):
         return slot
 
     def fork_for(self, request: Any, client_address: Any) -> None:
-        """Start the child of this request. Raises OSError when the kernel refuses."""
+        """Fork the child for this request. Raises OSError if the kernel refuses."""
         supervisor = self.supervise()
         serial, slot = self._spare or (None, Slot(1, self.application_bytes()))
 
@@ -78,8 +79,8 @@ class ForkedRequests(Supervised):
         self.leave_metrics_listener()
         if birth.slot.application:
             begin(birth.slot.application)
-        if server.socket.type == SOCK_STREAM:  # on a datagram socket the handler replies
-            server.socket.close()  # a long request must not hold the port when the server has ended
+        if server.socket.type == SOCK_STREAM:  # on a datagram socket the handler needs it to reply
+            server.socket.close()  # a long request must not hold the port after the server has ended
         set_mask(birth.mask)
         try:
             server.finish_request(request, client_address)
@@ -92,7 +93,7 @@ class ForkedRequests(Supervised):
 
 
 class ThreadedRequests(Supervised):
-    """A server with a thread for each request."""
+    """State of a server that starts a thread per request."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -103,43 +104,44 @@ class ThreadedRequests(Supervised):
 
 
 class StandardThreads:
-    """The standard library's own private name for its threads, which its tests read. A program's `_threads` wins."""
+    """`_threads`, the private name of the standard library, whose tests read it. A program's own `_threads` wins."""
 
     def __get__(self, server: Any, owner: type) -> Any:
         return self if server is None else server._prefork_.threads
 
 
 class ForkingMixIn(SupervisedMixIn):
-    """Process each request in a child of its own, forked when it has come.
+    """Process each request in its own child, forked after the accept.
 
-    At `max_children` nothing more is accepted until a child ends; nothing ever waits for a child that is not ours.
-    Under PreForkingMixIn the child is forked ahead of its request instead: a worker that serves one and leaves.
+    With `max_children` children running, nothing is accepted until one ends. Only children forked here are reaped,
+    never the program's own. Under PreForkingMixIn the child is forked ahead of its request: a worker that serves one
+    request and exits. `timeout` is in seconds. See socketserver.ForkingMixIn.
     """
 
     timeout: float | None = 300
     max_children: Annotated[int, Setting("most processes at once", group="Pool", at_least=1)] = 40
-    block_on_close = True  # server_close() waits for the children
+    block_on_close = True  # server_close() waits for the children to end
 
     _prefork_: Any = Own(ForkedRequests)
 
     @property
     def active_children(self) -> set[int] | None:
-        """Pids of the children that serve a request now; None before the first."""
+        """The pids of the children that are serving a request; None before the first fork."""
         supervisor = self._prefork_.supervisor
         if supervisor is None or not supervisor.forked:
             return None
         return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
 
     def collect_children(self, *, blocking: bool = False) -> None:
-        """Reap the children that have ended; with `blocking`, wait until all have."""
+        """Reap the children that have ended. With `blocking`, wait until all have."""
         self._prefork_.collect(blocking=blocking)
 
     def handle_timeout(self) -> None:
-        """`handle_request()` waited for `timeout` seconds in vain: reap. Extend it."""
+        """Reap children. Called when `handle_request()` got no request within `timeout` seconds. Extend it."""
         self.collect_children()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Fork a child for this request. Raises OSError when the kernel refuses."""
+        """Fork a child for this request. Raises OSError if the kernel refuses."""
         own: ForkedRequests = self._prefork_
         if own.worker is not None:
             self.finish_request(request, client_address)
@@ -150,10 +152,10 @@ class ForkingMixIn(SupervisedMixIn):
 
 
 class ThreadingMixIn(SupervisedMixIn):
-    """Process each request in a thread of its own, `max_threads` at once where that is set."""
+    """Process each request in its own thread, at most `max_threads` at once if set. See socketserver.ThreadingMixIn."""
 
     daemon_threads = False
-    block_on_close = True  # server_close() waits for the threads that are not daemonic
+    block_on_close = True  # server_close() joins the non-daemonic threads
     max_threads: Annotated[
         int | None, Setting("most requests at once in one process; more wait in the kernel", group="Pool", at_least=1)
     ] = None
@@ -162,7 +164,7 @@ class ThreadingMixIn(SupervisedMixIn):
     _threads = StandardThreads()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Finish one request, in its thread; errors go to `handle_error`. Extend it."""
+        """Finish and shut down one request, in its thread. Errors go to `handle_error()`. Extend it."""
         try:
             self.finish_request(request, client_address)
         except Exception:
@@ -171,7 +173,7 @@ class ThreadingMixIn(SupervisedMixIn):
             self.shutdown_request(request)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for this request. Raises RuntimeError when the system has no more."""
+        """Start a thread for this request. Raises RuntimeError if the system cannot start one."""
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
         )
@@ -185,32 +187,32 @@ class ThreadingMixIn(SupervisedMixIn):
 
 
 class ForkingUDPServer(ForkingMixIn, UDPServer):
-    """A UDPServer with a child per datagram."""
+    """UDPServer that forks a child per datagram."""
 
 
 class ForkingTCPServer(ForkingMixIn, TCPServer):
-    """A TCPServer with a child per connection."""
+    """TCPServer that forks a child per connection."""
 
 
 class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
-    """A UnixStreamServer with a child per connection."""
+    """UnixStreamServer that forks a child per connection."""
 
 
 class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
-    """A UnixDatagramServer with a child per datagram."""
+    """UnixDatagramServer that forks a child per datagram."""
 
 
 class ThreadingUDPServer(ThreadingMixIn, UDPServer):
-    """A UDPServer with a thread per datagram."""
+    """UDPServer that starts a thread per datagram."""
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer):
-    """A TCPServer with a thread per connection."""
+    """TCPServer that starts a thread per connection."""
 
 
 class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
-    """A UnixStreamServer with a thread per connection."""
+    """UnixStreamServer that starts a thread per connection."""
 
 
 class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
-    """A UnixDatagramServer with a thread per datagram."""
+    """UnixDatagramServer that starts a thread per datagram."""

@@ -1,7 +1,7 @@
 """PreForkingMixIn: the pool. `serve_forever()` is the supervisor; requests run in workers that share the listener.
 
-Runs in the master; a worker runs the request hooks of the same object. What the pool is made of stands in
-serving_pool.py.
+Owns the public interface; the pool's parts are in serving_pool.py. Runs in the master, which must not serve requests of
+the pool; a worker runs the request hooks of the same object.
 """
 
 import sys
@@ -28,27 +28,27 @@ CLOSE_SLACK_S = 2.0
 
 
 def pool_of(server: "PreForkingMixIn") -> Preforked:
-    """All that we keep of a server's pool."""
+    """Return our state of this server's pool."""
     own: Preforked = server._prefork_
     return own
 
 
 class PreForkingMixIn(PoolSettings, SupervisedMixIn):
-    """Serve from a pool of processes that are forked ahead. Mixed in first, before any other mix-in and the server.
+    """Serve from a pool of pre-forked processes. Put it first in the bases, before other mix-ins and the server.
 
     Set the attributes (those of PoolSettings) on the class or the instance before `serve_forever()`. Bind,
-    `service_actions` and `server_close` run in the master; `get_request`, `verify_request`, `process_request` and all
-    that follows run in the workers. `handle_request()` stays in the calling process.
+    `service_actions` and `server_close` run in the master; `get_request`, `verify_request`, `process_request` and
+    everything after it run in the workers. `handle_request()` serves in the calling process.
     """
 
     allow_reuse_address = True
 
-    inherited_fd: int | None = None  # serve on this descriptor instead of binding one
+    inherited_fd: int | None = None  # serve on this listener instead of binding one
 
     _prefork_: Any = Own(Preforked)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A datagram port reused is a port shared with a stranger: there the default is off."""
+        """Turn `allow_reuse_address` off by default for datagrams: with it, a stranger could share the port."""
         super().__init_subclass__(**kwargs)
         chosen_by = next(base for base in cls.__mro__ if "allow_reuse_address" in vars(base))
         if chosen_by is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
@@ -58,7 +58,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     @property
     def socket(self) -> "socket.socket":
-        """The listening socket. What is assigned first becomes a Listener: see sockets/listener.py."""
+        """The listening socket. The first one assigned becomes a Listener; see sockets/listener.py."""
         listener: Listener | None = self._prefork_.listener
         if listener is None:
             raise AttributeError("this server has no socket yet")
@@ -71,26 +71,31 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     # Hooks.
 
     def worker_started(self) -> None:
-        """Called in a worker before its first request: open what must not be shared. Override it; raising here, the
-        worker counts as one that died at boot."""
+        """Called in a worker before its first request. Override it to open what workers must not share.
+
+        If it raises, the worker counts as one that died at boot.
+        """
 
     def worker_draining(self) -> None:
-        """Called in a worker when it begins to drain, requests in hand: tell what they wait for. Override it.
+        """Called in a worker that starts to drain while requests are in hand. Override it to end what they wait for.
 
-        It runs in a thread of its own, beside them; `worker_stopping()` comes when both are done.
+        It runs in its own thread, beside the requests. `worker_stopping()` follows when both are done.
         """
 
     def worker_stopping(self) -> None:
-        """Called in a worker after its last request, unless it is stopped or killed. Override it."""
+        """Called in a worker after its last request, but not if it is stopped or killed. Override it."""
 
     # Serving.
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """Serve from a pool until told to end. Returns when every worker is gone.
+        """Serve from a pool until told to end. Return when every worker is gone.
 
-        In the main thread the signals of the table in commands.py are taken, except those that the program handles
-        itself, and put back at the end; in another thread `shutdown()` is the only way to end. Raises ConfigError
-        before anything is forked, BootError when no worker ever got ready.
+        In the main thread, handle the signals of the table in commands.py, except those that the program handles
+        itself, and restore them at the end. In another thread `shutdown()` is the only way to end. `poll_interval`, in
+        seconds, only matters if `service_actions()` is overridden.
+
+        Raises ConfigError or BindError before anything is forked, BootError if no worker ever got ready, and
+        PreforkError on systems other than Linux.
         """
         validate(self)
         if sys.platform != "linux":
@@ -106,18 +111,18 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if supervisor is None:
             return
         if own.closing:
-            PreForkingMixIn.server_close(self)  # it was asked for in this thread, which could not wait for itself
+            PreForkingMixIn.server_close(self)  # called in this thread earlier, which could not wait for itself
         supervisor.raise_if_hopeless()
 
     def handle_request(self) -> None:
-        """As BaseServer.handle_request: one request, in this process. After a `serve_forever()` as well as before."""
+        """Handle one request in this process, as BaseServer.handle_request; before `serve_forever()` or after it."""
         if self._prefork_.done is None:
             widen(self.socket)
         super().handle_request()
 
     @property
     def draining(self) -> bool:
-        """Whether this process is finishing what it has and takes nothing new."""
+        """True if this process finishes its requests and accepts no new ones."""
         own: Preforked = self._prefork_
         if own.worker is not None:
             return own.worker.draining
@@ -126,10 +131,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         return own.supervisor is not None and own.supervisor.phase in (Phase.DRAINING, Phase.KILLING)
 
     def server_close(self) -> None:
-        """End the pool if it serves, as `shutdown()` does; close the listener and remove its Unix path.
+        """Drain the pool if it is serving, as `shutdown()` does; close the listener and remove its Unix path.
 
-        Call it from any thread, as often as you like. In the thread that serves it asks, and is done when
-        `serve_forever()` returns; in a worker it asks as well. What is closed does not serve again.
+        Call it from any thread, any number of times. In the serving thread it only asks for the end, and the server is
+        closed when `serve_forever()` returns; in a worker it asks the master to drain. Otherwise it waits at most
+        `drain_delay` plus `graceful_timeout` plus 2 seconds. A closed server does not serve again.
         """
         own: Preforked = self._prefork_
         if own.ask_to_drain():
@@ -146,7 +152,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         super().server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a worker under a ForkingMixIn: serve in this process, which was forked for it. Else the mix-in's way."""
+        """Process a request as the next mix-in does; under a ForkingMixIn in this worker, which was forked for it."""
         if self._prefork_.in_place or run_mode() is RunMode.SINGLE:
             self.finish_request(request, client_address)
             self.shutdown_request(request)
@@ -154,30 +160,30 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             super().process_request(request, client_address)
 
     def reload(self) -> None:
-        """Put new code and settings in service, as HUP does: rehearse, then run the program again in this process.
+        """Reload code and settings, as SIGHUP does: rehearse, then exec the program again in this process.
 
-        Call it in the process that runs `serve_forever()`, from any thread; it returns at once, and what comes of it is
-        in the log and in the metrics. Raises PreforkError where a reload cannot be, with the reason.
+        Call it in the process that runs `serve_forever()`, from any thread. It returns at once; the log and the metrics
+        tell the outcome. Raises PreforkError, with the reason, if a reload is not possible.
         """
         self._prefork_.reload()
 
     @property
     def rehearsing(self) -> bool:
-        """Whether this process only tries what a reload would put in service."""
+        """True if this process only tries what a reload would put in service. See `prefork.rehearsing()`."""
         return rehearsing()
 
 
 class PreForkingTCPServer(PreForkingMixIn, TCPServer):
-    """A TCPServer over a pool of processes."""
+    """TCPServer that serves from a pool of processes."""
 
 
 class PreForkingUDPServer(PreForkingMixIn, UDPServer):
-    """A UDPServer over a pool of processes."""
+    """UDPServer that serves from a pool of processes."""
 
 
 class PreForkingUnixStreamServer(PreForkingMixIn, UnixStreamServer):
-    """A UnixStreamServer over a pool of processes."""
+    """UnixStreamServer that serves from a pool of processes."""
 
 
 class PreForkingUnixDatagramServer(PreForkingMixIn, UnixDatagramServer):
-    """A UnixDatagramServer over a pool of processes."""
+    """UnixDatagramServer that serves from a pool of processes."""

@@ -1,6 +1,7 @@
-"""The settings of a pool: the class attributes of PreForkingMixIn, and so the one place of their defaults.
+"""The settings of a pool: the class attributes of PreForkingMixIn, and the only place of their defaults.
 
-Values only; settings/fields.py reads them, for the command line, variables, files, validation and the reference.
+Holds values only. settings/fields.py reads them for the command line, variables, files, validation and the reference.
+Evaluated in any process, when the class is defined.
 """
 
 import os
@@ -12,7 +13,7 @@ from .settings.fields import Setting
 
 
 class PoolSettings:
-    """What can be set of a pool; REFERENCE.md lists them. All durations are seconds, all sizes bytes."""
+    """The settings of a pool, listed in REFERENCE.md. All durations are in seconds, all sizes in bytes."""
 
     max_children: Annotated[
         int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")

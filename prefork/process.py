@@ -1,10 +1,11 @@
-"""The state of a whole process: how it runs, and what a service changes of it while it serves (directory, title,
-garbage collector).
+"""State of the whole process: its run mode, and what a service changes while it serves (directory, title, garbage
+collector).
 
-Runs in the process that becomes the master, and in a rehearsal. Each is put back when the service ends. The directory
-is the one that `working_directory` names, gone to by its name, so that every new image follows a release symlink that
-has moved: by `prefork run` before it reads its file and imports anything, by `serve_forever()` where only the class
-knew, and by whoever execs a new image. Signals are pool.py's, because a takeover hands them over.
+Runs in the process that becomes the master, and in a rehearsal. Every change is undone when the service ends. The
+working directory is entered by the name that `working_directory` gives, so that every new image follows a release
+symlink that has moved. `prefork run` enters it before it reads its file and imports anything, `serve_forever()` if only
+the class sets it, and the code that execs a new image does so too. Must not touch signals, which belong to pool.py
+because a takeover hands them over.
 """
 
 import contextlib
@@ -29,12 +30,12 @@ log = logging.getLogger("prefork.supervisor")
 
 
 class RunMode(Enum):
-    """What this process runs a service for."""
+    """The purpose for which this process runs a service."""
 
     SERVE = auto()
-    SINGLE = auto()  # to serve without a pool, in this thread alone (cli/single.py)
-    REHEARSE = auto()  # to try what a reload would put in service: a worker boots, and leaves
-    CHECK = auto()  # to try it beside whatever serves, bound to no address (cli/check.py, cli/config.py)
+    SINGLE = auto()  # serve without a pool, in this thread only (cli/single.py)
+    REHEARSE = auto()  # try what a reload would put in service: a worker boots and exits
+    CHECK = auto()  # try it beside a running service, bound to no address (cli/check.py, cli/config.py)
 
 
 _mode = RunMode.SERVE
@@ -42,28 +43,27 @@ _entered: str | None = None
 
 
 def run_mode() -> RunMode:
-    """Return what this process runs its service for."""
+    """Return the purpose for which this process runs its service."""
     return _mode
 
 
 def run_as(mode: RunMode) -> RunMode:
-    """Set it; return what it was."""
+    """Set the run mode and return the previous one."""
     global _mode
     before, _mode = _mode, mode
     return before
 
 
 def rehearsing() -> bool:
-    """Return True where this process only tries what a reload would put in service, or what `prefork check` is asked
-    about.
+    """Return True if this process only tries a service, for a reload or for `prefork check`.
 
-    Ask it in a program that has what may exist only once: a second port, a pid file, a migration of a database.
+    Call it in a program that uses something that may exist only once: a second port, a pid file, a database migration.
     """
     return _mode in (RunMode.REHEARSE, RunMode.CHECK)
 
 
 def go(path: str, origin: str = "") -> None:
-    """Change to it. `origin`: who says so, in words. Raises ConfigError."""
+    """Change to the directory. `origin` names the source of the setting. Raises ConfigError."""
     global _entered
     try:
         os.chdir(path)
@@ -75,14 +75,14 @@ def go(path: str, origin: str = "") -> None:
 
 
 def enter(path: str | None, origin: str = "working_directory") -> None:
-    """Change to it, unless that was done: a symlink that moves later is a reload's to follow. Raises ConfigError."""
+    """Change to the directory unless done before; only a reload follows a symlink that moves. Raises ConfigError."""
     if path is not None and path != _entered:
         go(path, origin)
 
 
 @contextlib.contextmanager
 def inside(path: str | None) -> Iterator[None]:
-    """In it while a service runs; then where we were. Raises ConfigError."""
+    """Change to the directory for the block, then back to the previous one. Raises ConfigError."""
     global _entered
     before, here = _entered, None
     if path not in (None, before):
@@ -103,7 +103,7 @@ def inside(path: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def titled(name: str) -> Iterator[None]:
-    """`prefork: master NAME` in ps."""
+    """Show `prefork: master NAME` in ps(1) for the block."""
     before = setproctitle.getproctitle()
     setproctitle.setproctitle(f"prefork: master {name}")
     try:
@@ -113,8 +113,10 @@ def titled(name: str) -> Iterator[None]:
 
 
 def import_all() -> None:
-    """What the program imports lazily is imported now, so that the workers share it. A check fails with what cannot be;
-    a start does not: nobody may ever use it."""
+    """Import now what the program imports lazily, so that the workers share it.
+
+    A failed import makes a check fail, but not a start, because the module may never be used.
+    """
     for name, error in import_lazy():
         log.warning(
             "could not import %s, which is imported lazily: %s",
@@ -126,7 +128,7 @@ def import_all() -> None:
 
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
-    """What is there before the first fork is no work for the workers' garbage collectors: its memory stays shared."""
+    """Hide the objects made before the first fork from the workers' garbage collectors; their memory stays shared."""
     gc.collect()
     gc.freeze()
     try:

@@ -4,8 +4,9 @@
                                          │ refused ─▶ shutdown_request                          └─▶ close_request
                                       error ─▶ handle_error, then shutdown_request
 
-Owns the listener; the loop is serving_loop.py's. Runs in the process that serves, and in a pool in master and workers
-alike. A constructor makes the socket and nothing else.
+Owns the listener, but not the loop, which is in serving_loop.py. Runs in the serving process; in a pool, in the master
+and in the workers. Constructors must make nothing but the socket. The contract is that of the standard library:
+https://docs.python.org/3/library/socketserver.html
 """
 
 import socket
@@ -21,50 +22,50 @@ __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixSt
 
 
 class BaseServer(ServingMixIn):
-    """A server without a transport: derive from it and define `fileno()` and `get_request()`, at least.
+    """Base class of servers, without a transport. A subclass must define at least `fileno()` and `get_request()`.
 
-    For the caller: the constructor, `serve_forever()`, `shutdown()`, `shutdown_nowait()`, `handle_request()`, and
-    `server_close()` or `with`. All the others are there to be overridden, `finish_request()` to be extended.
+    Call the constructor, `serve_forever()`, `shutdown()`, `shutdown_nowait()`, `handle_request()`, and `server_close()`
+    or a `with` block. Override any other method; extend `finish_request()`.
     """
 
     timeout: float | None = None  # seconds, for handle_request()
 
     def __init__(self, server_address: Any, RequestHandlerClass: Callable[[Any, Any, Any], Any]) -> None:  # noqa: N803
-        """Only remember both. May be extended; a server that does not call it has no handler."""
+        """Store both arguments. May be extended; a subclass that does not call it has no handler class."""
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
 
     def server_activate(self) -> None:
-        """Begin to listen; the constructor calls it after `server_bind()`. Override it."""
+        """Start listening. The constructor calls it after `server_bind()`. Override it."""
 
     def service_actions(self) -> None:
-        """Do what is to be done between requests. Override it, or extend it below a mix-in."""
+        """Do periodic work; called by the loop after every wait. Override it; below a mix-in, extend it."""
 
     def handle_timeout(self) -> None:
-        """No request came within `timeout` of `handle_request()`. Override it, or extend it below a mix-in."""
+        """Called when `handle_request()` timed out (`timeout` seconds). Override it; below a mix-in, extend it."""
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether to serve this request; if not, it is shut down. Override it."""
+        """Return True if this request should be served; otherwise it is shut down. Override it."""
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Finish the request, then shut it down: here and now. Override it to do this elsewhere."""
+        """Finish the request and shut it down, before returning. Override it to do this in a thread or process."""
         self.finish_request(request, client_address)
         self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Serve the request, by making a handler for it. Extend it."""
+        """Serve the request by instantiating `RequestHandlerClass`. Extend it."""
         self.RequestHandlerClass(request, client_address, self)
 
     def shutdown_request(self, request: Any) -> None:
-        """Say goodbye to the client, then close. Called once for each request, however it went. Override it."""
+        """Shut down and close the request. Called once per request, whether it succeeded or failed. Override it."""
         self.close_request(request)
 
     def close_request(self, request: Any) -> None:
-        """Give back what this process holds of the request. Override it."""
+        """Release what this process holds of the request. Override it."""
 
     def server_close(self) -> None:
-        """Give back what the server holds. Call it after `serve_forever()` has returned; extend it."""
+        """Release the server's resources. Call it after `serve_forever()` has returned; extend it."""
 
     def __enter__(self) -> Self:
         return self
@@ -74,17 +75,17 @@ class BaseServer(ServingMixIn):
 
 
 class TCPServer(BaseServer):
-    """A server on a stream socket: TCP over IPv4, or over IPv6 when the host is an IPv6 address such as "::".
+    """Stream socket server: TCP over IPv4, or over IPv6 if the host is an IPv6 address such as "::".
 
-    `server_address` is where it is bound, so with port 0 the port it got. To override: `server_bind()`,
-    `server_activate()`, `get_request()` and those of BaseServer.
+    `server_address` is the bound address; if port 0 was asked for, it has the port that the kernel chose. Override
+    `server_bind()`, `server_activate()`, `get_request()` and the methods of BaseServer.
     """
 
     address_family: int = socket.AF_INET
     socket_type: int = socket.SOCK_STREAM
-    # Connections that the kernel may hold for us, at most net.core.somaxconn, listen(2); the interpreter's own default.
+    # Length of the accept queue, capped at net.core.somaxconn, see listen(2). The default is this interpreter's own.
     request_queue_size = getattr(socket, "SOMAXCONN", 5) if sys.version_info >= (3, 15) else 5
-    allow_reuse_address = False  # SO_REUSEADDR: bind although connections of an earlier server linger; socket(7)
+    allow_reuse_address = False  # SO_REUSEADDR: bind although an earlier server's connections linger, see socket(7)
     allow_reuse_port = False  # SO_REUSEPORT
     dual_stack: Annotated[
         bool, Setting("an IPv6 listener takes IPv4 clients as well", group="Listening", reloadable=False)
@@ -96,9 +97,9 @@ class TCPServer(BaseServer):
         RequestHandlerClass: Callable[[Any, Any, Any], Any],  # noqa: N803
         bind_and_activate: bool = True,
     ) -> None:
-        """Make the socket, and unless told not to, bind it and listen. May be extended.
+        """Create the socket; with `bind_and_activate`, also bind it and listen. May be extended.
 
-        Raises what the socket raises (OSError, OverflowError for a port out of range), and nothing is left open then.
+        Raises OSError as the socket does, and OverflowError if the port is out of range. On error nothing stays open.
         """
         BaseServer.__init__(self, server_address, RequestHandlerClass)
         if self.address_family == socket.AF_INET and _is_ipv6(server_address):
@@ -114,13 +115,16 @@ class TCPServer(BaseServer):
                 raise
 
     def server_bind(self) -> None:
-        """Bind the socket to `server_address`, which becomes the address it got. Override or extend it."""
+        """Bind the socket to `server_address`, then set `server_address` to the bound address. Raises OSError.
+
+        Override or extend it.
+        """
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Linux refuses it for other families since 6.12.9; the standard library sets it for these two alone by now.
+        # Since 6.12.9 Linux refuses it for other families. The standard library now sets it for these two only.
         if self.allow_reuse_port and self.address_family in (socket.AF_INET, socket.AF_INET6):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # A class that names AF_INET6 itself gets what the system gives (net.ipv6.bindv6only), as it always did.
+        # A class that names AF_INET6 itself keeps the system's default (net.ipv6.bindv6only), as it always did.
         if self.address_family == socket.AF_INET6 and (self.dual_stack or self._prefork_.family_chosen):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
         self.socket.bind(self.server_address)
@@ -133,18 +137,18 @@ class TCPServer(BaseServer):
         self.socket.close()
 
     def fileno(self) -> int:
-        """The listener's descriptor, so that the server itself can be waited for; -1 when closed."""
+        """Return the listener's descriptor, or -1 if it is closed. Lets a selector wait for the server itself."""
         return self.socket.fileno()
 
     def get_request(self) -> tuple[Any, Any]:
-        """Take what is there: the request and the client's address. An OSError means that it is gone. Override it."""
+        """Accept a request; return it and the client's address. Raises OSError if it is already gone. Override it."""
         return self.socket.accept()
 
     def shutdown_request(self, request: Any) -> None:
         try:
-            request.shutdown(socket.SHUT_WR)  # now, although a copy of the socket in another process may stay open
+            request.shutdown(socket.SHUT_WR)  # takes effect even while another process holds a copy of the socket
         except OSError:
-            pass  # the client was faster
+            pass  # the client closed first
         self.close_request(request)
 
     def close_request(self, request: Any) -> None:
@@ -152,13 +156,16 @@ class TCPServer(BaseServer):
 
 
 class UDPServer(TCPServer):
-    """A server on a datagram socket. A request is a datagram and the listener to answer through; nothing is closed."""
+    """Datagram socket server. A request is the pair `(data, socket)`; the answer is sent through that socket.
+
+    The socket is the listener itself, so closing a request closes nothing.
+    """
 
     socket_type: int = socket.SOCK_DGRAM
-    max_packet_size = 8192  # bytes; what a datagram has beyond that is lost
+    max_packet_size = 8192  # bytes; the rest of a longer datagram is lost
 
     def server_activate(self) -> None:
-        pass  # a datagram socket is ready when it is bound
+        pass  # a bound datagram socket needs no listen(2)
 
     def get_request(self) -> tuple[Any, Any]:
         data, client_address = self.socket.recvfrom(self.max_packet_size)
@@ -174,12 +181,12 @@ class UDPServer(TCPServer):
 if hasattr(socket, "AF_UNIX"):
 
     class UnixStreamServer(TCPServer):
-        """A stream server on a Unix socket; the address is a path. The path stays when the server is closed."""
+        """Stream server on a Unix socket; the address is a path. Closing the server does not remove the path."""
 
         address_family: int = socket.AF_UNIX
 
     class UnixDatagramServer(UDPServer):
-        """A datagram server on a Unix socket; a client that wants an answer must be bound to a path itself."""
+        """Datagram server on a Unix socket. A client that wants an answer must bind its own socket to a path."""
 
         address_family: int = socket.AF_UNIX
 

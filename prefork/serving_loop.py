@@ -1,7 +1,8 @@
-"""The serving loop of a process that serves by itself: wait, accept, process, and in between do what is pending.
+"""The serving loop of a single-process server: wait, accept, process, and do pending work in between.
 
-Owns the wait and the wake-up that ends it, both only while it runs, and what is said of an error. Must not start a
-thread, fork, or install a signal handler. In a pool the master's loop is the supervisor's and the worker's its own.
+Owns the wait, the wake-up that ends it (both exist only while the loop runs), and the logging of errors. Must not start
+a thread, fork, or install a signal handler. Runs in the serving process; in a pool the master runs the supervisor's
+loop and each worker its own.
 """
 
 import contextlib
@@ -24,19 +25,19 @@ from .sockets.addresses import address_text
 
 log = logging.getLogger("prefork.server")
 
-# Neither needs a descriptor of its own, nor is shared with a child as an epoll would be.
+# Neither needs its own descriptor; an epoll would, and a child would share it.
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 LOG_SHORTAGE_EVERY = 10.0  # seconds
-LISTENING = "listening"  # marks what the loop accepts from
+LISTENING = "listening"  # marks the key of the listener
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
 class Own:
-    """The one attribute of ours on a program's server object: all else that we keep of a server is in the object there.
+    """Descriptor of the only attribute that we add to a program's server object: the object with all our state.
 
-    Made at first use. A class says by it of what kind the object is; where several classes of a server do, the object
-    is of all their kinds, in the order of the server's own bases.
+    The object is created at first use. Each class names the kind it needs; if several bases of a server do, the object
+    inherits from all their kinds, in the order of the server's bases.
     """
 
     def __init__(self, kind: "type[ServingLoop]") -> None:
@@ -60,43 +61,44 @@ def _of_kinds(kinds: "tuple[type[ServingLoop], ...]") -> "type[ServingLoop]":
 
 
 class ServingLoop:
-    """The loop of one server, and what it remembers of being served.
+    """The loop of one server, and its state between runs.
 
-    Nothing is locked, so that a signal handler may call `shutdown()` wherever it interrupts; the order of the lines
-    does it. It refers to the server weakly: a server that nobody holds any more goes at once, and its socket with it.
+    There are no locks, so that a signal handler may call `shutdown()` wherever it interrupts; correctness depends on
+    the order of the lines. The server is a weak reference, so that an unreferenced server is freed at once, with its
+    socket.
     """
 
     def __init__(self, server: Any) -> None:
         self._server = weakref.ref(server)
-        self.shutdown_requested = False  # set by shutdown(), taken back by the serve_forever() that heard it
-        self.done: threading.Event | None = None  # there while serve_forever() runs, set when it has left
-        self.wakeup: Wakeup | None = None  # made and closed by the serving thread
+        self.shutdown_requested = False  # set by shutdown(), cleared by the serve_forever() that obeys it
+        self.done: threading.Event | None = None  # exists while serve_forever() runs, set when it has returned
+        self.wakeup: Wakeup | None = None  # created and closed by the serving thread
         self.serving_thread: int | None = None
-        self.family_chosen = False  # by the constructor, because of the address
+        self.family_chosen = False  # the constructor chose AF_INET6, from the address
         self._accept_again_at: float | None = None  # monotonic; descriptors or memory are short until then
         self._shortage_logged_at: float | None = None
 
     @property
     def server(self) -> Any:
-        """The program's server. Whoever asks runs in one of its methods, or holds it."""
+        """The program's server. Callers run in one of its methods or hold a reference."""
         return self._server()
 
     # Hooks, to be overridden.
 
     def has_room(self) -> bool:
-        """Whether one more request may be accepted now. When that changes, one of `extra_fds()` must be readable."""
+        """Return True if a request may be accepted now. When that changes, one of `extra_fds()` must be readable."""
         return True
 
     def extra_fds(self) -> Iterable[int]:
-        """Descriptors that end the wait when they are readable; asked once, when a wait begins to be possible."""
+        """Return the descriptors that end the wait when readable. Called once, before the first wait."""
         return ()
 
     def next_turn(self) -> float | None:
-        """The monotonic time at which `service_actions()` must have run; None when nothing is pending."""
+        """Return the monotonic time by which `service_actions()` must run; None if nothing is pending."""
         return None
 
     def accept(self) -> None:
-        """Accept one request, which is there, and process it. When it is gone by now, nothing happens."""
+        """Accept and process the request that is waiting. Do nothing if it is gone."""
         server = self.server
         try:
             request, client_address = server.get_request()
@@ -119,22 +121,23 @@ class ServingLoop:
     # Serving.
 
     def serve(self, poll_interval: float | None) -> None:
-        """Be `serve_forever()`."""
+        """Implement `serve_forever()`."""
         with self.serving() as wakeup:
             self._serve(wakeup, poll_interval if self.wants_polling() else None)
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Wakeup]:
-        """The time between the first look at the flag of `shutdown()` and the return that it waits for."""
+        """Cover the time from the first check of the shutdown flag to the return that `shutdown()` waits for."""
         done = threading.Event()
         self.serving_thread = threading.get_ident()
         try:
             wakeup = self.wakeup = Wakeup()
-            self.done = done  # from here on shutdown() waits, and what it needs is there; then look at the flag
+            self.done = done  # from here on shutdown() waits; the flag is checked after this
             yield wakeup
         finally:
-            # First `done`: a shutdown() that finds it gone waits for nobody; one that sets the flag after the next
-            # line means the next serve_forever(). `serving_thread` later, or a signal handler here would wait for us.
+            # Clear `done` first: a shutdown() that finds None does not wait, and one that sets the flag after the next
+            # line means the next serve_forever(). Clear `serving_thread` later, or a shutdown() in a signal handler
+            # that interrupts here would wait for its own thread.
             self.done = None
             self.shutdown_requested = False
             self.serving_thread = None
@@ -151,11 +154,11 @@ class ServingLoop:
             done.wait()
 
     def tell_to_end(self) -> None:
-        """Have the loop look at the flag."""
+        """Make the loop check the flag."""
         self.wake()
 
     def handle_one(self) -> None:
-        """Be `handle_request()`."""
+        """Implement `handle_request()`."""
         server = self.server
         times = [t for t in (server.socket.gettimeout(), server.timeout) if t is not None]
         deadline = monotonic() + min(times) if times else None
@@ -171,7 +174,7 @@ class ServingLoop:
         server._handle_request_noblock()
 
     def pause_accepting(self, reason: object = "descriptors or memory are short") -> None:
-        """Leave the listener alone for a moment: what fails for want of descriptors or memory fails again at once."""
+        """Stop accepting for a moment: after running out of descriptors or memory, a retry would fail at once."""
         now = monotonic()
         self._accept_again_at = now + ACCEPT_PAUSE
         if self._shortage_logged_at is None or now >= self._shortage_logged_at + LOG_SHORTAGE_EVERY:
@@ -189,7 +192,7 @@ class ServingLoop:
             wakeup.wake()
 
     def wants_polling(self) -> bool:
-        """Whether somebody other than us overrides `service_actions()`, and so counts on `poll_interval`."""
+        """Return True if the program overrides `service_actions()`, and so depends on `poll_interval`."""
         server = self.server
         owners = [cls for cls in type(server).__mro__ if "service_actions" in vars(cls)]
         return "service_actions" in vars(server) or not all(map(_is_ours, owners))
@@ -199,13 +202,13 @@ class ServingLoop:
     def _serve(self, wakeup: Wakeup, poll_interval: float | None) -> None:
         server = self.server
         with _Selector() as selector:
-            selector.register(server, selectors.EVENT_READ, LISTENING)  # a closed listener is an error here, as ever
+            selector.register(server, selectors.EVENT_READ, LISTENING)  # a closed listener raises here, as ever
             selector.register(wakeup, selectors.EVENT_READ)
             for fd in self.extra_fds():
                 selector.register(fd, selectors.EVENT_READ)
             listening = True
             while not self.shutdown_requested:
-                # The socket of a server that was closed under us would read as ready for ever.
+                # If another thread closes the server, its socket would be reported as ready for ever.
                 if listening is not (server.fileno() >= 0 and self._may_accept()):
                     listening = not listening
                     if listening:
@@ -232,7 +235,7 @@ class ServingLoop:
         return self.has_room()
 
     def _patience(self, longest: float | None) -> float | None:
-        """How long the next wait may take."""
+        """Return how long the next wait may take, in seconds."""
         moments = [moment for moment in (self.next_turn(), self._accept_again_at) if moment is not None]
         if moments:
             left = max(0.0, min(moments) - monotonic())
@@ -240,7 +243,7 @@ class ServingLoop:
         return longest
 
     def _wait_for_room(self, deadline: float | None) -> bool:
-        """Let turns pass until a request may be accepted; False when it is too late for one."""
+        """Run turns until a request may be accepted. Return False if the deadline has passed."""
         server = self.server
         if self._may_accept():
             return True
@@ -257,8 +260,7 @@ class ServingLoop:
 
 
 class ServingMixIn:
-    """The public side of the loop, for BaseServer and, brought along by the mix-ins, over the standard library's
-    classes."""
+    """Public methods of the loop, for BaseServer, and with the mix-ins for the standard library's servers too."""
 
     if TYPE_CHECKING:  # not defined here: this class stands before the standard library's in the MRO
 
@@ -267,18 +269,18 @@ class ServingMixIn:
     _prefork_: Any = Own(ServingLoop)
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        """Handle requests, one after another, until `shutdown()`; `timeout` plays no part here.
+        """Handle requests one after another until `shutdown()`. Ignores `timeout`.
 
-        `service_actions()` is called after every wait. A class that overrides it is called at least every
-        `poll_interval` seconds; where nobody does, the loop waits for as long as there is nothing to do.
+        `service_actions()` is called after every wait; if it is overridden, at least every `poll_interval` seconds.
+        Otherwise the loop does not poll. See socketserver.BaseServer.serve_forever().
         """
         self._prefork_.serve(poll_interval)
 
     def shutdown(self) -> None:
-        """Make `serve_forever()` return, and wait until it has. May be called from any thread or signal handler.
+        """Make `serve_forever()` return and wait until it has. Call it from any thread or signal handler.
 
-        In the thread that serves it does not wait, for that could never end. When nobody is serving it returns at once,
-        and the next `serve_forever()` will.
+        In the serving thread it does not wait, which would be a deadlock. If the server is not serving, it returns at
+        once, and so will the next `serve_forever()`.
         """
         self._prefork_.shutdown(wait=True)
 
@@ -287,24 +289,24 @@ class ServingMixIn:
         self._prefork_.shutdown(wait=False)
 
     def handle_request(self) -> None:
-        """Wait for one request and handle it, or call `handle_timeout()` when none came in time.
+        """Wait for one request and handle it, or call `handle_timeout()` if none comes in time.
 
-        The time is the shorter one of `timeout` and the listener's own; without either the wait is endless.
+        The wait lasts for the shorter of `timeout` and the listener's own timeout, in seconds; with neither, for ever.
         """
         self._prefork_.handle_one()
 
     def _handle_request_noblock(self) -> None:
-        """The standard library's own private name: whoever overrides it there is heard here."""
+        """Accept and process one request. A private name of socketserver, kept for programs that override it."""
         self._prefork_.accept()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the error that is being handled, with its traceback. Override it.
+        """Log the exception that is being handled, with its traceback. Override it.
 
-        Called in the `except` block of whatever processes the request. That the client broke the connection is no news:
-        it goes to DEBUG, everything else to ERROR.
+        Called in the `except` block of the code that processes the request. A connection that the client broke is
+        logged at DEBUG, everything else at ERROR.
         """
         exc = sys.exception()
-        peer = address_text(client_address or "an unnamed client")  # Unix sockets have a path, or none
+        peer = address_text(client_address or "an unnamed client")  # a Unix client may have no name
         if isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
             log.debug(
                 "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
@@ -324,18 +326,18 @@ def _left(deadline: float | None) -> float | None:
 
 
 def _is_ours(cls: type) -> bool:
-    """Whether this class's `service_actions()` is ours, or does nothing."""
+    """Return True if this class's `service_actions()` is ours or the empty one of socketserver."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     return name.startswith("prefork.") or name == "socketserver.BaseServer"
 
 
 def _is_broken(request: Any) -> bool:
-    """Whether this connection is the one that was lost, and not some other one that the handler had."""
+    """Return True if this connection was lost, rather than another one that the handler had opened."""
     fileno = getattr(request, "fileno", None)
     if fileno is None:
         return False  # a datagram
     if fileno() < 0 or not hasattr(select, "poll"):
-        return True  # nobody can tell any more
+        return True  # can no longer be determined
     poll = select.poll()
     poll.register(fileno(), 0)
     return bool(poll.poll(0))  # POLLHUP or POLLERR: neither side can send; poll(2)

@@ -1,8 +1,8 @@
-"""The pool behind `serve_forever()`: what it needs of its server, what it changes in its process, what a worker does.
+"""The pool behind `serve_forever()`: how it is built from its server, and the body of a worker.
 
-Runs in the master, and in a worker as its copy there. Owns the listener, the control socket's listener, and what
-`serve_forever()` changes in the master's process (signals, title, garbage collector, the listener's flags), every bit
-of which is put back.
+Runs in the master, and in each worker as a copy. Owns the listener, the control socket's listener, and what
+`serve_forever()` changes in the master's process (signals, title, garbage collector, the listener's flags). It must
+restore all of that when it ends.
 """
 
 import contextlib
@@ -48,19 +48,19 @@ log = logging.getLogger("prefork.supervisor")
 
 
 class Preforked(Supervised):
-    """A server that is served by a pool."""
+    """State of a server that serves from a pool."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
-        self.listener: Any = None  # ours, or what the program has made of it (TLS)
+        self.listener: Any = None  # ours, or the program's wrapper of it (TLS)
         self.closing = False  # server_close() has been called
-        self.in_place = False  # requests run in this thread, whatever mix-in would have them elsewhere
-        self.launch: object | None = None  # what the command line was told beside our settings
-        self.watched: tuple[str, ...] = ()  # files beside the modules' own that are watched then
-        self.refusal: str | None = None  # why there is no reload, where somebody has said so
-        self._first: Listener  # what the listener was at first: it knows where it came from
+        self.in_place = False  # requests run in this thread, even below a ForkingMixIn
+        self.launch: object | None = None  # command line values that are not settings of the server
+        self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
+        self.refusal: str | None = None  # why a reload is refused, if set from outside
+        self._first: Listener  # the original listener, which knows its origin
         self._control_listener: Listener | None = None
-        self._control_before: dict[str, Any] | None = None  # what an earlier image had for a control socket
+        self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
@@ -68,7 +68,7 @@ class Preforked(Supervised):
     # The listener.
 
     def listen_on(self, sock: Any) -> None:
-        """What the program assigns to `socket`: the first becomes a Listener, see sockets/listener.py."""
+        """Store what the program assigns to `socket`. The first becomes a Listener; see sockets/listener.py."""
         server, self.closing = self.server, False
         if self.listener is None:
             sock = self._first_socket(sock)
@@ -77,7 +77,7 @@ class Preforked(Supervised):
             self.listener.access = Access(server.socket_mode, server.socket_owner)
 
     def _first_socket(self, sock: Any) -> Listener:
-        """The one that a reload handed over or that was inherited, where there is one, instead of the new one."""
+        """Return the listener that was handed over, inherited, or stored by systemd; else adopt the new socket."""
         server = self.server
         fd = server.inherited_fd
         address = getattr(server, "server_address", None) if fd is None else f"fd://{fd}"
@@ -102,10 +102,10 @@ class Preforked(Supervised):
     # Serving.
 
     def serve_pool(self, poll_interval: float | None) -> Supervisor | None:
-        """Serve until every worker is gone; the supervisor that did, or None where the server is closed."""
+        """Serve until every worker is gone. Return the supervisor, or None if the server is closed."""
         server = self.server
         with self.serving() as wakeup, contextlib.ExitStack() as stack:
-            if self.closing:  # looked at now: a server_close() that comes later finds us serving
+            if self.closing:  # checked now: a later server_close() finds us serving
                 log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
                 return None
             stack.enter_context(process.inside(server.working_directory))
@@ -116,7 +116,7 @@ class Preforked(Supervised):
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
             if server.metrics_address is not None or server.max_memory is not None:
-                import psutil  # noqa: F401  # here, so that the workers share its memory
+                import psutil  # noqa: F401  # imported here so that the workers share its memory
             process.import_all()
             if server.gc_freeze:
                 stack.enter_context(process.frozen())
@@ -135,7 +135,7 @@ class Preforked(Supervised):
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
         where = address_text(self.server.socket.getsockname())
         log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
-        self._mailbox = mailbox  # from here on a shutdown() posts; one that came before is looked for now
+        self._mailbox = mailbox  # from here on shutdown() posts; an earlier one is checked for next
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
         supervisor.run(self.server.service_actions, poll_interval if self.wants_polling() else None)
@@ -150,7 +150,7 @@ class Preforked(Supervised):
         return run_mode() is RunMode.SINGLE or super().wants_polling()
 
     def watch(self, fd: int) -> None:
-        """Turn when this is readable, too."""
+        """Make the supervisor turn when this descriptor is readable, too."""
         assert self.supervisor is not None
         self.supervisor.watch(fd)
 
@@ -163,7 +163,7 @@ class Preforked(Supervised):
         signals = self._signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
         given = self._given()
         if threading.current_thread() is threading.main_thread():
-            with blocked():  # between the two a signal would find its default action
+            with blocked():  # in between, a signal would have its default action
                 if given is not None and given.early is not None:
                     given.early.hand_over(signals)
                 theirs = signals.take_unhandled(BY_SIGNAL)
@@ -178,7 +178,7 @@ class Preforked(Supervised):
             yield
         finally:
             if given is not None and not given.taken:
-                set_mask(EVERY)  # for the degraded master to hear
+                set_mask(EVERY)  # so that the degraded master gets the signals
             signals.put_back()
 
     # What the supervisor is made of.
@@ -195,7 +195,7 @@ class Preforked(Supervised):
         self._control_before = None if given is None else given.values.get("control")
         if given is not None:
             self.counting.go_on_with(given.board())
-        self.bind_metrics()  # what is handed over is given only until the supervisor has taken it
+        self.bind_metrics()  # before the supervisor takes what was handed over
         self._bind_control()
         self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)
         supervisor = Supervisor(service, self._limits(), self.counting.board, wakeup, self._generations, mailbox)
@@ -220,13 +220,13 @@ class Preforked(Supervised):
 
     @staticmethod
     def _given() -> Handed | None:
-        """What an earlier image of this process had, for the one server that serves in the main thread."""
+        """Return what the previous image handed over. Only for the server that serves in the main thread."""
         given = handed()
         in_main_thread = threading.current_thread() is threading.main_thread()
         return given if in_main_thread and run_mode() is RunMode.SERVE else None
 
     def rehearsal(self) -> Rehearsal:
-        """For a process that only tries this service: a worker of it boots, and leaves."""
+        """Return the rehearsal of this service, in which one worker boots and exits."""
         return Rehearsal(
             self.server.working_directory, self.server.boot_timeout, self._pool_on_trial, self._work,
             lambda: self.counting.board,
@@ -239,7 +239,7 @@ class Preforked(Supervised):
         return self.supervisor
 
     def _pack(self, record: Record) -> None:
-        """What the next image needs of this server."""
+        """Add to the record what the next image needs of this server."""
         record.add("listener", pack_listener(self._first, self.listener.fileno()))
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
@@ -249,7 +249,7 @@ class Preforked(Supervised):
         record.values["directory"] = self.server.working_directory or START.directory
 
     def control_terms(self) -> ControlTerms | None:
-        """Where the control socket is to be, and whose it is. Raises ConfigError."""
+        """Return the control socket's path, owner and permitted users; None without one. Raises ConfigError."""
         server = self.server
         if server.control_socket is None:
             return None
@@ -259,7 +259,7 @@ class Preforked(Supervised):
         )  # fmt: skip
 
     def _bind_control(self) -> None:
-        """Listen where `control_socket` says, or try whether that could be. Raises BindError."""
+        """Listen on `control_socket`, or in a rehearsal try to. Raises BindError."""
         terms, given = self.control_terms(), handed()
         if terms is None:
             self._control_listener = None
@@ -274,13 +274,13 @@ class Preforked(Supervised):
         open_control(supervisor, self._generations, terms, self._control_listener, self._control_before)
 
     def _leave_what_is_lent(self) -> None:
-        """On the way out of an image that failed before its loop began: the old generation serves on."""
+        """Detach what was handed over if this image failed before its loop began: the old generation serves on."""
         given = self._given()
         if given is not None and not given.taken:
             given.detach()
 
     def reload(self) -> None:
-        """Be `reload()`. Raises PreforkError."""
+        """Implement `reload()`. Raises PreforkError."""
         if self.worker is not None or self.supervisor is None or self._generations is None:
             raise PreforkError("could not reload: only the process that runs serve_forever() can")
         if self._generations.refusal is not None:
@@ -297,7 +297,7 @@ class Preforked(Supervised):
     # In children.
 
     def _work(self, birth: Birth, master: Master, number: int) -> int:
-        """The body of a worker."""
+        """Run a worker in its new process. Return its exit status."""
         assert self.supervisor is not None
         server = self.server
         self.counting.leave(birth)
@@ -324,7 +324,7 @@ class Preforked(Supervised):
         return self.worker.run()
 
     def _drain_hook(self) -> Callable[[], None] | None:
-        """The program's own `worker_draining()`, where it has one: that takes a thread."""
+        """Return the program's own `worker_draining()`; None without one, since running it takes a thread."""
         hook: Callable[[], None] = self.server.worker_draining
         ours = getattr(hook, "__func__", hook).__module__ == "prefork.pool"
         return None if ours else hook
@@ -335,7 +335,7 @@ class Preforked(Supervised):
         self.forget_supervisor()
 
     def _forked_by_user(self) -> None:
-        """In a process that user code forked from the master: it is none, and holds nothing of ours."""
+        """Release everything of ours in a process that user code forked from the master, which is no master itself."""
         self._forget_master()
         self.leave_metrics_listener()
         self.listener.close()

@@ -1,7 +1,8 @@
-"""SupervisedMixIn: what every mix-in stands on, in a plain server and in a pool.
+"""SupervisedMixIn: the base of every mix-in, in a plain server and in a pool.
 
-Runs in the process that serves; children have the object too, and ask by it. Owns, for a server of one process, what
-supervising takes: made lazily, at the first request, so that a constructor makes nothing that has to be closed.
+Runs in the serving process. Children have a copy of the object, and use it to ask the serving process. Owns the
+supervisor of a single-process server, created lazily at the first request: a constructor must not create anything that
+has to be closed.
 """
 
 import socket
@@ -31,15 +32,15 @@ from .settings.fields import Setting
 from .sockets.listener import Listener, asked_for
 
 if TYPE_CHECKING:
-    _AnyServer = BaseServer  # what a mix-in is mixed into; at run time ours or the standard library's
+    _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
 else:
     _AnyServer = ServingMixIn
 
-LANES_AT_ONCE = 64  # how many lanes a plain threading server without a cap gets more of at a time
+LANES_AT_ONCE = 64  # lanes added at a time to a plain threading server without max_threads
 
 
 class Supervised(ServingLoop):
-    """A server whose requests are counted and whose children are supervised."""
+    """State of a server whose requests are counted and whose children are supervised."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -54,7 +55,7 @@ class Supervised(ServingLoop):
     # Metrics.
 
     def export(self, supervisor: Supervisor) -> None:
-        """Have an exporter, where `metrics_address` asks for one. Raises BindError."""
+        """Add an exporter if `metrics_address` is set. Raises BindError."""
         if self.server.metrics_address is None:
             return
         self.bind_metrics()
@@ -67,7 +68,7 @@ class Supervised(ServingLoop):
         )
 
     def bind_metrics(self) -> None:
-        """Listen where `metrics_address` says. Raises BindError."""
+        """Listen on `metrics_address`, if set. Raises BindError."""
         address = self.server.metrics_address
         if address is not None and self.metrics_listener is None:
             asked, given = asked_for(address, socket.SOCK_STREAM), handed()
@@ -79,21 +80,21 @@ class Supervised(ServingLoop):
             self.counting.adopt_application(self.application_bytes())
 
     def application_bytes(self) -> int:
-        """Room for the program's own metrics in a slot, where anybody may look."""
+        """Return the bytes to reserve in a slot for the program's own metrics; 0 if metrics are not served."""
         return REGION_BYTES if self.server.metrics_address is not None else 0
 
     def _may_fork_exporter(self) -> bool:
         return not self.threaded() or self.counting.at_rest()
 
     def leave_metrics_listener(self) -> None:
-        """In a process that is forked from the serving one, and may outlive it: the address is not its to hold."""
+        """Close this forked process's copy of the metrics listener: it may outlive us and must not hold the address."""
         if self.metrics_listener is not None:
             self.metrics_listener.close()
 
     # The end.
 
     def ask_to_drain(self) -> bool:
-        """In a child: ask the serving process, and return True."""
+        """Ask the serving process to drain, if this is a child. Return True if it is."""
         if self.worker is not None:
             self.worker.ask_to_drain()
         elif self.birth is not None and self.supervisor is not None:
@@ -104,10 +105,10 @@ class Supervised(ServingLoop):
         return True
 
     def wait_for_requests(self) -> None:
-        """Those that run elsewhere than in the serving thread. Extend it."""
+        """Wait for requests that run outside the serving thread. Extend it."""
 
     def end_counting(self) -> None:
-        """Of a closed server, once nobody serves and no request is left."""
+        """Stop counting for a closed server, once it no longer serves and no request is left."""
         if self.worker is not None or self.birth is not None:
             return  # the supervisor is not ours
         with ENDING:
@@ -115,13 +116,15 @@ class Supervised(ServingLoop):
                 return
             self.counting.fold_everything()
             if self.supervisor is not None and not len(self.supervisor.table):
-                self.supervisor.close()  # also one that was made for a serve_forever() to which no request ever came
+                self.supervisor.close()  # even if it was made for a serve_forever() that got no request
             if self.supervisor is None or self.supervisor.closed:
                 self.counting.close_board()
 
     def end_own_requests(self) -> None:
-        """What `handle_request()` began in this process comes to its end before a pool serves in its place; what was
-        counted stays on the board."""
+        """Finish the requests that `handle_request()` began in this process, before a pool takes over.
+
+        What they counted stays on the board.
+        """
         self.wait_for_requests()
         with ENDING:
             if self.counting.end_lanes(self.server):
@@ -133,7 +136,7 @@ class Supervised(ServingLoop):
     # Requests of this process.
 
     def supervise(self) -> Supervisor:
-        """The supervisor of this plain server, made at its first request."""
+        """Return the supervisor of this plain server, created at its first request."""
         if self.supervisor is None or self.supervisor.closed:
             service = Service(self.service_name(), forget=self.forget_supervisor, end=self.server.shutdown_nowait)
             self.supervisor = Supervisor(service, NO_POOL, self.counting.board, Wakeup())
@@ -149,7 +152,7 @@ class Supervised(ServingLoop):
             self.supervisor.forget()
 
     def lanes(self) -> Lanes:
-        """The lanes of this process, made at its first request."""
+        """Return the lanes of this process, created at its first request."""
         return self.counting.lanes or self.counting.begin(
             self.server,
             self.first_slot(),
@@ -159,7 +162,7 @@ class Supervised(ServingLoop):
         )
 
     def counts_queue_waits(self) -> bool:
-        """Only the kernel's TCP knows, and only where somebody may look."""
+        """Return True if the wait in the accept queue is measured: only TCP reports it, and only metrics show it."""
         sock = self.server.socket
         tcp = sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM
         return tcp and self.server.metrics_address is not None
@@ -175,11 +178,11 @@ class Supervised(ServingLoop):
         return slot
 
     def threaded(self) -> bool:
-        """Whether a ThreadingMixIn, ours or the standard library's, is below."""
+        """Return True if the server has a ThreadingMixIn, ours or the standard library's."""
         return hasattr(self.server, "process_request_thread")
 
     def _lane_is_free(self) -> None:
-        """In the thread that gave a lane back when there was none, or when the server had been closed."""
+        """Wake the supervisor. Runs in the thread that returned a lane when none was free or the server was closed."""
         if self.supervisor is not None:
             self.supervisor.wake()
         if self.server.fileno() < 0:
@@ -188,12 +191,12 @@ class Supervised(ServingLoop):
     def has_room(self) -> bool:
         try:
             supervisor = self.supervise()
-            if supervisor.turns == self._turns_seen:  # an override of service_actions forgot super()
+            if supervisor.turns == self._turns_seen:  # an override of service_actions() did not call super()
                 supervisor.turn()
             self._turns_seen = supervisor.turns
             if self.counting.lane is None:
                 self.counting.lane = self.lanes().take()
-        except OSError as exc:  # descriptors are short
+        except OSError as exc:  # out of descriptors
             self.pause_accepting(exc)
         return self.counting.lane is not None
 
@@ -220,13 +223,13 @@ class Supervised(ServingLoop):
 
 
 class SupervisedMixIn(_AnyServer):
-    """What every mix-in stands on: children in one table, requests counted on lanes, one way to end.
+    """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
 
-    Call: `statistics()`. Extend: `server_close()`, `service_actions()`. May also be mixed into a plain server, which
-    then counts its requests.
+    Call `statistics()`; extend `server_close()` and `service_actions()`. Mixed into a plain server, it counts that
+    server's requests.
     """
 
-    service_name: str | None = None  # what process titles and the log call this service; default module:Class
+    service_name: str | None = None  # the service's name in process titles and the log; default module:Class
 
     metrics_address: Annotated[
         tuple[str, int] | str | None,
@@ -237,10 +240,10 @@ class SupervisedMixIn(_AnyServer):
     _prefork_: Any = Own(Supervised)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class in which a server class would hide the mix-in.
+        """Refuse a class in which a server class would hide the mix-in. Raises TypeError.
 
-        One hides it by a `serve_forever()` that comes first, its own or BaseServer's. Hooks that come first hide
-        nothing: they are meant to be called; and a mix-in's `serve_forever()` goes on to the next.
+        A server class hides it if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come
+        first are fine, since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one.
         """
         super().__init_subclass__(**kwargs)
         for base in cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]:
@@ -254,10 +257,10 @@ class SupervisedMixIn(_AnyServer):
                 )
 
     def statistics(self) -> Statistics:
-        """What this service has done so far and does now, over all its processes, as an immutable record.
+        """Return the counts and the current state of this service, over all its processes, as an immutable record.
 
-        Call it, from any thread, in the process that serves; also after `serve_forever()` has returned. Raises
-        RuntimeError in a worker, which does not know its siblings.
+        Call it in the serving process, from any thread, also after `serve_forever()` has returned. Raises RuntimeError
+        in a child, which does not know its siblings.
         """
         own: Supervised = self._prefork_
         if own.worker is not None or own.birth is not None:
@@ -266,18 +269,20 @@ class SupervisedMixIn(_AnyServer):
 
     @property
     def metrics_server_address(self) -> Any:
-        """Where the metrics are served: `metrics_address`, with the port that the kernel chose for 0. None before
-        `serve_forever()`. Workers know it, too."""
+        """The address at which metrics are served: `metrics_address`, with the port that the kernel chose for 0.
+
+        None before `serve_forever()`. Workers have it too.
+        """
         return self._prefork_.metrics_bound
 
     @property
     def draining(self) -> bool:
-        """Whether this process is finishing what it has and takes nothing new."""
+        """True if this process finishes its requests and accepts no new ones."""
         own: Supervised = self._prefork_
         return own.worker.draining if own.worker is not None else own.shutdown_requested
 
     def shutdown(self) -> None:
-        """As BaseServer.shutdown; in a worker or a request's child it asks the serving process and does not wait."""
+        """Shut down as BaseServer does. In a worker or a request's child, ask the serving process and do not wait."""
         if not self._prefork_.ask_to_drain():
             super().shutdown()
 
@@ -286,14 +291,17 @@ class SupervisedMixIn(_AnyServer):
             super().shutdown_nowait()
 
     def service_actions(self) -> None:
-        """One turn of the supervisor: reaps, counts, cuts. Extend it; one that forgets `super()` leaks nothing."""
+        """Run one turn of the supervisor: reap, count, cut. Extend it; one that omits `super()` leaks nothing."""
         own: Supervised = self._prefork_
         if own.supervisor is not None:
             own.supervisor.turn()
         super().service_actions()
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """As BaseServer.serve_forever; with an exporter beside it where `metrics_address` asks for one."""
+        """Serve as BaseServer.serve_forever, with an exporter process if `metrics_address` is set.
+
+        Raises BindError if that address cannot be bound.
+        """
         own: Supervised = self._prefork_
         supervisor = own.supervise()
         own.export(supervisor)
@@ -301,11 +309,11 @@ class SupervisedMixIn(_AnyServer):
             super().serve_forever(poll_interval)  # type: ignore[arg-type]
         finally:
             supervisor.end_export()
-            if self.fileno() < 0:  # it was closed before it was shut down
+            if self.fileno() < 0:  # closed before it was shut down
                 own.end_counting()
 
     def server_close(self) -> None:
-        """Close the listener, wait for requests as `block_on_close` says, give up what counting took. Extend it."""
+        """Close the listener, wait for requests if `block_on_close` is set, and free the counters. Extend it."""
         super().server_close()
         own: Supervised = self._prefork_
         own.wait_for_requests()

@@ -1,7 +1,7 @@
-"""What a service manager hands to us: sockets (sd_listen_fds(3)), and where it wants to be told of the service.
+"""Read what a service manager passes on: sockets (sd_listen_fds(3)), and where to notify it (sd_notify(3)).
 
-Runs in the process that becomes the master. Owns what it found in the environment and took out of it, so that no worker
-and no program of theirs inherits it.
+Runs in the process that becomes the master. Owns the variables, which it removes from the environment, so that no
+worker, and no program that a worker starts, inherits them. Must not send anything to the manager.
 """
 
 import logging
@@ -19,15 +19,15 @@ log = logging.getLogger("prefork.supervisor")
 
 NOT_SET = "LISTEN_FDS is not set; is the service started by its socket unit?"
 FIRST_FD = 3  # SD_LISTEN_FDS_START
-VARIABLES = (  # sd_listen_fds(3), where LISTEN_PIDFDID says of which pidfs inode LISTEN_PID is; sd_notify(3)
+VARIABLES = (  # sd_listen_fds(3), where LISTEN_PIDFDID is the pidfs inode of LISTEN_PID; sd_notify(3)
     "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
 )  # fmt: skip
-STORED = "prefork "  # begins the name of a listener of ours that the manager keeps
+STORED = "prefork "  # prefix of the names of our listeners that the manager stores
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A socket that the manager passed on."""
+    """A socket that the manager passed."""
 
     fd: int
     name: str
@@ -35,7 +35,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Everything that the environment said. `refusal`: why no sockets are ours."""
+    """Everything that the environment said. `refusal` is the reason why no sockets are ours."""
 
     passed: tuple[Passed, ...] = ()
     refusal: str = NOT_SET
@@ -44,7 +44,7 @@ class Given:
 
 
 def take(environ: MutableMapping[str, str], pid: int) -> Given:
-    """Read the variables and remove them: they are this process's, and no child's."""
+    """Read the variables and remove them, because they are for this process and not for its children."""
     found = {word: environ.pop(word, "") for word in VARIABLES}
     passed, refusal = _passed(found["LISTEN_FDS"], found["LISTEN_PID"], found["LISTEN_FDNAMES"], pid)
     return Given(
@@ -60,7 +60,7 @@ def _passed(count: str, owner: str, names: str, pid: int) -> tuple[tuple[Passed,
     if not count.isdigit():
         return (), f"LISTEN_FDS is {count!r}, not a number"
     named = names.split(":") if names else []
-    named += ["unknown"] * (int(count) - len(named))  # as sd_listen_fds_with_names(3) calls them
+    named += ["unknown"] * (int(count) - len(named))  # the name that sd_listen_fds_with_names(3) gives them
     return tuple(Passed(FIRST_FD + index, named[index]) for index in range(int(count))), ""
 
 
@@ -87,7 +87,7 @@ _given: Given | None = None
 
 
 def given() -> Given:
-    """What this process was started with; taken out of the environment at the first call."""
+    """Return what this process was started with. The first call removes it from the environment."""
     global _given
     if _given is None:
         _given = take(os.environ, os.getpid())
@@ -95,14 +95,15 @@ def given() -> Given:
             try:
                 os.set_inheritable(passed.fd, False)
             except OSError:
-                pass  # who wants that one is told
+                pass  # a bad descriptor is reported to the caller that uses it
     return _given
 
 
 def descriptor(name: str = "") -> int:
-    """The descriptor of the socket that the manager passed on under this name; of the only one without a name.
+    """Return the descriptor of the socket that the manager passed under this name; without a name, of the only one.
 
-    For `--bind systemd:NAME`, and for a script: `inherited_fd = prefork.systemd.descriptor("web")`. Raises ConfigError.
+    Used by `--bind systemd:NAME`; in a script: `inherited_fd = prefork.systemd.descriptor("web")`. Raises ConfigError
+    if there is no such socket, or more than one. See sd_listen_fds(3), systemd.socket(5) (FileDescriptorName=).
     """
     found = find(name)
     if isinstance(found, str):
@@ -111,7 +112,7 @@ def descriptor(name: str = "") -> int:
 
 
 def find(name: str) -> int | str:
-    """The same, or the reason why there is none."""
+    """Return the descriptor as `descriptor()` does, or the reason why there is none."""
     named = [passed for passed in given().passed if not passed.name.startswith(STORED)]
     found = [passed for passed in named if name in ("", passed.name)]
     if len(found) == 1:
@@ -128,14 +129,14 @@ def find(name: str) -> int | str:
 
 
 def stored(asked: str) -> int | None:
-    """The listener that an earlier life of this service had there, kept by the manager (FDSTORE) when it crashed."""
+    """Return the listener for this address that the manager kept (FDSTORE) when the service crashed; None without one.
+
+    See sd_pid_notify_with_fds(3).
+    """
     return next((passed.fd for passed in given().passed if passed.name == stored_name(asked)), None)
 
 
 def stored_name(asked: str) -> str:
-    """A name that FDNAME may have: printable ASCII without a colon, at most 255; sd_pid_notify_with_fds(3)."""
+    """Return a valid FDNAME: printable ASCII without a colon, at most 255 characters; sd_pid_notify_with_fds(3)."""
     printable = (c if " " <= c <= "~" and c not in ":%" else "".join(f"%{b:02X}" for b in c.encode()) for c in asked)
     return (STORED + "".join(printable))[:255]
-
-
-# What the manager is told.

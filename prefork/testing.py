@@ -1,14 +1,13 @@
-"""A real pool for the tests of those who use prefork: `with running(MyServer, MyHandler) as pool: …`.
+"""Run a real pool in tests of programs that use prefork: `with running(MyServer, MyHandler) as pool: …`.
 
-The server is bound in the test's process, so that a mistake is an exception there and the address is known; then a
-process forked from the test serves it, as a session of its own. It is a fork because handlers and servers may be
-defined inside a test, which nothing else could carry over. Only the thread that calls goes along: other threads of the
-test are not in it, but a lock that one of them held at that moment stays locked there. Nothing here needs pytest;
-fixtures.py does.
+The server is bound in the test's process, so that a mistake raises there and the address is known. Then a process
+forked from the test serves it, in its own session. It is forked because handlers and servers may be defined inside a
+test, and could not be pickled. Only the calling thread exists in the fork; a lock that another thread held at that
+moment stays locked there. Nothing here needs pytest; fixtures.py does.
 
                creates   writes           EOF means
-    life       test      test             the test is over, or dead: the master drains and ends
-    report     test      the master       nobody of the pool is left
+    life       test      test             the test has ended or died: the master drains and ends
+    report     test      the master       no process of the pool is left
 """
 
 import contextlib
@@ -36,12 +35,12 @@ from .pool import PreForkingMixIn, pool_of
 
 __all__ = ["Running", "running"]
 
-GENTLE = {"max_children": 2, "graceful_timeout": 5.0}  # where neither the class nor the caller chose
+GENTLE = {"max_children": 2, "graceful_timeout": 5.0}  # defaults where neither the class nor the caller chose
 SLACK_S = 5.0
 
 
 class Running:
-    """A pool that serves. `address` is where, as a client needs it; `pid` is its master's."""
+    """A running pool. `address` is the one to connect to; `pid` is the master's."""
 
     def __init__(self, address: Any, pid: int, log_fd: int, life: int, report: int, within: float) -> None:
         self.address = address
@@ -51,17 +50,20 @@ class Running:
 
     @property
     def log(self) -> str:
-        """What the pool has logged and printed so far."""
+        """Everything that the pool has logged and printed so far."""
         return os.pread(self._log_fd, os.fstat(self._log_fd).st_size, 0).decode(errors="replace")
 
     def statistics(self) -> Statistics:
-        """As the server's own. Raises RuntimeError when the pool is gone, TimeoutError when it does not answer."""
+        """Return the server's own `statistics()`.
+
+        Raises RuntimeError if the pool is gone, TimeoutError if it does not answer within `within` seconds.
+        """
         with contextlib.suppress(BrokenPipeError):
             os.write(self._life, b"?")
         return Statistics(**self._next("statistics"))
 
     def _next(self, event: str) -> Any:
-        """What the master says of this, when it has. What it said before of something else is forgotten."""
+        """Wait for the master's next report of this event and return its value. Reports of other events are dropped."""
         deadline = monotonic() + self._within
         while True:
             *lines, self._buffer = self._buffer.split(b"\n")
@@ -81,13 +83,17 @@ def running(
     server: type, handler: type | None = None, address: Any = None, *, within: float = 30.0, log_level: str = "info",
     **settings: Any,
 ) -> Iterator[Running]:  # fmt: skip
-    """Serve with this server class and handler class until the block ends. For the users' own tests.
+    """Serve with these server and handler classes until the block ends. Call it in a program's own tests.
 
-    `address`: a free port of 127.0.0.1 or a fresh Unix path unless given. `settings` are class attributes of the
-    server. A class without PreForkingMixIn gets it in front. Where nobody chose, `max_children` is 2 and
-    `graceful_timeout` 5 s. The block begins when a worker is ready, after `within` seconds at most (TimeoutError), and
-    at its end the pool drains; when it ends by an exception the pool is stopped and its log written to stderr. Raises
-    ConfigError, BindError; RuntimeError when the pool ended by itself or with an error.
+    `address` defaults to a free port of 127.0.0.1, or to a fresh Unix path. `settings` are class attributes of the
+    server. PreForkingMixIn is put in front of a class that does not have it. `max_children` defaults to 2 and
+    `graceful_timeout` to 5 seconds unless the class or the caller chose.
+
+    The block is entered when a worker is ready. At its end the pool drains; if it ends with an exception, the pool is
+    killed and its log is written to stderr.
+
+    Raises ConfigError or BindError, TimeoutError if no worker is ready within `within` seconds, and RuntimeError if
+    the pool ended by itself or with an error.
     """
     with contextlib.ExitStack() as stack:
         cls = _derived(server, settings)
@@ -145,7 +151,7 @@ def _bound(cls: Any, handler: type | None, address: Any, stack: contextlib.ExitS
 
 
 class _Pipes:
-    """The two pipes between the test and the master; each side closes the ends that are the other's."""
+    """The two pipes between the test and the master. Each side closes the other side's ends."""
 
     def __init__(self) -> None:
         self.life_read, self.life_write = os.pipe()
@@ -153,7 +159,7 @@ class _Pipes:
         self._ours = {self.life_read, self.life_write, self.report_read, self.report_write}
 
     def close(self, *fds: int) -> None:
-        """These, or all that are left."""
+        """Close these descriptors, or all that are still open."""
         for fd in fds or tuple(self._ours):
             if fd in self._ours:
                 self._ours.remove(fd)
@@ -167,19 +173,19 @@ class _Pipes:
 
 
 def _end(process: Any, pipes: _Pipes, within: float) -> int | None:
-    """Let it drain for so long, then kill what is left of its session; the exit status."""
+    """Let the pool drain for `within` seconds, kill what is left of its session, and return the exit status."""
     pipes.close(pipes.life_write)
     if within:
         process.join(within)
     drained = process.exitcode is not None
     if not drained:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # before it has made a session of its own there is none
+            os.killpg(process.pid, signal.SIGKILL)  # fails before it has called setsid()
         process.kill()
     process.join()
     status: int | None = process.exitcode
     process.close()
-    # EOF: every worker is gone too. One that left the session follows its master's death by itself.
+    # EOF: every worker is gone too. One that left the session ends by itself when its master dies.
     while select.select([pipes.report_read], [], [], SLACK_S)[0] and os.read(pipes.report_read, 65536):
         pass
     return status
@@ -189,11 +195,11 @@ def _end(process: Any, pipes: _Pipes, within: float) -> int | None:
 
 
 def _serve(server: Any, pipes: _Pipes, log_fd: int, log_level: str) -> None:
-    os.setsid()  # Ctrl-C at a terminal is the test's: it ends the block, and so the pool
+    os.setsid()  # Ctrl-C at a terminal is for the test: it ends the block, and so the pool
     pipes.keep_masters()
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  # the test's own may be captured
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  # the test's stdout may be captured
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     logging.getLogger().handlers.clear()
     logs.set_up(log_level)
@@ -204,7 +210,7 @@ def _serve(server: Any, pipes: _Pipes, log_fd: int, log_level: str) -> None:
 
 
 class _Answering:
-    """Part of the master's turn: says once that it is ready, answers each question, drains at EOF."""
+    """Part of the master's turn: report once that it is ready, answer each question, drain at EOF."""
 
     def __init__(self, server: Any, pipes: _Pipes) -> None:
         self._server = server
