@@ -1,1 +1,1 @@
-"""What runs after the fork: the child's set-up, its loop, its lanes, its limits. Imports only prefork.metrics."""
+"""The code that runs after the fork: a child's set-up, loop, lanes and limits. Imports only prefork.metrics."""

@@ -1,6 +1,6 @@
-"""What an error of `get_request()` means to the loop that accepts.
+"""The meaning of an error of `get_request()` to the loop that accepts.
 
-Pure, and the same for every loop: the worker's, and that of a process which serves by itself.
+Pure, and the same for every loop: that of a worker, and that of a process that serves by itself.
 """
 
 import errno
@@ -8,7 +8,7 @@ import sys
 
 from prefork.metrics.facts import AcceptError
 
-# Seconds without accepting when descriptors or memory are short: ten tries a second instead of 190,000.
+# Seconds without accepting when descriptors or memory are short: ten attempts a second instead of 190,000.
 ACCEPT_PAUSE = 0.1
 
 _FACTS = {
@@ -22,24 +22,27 @@ _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
 
 
 def accept_error(exc: OSError) -> AcceptError:
-    """Which of the closed list this error is. `get_request()` may be the user's: a TLS error's number is no errno."""
+    """Return the AcceptError for this exception.
+
+    `get_request()` may be the user's, and raise a TLS error, whose number is not an errno.
+    """
     if exc.errno is None or _is_tls(exc):
         return AcceptError.OTHER
     return _FACTS.get(exc.errno, AcceptError.OTHER)
 
 
 def is_resource_error(exc: OSError) -> bool:
-    """Whether descriptors or memory are short, so that trying again at once would fail again, without end."""
+    """Return whether descriptors or memory are short, so that retrying at once would fail again and again."""
     return accept_error(exc) in _RESOURCES
 
 
 def is_shortage(exc: Exception) -> bool:
-    """Whether a request could not be begun because the system has no more threads or processes for us."""
+    """Return whether a request could not be started because the system is out of threads or processes."""
     if isinstance(exc, RuntimeError):
-        return "can't start new thread" in str(exc)  # CPython has no other sign of it
+        return "can't start new thread" in str(exc)  # CPython gives no other sign of it
     return isinstance(exc, OSError) and (exc.errno == errno.EAGAIN or is_resource_error(exc))
 
 
 def _is_tls(exc: OSError) -> bool:
-    ssl = sys.modules.get("ssl")  # not imported: then the error is not one of its
+    ssl = sys.modules.get("ssl")  # if it is not imported, the error cannot be one of its own
     return ssl is not None and isinstance(exc, ssl.SSLError)

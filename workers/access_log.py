@@ -1,7 +1,7 @@
-"""The access log: one record for each request, where `access_log` asks for it; nothing at all where it does not.
+"""The access log: one record for each request if `access_log` asks for it, and no cost otherwise.
 
-Runs in a worker. Stands around the request hooks on the server *instance*, inside the counting of lanes.py, over
-whatever the class defines. Knows how a request ended here; what died with a worker is the master's to tell.
+Runs in a worker. Wraps the request hooks on the server *instance*: around those of the class, inside the counting of
+lanes.py. Reports only requests that ended here; the master reports those that died with a worker.
 """
 
 import logging
@@ -16,12 +16,12 @@ from prefork.metrics.log_events import LogEvent, event
 
 log = logging.getLogger("prefork.access")
 
-_HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # ASCII that is printed, but blank, quote, equals sign and backslash
+_HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
 
 
 @dataclass(frozen=True, slots=True)
 class LogContext:
-    """What is the same in every record of a worker."""
+    """The fields that are the same in every record of a worker, and how to write a client's address."""
 
     listener: str
     slot: int
@@ -29,7 +29,7 @@ class LogContext:
 
 
 def log_accesses(server: Any, place: LogContext) -> None:
-    """Log each request that this server instance is given from now on."""
+    """Log each request that this server instance receives from now on."""
     log.setLevel(logging.INFO)
     book = _Book(place)
     server.verify_request = book.verifying(server.verify_request)
@@ -40,7 +40,7 @@ def log_accesses(server: Any, place: LogContext) -> None:
 
 
 class _Book:
-    """The requests in hand: when each was accepted and how long it had waited, by its id, until its record is out."""
+    """The current requests by id: when each was accepted and how long it had waited, until its record is written."""
 
     def __init__(self, place: LogContext) -> None:
         self._place = place
@@ -85,13 +85,13 @@ class _Book:
 
     def closing(self, close: Callable[[Any], None]) -> Callable[[Any], None]:
         def close_request(request: Any) -> None:
-            self._open.pop(id(request), None)  # a thread could not be started for it
+            self._open.pop(id(request), None)  # no thread could be started for it
             close(request)
 
         return close_request
 
     def _record(self, request: Any, client_address: Any, outcome: str) -> None:
-        """Once for each request."""
+        """Write the record of a request, once; later calls for the same request do nothing."""
         begun = self._open.pop(id(request), None)
         if begun is None:
             return
@@ -107,7 +107,7 @@ class _Book:
 
 
 class Fields:
-    """Fields of an event as `name=value`, what is unknown as `-`, what could be mistaken in quotes."""
+    """Fields of an event as `name=value`: an unknown value is `-`, an ambiguous one is in quotes."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
@@ -130,7 +130,7 @@ def _escaped(c: str) -> str:
 
 
 def _bytes(request: Any) -> tuple[int | None, int | None]:
-    """Received from and sent to the client, as the kernel counts a TCP connection; of a datagram, its length."""
+    """Return the bytes received from and sent to the client: of TCP as the kernel counts, of a datagram its length."""
     if isinstance(request, tuple):
         return len(request[0]), None
     return tcp_bytes(request)

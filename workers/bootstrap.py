@@ -1,8 +1,8 @@
-"""The first steps of a child, in reading order, from the fork to its body, and the one way out.
+"""The first steps of a child, in the order they happen, from the fork to its body, and the only way out.
 
-Runs in the child only, every signal still blocked, with a copy of everything the master had. Owns the watch on the
-master. Never returns: a child leaves by `os._exit`, whatever happened, so that no line of the master's program after
-`serve_forever()` runs twice.
+Runs in the child only, with every signal still blocked and a copy of everything the master had. Owns the pidfd by which
+a child notices the master's death. Must never return: a child always leaves by `os._exit`, so that no line of the
+master's program after `serve_forever()` runs twice.
 """
 
 import contextlib
@@ -22,31 +22,31 @@ from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 from . import ending, sinks
 
 PR_SET_PDEATHSIG = 1
-CRASHED = 1  # exit status of a child that ended by an exception
+CRASHED = 1  # exit status of a child that ended with an exception
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Birth:
-    """What the master hands to a child at the fork."""
+    """The things that the master hands to a child at the fork."""
 
     slot: Slot
     stacks: Stacks
     master_pid: int
-    in_main_thread: bool  # PDEATHSIG follows the thread that forked: only the main one lives as long as the master
-    forget: Callable[[], None]  # closes the child's copies of what is the master's alone
-    mask: set[int]  # the signal mask to go back to
+    in_main_thread: bool  # PDEATHSIG is bound to the thread that forked; only the main one lives as long as the master
+    forget: Callable[[], None]  # closes the child's copies of descriptors that only the master uses
+    mask: set[int]  # the signal mask to restore
 
 
 class Master:
-    """The master as a child sees it: a pidfd that becomes readable when it dies."""
+    """The master, seen from a child: a pidfd that becomes readable when it dies (pidfd_open(2))."""
 
     def __init__(self, birth: Birth) -> None:
         self._pid = birth.master_pid
         self._in_main_thread = birth.in_main_thread
         self.pidfd = os.pidfd_open(self._pid)
-        # Only a parent that is still there makes the pid, and so the pidfd, the master's.
+        # The pid could have been reused before the open: the pidfd is the master's only if it is still our parent.
         if self.gone():
             os._exit(CRASHED)
 
@@ -57,16 +57,19 @@ class Master:
         return os.getppid() != self._pid
 
     def tell_us_when_dying(self) -> None:
-        """SIGTERM to this process when the master dies. A change of credentials clears it, so it is asked for twice."""
+        """Have the kernel send SIGTERM to this process when the master dies (prctl(2), PR_SET_PDEATHSIG).
+
+        A change of credentials clears that, so it is called twice.
+        """
         if self._in_main_thread:
             _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
-    """Become a child and run `body`; its result is the exit status.
+    """Become a child, run `body`, and exit with the status that it returns.
 
-    SystemExit of the user's code is the reason `exited`; any other exception is written to `stacks`, which the master
-    logs, because the log may be what is broken here.
+    SystemExit raised by the user's code counts as the exit reason `exited`. The traceback of any other exception is
+    written to `stacks`, from where the master logs it: logging may be what is broken in this process.
     """
     status = CRASHED
     try:
@@ -86,14 +89,14 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
 
 
 def exit_status(exc: BaseException) -> int:
-    """The status with which a process ends by this exception, as Python's own would."""
+    """Return the status with which Python would end a process for this exception."""
     if not isinstance(exc, SystemExit):
         return CRASHED
     return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
 
 
 def leave(status: int) -> NoReturn:
-    """Flush what the user printed and logged, then end without running the master's program any further."""
+    """Flush what the user printed and logged, then exit without running the master's program any further."""
     try:
         flush()
     finally:
@@ -101,8 +104,10 @@ def leave(status: int) -> NoReturn:
 
 
 def flush() -> None:
-    """Bring out what the user printed and logged: this image of the process ends without atexit. Never raises: what has
-    no reader any more, or no room on its disk, is lost."""
+    """Flush what the user printed and logged, because this process image ends without `atexit`.
+
+    Never raises: output whose reader is gone, or whose disk is full, is lost.
+    """
     handlers = [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
     for each in (sys.stdout, sys.stderr, *handlers):  # logging.shutdown() would also close them
         try:
@@ -113,9 +118,9 @@ def flush() -> None:
 
 
 def _disown_output() -> None:
-    """What the master printed and has not brought out yet is the master's: our copy of it goes nowhere."""
+    """Discard our copy of what the master has printed but not flushed; the master writes it itself."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # it is no file, or no descriptor is left
+        with contextlib.suppress(Exception):  # not a file, or no descriptor is left
             _flush_into_nothing(stream)
 
 

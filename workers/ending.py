@@ -1,11 +1,12 @@
-"""A worker's end as Python's: what the program began in it is finished, what the master had begun is the master's.
+"""The orderly end of a worker, like that of any Python process: finish what the program began in it, and leave alone
+what the master began.
 
-Runs in a child: `forget_master()` first of all, a DrainHook where a drain begins, `finish()` at its end. Bounds
-nothing: the master holds the deadline of a drain, and whoever is stopped or killed does nothing of this. CPython's own
-forked children do the same (multiprocessing/popen_fork.py, gh-83856).
+Runs in a child: `forget_master()` right after the fork, a DrainHook when a drain begins, `finish()` at the end of it.
+Must not impose a deadline: the master enforces that of a drain. A worker that is stopped or killed does none of this.
+CPython's own forked children do the same (multiprocessing/popen_fork.py, gh-83856).
 """
 
-import _thread  # the threads of `threading` are begun and joined with locks that a signal handler may not take
+import _thread  # `threading` starts and joins its threads with locks that a signal handler must not take
 import atexit
 import logging
 import sys
@@ -20,28 +21,29 @@ from prefork.metrics.log_events import LogEvent, event
 
 log = logging.getLogger("prefork.server")
 
-# Exporters that go on in a forked process by themselves, and flush by what they registered in the master.
+# Exporters that resume by themselves in a forked process, but flush only through what they registered in the master.
 FLUSHED: dict[str, Callable[[Any], Any]] = {
     "sentry_sdk": lambda module: module.flush,
     "opentelemetry.trace": lambda module: getattr(module.get_tracer_provider(), "force_flush", None),
     "opentelemetry.metrics": lambda module: getattr(module.get_meter_provider(), "force_flush", None),
     "opentelemetry._logs": lambda module: getattr(module.get_logger_provider(), "force_flush", None),
 }
-QUIETLY_S = 0.3  # threads that were told to end need no line in the log
+QUIETLY_S = 0.3  # grace before logging: threads that were told to end usually have by then
 
 
 def forget_master() -> None:
-    """What the master would do at its own end is not ours to do: remove its files, end its processes."""
+    """Drop the clean-up that the master registered for its own exit: removing its files, ending its processes."""
     atexit._clear()
     for each in list(finalize._registry):  # type: ignore[attr-defined]
-        each.atexit = False  # still to be called, or to run when its object goes
-    atexit.register(finalize._exitfunc)  # type: ignore[attr-defined]  # it registers once a process
+        each.atexit = False  # it can still be called, and still runs when its object is collected
+    atexit.register(finalize._exitfunc)  # type: ignore[attr-defined]  # finalize registers it only once per process
     if (process := _loaded("multiprocessing.process")) is not None:
         process._children.clear()
     if (util := _loaded("multiprocessing.util")) is not None:
         util._finalizer_registry.clear()
         atexit.register(util._exit_function)
-    # Its executors' threads ended at the fork, and their processes are not ours; their locks may be held for ever.
+    # The threads of the master's executors did not survive the fork, their processes are not our children, and their
+    # locks may be held for ever.
     if (thread := _loaded("concurrent.futures.thread")) is not None:
         thread._threads_queues.clear()
     if (executors := _loaded("concurrent.futures.process")) is not None:
@@ -49,13 +51,13 @@ def forget_master() -> None:
 
 
 def begin_anew() -> None:
-    """Queues and managers that came over the fork forget the threads and connections that did not."""
+    """Make multiprocessing's queues and managers forget the threads and connections that did not survive the fork."""
     if (util := _loaded("multiprocessing.util")) is not None:
         util._run_after_forkers()
 
 
 def finish() -> None:
-    """Join the program's threads and run its `atexit` functions, those of executors and multiprocessing with them."""
+    """Join the program's threads and run its `atexit` functions, including those of executors and multiprocessing."""
     until = monotonic() + QUIETLY_S
     for thread in _waited_for():
         thread.join(max(0.0, until - monotonic()))
@@ -72,7 +74,7 @@ def finish() -> None:
     for name, flush_of in FLUSHED.items():
         if (exporter := sys.modules.get(name)) is not None:
             _flush(name, exporter, flush_of)
-    atexit._run_exitfuncs()  # what one raises goes to sys.unraisablehook
+    atexit._run_exitfuncs()  # exceptions go to sys.unraisablehook
 
 
 def _flush(name: str, exporter: ModuleType, flush_of: Callable[[Any], Any]) -> None:
@@ -84,7 +86,7 @@ def _flush(name: str, exporter: ModuleType, flush_of: Callable[[Any], Any]) -> N
 
 
 def _waited_for() -> list[threading.Thread]:
-    """Threads that no executor ends at our word."""
+    """Return the threads that have to end by themselves: those of an executor end when it is shut down."""
     ended: list[threading.Thread] = []
     if (thread := _loaded("concurrent.futures.thread")) is not None:
         ended += thread._threads_queues
@@ -100,7 +102,7 @@ def _loaded(name: str) -> ModuleType | None:
 
 
 class DrainHook:
-    """The program's `worker_draining()`, called once, in a thread of its own."""
+    """The program's `worker_draining()` hook, called once, in a thread of its own."""
 
     def __init__(self, hook: Callable[[], None] | None) -> None:
         self._hook = hook
@@ -108,19 +110,19 @@ class DrainHook:
         self._begun = False
 
     def begin(self) -> None:
-        """Call it, at once. May be called in a signal handler, wherever that interrupts the program."""
+        """Start the hook without waiting for it. Safe in a signal handler, whatever that interrupts."""
         if self._hook is None or self._begun:
             return
         self._begun = True
         try:
             self._running.acquire()
             _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # there are no more threads
+        except RuntimeError:  # no more threads: wait() calls the hook
             self._running.release()
             self._begun = False
 
     def wait(self) -> None:
-        """Until it has returned. One that could not be called yet is called now, in this thread."""
+        """Wait until the hook has returned. If it could not be started, call it now, in this thread."""
         if self._hook is not None and not self._begun:
             self._begun = True
             self._running.acquire()

@@ -1,14 +1,13 @@
-"""Lanes: one request at a time on each, and the one place where requests are counted.
+"""Lanes: each carries one request at a time. The only place where requests are counted.
 
     take ─▶ serve_one: started_ns, ACCEPTING, get_request, accepted+1, BUSY ─▶ process_request ─▶ finish_request ─▶ IDLE
-                  │ nothing there                        │ refused             │ returned          completed+1
+                  │ queue empty                          │ refused             │ returned          completed+1
                   ▼                                      ▼                     ▼ unfinished        or failed+1
                 IDLE                                 rejected+1            handed_over+1
 
-Runs in whatever process serves: a worker, or the one process of a plain server. A lane is a window of words in a slot;
-whoever holds it writes it, and gives it back once. `bind()` puts the counting over whatever `finish_request` the class
-defines, on the instance, so that an override is counted as well. A `finish_request` that no accept of ours caused
-finds no lane and is not counted.
+Runs in any process that serves: a worker, or the single process of a plain server. A lane is a view of words in a slot;
+only its holder writes it, and gives it back once. `bind()` wraps the `finish_request` of the class on the instance, so
+that an override is counted as well. A `finish_request` that no accept of ours caused has no lane and is not counted.
 """
 
 import contextlib
@@ -47,40 +46,40 @@ from .accepting import accept_error, is_resource_error, is_shortage
 from .bootstrap import exit_status, leave
 
 Lane = memoryview
-# How often a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms and the
-# question costs 4 µs: asked of one connection in eight it was a sixteenth of what a short one costs.
+# How often at most a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms, and
+# asking costs 4 µs: for one connection in eight, that was a sixteenth of the cost of a short connection.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
 NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
-FAILED_IN_A_ROW = 100  # these are no clients' doing: get_request() fails before it accepts, and would do so for ever
+FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
 
 log = logging.getLogger("prefork.server")
 
 
 class Accepted(Enum):
-    """What came of one `serve_one()`."""
+    """The result of one `serve_one()`."""
 
     REQUEST = auto()
-    NOTHING = auto()  # the queue is empty, or what was there is gone
+    NOTHING = auto()  # the queue is empty, or its connection is gone
     NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
-    NOT_BEGUN = auto()  # a request, which failed for want of a thread: leave the listener alone for a while
+    NOT_BEGUN = auto()  # a request that failed because no thread was left: leave the listener alone for a while
 
 
-REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: 3.11 makes a call of `Accepted.REQUEST`
+REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: in 3.11 `Accepted.REQUEST` costs a call
 
 
 class _Current(threading.local):
-    lane: Lane | None = None  # carries the request of this thread, not counted yet
+    lane: Lane | None = None  # carries this thread's request, which is not counted yet
 
 
 class Lanes:
     """The lanes of one process.
 
-    `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts. `more`
-    makes another slot when every lane is taken, or None at the cap; `on_free` is called when a lane comes back to a
-    process that found none. `guarded`: whatever `get_request()` raises costs one client; else what is no OSError ends
-    the loop, as in the standard library.
+    `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts.
+    `on_free` is called when a lane comes back after `take()` found none. `more` makes another slot when every lane is
+    taken, or returns None at the cap. `guarded`: an exception of `get_request()` costs one client only; otherwise one
+    that is not an OSError ends the loop, as in the standard library.
     """
 
     def __init__(
@@ -99,16 +98,16 @@ class Lanes:
         self._on_free = on_free
         self._more = more
         self._guarded = guarded
-        self._failed = 0  # of get_request(), in a row
+        self._failed = 0  # failures of get_request() in a row
         self._said_at = NEVER_S
-        self.forked = False  # by user code, in a handler: this process ends with it, and is no second worker
+        self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
         self._total = 0
         self._free: deque[Lane] = deque()
-        self._waiting: dict[int, Lane] = {}  # by id of the request: handed on, not begun elsewhere
+        self._waiting: dict[int, Lane] = {}  # by id of the request: passed on, but not begun elsewhere yet
         self._current = _Current()
         self._handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._running_elsewhere = 0  # in finish_request(), in a thread that has no lane
+        self._running_elsewhere = 0  # calls of finish_request() in threads that have no lane
         self._elsewhere_lock = threading.Lock()
         self._finished_elsewhere = False
         self._add(slot)
@@ -119,14 +118,14 @@ class Lanes:
         self._free.extend(slot.lane(index) for index in range(slot.lanes))
 
     def take(self) -> Lane | None:
-        """A free lane; None at the cap, and then `on_free` is called as soon as there is one."""
+        """Return a free lane, or None at the cap; then `on_free` is called as soon as one is free."""
         if self._free:
             return self._free.popleft()
         if self._more is not None and (slot := self._more()):
             self._add(slot)
             return self._free.popleft()
         self._starved = True
-        # One that came back between the look and this line told nobody.
+        # A lane that came back between the check and the line above called nobody.
         return self._free.popleft() if self._free else None
 
     def give_back(self, lane: Lane) -> None:
@@ -137,36 +136,45 @@ class Lanes:
             self._on_free()
 
     def pass_on(self, request: Any) -> None:
-        """A child took this request, and its lane with it: neither is ours any more."""
+        """Give up a request and its lane: a child took both."""
         self._current.lane = None
         self._waiting.pop(id(request), None)
         self._total -= 1
 
     def leave_requests(self) -> None:
-        """In a process that user code forked, as the standard library's ForkingMixIn does: what it has of a request
-        is counted in the parent, as handed over."""
+        """Forget every request, in a process that user code forked, as the standard library's ForkingMixIn does.
+
+        The parent counts them as handed over.
+        """
         self._current.lane = None
         self._waiting.clear()
 
     def all_free(self, held: Lane | None = None) -> bool:
-        """Whether no request is left (`held`: a lane the caller has taken); if one is, `on_free` is called when a lane
-        comes back."""
+        """Return whether no request is left, not counting `held`, a lane that the caller has taken.
+
+        If one is left, `on_free` is called when a lane comes back.
+        """
         self._starved = True
         return len(self._free) + (held is not None) == self._total
 
     def _hand_over(self, request: Any) -> None:
-        """The program's own thread or executor has it now. A datagram is known again only once it is being finished."""
+        """Remember a request that the program's own thread or executor has now.
+
+        A datagram cannot be remembered: it is noticed only while `finish_request()` runs.
+        """
         with contextlib.suppress(TypeError):
             self._handed_over.add(request)
 
     def all_finished(self) -> bool:
-        """Whether no request that was handed over is in `finish_request()`, or comes there still: those of a program
-        that finishes them elsewhere, until they are closed."""
+        """Return whether no request that was handed over is in `finish_request()` or may still get there.
+
+        In a program that has ever called it from a thread of its own, such a request may until it is closed.
+        """
         waits = self._finished_elsewhere and any(request.fileno() != -1 for request in list(self._handed_over))
         return not waits and not self._running_elsewhere
 
     def bind(self, server: Any) -> None:
-        """Count what this server instance finishes from now on; `unbind()` ends it."""
+        """Count the requests that this server instance finishes, until `unbind()`."""
         server.finish_request = self._counting(server)
         if self.elsewhere:
             server.close_request = self._returning(server.close_request)
@@ -179,7 +187,7 @@ class Lanes:
             vars(server).pop(name, None)
 
     def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
-        """Accept one request and process it on `lane`, which is the caller's again unless a request went elsewhere."""
+        """Accept one request and process it on `lane`, which is the caller's again unless that went elsewhere."""
         lane[STARTED_NS] = now_ns
         lane[STATE] = ACCEPTING
         try:
@@ -202,7 +210,7 @@ class Lanes:
         current = self._current
         current.lane = lane
         if self.elsewhere:
-            self._waiting[id(request)] = lane  # first, because a thread may be faster than we are
+            self._waiting[id(request)] = lane  # before the request is passed on: a thread may be faster than we are
         try:
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
@@ -235,7 +243,10 @@ class Lanes:
         return NO_RESOURCES if is_resource_error(exc) else NOTHING
 
     def _not_understood(self, exc: Exception) -> Accepted:
-        """The program's `get_request()` raised: its connection, which nobody else knows, is closed with its frame."""
+        """Log an exception of the program's `get_request()`, and close its connection.
+
+        Only the frame of the call holds that connection, so clearing the frame closes it.
+        """
         self._errors[ACCEPT_ERRORS + AcceptError.OTHER] += 1
         self._failed += 1
         now = monotonic()
@@ -251,7 +262,7 @@ class Lanes:
         return NO_RESOURCES if self._failed >= FAILED_IN_A_ROW else NOTHING
 
     def _count(self, outcome: int) -> None:
-        """Count the request of this thread, unless that is done."""
+        """Count this thread's request, unless it is counted already."""
         lane = self._current.lane
         if lane is not None:
             self._current.lane = None
@@ -292,7 +303,7 @@ class Lanes:
         return finish_request
 
     def _carrying(self, process: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        """The lane goes over to the thread that serves the request, and back at its end."""
+        """Pass the lane to the thread that serves the request, and take it back when that ends."""
 
         def process_request_thread(request: Any, client_address: Any) -> None:
             lane = self._waiting.pop(id(request), None)
@@ -307,7 +318,7 @@ class Lanes:
         return process_request_thread
 
     def _returning(self, close: Callable[[Any], None]) -> Callable[[Any], None]:
-        """A request that is closed before any thread began it (refused, shed, out of threads) leaves its lane."""
+        """Take back the lane of a request that is closed before a thread began it (refused, shed, out of threads)."""
 
         def close_request(request: Any) -> None:
             lane = self._waiting.pop(id(request), None)

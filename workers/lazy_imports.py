@@ -1,7 +1,8 @@
-"""What is imported lazily (PEP 810, Python 3.15 on): imported ahead of its first use, where that is the better time.
+"""Lazy imports (PEP 810, Python 3.15 and later), carried out ahead of their first use.
 
-Runs in the master, before the first fork, so that the workers share what else each would import for itself; and in the
-one worker of a check or of a rehearsal, where a module that cannot be imported is found before it is in service.
+Runs in the master before the first fork, so that the workers share memory that each would otherwise fill for itself;
+and in the single worker of a check or a rehearsal, so that a module that cannot be imported is found before it is in
+service.
 """
 
 import sys
@@ -10,21 +11,21 @@ from types import ModuleType
 
 __all__ = ["Failed", "import_lazy"]
 
-Failed = tuple[str, Exception]  # what is imported lazily, by the name of who imports it, and why it could not be
+Failed = tuple[str, Exception]  # the lazy import, as "<importing module>.<attribute>", and why it failed
 
 
 def import_lazy() -> list[Failed]:
-    """Import what is still lazy in any module, and what becomes known by that; what could not be imported.
+    """Import whatever is still lazy in any module, and in those that this imports. Return what could not be imported.
 
-    What the standard library itself imports lazily is left to it, unless the interpreter was told that every import is
-    lazy. Does nothing before Python 3.15.
+    Lazy imports inside the standard library are left alone, unless the interpreter was told to make every import lazy.
+    Does nothing before Python 3.15.
     """
     failed: list[Failed] = []
     tried: set[tuple[str, str]] = set()
     while found := [each for each in _lazy() if each not in tried]:
         for module, attribute in found:
             try:
-                getattr(sys.modules[module], attribute)  # imports it, and puts what it is in the place of the promise
+                getattr(sys.modules[module], attribute)  # imports it, and replaces the lazy object
             except Exception as exc:
                 failed.append((f"{module}.{attribute}", exc))
         tried.update(found)

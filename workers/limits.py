@@ -1,7 +1,7 @@
-"""When a worker is due for replacement: its count of requests, samples of its memory. Pure, but for `sample()`.
+"""The limits after which a worker is due for replacement: requests served, memory sampled. Pure, except `sample()`.
 
-Runs in the worker. A worker that is due says so and serves on; the master replaces it. (Age is the master's to judge:
-an idle worker is not woken for it.)
+Runs in the worker. A worker that is due says so and keeps serving; the master replaces it. The master judges a
+worker's age, so that an idle worker need not be woken for it.
 """
 
 import logging
@@ -15,23 +15,23 @@ from prefork.metrics.log_events import LogEvent, event
 
 log = logging.getLogger("prefork.server")
 
-JITTER = 0.1  # workers that started together do not leave together: up to a tenth earlier
+JITTER = 0.1  # up to a tenth earlier, so that workers that started together do not leave together
 SAMPLE_EVERY_S = 10.0
 CONFIRM_EVERY_S = 1.0
-SAMPLES = 3  # one large request is no reason
+SAMPLES = 3  # in a row: one large request is no reason to replace a worker
 
 
 def jittered(limit: float, rng: random.Random) -> float:
-    """`limit`, or up to a tenth less of it."""
+    """Return `limit`, reduced at random by up to a tenth."""
     return limit * (1 - JITTER * rng.random())
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """The limits one worker watches itself; None is no limit."""
+    """The limits that a worker checks itself; None means no limit."""
 
     max_requests: int | None
-    max_memory: int | None  # bytes, private memory
+    max_memory: int | None  # bytes of private memory
 
     def due(self, served: int, memory: deque[int]) -> ExitReason | None:
         if self.max_requests is not None and served >= self.max_requests:
@@ -44,16 +44,16 @@ class WorkerLimits:
         return self.max_memory is not None and bool(memory) and min(memory) > self.max_memory
 
     def next_sample_s(self, memory: deque[int]) -> float:
-        """Seconds until the next sample: rarely, and closely once the last one was too large."""
+        """Return the seconds until the next sample: fewer once the last one was over the limit."""
         over = self.max_memory is not None and bool(memory) and memory[-1] > self.max_memory
         return CONFIRM_EVERY_S if over else SAMPLE_EVERY_S
 
 
 @dataclass(frozen=True, slots=True)
 class CostSample:
-    """What a worker costs, as it sees itself."""
+    """The memory, descriptors and CPU time that a worker measured of itself."""
 
-    private_memory: int  # bytes that it shares with nobody: Private_Clean + Private_Dirty
+    private_memory: int  # bytes shared with no other process: Private_Clean + Private_Dirty
     open_fds: int
     fds_limit: int
     cpu_user_s: float
@@ -61,14 +61,16 @@ class CostSample:
 
 
 def sample() -> CostSample | None:
-    """Of this process; None where it cannot be had: no descriptor is left, or there is no /proc. Costs milliseconds
-    when it is large, so it is taken rarely and between requests."""
-    import psutil  # only where a limit or the metrics ask for it: 3 MB that the others do not need
+    """Measure this process. Return None where that is impossible: no descriptor left, or no /proc.
+
+    Takes milliseconds in a large process, so do it rarely, and between requests.
+    """
+    import psutil  # 3 MB, so only where a limit or the metrics need it
 
     try:
         process = psutil.Process()
         cpu, memory = process.cpu_times(), process.memory_full_info().uss
-    except (psutil.Error, OSError, ValueError) as exc:  # ValueError: a /proc that is another one's
+    except (psutil.Error, OSError, ValueError) as exc:  # ValueError: the /proc of something else
         log.warning(
             "could not measure this worker, which goes on unmeasured: %s",
             str(exc) or type(exc).__name__,

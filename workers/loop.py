@@ -1,7 +1,8 @@
-"""The worker: wait, accept, hand to `process_request`; then drain. The hot path.
+"""The worker: wait, accept, hand the request to `process_request`; then drain. The hot path.
 
-Runs in a worker process only. Owns the process's epoll and its listener copy; writes nothing but its slot. It is told
-what to do by signals and by the master's death, and asks for things by its slot and the nudge.
+Runs in a worker process only. Owns the process's epoll and its copy of the listener; of the shared memory it must write
+nothing but its slot. Signals and the master's death tell it what to do; it asks for things through its slot and the
+nudge.
 """
 
 import faulthandler
@@ -42,31 +43,31 @@ from .limits import SAMPLES, WorkerLimits, jittered, sample
 from .signals import Signals, ignore, set_mask
 from .wakeup import Wakeup
 
-HANDED_OVER_LOOK_MS = 20  # nobody tells when one of those is closed
-LOOK_EVERY_NS = 100_000_000  # memory is looked at this often at most
+HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
+LOOK_EVERY_NS = 100_000_000  # memory is checked at most this often
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerTerms:
-    """What the master lets a worker know of the pool's settings."""
+    """The pool's settings that a worker needs, passed on by the master."""
 
     limits: WorkerLimits
     graceful_timeout: float
     elsewhere: bool  # ThreadingMixIn: requests run in threads
-    rehearsal: bool  # boot, say READY, leave
+    rehearsal: bool  # boot, report READY, leave
     one_request: bool  # ForkingMixIn: forked ahead of its one request
-    hang_up: bool  # a drain ends the loop of a handler that reads on
-    queue_waits: bool  # ask the kernel how long a connection waited, now and then
-    metrics: bool  # somebody may look: measure what costs something
-    on_drain: Callable[[], None] | None  # of the program; None where it has none
+    hang_up: bool  # a drain ends the loop of a handler that keeps reading
+    queue_waits: bool  # ask the kernel now and then how long a connection waited
+    metrics: bool  # metrics are served: take the measurements that cost something too
+    on_drain: Callable[[], None] | None  # the program's hook; None if it has none
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
 
 
 class Worker:
-    """One worker process, from inside."""
+    """One worker process, seen from inside."""
 
     def __init__(self, server: Any, terms: WorkerTerms, birth: Birth, master: Master) -> None:
         self.server = server
@@ -99,7 +100,7 @@ class Worker:
     # Set-up and end.
 
     def run(self) -> int:
-        """Boot, serve until told to leave, drain; the exit status."""
+        """Boot, serve until told to leave, drain. Return the exit status."""
         self._take_signals()
         self.master.tell_us_when_dying()
         if not self.terms.rehearsal:
@@ -125,7 +126,7 @@ class Worker:
             self._serve()
             self._drain()
         self.server.worker_stopping()
-        if not self.terms.rehearsal:  # it has served nothing, and a thread that never ends would fail the reload
+        if not self.terms.rehearsal:  # it served nothing, and a thread that never ends would fail the reload
             ending.finish()
         self.birth.slot.words[LEAVING] = self._leaving
         return 0
@@ -140,9 +141,9 @@ class Worker:
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         self._begin_to_drain()
-        self._wakeup.wake()  # the program may have taken the signals' wake-up away, as asyncio.run() does
+        self._wakeup.wake()  # the program may have replaced the signals' wake-up descriptor, as asyncio.run() does
         self._in_hand.hang_up()
-        if self.master.gone():  # this is PDEATHSIG: the handler that runs now may take its time, the port may not
+        if self.master.gone():  # this is PDEATHSIG: the request may take its time, but the port must be freed now
             self._orphaned()
 
     def _on_quit(self, signum: int, frame: FrameType | None) -> None:
@@ -150,9 +151,9 @@ class Worker:
         os._exit(0)
 
     def _forked_by_user(self) -> None:
-        """In a process that user code forked from this worker: it is none, and holds nothing of ours."""
+        """Let go of everything of ours, in a process that user code forked from this worker: it is not a worker."""
         self.lanes.forked = True
-        slot = self.birth.slot  # its other part, the program's own metrics, is left by itself: prometheus._leave
+        slot = self.birth.slot  # the rest of it, the program's own metrics, is detached by metrics/application/values
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
         faulthandler.unregister(signal.SIGUSR1)
@@ -162,18 +163,19 @@ class Worker:
         for fd in (self._wakeup.fileno(), self.master.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
             self._own.register(fd, select.POLLIN)
-        # Registered for good. While this process does not wait here it is passed over, so another worker is woken.
+        # Registered for good. While this process is not waiting, the kernel passes it over and wakes another worker.
         self._epoll.register(self.server.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     # Serving.
 
     def _serve(self) -> None:
-        """Wait, accept one, and again; at the end accept once without waiting.
+        """Wait, accept one request, and repeat; before leaving, accept once without waiting.
 
-        Waiting first costs one cheap system call where an accept that finds nothing costs ten times as much. The first
-        wait looks at the queue, because registering does; a connection that comes while this worker is busy, and
-        nobody else waits, is in its next wait. The accept before leaving is for a connection that this worker alone was
-        woken for; where it was killed instead, the master wakes the idle ones, and whoever is woken accepts.
+        Waiting first costs one cheap system call; an accept that finds nothing costs ten times as much. The first wait
+        sees connections already queued, because registering checks the queue; a connection that arrives while this
+        worker is busy and no other waits shows up in its next wait. The accept before leaving is for a connection for
+        which only this worker was woken. If it was killed instead, the master wakes the idle workers, and any of them
+        accepts.
         """
         server, lanes, wait, listener = self.server, self.lanes, self._epoll.poll, self.server.fileno()
         next_look_ns = 0
@@ -211,20 +213,22 @@ class Worker:
                     self._begin_to_drain()
             elif outcome is NO_RESOURCES and not leaving:
                 self._pause()
-            if leaving:  # one is enough: with a queue that is never empty it would never leave
+            if leaving:  # after a single accept: while the queue is never empty it would never leave
                 if lane is not None:
                     lanes.give_back(lane)
                 return
 
     def _pause(self) -> None:
-        """Leave the listener alone: descriptors or memory are short. The master, which sees an idle lane beside a
-        queue, wakes us meanwhile; that is no reason to try before the time."""
+        """Leave the listener alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.
+
+        The master wakes us meanwhile, because it sees an idle lane beside a queue: no reason to try any earlier.
+        """
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
             self._note(self._own.poll(left * 1000))
 
     def _note(self, ready: list[tuple[int, int]]) -> None:
-        """Act on what a wait was ended by. Signals have been noted by their handlers already."""
+        """Act on what ended a wait. Signal handlers have run by then."""
         for fd, _ in ready:
             if fd == self._wakeup.fileno():
                 self._wakeup.drain()
@@ -232,7 +236,7 @@ class Worker:
                 self._orphaned()
 
     def _look(self, now_ns: int) -> None:
-        """Between two requests, now and then: is a limit reached?"""
+        """Check between two requests, now and then, whether a limit is reached."""
         sinks.follow()
         if now_ns >= self._next_sample_ns and (self.terms.metrics or self._limits.max_memory is not None):
             self._sample(now_ns)
@@ -253,17 +257,20 @@ class Worker:
     # Leaving.
 
     def _begin_to_drain(self) -> None:
-        """From here on nothing new is taken. A signal handler calls it too."""
+        """Take nothing new from now on. Also called from a signal handler."""
         self.draining = True
         self._drain_hook.begin()
 
     def ask_to_drain(self) -> None:
-        """`server.shutdown()` in a worker: the master is asked, and drains the whole pool."""
+        """Ask the master to drain the whole pool: `server.shutdown()` called in a worker."""
         self.birth.slot.words[DRAIN_ASKED] = YES
         self.terms.nudge()
 
     def _orphaned(self) -> None:
-        """The master is dead: free the port now, finish what we have, within bounds. A signal handler calls it too."""
+        """Free the port at once and finish the current requests within the graceful timeout: the master is dead.
+
+        Also called from a signal handler.
+        """
         if self._leaving is not ExitReason.MASTER_DIED:
             self._leaving = ExitReason.MASTER_DIED
             self._begin_to_drain()
@@ -274,13 +281,13 @@ class Worker:
 
     def _close_listener(self) -> None:
         listener: socket.socket = self.server.socket
-        # A datagram handler replies through the listener: it stays until the last one has.
+        # Datagram handlers reply through the listener, so it stays open until the last of them has.
         if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
-            self._epoll.unregister(listener.fileno())  # closing a shared description does not
+            self._epoll.unregister(listener.fileno())  # closing it does not: other processes share the description
             listener.close()
 
     def _drain(self) -> None:
-        """Finish what is in hand, whatever daemon_threads says. The master bounds it by a deadline."""
+        """Finish the current requests, whatever `daemon_threads` says. The master enforces the deadline."""
         self.terms.set_title("draining")
         self._close_listener()
         while not self.lanes.all_free():

@@ -1,10 +1,11 @@
-"""Signals as notes: the one place that installs handlers, for the master and for its workers alike.
+"""Signals as notes: the only place that installs signal handlers, for the master and for its workers alike.
 
-Owns the dispositions it replaced, and gives them back. A handler notes its signal and wakes the loop; what a signal
-means is decided by whoever reads the notes. Only the main thread of a process may call `take` and `put_back`.
+Owns the dispositions that it replaced, and restores them. A handler notes its signal and wakes the loop; the reader of
+the notes decides what the signal means. Only the main thread of a process may call `take` and `put_back`
+(signal.signal() raises ValueError elsewhere).
 """
 
-import _signal  # type: ignore[import-not-found]  # what signal wraps
+import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps
 import contextlib
 import signal
 from collections import deque
@@ -16,7 +17,7 @@ from .wakeup import Wakeup
 
 SignalHandler = Callable[[int, FrameType | None], Any]
 
-# What Python itself installs, or the parent left us: nobody's decision to handle the signal.
+# Dispositions that Python installed or the parent left to us: nobody decided to handle the signal.
 UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
@@ -25,14 +26,17 @@ EVERY = frozenset(map(int, signal.valid_signals()))
 
 
 def set_mask(mask: Iterable[int]) -> set[int]:
-    """Set this thread's signal mask; the one it had. (signal's own makes enums of both, 0.1 ms each fork.)"""
+    """Set this thread's signal mask and return the previous one.
+
+    `signal.pthread_sigmask()` would convert both to enums, which costs 0.1 ms at each fork.
+    """
     before: set[int] = _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return before
 
 
 @contextlib.contextmanager
 def blocked() -> Iterator[set[int]]:
-    """Hold every signal of this thread back; yields the mask that is put back at the end."""
+    """Block every signal in this thread; yield the previous mask, which is restored at the end."""
     before = set_mask(EVERY)
     try:
         yield before
@@ -41,14 +45,14 @@ def blocked() -> Iterator[set[int]]:
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:
-    """Do nothing. Not SIG_IGN: that would pass to subprocesses."""
+    """Do nothing. Unlike SIG_IGN, a handler is not inherited by subprocesses (execve(2))."""
 
 
 class Signals:
-    """The signals one process has taken, and what it has been told."""
+    """The signals that one process has taken over, and the notes of those that arrived."""
 
     def __init__(self, wakeup: Wakeup, post: Callable[[int], None] | None = None) -> None:
-        """`post` is told of each signal that is noted; without it they are kept for `hand_over()`."""
+        """Call `post` with each signal that arrives; without it, keep them for `hand_over()`."""
         self._notes: deque[int] = deque()
         self._post = post or self._notes.append
         self._wakeup = wakeup
@@ -60,35 +64,40 @@ class Signals:
         self._post(signum)
 
     def take(self, handlers: Mapping[int, SignalHandler]) -> None:
-        """Install these handlers, and the wake-up that ends a wait when one runs."""
+        """Install these handlers, and the wake-up descriptor that ends a wait when a signal arrives."""
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.write_fileno(), warn_on_full_buffer=False)
         for signum, handler in handlers.items():
             self._before[signum] = signal.signal(signum, handler)
             self._ours[signum] = handler
 
     def keep(self) -> None:
-        """Install again what went back to its default action: an event loop that ran in a handler leaves the signals
-        that it had so. A handler of the program's own stays. Called between requests: two cheap calls tell."""
+        """Reinstall the handlers of signals that went back to their default action.
+
+        An event loop that ran in a request handler leaves the signals that it used in that state. A handler of the
+        program's own stays. Called between requests: two cheap calls tell whether there is anything to do.
+        """
         if _signal.getsignal(_TERM) == _DEFAULT or _signal.getsignal(_INT) is signal.default_int_handler:
             for signum, handler in self._ours.items():
                 if signal.getsignal(signum) in UNHANDLED:
                     signal.signal(signum, handler)
 
     def take_unhandled(self, signums: Iterable[int]) -> list[int]:
-        """Note each of these that the program does not handle itself; return the others."""
+        """Take over each of these signals that the program does not handle itself; return the others."""
         wanted = list(signums)
         theirs = [signum for signum in wanted if signal.getsignal(signum) not in UNHANDLED]
         self.take({signum: self.note for signum in wanted if signum not in theirs})
         return theirs
 
     def reap_ourselves(self) -> None:
-        """Undo an inherited "ignore" of SIGCHLD, with which the kernel would reap and forget every status."""
+        """Undo an inherited SIG_IGN of SIGCHLD: the kernel would reap children and discard their status (wait(2))."""
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def hand_over(self, to: "Signals") -> None:
-        """What was noted until now is `to`'s to act on, and our wake-up, which is closed, nobody's. A handler that the
-        program has put over ours stays."""
+        """Pass the notes taken so far to `to`, restore the dispositions and close our wake-up.
+
+        A handler that the program installed over ours stays.
+        """
         for signum in list(self._before):
             if signal.getsignal(signum) != self.note:
                 del self._before[signum]
@@ -98,24 +107,24 @@ class Signals:
             to.note(self._notes.popleft())
 
     def put_back(self) -> None:
-        """Restore what `take` found."""
+        """Restore the dispositions and the wake-up descriptor that `take` found."""
         while self._before:
             signum, handler = self._before.popitem()
-            # None: a handler that was not installed from Python; it cannot be put back from here either.
+            # None: the handler was not installed from Python, so Python cannot restore it either.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         if self._wakeup_before is not None:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
 
     def close(self) -> None:
-        """Of a process that is about to end, and hears nothing more; the wake-up is closed as well."""
+        """Block every signal, restore the dispositions and close the wake-up. For a process that is about to end."""
         set_mask(EVERY)
         self.put_back()
         self._wakeup.close()
 
     @staticmethod
     def raise_after(seconds: float, error: type[BaseException]) -> None:
-        """Raise this in the main thread then, wherever it is in Python; 0: no longer."""
+        """Raise `error` in the main thread after `seconds`, wherever it is in Python code; 0 cancels that."""
 
         def on_alarm(signum: int, frame: FrameType | None) -> None:
             raise error
@@ -125,7 +134,7 @@ class Signals:
 
     @staticmethod
     def kill_me_after(seconds: float) -> None:
-        """Let the kernel end this process then, even inside a C call."""
+        """Have the kernel end this process after `seconds`, even inside a C call (SIGALRM with its default action)."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))

@@ -1,11 +1,11 @@
-"""Where log lines go without ever waiting: stderr of whatever kind, or a file that is reopened when it was rotated.
+"""The destinations of log lines, written without ever blocking: stderr of any kind, or a file that can be rotated.
 
-Made by the master before the first fork and inherited by every process of the service, so that all write to the same
-place by one rule: a line that cannot be written at once is dropped and counted. Nothing here sets a flag on a
-description that other programs share: a pipe or a terminal is opened once more, a socket is told with each send.
+The master creates one before the first fork and every process of the service inherits it, so that all write to the same
+place by one rule: a line that cannot be written at once is dropped and counted. Must not set a flag on an open file
+description that other programs share: a pipe or a terminal is opened again, a socket gets MSG_DONTWAIT with each send.
 
-One page of memory is shared by all processes: the master counts there how often it reopened and says which level is
-in force; others compare before they write.
+All processes share one page of memory. In it the master counts how often it reopened the file and says which level is
+in force; the others compare before they write.
 """
 
 import logging
@@ -21,19 +21,19 @@ from typing import Any
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import LOG_DROPPED
 
-PIPE_BUF = select.PIPE_BUF  # so much is written to a pipe whole or not at all
-LEVEL_LOOK_EVERY_S = 1.0  # at the path of a log file, whether it is still ours: for who cannot be told to reopen
+PIPE_BUF = select.PIPE_BUF  # writes to a pipe of up to this many bytes are atomic (pipe(7))
+LEVEL_LOOK_EVERY_S = 1.0  # check that the path still names our file, for processes that cannot be told to reopen
 
-REOPENED, LEVEL, TORN = range(3)  # words of the shared page: TORN is set by whoever left a line half-written
+REOPENED, LEVEL, TORN = range(3)  # words of the shared page; a process that leaves a line half-written sets TORN
 
 Write = Callable[[int, bytes], int]
 
 
 class Sink:
-    """One destination. `write()` is called under the handler's lock; `reopen()` in the master only."""
+    """One destination. Call `write()` with the handler's lock held, and `reopen()` in the master only."""
 
     def __init__(self, path: str | None = None) -> None:
-        """To this file, or to stderr. Raises OSError when the file cannot be opened."""
+        """Write to the file at `path`, or to stderr. Raises OSError when the file cannot be opened."""
         self.path = path
         self.words: memoryview = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self._seen = 0
@@ -42,7 +42,7 @@ class Sink:
         self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
 
     def write(self, line: bytes) -> bool:
-        """Whether the whole line was taken. A line without its end is ended by whoever writes next."""
+        """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
         self._follow()
         if self.words[TORN]:
             line = b"\n" + line
@@ -51,13 +51,15 @@ class Sink:
             while taken < len(line):
                 taken += self._write_some(self.fd, line[taken : taken + self._at_once])
                 self.words[TORN] = taken < len(line)
-        except OSError:  # stalled, closed, full: BlockingIOError, EPIPE, ENOSPC, …
+        except OSError:  # stalled, closed or full: BlockingIOError, EPIPE, ENOSPC, …
             return False
         return True
 
     def reopen(self) -> None:
-        """The file was renamed: go on in a new one, here and in every other process. Raises OSError, and then nothing
-        has changed."""
+        """Continue in a new file, here and in every other process, because the old one was renamed.
+
+        Raises OSError when it cannot be opened; then nothing has changed.
+        """
         if self.path is not None:
             self._renew(create=True)
             self._seen = self.words[REOPENED] = self.words[REOPENED] + 1
@@ -76,7 +78,7 @@ class Sink:
             if (found.st_dev, found.st_ino) != self._inode:
                 self._renew(create=False)
         except OSError:
-            pass  # nothing there yet: what we have is as good
+            pass  # no new file yet: keep writing to the old one
 
     def _renew(self, *, create: bool) -> None:
         old = self.fd
@@ -93,7 +95,7 @@ class Sink:
 
 
 def _stderr() -> tuple[int, Write, int]:
-    """How to write to stderr without waiting, by what it is."""
+    """Return stderr's descriptor, how to write to it without blocking, and the most bytes to write at once."""
     try:
         mode = os.fstat(2).st_mode
     except OSError:
@@ -104,9 +106,9 @@ def _stderr() -> tuple[int, Write, int]:
         try:
             fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             return fd, os.write, PIPE_BUF
-        except OSError:  # another user's, or nobody reads it now
+        except OSError:  # it belongs to another user, or has no reader now
             return 2, _write_if_ready, PIPE_BUF
-    return 2, os.write, 1 << 30  # a file, in which all share one position
+    return 2, os.write, 1 << 30  # a file, whose position all writers share
 
 
 def _send(fd: int, data: bytes) -> int:
@@ -118,8 +120,10 @@ def _send(fd: int, data: bytes) -> int:
 
 
 def _write_if_ready(fd: int, data: bytes) -> int:
-    """For a pipe that cannot be opened once more. Ready means room for PIPE_BUF bytes; only a sibling that takes the
-    room in between could make us wait."""
+    """Write to a pipe that cannot be opened again, if it is ready: then it has room for PIPE_BUF bytes.
+
+    It can block only if another process takes that room in between. Raises BlockingIOError when it is not ready.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     if not poll.poll(0):
@@ -128,12 +132,12 @@ def _write_if_ready(fd: int, data: bytes) -> int:
 
 
 class SinkHandler(logging.Handler):
-    """Formats a record and writes it; what the sink does not take is counted, by this process where it may."""
+    """Format records and write them to a sink; count those that it drops, where this process may count."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self.sink = sink
-        self.prefix = ""  # which process this is, in a child
+        self.prefix = ""  # names the process, in a child
         self._pid = os.getpid()
         self._uncounted = 0
         self._count: Callable[[int], object] | None = None
@@ -144,7 +148,7 @@ class SinkHandler(logging.Handler):
         record.prefork_process = self.prefix
         try:
             line = self.format(record)
-        except Exception as exc:  # the arguments do not fit the message: a mistake of who logged it
+        except Exception as exc:  # the arguments do not fit the message: the caller's mistake
             fault = f"could not format a log message of {record.pathname}:{record.lineno}: {exc}"
             mistake = logging.LogRecord(record.name, logging.ERROR, "", 0, fault, None, None)
             vars(mistake).update(event(LogEvent.LOG_UNFORMATTED), prefork_process=self.prefix)
@@ -158,12 +162,12 @@ class SinkHandler(logging.Handler):
     def _note_drop(self) -> None:
         if self._count is None:
             self._uncounted += 1
-        elif os.getpid() == self._pid:  # in a process that the user forked, the cell is not ours to write
+        elif os.getpid() == self._pid:  # a process that user code forked must not write the slot
             self._count(1)
             self._nudge()
 
     def count_with(self, count: Callable[[int], object], nudge: Callable[[], object] | None = None) -> None:
-        """From now on this process counts what it drops by `count`."""
+        """Count the lines dropped by this process, from now on and so far, with `count`; call `nudge` after each."""
         self._pid = os.getpid()
         self._count = count
         self._nudge = nudge or _nobody
@@ -174,24 +178,24 @@ class SinkHandler(logging.Handler):
     def count_no_longer(self) -> None:
         self._count = None
 
-    # The level, which the master may change while others run.
+    # The level, which the master may change while other processes run.
 
     def set_level(self, level: int) -> None:
         self.sink.words[LEVEL] = level
         self.follow()
 
     def follow(self) -> None:
-        """Take over the level that is in force."""
+        """Adopt the level that is in force."""
         if self.sink.words[LEVEL] != self._level:
             self._level = self.sink.words[LEVEL]
             logging.getLogger().setLevel(self._level)
 
 
 def _nobody() -> None:
-    """There is nobody to wake."""
+    """Do nothing: there is no loop to wake."""
 
 
-_handler: SinkHandler | None = None  # of `prefork run`; a program that sets up its own logging has none
+_handler: SinkHandler | None = None  # of `prefork run`; None in a program that sets up its own logging
 
 
 def install(handler: SinkHandler | None) -> None:
@@ -204,9 +208,9 @@ def installed() -> SinkHandler | None:
 
 
 def begin_child(words: MutableSequence[int] | memoryview) -> None:
-    """First thing in a child: it counts in its own slot."""
+    """Count dropped lines in the child's own slot. Called first thing in a child."""
     if _handler is not None:
-        _handler._uncounted = 0  # those are the master's
+        _handler._uncounted = 0  # the master counts those
 
         def count(number: int, words: Any = words) -> None:
             words[LOG_DROPPED] += number
@@ -215,13 +219,13 @@ def begin_child(words: MutableSequence[int] | memoryview) -> None:
 
 
 def name_child(name: str, nudge: Callable[[], object] | None = None) -> None:
-    """Each line of this process begins with this; the master is told of what it drops."""
+    """Begin each line of this process with `name`; call `nudge` to tell the master when one is dropped."""
     if _handler is not None:
         _handler.prefix = name
         _handler._nudge = nudge or _nobody
 
 
 def follow() -> None:
-    """Now and then in a child: is the level still the one in force?"""
+    """Adopt the level that is in force. Called now and then in a child."""
     if _handler is not None:
         _handler.follow()

@@ -1,13 +1,13 @@
-"""The threads behind ThreadingMixIn: kept while they run, forgotten when they end, joined on demand.
+"""The threads of ThreadingMixIn: kept while they run, forgotten when they end, joined on demand.
 
-Runs in whatever process serves. How many there may be is the lanes' business.
+Runs in any process that serves. Must not limit their number: lanes.py does.
 """
 
 import threading
 
 
 class Threads:
-    """The non-daemonic threads of one server. Only the serving thread appends; anybody may join."""
+    """The non-daemonic threads of one server. Only the serving thread appends; any thread may join."""
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
@@ -18,14 +18,14 @@ class Threads:
             self._threads.append(thread)
 
     def forget(self, thread: threading.Thread) -> None:
-        """One that could not be started."""
+        """Forget a thread that could not be started."""
         self._threads = [each for each in self._threads if each is not thread]
 
     def forget_finished(self) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive() or thread.ident is None]
 
     def join(self) -> None:
-        """Wait for every one of them."""
+        """Wait for all of them."""
         threads, self._threads = self._threads, []
         for thread in threads:
             thread.join()

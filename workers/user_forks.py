@@ -1,8 +1,8 @@
-"""What happens in a process that *user code* forks from master or worker (multiprocessing, os.fork): it is neither.
+"""The clean-up in a process that *user code* forks from master or worker (multiprocessing, os.fork): it is neither.
 
-One hook, registered once, run by os.fork() in the new process. It takes the slot away (the copy counts privately),
-closes the listener (a stranger must not hold the port) and gives the signals back (so that TERM ends it). Where a plain
-server serves there is no such process to protect: only the request in hand is left to the parent's count.
+Owns one hook, registered once, which os.fork() runs in the new process. It detaches the slot (the copy counts
+privately), closes the listener (a foreign process must not hold the port) and restores the signals (so that TERM ends
+it). Under a plain server nothing needs that protection: only the current request is left for the parent to count.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 _undo: Callable[[], None] | None = None
 _always: list[Callable[[], None]] = []
-_ours = False  # the fork that is being made
+_ours = False  # whether the fork under way is prefork's own
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -21,19 +21,19 @@ MAP_FIXED = 0x10
 
 
 def on_fork_by_user(undo: Callable[[], None] | None) -> None:
-    """Run `undo` in every process that user code forks from this one; None: no longer."""
+    """Run `undo` in every process that user code forks from this one; None ends that."""
     global _undo
     _undo = undo
 
 
 def always_on_fork_by_user(undo: Callable[[], None]) -> None:
-    """Run `undo` in every process that user code forks from any of ours, whatever that serves."""
+    """Run `undo` in every process that user code forks from any of ours, whichever way that one serves."""
     _always.append(undo)
 
 
 @contextlib.contextmanager
 def own_fork() -> Iterator[None]:
-    """A fork inside is ours: its child is no stranger. On the way out the hook is back, in the parent only."""
+    """Mark a fork inside the block as prefork's own. The hook is restored afterwards, in the parent only."""
     global _undo, _ours
     undo, _undo, _ours = _undo, None, True
     pid = os.getpid()
@@ -45,9 +45,9 @@ def own_fork() -> Iterator[None]:
 
 
 def make_private(memory: mmap.mmap, size: int) -> None:
-    """Replace the first `size` bytes of a shared mapping, and what shares their last page, by a private copy.
+    """Replace the first `size` bytes of a shared mapping, rounded up to whole pages, with a private copy.
 
-    At the same address, because the windows into it are in the local variables of running code.
+    The address stays the same, because local variables of running code hold views of it.
     """
     size = min(len(memory), -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
     window = (ctypes.c_char * size).from_buffer(memory)
@@ -57,9 +57,9 @@ def make_private(memory: mmap.mmap, size: int) -> None:
 
 
 def write_privately(memory: mmap.mmap, fd: int) -> None:
-    """Let what this process writes into a shared mapping of `fd` stay in this process; nothing is copied before that.
+    """Make a shared mapping of `fd` copy-on-write, so that what this process writes there stays in this process.
 
-    For a child of ours, which goes on to have windows into memory that is its parent's.
+    For a child of ours, which still holds views of its parent's memory.
     """
     size = len(memory)
     _map_over((ctypes.c_char * size).from_buffer(memory), size, 0, fd)

@@ -1,32 +1,33 @@
-"""The wake-up: ends the wait of a loop from a signal handler or from another thread.
+"""The wake-up: ends the wait of a loop, from a signal handler or from another thread.
 
-Owns one non-blocking socket pair and the bytes in it, which mean nothing: what there is to do stands elsewhere, and is
-written before `wake()`. Used in every process that has a loop; takes no lock, so that a signal handler may use it too.
+Owns one non-blocking socket pair and the bytes in it, which carry no meaning: the caller records what there is to do
+elsewhere, before it calls `wake()`. Used in every process that has a loop. Must take no lock, so that a signal handler
+may use it too.
 """
 
 import contextlib
 import signal
 import socket
 
-_QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may have given SIGPIPE its default action back
+_QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # the program may have restored the default action of SIGPIPE
 
 
 class _End(socket.socket):
-    """The write end: closed, without a complaint, when nobody holds it any more."""
+    """The write end: closed without a ResourceWarning when nothing refers to it any more."""
 
     def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # its constructor has failed
+        with contextlib.suppress(AttributeError):  # the constructor failed
             self.close()
 
 
 class Wakeup:
-    """One loop's wake-up. The loop waits for `fileno()` to be readable, then calls `drain()` and looks around.
+    """One loop's wake-up. The loop waits for `fileno()` to be readable, calls `drain()` and checks what there is to do.
 
-    Created, drained and closed by the loop; `wake()` is for everybody, at any time.
+    The loop creates, drains and closes it; anyone may call `wake()`, at any time.
     """
 
     def __init__(self) -> None:
-        """Raises OSError when descriptors are short, and leaves nothing behind then."""
+        """Create the socket pair. Raises OSError when descriptors are short, and then leaves nothing open."""
         self._read, write = socket.socketpair()
         try:
             self._write: _End | None = _End(write.family, write.type, write.proto, write.fileno())
@@ -39,15 +40,18 @@ class Wakeup:
             raise
 
     def fileno(self) -> int:
-        """The read end; -1 when closed."""
+        """Return the descriptor of the read end; -1 when closed."""
         return self._read.fileno()
 
     def write_fileno(self) -> int:
-        """The write end, for `signal.set_wakeup_fd()`, which must be undone before `close()`; -1 when closed."""
+        """Return the descriptor of the write end, or -1 when closed.
+
+        For `signal.set_wakeup_fd()`, which must be undone before `close()`.
+        """
         return -1 if self._write is None else self._write.fileno()
 
     def wake(self) -> None:
-        """End the wait that is going on, or the next one. Never waits, never raises: full is as good as written."""
+        """End the current wait, or the next one. Never blocks or raises: a full buffer means a wake-up is pending."""
         end = self._write
         if end is not None:
             try:
@@ -56,21 +60,22 @@ class Wakeup:
                 pass
 
     def drain(self) -> None:
-        """Forget the wakes until now; the handler of every signal among them has run."""
+        """Discard the wake-ups so far, and run the handlers of the signals among them."""
         try:
             while len(self._read.recv(4096)) == 4096:
                 pass
         except OSError:
             pass
-        # A call that looks for signals. Since CPython 3.13 nothing else does in a process that was forked by another
-        # thread than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is set on
-        # the thread that is not there any more.
+        # This call checks for pending signals. Since CPython 3.13 nothing else does in a process that was forked by a
+        # thread other than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is
+        # set on a thread that no longer exists.
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def close(self) -> None:
-        """Give both descriptors back; the write end's only once no `wake()` is under way.
+        """Close both descriptors; that of the write end only once no `wake()` is under way.
 
-        Closed in the middle of one, its number might by then be a client's connection, and the byte would go there.
+        If it were closed in the middle of one, its number could be reused for a client's connection, which would get
+        the byte.
         """
         self._read.close()
         self._write = None
