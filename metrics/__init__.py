@@ -1,4 +1,4 @@
-"""Shared memory between the processes of a service, and its readers.
+"""The shared memory between the processes of a service, and its readers.
 
-The lowest floor: imports nothing of prefork's. Every process of a service uses it.
+The lowest layer: imports nothing else of prefork. Every process of a service uses it.
 """

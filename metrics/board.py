@@ -1,9 +1,9 @@
-"""The shared record of a service: what the dead have left, what is in force, and which slots live.
+"""The board, the shared record of a service: totals of the dead processes, settings in force, table of live slots.
 
-One memfd, behind a sequence word that is odd while the master writes. A reader copies it, adds the slots that it
-names, and starts again if the word has moved: so no request is missed or counted twice while a child's slot goes over
-into the totals, and no total ever falls. Written by the process that serves and by nobody else; read there for
-`statistics()`, and in the exporter. Longer than most files: layout, writer and reader are one contract.
+One memfd, guarded by a sequence word that is odd while the master writes. A reader copies it, adds the slots that it
+lists, and starts again if the word has changed: so no request is missed or counted twice while a child's slot is folded
+into the totals, and no total ever falls. Only the process that serves may write it; that process reads it for
+`statistics()`, and the exporter reads it. Longer than most files: layout, writer and reader are one contract.
 """
 
 import contextlib
@@ -35,26 +35,26 @@ from .scoreboard import (
 )
 
 SIGNALS = 65
-ROWS = 2048  # of the table of live slots
+ROWS = 2048  # rows of the table of live slots
 ROW_WORDS = 3  # serial (0: free), role, condition
-PATIENCE_NS = 1_000_000_000  # a writer that is in the middle for so long has died there
+PATIENCE_NS = 1_000_000_000  # a writer that has been in the middle of a change for this long died there
 WORD_MAX = (1 << 64) - 1
 
 
 class Word(IntEnum):
     """The single words of the board: gauges, which the master sets, and counters, which only grow.
 
-    10, 11, 13 and 19 had a meaning in an earlier layout, and get no other.
+    10, 11, 13 and 19 had a meaning in an earlier layout and must not get another.
     """
 
     SEQUENCE = 0
     VERSION = 1
     ROWS_USED = 2
     # gauges
-    SERVING = 3  # RUNNING with a READY worker: what /-/ready says
+    SERVING = 3  # RUNNING with a READY worker: the answer of /-/ready
     GENERATION = 4
     STARTED_AT_NS = 5  # wall clock
-    TURNED_NS = 6  # monotonic: the master's last turn
+    TURNED_NS = 6  # monotonic: the last turn of the master's loop
     MIN_CHILDREN = 7
     MAX_CHILDREN = 8
     BACKING_OFF = 9
@@ -72,10 +72,10 @@ class Word(IntEnum):
     RELOADS_OK = 24
     RELOADS_FAILED = 25
     LAST_RELOAD_OK = 26
-    LAST_RELOAD_AT_NS = 27  # wall clock; 0: there was none
-    LOGS_COUNTED = 28  # a gauge: whether anybody counts into LOG_DROPPED
-    CONTROL_OPEN = 29  # a gauge: whether there is a control socket
-    LANES_DEAD = 32  # the COUNTS of every lane that is gone, summed
+    LAST_RELOAD_AT_NS = 27  # wall clock; 0: no reload yet
+    LOGS_COUNTED = 28  # a gauge: 1 if dropped log lines are counted in LOG_DROPPED
+    CONTROL_OPEN = 29  # a gauge: 1 if there is a control socket
+    LANES_DEAD = 32  # first of the COUNTS, summed over the lanes of dead processes
 
 
 EXITS = Word.LANES_DEAD + COUNT_WORDS
@@ -87,23 +87,23 @@ BOOT = Histogram(
 )
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 CONTROL_REQUESTS = LOOP_DELAY.end
-CONTROL_COMMANDS = 16  # room for more of them
+CONTROL_COMMANDS = 16  # leaves room for more commands
 LIVE_TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
 BOARD_WORDS = LIVE_TABLE + ROWS * ROW_WORDS
-BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # behind the table: the user's metrics of the dead
+BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # after the table: the user's metrics of dead processes
 
 
 def control_requests(command: ControlCommand, result: ControlResult) -> int:
-    """The word of the board that counts these: `board.add(control_requests(…))`."""
+    """Return the word of the board that counts these requests, for `board.add(control_requests(…))`."""
     return CONTROL_REQUESTS + command * len(ControlResult) + result
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a service has done so far and does now. Immutable; every number is over all its processes, dead and living.
+    """The work of a service, so far and at this moment. Immutable; every number covers all processes, dead and live.
 
-    `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, but for requests on
-    their way between two of these at the moment of the look.
+    `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, except for requests that
+    are changing from one of these to another at the moment of reading.
     """
 
     accepted: int = 0
@@ -120,7 +120,7 @@ class Statistics:
     lanes_busy: int = 0
     words_rejected: int = 0
     log_dropped: int = 0
-    generation: int = 0  # in service
+    generation: int = 0  # the one in service
     reloads: dict[str, int] = field(default_factory=dict)  # by result: ok, failed
     workers: dict[str, int] = field(default_factory=dict)
     exits: dict[str, int] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """One slot that lives, at the moment of the look."""
+    """One live slot, at the moment of reading."""
 
     role: ChildKind
     condition: Condition
@@ -138,26 +138,26 @@ class Live:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The board and every live slot at one moment. Plain numbers; the pure source of statistics and metrics."""
+    """The board and every live slot at one moment. Plain numbers, from which statistics and metrics are computed."""
 
     words: list[int]  # of the board, without the table
-    counts: list[int]  # COUNTS over all lanes, dead and living
+    counts: list[int]  # COUNTS, summed over all lanes, dead and live
     accept_errors: list[int]
     words_rejected: int
     live: tuple[Live, ...]
-    application: tuple[Copy, ...]  # the user's metrics, where they were asked for: the youngest first, the dead last
-    serials: frozenset[int]  # of every slot on the board, also one the reader did not have
+    application: tuple[Copy, ...]  # the user's metrics, if asked for: the youngest process first, the dead last
+    serials: frozenset[int]  # of every slot on the board, including those the reader does not have
     now_ns: int
 
     def count(self, lane_word: int) -> int:
         return self.counts[lane_word - COUNTS.start]
 
     def histogram(self, histogram: Histogram) -> list[int]:
-        """Of the lanes: the words of DURATION or QUEUE_WAIT."""
+        """Return the words of DURATION or QUEUE_WAIT, summed over the lanes."""
         return self.counts[histogram.start - COUNTS.start : histogram.end - COUNTS.start]
 
     def workers(self) -> dict[str, int]:
-        """Workers by what they do: starting, idle, busy, draining."""
+        """Return the number of workers that are starting, idle, busy and draining."""
         found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0}
         for live in self.live:
             if live.role is ChildKind.WORKER:
@@ -167,7 +167,7 @@ class Snapshot:
 
     @property
     def serving(self) -> tuple[Live, ...]:
-        """The slots whose lanes take requests."""
+        """The slots whose lanes take new requests: not the exporter's, nor those of draining children."""
         return tuple(
             live for live in self.live
             if live.role is not ChildKind.EXPORTER and live.condition is not Condition.DRAINING
@@ -195,7 +195,7 @@ class Snapshot:
 
 
 class BoardReader:
-    """Reads a board again and again; `reader_of` finds the reader of a live slot by its serial, or None."""
+    """Read a board, any number of times."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memoryview(memory)
@@ -208,14 +208,17 @@ class BoardReader:
         self._dead = Region(self._dead_memory, None)
 
     def release(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the views of the memory, so that it can be unmapped."""
         self._dead_memory.release()
         self._words.release()
         self._memory.release()
 
     def snapshot(self, reader_of: Callable[[int], SlotReader | None], *, application: bool = False) -> Snapshot:
-        """Everything at one moment, the user's metrics too where asked for. A writer that died in the middle is not
-        waited for."""
+        """Return the state at one moment; `application`: including the user's metrics.
+
+        `reader_of` returns the reader of the live slot with a given serial, or None. Waits at most PATIENCE_NS for a
+        writer that died in the middle of a change.
+        """
         give_up_at = monotonic_ns() + PATIENCE_NS
         while True:
             sequence = self._words[Word.SEQUENCE]
@@ -260,36 +263,36 @@ class BoardReader:
 
 
 class Board:
-    """The writing side. One process writes; its threads take turns at the lock: any may ask for `statistics()`."""
+    """The writing side. Only one process writes; its threads share a lock, since any may ask for `statistics()`."""
 
     def __init__(self, fd: int | None = None) -> None:
-        """A new board, or with `fd` the one that another image of this process wrote: its totals go on.
+        """Create a board, or with `fd` adopt that of the previous image of this process, and continue its totals.
 
-        Raises ValueError when that is none of this version, OSError when descriptors or memory are short.
+        Raises ValueError when that has another layout version, OSError when descriptors or memory are short.
         """
         if fd is None:
             self.fd, self.memory = sealed_memory("prefork-board", BOARD_BYTES)
         else:
             self.fd, self.memory = fd, mmap.mmap(fd, 0)
-            BoardReader(self.memory).release()  # refuses another version's
+            BoardReader(self.memory).release()  # raises for another version
         self._view = memoryview(self.memory)
         self.words = self._view[: BOARD_WORDS * 8].cast("Q")
         if fd is None:
             self.words[Word.VERSION] = LAYOUT_VERSION
-        self.words[Word.SEQUENCE] += self.words[Word.SEQUENCE] % 2  # the other image was in the middle of nothing
+        self.words[Word.SEQUENCE] += self.words[Word.SEQUENCE] % 2  # even: no change is under way
         self.folded = Folded(self._view[BOARD_WORDS * 8 :])
         self.reader = BoardReader(self.memory)
         self.lock = threading.RLock()
         rows = self.words[LIVE_TABLE : LIVE_TABLE + self.words[Word.ROWS_USED] * ROW_WORDS : ROW_WORDS].tolist()
-        self.serials = itertools.count(self.words[Word.SERIALS_USED] + 1)  # each names one slot for ever
-        self.announce: Callable[[int, SlotReader], object] = unannounced  # before it stands on the board
+        self.serials = itertools.count(self.words[Word.SERIALS_USED] + 1)  # never reused: each names one slot for ever
+        self.announce: Callable[[int, SlotReader], object] = unannounced  # called before a slot is on the board
         self._readers: dict[int, SlotReader] = {}
         self._rows: dict[int, int] = {serial: row for row, serial in enumerate(rows) if serial}
         self._free = [row for row in range(ROWS - 1, -1, -1) if row not in self._rows.values()]
 
     @contextlib.contextmanager
     def change(self) -> Iterator[memoryview]:
-        """Write inside: a reader sees all of it or nothing. One change may be part of another."""
+        """Write inside the block: a reader sees all of it or nothing. Changes may be nested."""
         with self.lock:
             begins = self.words[Word.SEQUENCE] % 2 == 0
             if begins:
@@ -301,8 +304,7 @@ class Board:
                     self.words[Word.SEQUENCE] += 1
 
     def enter(self, role: ChildKind, reader: SlotReader) -> int:
-        """A slot lives from now on; the serial that names it. Raises OSError when there is no row for it, or when it
-        cannot be announced."""
+        """Enter a slot as live and return its serial. Raises OSError when no row is free or it cannot be announced."""
         if not self._free:
             raise OSError(errno.ENOMEM, f"the table of live slots has {ROWS} rows, and all are taken")
         serial = next(self.serials)
@@ -318,7 +320,7 @@ class Board:
         return serial
 
     def withdraw(self, serial: int) -> None:
-        """A slot was entered for a child that did not come to be: nothing of it counts."""
+        """Remove a slot that was entered for a child that could not be started. Nothing in it counts."""
         with self.change() as words:
             row = self._rows.pop(serial)
             del self._readers[serial]
@@ -326,13 +328,13 @@ class Board:
             self._free.append(row)
 
     def resume(self, serial: int, reader: SlotReader) -> None:
-        """A slot that stands on an adopted board is read again. Raises KeyError when it does not stand there."""
+        """Read a slot of an adopted board again. Raises KeyError when the slot is not on the board."""
         if serial not in self._rows:
             raise KeyError(serial)
         self._readers[serial] = reader
 
     def keep_only_resumed(self) -> None:
-        """Forget the rows that nobody resumed: what they counted cannot be read any more."""
+        """Free the rows of slots that were not resumed: their counts can no longer be read."""
         with self.change() as words:
             for serial in set(self._rows) - set(self._readers):
                 row = self._rows.pop(serial)
@@ -344,8 +346,10 @@ class Board:
             words[LIVE_TABLE + self._rows[serial] * ROW_WORDS + 2] = condition
 
     def fold(self, serial: int, overdue_before_ns: int | None = None) -> None:
-        """A slot's owner is gone: its counts become totals. What it took with it counts as lost, or as timed out when
-        it had begun before `overdue_before_ns`."""
+        """Add the counts of a slot to the totals and remove it, because its process is gone.
+
+        Requests that died with the process count as lost, or as timed out if they began before `overdue_before_ns`.
+        """
         with self.change() as words:
             row = self._rows.pop(serial)
             reader = self._readers.pop(serial)
@@ -368,11 +372,11 @@ class Board:
             histogram.observe(words, max(0, int(seconds * 1e9)))
 
     def readers(self) -> dict[int, SlotReader]:
-        """Of every live slot, by serial."""
+        """Return the reader of every live slot, by serial."""
         return dict(self._readers)
 
     def forget(self) -> None:
-        """In a new child: this memory is not its to write."""
+        """Let go of the board in a new child, which must not write it."""
         self._readers.clear()
         self.reader.release()
         self.folded.release()
@@ -387,8 +391,8 @@ class Board:
 
     def _add(self, start: int, amounts: list[int]) -> None:
         for index, amount in enumerate(amounts, start):
-            self.words[index] = min(self.words[index] + amount, WORD_MAX)  # children that scribble may add up to more
+            self.words[index] = min(self.words[index] + amount, WORD_MAX)  # corrupt slots may add up to more
 
 
 def unannounced(serial: int, reader: SlotReader) -> None:
-    """Nobody else reads."""
+    """Do nothing: no other process reads the slot."""

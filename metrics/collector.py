@@ -1,7 +1,7 @@
-"""From a snapshot to Prometheus metric families: one table, one row a metric. Pure.
+"""Turns a snapshot into Prometheus metric families, by one table with a row for each metric. Pure.
 
-Runs in the exporter, the only process that imports prometheus_client. REFERENCE.md is made from the table.
-What is absent (the kernel does not tell it, or the service has no such thing) gives no sample, never zero.
+Runs in the exporter, the only process that imports prometheus_client. REFERENCE.md is generated from the table. A value
+that is absent (the kernel does not tell it, or the service has no such thing) yields no sample, and must never be zero.
 """
 
 import signal
@@ -32,7 +32,7 @@ from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJEC
 
 @dataclass(frozen=True, slots=True)
 class Queues:
-    """What the kernel tells of the listener and its namespace at the moment of the scrape; None is absent."""
+    """The kernel's figures for the listener and its network namespace at the moment of the scrape; None: absent."""
 
     length: int | None = None
     limit: int | None = None
@@ -44,14 +44,14 @@ class Queues:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Everything one scrape is made from."""
+    """Everything that one scrape is made from."""
 
     snapshot: Snapshot
     queues: Queues
     version: str
     listener: str
-    pool: bool  # there is a master: its pool, its timers
-    application: Merged  # what the user's own metrics add up to
+    pool: bool  # there is a master, with a pool and timers
+    application: Merged  # the user's own metrics, added up
 
     def word(self, word: int) -> int:
         return self.snapshot.words[word]
@@ -63,18 +63,18 @@ MetricSample = tuple[tuple[str, ...], MetricValue]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One metric: what it is called, what it means, and where its samples come from."""
+    """One metric: its name, its meaning, and the function that gives its samples."""
 
     name: str
     kind: str  # gauge, counter, histogram
     labels: tuple[str, ...]
     help: str
     samples: Callable[[Scrape], Iterable[MetricSample]]
-    alerts: tuple[str, ...]  # of deploy/prometheus that look at it; none: it explains what another one reports
+    alerts: tuple[str, ...]  # alerts of deploy/prometheus that use it; none: it explains what another metric reports
 
 
 def families(scrape: Scrape) -> Iterator[Metric]:
-    """Every family of the table that has a sample now."""
+    """Yield every family of the table that has a sample now."""
     classes = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "histogram": HistogramMetricFamily}
     for row in METRIC_TABLE:
         family = classes[row.kind](row.name, row.help, labels=row.labels)
@@ -84,11 +84,11 @@ def families(scrape: Scrape) -> Iterator[Metric]:
             yield family
 
 
-# Where samples come from.
+# The sources of samples.
 
 
 def _one(value: Callable[[Scrape], float | None], pool: bool = False) -> Callable[[Scrape], Iterable[MetricSample]]:
-    """A single sample without labels; none where the value is absent, or the metric is a pool's and there is none."""
+    """Give a single sample without labels; none if the value is absent. `pool`: none if there is no pool, either."""
 
     def samples(scrape: Scrape) -> Iterator[MetricSample]:
         number = value(scrape) if scrape.pool or not pool else None
@@ -159,7 +159,7 @@ def _exits(scrape: Scrape) -> Iterator[MetricSample]:
 def _signal_deaths(scrape: Scrape) -> Iterator[MetricSample]:
     for signum in range(1, SIGNALS):
         number = scrape.word(SIGNAL_DEATHS + signum)
-        # The usual ones are there before the first death, so that its increase is seen.
+        # The usual signals are shown before the first death, so that Prometheus sees it as an increase.
         if number or signum in (signal.SIGSEGV, signal.SIGBUS, signal.SIGKILL):
             name = signal.Signals(signum).name if signum in set(signal.Signals) else f"SIG{signum}"
             yield (name,), number
@@ -177,7 +177,7 @@ def _reloads(scrape: Scrape) -> Iterator[MetricSample]:
 
 
 def _last_reload(word: int, scale: float = 1) -> Callable[[Scrape], Iterable[MetricSample]]:
-    """Absent until there was one."""
+    """Give a word about the last reload; absent until there has been one."""
     return _one(lambda scrape: scrape.word(word) / scale if scrape.word(Word.LAST_RELOAD_AT_NS) else None, pool=True)
 
 

@@ -1,6 +1,6 @@
-"""The closed lists that cross process boundaries: the number is what stands in memory, the name what people read.
+"""The closed lists that cross process boundaries: memory holds the number, people read the name.
 
-A number once used keeps its meaning. Every process uses this module; it holds no state.
+A number must keep its meaning once it has been used. Every process uses this module; it holds no state.
 """
 
 from enum import IntEnum
@@ -15,7 +15,7 @@ class Fact(IntEnum):
 
 
 class Activity(Fact):
-    """What one lane is doing now."""
+    """The activity of one lane."""
 
     IDLE = 0
     ACCEPTING = 1
@@ -23,25 +23,25 @@ class Activity(Fact):
 
 
 class Condition(Fact):
-    """What the master holds a child to be."""
+    """The state of a child, as the master sees it."""
 
     STARTING = 0
     READY = 1
-    DRAINING = 2  # and what is being killed
+    DRAINING = 2  # or being killed
 
 
 class ChildKind(Fact):
-    """What a child is for; and what a slot belongs to, which may be the serving process itself."""
+    """The purpose of a child, or the owner of a slot, which may be the serving process itself."""
 
     WORKER = 0
     REQUEST = 1  # ForkingMixIn alone: one request, then gone
-    SERVER = 2  # no child: lanes of the serving process
+    SERVER = 2  # not a child: lanes of the serving process
     EXPORTER = 3  # serves the metrics
-    REHEARSAL = 4  # tries what a reload would put in service
+    REHEARSAL = 4  # tries out the code that a reload would put in service
 
 
 class Outcome(Fact):
-    """How a request ended."""
+    """The way a request ended."""
 
     OK = 0
     ERROR = 1
@@ -50,7 +50,7 @@ class Outcome(Fact):
 
 
 class ForkFailure(Fact):
-    """Which errno a fork failed with."""
+    """The errno with which a fork failed (fork(2))."""
 
     EAGAIN = 0
     ENOMEM = 1
@@ -60,7 +60,7 @@ class ForkFailure(Fact):
 
 
 class ExitReason(Fact):
-    """Why a child ended. The master decides; a child only hints (see `Slot.leaving`)."""
+    """The reason why a child ended. The master decides; a child only hints (see `Report.leaving`)."""
 
     DRAINED = 1
     MAX_REQUESTS = 2
@@ -79,7 +79,7 @@ class ExitReason(Fact):
 
 
 class AcceptError(Fact):
-    """Why `get_request()` gave no request although the listener had one."""
+    """The reason why `get_request()` returned no request although the listener had one (accept(2))."""
 
     EMFILE = 0
     ENFILE = 1
@@ -89,7 +89,7 @@ class AcceptError(Fact):
 
 
 class ControlCommand(Fact):
-    """What was asked for on the control socket; OTHER is what is no command."""
+    """The commands of the control socket; OTHER stands for a request that is not a command."""
 
     OTHER = 0
     STATUS = 1
@@ -106,7 +106,7 @@ class ControlCommand(Fact):
 
 
 class ControlResult(Fact):
-    """What came of it."""
+    """The result of a request on the control socket."""
 
     OK = 0
     DENIED = 1

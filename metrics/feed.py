@@ -1,8 +1,8 @@
-"""The feed: how an exporter gets to know the slots of children that come after it.
+"""The feed: tells an exporter about the slots of children that were forked after it.
 
-One packet for each slot, over a pair of SEQPACKET sockets that the master makes before the fork: serial, number and
-shape, and a descriptor of the slot that can only read. The master sends and never waits; the exporter receives whenever
-something is there. Either end closes its copy of the other's.
+One packet for each slot, over a pair of SEQPACKET sockets that the master creates before the fork: serial, number and
+shape, and a read-only descriptor of the slot. The master sends and must never block; the exporter receives whenever
+something has arrived. Each side closes its copy of the other's end.
 """
 
 import mmap
@@ -14,18 +14,18 @@ import threading
 from .board import Board, BoardReader, Snapshot
 from .scoreboard import Slot, SlotReader
 
-NAME = struct.Struct("=QQQQ")  # of a slot on its way: serial, the number of its child, and its shape
+NAME = struct.Struct("=QQQQ")  # the packet of a slot: its serial, the number of its child, and its shape
 
 
 class Feed:
-    """The master's end of the socket pair over which the exporter gets the slots of children that come after it."""
+    """The socket pair over which the master sends an exporter the slots of children that were forked after it."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
 
     def send(self, serial: int, reader: SlotReader) -> bool:
-        """Whether the exporter got it; one that takes no more is wedged or dead."""
+        """Send a slot and return whether that succeeded. An exporter that takes no more is stuck or dead."""
         try:
             fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -41,7 +41,7 @@ class Feed:
         return True
 
     def keep_theirs(self) -> None:
-        """In the exporter."""
+        """Close the master's end, in the exporter."""
         self._ours.close()
 
     def keep_ours(self) -> None:
@@ -53,7 +53,7 @@ class Feed:
 
 
 class Slots:
-    """Every slot the exporter knows, read-only: those it was forked with, and those that came over the feed."""
+    """The slots that the exporter knows, read-only: those it was forked with, and those that came over the feed."""
 
     def __init__(self, board: Board, feed: socket.socket) -> None:
         self._feed = feed
@@ -61,7 +61,7 @@ class Slots:
         fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
         self._readers: dict[int, SlotReader] = {}
-        self._last = 0  # the highest serial that was on the board
+        self._last = 0  # the highest serial seen on the board
         for serial, reader in board.readers().items():
             fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
             self._add(serial, reader.number, fd, reader.slot.shape)
@@ -70,16 +70,18 @@ class Slots:
     def snapshot(self, *, application: bool = False) -> Snapshot:
         with self._lock:
             snapshot = self._board.snapshot(self._reader, application=application)
-            # A serial comes over the feed and then to the board before the next one is given: one that does not stand
-            # there, behind one that does or did, is folded, whether we saw it there or not.
+            # Each serial goes over the feed and onto the board before the next one is given out. So one that is not on
+            # the board, and not above one that is or was, has been folded, whether or not we ever saw it there.
             self._last = max(self._last, 0, *snapshot.serials)
             for serial in [each for each in self._readers if each not in snapshot.serials and each <= self._last]:
                 self._readers.pop(serial).slot.close()
             return snapshot
 
     def receive(self) -> None:
-        """Take what came over the feed. Where something did, something may have ended: a look lets go of that, or an
-        exporter that nobody scrapes would hold every slot there ever was."""
+        """Receive the slots that came over the feed, and let go of those that have been folded.
+
+        Otherwise an exporter that is never scraped would hold every slot there ever was.
+        """
         with self._lock:
             known = len(self._readers)
             self._receive()
@@ -103,7 +105,7 @@ class Slots:
             self._add(serial, number, fds[0], (shape[0], shape[1]))
 
     def _add(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
-        """By the shape that the master says: what a child writes over its slot must not keep the others from view."""
+        """Map a slot by the shape that the master sent: a child that corrupts its slot must not hide the others."""
         self._readers[serial] = SlotReader(Slot.view(fd, shape), number)
 
     def fileno(self) -> int:

@@ -1,7 +1,7 @@
 """Histograms in words of shared memory: counts per bucket, then the sum.
 
-Pure arithmetic on a window of words; used by whoever owns the window. Counts are per bucket, not cumulative, so that an
-observation writes two words; the collector adds them up.
+Pure arithmetic on a view of words; runs in the process that owns the view. Counts are per bucket, not cumulative, so
+that an observation writes only two words; the collector adds them up.
 """
 
 from bisect import bisect_left
@@ -12,18 +12,18 @@ NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Where a histogram of durations stands in its window, and its upper bounds in nanoseconds."""
+    """The place of a histogram of durations in its view, and its upper bounds in nanoseconds."""
 
     start: int
     bounds_ns: tuple[int, ...]
-    end: int = field(init=False)  # computed once: every request asks for it
+    end: int = field(init=False)  # computed once: every request needs it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "end", self.start + self.words)
 
     @property
     def words(self) -> int:
-        return len(self.bounds_ns) + 2  # one bucket beyond the last bound, and the sum
+        return len(self.bounds_ns) + 2  # one bucket above the last bound, and the sum
 
     def observe(self, window: memoryview, value_ns: int) -> None:
         window[self.start + bisect_left(self.bounds_ns, value_ns)] += 1

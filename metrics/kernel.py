@@ -1,7 +1,7 @@
-"""Figures that only the kernel knows, of the sockets and the process that ask. Owns nothing, may run in any process.
+"""Figures that only the kernel knows, about sockets and the calling process. Owns nothing; may run in any process.
 
-What the kernel will not tell is None, never zero: an old kernel, a namespace or a sandbox that refuses, a socket of a
-kind that has no such figure, another system than Linux. Nothing here raises.
+A figure that the kernel does not tell is None, never zero: on an old kernel, in a namespace or a sandbox that refuses,
+for a kind of socket that has no such figure, on a system other than Linux. Nothing here may raise.
 """
 
 import os
@@ -17,10 +17,10 @@ TCP_INFO = 11
 TCP_LISTEN = 10  # Unix listeners are in this state too
 SO_MEMINFO = 55
 
-# struct tcp_info of linux/tcp.h: these places have been the same since 4.6.
+# struct tcp_info of linux/tcp.h: these offsets have been the same since Linux 4.6.
 STATE_AT, UNACKED_AT, LAST_DATA_SENT_AT, DATA_SEGS_OUT_AT = 0, 24, 44, 156
 TCP_INFO_SIZE = 160
-# Since 4.19: what was not sent yet; bytes received, sent, and sent again.
+# Since Linux 4.19: bytes not sent yet; bytes received, sent and retransmitted.
 NOTSENT = struct.Struct("=144xI")
 BYTES = struct.Struct("=128xQ64xQQ")
 BYTES_INFO_SIZE = 216
@@ -28,7 +28,7 @@ AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the clien
 
 UCRED = struct.Struct("=iII")  # pid, uid, gid, unix(7)
 
-# enum sk_meminfo of linux/sock_diag.h: bytes in the receive queue, datagrams dropped for want of room.
+# enum sk_meminfo of linux/sock_diag.h: bytes in the receive queue, datagrams dropped because it was full.
 MEMINFO = struct.Struct("=I28xI")
 
 # linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
@@ -47,12 +47,12 @@ QUEUE = struct.Struct("=II")  # length, limit
 
 
 def oom_kills() -> int | None:
-    """How often the kernel has killed for want of memory since boot, on the whole machine (/proc/vmstat, proc(5))."""
+    """Return the number of OOM kills on the whole machine since boot (/proc/vmstat, proc(5))."""
     return _field("/proc/vmstat", "oom_kill")
 
 
 def somaxconn() -> int | None:
-    """The longest accept queue the kernel allows, whatever `listen()` asks for (listen(2))."""
+    """Return the longest accept queue that the kernel allows, whatever `listen()` asks for (listen(2))."""
     try:
         with open("/proc/sys/net/core/somaxconn") as file:
             return int(file.read())
@@ -61,9 +61,10 @@ def somaxconn() -> int | None:
 
 
 def listen_overflows_and_drops() -> tuple[int | None, int | None]:
-    """Connections for which no accept queue of this network namespace had room, and all it dropped on the way there.
+    """Return the connections that found an accept queue full, and all that were dropped on the way to one.
 
-    ListenOverflows and ListenDrops of TcpExt in /proc/net/netstat: two lines, one of names, one of numbers.
+    For the whole network namespace: ListenOverflows and ListenDrops of TcpExt in /proc/self/net/netstat, which has one
+    line of names and one of numbers.
     """
     try:
         with open("/proc/self/net/netstat") as file:
@@ -75,7 +76,7 @@ def listen_overflows_and_drops() -> tuple[int | None, int | None]:
 
 
 def accept_queue(sock: socket.socket) -> tuple[int | None, int | None]:
-    """How many connections wait to be accepted on a listener, and how many may: `min(backlog, somaxconn)`."""
+    """Return the length of a listener's accept queue and its limit, which is `min(backlog, somaxconn)` (listen(2))."""
     if sys.platform != "linux":
         return None, None
     try:
@@ -86,8 +87,10 @@ def accept_queue(sock: socket.socket) -> tuple[int | None, int | None]:
 
 
 def datagram_queue(sock: socket.socket) -> tuple[int | None, int | None]:
-    """Bytes that wait on a datagram socket (as the kernel accounts them, headers included), and datagrams it dropped
-    there for want of room. Unknown for Unix datagrams: they are charged to whoever sent them, who waits for room.
+    """Return the bytes in a datagram socket's receive queue, and the datagrams dropped because it was full.
+
+    The kernel counts the bytes with their overhead. Unknown for Unix datagrams: they are charged to the sender, which
+    waits for room.
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX or sock.type != socket.SOCK_DGRAM:
         return None, None
@@ -99,16 +102,17 @@ def datagram_queue(sock: socket.socket) -> tuple[int | None, int | None]:
 
 
 def queue_wait_ns(sock: object) -> int | None:
-    """How long a TCP connection waited before it was accepted: asked right after the accept, about a microsecond.
+    """Return how long a TCP connection waited to be accepted, in nanoseconds. Costs about a microsecond.
 
-    tcpi_last_data_sent counts from the handshake as long as nothing has been sent, in jiffies of up to 10 ms. Unknown
-    for what is no TCP connection, and for one on which something was sent (a TLS handshake in `get_request()`).
+    Must be called right after the accept. Until data is sent, tcpi_last_data_sent counts from the handshake, in jiffies
+    of up to 10 ms. Unknown for anything but a TCP connection, and once something was sent (a TLS handshake in
+    `get_request()`).
     """
     if sys.platform != "linux":
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)  # type: ignore[attr-defined]
-    except (OSError, AttributeError):  # a request can be anything: a datagram is a tuple
+    except (OSError, AttributeError):  # a request can be any object: a datagram is a tuple
         return None
     if len(info) < TCP_INFO_SIZE or _u32(info, DATA_SEGS_OUT_AT):
         return None
@@ -116,7 +120,7 @@ def queue_wait_ns(sock: object) -> int | None:
 
 
 def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
-    """Bytes received from and written to the other end of a TCP connection; unknown once it is closed."""
+    """Return the bytes received from the peer of a TCP connection and written to it; unknown once it is closed."""
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES_INFO_SIZE)  # type: ignore[attr-defined]
         received, sent, again = BYTES.unpack_from(info)
@@ -126,9 +130,9 @@ def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
 
 
 def unix_peer(sock: object) -> tuple[int, int] | None:
-    """Pid and uid of the process at the other end of a Unix stream connection, as they were when it connected."""
+    """Return pid and uid of the peer of a Unix stream connection, as they were when it connected (unix(7))."""
     try:
-        if sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]  # another has one of no process, unix(7)
+        if sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]  # other families report no process, unix(7)
             return None
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)  # type: ignore[attr-defined]
         pid, uid, _ = UCRED.unpack(packed)
@@ -138,17 +142,17 @@ def unix_peer(sock: object) -> tuple[int, int] | None:
 
 
 def unix_peer_text(sock: object) -> str | None:
-    """What stands for a client of a Unix listener, which has no address as a rule."""
+    """Return a text that identifies a client of a Unix listener, which usually has no address."""
     found = unix_peer(sock)
     return None if found is None else "pid={} uid={}".format(*found)
 
 
 def descriptors() -> tuple[int | None, int | None]:
-    """How many descriptors this process has open, and how many it may have (RLIMIT_NOFILE, soft)."""
+    """Return the number of open descriptors of this process, and its limit (soft RLIMIT_NOFILE, getrlimit(2))."""
     import resource  # not on every system
 
     try:
-        # Since 6.2 the size of the directory is the count; before, it is 0, and listing takes a descriptor itself.
+        # Since Linux 6.2 the directory's size is the count; before, it is 0, and listing takes a descriptor itself.
         opened = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
     except OSError:
         opened = None
@@ -157,7 +161,7 @@ def descriptors() -> tuple[int | None, int | None]:
 
 
 def _tcp_queue(sock: socket.socket) -> tuple[int, int] | None:
-    """tcp_info of a listener has its queue in two fields that mean something else in a connection."""
+    """Return length and limit from tcp_info: for a listener, two of its fields hold these instead."""
     info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)
     if info[STATE_AT] != TCP_LISTEN:
         return None
@@ -165,18 +169,18 @@ def _tcp_queue(sock: socket.socket) -> tuple[int, int] | None:
 
 
 def _unix_queue(sock: socket.socket) -> tuple[int, int] | None:
-    """By netlink (sock_diag(7)), because neither a socket option nor /proc/net/unix has it."""
+    """Return length and limit by netlink (sock_diag(7)): no socket option has them, nor does /proc/net/unix."""
     inode = os.fstat(sock.fileno()).st_ino
     body = UNIX_DIAG_REQUEST.pack(socket.AF_UNIX, 0, 0, ALL_STATES, inode, UDIAG_SHOW_RQLEN, NO_COOKIE, NO_COOKIE)
     head = NETLINK_HEADER.pack(NETLINK_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as netlink:
-        netlink.setblocking(False)  # it answers at once, whatever timeout the program has for its sockets
+        netlink.setblocking(False)  # it answers at once; this overrides the program's default timeout
         netlink.sendto(head + body, (0, 0))
         return _rqlen(netlink.recv(4096), inode)
 
 
 def _rqlen(answer: bytes, inode: int) -> tuple[int, int] | None:
-    """The attribute UNIX_DIAG_RQLEN of an answer about this listener; None where the answer is anything else."""
+    """Return the attribute UNIX_DIAG_RQLEN of an answer about this listener; None for any other answer."""
     length, kind, *_ = NETLINK_HEADER.unpack_from(answer)
     if kind != SOCK_DIAG_BY_FAMILY:
         return None

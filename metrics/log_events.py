@@ -1,8 +1,8 @@
-"""The log events: the closed list of what our log records say, each by a name that stays.
+"""The log events: a closed list with a permanent name for each kind of record that we log.
 
-Used in every process, by whoever logs: `log.info("listening on %s", where, extra=event(LogEvent.LISTENING,
-address=where))`. With `--log-format json` the name is `event`, and the fields stand beside it. The message is for
-people and may change; a name once used keeps its meaning. Holds no state.
+Used in every process, at every call that logs: `log.info("listening on %s", where, extra=event(LogEvent.LISTENING,
+address=where))`. With `--log-format json` the name is the field `event`, with the other fields beside it. The message
+is for people and may change; a name must keep its meaning once it has been used. Holds no state.
 """
 
 from enum import Enum
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LogEvent(Enum):
-    """What happened; the value is what the reference says of it, with its fields in backticks."""
+    """An event; its value is the description in the reference, with the fields in backticks."""
 
     # The service.
     LISTENING = "the service listens at `address`"
@@ -35,7 +35,7 @@ class LogEvent(Enum):
     MASTER_PAUSED = "the master was stopped or kept busy for `late_s`; deadlines move by `moved_s`"
     STEP_FAILED = "something the master does could not be done: `step`"
     DRAIN_ASKED = "a worker asked to end the service: shutdown() was called in it"
-    # Children: each has `kind`, `pid`, and where it has them `slot` and `gen`.
+    # Children: each has `kind` and `pid`, and if known `slot` and `gen`.
     CHILD_READY = "a child is ready"
     CHILD_DRAINING = "a child was told to leave when it has finished"
     CHILD_KILLING = "a child is being killed"
@@ -84,7 +84,7 @@ class LogEvent(Enum):
     METRICS_ELSEWHERE = "prometheus_client keeps the program's metrics in a way of its own"
     METRICS_EARLY = "`metrics` were made before prefork was imported, and are not summed"
     METRICS_OF_EXPORTER = "`metrics` are evaluated in the exporter only"
-    # What a program logs itself, where it gives no `event` as `extra`.
+    # A record that the program itself logs without an `event` in `extra`.
     MESSAGE = "a record of the program's own"
 
     @property
@@ -93,5 +93,5 @@ class LogEvent(Enum):
 
 
 def event(which: LogEvent, **fields: Any) -> dict[str, Any]:
-    """Return the `extra` of a log record that says `which`; fields of the same name are the same thing everywhere."""
+    """Return the `extra` of a log record for the event `which`. A field's name means the same thing in every event."""
     return {"event": which, "fields": fields}

@@ -1,13 +1,13 @@
-"""Memory layout of a child's slot, and both views of it: the child writes, the master and the exporter read.
+"""The memory layout of a child's slot, and both views of it: the child writes, the master and the exporter read.
 
-One memfd per child, sealed against resizing, new for each child and never reused. All cells are 8-byte words, written
-by assignment. The header is the child's report of itself; then comes one group of words per lane, each written by one
-request at a time; then the region of the user's own metrics. Nothing in a slot is ever used as a pid, an index or an
-address: the reader checks every word against what it can mean, refuses what it cannot, and counts the refusal.
+One memfd per child, sealed against shrinking, new for each child and never reused. All cells are 8-byte words, written
+by assignment. First the header, the child's report about itself; then one group of words per lane, each written by one
+request at a time; then the region of the user's own metrics. Nothing in a slot may ever be used as a pid, an index or
+an address: the reader checks every word against its possible values, and rejects and counts impossible ones.
 
                    creates   writes                    closes
-    slot           master    the child, nobody else    master at the reap; the child's copy ends with it
-    stacks (text)  behind the words of the slot, in the same memfd: faulthandler and bootstrap append, the master takes
+    slot           master    only the child            master at the reap; the child's copy ends with it
+    stacks (text)  after the words of the slot, in the same memfd: faulthandler and bootstrap append, the master takes
     board          master    master (board.py)         with the server object
 """
 
@@ -30,15 +30,15 @@ LAYOUT_VERSION = 1
     VERSION, LANES, READY, DUE, LEAVING, DRAIN_ASKED, PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT, CPU_USER_NS, CPU_SYSTEM_NS,
 ) = range(11)  # fmt: skip
 ACCEPT_ERRORS = 11
-LOG_DROPPED = 16  # log lines that this process gave up
-TEXT_AT = 17  # where the text begins, in bytes; 0 in a slot of a version that kept it elsewhere
-CONNECTIONS_TAKEN = 18  # by an exporter
+LOG_DROPPED = 16  # log lines that this process dropped
+TEXT_AT = 17  # offset of the text in bytes; 0 in a slot of a version that kept it elsewhere
+CONNECTIONS_TAKEN = 18  # connections accepted by an exporter
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER = range(7)
 DURATION = Histogram(8, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
-# The kernel tells it in jiffies of up to 10 ms.
+# The kernel measures this in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
 LANE_WORDS = 40
 COUNTS = slice(ACCEPTED, QUEUE_WAIT.end)
@@ -46,11 +46,11 @@ COUNT_WORDS = COUNTS.stop - COUNTS.start
 
 IDLE, ACCEPTING, BUSY = (int(activity) for activity in Activity)
 
-# A flag is this number or it is not set: a scribbling child does not hit it by chance.
+# A flag is set if it is this number, which a child that corrupts its slot does not hit by chance.
 YES = 0x7072_6566_6F72_6B21
 
-# No counter of a slot grows faster than this between two looks; and no sum of nanoseconds, on one lane: 417 days, where
-# 13 days made a lane with one long request be refused for ever.
+# No counter of a slot grows by more than this between two reads; nor does a sum of nanoseconds on one lane by more than
+# 417 days. With 13 days, a lane with one long request was rejected for ever.
 MOST_GROWTH = 1 << 50
 MOST_SUM_GROWTH = 1 << 55
 _SUMS = {DURATION.end - 1 - ACCEPTED, QUEUE_WAIT.end - 1 - ACCEPTED}
@@ -58,19 +58,22 @@ _MOST = [MOST_SUM_GROWTH if word in _SUMS else MOST_GROWTH for word in range(COU
 STACKS_MAX = 256 * 1024
 
 _REASONS = {int(reason): reason for reason in ExitReason}
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # what is mapped stays; text may grow behind it
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # the mapped part stays; text may grow after it
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
-    """A memfd that nobody can shrink, and a writable mapping of it. Raises OSError and leaves nothing behind then."""
+    """Create a memfd that cannot be shrunk (memfd_create(2)), and return it with a writable mapping.
+
+    Raises OSError when descriptors or memory are short, and then leaves nothing open.
+    """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        # Text is appended by whoever has the descriptor: the description is shared, and so is this flag.
+        # Every holder of the descriptor appends text: they share the open file description, and so this flag.
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
         return fd, mmap.mmap(fd, size)
     except BaseException:
@@ -79,10 +82,10 @@ def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
 
 
 class Slot:
-    """The shared memory of one child process, as whoever maps it sees it."""
+    """The shared memory of one child process, as mapped in this process."""
 
     def __init__(self, lanes: int, application_bytes: int = 0) -> None:
-        """Create the slot. Raises OSError when descriptors or memory are short; nothing is left behind then."""
+        """Create the slot. Raises OSError when descriptors or memory are short, and then leaves nothing open."""
         application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
         size = application_at + application_bytes
         self._use(*sealed_memory("prefork-slot", size), lanes)
@@ -92,8 +95,10 @@ class Slot:
 
     @classmethod
     def map_read_only(cls, fd: int) -> Self:
-        """Another process's slot, by a descriptor that becomes ours. Raises ValueError when it is none of this version,
-        and then the descriptor is still the caller's."""
+        """Map the slot of another process, and take over its descriptor.
+
+        Raises ValueError when it is not a slot of this version; then the descriptor remains the caller's.
+        """
         size = _mapped_bytes(fd)
         memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
         words = memoryview(memory)[: len(memory) // 8 * 8].cast("Q")
@@ -107,12 +112,12 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many lanes it has, and how many bytes are mapped."""
+        """The number of lanes, and the number of bytes mapped."""
         return self.lanes, len(self.memory)
 
     @classmethod
     def view(cls, fd: int, shape: tuple[int, int]) -> Self:
-        """The same of a slot whose shape its maker says: what stands in it may be anything, and it is mapped still."""
+        """Map a slot read-only by the shape that its creator reports, whatever its contents are."""
         slot = cls.__new__(cls)
         slot._use(fd, mmap.mmap(fd, shape[1], prot=mmap.PROT_READ), shape[0])
         return slot
@@ -130,25 +135,28 @@ class Slot:
         return self.words[start : start + LANE_WORDS]
 
     def close(self) -> None:
-        """Give the descriptor back, and the mapping as soon as nobody holds a lane of it."""
+        """Close the descriptor, and the mapping as soon as no lane of it is held."""
         os.close(self.fd)
         try:
             self.words.release()
             self.application.release()
             self.memory.close()
         except BufferError:
-            pass  # a lane of it is still held (a request in this process); it goes with its last holder
+            pass  # a request in this process still holds a lane: the mapping goes with the last view of it
 
 
 def _mapped_bytes(fd: int) -> int:
-    """How much of a slot is words: the rest is text. 0, which is all, where the slot does not say, or says nonsense."""
+    """Return the bytes of a slot that are words; the rest is text. 0 (map all) if the slot gives no valid offset."""
     at = int.from_bytes(os.pread(fd, 8, TEXT_AT * 8), sys.byteorder)
     return at if HEADER_WORDS * 8 <= at <= os.fstat(fd).st_size else 0
 
 
 class Stacks:
-    """Text at the end of a slot: faulthandler or a dying child appends, the master logs. Never to a log at once: that
-    may block. What was taken is given back to the kernel and reads as zeroes, also for the next image."""
+    """The text at the end of a slot: faulthandler or a dying child appends, the master logs.
+
+    A child must not write it to a log directly, which may block. Text that was taken is released to the kernel and then
+    reads as zeros, for the next image too.
+    """
 
     def __init__(self, slot: Slot) -> None:
         self.fd = slot.fd
@@ -158,11 +166,11 @@ class Stacks:
         os.write(self.fd, text.encode("utf-8", "backslashreplace")[-STACKS_MAX:])
 
     def size(self) -> int:
-        """Bytes that were not taken yet."""
+        """Return the number of bytes not taken yet."""
         return max(0, os.fstat(self.fd).st_size - self._taken)
 
     def take(self) -> str:
-        """The end of it, STACKS_MAX bytes at most, once."""
+        """Return the text not taken yet, only the last STACKS_MAX bytes of it, and discard it."""
         end = os.fstat(self.fd).st_size
         text = os.pread(self.fd, STACKS_MAX, max(self._taken, end - STACKS_MAX))
         if end > self._taken:
@@ -175,13 +183,13 @@ class Stacks:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a child says of itself and what its lanes do, at one look, after the check of every word."""
+    """A child's report about itself and the state of its lanes, at one moment, with every word checked."""
 
     ready: bool
     due: ExitReason | None
     leaving: ExitReason | None
     drain_asked: bool
-    private_memory: int  # bytes; 0 when it has not sampled yet, so with the next two
+    private_memory: int  # bytes; like the next two, 0 until the first sample
     open_fds: int
     fds_limit: int
     cpu_user_ns: int
@@ -196,11 +204,11 @@ class Report:
 
 
 class SlotReader:
-    """Reads one slot again and again. Owns the last plausible value of each counter; an implausible one is refused."""
+    """Read a slot, any number of times. Owns the last plausible value of each counter, and rejects implausible ones."""
 
     def __init__(self, slot: Slot, number: int = 0) -> None:
         self.slot = slot
-        self.number = number  # of the child in its pool
+        self.number = number  # the child's number in its pool
         self.words_rejected = 0
         self.region = Region(slot.application, str(number))
         self._counts = [[0] * COUNT_WORDS for _ in range(slot.lanes)]
@@ -208,7 +216,7 @@ class SlotReader:
         self._log_dropped = [0]
 
     def look(self, now_ns: int) -> Report:
-        """Cheap: what the supervisor needs each turn."""
+        """Return the report that the supervisor needs at each turn of its loop. Cheap."""
         words = self.slot.words
         busy = []
         accepted = 0
@@ -223,7 +231,7 @@ class SlotReader:
         )  # fmt: skip
 
     def counts(self) -> list[int]:
-        """Every word of COUNTS, summed over the lanes."""
+        """Return every word of COUNTS, summed over the lanes."""
         words = self.slot.words.tolist()
         for index, last in enumerate(self._counts):
             start = HEADER_WORDS + index * LANE_WORDS
@@ -240,8 +248,10 @@ class SlotReader:
         return self._log_dropped[0]
 
     def outstanding(self) -> list[int]:
-        """`started_ns` of each request that was accepted and never counted to its end. For a child that is gone, after
-        `counts()`."""
+        """Return `started_ns` of each request that was accepted but whose end was not counted.
+
+        For a child that is gone; call `counts()` first.
+        """
         left = []
         for index, counts in enumerate(self._counts):
             accepted, *ended = counts[: HANDED_OVER - ACCEPTED + 1]
@@ -250,7 +260,7 @@ class SlotReader:
         return left
 
     def _checked(self, last: list[int], seen: list[int]) -> list[int]:
-        """What was seen, but for each word that cannot be: what it was before."""
+        """Return the words seen, with the last plausible value in place of each impossible one."""
         if all(old <= new <= old + most for old, new, most in zip(last, seen, _MOST, strict=False)):
             return seen
         believed = [new if old <= new <= old + most else old for old, new, most in zip(last, seen, _MOST, strict=False)]

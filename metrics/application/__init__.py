@@ -1,5 +1,5 @@
-"""The program's own metrics: where their values are, and what becomes of them at a scrape.
+"""The program's own metrics: where their values are stored, and how a scrape shows them.
 
-region.py is the memory, series.py the names, values.py what prometheus_client writes to, exposition.py what a scrape
-says. Nothing here but exposition.py imports prometheus_client.
+region.py is the memory, series.py the names, values.py the class that prometheus_client writes to, hook.py installs
+that class, exposition.py turns the values into a scrape. Only exposition.py may import prometheus_client.
 """

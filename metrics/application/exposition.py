@@ -1,9 +1,9 @@
-"""The user's own metrics as Prometheus families: the sums of all processes, and what is evaluated in one place only.
+"""The user's own metrics as Prometheus families: summed over all processes, or evaluated in the exporter only.
 
-Runs in the exporter; in the master only where the program has imported prometheus_client itself. Info, Enum, functions
-(`Gauge.set_function`) and collectors of the program's own have no values that could be added up: they are evaluated at
-each scrape in the exporter, with the state that the master had when it forked it. prometheus_client's own collectors
-are not served: they would describe the exporter.
+Runs in the exporter, and in the master only if the program itself has imported prometheus_client. Info, Enum, functions
+(`Gauge.set_function`) and the program's own collectors have no values that could be added up: the exporter evaluates
+them at each scrape, with the state that the master had when it forked the exporter. prometheus_client's default
+collectors must not be served: they would describe the exporter.
 """
 
 import logging
@@ -40,8 +40,8 @@ _failed: set[str] = set()
 
 
 def application_families(merged: Merged) -> Iterator[Metric]:
-    """Every metric of the program's: those with values in the regions, then those that are evaluated here."""
-    ours = values.ValueClass is Value  # else the user chose another way, for all of them
+    """Yield every metric of the program: those with values in the regions, then those that are evaluated here."""
+    ours = values.ValueClass is Value  # otherwise the user chose another way for all of them
     functions = _functions() if ours else {}
     served = set()
     for family, cells in sorted(_by_name(merged.values).items(), key=lambda item: item[0].name):
@@ -62,19 +62,22 @@ def _metric(kind: str, name: str, help: str, samples: Iterable[LabelledSample]) 
     try:
         metric = Metric(name, help, kind)
     except ValueError:
-        return  # a name that this version of prometheus_client does not know how to write
+        return  # a name that this version of prometheus_client cannot write
     for suffix, labels, value in samples:
         metric.add_sample(name + suffix, labels, value)
     if metric.samples:
         yield metric
 
 
-# What has values.
+# Metrics with values.
 
 
 def _by_name(cells: Cells) -> dict[Family, dict[Series, float]]:
-    """By metric. The first family of a name is believed: others of its kind join it, whatever their labels, and those
-    of another kind are left out."""
+    """Group the values by metric.
+
+    The first family of a name prevails: others of the same kind join it, whatever their labels; those of another kind
+    are left out.
+    """
     first: dict[str, Family] = {}
     found: dict[Family, dict[Series, float]] = defaultdict(dict)
     for series, value in cells.items():
@@ -95,7 +98,10 @@ def _plain(cells: Cells) -> Iterator[LabelledSample]:
 
 
 def _histogram(cells: Cells) -> Iterator[LabelledSample]:
-    """Every bucket counts the lower ones too, as Prometheus has it. No sum where observations may be negative."""
+    """Yield the samples of a histogram, with cumulative buckets, as Prometheus expects.
+
+    There is no sum if observations may be negative.
+    """
     together: dict[tuple[tuple[str, ...], ...], list[Series]] = defaultdict(list)
     for series in cells:
         together[series.family.labelnames, series.labels].append(series)
@@ -118,11 +124,11 @@ _SAMPLES: dict[str, Callable[[Cells], Iterator[LabelledSample]]] = {
 }
 
 
-# What has none.
+# Metrics without values.
 
 
 def _collectors() -> list[Any]:
-    """What the program has registered."""
+    """Return the collectors that the program has registered."""
     default = (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR)
     return [collector for collector in list(REGISTRY._collector_to_names) if collector not in default]
 
@@ -132,12 +138,12 @@ def _has_values(collector: Any) -> bool:
 
 
 def _members(metric: Any) -> list[Any]:
-    """The metric itself, or its children: one for each combination of labels."""
+    """Return the children of a metric, one for each combination of labels, or the metric itself if it has none."""
     return list(vars(metric).get("_metrics", {}).values()) or [metric]
 
 
 def _is_function(member: Any) -> bool:
-    """`Gauge.set_function` was called: it leaves a method on the instance."""
+    """Return whether `Gauge.set_function` was called: it sets a method on the instance."""
     return "_child_samples" in vars(member)
 
 
@@ -146,12 +152,12 @@ class _Functions:
     """The children of one gauge that are functions."""
 
     help: str
-    labels: list[Labels] = field(default_factory=list)  # also of those that failed
+    labels: list[Labels] = field(default_factory=list)  # including functions that raised
     samples: list[LabelledSample] = field(default_factory=list)
 
 
 def _functions() -> dict[str, _Functions]:
-    """By the name of the gauge."""
+    """Evaluate the functions of all gauges, by the gauge's name."""
     found: dict[str, _Functions] = {}
     for gauge in _collectors():
         for member in _members(gauge) if isinstance(gauge, Gauge) else ():
@@ -164,7 +170,7 @@ def _functions() -> dict[str, _Functions]:
 
 
 def _evaluated(collector: Any, served: set[str]) -> Iterator[Metric]:
-    """What a collector says, but for names that are taken: twice the same name would cost the whole scrape."""
+    """Yield a collector's metrics, except those whose name is taken: a duplicate would break the whole scrape."""
     for metric in _tried(collector, collector.collect):
         if metric.samples and metric.name not in served and not metric.name.startswith(OURS):
             served.add(metric.name)
@@ -187,7 +193,7 @@ def _name(collector: Any) -> str:
 
 
 def say_what_is_not_served() -> None:
-    """Name the metrics that were built too early to be counted, and those that only one process evaluates."""
+    """Log which metrics were created too early to be counted, and which are evaluated in one process only."""
     if values.ValueClass is not Value:
         log.info(
             "the program's own metrics are not served here: prometheus_client keeps them in a way of its own",

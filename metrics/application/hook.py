@@ -1,6 +1,6 @@
-"""How our value class gets into prometheus_client: a hook on `sys.meta_path`, which is there until somebody imports it.
+"""The hook on `sys.meta_path` that puts our value class into prometheus_client; it is removed after that import.
 
-Runs in any program that imports prefork, and imports nothing itself: prometheus_client takes 100 ms and 13 MB.
+Runs in any program that imports prefork. Must not import prometheus_client itself, which takes 100 ms and 13 MB.
 """
 
 import sys
@@ -12,9 +12,9 @@ from .values import VALUES, Value
 
 
 def install_hook() -> None:
-    """Have prometheus_client use our value class, from its import on, or from now on if it is imported already.
+    """Make prometheus_client use our value class, from its import on, or from now on if it is already imported.
 
-    A choice of the user's stands: the class is replaced only where it is prometheus_client's plain one, not with
+    The user's choice stands: only prometheus_client's default class is replaced, not the one that it uses with
     PROMETHEUS_MULTIPROC_DIR.
     """
     module = sys.modules.get(VALUES)
@@ -30,7 +30,7 @@ def _set_class(module: ModuleType) -> None:
 
 
 class _Hook:
-    """Finds one module as the others do, and takes a look at it once it is there."""
+    """A finder that leaves finding one module to the other finders, and wraps its loader (importlib.abc)."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != VALUES:
@@ -38,13 +38,13 @@ class _Hook:
         for finder in sys.meta_path:
             spec = finder.find_spec(name, path, target) if finder is not self else None
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]  # all of a loader, by __getattr__
+                spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]  # a whole loader, by __getattr__
                 return spec
         return None
 
 
 class _Loader:
-    """A loader that sets our class after the module has run, and gives the module back its own loader before."""
+    """A loader that first gives the module its own loader back, then executes it and sets our class."""
 
     def __init__(self, loader: Any, hook: _Hook) -> None:
         self._loader = loader

@@ -1,24 +1,23 @@
-"""The user's own metrics in shared memory: written by each process, read and added up by others, kept for the dead.
+"""The user's own metrics in shared memory: written by each process, added up by others, kept when a process is gone.
 
-A region is a window of a process's shared memory. That process alone writes it (`Writer`); others read it while it is
-written, and after its writer was killed at whatever instruction (`Region`). Records are appended and never moved; their
-length is published when they are whole. A value is one 8-byte word, written by assignment. The reader checks every
-length, key and value, refuses what cannot be, and counts it: a worker that scribbles spoils its own numbers.
+A region is part of a process's shared memory. Only that process may write it (`Writer`); others read it while it is
+being written, or after its writer was killed at any instruction (`Region`). Records are appended and never moved; the
+length in use is published once they are complete. A value is one 8-byte word, written by assignment. The reader checks
+every length, key and value; it rejects and counts what is impossible, so a corrupt region spoils only its own numbers.
 
-    word 0   version; zero: nobody has written here yet
+    word 0   version; zero: not written yet
          1   words in use, these included; published last
-         2   series that found no room
+         2   series for which there was no room
          3   spare
     then     family   check | 0xFFF | length    key
              series   check | family | length   value   second   key
 
-`check` (32 bits) is the crc32 of the key and of the family's number (12 bits); `length` (20 bits) is the key's in
-bytes.
-`second` is, where values are added, the part of a sum that a float cannot hold; elsewhere when the value was written
-(`mostrecent`) or 1, and zero until it is.
+`check` (32 bits) is the crc32 of the key and the family's number (12 bits); `length` (20 bits): bytes of the key.
+Where values are added, `second` is the part of the sum that a float cannot hold. Elsewhere it is the time at which the
+value was written (`mostrecent`) or 1, and zero until then.
 
                    creates   writes                       reads
-    region         master    its process (values.py)  master at the reap, exporter
+    region         master    its process (values.py)      master at the reap, exporter
     folded totals  master    master                       exporter
 """
 
@@ -38,22 +37,22 @@ FAMILY = 0xFFF
 LENGTH_BITS = 20
 LENGTH_MASK = (1 << LENGTH_BITS) - 1
 
-MOST = 2.0**63  # no count is so large
-LEAST = 2.0**-52  # of a float: what it cannot hold is smaller
+MOST = 2.0**63  # no count is this large
+LEAST = 2.0**-52  # epsilon of a float: the part that it cannot hold is smaller, relative to the value
 
-# Only pages that were written take memory.
+# Only pages that were written use memory.
 REGION_BYTES = 1 << 20
 FOLDED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RegionRecord:
-    """Where a record is, and what it says it is."""
+    """A record of a region: its place, and its contents as written there."""
 
     at: int
     family: int
     key: bytes
-    whole: bool  # by its check
+    whole: bool  # its check is right
 
     @property
     def value_at(self) -> int:
@@ -65,12 +64,12 @@ class RegionRecord:
 
 
 def _size(family: int, length: int) -> int:
-    """Words of a record."""
+    """Return the number of words of a record."""
     return (1 if family == FAMILY else 3) + (length + 7) // 8
 
 
 def _record(memory: bytes | memoryview, words: memoryview, at: int) -> RegionRecord | None:
-    """The record at this word; None at the end, and where a length cannot be: nobody knows what follows it."""
+    """Return the record at this word; None at the end, or at an impossible length, after which nothing can be read."""
     if at >= len(words):
         return None
     head = words[at]
@@ -84,10 +83,10 @@ def _record(memory: bytes | memoryview, words: memoryview, at: int) -> RegionRec
 
 
 class Writer:
-    """Appends series to a region and says where their values go. For one process; its callers take turns."""
+    """Append series to a region and tell where their values go. For one process; callers must hold a lock."""
 
     def __init__(self, memory: memoryview) -> None:
-        """Begin the region, or go on with one that was begun. Raises ValueError where it is another version's."""
+        """Begin a region, or continue one. Raises ValueError if it has another version."""
         self._memory = memory[: len(memory) // 8 * 8]
         self._words = self._memory.cast("Q")
         self.cells = self._memory.cast("d")
@@ -105,9 +104,9 @@ class Writer:
             self._know(record.family, record.key, record.value_at)
 
     def place(self, family: bytes, keys: Sequence[bytes]) -> list[int] | None:
-        """Where the values of these series are, in `cells`. None when there is no room: for all of them or for none.
+        """Return the indexes in `cells` of the values of these series, or None if there is no room for all of them.
 
-        Those that are new become visible together, and are zero.
+        New series start at zero and become visible together.
         """
         number = self._families.get(family)
         new = [key for key in keys if number is None or (number, key) not in self._places]
@@ -118,11 +117,11 @@ class Writer:
         return [self._places[number, key] for key in keys]
 
     def drop(self, count: int) -> None:
-        """Say that so many series found no room."""
+        """Count series for which there was no room."""
         self._words[DROPPED] += count
 
     def release(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the views of the memory, so that it can be unmapped."""
         for view in (self.cells, self._words, self._memory):
             view.release()
 
@@ -160,16 +159,16 @@ class Writer:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a region said at one moment, after the check of every word."""
+    """The contents of a region at one moment, with every word checked."""
 
     cells: list[tuple[Series, float, float]]  # value and second
     dropped: int
-    rejected: int  # words that cannot be
+    rejected: int  # impossible words
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A region at one moment. Taking it is quick; `read()` is for afterwards."""
+    """A region at one moment. Taking the copy is quick; the slower `read()` can follow later."""
 
     region: "Region"
     memory: bytes
@@ -180,25 +179,25 @@ class Copy:
 
 
 class Region:
-    """Reads a region again and again; remembers the keys it has read, so that a look costs the values only.
+    """Read a region, any number of times. Remembers the keys, so that another look costs only the values.
 
-    `slot` names the region's process where every slot has a series of its own. None: the region holds the totals of
-    the dead, which have such names.
+    `slot` is the label value for series that each slot has for itself. None: the region holds the totals of the dead,
+    whose names have that label already.
     """
 
     def __init__(self, memory: memoryview, slot: str | None) -> None:
-        self._memory = memory  # no window of our own: whoever gave it may release it
+        self._memory = memory  # kept without a view of our own, so that the caller may release it
         self._slot = slot
         self._lock = threading.Lock()
         self._parsed = REGION_HEADER_WORDS
         self._families: list[Family | None] = []
         self._series: list[tuple[Series, int]] = []
-        self._doubtful: dict[int, int] = {}  # not whole when last seen; the number of families before it
+        self._doubtful: dict[int, int] = {}  # records incomplete when last seen: the number of families before each
         self._refused = 0
         self._rejected = 0
 
     def copy(self) -> Copy:
-        """The region as it is now."""
+        """Copy the region as it is now."""
         if len(self._memory) < REGION_HEADER_WORDS * 8:
             return Copy(self, b"", True)
         version, used, *_ = self._memory[: REGION_HEADER_WORDS * 8].cast("Q").tolist()
@@ -242,7 +241,7 @@ class Region:
             self._take(record, families)
 
     def _take(self, record: RegionRecord, families: int) -> None:
-        """Learn a record that comes after so many families, or put it off: it may yet become whole."""
+        """Learn a record that comes after `families` families, or put it off if incomplete: it may yet become whole."""
         is_family = record.family == FAMILY
         family = None if is_family or record.family >= families else self._families[record.family]
         if not record.whole or (family is None and not is_family):
@@ -274,7 +273,7 @@ def _plausible(series: Series, value: float, second: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The user's metrics over all processes, dead and living."""
+    """The user's metrics over all processes, dead and live."""
 
     values: dict[Series, float]
     dropped: int
@@ -282,9 +281,9 @@ class Merged:
 
 
 def merge(copies: Iterable[Copy]) -> Merged:
-    """Add up what the living have, the youngest first, and last the totals of the dead.
+    """Add up the values of the live processes, the youngest first, and finally the totals of the dead.
 
-    Where two disagree about what a metric is, as two generations of a program may, the first is believed.
+    Where two disagree about a metric's definition, as two generations of a program may, the first prevails.
     """
     cells: dict[Series, list[float]] = {}
     dropped = rejected = 0
@@ -311,14 +310,14 @@ def merge(copies: Iterable[Copy]) -> Merged:
 
 
 class Folded:
-    """The totals of the dead: a region of the master's, in which each region is added once its process is gone."""
+    """The totals of dead processes: a region of the master, to which each region is added once its process is gone."""
 
     def __init__(self, memory: memoryview) -> None:
-        """Begin, or go on with totals that are there: over a reload. Raises ValueError for another version's."""
+        """Begin, or continue the totals of before a reload. Raises ValueError if they have another version."""
         self._writer = Writer(memory)
 
     def fold(self, region: Region) -> int:
-        """Add a dead process's region; live* gauges are forgotten. The number of words that were refused.
+        """Add the region of a dead process, except its `live*` gauges. Return the number of words rejected.
 
         Series for which there is no room are dropped and counted.
         """

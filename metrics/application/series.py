@@ -1,7 +1,8 @@
-"""What a series of the user's own metrics is called in shared memory, and how several processes' values become one.
+"""The names of the user's metrics in shared memory, and the rules by which the values of several processes become one.
 
-Pure, holds no values. A family and a series are written as keys (`encode`), and interned when they are read: one object
-for each, so that adding up ten thousand of them compares no strings. Imports nothing of prometheus_client.
+Pure; runs in every process. Holds no values, and must not import prometheus_client. A family and a series are written
+as keys (`encode`) and interned when they are read: one object for each, so that adding up ten thousand of them compares
+no strings.
 """
 
 import json
@@ -14,24 +15,24 @@ from weakref import WeakValueDictionary
 
 
 class Rule(Enum):
-    """How the values that several processes have of one series become one."""
+    """The ways in which the values of one series in several processes become one."""
 
     SUM = auto()
     MIN = auto()
     MAX = auto()
     LATEST = auto()
-    EACH = auto()  # they do not: every slot has a series of its own
+    EACH = auto()  # they do not: each slot has a series of its own
 
 
 _GAUGES = {"all": Rule.EACH, "sum": Rule.SUM, "min": Rule.MIN, "max": Rule.MAX, "mostrecent": Rule.LATEST}
 
-# By kind and gauge mode. What is not here is not supported.
+# By kind and gauge mode. Combinations that are not listed are not supported.
 RULES = {
     **{(kind, ""): Rule.SUM for kind in ("counter", "histogram", "summary")},
     **{("gauge", live + mode): rule for mode, rule in _GAUGES.items() for live in ("", "live")},
 }
 
-# What a sample's name has after the metric's. A bucket counts what the one below it does not; its last label is `le`.
+# The suffixes of sample names. Buckets are not cumulative here; the last label of a bucket is `le`.
 SUFFIXES = {
     "counter": ("_total",),
     "gauge": ("",),
@@ -41,13 +42,13 @@ SUFFIXES = {
 
 
 def encode(parts: Iterable[str]) -> bytes:
-    """The key of a family (kind, mode, name, help, label names) or of a series (suffix, label values)."""
+    """Return the key of a family (kind, mode, name, help, label names) or of a series (suffix, label values)."""
     return json.dumps(list(parts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Family:
-    """One metric of the user's. Its help is the first that was read."""
+    """One metric of the user's. Its help text is the first one read."""
 
     kind: str
     mode: str  # of a gauge
@@ -59,7 +60,7 @@ class Family:
 
     @property
     def live(self) -> bool:
-        """Whether the values of the dead are forgotten."""
+        """True if the values of dead processes are forgotten."""
         return self.mode.startswith("live")
 
 
@@ -74,11 +75,11 @@ class Series:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label values without `le`: what all series of one histogram have in common."""
+        """The label values without `le`, common to all series of one histogram."""
         return self.labelvalues[: len(self.family.labelnames)]
 
     def at_slot(self, slot: str) -> "Series":
-        """What this series is called where every slot has its own."""
+        """Return the series of one slot, where each slot has its own: with the label `slot`."""
         family = self.family
         label = "prefork_slot" if "slot" in family.labelnames else "slot"
         apart = family_of(encode((family.kind, family.mode, family.name, family.help, *family.labelnames, label)))
@@ -91,7 +92,7 @@ _interning = threading.Lock()
 
 
 def family_of(key: bytes) -> Family:
-    """Raises ValueError for what is no key of a family."""
+    """Return the family with this key. Raises ValueError if it is not the key of a family."""
     kind, mode, name, help, *labelnames = _texts(key)
     if (kind, mode) not in RULES or not name:
         raise ValueError(f"no kind of metric that is supported: {kind} {mode}")
@@ -101,7 +102,7 @@ def family_of(key: bytes) -> Family:
 
 
 def series_of(family: Family, key: bytes) -> Series:
-    """Raises ValueError for what is no key of a series of this family."""
+    """Return the series with this key. Raises ValueError if it is not the key of a series of this family."""
     known = _series.get((family, key))
     if known is not None:
         return known
@@ -122,16 +123,16 @@ def _texts(key: bytes) -> list[str]:
         raise ValueError("nested without end") from None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("no list of texts")
-    "".join(texts).encode()  # half a surrogate pair would end every scrape
+    "".join(texts).encode()  # a lone surrogate would break every scrape
     return texts
 
 
-# A total must not fall by a rounding when a value goes over from the living to the dead: Prometheus takes the slightest
-# fall for a restart, and the whole total for what was counted since. So sums are exact and rounded once.
+# Rounding must not make a total fall when a value moves from the live to the dead: Prometheus takes the slightest fall
+# for a restart, and then counts the whole total as new. So sums are exact, and rounded once.
 
 
 def total(parts: Sequence[float]) -> float:
-    """The exact sum, rounded; the same whatever the order."""
+    """Return the exact sum, rounded once, so that the order does not matter."""
     try:
         return fsum(parts)
     except (OverflowError, ValueError):  # past the largest float; infinities of both signs
@@ -139,8 +140,11 @@ def total(parts: Sequence[float]) -> float:
 
 
 def added(*parts: float) -> tuple[float, float]:
-    """The exact sum in two floats: the nearest one, and what it lacks; rounded up where two cannot hold it, or a total
-    would fall by the last digit when what it was made of is folded."""
+    """Return the exact sum as two floats: the nearest one, and the rest.
+
+    Where two floats cannot hold it the rest is rounded up; otherwise a total could fall by its last digit when its
+    parts are folded.
+    """
     nearest = total(parts)
     if not isfinite(nearest):
         return nearest, 0.0
@@ -149,7 +153,7 @@ def added(*parts: float) -> tuple[float, float]:
 
 
 def prevails(rule: Rule, value: float, written: float, other: float, other_written: float) -> bool:
-    """Whether the first value is shown and not the other. One that was never written says nothing."""
+    """Return whether the first value is shown instead of the other. A value that was never written does not count."""
     if not written or not other_written or rule is Rule.LATEST:
         return written > other_written
     if rule is Rule.EACH:

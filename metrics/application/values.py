@@ -1,16 +1,16 @@
-"""The value class that keeps the user's prometheus_client metrics in this process's region, and how it gets there.
+"""The value class that stores the user's prometheus_client metrics in this process's region.
 
-Runs in every process of a service and in any program that imports prefork: nothing here imports prometheus_client; a
-hook on `sys.meta_path` sets the class when somebody else does. Owns where the values of this process are:
+Runs in every process of a service and in any program that imports prefork, so it must not import prometheus_client; a
+hook on `sys.meta_path` (hook.py) sets the class when the program does. Owns the place of this process's values:
 
-    at first            each in memory of its own, as prometheus_client has it
-    adopt(region)       in the master's region, with what they have so far
-    begin(region)       in a new child's region, from zero: what they had is counted in its parent's
-    any other fork      in memory of their own, from zero: nobody writes another process's region
-    release()           in memory of their own again, with what they have
+    at first            each in its own memory, as with prometheus_client alone
+    adopt(region)       in the master's region, with their values so far
+    begin(region)       in a new child's region, from zero: their values so far are counted in the parent's
+    any other fork      in their own memory, from zero: no process writes the region of another
+    release()           in their own memory again, with their values
 
-After `begin()` a value goes over when it is first touched, so that a child that counts little pays little; the series
-of one histogram or summary go together.
+After `begin()` a value moves when it is first used, so that a child that counts little pays little; the series of one
+histogram or summary move together.
 """
 
 import logging
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefork.metrics")
 
 VALUES = "prometheus_client.values"
-OURS = "prefork_"  # how the names of our own metrics begin
+OURS = "prefork_"  # prefix of our own metrics
 
 
 class _Home:
-    """Where the values of this process go; another object whenever that changes. `writer` None: each for itself."""
+    """The place of this process's values; a new object whenever it changes. `writer` None: each in its own memory."""
 
     def __init__(self, region: memoryview | None) -> None:
         self.writer = Writer(region) if region is not None else None
@@ -48,18 +48,18 @@ class _Home:
 _home = _Home(None)
 _nowhere = _Home(None)
 _groups: WeakSet["_Group"] = WeakSet()
-_being_built: dict[tuple[object, ...], "_Group"] = {}  # histograms and summaries, whose values come one by one
+_being_built: dict[tuple[object, ...], "_Group"] = {}  # histograms and summaries, whose values are created one by one
 _refused: set[str] = set()
 SAID_EVERY, NEVER_S = 10.0, float("-inf")  # seconds
 _not_finite_said: dict[str, float] = {}  # by metric
-# Entered again by a signal handler or a destructor that counts; never held while something is logged.
+# Reentrant, because a signal handler or a destructor may count. Never held while logging.
 _lock = threading.RLock()
 
 
 def adopt(region: memoryview) -> bool:
-    """Keep the values of this process in `region` from now on, with what they have. Before the first fork.
+    """Store the values of this process in `region` from now on, with their values so far. Call before the first fork.
 
-    False, and nothing changes, when they are in another service's region already.
+    Return False and change nothing if they are already in the region of another service.
     """
     global _home
     with _lock:
@@ -74,13 +74,13 @@ def adopt(region: memoryview) -> bool:
 
 
 def begin(region: memoryview) -> None:
-    """Keep the values of this process in `region` from now on, from zero. For a child of ours, right after the fork."""
+    """Store the values of this process in `region` from now on, from zero. For a child of ours, after the fork."""
     global _home
     _home = _Home(region)
 
 
 def release() -> None:
-    """Let go of the region, so that it can be unmapped; the values keep what they have."""
+    """Let go of the region, so that it can be unmapped; the metrics keep their values."""
     global _home
     with _lock:
         writer, left, _home = _home.writer, _home, _Home(None)
@@ -91,7 +91,7 @@ def release() -> None:
 
 
 def _leave() -> None:
-    """In a new process, whoever forked it: the region is the parent's, and its locks may be held for ever."""
+    """Let go of the parent's region and replace the lock, which may be held for ever. Runs in every new process."""
     global _home, _lock
     _lock = threading.RLock()
     _being_built.clear()
@@ -103,7 +103,7 @@ os.register_at_fork(after_in_child=_leave)
 
 
 class _Group:
-    """The values of one series, or of one histogram or summary: they find room together or not at all."""
+    """The values of one series, or of one histogram or summary: there is room for all of them or for none."""
 
     def __init__(self, family: bytes) -> None:
         self.home = _home
@@ -117,7 +117,10 @@ class _Group:
         self._values.append(ref(value))
 
     def settle(self, home: _Home, carry: bool) -> bool:
-        """Bring the values there, with what they have or from zero. False: for want of room each counts for itself."""
+        """Move the values to `home`; `carry`: with their values so far, otherwise from zero.
+
+        Return False if there is no room; then each counts in its own memory.
+        """
         self.home = home
         writer = home.writer
         places = writer.place(self._family, self._keys) if writer is not None else None
@@ -133,9 +136,9 @@ class _Group:
 
 
 class Value:
-    """One number of a metric: what `prometheus_client.values.ValueClass` is. Safe for threads.
+    """One number of a metric, used as `prometheus_client.values.ValueClass`. Thread-safe.
 
-    `inc` and `set` never fail for want of room: then the value counts where nobody sees it.
+    `inc` and `set` never fail when there is no room: the value then counts where it is not seen.
     """
 
     _multiprocess = True
@@ -158,7 +161,7 @@ class Value:
         self._cells: Cells = array("d", (0.0, 0.0))
         self._at = 0
         self._grows = typ == "counter"
-        self._offset = 0.0  # what a counter had when it was reset: still counted, not shown
+        self._offset = 0.0  # value of a counter when it was reset: still in the total, but not shown
         self._stamped = rule not in (None, Rule.SUM)
         self._exemplar: Any = None
         self._group: _Group | None = None
@@ -192,7 +195,7 @@ class Value:
                     self._cells[self._at + 1] = 1.0
 
     def set(self, value: float, timestamp: float | None = None) -> None:
-        """A counter that is set back, `Counter.reset()`, shows less from then on; its total over all does not fall."""
+        """Set the value. A counter that is reset (`Counter.reset()`) shows less; the total over all does not fall."""
         if self._home is not _home:
             self._settle()
         with _lock:
@@ -206,10 +209,10 @@ class Value:
             else:
                 cells[at] = value
                 if self._stamped:
-                    cells[at + 1] = timestamp or 1.0  # last: killed in between, the new value counts as the old one's
+                    cells[at + 1] = timestamp or 1.0  # last: if killed in between, the new value has the old time
 
     def _takes(self, total: float) -> bool:
-        """Whether that may stand here: in what is summed over processes a NaN or an infinity would stay for ever."""
+        """Return whether `total` may be stored: in a sum over processes a NaN or an infinity would stay for ever."""
         if isfinite(total) or self._stamped:
             return True
         now = monotonic()
@@ -224,7 +227,7 @@ class Value:
         return False
 
     def get(self) -> float:
-        """What this process has counted."""
+        """Return the value of this process."""
         with _lock:
             return self._cells[self._at] - self._offset if self._home is _home else 0.0
 
@@ -235,7 +238,7 @@ class Value:
         return self._exemplar
 
     def _settle(self) -> None:
-        """Go to where the values of this process are now, from zero, with the group."""
+        """Move, with the group and from zero, to where this process's values are now."""
         with _lock:
             home, fits = _home, True
             if self._group is None:
@@ -248,7 +251,7 @@ class Value:
     def _move(self, home: _Home, cells: "Cells", at: int, carry: bool) -> None:
         if carry and not self._stamped:
             cells[at] += self._cells[self._at]
-            self._cells[self._at] = 0.0  # another of the same name may be in the same cell: it is carried once
+            self._cells[self._at] = 0.0  # another value of the same name may share the cell: carry it only once
         elif carry and self._cells[self._at + 1]:
             cells[at], cells[at + 1] = self._cells[self._at], self._cells[self._at + 1]
         elif not carry:
@@ -257,7 +260,7 @@ class Value:
 
 
 class _Place:
-    """What a value is called in a region, and which values it goes with."""
+    """The name of a value in a region, and the group of values with which it moves."""
 
     def __init__(
         self, kind: str, mode: str, name: str, help: str, suffix: str, names: Sequence[str], values: Sequence[str]
