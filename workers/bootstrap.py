@@ -83,6 +83,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         birth.slot.words[LEAVING] = ExitReason.EXITED
         status = exit_status(exc)
     except BaseException:
+        birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
         birth.stacks.write(traceback.format_exc())
     finally:
         leave(status)

@@ -136,7 +136,10 @@ def show_stacks(child: Child) -> None:
 
 
 def note_stacks(child: Child) -> None:
-    """Log a child's stacks once they are complete, or hand them to the client that asked for them."""
+    """Log a child's stacks once they are complete, or hand them to the client that asked for them. The last words of a
+    child that fails are left for its end, which is logged with them."""
+    if child.report is not None and child.report.leaving is ExitReason.CRASHED:
+        return
     size = guarded("look for stacks", child.stacks.size, 0)
     if size and size == child.stacks_seen:
         text = guarded("read stacks", child.stacks.take, "").rstrip()
