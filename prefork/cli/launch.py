@@ -180,8 +180,10 @@ def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> 
         if known[name].setting.unit != "address" or each.value is None:
             continue
         place = _place(each.value)
+        if place is None:
+            continue
         for other, origin in taken:
-            if place is not None and _same(place, other):
+            if _same(place, other):
                 where = show(each.value, "address")
                 raise ConfigError(
                     f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
