@@ -13,6 +13,7 @@ from prefork.metrics.facts import ExitReason
 from prefork.reload import handover
 from prefork.reload.handover import (
     VERSION,
+    Handed,
     Record,
     fold_own,
     handed_on,
@@ -142,3 +143,79 @@ def test_the_masters_own_memory_of_another_layout_is_given_up() -> None:
     with pytest.raises(OSError):
         os.fstat(strange)
     board.forget()
+
+
+# What was lent to the program.
+
+
+def test_what_is_lent_is_let_go_of_and_not_closed(pipe: tuple[int, int]) -> None:
+    """A program that failed may still hold its objects: they stand on no descriptor any more, and it stays open."""
+    handed, ours = Handed({}), socket.socket()
+    fd = ours.fileno()
+    handed.lend(ours)
+    handed.detach()
+    assert ours.fileno() == -1
+    os.fstat(fd)
+    handed.detach()  # nothing is lent any more, and the number may be somebody else's
+    os.fstat(fd)
+    os.close(fd)
+
+
+def test_what_was_taken_is_not_lent() -> None:
+    """Once a supervisor stands on it the program's objects are its own; the spares are given back, and it is told."""
+    handed, before = given()
+    told: list[bool] = []
+    handed.on_taken = lambda: told.append(handed.taken)
+    with before:
+        found = handed.listener("listener", "127.0.0.1:0")
+        spares = [*handed._spares.values()]
+        assert len(spares) == 1
+        assert not handed.taken
+        handed.take()
+        handed.detach()
+        assert found.fileno() == before.fileno()
+        assert (told, handed._spares) == ([True], {})
+        for spare in spares:
+            with pytest.raises(OSError):
+                os.fstat(spare)
+        found.detach()
+
+
+def test_what_is_taken_back_can_be_given_again() -> None:
+    """To the program that is tried next: listener and board, whatever the last one has done with them; none of it is
+    inheritable."""
+    board = Board()
+    board.add(Word.SPAWNED, 7)
+    record = Record({"own": []})
+    values, _ = pack_board(board)
+    copy = os.dup(board.fd)
+    record.add("board", ({**values, "fd": copy}, [copy]))
+    listener = Listener.adopt(socket.create_server(("127.0.0.1", 0)))
+    listener.asked = "127.0.0.1:0"
+    record.add("listener", pack_listener(listener, listener.fileno()))
+    with handed_on(record) as fd:
+        handed = receive(os.dup(fd))
+    first = handed.listener("listener", "127.0.0.1:0")
+    assert first is not None
+    first.close()
+    handed.board().forget()
+    handed.take_back()
+    assert not os.get_inheritable(listener.fileno())
+    assert not os.get_inheritable(copy)
+    again = handed.listener("listener", "127.0.0.1:0")
+    assert again is not None
+    assert again.getsockname() == listener.getsockname()
+    assert handed.board().words[Word.SPAWNED] == 7
+    handed.take()
+    again.detach()
+    handed.board().forget()
+    listener.close()
+    board.forget()
+
+
+def test_a_descriptor_that_is_not_there_leaves_no_spare(pipe: tuple[int, int]) -> None:
+    """The record cannot be taken then, and what was kept aside of it is given back."""
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError):
+        Handed({"listener": {"fd": pipe[0]}, "control": {"fd": pipe[1]}, "board": {"fd": -1}})
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -1,6 +1,5 @@
 """Policy: each invariant of its docstring under Hypothesis, then the decisions one by one. No process, no clock."""
 
-import signal
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +8,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from prefork.master.children import ChildState
-from prefork.master.exits import exit_reason
 from prefork.master.policy import (
     NO_POOL,
     ChildView,
@@ -457,50 +455,3 @@ def test_scaled(limits: tuple[int, int], workers: int, result: tuple[int, int]) 
     """`scale` sets the most; the fewest follows where it was equal or would be above."""
     scaled = replace(LIMITS, min_children=limits[0], max_children=limits[1]).scaled(workers)
     assert (scaled.min_children, scaled.max_children) == result
-
-
-# Why a child ended.
-
-KILL, SEGV, TERM = signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM
-R = ExitReason
-ENDS: list[tuple[ExitReason | None, bool, int | None, int | None, ExitReason | None, ExitReason]] = [
-    # told          booted status signum hint            reason
-    (None,          True,  None,  KILL,  None,           R.KILLED),
-    (None,          False, None,  KILL,  None,           R.KILLED),
-    (R.REPLACED,    True,  None,  KILL,  None,           R.KILLED),  # past its deadline
-    (R.DRAINED,     False, None,  KILL,  None,           R.KILLED),
-    (R.TIMEOUT,     True,  None,  KILL,  None,           R.TIMEOUT),
-    (R.BOOT_FAILED, False, None,  KILL,  None,           R.BOOT_FAILED),
-    (R.STOPPED,     True,  None,  KILL,  None,           R.STOPPED),
-    (R.REPLACED,    True,  0,     None,  R.DRAINED,      R.REPLACED),
-    (R.MAX_MEMORY,  True,  0,     None,  R.DRAINED,      R.MAX_MEMORY),
-    (R.STOPPED,     True,  0,     None,  R.STOPPED,      R.STOPPED),
-    (R.TIMEOUT,     True,  0,     None,  R.DRAINED,      R.TIMEOUT),
-    (None,          True,  0,     None,  R.DRAINED,      R.DRAINED),  # a TERM from elsewhere
-    (None,          True,  0,     None,  R.MAX_REQUESTS, R.MAX_REQUESTS),  # ForkingMixIn: served its one
-    (None,          True,  0,     None,  R.MASTER_DIED,  R.MASTER_DIED),
-    (None,          False, 0,     None,  R.STOPPED,      R.STOPPED),
-    (None,          True,  0,     None,  R.KILLED,       R.EXITED),  # not a child's to say
-    (None,          True,  0,     None,  None,           R.EXITED),
-    (None,          True,  5,     None,  R.EXITED,       R.EXITED),  # SystemExit of a handler
-    (R.REPLACED,    True,  5,     None,  R.EXITED,       R.EXITED),
-    (None,          False, 5,     None,  R.EXITED,       R.BOOT_FAILED),
-    (None,          True,  1,     None,  None,           R.CRASHED),
-    (R.REPLACED,    True,  1,     None,  None,           R.CRASHED),
-    (None,          True,  None,  SEGV,  None,           R.CRASHED),
-    (None,          True,  None,  TERM,  R.DRAINED,      R.CRASHED),
-    (None,          False, 1,     None,  None,           R.BOOT_FAILED),
-    (None,          False, 0,     None,  None,           R.BOOT_FAILED),
-    (None,          False, None,  SEGV,  None,           R.BOOT_FAILED),
-    (R.DRAINED,     False, 0,     None,  None,           R.DRAINED),
-    (None,          True,  None,  None,  None,           R.CRASHED),  # nobody knows its status
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("told", "booted", "status", "signum", "hint", "reason"), ENDS)
-def test_exit_reason(
-    told: ExitReason | None, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None,
-    reason: ExitReason,
-) -> None:  # fmt: skip
-    """What it was told, whether it was ever READY, how it ended, and its own word, in this order of trust."""
-    assert exit_reason(told, booted=booted, status=status, signum=signum, hint=hint) is reason

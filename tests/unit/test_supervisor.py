@@ -1,0 +1,330 @@
+"""The supervisor where no simulation looks: what it refuses, what it says, and what an end of it leaves."""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NoReturn
+
+import pytest
+
+from prefork.commands import Command
+from prefork.errors import BootError
+from prefork.master import guard
+from prefork.master.children import Child
+from prefork.master.policy import Phase
+from prefork.master.service import Service
+from prefork.master.succession import OneGeneration
+from prefork.master.supervisor import PHASE_MAY_FOLLOW, Supervisor
+from prefork.metrics.board import FORK_FAILURES, Board
+from prefork.metrics.facts import ChildKind, ForkFailure
+from prefork.metrics.log_events import LogEvent
+from prefork.metrics.scoreboard import Slot
+from prefork.workers.wakeup import Wakeup
+from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
+
+TURN_AGAIN_S = 1.0  # as documented
+P = Phase
+ORDER = [P.STARTING, P.RUNNING, P.DRAINING, P.KILLING, P.STOPPED]
+
+
+@pytest.fixture
+def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    """A pool of two, that has not turned yet."""
+    monkeypatch.setattr(guard, "_said", {})
+    simulation = Simulation()
+    yield simulation
+    simulation.close()
+
+
+class Plain:
+    """A plain server's supervisor, with children that are none."""
+
+    def __init__(self, end: Callable[[], None] | None = None, generations: OneGeneration | None = None) -> None:
+        self.processes = FakeProcesses()
+        self.board, self.wakeup = Board(), Wakeup()
+        service = Service("plain", forget=lambda: None, end=end)
+        limits = replace(LIMITS, pool=False)
+        self.supervisor = Supervisor(
+            service, limits, self.board, self.wakeup, generations, processes=self.processes
+        )  # fmt: skip
+
+    def start(self, kind: ChildKind = ChildKind.REQUEST) -> Child:
+        return self.supervisor.fork(kind, Slot(1), lambda birth, master, number: 0)
+
+    def close(self) -> None:
+        for process in self.processes.all.values():
+            process.die()
+        self.supervisor.close()
+        self.board.forget()
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[LogEvent]:
+    return [record.__dict__["event"] for record in caplog.records]
+
+
+# Phases and commands.
+
+
+@pytest.mark.parametrize("after", ORDER)
+@pytest.mark.parametrize("before", ORDER)
+def test_phases_follow_one_another(before: Phase, after: Phase, simulation: Simulation) -> None:
+    """STARTING → RUNNING → DRAINING → KILLING → STOPPED, each may be left out, and none follows a later one."""
+    supervisor = simulation.supervisor
+    supervisor.phase = before
+    if ORDER.index(after) >= ORDER.index(before):
+        supervisor._set_phase(after, 7.0)
+        assert supervisor.phase is after
+    else:
+        with pytest.raises(AssertionError, match=f"{after.name} cannot follow {before.name}"):
+            supervisor._set_phase(after, 7.0)
+        assert supervisor.phase is before
+    supervisor.phase = before
+
+
+def test_every_phase_is_in_the_table() -> None:
+    """What may follow what is said for every phase."""
+    assert list(PHASE_MAY_FOLLOW) == ORDER
+    assert set(PHASE_MAY_FOLLOW) == set(Phase)
+
+
+def test_a_phase_is_said_once(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
+    """Each has one line, when it begins; to be in it already is no news."""
+    with caplog.at_level(logging.INFO, "prefork"):
+        for phase in ORDER[1:]:
+            simulation.supervisor._set_phase(phase, 7.0)
+            simulation.supervisor._set_phase(phase, 8.0)
+    assert events(caplog) == [LogEvent.RUNNING, LogEvent.DRAINING, LogEvent.KILLING, LogEvent.STOPPED]
+    simulation.supervisor.phase = P.RUNNING
+
+
+def test_a_plain_server_says_no_phase(caplog: pytest.LogCaptureFixture) -> None:
+    """As those of the standard library do not."""
+    plain = Plain()
+    with caplog.at_level(logging.INFO, "prefork"):
+        plain.supervisor._set_phase(P.RUNNING, 7.0)
+    assert caplog.messages == []
+    plain.close()
+
+
+ASKED: list[tuple[Command, Phase, Phase, bool, int]] = [
+    # command         in          then        reload  generations more
+    (Command.DRAIN,   P.STARTING, P.DRAINING, False, 0),
+    (Command.DRAIN,   P.RUNNING,  P.DRAINING, False, 0),
+    (Command.DRAIN,   P.DRAINING, P.DRAINING, False, 0),
+    (Command.DRAIN,   P.KILLING,  P.KILLING,  False, 0),  # stop wins
+    (Command.STOP,    P.STARTING, P.KILLING,  False, 0),
+    (Command.STOP,    P.RUNNING,  P.KILLING,  False, 0),
+    (Command.STOP,    P.DRAINING, P.KILLING,  False, 0),
+    (Command.STOP,    P.KILLING,  P.KILLING,  False, 0),
+    (Command.RELOAD,  P.STARTING, P.STARTING, True,  0),
+    (Command.RELOAD,  P.RUNNING,  P.RUNNING,  True,  0),
+    (Command.RELOAD,  P.DRAINING, P.DRAINING, False, 0),  # the service ends
+    (Command.RELOAD,  P.KILLING,  P.KILLING,  False, 0),
+    (Command.RESTART, P.RUNNING,  P.RUNNING,  False, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "before", "after", "reload", "more"), ASKED)
+def test_a_command_in_each_phase(
+    command: Command, before: Phase, after: Phase, reload: bool, more: int, simulation: Simulation,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """What a command means where the service stands; one that comes too late is written in the log and does nothing.
+    The next turn is at once."""
+    simulation.settle()
+    assert simulation.supervisor.until_next_turn() > 0
+    supervisor, asked = simulation.supervisor, list[bool]()
+    monkeypatch.setattr(simulation.generations, "ask", lambda: asked.append(True))
+    supervisor.phase, generation = before, supervisor.generations.current
+    with caplog.at_level(logging.INFO, "prefork"):
+        supervisor.obey(command)
+    assert supervisor.phase is after
+    assert asked == [True] * reload
+    assert supervisor.generations.current == generation + more
+    assert events(caplog)[0] is LogEvent.COMMAND
+    assert supervisor.until_next_turn() == 0.0
+    supervisor.phase = before
+
+
+def test_the_most_and_the_fewest(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
+    """They follow MORE, FEWER and `scale()`, which acts at once; each change is one line with both numbers."""
+    supervisor = simulation.supervisor
+    with caplog.at_level(logging.INFO, "prefork"):
+        supervisor.obey(Command.MORE)
+        supervisor.obey(Command.FEWER)
+        simulation.settle()
+        found = supervisor.scale(5)
+    assert (found.min_children, found.max_children) == (5, 5)
+    assert supervisor.limits is found
+    assert supervisor.until_next_turn() == 0.0
+    resized = [r.__dict__["fields"] for r in caplog.records if r.__dict__["event"] is LogEvent.POOL_RESIZED]
+    assert [each["max_children"] for each in resized] == [3, 2, 5]
+    assert [each["min_children"] for each in resized] == [3, 2, 5]
+
+
+# What children say.
+
+
+def test_a_worker_asks_for_the_end_once(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
+    """However often its word is read, and whichever other says the same: the service drains, and the log has one
+    line of it."""
+    simulation.settle()
+    with caplog.at_level(logging.INFO, "prefork"):
+        for process in simulation.living():
+            process.ask_to_drain()
+        simulation.turn()
+        assert simulation.supervisor.mailbox
+        simulation.turn()
+    assert simulation.phase is Phase.DRAINING
+    assert events(caplog).count(LogEvent.DRAIN_ASKED) == 1
+    assert events(caplog).count(LogEvent.COMMAND) == 1
+
+
+def test_a_child_of_a_plain_server_ends_its_loop() -> None:
+    """By what the server gave for it: there is nobody who would obey a command."""
+    ended: list[bool] = []
+    plain = Plain(end=lambda: ended.append(True))
+    child = plain.start()
+    process = plain.processes.all[child.pid]
+    process.nudge = plain.supervisor.nudge
+    process.ask_to_drain()
+    plain.supervisor.turn()
+    plain.supervisor.turn()
+    assert ended == [True]
+    assert not plain.supervisor.mailbox
+    plain.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "signum", "said"),
+    [
+        ("Traceback\nRuntimeError: no database", None, "RuntimeError: no database"),
+        ("", None, "exit status 1"),
+        ("", signal.SIGSEGV, "killed by SIGSEGV"),
+    ],
+)
+def test_why_no_worker_could_start(text: str, signum: int | None, said: str, simulation: Simulation) -> None:
+    """The last line of what the last one left, else how it ended; nothing is raised before it is hopeless."""
+    simulation.turn()
+    for _ in range(20):
+        simulation.supervisor.raise_if_hopeless()
+        for process in simulation.living():
+            if signum is not None:
+                process.die(signum)
+            elif text:
+                process.stacks.write("Traceback\n")
+                process.stacks.write("RuntimeError: no database")
+                process.exit(1)
+            else:
+                process.exit(1)
+        simulation.advance(1.0)
+        if simulation.phase is Phase.STOPPED:
+            break
+    assert simulation.phase is Phase.STOPPED
+    with pytest.raises(BootError, match=f"died before they were ready, the last of: {said}$"):
+        simulation.supervisor.raise_if_hopeless()
+
+
+# What fails.
+
+
+@pytest.mark.parametrize("exc", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_turn_that_is_cut_short_is_made_again(
+    exc: Exception, simulation: Simulation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second later, and everything is done then that was to be done."""
+
+    def refuse(now: float) -> NoReturn:
+        raise exc
+
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation.supervisor._accept_queue, "look", refuse)
+        simulation.command(Command.RESTART)
+    assert simulation.living() == []
+    assert events(caplog) == [LogEvent.STEP_FAILED]
+    assert simulation.supervisor.until_next_turn() == pytest.approx(TURN_AGAIN_S)
+    simulation.advance(TURN_AGAIN_S)
+    assert len(simulation.living()) == LIMITS.max_children
+
+
+def test_a_mistake_of_ours_is_not_hidden(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is neither the kernel's nor the memory's goes through."""
+    with monkeypatch.context() as patched:
+        patched.setattr(simulation.supervisor._accept_queue, "look", lambda now: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            simulation.turn()
+
+
+def test_a_fork_that_is_refused_ends_the_starts_of_this_turn(simulation: Simulation) -> None:
+    """One try a turn, counted by its errno; the pool waits before the next, and is whole when the kernel gives in."""
+    simulation.processes.refuse = True
+    simulation.turn()
+    failures = simulation.board.words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)].tolist()
+    assert failures == [int(each is ForkFailure.EAGAIN) for each in ForkFailure]
+    assert 0.0 < simulation.supervisor.until_next_turn() <= 1.0
+    simulation.processes.refuse = False
+    simulation.advance(2.0)
+    assert len(simulation.living()) == LIMITS.max_children
+
+
+# The end.
+
+
+def test_close_kills_and_reaps_whoever_is_left() -> None:
+    """Of every kind, once; the totals have them, and no turn does anything afterwards."""
+    plain = Plain()
+    children = [plain.start(kind) for kind in (ChildKind.REQUEST, ChildKind.EXPORTER)]
+    assert plain.supervisor.forked
+    plain.supervisor.close()
+    assert plain.processes.all == {}
+    assert [child.pidfd for child in children] == [-1, -1]
+    assert len(plain.supervisor.table) == 0
+    assert plain.board.readers() == {}
+    turns = plain.supervisor.turns
+    plain.supervisor.turn()
+    plain.supervisor.close()
+    assert plain.supervisor.turns == turns + 1
+    plain.board.forget()
+
+
+class Arriving(OneGeneration):
+    """Of a new image whose loop has not begun."""
+
+    arriving = True
+
+
+def test_a_supervisor_that_never_began_leaves_the_children() -> None:
+    """They are those of whoever goes on: none is told anything, and its own descriptors are given back."""
+    plain = Plain(generations=Arriving())
+    child = plain.start()
+    plain.supervisor.close()
+    assert plain.supervisor.closed
+    assert plain.processes.all[child.pid].told == []
+    os.fstat(child.pidfd)
+    os.close(child.pidfd)
+    os.close(plain.supervisor._waiting._nudge)  # handed over with the children
+    child.slot.close()
+    plain.board.forget()
+
+
+def test_only_some_kinds_are_waited_for() -> None:
+    """Whoever is of another kind goes on."""
+    plain = Plain()
+    request, exporter = plain.start(), plain.start(ChildKind.EXPORTER)
+    plain.processes.all[request.pid].exit()
+    plain.supervisor.wait_for_children(ChildKind.REQUEST)
+    assert [*plain.supervisor.table] == [exporter]
+    plain.close()
+
+
+def test_an_exporter_alone_is_no_child_that_serves() -> None:
+    """`forked` asks whether somebody may have what this process had before a fork."""
+    plain = Plain()
+    found = []
+    for kind in (ChildKind.EXPORTER, ChildKind.REQUEST):
+        plain.start(kind)
+        found.append(plain.supervisor.forked)
+    assert found == [False, True]
+    plain.close()
