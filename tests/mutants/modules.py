@@ -33,12 +33,12 @@ MODULES = {
     ),
     "supervisor": Module(
         "prefork/master/supervisor.py",
-        ("unit/waiting", "unit/reloading", "unit/simulation", "unit/simulated_reloads"),
+        ("unit/supervisor", "unit/waiting", "unit/reloading", "unit/simulation", "unit/simulated_reloads"),
         ("process/pool", "process/pool_master", "process/draining", "process/metrics_move", "faults/boot"),
     ),
     "children": Module(
         "prefork/master/children.py",
-        ("unit/children", "unit/simulation"),
+        ("unit/children", "unit/spawner", "unit/simulation"),
         ("process/children", "process/pool", "process/metrics_move", "faults/user_forks"),
     ),
     "processes": Module(
