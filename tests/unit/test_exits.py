@@ -124,6 +124,7 @@ def settle(board: Board, exit: Exit, request_timeout: float | None = None) -> De
         (R.BOOT_FAILED, False, None, KILL, None,           R.BOOT_FAILED,  INFO),  # that it is killed was a warning
         (None,          True,  0,    None, R.DRAINED,      R.DRAINED,      INFO),
         (None,          True,  0,    None, R.MAX_REQUESTS, R.MAX_REQUESTS, INFO),
+        (None,          True,  0,    None, R.STOPPED,      R.STOPPED,      INFO),  # a terminal's QUIT came to it first
         (None,          True,  0,    None, R.MASTER_DIED,  R.MASTER_DIED,  ERROR),
         (None,          True,  0,    None, None,           R.EXITED,       ERROR),
         (None,          True,  1,    None, None,           R.CRASHED,      ERROR),

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -148,15 +148,16 @@ def test_the_masters_own_memory_of_another_layout_is_given_up() -> None:
 # What was lent to the program.
 
 
-def test_what_is_lent_is_let_go_of_and_not_closed(pipe: tuple[int, int]) -> None:
+@pytest.mark.parametrize("let_go", [Handed.detach, Handed.take_back])
+def test_what_is_lent_is_let_go_of_and_not_closed(let_go: Callable[[Handed], None]) -> None:
     """A program that failed may still hold its objects: they stand on no descriptor any more, and it stays open."""
     handed, ours = Handed({}), socket.socket()
     fd = ours.fileno()
     handed.lend(ours)
-    handed.detach()
+    let_go(handed)
     assert ours.fileno() == -1
     os.fstat(fd)
-    handed.detach()  # nothing is lent any more, and the number may be somebody else's
+    let_go(handed)  # nothing is lent any more, and the number may be somebody else's
     os.fstat(fd)
     os.close(fd)
 
