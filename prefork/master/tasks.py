@@ -119,8 +119,8 @@ class Tasks:
     def end_export(self) -> None:
         """Close the exporter. Its process is the caller's to reap."""
         if self._exporter is not None:
-            self._exporter.close()
-            self._exporter = None
+            exporter, self._exporter = self._exporter, None
+            attempt("end the exporter", exporter.close)
 
     def close(self) -> None:
         """Close the rest for good; the exporter and control must have been ended."""
