@@ -242,6 +242,20 @@ def test_rows_are_used_again() -> None:
         assert next(board.serials) == ROWS + 11
 
 
+def test_a_slot_that_is_withdrawn_was_never_there() -> None:
+    """A child that did not come to be counts for nothing, not even as lost, and no reader sees its slot any more."""
+    with boards() as board:
+        child = Child(board)
+        child.accept(0, 1)
+        board.withdraw(child.serial)
+        child.slot.close()
+        snapshot = board.snapshot()
+        assert (snapshot.serials, snapshot.statistics().accepted, snapshot.statistics().lost) == (frozenset(), 0, 0)
+        assert board.words[Word.ROWS_USED] == 1
+        Child(board).die()  # in the row that is free again
+        assert board.words[Word.ROWS_USED] == 1
+
+
 def test_roles_and_conditions() -> None:
     """Only READY and STARTING workers offer lanes; the exporter's slot counts nowhere; workers are named by state."""
     with boards() as board:
