@@ -116,7 +116,8 @@ def ask(address: Any, question: bytes, timeout: float = HUNG) -> bytes:
 
 
 def _exchange(sock: socket.socket, question: bytes) -> bytes:
-    sock.sendall(question)
+    if question:  # a service that answers whoever connects may have closed already: not even nothing can be sent then
+        sock.sendall(question)
     sock.shutdown(socket.SHUT_WR)
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
