@@ -77,6 +77,7 @@ class Child:
     stacks_seen: int = 0
     stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log
     stacks_text: str = ""
+    stacks_asked_again: int = 0  # for want of whole ones, in a row
     replace: bool = False  # a client has asked for its replacement
     report: Report | None = None
     processes: Processes = KERNEL

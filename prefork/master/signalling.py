@@ -18,6 +18,8 @@ from .policy import STOP_GRACE_S, Plan
 log = logging.getLogger("prefork.supervisor")
 
 RETIRED_S = 10.0  # an exporter of an earlier image has this long to finish its scrapes
+CUT_SHORT = "<freed thread state>"  # the faulthandler of CPython 3.15 ends so where a thread has just ended
+ASKED_AGAIN_MAX = 3
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
 POKE = signal.SIGHUP  # a worker's handler for it does nothing: the signal only ends a wait
@@ -143,6 +145,12 @@ def note_stacks(child: Child) -> None:
     size = guarded("look for stacks", child.stacks.size, 0)
     if size and size == child.stacks_seen:
         text = guarded("read stacks", child.stacks.take, "").rstrip()
+        if CUT_SHORT in text and child.stacks_asked_again < ASKED_AGAIN_MAX:
+            child.stacks_asked_again += 1
+            child.stacks_seen = LOOK_SOON
+            child.signal(signal.SIGUSR1)
+            return
+        child.stacks_asked_again = 0
         if child.stacks_wanted:
             child.stacks_wanted, child.stacks_text = False, text
         if not child.stacks_text or child.cut_at is not None:
