@@ -103,11 +103,15 @@ class Scene:
 
     def command(self, verb: str, within: float = 2.0) -> Any:
         """The last line of the answer. Raises OSError or ValueError when there is none: the fault may have cost this
-        very connection."""
+        very connection.
+
+        Half closes the connection and reads to its end, so that the master has closed it before this returns: else it
+        would be found among the descriptors of a master that has only not yet had its turn.
+        """
         with self._connected("control", within) as sock, sock.makefile("rb") as answers:
             sock.sendall(json.dumps({"verb": verb}).encode() + b"\n")
-            for line in answers:
-                message = json.loads(line)
+            sock.shutdown(socket.SHUT_WR)
+            for message in [json.loads(line) for line in answers]:
                 if "ok" in message:
                     if not message["ok"]:
                         raise ValueError(message["error"])
@@ -282,12 +286,14 @@ class Scene:
         return found
 
     def _descriptors(self) -> list[str]:
-        """Kinds of the master's descriptors, once no client is on its way."""
+        """Kinds of the master's descriptors; of a socket also what the kernel's tables say of it."""
         folder = f"/proc/{self.process.pid}/fd"
+        sockets = _sockets()
         found = []
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
-                found.append(re.sub(r"[\[(].*", "", os.readlink(f"{folder}/{name}")))
+                what = os.readlink(f"{folder}/{name}")
+                found.append(sockets.get(what) or re.sub(r"[\[(].*", "", what))
         return sorted(found)
 
     def violations(self) -> list[str]:
@@ -317,6 +323,15 @@ class Scene:
         while (found := self.violations()) and monotonic() < deadline:
             time.sleep(LOOK_S)
         return found
+
+
+def _sockets() -> dict[str, str]:
+    """Of each Unix socket, by what a descriptor of it links to: its path, which one that was accepted there has too."""
+    found = {}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        _, _, _, _, _, _, inode, *path = line.split()
+        found[f"socket:[{inode}]"] = f"socket: unix {' '.join(path) or 'without a path'}"
+    return found
 
 
 def _unasked_traceback(log: str) -> str:
