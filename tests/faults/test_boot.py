@@ -12,40 +12,9 @@ from tests.support.programs.service import Service, script
 from tests.support.tools.figures import figure
 
 # A worker that boots while the file `broken` is there comes to the end that the file names.
-BROKEN = """
-class Hooks:
-    def worker_started(self):
-        try:
-            with open("broken") as file:
-                end = file.read()
-        except FileNotFoundError:
-            super().worker_started()
-            return
-        tell("broken", end=end)
-        if end == "raises":
-            raise RuntimeError("no database")
-        if end == "exits":
-            sys.exit(5)
-        if end == "hangs":
-            while True:
-                time.sleep(60)
-        os.kill(os.getpid(), getattr(signal, end))
-"""
+BROKEN = "from tests.faults.programs.broken import Hooks"
 # RLIMIT_NPROC does not hold for root. The program limits itself, at a signal, and lifts it at the next.
-LIMITED = """
-import resource
-
-if os.geteuid() == 0:
-    os.setuid(54321)
-enough = resource.getrlimit(resource.RLIMIT_NPROC)
-
-def limit(signum, frame):
-    limited = resource.getrlimit(resource.RLIMIT_NPROC) != enough
-    resource.setrlimit(resource.RLIMIT_NPROC, enough if limited else (1, enough[1]))
-    tell("lifted" if limited else "limited")
-
-signal.signal(signal.SIGRTMIN + 1, limit)
-"""
+LIMITED = "import tests.faults.programs.limited"
 LIMIT = signal.SIGRTMIN + 1
 
 
@@ -113,7 +82,7 @@ COMPLAINTS = {
 @pytest.mark.parametrize("end", COMPLAINTS)
 def test_nobody_was_ever_ready(end: str, tmp_path: Path) -> None:
     """Three deaths before the first READY end `prefork run` with 3 and a sentence; in a row, if it was SIGKILL."""
-    (tmp_path / "app.py").write_text(script(BROKEN).partition("if __name__")[0])
+    (tmp_path / "app.py").write_text(script(BROKEN))
     (tmp_path / "broken").write_text(end)
     argv = ["-m", "prefork", "run", "app:Server", "--bind", "127.0.0.1:0", "--max-children", "1"]
     with Service(tmp_path, argv=[*argv, "--boot-timeout", "0.3", "--max-restart-delay", "0.5"]) as service:

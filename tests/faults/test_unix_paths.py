@@ -142,7 +142,7 @@ def test_after_a_kill(tmp_path: Path) -> None:
 
 def test_two_services(tmp_path: Path) -> None:
     """A second service on the path of a running one ends with 4 and a sentence; the first serves on."""
-    (tmp_path / "app.py").write_text(script(bases="PreForkingUnixStreamServer").partition("if __name__")[0])
+    (tmp_path / "app.py").write_text(script(bases="PreForkingUnixStreamServer"))
     argv = ["-m", "prefork", "run", "app:Server", "--bind", f"unix:{tmp_path}/s", "--max-children", "1"]
     with Service(tmp_path, argv=argv) as first:
         first.wait_ready(1)

@@ -19,62 +19,8 @@ from tests.support.tools.proc import nothing_for
 POOLS = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"]
 DELAY = 2.0
 
-EXPORTED = """
-class Hooks:
-    def serve_forever(self, poll_interval=None):
-        self._export_address = None
-        super().serve_forever(poll_interval)
-    def service_actions(self):
-        super().service_actions()
-        if self._export_address != self.metrics_server_address:
-            self._export_address = self.metrics_server_address
-            tell("exporting", address=self.metrics_server_address)
-        if self.draining:
-            tell("draining")
-"""
-SLOW = """
-class Handler(Who):
-    def do_raise(self):
-        tell("in_hand")
-        super().do_raise()
-    def do_draining(self):
-        tell("told")
-        while not self.server.draining:
-            time.sleep(0.001)  # a poll of the public attribute: nothing else may end it
-        return "True"
-"""
-FROM_A_THREAD = """
-if __name__ == "__main__":
-    server = type("S", (Told, PreForkingTCPServer), {{"max_children": 2}})(("127.0.0.1", 0), Who)
-    now = threading.Event()
-    def end():
-        now.wait()
-        for word in {words!r}:
-            getattr(server, word)()
-        tell("asked", fileno=server.fileno())
-    def tell_all():
-        signal.sigwait({{signal.SIGUSR1}})
-        now.set()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
-    threads = [threading.Thread(target=what) for what in (end, end, end, tell_all)]
-    for thread in threads:
-        thread.start()
-    server.serve_forever()
-    for thread in threads:
-        thread.join()
-    server.server_close()
-    sys.exit(0)
-"""
-BEFORE = """
-if __name__ == "__main__":
-    server = type("S", (Told, PreForkingUnixStreamServer), {{"max_children": 2}})("here", Who)
-    for word in {words!r}:
-        getattr(server, word)()
-    server.serve_forever()
-    tell("returned", there=os.path.exists("here"))
-    server.server_close()
-    sys.exit(0)
-"""
+EXPORTED = "from tests.process.programs.draining import Exporting as Hooks"
+SLOW = "from tests.process.programs.draining import Slow as Handler"
 IN_THE_LOOP = """
 class Hooks:
     def service_actions(self):
@@ -251,17 +197,7 @@ def test_wait_leaves_connections_alone(tmp_path: Path) -> None:
 def test_eof_under_tls_stays_under_tls(tmp_path: Path) -> None:
     """On a TLS connection the answers that follow the end of file are still encrypted."""
     pytest.importorskip("ssl")
-    # The socket object stands for any subclass with a shutdown() of its own, as ssl.SSLSocket's, which unwraps.
-    wrapped = """
-class Wrapped(socket.socket):
-    def shutdown(self, how):
-        tell("unwrapped", how=int(how))
-        super().shutdown(how)
-class Hooks:
-    def get_request(self):
-        sock, address = super().get_request()
-        return Wrapped(fileno=sock.detach()), address
-"""
+    wrapped = "from tests.process.programs.draining import Unwrapping as Hooks"
     with Service(tmp_path, script(wrapped, max_children=1, drain_connections="eof")) as service:
         service.wait_ready(1)
         with service.hold() as held:
@@ -275,7 +211,8 @@ class Hooks:
 def test_ended_from_threads(words: list[str], tmp_path: Path) -> None:
     """shutdown() and server_close() drain, from three threads at once and twice each; what is in hand is finished. That
     a fork beside threads is warned of harms nothing, though warnings are errors."""
-    with Service(tmp_path, script(FROM_A_THREAD.format(words=words)), env={"PYTHONWARNINGS": "error"}) as service:
+    argv = ["-m", "tests.process.programs.ended_by_threads", *words]
+    with Service(tmp_path, argv=argv, env={"PYTHONWARNINGS": "error"}) as service:
         service.wait_ready(2)
         with service.hold() as held:
             service.signal(signal.SIGUSR1)
@@ -288,32 +225,10 @@ def test_ended_from_threads(words: list[str], tmp_path: Path) -> None:
         assert service.wait("ended")["exits"] == {"drained": 2}
 
 
-IN_A_THREAD = """
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        tell("booting")
-        while not os.path.exists("go"):  # Python code, which a signal interrupts or not, and no call that waits
-            pass
-
-def serve():
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=end, args=(server,)).start()
-        server.serve_forever()
-
-def end(server):
-    signal.sigwait({signal.SIGUSR1})
-    server.shutdown()
-"""
-
-
 def test_told_while_it_boots_by_a_master_in_a_thread(tmp_path: Path) -> None:
     """A worker that is told to drain while it boots drains when it has, also where the pool serves in a thread: there
     a signal does not interrupt the worker's Python code, on CPython 3.13 and later."""
-    source = script(IN_A_THREAD, max_children=2).rpartition('if __name__ == "__main__":')[0]
-    source += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
-    source += "thread = threading.Thread(target=serve)\nthread.start()\nthread.join()\n"
-    with Service(tmp_path, source) as service:
+    with Service(tmp_path, argv=["-m", "tests.process.programs.in_a_thread", "booting"]) as service:
         service.wait_each("booting", 2)
         service.signal(signal.SIGUSR1)
         service.wait_pool(lambda pool: pool["draining"] == 2)
@@ -325,7 +240,7 @@ def test_told_while_it_boots_by_a_master_in_a_thread(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["shutdown"], ["server_close", "server_close"], ["shutdown", "server_close"]])
 def test_ended_before_it_began(words: list[str], tmp_path: Path) -> None:
     """Asked before serve_forever(), it returns at once, no worker is forked and no path is left."""
-    with Service(tmp_path, script(BEFORE.format(words=words))) as service:
+    with Service(tmp_path, argv=["-m", "tests.process.programs.ended_before", *words]) as service:
         assert service.wait("returned")["there"] is False
         assert service.wait_exit() == 0
         assert service.wait("ended")["spawned"] == 0

@@ -16,55 +16,11 @@ import prefork
 from tests.support.clients.connections import ask
 from tests.support.programs.service import HUNG, Service, script
 
-RECORDING = """
-import gc
-
-def state():
-    names = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTTIN", "SIGTTOU", "SIGCHLD")
-    handlers = {{name: repr(signal.getsignal(getattr(signal, name))) for name in names}}
-    import setproctitle
-    return dict(handlers, title=setproctitle.getproctitle(),
-                wakeup=signal.set_wakeup_fd(-1), mask=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
-                blocking=os.get_blocking(server.fileno()))
-
-signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        tell("in_worker", frozen=gc.get_freeze_count())
-
-if __name__ == "__main__":
-    server = type("S", (Hooks, Told, PreForkingTCPServer), {{"max_children": 1, "gc_freeze": {freeze}}})(
-        ("127.0.0.1", 0), Who)
-    with server:
-        tell("before", **state())
-        tell("frozen", count=gc.get_freeze_count())  # 3.12 begins with some
-        server.serve_forever()
-        tell("after", **state())
-        tell("frozen", count=gc.get_freeze_count())
-    sys.exit(0)
-"""
 OWN_HANDLER = """
-def mine(signum, frame):
-    tell("mine")
-    server.shutdown()
-signal.signal(signal.SIGTERM, mine)
-"""
-IN_A_THREAD = """
-class Silent(PreForkingTCPServer):
-    max_children = 2
-
-if __name__ == "__main__":
-    server = type("S", (Told, PreForkingTCPServer), {"max_children": 2})(("127.0.0.1", 0), Who)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    signal.sigwait({signal.SIGUSR1})
-    server.shutdown()
-    tell("shut_down", alive=thread.is_alive(), drained=server.statistics().exits)
-    thread.join()
-    server.server_close()
-    sys.exit(0)
-signal
+class Hooks:
+    def serve_forever(self, *args):
+        signal.signal(signal.SIGTERM, lambda *args: (tell("mine"), self.shutdown()))
+        super().serve_forever(*args)
 """
 FORGETFUL = """
 class Hooks(Told):
@@ -131,7 +87,8 @@ def test_hooks_before_the_mixin_hide_nothing(mixin: Any, base: type) -> None:
 @pytest.mark.parametrize("freeze", [True, False])
 def test_everything_is_put_back(freeze: bool, tmp_path: Path) -> None:
     """After serve_forever() signals, wake-up fd, mask, title, collector and listener are what they were before."""
-    with Service(tmp_path, script(RECORDING.format(freeze=freeze))) as service:
+    argv = ["-m", "tests.process.programs.put_back", "freeze" if freeze else "thaw"]
+    with Service(tmp_path, argv=argv) as service:
         assert int(ask(service.address, b"pid\n"))
         assert psutil.Process(service.pid).cmdline()[0].startswith("prefork: master __main__:S")
         service.signal(signal.SIGTERM)
@@ -162,8 +119,7 @@ def test_titles(tmp_path: Path) -> None:
 
 def test_signals_that_the_program_handles(tmp_path: Path) -> None:
     """A signal with a handler of the program's stays the program's; shutdown() from it drains; the log says so once."""
-    source = script(max_children=1).replace("if __name__", OWN_HANDLER + "\nif __name__")
-    with Service(tmp_path, source) as service:
+    with Service(tmp_path, script(OWN_HANDLER, max_children=1)) as service:
         service.wait_ready(1)
         service.signal(signal.SIGTERM)
         service.wait("mine")
@@ -174,8 +130,7 @@ def test_signals_that_the_program_handles(tmp_path: Path) -> None:
 
 def test_serving_in_a_thread(tmp_path: Path) -> None:
     """serve_forever() in a thread takes no signals, supervises all the same, and shutdown() ends it and waits."""
-    block = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
-    with Service(tmp_path, script(block + IN_A_THREAD)) as service:
+    with Service(tmp_path, argv=["-m", "tests.process.programs.in_a_thread"]) as service:
         service.wait_ready(2)
         service.signal(signal.SIGKILL, service.workers()[0])
         service.wait_ready(2, killed=1)

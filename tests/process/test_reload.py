@@ -65,16 +65,7 @@ def test_a_connection_in_hand_is_finished_by_the_old_code(tmp_path: Path) -> Non
         service.wait_ready(WORKERS, replaced=WORKERS)
 
 
-PRINTS = """
-class Hooks:
-    said = False
-    def service_actions(self):
-        super().service_actions()
-        if not Hooks.said:
-            Hooks.said = True
-            print("unflushed", RELEASE)
-            tell("said")
-"""
+PRINTS = "from tests.process.programs.reloading import Printing as Hooks\nHooks.release = RELEASE\n"
 
 
 def test_what_was_printed_comes_out_before_the_exec(tmp_path: Path) -> None:
@@ -139,25 +130,7 @@ def test_a_worker_that_is_started_during_a_rehearsal(tmp_path: Path) -> None:
             assert service.answering() == "r1"
 
 
-HOLDS = """
-import atexit
-held, kept, unflushed = open("held", "wb"), open("kept", "wb"), open("unflushed", "w")
-os.set_inheritable(kept.fileno(), True)
-unflushed.write("flushed")
-
-def left(how):
-    with open("left", "a") as file:
-        print(how, os.getpid(), file=file)
-
-atexit.register(left, "atexit")
-
-class Hooks:
-    def serve_forever(self, *args):
-        try:
-            super().serve_forever(*args)
-        finally:
-            left("finally")
-"""
+HOLDS = "from tests.process.programs.holding import Hooks"
 
 
 def test_what_does_not_run_in_the_image_that_is_replaced(tmp_path: Path) -> None:
@@ -335,26 +308,7 @@ def test_a_unix_path_stays_and_is_removed_at_the_end(tmp_path: Path) -> None:
 
 def test_over_the_standard_library(tmp_path: Path) -> None:
     """A pool over http.server is reloaded as ours is."""
-    source = """
-import http.server, sys
-from prefork import PreForkingMixIn
-from tests.support.programs.served import Told
-
-exec(open("release.py").read())
-
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(RELEASE.encode())
-
-class Site(Told, PreForkingMixIn, http.server.ThreadingHTTPServer):
-    max_children = 2
-
-with Site(("127.0.0.1", 0), Page) as site:
-    site.serve_forever()
-"""
-    with Released(tmp_path, source=source) as service:
+    with Released(tmp_path, argv=["-m", "tests.process.programs.site"]) as service:
         service.wait_ready(2)
         assert ask(service.address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"r1")
         reload(service, numbered(2), 2)
@@ -370,7 +324,7 @@ def ways(tmp_path: Path) -> dict[str, list[str]]:
     (package / "__main__.py").write_text(source)
     with zipfile.ZipFile(tmp_path / "service.pyz", "w") as archive:
         archive.writestr("__main__.py", source)
-    (tmp_path / "app.py").write_text(source.partition('if __name__ == "__main__"')[0])
+    (tmp_path / "app.py").write_text(source)
     console = tmp_path / "prefork-console"
     console.write_text(
         "import sys\nfrom prefork.cli.main import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
@@ -464,15 +418,7 @@ def test_a_release_symlink_that_moved_is_followed(tmp_path: Path) -> None:
 
 def test_a_python_call_reloads(tmp_path: Path) -> None:
     """`server.reload()` in the master does what HUP does; in a worker it is refused."""
-    hooks = """
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        import os
-        if os.path.exists("please"):
-            os.unlink("please")
-            self.reload()
-"""
+    hooks = "from tests.process.programs.reloading import Asking as Hooks"
     with Released(tmp_path, numbered(1, hooks), max_children=WORKERS) as service:
         service.wait_ready(WORKERS)
         service.release(numbered(2, hooks))
@@ -483,34 +429,9 @@ class Hooks:
         assert service.answering() == "r2"
 
 
-THREAD = """
-served = threading.Event()
-
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        served.set()
-
-def serve():
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=refused, args=(server,)).start()
-        server.serve_forever()
-
-def refused(server):
-    served.wait()
-    try:
-        server.reload()
-    except PreforkError as exc:
-        tell("refused", why=str(exc))
-    server.shutdown()
-"""
-
-
 def test_outside_the_main_thread_it_is_refused_by_name(tmp_path: Path) -> None:
     """A pool that serves in another thread cannot be reloaded, and says why."""
-    source = script(THREAD).rpartition('if __name__ == "__main__":')[0]
-    source += "thread = threading.Thread(target=serve)\nthread.start()\nthread.join()\n"
-    with Released(tmp_path, source=source) as service:
+    with Released(tmp_path, argv=["-m", "tests.process.programs.reloaded_in_a_thread"]) as service:
         why = service.wait("refused")["why"]
         assert service.wait_exit() == 0
     assert why == "could not reload: serve_forever() does not run in the main thread"

@@ -5,6 +5,7 @@ process that user code or prefork forks holds it too, so EOF there means that no
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,12 @@ def tell(event: str, **values: Any) -> None:
     fact = {"event": event, "pid": os.getpid(), "at": monotonic(), **values}
     if _pipe != -1:
         os.write(_pipe, json.dumps(fact, default=str).encode() + b"\n")
+
+
+def log_everything() -> None:
+    """To stderr, in the form in which the test judges it."""
+    form = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.DEBUG, format=form, datefmt="%H:%M:%S")
 
 
 class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]

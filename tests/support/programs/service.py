@@ -32,26 +32,11 @@ LOG_TAIL = 200  # lines of the server's log that a failure shows
 Fact = dict[str, Any]
 
 SCRIPT = """\
-import logging, os, signal, socket, sys, threading, time
-from prefork import *
-from tests.support.programs.served import Told, Who, tell
-
-logging.basicConfig(level=logging.DEBUG, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%H:%M:%S")
-
-Handler = Who
-class Hooks:
-    pass
-
+from tests.support.programs.scripted import *
 {definitions}
-
 class Server(Hooks, Told, {bases}):
     RequestHandlerClass = Handler
-for name, value in {settings!r}.items():
-    setattr(Server, name, value)
-
-if __name__ == "__main__":
-    with Server({address!r}, Handler) as server:
-        server.serve_forever()
+serve(Server, {address!r}, {settings!r}, __name__)
 """
 
 # Definitions of a plain server: it takes no signals.
@@ -66,7 +51,8 @@ class Hooks:
 def script(
     definitions: str = "", *, bases: str = "PreForkingTCPServer", address: Any = ("127.0.0.1", 0), **settings: Any
 ) -> str:
-    """A program that serves. `definitions` may define `Handler`, and `Hooks`, a class mixed in before all others."""
+    """A program that serves. `definitions` may define `Handler`, and `Hooks`, a class mixed in before all others; what
+    is longer than a few lines is a file, and `definitions` import it."""
     return SCRIPT.format(definitions=definitions, bases=bases, settings=settings, address=address)
 
 
