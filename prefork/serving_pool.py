@@ -302,6 +302,7 @@ class Preforked(Supervised):
         server = self.server
         self.counting.leave(birth)
         self.leave_metrics_listener()
+        self.take_slot(number)
         title = f"prefork: worker {number}"
         self.in_place = one_request = hasattr(server, "collect_children")
         if server.access_log:

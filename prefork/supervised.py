@@ -5,6 +5,7 @@ supervisor of a single-process server, created lazily at the first request: a co
 has to be closed.
 """
 
+import os
 import socket
 from collections.abc import Iterable
 from math import inf
@@ -29,6 +30,7 @@ from .reload.handover import handed
 from .server import BaseServer
 from .serving_loop import Own, ServingLoop, ServingMixIn
 from .settings.fields import Setting
+from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Supervised(ServingLoop):
         self.supervisor: Supervisor | None = None
         self.worker: Worker | None = None  # in a worker of a pool
         self.birth: Birth | None = None  # in a child that serves one request
+        self.slot: int | None = None  # in a worker of a pool: its number
         self.metrics_listener: Listener | None = None
         self.metrics_bound: Any = None  # its address
         self._turns_seen = 0
@@ -90,6 +93,11 @@ class Supervised(ServingLoop):
         """Close this forked process's copy of the metrics listener: it may outlive us and must not hold the address."""
         if self.metrics_listener is not None:
             self.metrics_listener.close()
+
+    def take_slot(self, number: int) -> None:
+        """Note that this process is the worker of that number, and tell what it starts."""
+        self.slot = number
+        os.environ[SLOT_VARIABLE] = str(number)
 
     # The end.
 
@@ -222,6 +230,13 @@ class Supervised(ServingLoop):
                 self.pause_accepting()
 
 
+class SlotNumber:
+    """Descriptor of `server.slot`, and no property: a program that assigns to that name has its own there."""
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        return self if server is None else server._prefork_.slot
+
+
 class SupervisedMixIn(_AnyServer):
     """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
 
@@ -236,6 +251,10 @@ class SupervisedMixIn(_AnyServer):
         Setting("serve Prometheus metrics there, by a process of its own", name="metrics", group="Watching",
                 unit="address", kinds=("tcp", "unix")),
     ] = None  # fmt: skip
+
+    # The number of this worker, from 1; no other that lives has it. None in the master, in a companion, and without a
+    # pool. What a worker starts finds it in the variable PREFORK_SLOT.
+    slot: int | None = SlotNumber()  # type: ignore[assignment]
 
     _prefork_: Any = Own(Supervised)
 

@@ -51,6 +51,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None
+    server._prefork_.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)
     signals.take({signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()})

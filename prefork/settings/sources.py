@@ -13,10 +13,11 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .fields import Field, parse, show
 
-__all__ = ["FILE_VARIABLE", "Found", "gather"]
+__all__ = ["FILE_VARIABLE", "SLOT_VARIABLE", "Found", "gather"]
 
 PREFIX = "PREFORK_"
 FILE_VARIABLE = "PREFORK_CONFIG"
+SLOT_VARIABLE = "PREFORK_SLOT"  # no setting: set in a worker, for what that starts, such as another service
 TOML_TABLE = "prefork"
 
 # Variables that Kubernetes sets in every pod of a namespace with a Service whose name begins with prefork, and Docker
@@ -63,7 +64,7 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
         if variable in known:
             field = known[variable]
             yield field.name, Found(parse(field, text, variable), "variable", variable)
-        elif variable != FILE_VARIABLE and not FROM_A_SERVICE.fullmatch(variable):
+        elif variable not in (FILE_VARIABLE, SLOT_VARIABLE) and not FROM_A_SERVICE.fullmatch(variable):
             near = nearest(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
 
