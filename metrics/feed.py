@@ -5,11 +5,14 @@ shape, and a read-only descriptor of the slot. The master sends and must never b
 something has arrived. Each side closes its copy of the other's end.
 """
 
+import errno
 import mmap
 import os
+import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 
 from .board import Board, BoardReader, Snapshot
 from .scoreboard import Slot, SlotReader
@@ -52,12 +55,46 @@ class Feed:
         self.theirs.close()
 
 
+class Arrivals:
+    """The exporter's end of the feed. `fileno()` is readable while something is on it.
+
+    The master of an image that was replaced has closed its end: nothing comes any more then, and the end of file must
+    not wake the exporter again and again.
+    """
+
+    def __init__(self, feed: socket.socket) -> None:
+        self._feed = feed
+        feed.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(feed, select.EPOLLIN)
+        self._ended = False
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def take(self) -> Iterator[tuple[bytes, int]]:
+        """Yield each packet, and the descriptor that came with it. Raises OSError if it came without, which is how the
+        kernel tells that none is free (recvmsg(2), MSG_CTRUNC)."""
+        while not self._ended:
+            try:
+                name, fds, _, _ = socket.recv_fds(self._feed, NAME.size, 1)
+            except BlockingIOError:
+                return
+            if not name:
+                self._ended = True
+                self._epoll.unregister(self._feed)
+            elif not fds:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            else:
+                yield name, fds[0]
+
+
 class Slots:
     """The slots that the exporter knows, read-only: those it was forked with, and those that came over the feed."""
 
     def __init__(self, board: Board, feed: socket.socket) -> None:
-        self._feed = feed
-        feed.setblocking(False)
+        self._arrivals = Arrivals(feed)
+        self.failed: OSError | None = None  # why a slot was lost on its way: only a new exporter knows every one again
         fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
         self._readers: dict[int, SlotReader] = {}
@@ -94,19 +131,16 @@ class Slots:
         return self._readers.get(serial)
 
     def _receive(self) -> None:
-        while True:
-            try:
-                name, fds, _, _ = socket.recv_fds(self._feed, NAME.size, 1)
-            except BlockingIOError:
-                return
-            if not fds:
-                return
-            serial, number, *shape = NAME.unpack(name)
-            self._add(serial, number, fds[0], (shape[0], shape[1]))
+        try:
+            for name, fd in self._arrivals.take():
+                serial, number, *shape = NAME.unpack(name)
+                self._add(serial, number, fd, (shape[0], shape[1]))
+        except OSError as exc:
+            self.failed = exc
 
     def _add(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
         """Map a slot by the shape that the master sent: a child that corrupts its slot must not hide the others."""
         self._readers[serial] = SlotReader(Slot.view(fd, shape), number)
 
     def fileno(self) -> int:
-        return self._feed.fileno()
+        return self._arrivals.fileno()

@@ -35,6 +35,7 @@ from prefork.workers.loop import IGNORED
 from prefork.workers.signals import SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
+from ..master.guard import say_failed
 from ..server import TCPServer
 from ..serving_loop import Own, ServingLoop
 from ..version import __version__
@@ -161,6 +162,9 @@ class Exporter(TCPServer):
         if self.master.gone():
             os._exit(0)
         self.slots.receive()
+        if self.slots.failed is not None:
+            say_failed("take a slot", self.slots.failed, "the exporter starts again")
+            os._exit(1)
         super().service_actions()
 
 

@@ -17,19 +17,22 @@ KINDS = ("ok", "start", "lost", "hung", "stranger", "other")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.injection", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("--stimulus", help="only those whose name has this text in it")
+    parser.add_argument("--stimulus", help="only the one of this name, or those with this text in it")
     parser.add_argument("--call", action="append", choices=ALL, help="only this system call; may be repeated")
     parser.add_argument("--errno", action="append", help="only this errno; may be repeated")
     parser.add_argument("--who", choices=("master", "worker", "exporter"), default="master")
     parser.add_argument("--occurrences", type=int, default=1000, help="no more than so many of one call")
     parser.add_argument("--step", type=int, default=1, help="each so-manieth occurrence only, behind the first sixteen")
+    parser.add_argument("--one", action="store_true", help="one errno for each occurrence, each of them in turn")
     parser.add_argument("--show", action="store_true", help="print the log of each scene that was spoiled")
     given = parser.parse_args()
-    stimuli = [name for name in (*STIMULI, ENDS) if not given.stimulus or given.stimulus in name]
+    every = (*STIMULI, ENDS)
+    named = [name for name in every if name == given.stimulus]
+    stimuli = named or [name for name in every if not given.stimulus or given.stimulus in name]
     calls = given.call or ALL
     table: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for stimulus in stimuli:
-        faults = faults_of(stimulus, calls, given.errno, given.occurrences, given.step, given.who)
+        faults = faults_of(stimulus, calls, given.errno, given.occurrences, given.step, given.who, given.one)
         for found in sweep(stimulus, faults, given.who):
             table[found.fault.call, found.fault.errno][found.kind] += 1
             if found.kind != "ok":

@@ -336,8 +336,8 @@ def _sockets() -> dict[str, str]:
 
 def _unasked_traceback(log: str) -> str:
     """The first one that neither a broken release explains, nor a fault in a new image, whose program fails by it."""
-    for found in re.finditer(r"(.*\n)?Traceback \(most recent call last\):\n(?:\s.*\n)*.*\n", log):
-        expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse")
+    expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse")
+    for found in re.finditer(r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n", log, re.MULTILINE):
         if not any(each in found[0] for each in expected):
             return found[0][-600:]
     return ""

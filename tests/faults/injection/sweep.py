@@ -49,16 +49,18 @@ def counted(stimulus: str, who: str) -> dict[str, int]:
 
 
 def faults_of(
-    stimulus: str, calls: Iterable[str], errnos: Sequence[str] | None, most: int, step: int, who: str = "master"
-) -> Iterator[Fault]:
-    """What there is to try; an `epoll_wait` or the like may come a few times more or less in each run."""
+    stimulus: str, calls: Iterable[str], errnos: Sequence[str] | None, most: int, step: int, who: str = "master",
+    one: bool = False,
+) -> Iterator[Fault]:  # fmt: skip
+    """What there is to try; an `epoll_wait` or the like may come a few times more or less in each run. `one`: not each
+    errno at each occurrence, but one there, the next at the next."""
     numbers = counted(stimulus, who)
     for call in calls:
-        for occurrence in range(1, min(most, numbers.get(call, 0)) + 1):
-            if occurrence <= ALWAYS or occurrence % step == 0:
-                for error in ERRNOS[call]:
-                    if not errnos or error in errnos:
-                        yield Fault(call, error, occurrence)
+        chosen = [error for error in ERRNOS[call] if not errnos or error in errnos]
+        occurrences = [n for n in range(1, min(most, numbers.get(call, 0)) + 1) if n <= ALWAYS or n % step == 0]
+        for index, occurrence in enumerate(occurrences if chosen else ()):
+            for error in [chosen[index % len(chosen)]] if one else chosen:
+                yield Fault(call, error, occurrence)
 
 
 def sweep(stimulus: str, faults: Iterable[Fault], who: str = "master") -> Iterator[Found]:
