@@ -35,6 +35,7 @@ class LogEvent(Enum):
     MASTER_PAUSED = "the master was stopped or kept busy for `late_s`; deadlines move by `moved_s`"
     STEP_FAILED = "something the master does could not be done: `step`"
     DRAIN_ASKED = "a worker asked to end the service: shutdown() was called in it"
+    TERM_PASSED_ON = "a worker was sent TERM by somebody else than its master, and is to be replaced"
     # Children: each has `kind` and `pid`, and if known `slot` and `gen`.
     CHILD_READY = "a child is ready"
     CHILD_DRAINING = "a child was told to leave when it has finished"

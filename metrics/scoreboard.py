@@ -33,6 +33,7 @@ ACCEPT_ERRORS = 11
 LOG_DROPPED = 16  # log lines that this process dropped
 TEXT_AT = 17  # offset of the text in bytes; 0 in a slot of a version that kept it elsewhere
 CONNECTIONS_TAKEN = 18  # connections accepted by an exporter
+REPLACE_ASKED = 19  # a flag: the child was sent TERM by somebody else than its master
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
@@ -189,6 +190,7 @@ class Report:
     due: ExitReason | None
     leaving: ExitReason | None
     drain_asked: bool
+    replace_asked: bool
     private_memory: int  # bytes; like the next two, 0 until the first sample
     open_fds: int
     fds_limit: int
@@ -226,8 +228,8 @@ class SlotReader:
                 busy.append(words[start + STARTED_NS])
         return Report(
             words[READY] == YES, _REASONS.get(words[DUE]), _REASONS.get(words[LEAVING]), words[DRAIN_ASKED] == YES,
-            words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT], words[CPU_USER_NS], words[CPU_SYSTEM_NS],
-            self.slot.lanes, tuple(busy), accepted,
+            words[REPLACE_ASKED] == YES, words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT],
+            words[CPU_USER_NS], words[CPU_SYSTEM_NS], self.slot.lanes, tuple(busy), accepted,
         )  # fmt: skip
 
     def counts(self) -> list[int]:

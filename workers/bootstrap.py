@@ -56,13 +56,13 @@ class Master:
     def gone(self) -> bool:
         return os.getppid() != self._pid
 
-    def tell_us_when_dying(self) -> None:
-        """Have the kernel send SIGTERM to this process when the master dies (prctl(2), PR_SET_PDEATHSIG).
+    def tell_us_when_dying(self, signum: int = signal.SIGTERM) -> None:
+        """Have the kernel send this signal to this process when the master dies (prctl(2), PR_SET_PDEATHSIG).
 
         A change of credentials clears that, so it is called twice.
         """
         if self._in_main_thread:
-            _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            _libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
 def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:

@@ -30,6 +30,7 @@ from prefork.metrics.scoreboard import (
     OPEN_FDS,
     PRIVATE_MEMORY,
     READY,
+    REPLACE_ASKED,
     YES,
 )
 
@@ -40,7 +41,7 @@ from .hangup import InHand
 from .lanes import NO_RESOURCES, NOT_BEGUN, REQUEST, Lanes
 from .lazy_imports import import_lazy
 from .limits import SAMPLES, WorkerLimits, jittered, sample
-from .signals import Signals, ignore, set_mask
+from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .wakeup import Wakeup
 
 HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
@@ -133,18 +134,25 @@ class Worker:
 
     def _take_signals(self) -> None:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
-        handlers |= {signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
+        handlers |= {DRAIN_SIGNAL: self._on_drain, signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
         self._signals.take(handlers)
         faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
         user_forks.on_fork_by_user(self._forked_by_user)
         set_mask(self.birth.mask)
 
-    def _on_term(self, signum: int, frame: FrameType | None) -> None:
+    def _on_drain(self, signum: int, frame: FrameType | None) -> None:
         self._begin_to_drain()
         self._wakeup.wake()  # the program may have replaced the signals' wake-up descriptor, as asyncio.run() does
         self._in_hand.hang_up()
+
+    def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        """Ask the master for a replacement, and serve on until it says DRAIN_SIGNAL: there may be a queue to serve."""
         if self.master.gone():  # this is PDEATHSIG: the request may take its time, but the port must be freed now
+            self._on_drain(signum, frame)
             self._orphaned()
+        else:
+            self.birth.slot.words[REPLACE_ASKED] = YES
+            self.terms.nudge()
 
     def _on_quit(self, signum: int, frame: FrameType | None) -> None:
         self.birth.slot.words[LEAVING] = ExitReason.STOPPED

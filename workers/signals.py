@@ -24,6 +24,11 @@ UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 _TERM, _INT, _DEFAULT = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIG_DFL)
 EVERY = frozenset(map(int, signal.valid_signals()))
 
+# By this a master tells its child to drain. TERM would not do: it is sent to a whole process group by a terminal, a
+# service manager or an operator, and Python does not tell a handler who has sent it. This one does nothing where nobody
+# handles it, as in a process that the program forks (signal(7)).
+DRAIN_SIGNAL = signal.SIGURG
+
 
 def set_mask(mask: Iterable[int]) -> set[int]:
     """Set this thread's signal mask and return the previous one.
@@ -121,6 +126,12 @@ class Signals:
         set_mask(EVERY)
         self.put_back()
         self._wakeup.close()
+
+    @staticmethod
+    def hold_still(signums: Iterable[int]) -> None:
+        """Do nothing on these signals: they are for the master, and came here because a process group was sent them."""
+        for signum in signums:
+            signal.signal(signum, ignore)
 
     @staticmethod
     def raise_after(seconds: float, error: type[BaseException]) -> None:

@@ -32,7 +32,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
-from prefork.workers.signals import SignalHandler, Signals, ignore, set_mask
+from prefork.workers.signals import DRAIN_SIGNAL, SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..master.guard import say_failed
@@ -236,15 +236,15 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
 
 def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
-    """Run the exporter; see `bootstrap.enter`. Ends with the master or on SIGTERM. Return the exit status."""
+    """Run the exporter; see `bootstrap.enter`. Ends with the master or on its order. Return the exit status."""
     _drop_privileges()
     wakeup = Wakeup()
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master, birth.slot)
-    handlers: dict[int, SignalHandler] = dict.fromkeys(IGNORED, ignore)
+    handlers: dict[int, SignalHandler] = dict.fromkeys((*IGNORED, signal.SIGUSR1, signal.SIGQUIT), ignore)
     handlers |= {
-        signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait(),
-        signal.SIGQUIT: lambda signum, frame: os._exit(0),
+        DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait(),
+        signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait() if master.gone() else None,
     }
     signals.take(handlers)
     setproctitle.setproctitle("prefork: exporter")

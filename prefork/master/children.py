@@ -18,6 +18,7 @@ from prefork.metrics.facts import ChildKind, Condition, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Report, Slot, SlotReader, Stacks
 from prefork.workers import bootstrap
+from prefork.workers.signals import DRAIN_SIGNAL
 
 from .guard import attempt
 from .processes import KERNEL, Processes
@@ -78,7 +79,8 @@ class Child:
     stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log
     stacks_text: str = ""
     stacks_asked_again: int = 0  # for want of whole ones, in a row
-    replace: bool = False  # a client has asked for its replacement
+    replace: bool = False  # a client, or the child itself, has asked for its replacement
+    drain_signal: int = DRAIN_SIGNAL  # by which it is told to drain; TERM in an earlier version
     report: Report | None = None
     processes: Processes = KERNEL
 

@@ -36,7 +36,7 @@ def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_b
     for serial in plan.stop:
         leave(table, table[serial], ExitReason.STOPPED, signal.SIGQUIT, now, now + STOP_GRACE_S)
     for serial, reason in plan.drain:
-        leave(table, table[serial], reason, signal.SIGTERM, now, leave_by)
+        leave(table, table[serial], reason, table[serial].drain_signal, now, leave_by)
     for serial in plan.remind:
         remind(table[serial], now)
     for serial in plan.poke:
@@ -52,11 +52,11 @@ def make_room(withdrawn: Iterable[Child], table: ChildTable, now: float, leave_b
         if child.state is ChildState.STARTING:
             leave(table, child, ExitReason.REPLACED, signal.SIGQUIT, now, now + STOP_GRACE_S)
         else:
-            leave(table, child, ExitReason.REPLACED, signal.SIGTERM, now, leave_by)
+            leave(table, child, ExitReason.REPLACED, child.drain_signal, now, leave_by)
 
 
 def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float) -> None:
-    """Drain (TERM) or stop (QUIT) the child. A deadline that it already has is never put off."""
+    """Drain or stop (QUIT) the child. A deadline that it already has is never put off."""
     child.reason, child.told = reason, now
     child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
     if child.state in (ChildState.STARTING, ChildState.READY):
@@ -68,13 +68,13 @@ def retire(child: Child, now: float) -> None:
     """Tell an exporter to end that has a successor or is no longer wanted; it has RETIRED_S to finish its scrapes."""
     child.reason = ExitReason.REPLACED
     child.deadline = now + RETIRED_S
-    child.signal(signal.SIGTERM)
+    child.signal(child.drain_signal)
 
 
 def remind(child: Child, now: float) -> None:
     """Tell a draining child again: its loop may have been between two checks the first time."""
     child.told = now
-    child.signal(signal.SIGTERM)
+    child.signal(child.drain_signal)
 
 
 def kill(table: ChildTable, child: Child, now: float) -> None:

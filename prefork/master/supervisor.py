@@ -283,6 +283,9 @@ class Supervisor:
             self.board.observe(BOOT, now - child.started)
             self.pool = policy.after_ready(self.pool)
             self._waiting.step_back()  # to come back behind the new worker
+        if report.replace_asked and not child.replace and self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
+            child.replace = True
+            log.info("%s: was sent TERM; to be replaced", child, extra=event(LogEvent.TERM_PASSED_ON, **child.fields))
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
             log.info("%s: asked to end the service", child, extra=event(LogEvent.DRAIN_ASKED, **child.fields))

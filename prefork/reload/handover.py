@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
     values = {name: getattr(child, name) for name in _PLAIN}
     values |= {
         "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
-        "slot": child.slot.fd,
+        "slot": child.slot.fd, "drain_signal": int(child.drain_signal),
     }  # fmt: skip
     return values, [child.pidfd, child.slot.fd]
 
@@ -249,6 +250,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
     return Child(
         kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(slot), reader=reader,
         reason=None if packed["reason"] is None else ExitReason[packed["reason"]],
+        drain_signal=packed.get("drain_signal", signal.SIGTERM),
         **{name: packed[name] for name in _PLAIN},
     )  # fmt: skip
 

@@ -33,6 +33,8 @@ def take_over(fd: int, program: list[str]) -> int:
     handed = insist("read what was handed over", lambda: receive(fd))
     if handed.rehearsal:
         run_as(RunMode.REHEARSE)
+        Signals.hold_still(BY_SIGNAL)
+        set_mask(handed.values.get("mask", ()))
         run(program)
         return 1  # it did not reach a serve_forever()
     handed.early = insist("note signals", _early)

@@ -22,7 +22,6 @@ from enum import Enum, auto
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
-from prefork.workers.signals import set_mask
 
 from .. import process
 from ..errors import ConfigError
@@ -231,8 +230,8 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
     except ConfigError as exc:
         say(record.values["pipe"], failed=str(exc))
         leave(1)
-    master.tell_us_when_dying()
-    set_mask(birth.mask)
+    master.tell_us_when_dying(signal.SIGKILL)
+    record.values["mask"] = sorted(birth.mask)  # until it holds still, every signal stays blocked
     with handed_on(record) as fd:
         os.execve(START.executable, START.command(fd, there), environment)
 

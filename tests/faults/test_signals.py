@@ -17,7 +17,7 @@ TO_CHILD = (
     signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL, signal.SIGUSR1,
     signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU,
 )  # fmt: skip
-ENDS_A_WORKER = {signal.SIGTERM: "drained", signal.SIGQUIT: "stopped", signal.SIGKILL: "killed"}
+ENDS_A_WORKER = {signal.SIGTERM: "replaced", signal.SIGQUIT: "stopped", signal.SIGKILL: "killed"}
 IGNORED = "import os,signal,sys\nfor s in sys.argv[1].split(): signal.signal(int(s), signal.SIG_IGN)\n"
 IGNORED += "os.execvp(sys.argv[2], sys.argv[2:])"
 

@@ -29,6 +29,7 @@ from prefork.metrics.scoreboard import (
     PRIVATE_MEMORY,
     QUEUE_WAIT,
     READY,
+    REPLACE_ASKED,
     STATE,
     YES,
     Slot,
@@ -39,6 +40,7 @@ from prefork.workers import loop, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.serving import threads_end
 from tests.support.tools.proc import no_descriptor_left
 
@@ -57,7 +59,7 @@ class NoMaster:
     def gone(self) -> bool:
         return self.dead
 
-    def tell_us_when_dying(self) -> None:
+    def tell_us_when_dying(self, signum: int = signal.SIGTERM) -> None:
         self.asked += 1
 
     def die(self) -> None:
@@ -90,6 +92,8 @@ class Server(PreForkingTCPServer):
     def do(self, line: str) -> None:
         match line:
             case "leave":
+                os.kill(os.getpid(), DRAIN_SIGNAL)
+            case "TERM":
                 os.kill(os.getpid(), signal.SIGTERM)
             case "shut down":
                 self.shutdown()
@@ -139,7 +143,7 @@ class Run:
             self._clients.append(client)
 
     def run(self) -> int:
-        signals = (signal.SIGTERM, signal.SIGQUIT, *loop.IGNORED, signal.SIGALRM)
+        signals = (DRAIN_SIGNAL, signal.SIGTERM, signal.SIGQUIT, *loop.IGNORED, signal.SIGALRM)
         before, mask = {each: signal.getsignal(each) for each in signals}, signal.pthread_sigmask(signal.SIG_BLOCK, [])
         wakeup = signal.set_wakeup_fd(-1)
         try:
@@ -229,6 +233,17 @@ def test_signals_that_do_nothing(runs: Callable[..., Run]) -> None:
     run.come("nothing", "after it", "leave")
     run.run()
     assert run.answered == [True] * 3
+
+
+def test_a_term_from_elsewhere(runs: Callable[..., Run]) -> None:
+    """TERM while the master lives is passed on to it, and the worker serves until it is told to drain."""
+    run = runs()
+    run.come("TERM", "after it", "leave")
+    run.run()
+    assert run.answered == [True] * 3
+    assert run.slot.words[REPLACE_ASKED] == YES
+    assert run.seen.index("TERM") < len(run.seen) - 1 - run.seen[::-1].index("nudge ready")
+    assert run.seen.count("nudge ready") == 3, "for READY, to pass it on, when it has drained"
 
 
 def test_enough_requests(runs: Callable[..., Run]) -> None:
@@ -355,7 +370,7 @@ def test_the_masters_death_by_signal(runs: Callable[..., Run]) -> None:
     """PDEATHSIG is a TERM: where the master is gone by then, the port is freed in the handler."""
     run = runs()
     run.master.dead = True
-    run.come("leave")
+    run.come("TERM")
     run.run()
     assert run.slot.words[LEAVING] == ExitReason.MASTER_DIED
 
@@ -377,7 +392,7 @@ def test_without_a_descriptor(runs: Callable[..., Run]) -> None:
     """An accept that fails for lack of one is tried again after a while, not at once, and TERM is heard meanwhile."""
     run = runs()
     run.come("never")
-    signal.signal(signal.SIGALRM, lambda signum, frame: os.kill(os.getpid(), signal.SIGTERM))
+    signal.signal(signal.SIGALRM, lambda signum, frame: os.kill(os.getpid(), DRAIN_SIGNAL))
     run.server.worker_started = lambda: signal.setitimer(signal.ITIMER_REAL, 0.3)
     tries: list[None] = []
     accept = run.server.get_request

@@ -24,6 +24,7 @@ from prefork.errors import BootError
 from prefork.master.children import ChildState
 from prefork.master.policy import Phase
 from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
@@ -116,7 +117,7 @@ class Pool(RuleBasedStateMachine):
         if not process.ready and not self.asked(process):
             self.died_at_boot(process)
         limits, since = self.simulation.supervisor.limits, self.simulation.since
-        bounds: dict[int, float] = {signal.SIGQUIT: STOP_GRACE_S, signal.SIGTERM: limits.graceful_timeout}
+        bounds: dict[int, float] = {signal.SIGQUIT: STOP_GRACE_S, DRAIN_SIGNAL: limits.graceful_timeout}
         if limits.request_timeout is not None:
             bounds[signal.SIGUSR1] = CUT_KILL_S
         over = [since(at) >= bounds[signum] - 1e-3 for signum, at in process.told if signum in bounds]
@@ -201,7 +202,7 @@ class Pool(RuleBasedStateMachine):
             self.simulation.turn()
 
     def asked(self, process: FakeProcess) -> bool:
-        return any(signum in (signal.SIGTERM, signal.SIGQUIT) for signum, _ in process.told)
+        return any(signum in (DRAIN_SIGNAL, signal.SIGQUIT) for signum, _ in process.told)
 
     def died_at_boot(self, process: FakeProcess, *, killed: bool = False) -> None:
         self.kills += killed
@@ -484,15 +485,15 @@ def test_the_queue_is_served_before_anybody_leaves(simulated: Callable[..., Simu
     simulation.command(Command.DRAIN)
     assert not simulation.connect()
     simulation.advance(2)
-    assert told(simulation, signal.SIGTERM) == 0
+    assert told(simulation, DRAIN_SIGNAL) == 0
     one.finish()
     assert simulation.accept(one)
     two.finish()
     assert simulation.accept(two)
     simulation.advance(0.02)
-    assert told(simulation, signal.SIGTERM) == 0
+    assert told(simulation, DRAIN_SIGNAL) == 0
     simulation.advance(0.03)
-    assert told(simulation, signal.SIGTERM) == 2
+    assert told(simulation, DRAIN_SIGNAL) == 2
     one.finish()
     two.finish()
     simulation.advance(0.01)
@@ -510,9 +511,9 @@ def test_a_queue_that_nobody_serves(simulated: Callable[..., Simulation]) -> Non
     simulation.connect()
     simulation.command(Command.DRAIN)
     simulation.advance(2.9)
-    assert told(simulation, signal.SIGTERM) == 0
+    assert told(simulation, DRAIN_SIGNAL) == 0
     simulation.advance(0.2)
-    assert told(simulation, signal.SIGTERM) == 2
+    assert told(simulation, DRAIN_SIGNAL) == 2
     simulation.advance(2.8)
     assert not stopped(simulation)
     simulation.advance(0.2)
@@ -532,10 +533,10 @@ def test_drain_delay(simulated: Callable[..., Simulation]) -> None:
     assert simulation.connect()
     simulation.settle()
     assert simulation.accept(simulation.living()[0])
-    assert told(simulation, signal.SIGTERM) == 0
+    assert told(simulation, DRAIN_SIGNAL) == 0
     simulation.advance(0.2)
     assert not simulation.connect()
-    assert told(simulation, signal.SIGTERM) == 1  # the idle one has left
+    assert told(simulation, DRAIN_SIGNAL) == 1  # the idle one has left
     simulation.advance(4.8)
     assert len(simulation.living()) == 1, "the one with a request has the whole of graceful_timeout"
     simulation.advance(0.2)

@@ -44,6 +44,7 @@ from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed
 from prefork.reload.reloading import say
 from prefork.sockets.listener import Listener
+from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.wakeup import Wakeup
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
@@ -153,7 +154,7 @@ class FakeProcess:
         if signum == signal.SIGKILL:
             self.on_kill(self)
             self.die()
-        elif signum == signal.SIGTERM:
+        elif signum == DRAIN_SIGNAL:
             self.on_leave(self)
             self._hear(signum)
         elif signum == signal.SIGSTOP:
@@ -177,7 +178,7 @@ class FakeProcess:
             return
         if signum == signal.SIGUSR1:
             self.stacks.write("Current thread (most recent call first):\n")
-        elif signum == signal.SIGTERM and not self.deaf:
+        elif signum == DRAIN_SIGNAL and not self.deaf:
             self.draining = True
             self._leave_when_empty()
         elif signum == signal.SIGQUIT and not self.deaf:
