@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -12,54 +13,14 @@ import pytest
 from tests.support.clients.connections import ask, ask_datagram
 from tests.support.programs.command import HUNG, running
 
-APP = """
-import os, socketserver, threading
-import prefork
-
-class Who(socketserver.StreamRequestHandler):  # the standard library's
-    def handle(self):
-        for line in self.rfile:
-            self.wfile.write(b"%s %d %d\\n" % (line.strip().upper(), os.getpid(), os.getppid()))
-
-class Ours(prefork.PreForkingTCPServer):
-    RequestHandlerClass = Who
-
-class Own(prefork.PreForkingTCPServer):
-    def __init__(self, address):
-        super().__init__(address, Who)
-
-class Standard(socketserver.ThreadingTCPServer):
-    RequestHandlerClass = Who
-
-class Unix(socketserver.UnixStreamServer):
-    RequestHandlerClass = Who
-
-class Barrier(prefork.StreamRequestHandler):
-    barrier = threading.Barrier(2, timeout=20)
-    def handle(self):
-        self.barrier.wait()
-        self.wfile.write(b"together\\n")
-
-class Unbootable(Ours):
-    def worker_started(self):
-        raise RuntimeError("no database")
-
-def factory(address):
-    return prefork.PreForkingTCPServer(address, Who)
-
-def alone():
-    return prefork.PreForkingTCPServer(("127.0.0.1", 0), Who)
-
-class Inner:
-    Handler = Who
-"""
+APP = Path(__file__).parent / "programs" / "targets_app.py"
 INSTANCE = "import app\nserver = app.alone()\n"
 ANY_PORT = "127.0.0.1:0"
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     (tmp_path / "instance.py").write_text(INSTANCE)
     return tmp_path
 

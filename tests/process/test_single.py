@@ -1,6 +1,7 @@
 """`prefork run --single`: requests run in the one process that there is, at a terminal, under a debugger."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,44 +15,13 @@ from tests.support.clients.connections import ask
 from tests.support.clients.terminal import CTRL_C, Terminal, terminal
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
-APP = """
-import os, socketserver, threading
-import prefork
-
-class Handler(prefork.StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            word = line.strip()
-            if word == b"break":
-                breakpoint()
-            if word == b"loop":
-                self.wfile.write(b"looping\\n")
-                while True: pass
-            if word == b"fail":
-                raise ValueError("this request only")
-            if word == b"exit":
-                raise SystemExit(7)
-            if word == b"end":
-                self.server.shutdown()
-            threads = threading.active_count()
-            self.wfile.write(b"%s %d %d\\n" % (word.upper(), os.getpid(), threads))
-
-class Hooks:
-    RequestHandlerClass = Handler
-    def worker_started(self): print("started", os.getpid(), flush=True)
-    def worker_stopping(self): print("stopping", os.getpid(), flush=True)
-
-class Server(Hooks, prefork.PreForkingTCPServer): pass
-class Threads(Hooks, prefork.PreForkingMixIn, prefork.ThreadingTCPServer): pass
-class Forks(Hooks, prefork.PreForkingMixIn, prefork.ForkingTCPServer): pass
-class Standard(Hooks, prefork.PreForkingMixIn, socketserver.ThreadingTCPServer): pass
-"""
+APP = Path(__file__).parent / "programs" / "single_app.py"
 ANY_PORT = "127.0.0.1:0"
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     return tmp_path
 
 
@@ -162,12 +132,13 @@ def test_terminated(here: Path) -> None:
 
 def test_under_pdb_from_the_start(here: Path) -> None:
     """python -m pdb -m prefork run, told by variables to serve single, stops where it was told to, in a handler."""
+    line = APP.read_text().splitlines().index('            if word == b"break":') + 1
     argv = [
         sys.executable,
         "-m",
         "pdb",
         "-c",
-        "b app.py:9",
+        f"b app.py:{line}",
         "-c",
         "c",
         "-m",

@@ -11,77 +11,7 @@ from tests.support.tools.proc import nothing_for
 
 A_WHILE = 0.3
 
-# Everything a program can leave to its end, begun in each worker, and in the master before it serves.
-PROGRAM = """
-import atexit, concurrent.futures, multiprocessing.util, tempfile, weakref
-
-mp = multiprocessing.get_context("fork")
-words = mp.Queue()
-told = threading.Event()  # of a worker: worker_draining() was called
-
-def finished(kind):
-    tell("finished", kind=kind)
-
-def wait_and_finish(kind):
-    told.wait()
-    finished(kind)
-
-def forever():
-    signal.pause()
-
-def read_words():
-    while True:
-        pid, word = words.get()
-        if pid is None:
-            return
-        tell("read", by=pid, size=len(word))
-
-kept = []
-
-class Thing:
-    pass
-
-def begin():
-    manager, executor = mp.Manager(), concurrent.futures.ThreadPoolExecutor()
-    kept[:0] = [Thing(), manager, executor]  # what the master has kept stays
-    atexit.register(finished, "atexit")
-    weakref.finalize(kept[0], finished, "finalize")
-    multiprocessing.util.Finalize(None, finished, args=("multiprocessing",), exitpriority=1)
-    child = mp.Process(target=forever, daemon=True)
-    child.start()
-    processes = concurrent.futures.ProcessPoolExecutor(1, mp)
-    processes.submit(os.getpid).result()
-    kept.append(processes)
-    tell("processes", pids=[child.pid, manager._process.pid, *processes._processes])
-
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        tell("inherited", value=kept[1].dict(a=1)["a"])  # of the master's manager
-        begin()
-        threading.Thread(target=wait_and_finish, args=("thread",)).start()
-        kept[2].submit(wait_and_finish, "executor")
-
-    def worker_draining(self):
-        tell("worker_draining", thread=threading.current_thread() is not threading.main_thread())
-        told.set()
-
-    def worker_stopping(self):
-        super().worker_stopping()
-        words.put((os.getpid(), "x" * 300_000))
-
-    def serve_forever(self, *args):
-        begin()
-        words.put((os.getpid(), "first"))  # the master's feeder thread stays in the master
-        self.folder = tempfile.TemporaryDirectory()
-        reader = threading.Thread(target=read_words)
-        reader.start()
-        super().serve_forever(*args)
-        words.put((None, ""))
-        reader.join()
-        told.set()
-        tell("served", folder=os.path.exists(self.folder.name), manager=kept[1].dict(a=1)["a"])
-"""
+PROGRAM = "from tests.process.programs.leaving_things import Hooks"
 ENDS = ("atexit", "finalize", "multiprocessing")  # in both
 WORKERS_ENDS = (*ENDS, "thread", "executor")
 
@@ -123,16 +53,7 @@ def test_a_drained_worker_ends_as_python_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
 def test_a_stopped_worker_finishes_nothing(signum: int, tmp_path: Path) -> None:
     """STOP is quick: no hook, no atexit function, no thread is waited for."""
-    definitions = """
-import atexit
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        atexit.register(tell, "finished")
-        threading.Thread(target=threading.Event().wait, daemon=False).start()
-    def worker_draining(self):
-        tell("finished")
-"""
+    definitions = "from tests.process.programs.leaving_things import Quick as Hooks"
     with Service(tmp_path, script(definitions, max_children=2, graceful_timeout=60.0)) as service:
         service.wait_ready(2)
         service.signal(signum)
@@ -163,45 +84,14 @@ class Hooks:
         assert service.wait("worker_stopping")
 
 
-HANDED_OVER = """
-import concurrent.futures, queue
-requests = queue.SimpleQueue()
-
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        self.executor = concurrent.futures.ThreadPoolExecutor(2)
-        threading.Thread(target=self.take, daemon=True).start()
-
-    def take(self):
-        while True:
-            self.finish(*requests.get())
-
-    def finish(self, request, client_address):
-        self.finish_request(request, client_address)
-        self.shutdown_request(request)
-        tell("finished", stopped=self.stopped)
-
-    stopped = False
-    def worker_stopping(self):
-        super().worker_stopping()
-        self.stopped = True
-
-    def process_request(self, request, client_address):
-        HOW
-"""
-BY = {
-    "executor": "self.executor.submit(self.finish, request, client_address)",
-    "thread": "threading.Thread(target=self.finish, args=(request, client_address), daemon=True).start()",
-    "queue": "requests.put((request, client_address))",
-}
+HANDED_OVER = "from tests.process.programs.handing_over import Hooks"
 
 
-@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("by", ["executor", "thread", "queue"])
 def test_requests_in_threads_of_the_program(by: str, tmp_path: Path) -> None:
     """Requests that process_request() gives to threads, executors or a queue of the program's own are finished at a
     drain, before worker_stopping(): those in hand, and those whose finish_request() is still to come."""
-    source = script(HANDED_OVER.replace("HOW", BY[by]), max_children=1, graceful_timeout=20.0)
+    source = script(HANDED_OVER, by=by, max_children=1, graceful_timeout=20.0)
     with Service(tmp_path, source) as service:
         service.wait_ready(1)
         with service.hold() as held, service.connect() as other:

@@ -14,43 +14,7 @@ from tests.support.tools.proc import no_descriptor_left, nothing_for
 GRACE_S = 15.0  # what is deaf is killed then
 A_WHILE = 0.2
 
-PROGRAM = """
-import asyncio
-
-class Bad(Exception):
-    pass
-
-class Handler(Who):
-    def do_loop(self, name):
-        async def main():
-            asyncio.get_running_loop().add_signal_handler(getattr(signal, name), int)
-        asyncio.run(main())
-    def do_wakeup(self):
-        signal.set_wakeup_fd(-1)
-    def do_fork(self):
-        if os.fork() == 0:
-            tell("forked")
-            raise RuntimeError("of the child")
-    def do_exit(self):
-        if os.fork() == 0:
-            tell("forked")
-            sys.exit()
-    def handle(self):
-        if self.rfile.peek(5)[:5] == b"child" and os.fork() == 0:
-            tell("forked")
-            return
-        super().handle()
-    def do_child(self):
-        pass
-
-class Hooks:
-    def get_request(self):
-        request, address = super().get_request()
-        if request.recv(1, socket.MSG_PEEK) == b"!":
-            request.recv(2)
-            raise Bad("a header that is none")
-        return request, address
-"""
+PROGRAM = "from tests.process.programs.troubles import Handler, Hooks"
 
 
 def test_get_request_that_raises(tmp_path: Path) -> None:
@@ -94,7 +58,7 @@ def test_an_event_loop_in_a_handler(what: bytes, group: bool, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
-@pytest.mark.parametrize("how", [b"fork", b"exit", b"child"])
+@pytest.mark.parametrize("how", [b"fork", b"leave", b"child"])
 def test_a_child_of_a_handler_ends_with_it(how: bytes, bases: str, tmp_path: Path) -> None:
     """A process that a handler forks, and which returns from the handler or raises in it, ends there: it serves
     nothing, and the client's connection is its parent's."""
@@ -139,37 +103,15 @@ class Hooks:
         assert service.workers() == [held.pid]
 
 
-NO_THREADS = """
-class Hooks:
-    def process_request(self, request, client_address):
-        start = threading.Thread.start
-        if os.path.exists("full"):
-            threading.Thread.start = no_more
-        try:
-            super().process_request(request, client_address)
-        finally:
-            threading.Thread.start = start
-
-def no_more(thread):
-    tell("refused")
-    raise RuntimeError("can't start new thread")
-"""
-PLAIN = """
-class Plain(Hooks):
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
-        super().serve_forever(*args)
-Hooks = Plain
-"""
-
-
-@pytest.mark.parametrize("pool", [True, False])
-def test_no_more_threads(pool: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bases", "hooks"),
+    [("PreForkingMixIn, ThreadingTCPServer", "NoThreads"), ("ThreadingTCPServer", "PlainNoThreads")],
+    ids=["pool", "plain"],
+)
+def test_no_more_threads(bases: str, hooks: str, tmp_path: Path) -> None:
     """Where the system has no more threads the request that was taken fails and nothing is accepted for a moment; the
     server can be closed."""
-    source = script(NO_THREADS, bases="PreForkingMixIn, ThreadingTCPServer", max_children=1)
-    if not pool:
-        source = script(NO_THREADS + PLAIN, bases="ThreadingTCPServer")
+    source = script(f"from tests.process.programs.troubles import {hooks} as Hooks", bases=bases, max_children=1)
     with Service(tmp_path, source) as service, contextlib.ExitStack() as clients:
         service.wait("listening")
         service.expect("can't start new thread")

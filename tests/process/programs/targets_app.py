@@ -1,0 +1,56 @@
+"""Every kind of target that `prefork run` serves. Copied to where a test runs it, as `app`."""
+
+import os
+import socketserver
+import threading
+from typing import Any
+
+import prefork
+
+
+class Who(socketserver.StreamRequestHandler):  # the standard library's
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(b"%s %d %d\n" % (line.strip().upper(), os.getpid(), os.getppid()))
+
+
+class Ours(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Who
+
+
+class Own(prefork.PreForkingTCPServer):
+    def __init__(self, address: Any) -> None:
+        super().__init__(address, Who)
+
+
+class Standard(socketserver.ThreadingTCPServer):
+    RequestHandlerClass = Who
+
+
+class Unix(socketserver.UnixStreamServer):
+    RequestHandlerClass = Who
+
+
+class Barrier(prefork.StreamRequestHandler):
+    barrier = threading.Barrier(2, timeout=20)
+
+    def handle(self) -> None:
+        self.barrier.wait()
+        self.wfile.write(b"together\n")
+
+
+class Unbootable(Ours):
+    def worker_started(self) -> None:
+        raise RuntimeError("no database")
+
+
+def factory(address: Any) -> prefork.PreForkingTCPServer:
+    return prefork.PreForkingTCPServer(address, Who)
+
+
+def alone() -> prefork.PreForkingTCPServer:
+    return prefork.PreForkingTCPServer(("127.0.0.1", 0), Who)
+
+
+class Inner:
+    Handler = Who
