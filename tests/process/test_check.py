@@ -1,6 +1,7 @@
 """`prefork check`: a service is loaded and one worker booted, and nobody who listens there feels it."""
 
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -11,30 +12,12 @@ from tests.support.clients.connections import ask
 from tests.support.clients.controlling import asked
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
-APP = """
-import os, prefork
-
-class Handler(prefork.StreamRequestHandler):
-    def handle(self): self.wfile.write(b"served" + self.rfile.read())
-
-class Server(prefork.PreForkingTCPServer):
-    RequestHandlerClass = Handler
-    def worker_started(self):
-        print("booting", prefork.rehearsing(), flush=True)
-
-class Broken(Server):
-    def worker_started(self): raise RuntimeError("no database")
-
-class Hanging(Server):
-    boot_timeout = 0.5
-    def worker_started(self):
-        import time; time.sleep(600)
-"""
+APP = Path(__file__).parent / "programs" / "checked_app.py"
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     return tmp_path
 

@@ -63,7 +63,7 @@ ROWS = {
 
 
 def composed(tmp_path: Path, bases: str, row: Row) -> Service:
-    definitions = "import socketserver\n" + (ENDED_BY_TERM if row.settings is not None else "")
+    definitions = ENDED_BY_TERM if row.settings is not None else ""
     return Service(tmp_path, script(definitions, bases=bases, **(POOL if row.settings is None else row.settings)))
 
 

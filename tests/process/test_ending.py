@@ -88,19 +88,7 @@ def test_a_drain_waits_for_busy_lanes(settings: dict[str, Any], tmp_path: Path) 
     assert (ended["completed"], ended["lost"]) == (3, 0)
 
 
-CLOSED = """
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        if os.path.exists("now"):
-            os.unlink("now")
-            threading.Thread(target=self.close_it).start()
-
-    def close_it(self):
-        began = time.monotonic()
-        self.server_close()
-        tell("closed", took=time.monotonic() - began)
-"""
+CLOSED = "from tests.process.programs.closing import Hooks"
 
 
 def test_server_close_of_a_pool_is_bounded(tmp_path: Path) -> None:

@@ -10,17 +10,7 @@ from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import HUNG, Service, script
 
-DEFINITIONS = """\
-class Handler(Who):
-    def do_log(self):
-        logging.getLogger("app").debug("asked for %s", os.path.basename(os.getcwd()), extra={"event": "asked_for"})
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        logging.getLogger("app").error("started as %d", os.getpid(), extra={"event": "started_as", "pid": os.getpid()})
-        if os.path.exists("broken"):
-            raise RuntimeError("no such table")
-"""
+DEFINITIONS = "from tests.process.programs.logging_app import Handler, Hooks"
 FILE = """\
 [prefork]
 target = "program:Server"

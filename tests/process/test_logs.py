@@ -87,17 +87,7 @@ def test_no_record_without_asking(tmp_path: Path) -> None:
     assert "verify_request" not in hooks
 
 
-LEVEL = """\
-from prefork import logs
-class Hooks:
-    def service_actions(self):
-        if os.path.exists("level"):
-            logs.set_level("debug")
-        super().service_actions()
-class Handler(Who):
-    def do_log(self):
-        logging.getLogger("app").debug("seen", extra={"client": "a\\nb", "event": "seen"})
-"""
+LEVEL = "from tests.process.programs.logging_app import Handler, Levelled as Hooks"
 
 
 def test_the_level_changes_in_living_workers(tmp_path: Path) -> None:
@@ -105,14 +95,14 @@ def test_the_level_changes_in_living_workers(tmp_path: Path) -> None:
     with run(tmp_path, LEVEL) as service:
         ask(service.address, b"log\n")
         service.settled()
-        assert events(service, "seen") == []
+        assert events(service, "asked_for") == []
         (tmp_path / "level").touch()
         service.statistics()
         deadline = monotonic() + HUNG
-        while not events(service, "seen"):
+        while not events(service, "asked_for"):
             assert monotonic() < deadline, "hung: the worker does not take the level over"
             ask(service.address, b"log\n")
-        (seen, *_) = events(service, "seen")
+        (seen, *_) = events(service, "asked_for")
         assert service.settled()["exits"] == {}
     assert (seen["client"], seen["level"], seen["slot"]) == ("a\nb", "debug", 1)
 

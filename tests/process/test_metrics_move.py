@@ -160,18 +160,7 @@ def test_a_queue_that_overflows(tmp_path: Path) -> None:
         scrape_until(running, lambda found: all(found[name] > before[name] for name in counts))
 
 
-DAM = """
-class Handler(DatagramRequestHandler):
-    def handle(self):
-        tell("held")
-        with open("gate") as gate:
-            gate.read()
-
-class Hooks:
-    def server_bind(self):
-        super().server_bind()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-"""
+DAM = "from tests.support.programs.dam import Handler, Hooks"
 
 
 @moves("datagram_receive_drops", "datagram_queue_bytes")
@@ -182,7 +171,7 @@ def test_datagrams(tmp_path: Path) -> None:
         running.wait_ready(1)
         scrape(running)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
-            client.sendto(b"first", running.address)
+            client.sendto(b"hold", running.address)
             running.wait("held")
             for _ in range(200):
                 client.sendto(b"x" * 100, running.address)
@@ -258,34 +247,21 @@ def test_accept_errors(tmp_path: Path) -> None:
             scrape_until(running, lambda found: of(found, "accept_errors_total").keys() == {"emfile"})
 
 
-OTHER_USER = """
-import resource
-import prefork.exporter.server, psutil  # whose files another user may not be let read
-
-if os.geteuid() == 0:
-    os.setuid(54322)
-enough = resource.getrlimit(resource.RLIMIT_NPROC)
-limits = iter([(1, enough[1]), enough])
-
-def limit(signum, frame):
-    resource.setrlimit(resource.RLIMIT_NPROC, next(limits))
-    tell("limits")
-
-signal.signal(signal.SIGRTMIN + 1, limit)
-"""
+# What the exporter imports, whose files another user may not be let read, first.
+LIMITED = "import prefork.exporter.server, psutil, tests.support.programs.limited"
 
 
 @moves("fork_failures")
 def test_fork_failures(tmp_path: Path) -> None:
     """The kernel refuses to fork."""
     (port,) = free_ports(1)
-    with service(tmp_path, OTHER_USER, metrics_address=("127.0.0.1", port)) as running:
+    with service(tmp_path, LIMITED, metrics_address=("127.0.0.1", port)) as running:
         running.expect("could not fork a worker: Resource temporarily unavailable")
         found: Samples = {}
         running.wait_ready(2)
         scrape_at(("127.0.0.1", port))
         running.signal(signal.SIGRTMIN + 1)
-        running.wait("limits")
+        running.wait("limited")
         running.signal(signal.SIGKILL, running.workers()[0])
         failures = running.wait_pool(lambda pool: pool["fork_failures"] > 0)["fork_failures"]
         found = scrape_at(("127.0.0.1", port))
@@ -343,20 +319,7 @@ def test_reloads(tmp_path: Path) -> None:
     assert len({found["prefork_start_time_seconds"] for found in (none, failed, done)}) == 1
 
 
-HEAVY = """
-class Hooks:
-    def worker_started(self):
-        if os.path.exists("heavy"):
-            self.heap = bytearray(os.urandom(1 << 20) * 20)
-            self.kept = [os.dup(2) for _ in range(200)]
-        super().worker_started()
-
-class Handler(Who):
-    def do_burn(self):
-        while sum(os.times()[:2]) < 0.3:
-            os.times()
-        os._exit(0)
-"""
+HEAVY = "from tests.process.programs.wasteful import Handler, Hooks"
 
 
 @shows("worker_fds_limit")
@@ -436,22 +399,7 @@ def test_log_messages_dropped(tmp_path: Path) -> None:
     assert found["prefork_log_messages_dropped_total"] >= dropped > 0
 
 
-FULL = """
-import prometheus_client
-SEEN = prometheus_client.Counter("seen", "Label sets.", ["what"])
-
-class Handler(Who):
-    def do_fill(self):
-        for number in range(4000):
-            SEEN.labels(str(number) + "x" * 500).inc()
-
-    def do_scribble(self):
-        import ctypes
-        with open("/proc/self/maps") as maps:
-            (line,) = (line for line in maps if "prefork-slot" in line and "rw-s" in line)
-        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
-        ctypes.memset(begin, 0xFF, end - begin)
-"""
+FULL = "from tests.process.programs.many_series import Handler"
 
 
 @moves("application_series_dropped", "slot_words_rejected")
@@ -461,9 +409,9 @@ def test_a_slot_misused(tmp_path: Path) -> None:
         running.expect("could not finish the request .*ValueError")
         running.wait_ready(1)
         none = scrape(running)
-        assert ask(running.address, b"fill\n")
+        assert ask(running.address, b"series\n")
         full = scrape(running)
-        ask(running.address, b"scribble\n")
+        ask(running.address, b"fill\n")
         spoilt = scrape(running)
     series = sum(name.startswith("seen_total{") for name in full)
     assert full["prefork_application_series_dropped_total"] == 4000 - series > 0

@@ -35,26 +35,12 @@ class Hooks:
         return client_address[0] != "127.0.0.1"
 """
 BARRIER = """
-import socketserver
-
 class Handler(Who):
     barrier = threading.Barrier(3, timeout=30)
     def do_meet(self):
         self.barrier.wait()
 """
-UNSEEN = """
-class Handler(Who):
-    def do_leave(self):
-        self.server.shutdown_nowait()
-        os._exit(0)
-
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        if not os.path.exists("stopped"):
-            open("stopped", "w").close()
-            os.kill(os.getppid(), signal.SIGSTOP)
-"""
+UNSEEN = "from tests.process.programs.unseen import Handler, Hooks"
 TCP = ("127.0.0.1", 0)
 STREAMS: dict[str, Any] = {
     "PreForkingTCPServer": TCP,

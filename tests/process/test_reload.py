@@ -308,7 +308,7 @@ def test_a_unix_path_stays_and_is_removed_at_the_end(tmp_path: Path) -> None:
 
 def test_over_the_standard_library(tmp_path: Path) -> None:
     """A pool over http.server is reloaded as ours is."""
-    with Released(tmp_path, argv=["-m", "tests.process.programs.site"]) as service:
+    with Released(tmp_path, argv=["-m", "tests.process.programs.pages"]) as service:
         service.wait_ready(2)
         assert ask(service.address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"r1")
         reload(service, numbered(2), 2)

@@ -23,48 +23,11 @@ ROOT = Path(__file__).parents[2]
 # Shortage
 
 
-SHORT_OF_DESCRIPTORS = """
-import logging, os, resource, sys, threading, time
-import prefork
-from tests.support.programs.serving import Upper
-
-class Server(prefork.{name}):
-    tries = 0
-    first_done = threading.Event()
-    def get_request(self):
-        self.tries += 1
-        return super().get_request()
-    def close_request(self, request):
-        super().close_request(request)
-        self.first_done.set()
-
-logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-server = Server(("127.0.0.1", 0), Upper)
-thread = threading.Thread(target=server.serve_forever)
-thread.start()
-print(server.server_address[1], flush=True)
-server.first_done.wait()
-enough = resource.getrlimit(resource.RLIMIT_NOFILE)
-lowest_free = os.dup(0)
-os.close(lowest_free)
-resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, enough[1]))
-print("short", flush=True)
-sys.stdin.readline()  # a connection is waiting
-tries, cpu = server.tries, time.process_time()
-threading.Event().wait(1.0)
-print(server.tries - tries, time.process_time() - cpu, flush=True)
-resource.setrlimit(resource.RLIMIT_NOFILE, enough)
-sys.stdin.readline()  # it was served
-server.shutdown()
-server.server_close()
-"""
-
-
 @pytest.mark.parametrize("name", ["TCPServer", "ThreadingTCPServer"])
 def test_no_descriptor_left(name: str) -> None:
     """Out of descriptors the loop tries ten times a second, says so once, and recovers by itself within a second."""
     with subprocess.Popen(
-        [sys.executable, "-c", SHORT_OF_DESCRIPTORS.format(name=name)],
+        [sys.executable, "-m", "tests.process.programs.short_of_descriptors", name],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         hung = threading.Timer(HUNG, process.kill)  # then every read below comes to its end

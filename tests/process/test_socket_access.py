@@ -24,23 +24,6 @@ from tests.support.programs.served import RELOADS, Who
 from tests.support.programs.service import ROOT, Service, script
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
-# Looks at the path at every step of ours that could change it: an audit hook is called before.
-LOOKING = """
-import os, sys
-from prefork import PreForkingUnixStreamServer, StreamRequestHandler
-
-def look(event, args):
-    if event in ("os.chown", "os.chmod", "bound") and os.path.exists("s"):
-        print(event, "%o" % (os.lstat("s").st_mode & 0o777))
-
-os.umask(0)
-PreForkingUnixStreamServer.socket_mode = 0o640
-PreForkingUnixStreamServer.socket_owner = sys.argv[1] or None
-sys.addaudithook(look)
-server = PreForkingUnixStreamServer("s", StreamRequestHandler)
-sys.audit("bound")
-server.server_close()
-"""
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="not root")
 NOBODY = pwd.getpwnam("nobody")
@@ -76,7 +59,7 @@ def test_without_a_mode(umask: int, tmp_path: Path) -> None:
 def test_never_wider(given_to: str, tmp_path: Path) -> None:
     """Between bind and the rest the path is open to its user alone, and to nobody more than it will be. Nothing is
     given away that nobody asked to: a hardened unit forbids chown(2)."""
-    argv = [sys.executable, "-c", LOOKING, given_to]
+    argv = [sys.executable, "-m", "tests.process.programs.path_watched", given_to]
     printed = subprocess.check_output(argv, cwd=tmp_path, env=ENV, text=True, timeout=30)
     assert printed.split() == [*(["os.chown", "600"] if given_to else []), "os.chmod", "600", "bound", "640"]
 

@@ -18,42 +18,9 @@ from tests.support.programs import command
 from tests.support.programs.releases import Released, numbered
 from tests.support.programs.service import Service, script
 
-ECHO = """
-import os, subprocess
-import prefork
-
-class Hooks:
-    def variables(self):
-        found = subprocess.check_output(["env"], text=True) + repr(dict(os.environ))
-        return [word for word in ("LISTEN_", "NOTIFY_", "WATCHDOG_") if word in found]
-
-class Stream(Hooks, prefork.StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            self.wfile.write(f"{os.getpid()} {self.variables()}\\n".encode())
-
-class Datagram(prefork.DatagramRequestHandler):
-    def handle(self):
-        self.wfile.write(self.rfile.read().upper())
-"""
-ENVIRONMENT = """
-import subprocess
-class Handler(Who):
-    def do_env(self):
-        found = subprocess.check_output(["env"], text=True) + repr(dict(os.environ))
-        return [word for word in ("LISTEN_", "NOTIFY_", "WATCHDOG_") if word in found]
-"""
-BOOTS_ONE_BY_ONE = """
-class Hooks:
-    def worker_started(self):
-        super().worker_started()
-        try:
-            open("first", "x").close()
-        except FileExistsError:
-            tell("second")
-            with open("gate") as gate:
-                gate.read()
-"""
+APP = Path(__file__).parent / "programs" / "systemd_app.py"
+ENVIRONMENT = "from tests.process.programs.systemd_app import Environment as Handler"
+BOOTS_ONE_BY_ONE = "from tests.process.programs.systemd_app import OneByOne as Hooks"
 
 
 needs_activate = pytest.mark.skipif(
@@ -71,7 +38,7 @@ def activated(*listen: str) -> tuple[str, ...]:
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the program, found by whatever is started."""
-    (tmp_path / "app.py").write_text(ECHO)
+    shutil.copy(APP, tmp_path / "app.py")
     monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
     return tmp_path
 

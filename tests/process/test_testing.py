@@ -1,6 +1,7 @@
 """prefork.testing: a real pool for the users' own tests, and nothing of it left, however the test ends."""
 
 import os
+import shutil
 import signal
 import socket
 import socketserver
@@ -138,32 +139,11 @@ def test_a_test_with_threads() -> None:
     assert answers == [b"1"]
 
 
-USER = """\
-import os
-from prefork import PreForkingTCPServer, StreamRequestHandler
-import socket
-
-pytest_plugins = ["prefork.fixtures"]
-
-class Handler(StreamRequestHandler):
-    def handle(self):
-        self.wfile.write(b"good")
-
-def test_good(prefork_running):
-    pool = prefork_running(PreForkingTCPServer, Handler)
-    for _ in range(20):
-        with socket.create_connection(pool.address) as sock:
-            assert sock.recv(10) == b"good"
-
-def test_bad(prefork_running):
-    pool = prefork_running(PreForkingTCPServer, Handler)
-    open("pid-%d" % os.getpid(), "w").write(str(pool.pid))
-    assert pool is None
-"""
+USER = Path(__file__).parent / "programs" / "users_tests.py"
 
 
 def pytest_of(tmp_path: Path) -> "subprocess.Popen[str]":
-    (tmp_path / "test_user.py").write_text(USER)
+    shutil.copy(USER, tmp_path / "test_user.py")
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "test_user.py"]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     out = subprocess.PIPE

@@ -8,42 +8,20 @@ from typing import Any
 
 import pytest
 
+from tests.process.programs.timeouts import LONG_S
 from tests.support.clients.controlling import asked
 from tests.support.clients.scraping import get
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, script
 from tests.support.tools.proc import nothing_for
 
-LONG_S = 40.0  # what the program has its sockets wait
 GRACE_S = 12.0  # a wait of a worker for LONG_S in C would end in a kill
 A_WHILE = 0.3
 
-DEFAULT = f"""
-socket.setdefaulttimeout({LONG_S})
-class Handler(Who):
-    def do_timeout(self):
-        return repr(self.connection.gettimeout())
-class Hooks:
-    def serve_forever(self, *args):
-        super().serve_forever(*args)
-        tell("after", timeout=self.socket.gettimeout(), blocking=os.get_blocking(self.socket.fileno()))
-"""
-LISTENER = (
-    DEFAULT.replace("socket.setdefaulttimeout", "#")
-    + f"""
-    def server_activate(self):
-        super().server_activate()
-        self.socket.settimeout({LONG_S})
-"""
-)
-IN_WORKER = (
-    DEFAULT.replace("socket.setdefaulttimeout", "#")
-    + f"""
-    def worker_started(self):
-        super().worker_started()
-        self.socket.settimeout({LONG_S})
-"""
-)
+HERE = "from tests.process.programs.timeouts import"
+DEFAULT = f"{HERE} Handler, Hooks\nsocket.setdefaulttimeout({LONG_S})"
+LISTENER = f"{HERE} Handler, OfListener as Hooks"
+IN_WORKER = f"{HERE} Handler, InWorker as Hooks"
 # Which timeout, what a connection has then, and what the listener has at the end.
 WHERE: dict[str, tuple[str, str, float | None]] = {
     "default": (DEFAULT, str(LONG_S), LONG_S),

@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any
 
-from tests.support.programs.served import Told, Who, tell
+from tests.support.programs.served import EndedByTerm, Told, Who, tell
 
 
 class Bad(Exception):
@@ -66,12 +66,8 @@ class NoThreads(Told):
             threading.Thread.start = start  # type: ignore[method-assign]
 
 
-class PlainNoThreads(NoThreads):
-    """Of a plain server, which takes no signals."""
-
-    def serve_forever(self, *args: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
-        super().serve_forever(*args)
+class PlainNoThreads(NoThreads, EndedByTerm):
+    pass
 
 
 def no_more(thread: threading.Thread) -> None:

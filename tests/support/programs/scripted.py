@@ -7,6 +7,7 @@ import logging  # noqa: F401
 import os  # noqa: F401
 import signal  # noqa: F401
 import socket  # noqa: F401
+import socketserver  # noqa: F401
 import sys  # noqa: F401
 import threading  # noqa: F401
 import time  # noqa: F401

@@ -92,6 +92,14 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
         self._look = True
 
 
+class EndedByTerm(Told):
+    """Of a plain server, which takes no signals."""
+
+    def serve_forever(self, *args: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
+        super().serve_forever(*args)
+
+
 def _in_main_thread() -> bool:
     import threading
 

@@ -40,12 +40,7 @@ serve(Server, {address!r}, {settings!r}, __name__)
 """
 
 # Definitions of a plain server: it takes no signals.
-ENDED_BY_TERM = """
-class Hooks:
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, lambda signum, frame: self.shutdown_nowait())
-        super().serve_forever(*args)
-"""
+ENDED_BY_TERM = "from tests.support.programs.served import EndedByTerm as Hooks\n"
 
 
 def script(

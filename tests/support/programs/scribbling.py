@@ -1,0 +1,41 @@
+"""A handler that overwrites its worker's slot, with anything, or with numbers that a slot might hold."""
+
+import ctypes
+import random
+import time
+from collections.abc import Iterator
+
+from tests.support.programs.served import Who
+
+
+def mappings() -> Iterator[tuple[int, int]]:
+    """Where slots are mapped that this process may write, and how large."""
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if "prefork-slot" in line and "rw-s" in line:
+                begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+                yield begin, end - begin
+
+
+class Handler(Who):
+    def do_mappings(self) -> int:
+        return len(list(mappings()))
+
+    def do_scribble(self, seconds: str, kind: str, seed: str) -> int:
+        rng = random.Random(int(seed))
+        ((begin, size),) = mappings()
+        rounds, until = 0, time.monotonic() + float(seconds)
+        while time.monotonic() < until:
+            if kind == "bytes":
+                content = rng.randbytes(size)
+            else:  # numbers that a slot might hold
+                small = (0, 1, 2, 3, 8, 9, 14, 1000, time.monotonic_ns(), 1 << 63)
+                content = b"".join(rng.choice(small).to_bytes(8, "little") for _ in range(size // 8))
+            ctypes.memmove(begin, content, size)
+            rounds += 1
+        return rounds
+
+    def do_fill(self) -> None:
+        """With ones: no number that anybody can have meant."""
+        ((begin, size),) = mappings()
+        ctypes.memset(begin, 0xFF, size)
