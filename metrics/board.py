@@ -51,7 +51,7 @@ class Word(IntEnum):
     VERSION = 1
     ROWS_USED = 2
     # gauges
-    SERVING = 3  # RUNNING with a READY worker: the answer of /-/ready
+    SERVING = 3  # RUNNING with a READY worker, and no queue that nobody takes from: the answer of /-/ready
     GENERATION = 4
     STARTED_AT_NS = 5  # wall clock
     TURNED_NS = 6  # monotonic: the last turn of the master's loop
@@ -79,7 +79,8 @@ class Word(IntEnum):
 
 
 EXITS = Word.LANES_DEAD + COUNT_WORDS
-ACCEPT_ERRORS_DEAD = EXITS + len(ExitReason) + 1
+EXIT_WORDS = 15
+ACCEPT_ERRORS_DEAD = EXITS + EXIT_WORDS
 SIGNAL_DEATHS = ACCEPT_ERRORS_DEAD + len(AcceptError)
 FORK_FAILURES = SIGNAL_DEATHS + SIGNALS
 BOOT = Histogram(
@@ -91,6 +92,14 @@ CONTROL_COMMANDS = 16  # leaves room for more commands
 LIVE_TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
 BOARD_WORDS = LIVE_TABLE + ROWS * ROW_WORDS
 BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # after the table: the user's metrics of dead processes
+
+
+def exit_word(reason: ExitReason) -> int:
+    """Return the word of the board that counts the workers that ended for this reason.
+
+    Reasons count from 1, so that the first word was free for the fifteenth.
+    """
+    return EXITS + reason % EXIT_WORDS
 
 
 def control_requests(command: ControlCommand, result: ControlResult) -> int:
@@ -189,7 +198,7 @@ class Snapshot:
             lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),
             words_rejected=self.words_rejected, log_dropped=words[Word.LOG_DROPPED], generation=words[Word.GENERATION],
             reloads={"ok": words[Word.RELOADS_OK], "failed": words[Word.RELOADS_FAILED]}, workers=self.workers(),
-            exits={r.label: words[EXITS + r] for r in ExitReason if words[EXITS + r]},
+            exits={r.label: words[exit_word(r)] for r in ExitReason if words[exit_word(r)]},
             accept_errors={e.label: self.accept_errors[e] for e in AcceptError if self.accept_errors[e]},
         )  # fmt: skip
 

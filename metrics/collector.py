@@ -15,7 +15,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from .application.region import Merged
 from .board import (
     BOOT,
-    EXITS,
     FORK_FAILURES,
     LOOP_DELAY,
     SIGNAL_DEATHS,
@@ -24,6 +23,7 @@ from .board import (
     Snapshot,
     Word,
     control_requests,
+    exit_word,
 )
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome
 from .histogram import NS, Histogram
@@ -153,7 +153,7 @@ def _outcomes(scrape: Scrape) -> Iterator[MetricSample]:
 def _exits(scrape: Scrape) -> Iterator[MetricSample]:
     if scrape.pool:
         for reason in ExitReason:
-            yield (reason.label,), scrape.word(EXITS + reason)
+            yield (reason.label,), scrape.word(exit_word(reason))
 
 
 def _signal_deaths(scrape: Scrape) -> Iterator[MetricSample]:

@@ -76,6 +76,7 @@ class ExitReason(Fact):
     OOM_SUSPECTED = 12
     KILLED = 13
     MASTER_DIED = 14
+    STALLED = 15
 
 
 class AcceptError(Fact):

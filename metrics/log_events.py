@@ -45,6 +45,7 @@ class LogEvent(Enum):
     CHILD_LEFT_BEHIND = "a child could not be killed and reaped in time"
     REQUESTS_DIED = "requests ended with their worker: `requests` of `outcome`"
     REQUEST_TIMEOUT = "a request has run for longer than request_timeout"
+    WORKER_STALLED = "a worker was idle beside a queue for longer than stall_timeout"
     SLOW_REQUEST = "a request has run for longer than slow_request_timeout"
     STACKS = "what the threads of a worker were doing, as `detail`"
     FORK_FAILED = "the kernel refused a fork"

@@ -199,6 +199,7 @@ class Report:
     lanes: int
     busy_since_ns: tuple[int, ...]  # of each lane that holds a request or an accept
     accepted: int
+    tried_ns: int  # when it last tried to accept, whether or not it got anything
 
     @property
     def busy(self) -> int:
@@ -221,15 +222,18 @@ class SlotReader:
         """Return the report that the supervisor needs at each turn of its loop. Cheap."""
         words = self.slot.words
         busy = []
-        accepted = 0
+        accepted = tried_ns = 0
         for start in range(HEADER_WORDS, HEADER_WORDS + self.slot.lanes * LANE_WORDS, LANE_WORDS):
             accepted += words[start + ACCEPTED]
-            if words[start + STATE] in (ACCEPTING, BUSY) and words[start + STARTED_NS] <= now_ns:
-                busy.append(words[start + STARTED_NS])
+            started_ns = words[start + STARTED_NS]
+            tried_ns = max(tried_ns, started_ns)
+            if words[start + STATE] in (ACCEPTING, BUSY) and started_ns <= now_ns:
+                busy.append(started_ns)
         return Report(
             words[READY] == YES, _REASONS.get(words[DUE]), _REASONS.get(words[LEAVING]), words[DRAIN_ASKED] == YES,
             words[REPLACE_ASKED] == YES, words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT],
             words[CPU_USER_NS], words[CPU_SYSTEM_NS], self.slot.lanes, tuple(busy), accepted,
+            tried_ns,
         )  # fmt: skip
 
     def counts(self) -> list[int]:

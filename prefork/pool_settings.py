@@ -79,6 +79,11 @@ class PoolSettings:
         Setting("kill what has not drained after this time", group="Timeouts", unit="s", above=0,
                 default_text="30 s (8 s as PID 1)"),
     ] = 8.0 if os.getpid() == 1 else 30.0  # fmt: skip
+    stall_timeout: Annotated[
+        float | None,
+        Setting("replace a worker that has no request in hand and takes none from a queue for this time",
+                group="Timeouts", unit="s", above=0),
+    ] = 5.0  # fmt: skip
     drain_delay: Annotated[
         float, Setting("go on accepting for so long when told to drain, not ready any more", group="Timeouts", unit="s",
                        at_least=0),

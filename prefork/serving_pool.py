@@ -215,6 +215,7 @@ class Preforked(Supervised):
             request_timeout=server.request_timeout, slow_request_timeout=server.slow_request_timeout,
             boot_timeout=server.boot_timeout, graceful_timeout=server.graceful_timeout,
             max_restart_delay=server.max_restart_delay, drain_delay=server.drain_delay,
+            stall_timeout=server.stall_timeout,
             hang_up=server.drain_connections == "eof",
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefork.metrics.board import EXITS, Snapshot, Word
+from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, REJECTED
@@ -74,7 +74,7 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "saturated_s": round(words[Word.SATURATED_NS] / NS, 3),
         "queue_length": facts.queue_length, "queue_limit": facts.queue_limit,
         "requests": _requests(facts.board), "duration": _duration(facts.board),
-        "exits": {reason.label: words[EXITS + reason] for reason in ExitReason if words[EXITS + reason]},
+        "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
     }  # fmt: skip
 
 

@@ -73,7 +73,9 @@ class Child:
     deadline: float | None = None  # it is killed at this time at the latest
     lifetime: float | None = None  # it is due to be replaced this long after its start
     reason: ExitReason | None = None  # why it was told to leave
-    cut_at: float | None = None  # when a request over its time was first seen
+    cut_at: float | None = None  # when a request over its time was first seen, or that it is stuck outside one
+    cut_for: ExitReason = ExitReason.TIMEOUT  # or STALLED
+    cut_tried_ns: int = 0  # `Report.tried_ns` then
     slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
     stacks_seen: int = 0
     stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log

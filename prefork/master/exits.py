@@ -8,7 +8,7 @@ import logging
 import signal
 from dataclasses import dataclass
 
-from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
+from prefork.metrics.board import SIGNAL_DEATHS, Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason, Outcome
 from prefork.metrics.kernel import oom_kills
 from prefork.metrics.log_events import LogEvent, event
@@ -53,7 +53,7 @@ def exit_reason(
     """
     if signum == signal.SIGKILL:
         # A worker that the master killed at the deadline of a drain counts as KILLED, whatever the drain was for.
-        ours = (ExitReason.TIMEOUT, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
+        ours = (ExitReason.TIMEOUT, ExitReason.STALLED, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
         return told if told in ours else ExitReason.KILLED
     ended_well = signum is None and status == 0
     if ended_well and told is not None:
@@ -111,7 +111,7 @@ class Exits:
             words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
             words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
             if reason is not None:
-                words[EXITS + reason] += 1
+                words[exit_word(reason)] += 1
                 if exit.signum is not None:
                     words[SIGNAL_DEATHS + exit.signum] += 1
         for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):

@@ -26,8 +26,9 @@ class Gauges:
         idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
         saturated = limits.pool and not idle and len(ready) >= limits.max_children
         waits = pool.backing_off and pool.next_start > now
+        answered = not pool.queue.unanswered(limits.stall_timeout, now)
         with self._board.change() as words:
-            words[Word.SERVING] = not limits.pool or (bool(ready) and phase is Phase.RUNNING)
+            words[Word.SERVING] = not limits.pool or (bool(ready) and phase is Phase.RUNNING and answered)
             words[Word.TURNED_NS] = now_ns
             words[Word.MIN_CHILDREN] = limits.min_children
             words[Word.MAX_CHILDREN] = limits.max_children

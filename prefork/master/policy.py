@@ -7,7 +7,7 @@ The invariants, each with a test of its name (STARTING and READY children count 
 
     never_over_max          serving never exceeds max_children, plus one that exists only for a replacement
     draining_is_bounded     no drain is begun that makes more than max_children DRAINING, except for a cut request
-                            and at the end of the service
+                            or a stuck worker, and at the end of the service
     replacement_is_ready    a healthy READY worker is drained only while enough others are READY
     backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
     stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
@@ -22,15 +22,16 @@ from enum import Enum, auto
 from prefork.metrics.facts import ChildKind, ExitReason
 
 from .children import ChildState
+from .queue_watch import NOTHING_SEEN, QueueWatch, Unmoved
 
 TICK_S = 1.0  # the master has a turn at least this often
 STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
-CUT_TERM_S = 0.2  # from asking for the stacks of a request over its time to SIGTERM
-CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are left
+CUT_TERM_S = 0.2  # from asking for the stacks of a request over its time, or of a stuck worker, to SIGTERM
+CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are left, or the worker has not moved
 CUT_LOOK_S = 0.1
 REMIND_S = 0.25  # a draining worker is told again after this: hangup.py
 QUIET_S = 0.03  # the queue counts as empty when nothing came for this long
-STALL_LOOK_S = 0.05
+QUEUE_LOOK_S = 0.05
 FIRST_RESTART_DELAY_S = 0.5
 FORK_RETRY_S = 0.5
 BOOT_DEATHS_MAX = 3
@@ -61,6 +62,7 @@ class Limits:
     graceful_timeout: float
     max_restart_delay: float
     drain_delay: float = 0.0
+    stall_timeout: float | None = None
     hang_up: bool = False  # drain_connections = "eof"
 
     def resized(self, step: int) -> "Limits":
@@ -98,7 +100,10 @@ class ChildView:
     lanes: int = 1
     busy_since: tuple[float, ...] = ()
     accepted: int = 0
+    tried_ns: int = 0  # when it last tried to accept; a stamp of its own, to be compared with its others only
     cut_at: float | None = None
+    cut_for: ExitReason = ExitReason.TIMEOUT
+    moved: bool = False  # it has tried to accept since it was cut
     reason: ExitReason | None = None
 
     @property
@@ -125,7 +130,7 @@ class Pool:
     next_start: float = 0.0  # no fork before this time
     burst: int = 1  # how many the next growth adds
     next_resize: float = 0.0
-    stalled: frozenset[tuple[int, int]] = frozenset()  # idle while something is queued: serial, accepted so far
+    queue: QueueWatch = NOTHING_SEEN
 
     @property
     def backing_off(self) -> bool:
@@ -153,6 +158,7 @@ class Plan:
     stop: tuple[int, ...] = ()
     kill: tuple[int, ...] = ()
     dump: tuple[int, ...] = ()  # over request_timeout: ask for stacks, and send CONT in case it was stopped
+    stuck: tuple[int, ...] = ()  # idle beside a queue for stall_timeout: the same
     slow: tuple[int, ...] = ()  # over slow_request_timeout: ask for stacks
     poke: tuple[int, ...] = ()
     remind: tuple[int, ...] = ()  # to hang up connections that were too young for it when it was told
@@ -187,13 +193,14 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     serving = [c for c in snapshot.children if c.serving]
     ready = [c for c in serving if c.ready]
     leavers = sorted((c for c in ready if c.due or c.generation < snapshot.generation), key=lambda c: c.started)
-    stalled = _stalled(snapshot)
+    queue = _looked_at(snapshot, now)
     return Plan(
         phase,
-        replace(pool, stalled=stalled),
+        replace(pool, queue=queue),
         spawn=_spawn(pool, limits, serving, leavers, now),
         drain=_surplus(snapshot, pool, limits, ready, leavers),
-        poke=tuple(serial for serial, _ in stalled & pool.stalled),
+        poke=queue.to_wake(pool.queue),
+        stuck=_stuck(queue, ready, limits, now),
     )
 
 
@@ -277,11 +284,15 @@ def _surplus(
     return tuple(reasons[:most])
 
 
-def _stalled(snapshot: PoolSnapshot) -> frozenset[tuple[int, int]]:
-    """Return the workers that are idle while something is queued: the wake-up was lost with the worker that got it."""
-    if not snapshot.queued:
-        return frozenset()
-    return frozenset((c.serial, c.accepted) for c in snapshot.children if c.ready and c.free_lanes)
+def _looked_at(snapshot: PoolSnapshot, now: float) -> QueueWatch:
+    workers = [c for c in snapshot.children if c.ready]
+    idle = [Unmoved(c.serial, c.tried_ns, now, not c.busy_since) for c in workers if c.free_lanes]
+    return snapshot.pool.queue.looked(snapshot.queued, idle, sum(c.accepted for c in workers), now)
+
+
+def _stuck(queue: QueueWatch, ready: list[ChildView], limits: Limits, now: float) -> tuple[int, ...]:
+    cut = {c.serial for c in ready if c.cut_at is not None}
+    return tuple(serial for serial in queue.stuck(limits.stall_timeout, now) if serial not in cut)
 
 
 # Deadlines.
@@ -294,7 +305,11 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
         return True
     if child.kind is ChildKind.WORKER and child.state is ChildState.STARTING:
         return now >= child.started + limits.boot_timeout
-    if child.cut_at is None or now < child.cut_at + CUT_KILL_S or limits.request_timeout is None:
+    if child.cut_at is None or now < child.cut_at + CUT_KILL_S:
+        return False
+    if child.cut_for is ExitReason.STALLED:
+        return not child.moved
+    if limits.request_timeout is None:
         return False
     # With threads, the other requests of the process may finish before its deadline.
     return all(now >= since + limits.request_timeout for since in child.busy_since)
@@ -306,13 +321,14 @@ def _hanging_up(child: ChildView, limits: Limits) -> bool:
 
 
 def _cut(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
-    """Return the children with requests over their time: those to drain, and those to ask for their stacks first."""
+    """Return the children that were cut and are to be drained now, and those with requests over their time, to be asked
+    for their stacks first."""
     drain: dict[int, ExitReason] = {}
     dump = []
     for child in children:
         if child.cut_at is not None:
             if now >= child.cut_at + CUT_TERM_S and child.state in (ChildState.STARTING, ChildState.READY):
-                drain[child.serial] = ExitReason.TIMEOUT
+                drain[child.serial] = child.cut_for
         elif child.state is not ChildState.KILLING and _over(child, limits.request_timeout, now):
             dump.append(child.serial)
     return drain, tuple(dump)
@@ -329,8 +345,8 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
     yield result.pool.next_start
     if limits.min_children < limits.max_children and result.pool.burst > 1:
         yield result.pool.next_resize
-    if result.pool.stalled:
-        yield now + STALL_LOOK_S
+    if result.pool.queue.unmoved:
+        yield now + QUEUE_LOOK_S
     # What this plan begins has deadlines that are not in the snapshot.
     if result.spawn:
         yield now + limits.boot_timeout
@@ -340,7 +356,7 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
             yield now + REMIND_S
     if result.stop:
         yield now + STOP_GRACE_S
-    if result.dump:
+    if result.dump or result.stuck:
         yield now + CUT_TERM_S
     if _still_open(snapshot, limits, now):
         yield narrow_at(snapshot.phase_since, snapshot.pool, limits)

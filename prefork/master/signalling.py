@@ -31,6 +31,8 @@ def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_b
         kill(table, table[serial], now)
     for serial in plan.dump:
         cut(table[serial], now)
+    for serial in plan.stuck:
+        cut_stuck(table[serial], now)
     for serial in plan.slow:
         show_slow(table[serial], slow_before_ns)
     for serial in plan.stop:
@@ -79,7 +81,7 @@ def remind(child: Child, now: float) -> None:
 
 def kill(table: ChildTable, child: Child, now: float) -> None:
     if child.cut_at is not None:
-        child.reason = ExitReason.TIMEOUT
+        child.reason = child.cut_for
     elif child.reason is None:
         child.reason = ExitReason.BOOT_FAILED
     log.warning(
@@ -100,11 +102,24 @@ def cut(child: Child, now: float) -> None:
 
     SIGCONT is for a process that was stopped.
     """
-    child.cut_at = now
+    child.cut_at, child.cut_for = now, ExitReason.TIMEOUT
     log.error(
         "%s: a request has run for longer than request_timeout",
         child,
         extra=event(LogEvent.REQUEST_TIMEOUT, **child.fields),
+    )
+    child.signal(signal.SIGUSR1)
+    child.signal(signal.SIGCONT)
+
+
+def cut_stuck(child: Child, now: float) -> None:
+    """Ask for the stacks of a child that is stuck outside a request, before it is told to leave."""
+    child.cut_at, child.cut_for = now, ExitReason.STALLED
+    child.cut_tried_ns = 0 if child.report is None else child.report.tried_ns
+    log.error(
+        "%s: idle beside a queue for longer than stall_timeout; it is stuck outside a request, and is replaced",
+        child,
+        extra=event(LogEvent.WORKER_STALLED, **child.fields),
     )
     child.signal(signal.SIGUSR1)
     child.signal(signal.SIGCONT)

@@ -21,8 +21,8 @@ def view_of(child: Child, clock: Clock) -> ChildView:
         due = ExitReason.REPLACED
     return ChildView(
         child.serial, child.kind, child.state, child.generation, child.started, child.told, child.deadline, due,
-        report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, child.cut_at,
-        child.reason,
+        report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, report.tried_ns,
+        child.cut_at, child.cut_for, report.tried_ns != child.cut_tried_ns, child.reason,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefork.metrics.board import EXITS, Board, Word
+from prefork.metrics.board import Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
@@ -191,7 +191,7 @@ def pack_board(board: Board) -> tuple[dict[str, Any], list[int]]:
     return {
         "fd": board.fd,
         "words": {word.name: words[word] for word in NAMED},
-        "exits": {reason.name: words[EXITS + reason] for reason in ExitReason},
+        "exits": {reason.name: words[exit_word(reason)] for reason in ExitReason},
     }, [board.fd]
 
 
@@ -214,7 +214,7 @@ def resume_board(packed: dict[str, Any]) -> Board:
                 words[Word[name]] = value
         for name, value in packed["exits"].items():
             if name in ExitReason.__members__:
-                words[EXITS + ExitReason[name]] = value
+                words[exit_word(ExitReason[name])] = value
     return board
 
 
@@ -229,6 +229,7 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
     values |= {
         "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
         "slot": child.slot.fd, "drain_signal": int(child.drain_signal),
+        "cut_for": child.cut_for.name, "cut_tried_ns": child.cut_tried_ns,
     }  # fmt: skip
     return values, [child.pidfd, child.slot.fd]
 
@@ -251,6 +252,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
         kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(slot), reader=reader,
         reason=None if packed["reason"] is None else ExitReason[packed["reason"]],
         drain_signal=packed.get("drain_signal", signal.SIGTERM),
+        cut_for=ExitReason[packed.get("cut_for", "TIMEOUT")], cut_tried_ns=packed.get("cut_tried_ns", 0),
         **{name: packed[name] for name in _PLAIN},
     )  # fmt: skip
 

@@ -91,7 +91,7 @@ def live(
     report = Report(
         ready=True, due=None, leaving=None, drain_asked=False, replace_asked=False, private_memory=memory, open_fds=fds,
         fds_limit=1024 if fds else 0, cpu_user_ns=S, cpu_system_ns=2 * S, lanes=2, busy_since_ns=busy_since_ns,
-        accepted=0,
+        accepted=0, tried_ns=0,
     )  # fmt: skip
     return Live(role, condition, report)
 

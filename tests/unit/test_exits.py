@@ -11,7 +11,7 @@ import pytest
 from prefork.master import exits
 from prefork.master.children import Child, Exit
 from prefork.master.exits import Death, Exits, exit_reason
-from prefork.metrics.board import EXITS, SIGNAL_DEATHS, Board, Word
+from prefork.metrics.board import EXIT_WORDS, EXITS, SIGNAL_DEATHS, Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent
 from prefork.metrics.scoreboard import (
@@ -144,7 +144,7 @@ def test_a_workers_end(
         death = settle(board, ended(status, signum, told=told, ready=ready, hint=hint))
     assert death.reason is reason
     words = board.words
-    assert {each: words[EXITS + each] for each in ExitReason if words[EXITS + each]} == {reason: 1}
+    assert {each: words[exit_word(each)] for each in ExitReason if words[exit_word(each)]} == {reason: 1}
     signals = {number: words[SIGNAL_DEATHS + number] for number in range(65) if words[SIGNAL_DEATHS + number]}
     assert signals == ({} if signum is None else {signum: 1})
     (record,) = caplog.records
@@ -173,7 +173,7 @@ def test_the_end_of_another_child(
         death = settle(board, ended(None if signum else 1, signum, kind=kind, told=told, text=text))
     assert death.reason is None
     assert not death.at_boot
-    assert not any(board.words[EXITS : EXITS + len(ExitReason) + 1])
+    assert not any(board.words[EXITS : EXITS + EXIT_WORDS])
     assert not any(board.words[SIGNAL_DEATHS : SIGNAL_DEATHS + 65])
     assert [record.levelno for record in caplog.records] == [level]
 

@@ -52,5 +52,5 @@ def test_exit_reasons_are_those_of_the_documentation() -> None:
     assert 0 not in set(map(int, facts.ExitReason))
     assert " ".join(reason.label for reason in facts.ExitReason) == (
         "drained max_requests max_lifetime max_memory scaled_down replaced stopped exited timeout boot_failed crashed "
-        "oom_suspected killed master_died"
+        "oom_suspected killed master_died stalled"
     )

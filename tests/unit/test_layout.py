@@ -82,7 +82,11 @@ def test_histograms() -> None:
 
 def test_there_is_room() -> None:
     """No area reaches into the next one."""
-    assert BOARD["EXITS"] + len(ExitReason) < BOARD["ACCEPT_ERRORS_DEAD"]
+    words = {board.exit_word(reason) for reason in ExitReason}
+    assert len(words) == len(ExitReason)
+    assert min(words) >= BOARD["EXITS"]
+    assert max(words) < BOARD["ACCEPT_ERRORS_DEAD"]
+    assert board.exit_word(ExitReason.MASTER_DIED) == 83
     assert BOARD["ACCEPT_ERRORS_DEAD"] + len(AcceptError) <= BOARD["SIGNAL_DEATHS"]
     assert len(ControlCommand) <= BOARD["CONTROL_COMMANDS"]
     assert SLOT["ACCEPT_ERRORS"] + len(AcceptError) <= SLOT["LOG_DROPPED"]

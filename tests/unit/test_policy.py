@@ -22,6 +22,7 @@ from prefork.master.policy import (
     hopeless,
     plan,
 )
+from prefork.master.queue_watch import QueueWatch, Unmoved
 from prefork.metrics.facts import ChildKind, ExitReason
 from tests.support.programs.simulation import LIMITS
 
@@ -41,8 +42,11 @@ NOW = 1000.0
 GENERATION = 3
 RUNNING = (Phase.STARTING, Phase.RUNNING)
 ORDER = list(Phase)
+CUT = (ExitReason.TIMEOUT, ExitReason.STALLED)
 
 moments = st.sampled_from([NOW - 100, NOW - 10, NOW - 3, NOW - 1, NOW - 0.3, NOW - 0.01, NOW])
+unmoved = st.builds(Unmoved, st.integers(1, 9), st.integers(0, 3), moments, st.booleans())
+cuts = st.sampled_from([None, None, NOW - 1, NOW - 0.25, NOW - 0.1])
 later = st.sampled_from([NOW - 1, NOW, NOW + 0.005, NOW + 0.5, NOW + 3, NOW + 100])
 
 
@@ -60,8 +64,9 @@ def children(draw: st.DrawFn, serial: int) -> ChildView:
         started=draw(moments), told=draw(moments) if told else 0.0,
         deadline=draw(later) if told else None,
         due=draw(st.sampled_from([None, None, None, ExitReason.MAX_REQUESTS, ExitReason.MAX_LIFETIME])),
-        lanes=lanes, busy_since=tuple(busy), accepted=draw(st.integers(0, 3)),
-        cut_at=draw(st.sampled_from([None, None, NOW - 1, NOW - 0.25, NOW - 0.1])) if busy else None,
+        lanes=lanes, busy_since=tuple(busy), accepted=draw(st.integers(0, 3)), tried_ns=draw(st.integers(0, 3)),
+        cut_at=None if state is ChildState.STARTING else draw(cuts),
+        cut_for=ExitReason.TIMEOUT if busy else ExitReason.STALLED, moved=draw(st.booleans()),
         reason=draw(st.sampled_from(reasons)) if told else None,
     )  # fmt: skip
 
@@ -74,6 +79,7 @@ def limits(draw: st.DrawFn) -> Limits:
         min_spare_children=draw(st.sampled_from([None, 1, 2])), max_spare_children=draw(st.sampled_from([None, 2, 4])),
         request_timeout=draw(st.sampled_from([None, 2.0])), slow_request_timeout=draw(st.sampled_from([None, 0.2])),
         drain_delay=draw(st.sampled_from([0.0, 0.0, 5.0])), hang_up=draw(st.booleans()),
+        stall_timeout=draw(st.sampled_from([None, 5.0])),
     )  # fmt: skip
 
 
@@ -82,7 +88,10 @@ def snapshots(draw: st.DrawFn, phases: Any = tuple(Phase)) -> PoolSnapshot:
     pool = Pool(
         target=draw(st.integers(0, 6)), ever_ready=draw(st.booleans()), boot_deaths=draw(st.sampled_from([0, 0, 1, 4])),
         next_start=draw(later), burst=draw(st.sampled_from([1, 2, 8])), next_resize=draw(later),
-        stalled=frozenset(draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=3))),
+        queue=QueueWatch(
+            tuple(draw(st.lists(unmoved, max_size=3))), accepted=draw(st.integers(0, 9)),
+            untaken_since=draw(st.sampled_from([None, NOW - 10, NOW - 1])),
+        ),
     )  # fmt: skip
     count = draw(st.integers(0, 9))
     return PoolSnapshot(
@@ -101,9 +110,9 @@ def leaves(child: ChildView, snapshot: PoolSnapshot) -> bool:
 
 
 def uncut(snapshot: PoolSnapshot, result: Plan) -> list[ChildView]:
-    """Who is drained, but not for a request over its time."""
+    """Who is drained, but not for a request over its time, nor for being stuck."""
     reasons = dict(result.drain)
-    return [c for c in snapshot.children if c.serial in reasons and reasons[c.serial] is not ExitReason.TIMEOUT]
+    return [c for c in snapshot.children if c.serial in reasons and reasons[c.serial] not in CUT]
 
 
 # The invariants, by name.
@@ -175,8 +184,9 @@ def test_deadline_kills(snapshot: PoolSnapshot, limits: Limits) -> None:
         over = child.deadline is not None and child.deadline <= NOW
         booting = child.kind is ChildKind.WORKER and child.state is ChildState.STARTING
         over |= booting and child.started + limits.boot_timeout <= NOW
-        cut = child.cut_at is not None and limits.request_timeout is not None and child.cut_at + CUT_KILL_S <= NOW
-        over |= cut and all(since + 2.0 <= NOW for since in child.busy_since)
+        cut = child.cut_at is not None and child.cut_at + CUT_KILL_S <= NOW
+        late = limits.request_timeout is not None and all(since + 2.0 <= NOW for since in child.busy_since)
+        over |= cut and (not child.moved if child.cut_for is ExitReason.STALLED else late)
         assert (child.serial in killed) == (over and child.state is not ChildState.KILLING)
 
 
@@ -190,9 +200,10 @@ def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> N
     assert between.kill == first.kill
     assert between.stop == first.stop
     assert between.dump == first.dump
+    assert set(between.stuck) <= set(first.stuck)
     assert between.slow == first.slow
     assert set(between.remind) == set(first.remind)
-    cut = [{serial for serial, why in p.drain if why is ExitReason.TIMEOUT} for p in (first, between)]
+    cut = [{serial for serial, why in p.drain if why in CUT} for p in (first, between)]
     assert cut[0] == cut[1]
     if first.phase not in RUNNING:
         assert {serial for serial, _ in between.drain} == {serial for serial, _ in first.drain}
@@ -325,13 +336,64 @@ def test_lanes_are_spare_by_the_worker() -> None:
 
 
 def test_idle_beside_a_queue() -> None:
-    """A worker that is idle beside a queue on two turns running, with nothing accepted between, is woken."""
-    idle, busy = worker(1, accepted=7), worker(2, busy_since=(NOW,))
+    """A worker that is idle beside a queue on two turns running, and has not tried to accept between, is woken."""
+    idle, busy = worker(1, tried_ns=7), worker(2, busy_since=(NOW,))
     first = plan(seen(idle, busy, queued=True), FOUR, NOW)
     assert first.poke == ()
     assert plan(seen(idle, busy, queued=True, pool=first.pool), FOUR, NOW).poke == (1,)
-    assert plan(seen(replace(idle, accepted=8), busy, queued=True, pool=first.pool), FOUR, NOW).poke == ()
+    assert plan(seen(replace(idle, tried_ns=8), busy, queued=True, pool=first.pool), FOUR, NOW).poke == ()
     assert plan(seen(idle, busy, pool=first.pool), FOUR, NOW).poke == ()
+
+
+def test_stuck_outside_a_request() -> None:
+    """Idle beside a queue for stall_timeout without one try: its stacks, TERM 200 ms later, and SIGKILL 100 ms after
+    that unless it has moved meanwhile."""
+    limits, idle, pool = replace(FOUR, stall_timeout=5.0), worker(1, tried_ns=7), Pool(target=4, ever_ready=True)
+    for seconds in (0.0, 2.0, 4.9):
+        result = plan(seen(idle, queued=True, pool=pool), limits, NOW + seconds)
+        pool = result.pool
+        assert result.stuck == ()
+        assert not pool.queue.unanswered(5.0, NOW + seconds)
+    at = NOW + 5.0
+    result = plan(seen(idle, queued=True, pool=pool), limits, at)
+    assert (result.stuck, result.drain, result.wake_at) == ((1,), (), at + 0.05)
+    assert result.pool.queue.unanswered(5.0, at)
+    cut = replace(idle, cut_at=at, cut_for=ExitReason.STALLED)
+    result = plan(seen(cut, queued=True, pool=result.pool), limits, at + CUT_TERM_S)
+    assert (result.stuck, result.drain, result.kill) == ((), ((1, ExitReason.STALLED),), ())
+    leaving = replace(cut, state=ChildState.DRAINING, deadline=at + 30)
+    assert plan(seen(leaving), limits, at + CUT_TERM_S).kill == ()
+    assert plan(seen(leaving), limits, at + CUT_KILL_S).kill == (1,)
+    assert plan(seen(replace(leaving, moved=True)), limits, at + CUT_KILL_S).kill == ()
+
+
+@pytest.mark.parametrize("well", ["tries", "busy", "has a request in hand", "off", "the queue is empty for a moment"])
+def test_never_stuck(well: str) -> None:
+    """A worker that tries, even in vain, that is busy or has a request in hand; nor where the queue was empty in
+    between, or nobody wants it."""
+    limits, pool = replace(FOUR, stall_timeout=None if well == "off" else 5.0), Pool(target=4, ever_ready=True)
+    for step in range(200):
+        now = NOW + step / 10
+        child = worker(1, lanes=2, tried_ns=step // 30 if well == "tries" else 7)
+        child = replace(child, busy_since={"busy": (NOW, NOW), "has a request in hand": (NOW,)}.get(well, ()))
+        queued = well != "the queue is empty for a moment" or bool(step % 45)
+        result = plan(seen(child, queued=queued, pool=pool), limits, now)
+        pool = result.pool
+        assert result.stuck == ()
+        # With a lane free that it does not use, it is not replaced for the sake of its request; but nobody answers.
+        unanswered = well == "has a request in hand" and step >= 50
+        assert pool.queue.unanswered(limits.stall_timeout, now) is unanswered
+
+
+def test_somebody_takes() -> None:
+    """While one of a pool takes from the queue the service answers, though another is stuck."""
+    limits, pool = replace(FOUR, stall_timeout=5.0), Pool(target=4, ever_ready=True)
+    for step in range(80):
+        children = worker(1, tried_ns=7), worker(2, accepted=step // 9, busy_since=(NOW,))
+        result = plan(seen(*children, queued=True, pool=pool), limits, NOW + step / 10)
+        pool = result.pool
+        assert not pool.queue.unanswered(5.0, NOW + step / 10)
+    assert result.stuck == (1,)
 
 
 def test_a_request_over_its_time() -> None:

@@ -581,3 +581,42 @@ def test_idle_beside_a_queue(simulated: Callable[..., Simulation]) -> None:
     assert [signum for signum, _ in idle.told] != []
     assert {signum for signum, _ in idle.told} == {signal.SIGHUP}
     assert busy.told == []
+
+
+@pytest.mark.parametrize("how", ["stopped", "hangs"])
+def test_stuck_beside_a_queue(how: str, simulated: Callable[..., Simulation]) -> None:
+    """One that is stopped, or hangs in C, is replaced after stall_timeout, while the one that is well stays; it ends by
+    itself where SIGCONT helps, else by SIGKILL."""
+    simulation = simulated(max_children=2, min_children=2)
+    simulation.settle()
+    stuck, well = simulation.living()
+    if how == "stopped":
+        stuck.receive(signal.SIGSTOP)
+    else:
+        stuck.hang()
+    simulation.connect()
+    simulation.advance(4.9)
+    assert simulation.living() == [stuck, well]
+    simulation.advance(1.6)
+    assert stuck not in simulation.living()
+    assert simulation.statistics().exits == {"stalled": 1}
+    simulation.settle()
+    assert len(simulation.living()) == 2
+    assert (signal.SIGKILL in [signum for signum, _ in stuck.told]) == (how == "hangs")
+    simulation.advance(20)
+    assert simulation.statistics().exits == {"stalled": 1}, "nobody is stuck that tries"
+
+
+def test_a_master_that_slept_calls_nobody_stuck(simulated: Callable[..., Simulation]) -> None:
+    """What a worker did not do while the master was away is not held against it."""
+    simulation = simulated(max_children=1, min_children=1)
+    simulation.settle()
+    (worker,) = simulation.living()
+    worker.receive(signal.SIGSTOP)
+    simulation.connect()
+    simulation.advance(3)
+    simulation.pause(60)
+    simulation.advance(1.5)
+    worker.receive(signal.SIGCONT)
+    simulation.advance(20)
+    assert simulation.living() == [worker]

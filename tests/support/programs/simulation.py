@@ -175,6 +175,7 @@ class FakeProcess:
 
     def _obey(self, signum: int) -> None:
         if not self.alive or signum in NOTHING:
+            self._try()
             return
         if signum == signal.SIGUSR1:
             self.stacks.write("Current thread (most recent call first):\n")
@@ -183,6 +184,12 @@ class FakeProcess:
             self._leave_when_empty()
         elif signum == signal.SIGQUIT and not self.deaf:
             self.exit(0, ExitReason.STOPPED)
+
+    def _try(self) -> None:
+        """Its wait was ended: a worker that is well tries to accept, in vain here."""
+        free = [index for index in range(self.slot.lanes) if index not in self.busy]
+        if self.alive and self.ready and free and not self.deaf:
+            self.slot.lane(free[0])[STARTED_NS] = self.now_ns()
 
     def _leave_when_empty(self) -> None:
         if self.alive and self.draining and self.ready and not self.busy and not self.stopped:
@@ -233,7 +240,7 @@ class FakeProcesses(Processes):
 
 LIMITS = Limits(
     pool=True, max_children=2, min_children=2, min_spare_children=None, max_spare_children=None, request_timeout=None,
-    slow_request_timeout=None, boot_timeout=10.0, graceful_timeout=5.0, max_restart_delay=4.0,
+    slow_request_timeout=None, boot_timeout=10.0, graceful_timeout=5.0, max_restart_delay=4.0, stall_timeout=5.0,
 )  # fmt: skip
 
 
