@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--errno", action="append", help="only this errno; may be repeated")
     parser.add_argument("--who", choices=("master", "worker", "exporter"), default="master")
     parser.add_argument("--occurrences", type=int, default=1000, help="no more than so many of one call")
-    parser.add_argument("--step", type=int, default=1, help="each so-manieth occurrence only, behind the first sixteen")
+    parser.add_argument("--step", type=int, default=1, help="each so-manieth only, but for the first and last 16")
     parser.add_argument("--one", action="store_true", help="one errno for each occurrence, each of them in turn")
     parser.add_argument("--show", action="store_true", help="print the log of each scene that was spoiled")
     given = parser.parse_args()

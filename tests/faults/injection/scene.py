@@ -328,7 +328,7 @@ class Scene:
 def _sockets() -> dict[str, str]:
     """Of each Unix socket, by what a descriptor of it links to: its path, which one that was accepted there has too."""
     found = {}
-    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+    for line in re.findall(r"^[0-9a-f]+: .*$", Path("/proc/net/unix").read_text(), re.MULTILINE):
         _, _, _, _, _, _, inode, *path = line.split()
         found[f"socket:[{inode}]"] = f"socket: unix {' '.join(path) or 'without a path'}"
     return found
@@ -336,8 +336,9 @@ def _sockets() -> dict[str, str]:
 
 def _unasked_traceback(log: str) -> str:
     """The first one that neither a broken release explains, nor a fault in a new image, whose program fails by it."""
-    expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse")
-    for found in re.finditer(r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n", log, re.MULTILINE):
+    expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse", "prefork: could not ")
+    traceback = r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n( *prefork: .*\n)?"
+    for found in re.finditer(traceback, log, re.MULTILINE):
         if not any(each in found[0] for each in expected):
             return found[0][-600:]
     return ""

@@ -14,7 +14,7 @@ from .injector import ERRNOS, Fault, Injector
 from .scene import ENDS, STIMULI, Scene, inject
 
 IN_ONE = 4  # faults in one service: an exporter that dies again and again is started ever more slowly
-ALWAYS = 16  # the first occurrences are never left out
+ALWAYS = 16  # the first and the last occurrences are never left out: most between them are imports
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def faults_of(
     numbers = counted(stimulus, who)
     for call in calls:
         chosen = [error for error in ERRNOS[call] if not errnos or error in errnos]
-        occurrences = [n for n in range(1, min(most, numbers.get(call, 0)) + 1) if n <= ALWAYS or n % step == 0]
+        last = min(most, numbers.get(call, 0))
+        occurrences = [n for n in range(1, last + 1) if n <= ALWAYS or n > last - ALWAYS or n % step == 0]
         for index, occurrence in enumerate(occurrences if chosen else ()):
             for error in [chosen[index % len(chosen)]] if one else chosen:
                 yield Fault(call, error, occurrence)
