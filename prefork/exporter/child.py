@@ -93,6 +93,7 @@ class ExporterChild:
         self._delay = FIRST_RESTART_S
         self._well_at = 0.0  # when it last accepted a connection or had none waiting
         self._taken = 0
+        self._unkilled = False  # it was given up, and the kernel refused the signal
         board.announce = self._announce
         self._before: list[Child] = []
 
@@ -102,6 +103,8 @@ class ExporterChild:
             if now < self._next_start or not self._subject.may_fork():
                 return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
             self._start(now)
+        elif self._unkilled:
+            self._unkilled = not self._child.signal(signal.SIGKILL)
         elif self._takes_some(self._child) or not queued(self._listener):
             self._well_at = now
         elif now - self._well_at >= WEDGED_S:
@@ -142,7 +145,7 @@ class ExporterChild:
             self._feed.keep_theirs()
 
     def _start(self, now: float) -> None:
-        self._well_at, self._taken = now, 0
+        self._well_at, self._taken, self._unkilled = now, 0, False
         try:
             feed = self._feed = Feed()
         except OSError as exc:
@@ -192,7 +195,7 @@ class ExporterChild:
                 why,
                 extra=event(LogEvent.EXPORTER_GIVEN_UP, **self._child.fields, reason=why),
             )
-            self._child.signal(signal.SIGKILL)
+            self._unkilled = not self._child.signal(signal.SIGKILL)
         self._close_feed()
 
     def _close_feed(self) -> None:

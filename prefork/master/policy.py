@@ -29,6 +29,7 @@ STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
 CUT_TERM_S = 0.2  # from asking for the stacks of a request over its time, or of a stuck worker, to SIGTERM
 CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are left, or the worker has not moved
 CUT_LOOK_S = 0.1
+OUT_OF_REACH_S = 2.0  # from its deadline on the end waits so long for a child that SIGKILL does not reach
 REMIND_S = 0.25  # a draining worker is told again after this: hangup.py
 QUIET_S = 0.03  # the queue counts as empty when nothing came for this long
 QUEUE_LOOK_S = 0.05
@@ -205,8 +206,12 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 
 
 def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
-    """Plan the end: DRAINING serves the accept queue to its end, then drains the workers; KILLING stops them all."""
-    phase, left = snapshot.phase, [c for c in snapshot.children if c.kind is ChildKind.WORKER]
+    """Plan the end: DRAINING serves the accept queue to its end, then drains the workers; KILLING stops them all.
+
+    The end does not wait for one that outlives its SIGKILL, or is out of our reach.
+    """
+    workers = [c for c in snapshot.children if c.kind is ChildKind.WORKER]
+    phase, left = snapshot.phase, [c for c in workers if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
     if phase is Phase.STOPPED or not left:
         return Plan(Phase.STOPPED, snapshot.pool)
     if phase is Phase.KILLING:

@@ -7,6 +7,7 @@ itself is in processes.py.
 import logging
 import select
 import signal
+import time
 from collections.abc import Callable
 from time import monotonic
 
@@ -14,7 +15,8 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, ChildTable, Exit
-from .waiting import Waiting
+from .guard import say_failed
+from .waiting import REFUSED_S, Waiting
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -70,4 +72,12 @@ class Reaper:
 def _wait_readable(fd: int, until: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if until is None else max(0.0, until - monotonic()) * 1000))
+    while True:
+        left = None if until is None else max(0.0, until - monotonic())
+        try:
+            return bool(poll.poll(None if left is None else left * 1000))
+        except OSError as exc:
+            say_failed("wait for the end of a child", exc, "trying again")
+            if left == 0.0:
+                return False
+            time.sleep(REFUSED_S)

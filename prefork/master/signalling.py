@@ -80,6 +80,9 @@ def remind(child: Child, now: float) -> None:
 
 
 def kill(table: ChildTable, child: Child, now: float) -> None:
+    """Kill a child past its deadline. One that cannot be signalled stays what it is, and a later turn kills it."""
+    if not child.signal(signal.SIGKILL):
+        return
     if child.cut_at is not None:
         child.reason = child.cut_for
     elif child.reason is None:
@@ -94,7 +97,6 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
         ),
     )
     table.set_state(child, ChildState.KILLING, now)
-    child.signal(signal.SIGKILL)
 
 
 def cut(child: Child, now: float) -> None:

@@ -27,7 +27,7 @@ from .children import Child, ChildState, ChildTable, Exit
 from .clock import Clock
 from .exits import Exits
 from .gauges import Gauges
-from .guard import say_failed
+from .guard import attempt, say_failed
 from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
 from .policy import Phase, Plan, Pool
@@ -311,7 +311,7 @@ class Supervisor:
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
         self.tasks.note_exit(child, now)
         if child.kind is ChildKind.REHEARSAL:
-            self.generations.rehearsal_ended(str(exit))
+            attempt("judge the rehearsal", lambda: self.generations.rehearsal_ended(str(exit)))
         self.table.set_state(child, ChildState.REAPED, now)
         self._wake_at = min(self._wake_at, now)
 

@@ -26,7 +26,7 @@ from prefork.workers.bootstrap import Birth, Master, leave
 from .. import process
 from ..errors import ConfigError
 from ..master.children import Child
-from ..master.guard import attempt
+from ..master.guard import attempt, say_failed
 from .handover import Record, handed_on
 from .start_context import START
 
@@ -34,6 +34,7 @@ log = logging.getLogger("prefork.supervisor")
 
 OUTPUT_MAX = 64 * 1024  # of the output of a rehearsal, only the last so many bytes are kept
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to SIGKILL
+KILL_AGAIN_S = 0.5  # until a SIGKILL that the kernel refused is sent again
 ABOUT_TO_END = "the service is about to end"
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
@@ -104,8 +105,8 @@ class Reloading:
             if self._word.endswith(b"\n"):
                 self._kill_at = min(self._kill_at, now + LAST_WORDS_S)
             if self._child is not None and now >= self._kill_at and not self._killed:
-                self._killed = True
-                self._child.signal(signal.SIGKILL)
+                self._killed = self._child.signal(signal.SIGKILL)
+                self._kill_at = max(self._kill_at, now + KILL_AGAIN_S)
             return self._kill_at if not self._killed else float("inf")
         return float("inf")
 
@@ -115,8 +116,9 @@ class Reloading:
         if self.stage in (Stage.WAITING, Stage.READY):
             self._end(ReloadResult(False, ABOUT_TO_END))
         elif self._child is not None:
-            self._killed = self._cancelled = True
-            self._child.signal(signal.SIGKILL)
+            self._cancelled = True
+            self._killed = self._child.signal(signal.SIGKILL)
+            self._kill_at = float("-inf")  # else in the next turn
 
     def done(self, result: ReloadResult) -> None:
         """Note the result of the exec; if this process is there to note it, the exec has failed."""
@@ -170,6 +172,9 @@ class Reloading:
                 data = os.read(fd, 65536)
             except BlockingIOError:
                 break
+            except OSError as exc:  # its end is noted nevertheless, and what is in the pipe is read in the next turn
+                say_failed("read what the rehearsal says", exc)
+                break
             if not data:
                 self._unwatch(self._pipes.pop(name))
                 os.close(fd)
@@ -180,6 +185,7 @@ class Reloading:
     def ended(self, how: str) -> None:
         """Note that the rehearsal was reaped, and decide on its result; `how` it ended, in words."""
         self._listen()
+        self._listen()  # what the kernel may have refused the first time: there is no next turn for it
         self._close()
         self._child = None
         output = self._output.decode(errors="replace").strip()

@@ -214,6 +214,33 @@ def test_a_rehearsal_that_hangs(pool: Reloadable, told: list[bool]) -> None:
     assert pool.images == 2
 
 
+def test_a_rehearsal_that_cannot_be_killed_at_once(pool: Reloadable, told: list[bool]) -> None:
+    """The SIGKILL that the kernel refused is sent again, and the reload ends."""
+    pool.command(Command.RELOAD)
+    pool.processes.reach = False
+    pool.advance(LIMITS.boot_timeout + 1)
+    assert pool.rehearsal is not None
+    pool.processes.reach = True
+    pool.advance(1.0)
+    assert (pool.rehearsal, told, pool.images) == (None, [False], 1)
+
+
+def test_a_rehearsal_that_cannot_be_read(pool: Reloadable, told: list[bool]) -> None:
+    """Its end is the end of the reload, and the next one can be asked for."""
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is not None
+    pipes = pool.generations._reloading._pipes
+    folder = os.open("/", os.O_RDONLY)
+    for fd in pipes.values():
+        os.dup2(folder, fd)  # read(2) refuses a folder
+    os.close(folder)
+    pool.rehearsal.exit()
+    pool.turn()
+    assert (told, pool.generations.stage, pool.rehearsal) == ([False], Stage.IDLE, None)
+    new_image(pool)
+    assert pool.images == 2
+
+
 def test_a_third_generation_waits(pool: Reloadable, told: list[bool]) -> None:
     """While one of the first is busy the third is not rehearsed; it is when that one was killed at its deadline."""
     busy = pool.living()[0]

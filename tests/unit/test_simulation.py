@@ -521,6 +521,25 @@ def test_a_queue_that_nobody_serves(simulated: Callable[..., Simulation]) -> Non
     assert simulation.statistics().exits == {"killed": 2}
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_a_worker_out_of_reach(simulated: Callable[..., Simulation], back: bool) -> None:
+    """The SIGKILL at its deadline is sent again until it arrives; the end does not wait for it for ever."""
+    simulation = simulated(graceful_timeout=6.0)
+    simulation.settle()
+    for process in simulation.living():
+        process.begin()
+    simulation.command(Command.DRAIN)
+    simulation.processes.reach = False
+    simulation.advance(7.5)
+    assert (len(simulation.living()), stopped(simulation)) == (2, False)
+    simulation.processes.reach = back
+    simulation.advance(1.5)
+    assert stopped(simulation)
+    assert len(simulation.living()) == (0 if back else 2)
+    for process in simulation.living():
+        process.die()
+
+
 def test_drain_delay(simulated: Callable[..., Simulation]) -> None:
     """For so long after DRAIN the door is open and the pool whole; then the time of the drain begins."""
     simulation = simulated(drain_delay=3.0)

@@ -209,6 +209,7 @@ class FakeProcesses(Processes):
     def __init__(self, now_ns: Callable[[], int] = lambda: 0) -> None:
         self.all: dict[int, FakeProcess] = {}
         self.refuse = False  # fork fails
+        self.reach = True  # signals arrive; kill(2) refuses them to who has changed its user
         self.on_start: Callable[[FakeProcess], None] = lambda process: None
         self._now_ns = now_ns
         self._pids = itertools.count(1 << 23)  # above any real one
@@ -233,6 +234,8 @@ class FakeProcesses(Processes):
         return end
 
     def signal(self, pidfd: int, signum: int) -> None:
+        if not self.reach:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         process = self.all.get(self._by_pidfd[pidfd])
         if process is not None:
             process.receive(signum)
