@@ -33,6 +33,7 @@ from .start_context import START
 log = logging.getLogger("prefork.supervisor")
 
 OUTPUT_MAX = 64 * 1024  # of the output of a rehearsal, only the last so many bytes are kept
+READS_A_TURN = 2  # of a pipe, each of so many bytes: a rehearsal may print faster than anybody reads
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to SIGKILL
 KILL_AGAIN_S = 0.5  # until a SIGKILL that the kernel refused is sent again
 ABOUT_TO_END = "the service is about to end"
@@ -161,15 +162,16 @@ class Reloading:
                 raise
 
     def _listen(self) -> None:
-        self._word += self._read("word")
+        self._word = (self._word + self._read("word"))[-OUTPUT_MAX:]
         self._output = (self._output + self._read("output"))[-OUTPUT_MAX:]
 
     def _read(self, name: str) -> bytes:
-        fd = self._pipes.get(name)
+        """Return what is there, at most READS_A_TURN times OUTPUT_MAX bytes; the rest has to wait for the next turn."""
         found = b""
-        while fd is not None:
+        for _ in range(READS_A_TURN if name in self._pipes else 0):
+            fd = self._pipes[name]
             try:
-                data = os.read(fd, 65536)
+                data = os.read(fd, OUTPUT_MAX)
             except BlockingIOError:
                 break
             except OSError as exc:  # its end is noted nevertheless, and what is in the pipe is read in the next turn
