@@ -31,13 +31,20 @@ class Counting:
         self.own: tuple[tuple[int, Slot], ...] = ()  # this process's own slots, with their serials on the board
         self.final: Statistics | None = None  # set when the board is closed
         self._board: Board | None = None
+        self._lock = threading.RLock()  # around the making and the closing of the board, and reads by other threads
         self._adopted: Slot | None = None  # holds the program's own metrics of this process
 
     @property
     def board(self) -> Board:
         if self._board is None:
-            self._board = Board()
+            with self._lock:
+                self._board = self._board or Board()
         return self._board
+
+    def statistics(self) -> Statistics:
+        """Return the counts so far. Call it from any thread, also while another one closes the board."""
+        with self._lock:
+            return self.final or self.board.snapshot().statistics()
 
     def go_on_with(self, board: Board) -> None:
         """Use the board of the previous image of this process."""
@@ -109,10 +116,11 @@ class Counting:
 
     def close_board(self) -> None:
         """Keep the last statistics and release the memory."""
-        if self._board is not None:
-            self.final = self._board.snapshot().statistics()
-            self._board.forget()
-            self._board = None
+        with self._lock:
+            if self._board is not None:
+                self.final = self._board.snapshot().statistics()
+                self._board.forget()
+                self._board = None
 
     def leave(self, birth: Birth) -> None:
         """Stop a child from writing the slots of the serving process.

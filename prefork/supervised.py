@@ -284,7 +284,7 @@ class SupervisedMixIn(_AnyServer):
         own: Supervised = self._prefork_
         if own.worker is not None or own.birth is not None:
             raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
-        return own.counting.final or own.counting.board.snapshot().statistics()
+        return own.counting.statistics()
 
     @property
     def metrics_server_address(self) -> Any:
