@@ -34,6 +34,7 @@ class LogEvent(Enum):
     POOL_RESIZED = "`min_children` and `max_children` were changed"
     MASTER_PAUSED = "the master was stopped or kept busy for `late_s`; deadlines move by `moved_s`"
     STEP_FAILED = "something the master does could not be done: `step`"
+    PROGRAM_LEAVES = "the program leaves serve_forever() by `error`; the service drains first"
     DRAIN_ASKED = "a worker asked to end the service: shutdown() was called in it"
     TERM_PASSED_ON = "a worker was sent TERM by somebody else than its master, and is to be replaced"
     # Children: each has `kind` and `pid`, and if known `slot` and `gen`.

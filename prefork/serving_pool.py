@@ -138,7 +138,10 @@ class Preforked(Supervised):
         self._mailbox = mailbox  # from here on shutdown() posts; an earlier one is checked for next
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
-        supervisor.run(self.server.service_actions, poll_interval if self.wants_polling() else None)
+        if self.wants_polling():
+            supervisor.run(self.server.service_actions, poll_interval)
+        else:
+            supervisor.run()
 
     def tell_to_end(self) -> None:
         super().tell_to_end()
@@ -168,6 +171,8 @@ class Preforked(Supervised):
                     given.early.hand_over(signals)
                 theirs = signals.take_unhandled(BY_SIGNAL)
                 signals.reap_ourselves()
+                signals.outlive_readers()
+                signals.hold_back()
             for signum in theirs:
                 log.info(
                     "the program handles %s itself",

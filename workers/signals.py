@@ -7,7 +7,9 @@ the notes decides what the signal means. Only the main thread of a process may c
 
 import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps
 import contextlib
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
@@ -49,8 +51,56 @@ def blocked() -> Iterator[set[int]]:
         set_mask(before)
 
 
+_holding = False  # inside of `held()`
+_held: deque[Callable[[], object]] = deque()  # the program's handlers whose signals came meanwhile
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Hold back the program's signal handlers until the end of the outermost such block, where they may raise.
+
+    Anywhere inside they could raise between two steps that belong together, as a fork and its entry in a table. For the
+    main thread: handlers run in no other. Holds back only what `Signals.hold_back()` has prepared.
+    """
+    global _holding
+    if _holding or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _holding = True
+    try:
+        yield
+    finally:
+        _holding = False
+        while _held:
+            _held.popleft()()
+
+
+def holds_some() -> bool:
+    """Return True if a handler of the program's is being held back."""
+    return bool(_held)
+
+
+def _in_child() -> None:
+    global _holding
+    _holding = False
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 def ignore(signum: int, frame: FrameType | None) -> None:
     """Do nothing. Unlike SIG_IGN, a handler is not inherited by subprocesses (execve(2))."""
+
+
+def _held_back(handler: SignalHandler) -> SignalHandler:
+    def handle(signum: int, frame: FrameType | None) -> object:
+        if not _holding:
+            return handler(signum, frame)
+        _held.append(lambda: handler(signum, frame))
+        return None
+
+    return handle
 
 
 class Signals:
@@ -63,6 +113,7 @@ class Signals:
         self._wakeup = wakeup
         self._before: dict[int, Any] = {}
         self._ours: dict[int, SignalHandler] = {}
+        self._wrappers: dict[int, SignalHandler] = {}  # of the program's handlers; see `hold_back()`
         self._wakeup_before: int | None = None
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
@@ -93,6 +144,22 @@ class Signals:
         self.take({signum: self.note for signum in wanted if signum not in theirs})
         return theirs
 
+    def hold_back(self) -> None:
+        """Have the program's handlers wait for the end of a `held()` block; outside of any they run at once."""
+        for signum in EVERY:
+            handler = _signal.getsignal(signum)
+            if callable(handler) and signum not in self._before and handler is not signal.default_int_handler:
+                wrapper = self._wrappers[signum] = _held_back(handler)
+                self._before[signum] = signal.signal(signum, wrapper)
+
+    def outlive_readers(self) -> None:
+        """Undo the default action of SIGPIPE: a log whose reader is gone, or a pipe of the program's, would end us.
+
+        By a handler, which leaves the default to subprocesses (execve(2)) and is undone in children.
+        """
+        if _signal.getsignal(signal.SIGPIPE) == _DEFAULT:
+            self._before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, ignore)
+
     def reap_ourselves(self) -> None:
         """Undo an inherited SIG_IGN of SIGCHLD: the kernel would reap children and discard their status (wait(2))."""
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
@@ -115,6 +182,8 @@ class Signals:
         """Restore the dispositions and the wake-up descriptor that `take` found."""
         while self._before:
             signum, handler = self._before.popitem()
+            if (wrapper := self._wrappers.pop(signum, None)) is not None and _signal.getsignal(signum) is not wrapper:
+                continue  # the program has another handler by now
             # None: the handler was not installed from Python, so Python cannot restore it either.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
         if self._wakeup_before is not None:

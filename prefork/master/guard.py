@@ -60,11 +60,11 @@ def insist(what: str, step: Callable[[], T]) -> T:
         time.sleep(INSIST_EVERY_S)
 
 
-def say_failed(what: str, exc: Exception, then: str = "") -> None:
+def say_failed(what: str, exc: Exception, then: str = "", *, theirs: bool = False) -> None:
     """Log that `what` could not be done, unless that was logged in the last SAID_EVERY_S; `then` is what follows.
 
-    A refusal of the kernel (OSError) is one sentence. Anything else is a bug of ours or of the program's, and is logged
-    with its traceback.
+    A refusal of the kernel (OSError) is one sentence, unless the program asked the kernel (`theirs`). Anything else is
+    a bug of ours or of the program's, and is logged with its traceback.
     """
     now = monotonic()
     kind = what, type(exc).__name__
@@ -72,7 +72,7 @@ def say_failed(what: str, exc: Exception, then: str = "") -> None:
         return
     _said[kind] = now
     follows = f"; {then}" if then else ""
-    if isinstance(exc, OSError):
+    if isinstance(exc, OSError) and not theirs:
         log.error("could not %s: %s%s", what, reason_of(exc), follows, extra=event(LogEvent.STEP_FAILED, step=what))
     else:
         log.error(

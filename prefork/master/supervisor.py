@@ -16,6 +16,7 @@ from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.signals import held, holds_some
 from prefork.workers.wakeup import Wakeup
 
 from .. import logs
@@ -30,6 +31,7 @@ from .gauges import Gauges
 from .guard import attempt, say_failed
 from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
+from .parting import Parting
 from .policy import Phase, Plan, Pool
 from .processes import KERNEL, Processes
 from .reaping import Reaper
@@ -89,10 +91,9 @@ class Supervisor:
         self._reaper = Reaper(self.table, self._waiting, self._note_exit)
         self.last_error = ""  # the last words of the last worker that died at boot
         self._drain_asked = False
+        self._fault: Exception | None = None  # a mistake of ours that a turn has raised
         self.closed = False
-        workings = Workings(
-            board, self.table, self._waiting, limits.boot_timeout, self.fork, lambda: bool(self.mailbox), self._values
-        )
+        workings = Workings(board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values)
         self.generations.begin(workings)
         if resumed is not None:
             self.pool = replace(self.pool, ever_ready=True)
@@ -109,16 +110,34 @@ class Supervisor:
         """Turn and wait until the service has stopped.
 
         `turn` is called in place of `self.turn()`, and is expected to call it; `at_most`: the longest wait, in seconds.
+        Raises what the program has raised here (SystemExit in a signal handler) once the pool has drained.
         """
-        self.generations.arrive()
-        self.tasks.retire_exporters(self.clock.now())
+        with held():
+            self.generations.arrive()
+            self.tasks.retire_exporters(self.clock.now())
+        parting = Parting(self.mailbox.post)
         while self.phase is not Phase.STOPPED:
-            turns = self.turns
-            if turn is not None:
-                turn()
-            if self.turns == turns:
-                self.turn()
-            self.wait(at_most)
+            try:
+                turns = self.turns
+                if turn is not None:
+                    self._act(turn)
+                if self.turns == turns:
+                    self.turn()
+                self.wait(at_most)
+            except BaseException as exc:  # SystemExit by a signal handler of the program's; an error of ours
+                self._waiting.hear_again()
+                parting.note(exc, self.limits.drain_delay + self.limits.graceful_timeout)
+        if parting.raised is not None:
+            raise parting.raised
+
+    def _act(self, service_actions: Callable[[], None]) -> None:
+        """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
+        try:
+            service_actions()
+        except Exception as exc:
+            if exc is self._fault:
+                raise
+            say_failed("run service_actions()", exc, theirs=True)
 
     def wait(self, at_most: float | None = None) -> None:
         """Wait until something happens or the next turn is due, at most `at_most` seconds; in a pool only."""
@@ -128,9 +147,10 @@ class Supervisor:
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
         heard = self._waiting.wait(seconds)
-        if not heard:
-            self.board.observe(LOOP_DELAY, monotonic() - until)
-        self._note_ended(heard)
+        with held():
+            if not heard:
+                self.board.observe(LOOP_DELAY, monotonic() - until)
+            self._note_ended(heard)
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
@@ -144,11 +164,15 @@ class Supervisor:
         self.turns += 1
         if self.closed:
             return
-        try:
-            self._turn()
-        except (OSError, MemoryError) as exc:
-            say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
-            self._wake_at = self.clock.now() + TURN_AGAIN_S
+        with held():
+            try:
+                self._turn()
+            except (OSError, MemoryError) as exc:
+                say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
+                self._wake_at = self.clock.now() + TURN_AGAIN_S
+            except Exception as exc:
+                self._fault = exc
+                raise
 
     def _turn(self) -> None:
         self._note_ended(self._waiting.wait(0))
@@ -225,6 +249,9 @@ class Supervisor:
                 self._set_limits(self.limits.resized(1))
             case Command.FEWER:
                 self._set_limits(self.limits.resized(-1))
+
+    def _asked(self) -> bool:
+        return bool(self.mailbox) or holds_some()
 
     def _begin_drain(self, now: float) -> None:
         """Enter DRAINING, and publish that first: a load balancer that asks /-/ready then sends no new client while
@@ -424,6 +451,10 @@ class Supervisor:
 
     def close(self) -> None:
         """Kill and reap the children that are left, and close the descriptors. Statistics can still be read."""
+        with held():
+            self._close()
+
+    def _close(self) -> None:
         if self.closed:
             return
         self.closed = True

@@ -129,6 +129,10 @@ class Waiting:
             else:
                 self._deaf_until = None
 
+    def hear_again(self) -> None:
+        """Wait for the nudge again after something was raised in a wait, which may have heard it and forgotten."""
+        self.nudged, self._deaf_until = True, self._now()
+
     def next_at(self, listening: bool) -> float:
         """Return when `hear_nudges()`, or `listen()` if `listening`, must be called again."""
         nudge = self._deaf_until if self._deaf_until is not None else float("inf")

@@ -1,0 +1,137 @@
+"""What a program does in the master does not end the service, and what it leaves serve_forever() by drains first."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.clients.connections import ask
+from tests.support.programs.releases import Released, numbered
+from tests.support.programs.service import Service, script
+from tests.support.tools.proc import nothing_for
+
+A_WHILE = 0.2  # seconds, in which a service that does not drain has ended
+
+LEAVES = """
+def leave(signum, frame):
+    sys.exit(5)
+
+class Hooks:
+    fault = None
+    def serve_forever(self, *args):
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGUSR1, self.begin)
+        signal.signal(signal.SIGUSR2, self.end)
+        super().serve_forever(0.02)
+
+    def begin(self, *args):
+        self.fault = [OSError(5, "of the kernel's"), ValueError("of the program's")]
+
+    def end(self, *args):
+        self.fault = [SystemExit(6)]
+
+    def service_actions(self):
+        super().service_actions()
+        if self.fault:
+            fault = self.fault.pop(0)
+            tell("raised")
+            if not isinstance(fault, SystemExit):
+                self.fault.append(fault)
+            raise type(fault)(*fault.args)
+"""
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 5), (signal.SIGUSR2, 6)])
+def test_service_actions_that_raises_and_an_exit(signum: int, status: int, tmp_path: Path) -> None:
+    """An error of service_actions() is logged with its traceback, once in ten seconds, and the service goes on. A
+    SystemExit, of the program's TERM handler or of service_actions(), has the pool drain first: what is in hand and
+    what is queued is answered, and then it passes on."""
+    with Service(tmp_path, script(LEAVES, max_children=2)) as service:
+        service.wait_ready(2)
+        service.expect(r"could not run service_actions\(\): .*(?s:.*)Traceback(?s:.*)of the kernel's",
+                       r"could not run service_actions\(\): ValueError: of(?s:.*)Traceback")  # fmt: skip
+        service.signal(signal.SIGUSR1)
+        service.wait_each("raised", 6)
+        service.signal(signal.SIGKILL, service.workers()[0])
+        service.wait_ready(2, killed=1)
+        with service.hold() as first, service.hold() as second, service.connect() as queued:
+            queued.send(b"pid")
+            service.signal(signum)
+            if signum == signal.SIGTERM:
+                service.signal(signum)  # a second one cuts nothing short
+            nothing_for(A_WHILE, queued.sock)
+            assert {int(first.ask(b"pid")), int(second.ask(b"pid"))} == {first.pid, second.pid}
+            first.close()
+            assert int(queued.answer()) == first.pid
+        assert service.wait_exit() == status
+        ended = service.wait("ended")
+    assert ended["exits"] == {"killed": 1, "drained": 2}
+    assert (ended["failed"], ended["lost"]) == (0, 0)
+    assert len(re.findall(r"could not run service_actions", service.log)) == 2
+    assert "the program leaves serve_forever() by SystemExit; draining first" in service.log
+
+
+POLLED = """
+class Hooks:
+    raised = 0
+    def serve_forever(self, *args):
+        signal.signal(signal.SIGTERM, lambda *args: self.shutdown_nowait())
+        for _ in range(4):
+            threading.Thread(target=self.poll).start()
+        super().serve_forever(*args)
+
+    def server_close(self):
+        super().server_close()
+        before = polls[0]
+        while polls[0] < before + 100:
+            time.sleep(0)
+        stop.set()
+
+    def poll(self):
+        try:
+            while not stop.is_set():
+                self.statistics()
+                polls[0] += 1
+        except BaseException as exc:
+            tell("poll_raised", error=repr(exc))
+            raise
+
+polls, stop = [0], threading.Event()
+sys.setswitchinterval(1e-5)
+"""
+
+
+@pytest.mark.parametrize("base", ["PreForkingTCPServer", "ThreadingTCPServer"])
+def test_statistics_while_the_server_closes(base: str, tmp_path: Path) -> None:
+    """Threads that poll statistics() from before the first fork until after server_close() get an answer each time."""
+    with Service(tmp_path, script(POLLED, bases=base)) as service:
+        assert int(ask(service.address, b"pid\n"))
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+    assert not [fact for fact in service.facts if fact["event"] == "poll_raised"]
+
+
+PRINTS = "import subprocess\nif rehearsing():\n    open('gate', 'w').close()\n    subprocess.run(['yes'])\n"
+
+
+def test_a_rehearsal_that_prints_without_end(tmp_path: Path) -> None:
+    """The master reads a part of it in each turn: it replaces workers meanwhile, does not grow, and after boot_timeout
+    says what became of the reload."""
+    os.mkfifo(tmp_path / "gate")
+    with Released(tmp_path, max_children=1, boot_timeout=1.5) as service:
+        service.wait_ready(1)
+        service.expect(r"reload failed: the rehearsal was not ready within 1\.5 s")
+        service.release(numbered(2, PRINTS))
+        before = psutil.Process(service.pid).memory_info().rss
+        service.signal(signal.SIGHUP)
+        with open(tmp_path / "gate"):  # which waits for the other end
+            pass
+        service.signal(signal.SIGKILL, *service.workers())
+        service.wait_ready(1, killed=1)
+        assert not service.statistics()["reloads"]["failed"], "the pool waited for the rehearsal's end"
+        service.wait_reloads(failed=1)
+        assert psutil.Process(service.pid).memory_info().rss - before < 4 << 20
+        assert service.answering() == "r1"

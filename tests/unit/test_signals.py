@@ -1,0 +1,101 @@
+"""Signal handlers of the program's: where they run while the master is in a turn."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from prefork.workers.signals import Signals, held, holds_some, ignore
+from prefork.workers.wakeup import Wakeup
+
+
+class Raised(Exception):
+    """What the program's handler raises."""
+
+
+def raising(signum: int, frame: FrameType | None) -> None:
+    raise Raised
+
+
+def raise_signal(signum: int) -> None:
+    """Its handler has run when this returns."""
+    signal.raise_signal(signum)
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    """With a handler of the program's for SIGUSR1 that is held back, and the default action of SIGPIPE undone."""
+    before = signal.signal(signal.SIGUSR1, raising), signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    signals.outlive_readers()
+    signals.hold_back()
+    yield signals
+    signals.put_back()
+    wakeup.close()
+    signal.signal(signal.SIGUSR1, before[0])
+    signal.signal(signal.SIGPIPE, before[1])
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_handler_waits_for_the_end_of_the_outermost_block() -> None:
+    """It raises there, after every step inside; outside of a block it runs at once."""
+    steps = []
+
+    def turn() -> None:
+        with held():
+            with held():
+                raise_signal(signal.SIGUSR1)
+                steps.append("inner")
+            assert holds_some()
+            steps.append("outer")
+
+    with pytest.raises(Raised):
+        turn()
+    assert steps == ["inner", "outer"]
+    assert not holds_some()
+    with pytest.raises(Raised):
+        raise_signal(signal.SIGUSR1)
+
+
+@pytest.mark.usefixtures("signals")
+def test_another_thread_holds_nothing_back() -> None:
+    """A handler runs in the main thread, whatever another thread is doing."""
+    inside, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with held():
+            inside.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    with pytest.raises(Raised):
+        raise_signal(signal.SIGUSR1)
+    end.set()
+    thread.join()
+
+
+def test_the_programs_handlers_are_put_back(signals: Signals) -> None:
+    """But for one that it has replaced meanwhile."""
+    signals.put_back()
+    assert signal.getsignal(signal.SIGUSR1) is raising
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL
+    signals.hold_back()
+    signal.signal(signal.SIGUSR1, ignore)
+    signals.put_back()
+    assert signal.getsignal(signal.SIGUSR1) is ignore
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_reader_that_is_gone_ends_nobody() -> None:
+    """A write to a pipe without a reader fails, as if nobody had asked for the default action of SIGPIPE."""
+    read, write = os.pipe()
+    os.close(read)
+    with pytest.raises(BrokenPipeError):
+        os.write(write, b"x")
+    os.close(write)
