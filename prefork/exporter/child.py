@@ -110,6 +110,8 @@ class ExporterChild:
         elif now - self._well_at >= WEDGED_S:
             self._well_at = now
             self._give_up("it takes no connections")
+        if self._child is not None:
+            self._before = [child for child in self._before if not retire(child, now)]
         return min(now + TICK_S, self._well_at + WEDGED_S)  # its facts about the master are never older than a tick
 
     def _takes_some(self, child: Child) -> bool:
@@ -176,8 +178,6 @@ class ExporterChild:
             self._not_started(exc, now)
             return
         feed.keep_ours()
-        while self._before:
-            retire(self._before.pop(), now)
 
     def _not_started(self, exc: OSError, now: float) -> None:
         say_failed("start the exporter", exc, f"trying again within {RESTART_MAX_S:g} s")

@@ -66,11 +66,11 @@ def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now:
     child.signal(signum)
 
 
-def retire(child: Child, now: float) -> None:
+def retire(child: Child, now: float) -> bool:
     """Tell an exporter to end that has a successor or is no longer wanted; it has RETIRED_S to finish its scrapes."""
     child.reason = ExitReason.REPLACED
     child.deadline = now + RETIRED_S
-    child.signal(child.drain_signal)
+    return child.signal(child.drain_signal)
 
 
 def remind(child: Child, now: float) -> None:

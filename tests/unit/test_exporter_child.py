@@ -24,6 +24,9 @@ class Played:
     signals: list[int] = field(default_factory=list)
     fields: dict[str, Any] = field(default_factory=dict)  # of a log event about it
     reach: bool = True  # signals arrive
+    drain_signal: int = signal.SIGTERM
+    deadline: float | None = None
+    reason: Any = None
 
     def signal(self, signum: int) -> bool:
         if self.reach:
@@ -85,6 +88,19 @@ def test_one_that_takes_none(listener: Listener, started: tuple[ExporterChild, P
         for now in (22.5, 23.0):
             exporter.turn(now)
         assert played.signals == [signal.SIGKILL]
+
+
+def test_one_of_an_earlier_image(started: tuple[ExporterChild, Played]) -> None:
+    """It is told to end, once, as soon as it has a successor and the kernel lets it be told."""
+    exporter, _ = started
+    old: Any = Played(Slot(0), reach=False)
+    exporter.succeed([old])
+    exporter.turn(1.0)
+    old.reach = True
+    for now in (2.0, 3.0):
+        exporter.turn(now)
+    assert (old.signals, old.deadline) == ([signal.SIGTERM], 12.0)
+    old.slot.close()
 
 
 def test_it_counts_what_it_takes(listener: Listener) -> None:
