@@ -11,13 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # What CI tests with, from the seed that it gives; Hypothesis' own "ci" has the same examples at every commit.
 settings.register_profile(
     "commit", derandomize=False, database=None, deadline=None, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
+# What tests/mutants asks with: the first example that fails is enough.
+settings.register_profile("mutants", settings.get_profile("commit"), phases=[Phase.explicit, Phase.generate])
 
 
 def _descriptors() -> dict[int, str]:

@@ -1,7 +1,8 @@
 """Which modules have mutants, and which tests are to kill those of each.
 
 A table to be kept when files move: the module's file, its unit tests, then the process and fault tests that know it
-best, the quickest first. Whoever adds a test for one of them adds it here.
+best. Whoever adds a test for one of them adds it here. The unit tests of a module are one run, those that fail soonest
+first; each further file is a run of its own, and the quickest is first whatever stands here.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ class Module:
     further: tuple[str, ...]
 
     @property
-    def stages(self) -> dict[str, list[str]]:
-        return {"unit": list(map(_file, self.unit)), "further": list(map(_file, self.further))}
+    def stages(self) -> dict[str, list[tuple[str, ...]]]:
+        """The test runs of each stage."""
+        return {
+            "unit": [tuple(_file(f"unit/{name}") for name in self.unit)],
+            "further": [(_file(name),) for name in self.further],
+        }
 
 
 def _file(name: str) -> str:
@@ -28,76 +33,156 @@ def _file(name: str) -> str:
 MODULES = {
     "policy": Module(
         "prefork/master/policy.py",
-        ("unit/policy", "unit/simulation", "unit/simulated_reloads"),
+        ("policy", "simulation", "simulated_reloads"),
         ("process/pool_limits", "process/draining", "faults/boot"),
     ),
     "supervisor": Module(
         "prefork/master/supervisor.py",
-        ("unit/supervisor", "unit/waiting", "unit/reloading", "unit/simulation", "unit/simulated_reloads"),
+        ("supervisor", "reloading", "simulation", "simulated_reloads"),
         ("process/pool", "process/pool_master", "process/draining", "process/metrics_move", "faults/boot"),
     ),
     "children": Module(
         "prefork/master/children.py",
-        ("unit/children", "unit/spawner", "unit/simulation"),
-        ("process/children", "process/pool", "process/metrics_move", "faults/user_forks"),
+        ("children", "spawner", "signalling", "tasks", "simulation"),
+        ("process/children", "process/metrics_move", "faults/user_forks"),
     ),
     "processes": Module(
-        "prefork/master/processes.py", ("unit/children",), ("process/children", "process/pool", "faults/user_forks")
+        "prefork/master/processes.py",
+        ("children", "signalling"),
+        ("process/children", "process/pool", "faults/user_forks"),
     ),
+    "exits": Module(
+        "prefork/master/exits.py",
+        ("exits", "tasks", "simulation"),
+        ("process/metrics_move", "process/pool_limits", "faults/boot"),
+    ),
+    "guard": Module(
+        "prefork/master/guard.py",
+        ("guard", "supervisor", "tasks", "exits"),
+        ("process/pool_master", "faults/injection"),
+    ),
+    "tasks": Module(
+        "prefork/master/tasks.py",
+        ("tasks", "simulation"),
+        ("process/children", "faults/user_forks", "process/exporter"),
+    ),
+    "spawner": Module(
+        "prefork/master/spawner.py", ("spawner", "simulation"), ("process/pool", "process/metrics_move", "faults/boot")
+    ),
+    "signalling": Module(
+        "prefork/master/signalling.py",
+        ("signalling", "supervisor", "simulation"),
+        ("process/metrics_move", "process/pool_limits", "faults/stopped"),
+    ),
+    "waiting": Module(
+        "prefork/master/waiting.py",
+        ("waiting", "tasks", "supervisor", "simulation"),
+        ("process/pool", "process/systemd", "faults/boot"),
+    ),
+    "notify": Module("prefork/master/notify.py", ("systemd", "supervisor"), ("process/systemd", "faults/manager")),
     "accept_queue": Module(
         "prefork/master/accept_queue.py",
-        ("unit/accept_queue", "unit/simulation"),
+        ("accept_queue", "simulation"),
         ("process/draining", "process/systemd", "faults/draining"),
-    ),
-    "generations": Module(
-        "prefork/reload/generations.py",
-        ("unit/reloading", "unit/simulated_reloads"),
-        ("process/reload", "process/control", "faults/reload_orders"),
     ),
     "reloading": Module(
         "prefork/reload/reloading.py",
-        ("unit/reloading", "unit/simulated_reloads"),
+        ("reloading", "simulated_reloads"),
+        ("process/reload", "process/control", "faults/reload_orders"),
+    ),
+    "generations": Module(
+        "prefork/reload/generations.py",
+        ("reloading", "simulated_reloads"),
         ("process/reload", "process/control", "faults/reload_orders"),
     ),
     "handover": Module(
         "prefork/reload/handover.py",
-        ("unit/handover", "unit/reloading"),
+        ("handover", "reloading"),
         ("process/reload", "process/reload_settings", "process/control_changes", "faults/manager"),
     ),
+    "start_context": Module(
+        "prefork/reload/start_context.py", ("start_context",), ("process/reload", "process/working_directory")
+    ),
+    "degraded": Module(
+        "prefork/reload/degraded.py",
+        ("reloading", "simulated_reloads"),
+        ("process/reload", "process/control", "faults/reload"),
+    ),
+    "new_image": Module(
+        "prefork/reload/new_image.py", ("reloading",), ("process/reload", "process/systemd", "faults/reload")
+    ),
+    "rehearsal": Module(
+        "prefork/reload/rehearsal.py", ("reloading",), ("process/reload", "process/check", "process/reload_settings")
+    ),
+    "on_change": Module("prefork/reload/on_change.py", ("on_change",), ("process/reload_on_change",)),
     "listener": Module(
         "prefork/sockets/listener.py",
-        ("unit/listener", "unit/addresses"),
-        ("process/unix_service", "process/systemd", "process/draining", "faults/draining", "faults/unix_paths"),
+        ("listener", "addresses", "accept_queue"),
+        (
+            "process/unix_service",
+            "process/systemd",
+            "process/draining",
+            "process/check",
+            "faults/draining",
+            "faults/unix_paths",
+        ),
     ),
-    "systemd": Module("prefork/systemd.py", ("unit/systemd",), ("process/systemd", "faults/manager")),
-    "notify": Module("prefork/master/notify.py", ("unit/systemd",), ("process/systemd", "faults/manager")),
+    "ownership": Module(
+        "prefork/sockets/ownership.py",
+        ("listener", "control_access"),
+        ("process/socket_access", "process/another_user", "faults/unix_paths"),
+    ),
+    "systemd": Module("prefork/systemd.py", ("systemd",), ("process/systemd", "faults/manager")),
     "control": Module(
         "prefork/control/server.py",
-        ("unit/control_server", "unit/control_simulated", "unit/protocol"),
+        ("control_server", "control_simulated", "protocol"),
         ("process/control", "process/socket_access", "process/control_changes", "faults/control"),
+    ),
+    "connection": Module(
+        "prefork/control/connection.py",
+        ("control_server", "control_simulated", "protocol"),
+        ("process/control", "process/control_changes", "faults/control"),
+    ),
+    "verbs": Module(
+        "prefork/control/verbs.py",
+        ("control_server", "control_simulated", "protocol"),
+        ("process/control", "process/control_changes", "process/draining"),
     ),
     "access": Module(
         "prefork/control/access.py",
-        ("unit/control_access", "unit/control_simulated"),
+        ("control_access", "control_simulated"),
         ("process/control", "process/socket_access", "process/control_changes", "faults/control"),
+    ),
+    "launch": Module(
+        "prefork/cli/launch.py",
+        ("launch", "sources", "config", "cli"),
+        ("process/run", "process/check", "process/working_directory"),
     ),
     "loop": Module(
         "workers/loop.py",
-        ("unit/loop", "unit/limits"),
+        ("loop", "limits"),
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
-    "lanes": Module(
-        "workers/lanes.py", ("unit/lanes", "unit/loop"), ("process/pool", "process/composition", "process/server")
+    "lanes": Module("workers/lanes.py", ("lanes", "loop"), ("process/pool", "process/composition", "process/server")),
+    "ending": Module(
+        "workers/ending.py", ("loop",), ("process/ending", "process/worker_end", "process/worker_end_exporters")
     ),
-    "board": Module("metrics/board.py", ("unit/layout", "unit/board", "unit/handover"), ("process/metrics_move",)),
+    "signals": Module(
+        "workers/signals.py",
+        ("signals", "commands", "loop"),
+        ("process/pool_master", "process/serving", "process/pool", "faults/signals", "faults/user_forks"),
+    ),
+    "bootstrap": Module(
+        "workers/bootstrap.py",
+        ("spawner", "loop"),
+        ("process/children", "process/pool", "process/worker_troubles", "faults/boot", "faults/master_dies"),
+    ),
+    "user_forks": Module("workers/user_forks.py", ("loop",), ("faults/user_forks", "process/worker_troubles")),
+    "board": Module("metrics/board.py", ("layout", "board", "handover", "exits"), ("process/metrics_move",)),
     "scoreboard": Module(
-        "metrics/scoreboard.py",
-        ("unit/layout", "unit/scoreboard", "unit/lanes", "unit/histogram"),
-        ("process/metrics_move",),
+        "metrics/scoreboard.py", ("layout", "scoreboard", "lanes", "histogram"), ("process/metrics_move",)
     ),
     "application": Module(
-        "metrics/application/region.py",
-        ("unit/layout", "unit/application"),
-        ("process/user_metrics", "process/prometheus"),
+        "metrics/application/region.py", ("layout", "application"), ("process/user_metrics", "process/prometheus")
     ),
 }

@@ -1,12 +1,14 @@
 """The mutants: the table is of files that are there, and a text has the mistakes that a slip of the hand makes."""
 
+from itertools import chain
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from tests.mutants.choose import so_many_of_all, so_many_of_each
 from tests.mutants.modules import MODULES
-from tests.mutants.mutate import mutants
+from tests.mutants.mutate import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,10 +17,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_table(name: str) -> None:
     """Each module and each test file of the table is there, and each twentieth mutant is a program."""
     module = MODULES[name]
-    for path in (module.path, *module.stages["unit"], *module.stages["further"]):
+    runs = [*module.stages["unit"], *module.stages["further"]]
+    for path in (module.path, *chain.from_iterable(runs)):
         assert (ROOT / path).is_file()
+    assert runs.count(()) == 0
     found = mutants((ROOT / module.path).read_text())
-    assert len(found) >= 30
+    assert len(found) >= 20
     for mutant in found[::20]:
         compile(mutant.text, module.path, "exec")
 
@@ -65,3 +69,56 @@ def test_what_says_nothing_is_left_alone() -> None:
             return f"{c:6}"
     ''')
     assert mutants(text) == []
+
+
+BEFORE = """
+def f(a):
+    return a + 1 if a < 2 else a - 3
+def g(a):
+    return a * 4 if a > 5 else a - 6
+"""
+AFTER = """
+import what_is_new
+def h(a):
+    return a < 7 and a > 8
+def f(a):
+    return a + 1 if a < 2 else a - 3
+def g(a):
+    return a * 4 if a > 55 else a - 6
+"""
+
+
+def _what(mutant: Mutant) -> tuple[str, str, str]:
+    return mutant.where, mutant.before, mutant.after
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_sample_outlives_a_change(seed: int) -> None:
+    """What is not changed keeps its place: of a sample only those leave for which what is new, or is next, comes."""
+    old, new = mutants(BEFORE), mutants(AFTER)
+    of_old, of_new = (so_many_of_each({"a": each}, 6, seed)["a"] for each in (old, new))
+    still_there = set(map(_what, new))
+    kept = {_what(each) for each in of_old} & still_there
+    gone = kept - {_what(each) for each in of_new}
+    came_new = {_what(each) for each in of_new} - set(map(_what, old))
+    assert len(gone) <= len(came_new)
+    assert len(of_old) == len(of_new) == 6
+
+
+def test_a_sample_is_the_same_at_each_run() -> None:
+    """One seed has one sample, another seed has another."""
+    found = {"a": mutants(BEFORE)}
+    assert so_many_of_each(found, 4, 1) == so_many_of_each(found, 4, 1)
+    assert len({str(so_many_of_each(found, 4, seed)) for seed in range(9)}) > 4
+
+
+def test_a_sample_of_all_is_even() -> None:
+    """Each module gives as many as any other, or all it has; those of a module are the same with others or without."""
+    many = mutants(BEFORE)
+    found = {"a": many, "b": many, "c": many[:2]}
+    sample = so_many_of_all(found, 10, 1)
+    assert {name: len(each) for name, each in sample.items()} == {"a": 4, "b": 4, "c": 2}
+    assert sample["a"] == so_many_of_each({"a": many}, 4, 1)["a"]
+    assert sample["a"] != sample["b"]
+    assert sum(map(len, so_many_of_all(found, 2, 1).values())) == 2
+    assert so_many_of_all(found, 99, 1) == found

@@ -1,0 +1,238 @@
+"""The signals that a process takes over: who hears them, and what is there again afterwards."""
+
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from prefork.workers.signals import EVERY, Signals, blocked, ignore, set_mask
+from prefork.workers.wakeup import Wakeup
+
+TERM, INT, HUP, USR1, CHLD, ALRM = map(
+    int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM)
+)
+OTHERS: dict[int, Any] = {
+    HUP: signal.SIG_IGN,
+    USR1: signal.SIG_DFL,
+    INT: signal.default_int_handler,
+    TERM: signal.SIG_DFL,
+}
+    HUP: signal.SIG_IGN,
+    USR1: signal.SIG_DFL,
+    INT: signal.default_int_handler,
+    TERM: signal.SIG_DFL,
+}
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """The signals of these tests as a program that handles none has them; afterwards all is as it was."""
+    touched = (TERM, INT, HUP, USR1, CHLD, ALRM)
+    before = {signum: signal.getsignal(signum) for signum in touched}
+    mask, fd = set_mask(()), signal.set_wakeup_fd(-1)
+    for signum, handler in OTHERS.items():
+        signal.signal(signum, handler)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+    signal.set_wakeup_fd(fd)
+    set_mask(mask)
+
+
+class Taken:
+    """Signals with a wake-up, that are closed without the mask of all."""
+
+    def __init__(self, post: Callable[[int], None] | None = None) -> None:
+        self.wakeup = Wakeup()
+        self.signals = Signals(self.wakeup, post)
+
+    def woken(self) -> bool:
+        return bool(select.select([self.wakeup], [], [], 0)[0])
+
+    def close(self) -> None:
+        self.signals.put_back()
+        self.wakeup.close()
+
+
+@pytest.fixture
+def heard() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def taken(heard: list[int]) -> Iterator[Taken]:
+    taken = Taken(heard.append)
+    yield taken
+    taken.close()
+
+
+def own(signum: int, frame: FrameType | None) -> None:
+    """A handler of the program's."""
+
+
+def raised(signum: int) -> None:
+    signal.raise_signal(signum)
+
+
+# The mask.
+
+
+def test_the_mask_is_given_back() -> None:
+    """Who sets it is told what it was; a block has every signal in it, and ends with what was there before."""
+    assert set_mask({HUP}) == set()
+    with blocked() as before:
+        assert before == {HUP}
+        assert set_mask(EVERY) >= {TERM, INT, HUP, USR1, CHLD, ALRM}
+    assert set_mask(()) == {HUP}
+
+
+def test_a_block_that_fails_ends() -> None:
+    """An exception inside leaves no signal blocked."""
+    with pytest.raises(ZeroDivisionError), blocked():
+        raise ZeroDivisionError
+    assert set_mask(()) == set()
+
+
+# Taking and putting back.
+
+
+def test_what_is_taken_is_heard(taken: Taken, heard: list[int]) -> None:
+    """The handlers are called, the wait ends, and only what was taken is."""
+    taken.signals.take({HUP: taken.signals.note, USR1: ignore})
+    assert not taken.woken()
+    raised(HUP)
+    raised(USR1)
+    assert heard == [HUP]
+    assert taken.woken()
+    assert signal.getsignal(TERM) is signal.SIG_DFL
+
+
+def test_all_is_put_back(taken: Taken, heard: list[int]) -> None:
+    """Dispositions and the wake-up descriptor are what they were; what they were is put back once."""
+    read, write = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(write)
+    taken.signals.take(dict.fromkeys(OTHERS, taken.signals.note))
+    taken.signals.put_back()
+    assert {signum: signal.getsignal(signum) for signum in OTHERS} == OTHERS
+    signal.signal(HUP, own)
+    taken.signals.put_back()
+    assert signal.getsignal(HUP) is own
+    assert signal.set_wakeup_fd(-1) == write
+    taken.signals.put_back()
+    assert signal.set_wakeup_fd(-1) == -1
+    os.close(read)
+    os.close(write)
+
+
+def test_a_handler_of_somebody_elses(taken: Taken) -> None:
+    """One that was not installed from Python cannot be put back: the default is."""
+    taken.signals._before[HUP] = None
+    taken.signals.put_back()
+    assert signal.getsignal(HUP) is signal.SIG_DFL
+
+
+def test_what_the_program_handles_is_the_programs(taken: Taken, heard: list[int]) -> None:
+    """Those that nobody handles are taken; the others are said, and stay."""
+    signal.signal(USR1, own)
+    assert taken.signals.take_unhandled([HUP, INT, TERM, USR1]) == [USR1]
+    assert signal.getsignal(USR1) is own
+    for signum in (HUP, INT, TERM):
+        raised(signum)
+    assert heard == [HUP, INT, TERM]
+
+
+@pytest.mark.parametrize("lost", [{TERM: signal.SIG_DFL}, {INT: signal.default_int_handler}])
+def test_what_went_back_to_its_default_is_taken_again(lost: dict[int, Any], taken: Taken) -> None:
+    """An event loop that has ended leaves its signals like that. What the program has put there stays."""
+    note = taken.signals.note
+    taken.signals.take({TERM: note, INT: note, HUP: note, USR1: note})
+    changed: dict[int, Any] = {**lost, HUP: signal.SIG_DFL, USR1: own}
+    for signum, handler in changed.items():
+        signal.signal(signum, handler)
+    taken.signals.keep()
+    assert [signal.getsignal(signum) for signum in (TERM, INT, HUP, USR1)] == [note, note, note, own]
+
+
+def test_nothing_is_looked_at_while_the_two_are_ours(taken: Taken) -> None:
+    """TERM and INT tell: as long as they are in place no other is asked for."""
+    taken.signals.take({TERM: taken.signals.note, INT: taken.signals.note, HUP: taken.signals.note})
+    signal.signal(HUP, signal.SIG_DFL)
+    taken.signals.keep()
+    assert signal.getsignal(HUP) is signal.SIG_DFL
+
+
+def test_children_are_ours_to_reap(taken: Taken) -> None:
+    """SIG_IGN would have the kernel reap them; it is there again at the end. A handler is left alone."""
+    signal.signal(CHLD, signal.SIG_IGN)
+    taken.signals.reap_ourselves()
+    assert signal.getsignal(CHLD) is signal.SIG_DFL
+    taken.signals.put_back()
+    assert signal.getsignal(CHLD) is signal.SIG_IGN
+    signal.signal(CHLD, own)
+    taken.signals.reap_ourselves()
+    assert signal.getsignal(CHLD) is own
+
+
+def test_early_signals_are_handed_over(taken: Taken, heard: list[int]) -> None:
+    """In their order, to who has the signals from now on; what the program has put over ours in between stays."""
+    early = Taken()
+    early.signals.take({HUP: early.signals.note, USR1: early.signals.note, INT: early.signals.note})
+    raised(USR1)
+    raised(HUP)
+    assert heard == []
+    signal.signal(INT, own)
+    early.signals.hand_over(taken.signals)
+    assert heard == [USR1, HUP]
+    assert [signal.getsignal(signum) for signum in (HUP, USR1, INT)] == [signal.SIG_IGN, signal.SIG_DFL, own]
+    assert early.wakeup.fileno() == -1
+    early.signals.hand_over(taken.signals)
+    assert heard == [USR1, HUP]
+
+
+def test_the_end(heard: list[int]) -> None:
+    """From then on no signal is heard, and nothing is left open."""
+    taken = Taken(heard.append)
+    taken.signals.take({HUP: taken.signals.note})
+    taken.signals.close()
+    assert set_mask(()) == EVERY - {int(signal.SIGKILL), int(signal.SIGSTOP)}
+    assert signal.getsignal(HUP) is signal.SIG_IGN
+    assert taken.wakeup.fileno() == -1
+    assert heard == []
+
+
+# The alarm.
+
+
+def _wait_for(error: type[Exception]) -> None:
+    Signals.raise_after(0.001, error)
+    signal.sigwaitinfo({HUP})
+
+
+def test_an_alarm_interrupts_python() -> None:
+    """The exception comes where the main thread is; without one that has been called off."""
+    with pytest.raises(ZeroDivisionError):
+        _wait_for(ZeroDivisionError)
+    Signals.raise_after(60, ZeroDivisionError)
+    assert callable(signal.getsignal(ALRM))
+    assert 59 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
+    Signals.raise_after(0, ZeroDivisionError)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(ALRM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("asked", "set_to"), [(60.0, 60.0), (0.0, 0.001), (-1.0, 0.001)])
+def test_an_alarm_that_kills(asked: float, set_to: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its default action and is not blocked, whatever the program did; what is past is in a millisecond."""
+    timers: list[tuple[int, float]] = []
+    monkeypatch.setattr(signal, "setitimer", lambda which, seconds: timers.append((which, seconds)))
+    signal.signal(ALRM, own)
+    set_mask({ALRM, HUP})
+    Signals.kill_me_after(asked)
+    assert set_mask(()) == {HUP}
+    assert signal.getsignal(ALRM) is signal.SIG_DFL
+    assert timers == [(signal.ITIMER_REAL, set_to)]
