@@ -21,11 +21,6 @@ OTHERS: dict[int, Any] = {
     INT: signal.default_int_handler,
     TERM: signal.SIG_DFL,
 }
-    HUP: signal.SIG_IGN,
-    USR1: signal.SIG_DFL,
-    INT: signal.default_int_handler,
-    TERM: signal.SIG_DFL,
-}
 
 
 @pytest.fixture(autouse=True)

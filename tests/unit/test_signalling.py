@@ -1,14 +1,18 @@
-"""prefork/master/signalling.py: what comes back from a child, and when it is logged."""
+"""What is done to a child, by which signal, and what is noted of it; what comes back, and when it is logged."""
 
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from prefork.master import signalling
-from prefork.master.children import Child
+from prefork.master.children import Child, ChildState, ChildTable
+from prefork.master.policy import Phase, Plan, Pool
 from prefork.master.processes import Processes
+from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, SlotReader, Stacks
 
@@ -75,3 +79,201 @@ def test_stacks_that_were_cut_short_are_asked_for_again(child: Child, caplog: py
             looked_at_twice(child)
     assert signalled.sent == [signal.SIGUSR1] * 4
     assert len(caplog.records) == 2
+
+
+# What is done to a child. Its marks are what policy plans by in the next turn.
+
+NOW, LEAVE_BY = 50.0, 80.0
+S, R = ChildState, ExitReason
+TERM, QUIT, KILL, HUP, USR1, CONT = (
+    signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT,
+)  # fmt: skip
+
+
+@pytest.fixture
+def sent(child: Child) -> list[int]:
+    """The signals that the child is sent."""
+    child.processes, child.pidfd = signalled, _ = Signalled(), 0
+    return signalled.sent
+
+
+@pytest.fixture
+def table(child: Child, sent: list[int]) -> Iterator[ChildTable]:
+    """A table that has this child and no other."""
+    board = Board()
+    table = ChildTable(board, child.processes)
+    assert board.enter(child.kind, child.reader) == 1
+    child.serial = 1
+    table.adopt(child)
+    yield table
+    board.forget()
+
+
+ordered = partial(Plan, Phase.RUNNING, Pool())
+
+
+ORDERS: list[tuple[Plan, ChildState, list[int], ChildState, ExitReason | None, float | None, float]] = [
+    # plan                          in          signals       then        why            deadline      told
+    (ordered(stop=(1,)),               S.STARTING, [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.READY,    [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.DRAINING, [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.KILLING,  [QUIT],       S.KILLING,  R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(drain=((1, R.REPLACED),)), S.READY,   [TERM],       S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
+    (ordered(remind=(1,)),             S.DRAINING, [TERM],       S.DRAINING, None,          None,         NOW),
+    (ordered(poke=(1,)),               S.DRAINING, [HUP],        S.DRAINING, None,          None,         0.0),
+    (ordered(kill=(1,)),               S.STARTING, [KILL],       S.KILLING,  R.BOOT_FAILED, None,         0.0),
+    (ordered(dump=(1,)),               S.READY,    [USR1, CONT], S.READY,    None,          None,         0.0),
+    (ordered(slow=(1,)),               S.READY,    [],           S.READY,    None,          None,         0.0),
+    (ordered(),                        S.READY,    [],           S.READY,    None,          None,         0.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plan", "before", "signals", "after", "why", "deadline", "told"), ORDERS)
+def test_each_part_of_a_plan(
+    plan: Plan, before: ChildState, signals: list[int], after: ChildState, why: ExitReason | None,
+    deadline: float | None, told: float, child: Child, table: ChildTable, sent: list[int],
+) -> None:  # fmt: skip
+    """Its signal, and what is noted of it."""
+    child.state = before
+    signalling.carry_out(plan, table, NOW, LEAVE_BY, slow_before_ns=0)
+    assert sent == signals
+    assert (child.state, child.reason, child.deadline, child.told) == (after, why, deadline, told)
+    assert child.changed == (1.0 if before is after else NOW)
+
+
+def test_a_kill_comes_before_what_is_gentler(child: Child, table: ChildTable, sent: list[int]) -> None:
+    """In the order of how much it matters."""
+    child.state = S.DRAINING
+    plan = ordered(kill=(1,), dump=(1,), stop=(1,), drain=((1, R.DRAINED),), remind=(1,), poke=(1,))
+    signalling.carry_out(plan, table, NOW, LEAVE_BY, slow_before_ns=0)
+    assert sent == [KILL, USR1, CONT, QUIT, TERM, TERM, HUP]
+
+
+@pytest.mark.parametrize(("has", "gets"), [(None, 80.0), (70.0, 70.0), (90.0, 80.0)])
+def test_a_deadline_is_never_put_off(
+    has: float | None, gets: float, child: Child, table: ChildTable, sent: list[int]
+) -> None:
+    """The earlier of two holds."""
+    child.state, child.deadline = S.READY, has
+    signalling.leave(table, child, R.DRAINED, TERM, NOW, LEAVE_BY)
+    assert child.deadline == gets
+
+
+@pytest.mark.parametrize(
+    ("cut", "told", "why"),
+    [
+        (None, None, R.BOOT_FAILED),
+        (None, R.REPLACED, R.REPLACED),
+        (40.0, R.REPLACED, R.TIMEOUT),
+        (0.0, None, R.TIMEOUT),
+    ],
+)
+def test_why_it_is_killed(
+    cut: float | None, told: ExitReason | None, why: ExitReason, child: Child, table: ChildTable, sent: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A request over its time is the reason before any other; who was told nothing did not boot. The log says when."""
+    child.cut_at, child.reason, child.changed = cut, told, 12.5
+    signalling.kill(table, child, NOW)
+    assert child.reason is why
+    (said,) = (each for each in caplog.records if each.levelno == logging.WARNING)
+    assert said.getMessage() == "worker slot=2 gen=3 pid=4711: killed after 37.5 s in state starting"
+    assert said.__dict__["fields"]["after_s"] == 37.5
+
+
+@pytest.mark.parametrize(("state", "signum", "deadline"), [
+    (S.STARTING, QUIT, NOW + 1.0), (S.READY, TERM, LEAVE_BY), (S.DRAINING, TERM, LEAVE_BY),
+])  # fmt: skip
+def test_room_is_made(
+    state: ChildState, signum: int, deadline: float, child: Child, table: ChildTable, sent: list[int]
+) -> None:
+    """Who is not READY yet has nothing to finish."""
+    child.state = state
+    signalling.make_room([child], table, NOW, LEAVE_BY)
+    assert (sent, child.deadline, child.reason) == ([signum], deadline, R.REPLACED)
+
+
+def test_an_exporter_is_retired(child: Child, sent: list[int]) -> None:
+    """It has its seconds to finish its scrapes, from now."""
+    child.deadline = 3.0
+    signalling.retire(child, NOW)
+    assert (sent, child.deadline, child.reason) == ([TERM], NOW + 10.0, R.REPLACED)
+
+
+def test_a_request_over_its_time_is_noted(child: Child, sent: list[int]) -> None:
+    """When it was seen; it is told to leave a turn later, when its stacks are there."""
+    signalling.cut(child, NOW)
+    assert child.cut_at == NOW
+
+
+# Requests that take long.
+
+
+def busy_since(child: Child, *began_ns: int) -> None:
+    child.report = replace(child.reader.look(0), busy_since_ns=began_ns)
+
+
+def test_a_slow_request_is_shown_once(child: Child, sent: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    """Each one, when it has run for long enough; of one that has ended nothing is kept."""
+    signalling.show_slow(child, 30)
+    assert sent == []
+    for began, signals in [((31,), 0), ((30, 31), 1), ((30, 31), 1), ((31,), 1), ((30, 20), 2), ((20, 10), 3)]:
+        busy_since(child, *began)
+        signalling.show_slow(child, 30)
+        assert sent == [USR1] * signals
+    assert child.slow_seen == {20, 10}
+    assert len(caplog.records) == 3
+
+
+def test_old_stacks_are_not_taken_for_new(child: Child, sent: list[int]) -> None:
+    """Whatever size was seen last, stacks that were asked for now are waited for."""
+    child.stacks.write("Thread 0x1\n")
+    child.stacks_seen = child.stacks.size()
+    busy_since(child, 30)
+    signalling.show_slow(child, 30)
+    signalling.note_stacks(child)
+    assert child.stacks_seen == child.stacks.size() > 0
+
+
+# Stacks for a client.
+
+
+def test_a_client_gets_the_stacks(child: Child, sent: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    """They are asked for, and handed to the client instead of the log, once complete; the next are the log's again."""
+    child.stacks_text, child.stacks_seen = "of before", 11
+    child.stacks.write("Thread 0x1\n")
+    signalling.show_stacks(child)
+    assert (sent, child.stacks_wanted, child.stacks_text) == ([USR1], True, "")
+    child.report = child.reader.look(0)
+    signalling.note_stacks(child)
+    assert child.stacks_wanted
+    signalling.note_stacks(child)
+    assert (child.stacks_wanted, child.stacks_text, caplog.records) == (False, "Thread 0x1", [])
+    child.stacks_text = ""
+    child.stacks.write("Thread 0x2\n")
+    looked_at_twice(child)
+    assert [record.getMessage().count("Thread 0x2") for record in caplog.records] == [1]
+
+
+def test_stacks_of_a_request_over_its_time_are_for_the_log_too(
+    child: Child, sent: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that asked at that moment takes nothing away from it."""
+    signalling.show_stacks(child)
+    signalling.cut(child, NOW)
+    caplog.clear()
+    child.stacks.write("Thread 0x1\n")
+    looked_at_twice(child)
+    assert child.stacks_text == "Thread 0x1"
+    assert [record.getMessage().count("Thread 0x1") for record in caplog.records] == [1]
+
+
+def test_stacks_that_grow_are_waited_for(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    """A child that has no report yet is looked at as well."""
+    for number in range(3):
+        child.stacks.write(f"Thread {number}\n")
+        signalling.note_stacks(child)
+    assert caplog.records == []
+    signalling.note_stacks(child)
+    assert [record.getMessage().count("Thread") for record in caplog.records] == [3]
+    assert child.stacks_seen == 0
