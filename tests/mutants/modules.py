@@ -165,7 +165,9 @@ MODULES = {
     ),
     "lanes": Module("workers/lanes.py", ("lanes", "loop"), ("process/pool", "process/composition", "process/server")),
     "ending": Module(
-        "workers/ending.py", ("loop",), ("process/ending", "process/worker_end", "process/worker_end_exporters")
+        "workers/ending.py",
+        ("ending", "loop"),
+        ("process/ending", "process/worker_end", "process/worker_end_exporters"),
     ),
     "signals": Module(
         "workers/signals.py",
@@ -174,10 +176,12 @@ MODULES = {
     ),
     "bootstrap": Module(
         "workers/bootstrap.py",
-        ("spawner", "loop"),
+        ("bootstrap", "spawner", "loop"),
         ("process/children", "process/pool", "process/worker_troubles", "faults/boot", "faults/master_dies"),
     ),
-    "user_forks": Module("workers/user_forks.py", ("loop",), ("faults/user_forks", "process/worker_troubles")),
+    "user_forks": Module(
+        "workers/user_forks.py", ("user_forks", "loop"), ("faults/user_forks", "process/worker_troubles")
+    ),
     "board": Module("metrics/board.py", ("layout", "board", "handover", "exits"), ("process/metrics_move",)),
     "scoreboard": Module(
         "metrics/scoreboard.py", ("layout", "scoreboard", "lanes", "histogram"), ("process/metrics_move",)

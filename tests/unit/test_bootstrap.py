@@ -1,0 +1,239 @@
+"""The first steps of a child and the only way out, in a process that is none: what it does, and in which order."""
+
+import io
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import pytest
+
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
+from prefork.workers import bootstrap, ending, sinks
+from prefork.workers.bootstrap import Birth, Master, enter, exit_status, leave
+
+
+class Left(BaseException):
+    """os._exit() with this status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+class Steps:
+    """What has been done, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def step(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.done.append(name)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """The steps that would change this process are noted, and not done."""
+
+    def leaves(status: int) -> NoReturn:
+        raise Left(status)
+
+    steps = Steps()
+    monkeypatch.setattr(os, "_exit", leaves)
+    monkeypatch.setattr(ending, "forget_master", steps.step("forget_master"))
+    monkeypatch.setattr(sinks, "begin_child", steps.step("begin_child"))
+    monkeypatch.setattr(bootstrap, "_disown_output", steps.step("disown_output"))
+    monkeypatch.setattr(bootstrap, "flush", steps.step("flush"))
+    return steps
+
+
+@pytest.fixture
+def birth(steps: Steps) -> Iterator[Birth]:
+    slot = Slot(1)
+    yield Birth(slot, Stacks(slot), os.getppid(), True, steps.step("forget"), set())
+    slot.close()
+
+
+def entered(birth: Birth, body: Callable[[], int]) -> int:
+    """The status with which a child of this body leaves."""
+    masters: list[Master] = []
+
+    def run(birth: Birth, master: Master) -> int:
+        masters.append(master)
+        return body()
+
+    with pytest.raises(Left) as left:
+        enter(birth, run)
+    os.close(masters[0].pidfd)
+    return left.value.status
+
+
+def fails(error: BaseException) -> Callable[[], int]:
+    def body() -> int:
+        raise error
+
+    return body
+
+
+# The way in.
+
+
+def test_the_steps_come_in_this_order(birth: Birth, steps: Steps) -> None:
+    """What was the master's is forgotten before anything of the child's, its descriptors last; then its body runs."""
+
+    def body() -> int:
+        steps.done.append("body")
+        return 3
+
+    assert entered(birth, body) == 3
+    assert steps.done == ["forget_master", "disown_output", "begin_child", "forget", "body", "flush"]
+    assert birth.slot.words[LEAVING] == 0
+    assert birth.stacks.size() == 0
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (7, 7), ("a reason", 1), (256 + 9, 9), (-1, 255)])
+def test_system_exit(code: Any, status: int, birth: Birth) -> None:
+    """It ends the child as Python would end a process, and is no crash."""
+    assert entered(birth, fails(SystemExit(code))) == status
+    assert birth.slot.words[LEAVING] == ExitReason.EXITED
+    assert birth.stacks.size() == 0
+
+
+def test_last_words(birth: Birth) -> None:
+    """The traceback is written for the master, once the slot says that these are last words."""
+    said: list[int] = []
+
+    class Heard(Stacks):
+        def write(self, text: str) -> None:
+            said.append(birth.slot.words[LEAVING])
+            super().write(text)
+
+    birth = replace(birth, stacks=Heard(birth.slot))
+    assert entered(birth, fails(KeyError("gone"))) == 1
+    assert birth.slot.words[LEAVING] == ExitReason.CRASHED
+    assert said == [ExitReason.CRASHED]
+    text = birth.stacks.take()
+    assert text.startswith("Traceback")
+    assert text.endswith("KeyError: 'gone'\n")
+
+
+def test_an_exception_is_no_status() -> None:
+    """As of a process: 1."""
+    assert [exit_status(error) for error in (ValueError(), KeyboardInterrupt(), SystemExit(4))] == [1, 1, 4]
+
+
+def test_a_flush_that_fails_does_not_keep_it(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child leaves whatever happens."""
+    monkeypatch.setattr(bootstrap, "flush", fails(MemoryError()))
+    with pytest.raises(Left) as left:
+        leave(5)
+    assert left.value.status == 5
+
+
+# The master, seen from a child.
+
+
+def test_a_master_that_is_gone(birth: Birth, steps: Steps) -> None:
+    """Whose pid is not our parent's has died meanwhile; its child leaves at once."""
+    with pytest.raises(Left) as left:
+        Master(Birth(birth.slot, birth.stacks, os.getpid(), True, birth.forget, set()))
+    assert left.value.status == 1
+    traceback = left.tb
+    while traceback.tb_next is not None and "self" not in traceback.tb_frame.f_locals:
+        traceback = traceback.tb_next
+    os.close(traceback.tb_frame.f_locals["self"].pidfd)
+
+
+class LibC:
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+
+    def prctl(self, *arguments: int) -> int:
+        self.asked.append(arguments)
+        return 0
+
+
+@pytest.mark.parametrize(("main", "asked"), [(True, [(1, signal.SIGTERM, 0, 0, 0)]), (False, [])])
+def test_the_kernel_tells_of_its_death(
+    main: bool, asked: list[tuple[int, ...]], birth: Birth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By TERM; prctl(2) has PR_SET_PDEATHSIG as 1, and wants the rest 0. A thread may end before its process does."""
+    libc = LibC()
+    monkeypatch.setattr(bootstrap, "_libc", libc)
+    master = Master(Birth(birth.slot, birth.stacks, os.getppid(), main, birth.forget, set()))
+    master.tell_us_when_dying()
+    assert libc.asked == asked
+    assert master.fileno() == master.pidfd
+    assert not master.gone()
+    os.close(master.pidfd)
+
+
+# What was printed.
+
+
+class Unwell(io.StringIO):
+    """A stream whose reader is gone."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+class Counting(io.StringIO):
+    flushed = 0
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def test_all_that_was_printed_and_logged_is_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be costs none of the others; a process may have no output at all."""
+    out, logged = Counting(), Counting()
+    handler = logging.StreamHandler(logged)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", Unwell())
+    bootstrap.flush()
+    assert out.flushed == 1
+    assert logged.flushed == 1
+    monkeypatch.setattr(sys, "stderr", None)
+    bootstrap.flush()
+    assert logged.flushed == 2
+    handler.close()
+
+
+def test_what_the_master_has_not_flushed_is_the_masters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy in the child is thrown away; what the child prints then comes, and no descriptor is left open."""
+    with tempfile.TemporaryFile("w+") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", io.StringIO())  # has no descriptor
+        os.set_inheritable(out.fileno(), True)
+        before = len(os.listdir("/proc/self/fd"))
+        out.write("of the master")
+        bootstrap._disown_output()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert os.get_inheritable(out.fileno())
+        out.write("of the child\n")
+        out.flush()
+        assert os.pread(out.fileno(), 99, 0) == b"of the child\n"
+
+
+def test_a_stream_that_fails_keeps_its_descriptor(tmp_path: Path) -> None:
+    """Whatever flush() raises, its number leads again where it led."""
+
+    class Fails:
+        def __init__(self, file: TextIO) -> None:
+            self.fileno = file.fileno
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    with open(tmp_path / "out", "w") as file:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(BrokenPipeError):
+            bootstrap._flush_into_nothing(Fails(file))  # type: ignore[arg-type]
+        assert os.path.samestat(os.fstat(file.fileno()), os.stat(tmp_path / "out"))
+        assert len(os.listdir("/proc/self/fd")) == before
