@@ -199,6 +199,14 @@ def test_a_death_at_boot(
     assert settle(board, ended(None if signum else 1, signum, told=told, ready=ready)).at_boot is at_boot
 
 
+def test_ready_once_is_ready_for_good(board: Board, ended: Ended) -> None:
+    """What the master has seen counts, whatever stands in the slot at the end."""
+    exit = ended(1, ready=False)
+    exit.child.booted = True
+    death = settle(board, exit)
+    assert (death.booted, death.at_boot, death.reason) == (True, False, R.CRASHED)
+
+
 @pytest.mark.parametrize(
     ("told", "signum", "counts", "reason"),
     [

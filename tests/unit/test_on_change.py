@@ -79,6 +79,51 @@ def test_waits_until_all_is_written(program: Path) -> None:
     assert len(time.asked) == 1
 
 
+def test_a_change_that_is_taken_back(program: Path) -> None:
+    """What is again as it was is no change; the same change later has to settle like any other."""
+    time = Time()
+    changes = Changes(time.reload)
+    loaded, kept = program / "loaded_here.py", program / "kept"
+    os.link(loaded, kept)
+    edit(loaded, "A = 2\n")
+    os.link(loaded, program / "edited")
+    assert changes.turn(time.now) == pytest.approx(time.now + SETTLE_S)
+    os.replace(kept, loaded)
+    time.now += SETTLE_S
+    assert changes.turn(time.now) == pytest.approx(time.now + LOOK_EVERY_S)
+    os.replace(program / "edited", loaded)
+    time.now += LOOK_EVERY_S
+    assert changes.turn(time.now) == pytest.approx(time.now + SETTLE_S)
+    assert time.asked == []
+    assert time.pass_until_settled(changes) == 1
+
+
+def test_half_a_second_is_between_looks(program: Path) -> None:
+    """Also after a reload; in between no file is asked for."""
+    time = Time()
+    changes = Changes(time.reload)
+    assert changes.turn(time.now) == time.now + LOOK_EVERY_S
+    edit(program / "loaded_here.py", "A = 2\n")
+    time.now += LOOK_EVERY_S / 2
+    assert changes.turn(time.now) == time.now + LOOK_EVERY_S / 2
+    time.now += LOOK_EVERY_S / 2
+    assert changes.turn(time.now) == time.now + SETTLE_S
+    time.now += SETTLE_S
+    assert changes.turn(time.now) == time.now, "the reload begins at once"
+    assert changes.turn(time.now) == time.now + LOOK_EVERY_S
+
+
+def test_what_was_seen_is_handed_on_whole(program: Path) -> None:
+    """Time, size and inode of each, as the next image reads them."""
+    changes = Changes(lambda: None)
+    path = str(program / "loaded_here.py")
+    found = os.stat(path)
+    assert changes.pack()[path] == [found.st_mtime_ns, found.st_size, found.st_ino]
+    assert Changes(lambda: None, before=changes.pack()).pack() == changes.pack()
+    other = {path: [1, 2, 3]}
+    assert Changes(lambda: None, before=other).pack()[path] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("what", ["beside", "new", "gone", "named", "touched"])
 def test_what_is_a_change(what: str, program: Path) -> None:
     """A module beside the program's, a new one, one that is gone, a file that was named, and a new time alone."""

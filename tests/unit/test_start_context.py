@@ -1,7 +1,9 @@
 """Origin: of a command line, what is the interpreter's and what is the program's."""
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ COMMANDS = {
     "a module attached": (["-mpackage", "y"], [], ["-m", "package", "y"]),
     "a text": (["-c", "import a", "-W"], [], ["-c", "import a", "-W"]),
     "a text in a cluster": (["-Ic", "import a"], ["-I"], ["-c", "import a"]),
+    "the end of the options": (["-B", "--", "-s.py", "x"], ["-B", "--"], ["-s.py", "x"]),
     "nothing": (["-i"], ["-i"], []),
     "stdin": (["-"], [], ["-"]),
 }
@@ -30,7 +33,10 @@ def test_flags_and_program(name: str) -> None:
     assert split(["python", *arguments]) == (tuple(flags), tuple(program))
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("nothing", "stdin")])
+AGAIN = [name for name in COMMANDS if name not in ("nothing", "stdin", "the end of the options")]
+
+
+@pytest.mark.parametrize("name", AGAIN)
 def test_a_reloaded_program_is_told_apart_again(name: str) -> None:
     """A command line that a reload made splits into the same parts, so that reloads do not add up."""
     flags, program = split(["python", *COMMANDS[name][0]])
@@ -44,6 +50,32 @@ def test_refused_by_name() -> None:
     """A program that was read from stdin is none that can be run again; any other is not refused."""
     assert StartContext("python", (), ("-",), {}, "/").refusal() == "its program was read from stdin"
     assert StartContext("python", (), ("-c", "pass"), {}, "/").refusal() is None
+    assert StartContext("python", (), ("-m", "-"), {}, "/").refusal() is None
+
+
+class Terminal:
+    def __init__(self, there: bool) -> None:
+        self.isatty = lambda: there
+
+
+@pytest.mark.parametrize(("flag", "prompt", "stdin", "refusal"), [
+    (0, False, Terminal(False), "its program was read from stdin"),
+    (0, False, None, "its program was read from stdin"),
+    (1, False, Terminal(False), "it is an interactive interpreter"),
+    (0, True, Terminal(False), "it is an interactive interpreter"),
+    (0, False, Terminal(True), "it is an interactive interpreter"),
+])  # fmt: skip
+@pytest.mark.parametrize("program", [(), ("-",)])
+def test_an_interactive_interpreter_is_named(
+    flag: int, prompt: bool, stdin: Terminal | None, refusal: str, program: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By its option, by its prompt, or by the terminal that it reads; there may be no standard input at all."""
+    monkeypatch.setattr(sys, "flags", SimpleNamespace(interactive=flag))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    if prompt:
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert StartContext("python", (), program, {}, "/").refusal() == refusal
 
 
 def test_the_directory_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,10 +181,13 @@ def test_exporters_without_a_successor_are_retired(beside: Beside) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in ChildKind if kind is not ChildKind.SERVER])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_end_of_an_exporter_is_told_to_who_looks_after_it(kind: ChildKind, fails: bool, beside: Beside) -> None:
+def test_the_end_of_an_exporter_is_told_to_who_looks_after_it(
+    kind: ChildKind, fails: bool, beside: Beside, caplog: pytest.LogCaptureFixture
+) -> None:
     """And of no other child; a mistake there is no reason not to reap the next."""
     child = beside.child(kind)
     beside.tasks.note_exit(child, NOW)  # there is none yet
+    assert caplog.records == []
     beside.all()
     beside.exporter.fails = fails
     beside.tasks.note_exit(child, NOW)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from prefork.workers.wakeup import Wakeup
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 NUDGE_EVERY_S = 0.01
 RELISTEN_S = 0.02
+WAIT_AGAIN_S = 1.0
 
 
 class Hands:
@@ -174,3 +176,47 @@ def test_without_a_listener(wakeup: Wakeup, clock: Hands) -> None:
     waiting.listen(True)
     assert waiting.next_at(True) == float("inf")
     waiting.close()
+
+
+def test_a_step_back_brings_nobody_back_sooner(waiting: Waiting, clock: Hands, listener: socket.socket) -> None:
+    """Who has just been woken stays away for its time, whoever gets READY meanwhile."""
+    waiting.listen(True)
+    with socket.create_connection(listener.getsockname()):
+        waiting.wait(1)
+    waiting.step_back()
+    assert waiting.next_at(True) == clock.now + RELISTEN_S
+
+
+def test_it_listens_from_the_beginning(waiting: Waiting, clock: Hands, listener: socket.socket) -> None:
+    """Of whatever clock."""
+    clock.now = 0.0
+    waiting.listen(True)
+    with socket.create_connection(listener.getsockname()):
+        assert waiting.wait(1) == {listener.fileno()}
+
+
+def test_a_listener_that_cannot_be_waited_for(wakeup: Wakeup, clock: Hands) -> None:
+    """It is tried again a second later: epoll_ctl(2) refuses a file with EPERM, where memory is short any other."""
+    with tempfile.TemporaryFile() as file:
+        waiting = Waiting(wakeup, clock, file)  # type: ignore[arg-type]  # has a descriptor
+        waiting.listen(True)
+        assert waiting.next_at(True) == clock.now + WAIT_AGAIN_S
+        clock.now += WAIT_AGAIN_S
+        waiting.listen(True)
+        assert waiting.next_at(True) == clock.now + WAIT_AGAIN_S
+        waiting.close()
+
+
+def test_a_nudge_that_cannot_be_waited_for(waiting: Waiting, clock: Hands) -> None:
+    """It is tried again after its pause."""
+    waiting.nudge()
+    waiting.wait(0)
+    nudge, _ = waiting.pack_nudge()
+    waiting.take_out(nudge)
+    clock.now += NUDGE_EVERY_S
+    waiting.hear_nudges()
+    assert waiting.next_at(False) == clock.now + NUDGE_EVERY_S
+    waiting.add(nudge)
+    clock.now += NUDGE_EVERY_S
+    waiting.hear_nudges()
+    assert waiting.next_at(False) == float("inf")
