@@ -109,10 +109,20 @@ MODULES = {
         ("process/reload", "process/control", "faults/reload"),
     ),
     "new_image": Module(
-        "prefork/reload/new_image.py", ("reloading",), ("process/reload", "process/systemd", "faults/reload")
+        "prefork/reload/new_image.py",
+        (
+            "new_image",
+            "reloading",
+        ),
+        ("process/reload", "process/systemd", "faults/reload"),
     ),
     "rehearsal": Module(
-        "prefork/reload/rehearsal.py", ("reloading",), ("process/reload", "process/check", "process/reload_settings")
+        "prefork/reload/rehearsal.py",
+        (
+            "rehearsal",
+            "reloading",
+        ),
+        ("process/reload", "process/check", "process/reload_settings"),
     ),
     "on_change": Module("prefork/reload/on_change.py", ("on_change",), ("process/reload_on_change",)),
     "listener": Module(
@@ -129,7 +139,7 @@ MODULES = {
     ),
     "ownership": Module(
         "prefork/sockets/ownership.py",
-        ("listener", "control_access"),
+        ("ownership", "listener", "control_access"),
         ("process/socket_access", "process/another_user", "faults/unix_paths"),
     ),
     "systemd": Module("prefork/systemd.py", ("systemd",), ("process/systemd", "faults/manager")),
