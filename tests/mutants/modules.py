@@ -150,7 +150,7 @@ MODULES = {
     ),
     "connection": Module(
         "prefork/control/connection.py",
-        ("control_server", "control_simulated", "protocol"),
+        ("connection", "control_server", "control_simulated", "protocol"),
         ("process/control", "process/control_changes", "faults/control"),
     ),
     "verbs": Module(

@@ -1,6 +1,7 @@
 """What a service manager passes on and is told: the environment, and facts in, messages out."""
 
 import os
+import re
 import socket
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import systemd
+from prefork.errors import ConfigError
 from prefork.master.notify import Notices, Notifier, NotifyFacts, status_line
 from prefork.master.policy import Phase
-from prefork.systemd import Passed, stored_name, take
+from prefork.systemd import Given, Passed, stored_name, take
 from tests.support.hosts.manager import Manager
 
 PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
@@ -78,6 +80,53 @@ def test_watchdog_of_another_process(usec: str, pid: str, seconds: float | None)
 def test_notify_socket(text: str, address: str) -> None:
     """A path and an abstract name are understood; another kind is none."""
     assert take({"NOTIFY_SOCKET": text}, 7).notify == address
+
+
+def test_a_stored_name_is_the_address() -> None:
+    """As far as a name may have its characters; its end is cut."""
+    assert stored_name("STREAM '/run/a b~' 1") == "prefork STREAM '/run/a b~' 1"
+    assert stored_name("a:b%c\n\x1fé\x7f") == "prefork a%3Ab%25c%0A%1F%C3%A9%7F"
+    assert stored_name("x" * 300) == "prefork " + "x" * 247
+
+
+WEB, ADMIN, KEPT = Passed(3, "web"), Passed(4, "admin"), Passed(5, "prefork here")
+WEB_AGAIN = Passed(6, "web")
+
+
+TWICE = "2 were passed as web: an empty ListenStream= before that of a drop-in takes back the unit's own"
+
+
+@pytest.mark.parametrize(("passed", "name", "found"), [
+    ((WEB,), "", 3),
+    ((WEB,), "web", 3),
+    ((WEB, ADMIN), "admin", 4),
+    ((KEPT, WEB), "", 3),
+    ((), "", "why there is none"),
+    ((KEPT,), "", "why there is none"),
+    ((WEB, ADMIN), "", "2 were passed; say which by systemd:NAME, of admin, web"),
+    ((WEB,), "app", "none of the 1 passed is called app; there is web"),
+    ((WEB, ADMIN), "app", "none of the 2 passed is called app; there is admin, web"),
+    ((WEB, WEB_AGAIN), "", TWICE),
+    ((WEB, WEB_AGAIN, ADMIN), "web", TWICE),
+    ((WEB, WEB_AGAIN, ADMIN), "", "3 were passed; say which by systemd:NAME, of admin, web"),
+])  # fmt: skip
+def test_which_socket(passed: tuple[Passed, ...], name: str, found: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of that name, or the only one; else why not. One that the manager kept for us is none that it passed."""
+    monkeypatch.setattr(systemd, "_given", Given(passed, "why there is none"))
+    assert systemd.find(name) == found
+    if isinstance(found, int):
+        assert systemd.descriptor(name) == found
+    else:
+        with pytest.raises(ConfigError, match=re.escape(f"could not take a socket from systemd: {found}")):
+            systemd.descriptor(name)
+
+
+def test_no_reason_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the manager passed something, and all of it is what it kept."""
+    monkeypatch.setattr(systemd, "_given", Given((KEPT,), ""))
+    assert systemd.find("") == "no socket was passed"
+    assert systemd.stored("here") == 5
+    assert systemd.stored("there") is None
 
 
 @given(st.text(max_size=400))
@@ -224,6 +273,30 @@ def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert [*manager.kept] == ["prefork here"]
         assert words(manager.messages) == ["READY=1", "RELOADING=1"]
         assert "READY=1\nSTATUS=reloading: 3 workers" in manager.messages
+
+
+OURS, OTHER = (9, "STREAM 'here' 1"), "STREAM 'there' 1"
+STORE = ("FDSTORE=1\nFDNAME=prefork STREAM 'here' 1", 9)
+
+
+@pytest.mark.parametrize(("before", "listener", "unsent"), [
+    ("", None, []),
+    ("", OURS, [STORE]),
+    (OURS[1], OURS, [STORE]),
+    (OTHER, OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER}", None), STORE]),
+    (OTHER, None, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER}", None)]),
+])  # fmt: skip
+def test_what_the_manager_is_to_keep(
+    before: str, listener: tuple[int, str] | None, unsent: list[tuple[str, int | None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Our listener, and no longer that of the image before if it is another. Without a manager nothing is kept."""
+    for notify in ("/notify", ""):
+        monkeypatch.setattr(systemd, "_given", Given(notify=notify))
+        notifier = Notifier(facts, resumed=False, listener=listener, before=before)
+        assert list(notifier._unsent) == (unsent if notify else [])
+        notifier.forget()
+        assert notifier.turn(7.0) == float("inf")
 
 
 FACTS = st.builds(
