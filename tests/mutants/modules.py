@@ -48,7 +48,7 @@ MODULES = {
     ),
     "processes": Module(
         "prefork/master/processes.py",
-        ("children", "signalling"),
+        ("processes", "children", "signalling"),
         ("process/children", "process/pool", "faults/user_forks"),
     ),
     "exits": Module(

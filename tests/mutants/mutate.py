@@ -67,7 +67,7 @@ class _Module:
                 continue
             if _is_write(statement):
                 yield self._replaced(statement, "dropped", "pass")
-            if number + 1 < len(body) and _is_effect(statement) and _is_effect(body[number + 1]):
+            if number + 1 < len(body) and _order_shows(statement, body[number + 1]):
                 yield from self._swapped(statement, body[number + 1])
             yield from self._statement(statement)
 
@@ -184,6 +184,15 @@ def _is_write(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, (ast.Call, ast.YieldFrom))
     return isinstance(statement, (ast.AugAssign, ast.Delete, ast.Continue, ast.Break))
+
+
+def _order_shows(first: ast.stmt, second: ast.stmt) -> bool:
+    """Two effects, unless all that both do is to give an attribute a value, which nobody looks at in between."""
+    return _is_effect(first) and _is_effect(second) and not (_is_attribute(first) and _is_attribute(second))
+
+
+def _is_attribute(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Assign) and all(isinstance(each, ast.Attribute) for each in statement.targets)
 
 
 def _is_effect(statement: ast.stmt) -> bool:

@@ -26,7 +26,7 @@ PYTEST = (
     "-m", "not deploy", "--hypothesis-profile=mutants",
 )  # fmt: skip
 SLOWEST, GRACE_S = 3, 20.0  # takes so many times what is usual, and a while: it hangs, which is noticed too
-UNKNOWN_S = 120.0  # for what nobody has timed
+UNKNOWN_S = 60.0  # for what nobody has timed
 HUNG, SPEECHLESS = "the time that it took", "a test run that said nothing"
 
 

@@ -35,7 +35,7 @@ MISTAKES = {
     "dropped": ("f(); a.b = g; log.info(h); i = j", [
         "pass; a.b = g; log.info(h); i = j", "f(); pass; log.info(h); i = j",
     ]),
-    "swapped": ("a[b] = c; d(); e = f", ["d(); a[b] = c; e = f"]),
+    "swapped": ("a[b] = c; d(); e = f; g.h = i(); g.j = k()", ["d(); a[b] = c; e = f; g.h = i(); g.j = k()"]),
 }  # fmt: skip
 
 

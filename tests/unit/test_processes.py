@@ -1,0 +1,210 @@
+"""The kernel's side of a child, where none is needed to see it: signals, and orphans that are nobody's."""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from prefork.master import processes
+from prefork.master.processes import KERNEL, End, OrphanReaper
+from prefork.metrics.log_events import LogEvent
+
+PATIENCE_S, LOOK_EVERY_S = 5.0, 1.0  # as documented
+
+
+@pytest.fixture
+def us() -> Iterator[int]:
+    """A pidfd of this process."""
+    pidfd = os.pidfd_open(os.getpid())
+    yield pidfd
+    os.close(pidfd)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
+    def refuses(pidfd: int, signum: int) -> None:
+        raise error
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refuses)
+
+
+def test_a_signal_is_sent(us: int) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
+    KERNEL.signal(us, signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, before)
+    assert heard == [signal.SIGUSR2]
+
+
+def test_who_is_gone_needs_none(us: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of our reach is another thing, and said."""
+    refuse(monkeypatch, ProcessLookupError())
+    KERNEL.signal(us, signal.SIGUSR2)
+    refuse(monkeypatch, PermissionError())
+    with pytest.raises(PermissionError):
+        KERNEL.signal(us, signal.SIGUSR2)
+
+
+def test_a_status_that_is_lost(us: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where wait4(2) knows no such child only the pidfd tells whether it lives; who is out of our reach does."""
+
+    def nobody(pid: int, options: int) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, "wait4", nobody)
+    assert KERNEL.reap(4711, us) is None
+    refuse(monkeypatch, PermissionError())
+    assert KERNEL.reap(4711, us) is None
+    refuse(monkeypatch, ProcessLookupError())
+    assert KERNEL.reap(4711, us) == End(None, None, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("found", "status", "end"), [
+    (0, 0, None), (4711, 0, End(0, None, 1.5, 0.5)), (4711, 7 << 8, End(7, None, 1.5, 0.5)),
+    (4711, signal.SIGKILL, End(None, signal.SIGKILL, 1.5, 0.5)),
+])  # fmt: skip
+def test_how_it_ended(found: int, status: int, end: End | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a status or by a signal, and with the CPU time that it took; it is not waited for."""
+    asked: list[Any] = []
+
+    class Usage:
+        ru_utime, ru_stime = 1.5, 0.5
+
+    def wait4(pid: int, options: int) -> tuple[int, int, type[Usage]]:
+        asked.append((pid, options))
+        return found, status, Usage
+
+    monkeypatch.setattr(os, "wait4", wait4)
+    assert KERNEL.reap(4711, -1) == end
+    assert asked == [(4711, os.WNOHANG)]
+
+
+def test_no_descriptor_for_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be watched is killed and reaped; somebody may have been faster."""
+    done: list[Any] = []
+
+    def refused(pid: int) -> int:
+        raise OSError
+
+    def gone(pid: int, signum: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    monkeypatch.setattr(os, "kill", lambda pid, signum: done.append((pid, signum)))
+    monkeypatch.setattr(os, "waitpid", lambda pid, options: done.append((pid, options)))
+    with pytest.raises(OSError):
+        KERNEL._pidfd(4711)
+    assert done == [(4711, signal.SIGKILL), (4711, 0)]
+    monkeypatch.setattr(os, "kill", gone)
+    KERNEL.abandon(4711)
+    assert len(done) == 2
+
+
+# Orphans.
+
+
+class Init:
+    """A process 1 with zombies."""
+
+    def __init__(self) -> None:
+        self.zombies: set[int] = set()
+        self.known: set[int] = set()
+        self.looks = 0
+        self.reaped: list[int] = []
+        self.reaper = OrphanReaper(lambda: self.known)
+
+    def look(self) -> set[int]:
+        self.looks += 1
+        return set(self.zombies)
+
+    def reap(self, pid: int, options: int) -> None:
+        assert options == os.WNOHANG
+        if pid not in self.zombies:
+            raise ChildProcessError
+        self.zombies.remove(pid)
+        self.reaped.append(pid)
+
+
+@pytest.fixture
+def init(monkeypatch: pytest.MonkeyPatch) -> Init:
+    init = Init()
+    monkeypatch.setattr(processes, "_zombies", init.look)
+    monkeypatch.setattr(os, "waitpid", init.reap)
+    return init
+
+
+def test_orphans_are_reaped_after_five_seconds(init: Init, caplog: pytest.LogCaptureFixture) -> None:
+    """Each from when it was first seen, and said; a child of ours is not, whatever its pidfd is waited for."""
+    caplog.set_level("INFO", "prefork")
+    init.zombies, init.known = {7, 8}, {8}
+    for now in range(5):
+        assert init.reaper.turn(100.0 + now) == 100.0 + now + LOOK_EVERY_S
+        if now == 2:
+            init.zombies.add(9)
+    assert init.reaped == []
+    init.reaper.turn(100.0 + PATIENCE_S)
+    assert init.reaped == [7]
+    for now in range(6, 9):
+        init.reaper.turn(100.0 + now)
+    assert init.reaped == [7, 9]
+    assert [record.__dict__["event"] for record in caplog.records] == [LogEvent.ORPHAN_REAPED] * 2
+
+
+def test_a_look_is_made_once_a_second(init: Init) -> None:
+    """Whoever asks in between is told when."""
+    assert init.reaper.turn(100.0) == 101.0
+    assert init.reaper.turn(100.5) == 101.0
+    assert init.looks == 1
+    init.reaper.turn(101.0)
+    assert init.looks == 2
+
+
+def test_who_is_waited_for_in_time_is_forgotten(
+    init: Init, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pid that comes again begins anew; one that somebody reaps at the last moment is no error and not said."""
+    caplog.set_level("INFO", "prefork")
+    init.zombies = {7}
+    init.reaper.turn(100.0)
+    init.zombies = set()
+    init.reaper.turn(103.0)
+    init.zombies = {7}
+    init.reaper.turn(106.0)
+    init.reaper.turn(110.0)
+    assert init.reaped == []
+    monkeypatch.setattr(processes, "_zombies", lambda: {7})
+    init.zombies = set()
+    init.reaper.turn(111.0)
+    assert (init.reaped, caplog.records) == ([], [])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_proc(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """waitid(2) tells of one at least; where there is no child at all nothing is asked of /proc."""
+
+    class First:
+        si_pid = 7
+
+    asked: list[int] = []
+
+    def waitid(kind: int, number: int, options: int) -> type[First] | None:
+        asked.append(options)
+        return First if count else None
+
+    def no_proc() -> set[int]:
+        asked.append(-1)
+        return {8}
+
+    monkeypatch.setattr(os, "waitid", waitid)
+    monkeypatch.setattr(processes, "_zombies_of_proc", no_proc)
+    assert processes._zombies() == ({7, 8} if count else set())
+    assert asked == [os.WEXITED | os.WNOHANG | os.WNOWAIT] + [-1] * count
+
+
+def test_without_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(kind: int, number: int, options: int) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, "waitid", none)
+    assert processes._zombies() == set()
