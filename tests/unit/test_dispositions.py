@@ -173,6 +173,15 @@ def test_children_are_ours_to_reap(taken: Taken) -> None:
     assert signal.getsignal(CHLD) is own
 
 
+def test_who_holds_still_dies_of_none(heard: list[int]) -> None:
+    """Of these; a handler is installed, for SIG_IGN would go on to what is executed."""
+    Signals.hold_still([TERM, HUP])
+    raised(TERM)
+    raised(HUP)
+    assert [signal.getsignal(signum) for signum in (TERM, HUP)] == [ignore, ignore]
+    assert signal.getsignal(USR1) is signal.SIG_DFL
+
+
 def test_early_signals_are_handed_over(taken: Taken, heard: list[int]) -> None:
     """In their order, to who has the signals from now on; what the program has put over ours in between stays."""
     early = Taken()

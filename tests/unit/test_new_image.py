@@ -133,6 +133,7 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
     monkeypatch.setattr(new_image, "run_as", lambda mode: image.done.append(mode))
     monkeypatch.setattr(new_image, "set_mask", lambda mask: image.done.append(("mask", mask)))
     monkeypatch.setattr(Signals, "raise_after", lambda seconds, error: image.done.append((error, seconds)))
+    monkeypatch.setattr(Signals, "hold_still", lambda signums: image.done.append(("still", set(signums))))
     monkeypatch.setattr(new_image, "serve_degraded", image.serve_degraded)
     monkeypatch.setattr(new_image, "complain", lambda text: image.done.append(text))
     yield image
@@ -150,10 +151,19 @@ GONE_ON = [("mask", EVERY), (TookTooLong, 0)]
 
 
 def test_a_rehearsal(image: Image) -> None:
-    """It is told that it is one; a program that ends without a serve_forever() has failed."""
+    """It is told that it is one, and holds still; a program that ends without a serve_forever() has failed."""
     image.handed.rehearsal = True
     assert take_over(9, ["app.py"]) == 1
-    assert image.done == [RunMode.REHEARSE, ("run", "app.py")]
+    assert image.done == [
+        RunMode.REHEARSE,
+        ("still", set(BY_SIGNAL)),
+        ("mask", {int(signal.SIGHUP)}),
+        ("run", "app.py"),
+    ]
+    image.done.clear()
+    del image.handed.values["mask"]  # of a master of an earlier version
+    take_over(9, ["app.py"])
+    assert image.done[2] == ("mask", ())
 
 
 def test_a_program_that_serves(image: Image) -> None:

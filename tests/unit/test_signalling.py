@@ -85,8 +85,8 @@ def test_stacks_that_were_cut_short_are_asked_for_again(child: Child, caplog: py
 
 NOW, LEAVE_BY = 50.0, 80.0
 S, R = ChildState, ExitReason
-TERM, QUIT, KILL, HUP, USR1, CONT = (
-    signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT,
+DRAIN, QUIT, KILL, HUP, USR1, CONT = (
+    signal.SIGURG, signal.SIGQUIT, signal.SIGKILL, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT,
 )  # fmt: skip
 
 
@@ -118,8 +118,8 @@ ORDERS: list[tuple[Plan, ChildState, list[int], ChildState, ExitReason | None, f
     (ordered(stop=(1,)),               S.READY,    [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
     (ordered(stop=(1,)),               S.DRAINING, [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
     (ordered(stop=(1,)),               S.KILLING,  [QUIT],       S.KILLING,  R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(drain=((1, R.REPLACED),)), S.READY,   [TERM],       S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
-    (ordered(remind=(1,)),             S.DRAINING, [TERM],       S.DRAINING, None,          None,         NOW),
+    (ordered(drain=((1, R.REPLACED),)), S.READY,   [DRAIN],       S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
+    (ordered(remind=(1,)),             S.DRAINING, [DRAIN],       S.DRAINING, None,          None,         NOW),
     (ordered(poke=(1,)),               S.DRAINING, [HUP],        S.DRAINING, None,          None,         0.0),
     (ordered(kill=(1,)),               S.STARTING, [KILL],       S.KILLING,  R.BOOT_FAILED, None,         0.0),
     (ordered(dump=(1,)),               S.READY,    [USR1, CONT], S.READY,    None,          None,         0.0),
@@ -146,7 +146,7 @@ def test_a_kill_comes_before_what_is_gentler(child: Child, table: ChildTable, se
     child.state = S.DRAINING
     plan = ordered(kill=(1,), dump=(1,), stop=(1,), drain=((1, R.DRAINED),), remind=(1,), poke=(1,))
     signalling.carry_out(plan, table, NOW, LEAVE_BY, slow_before_ns=0)
-    assert sent == [KILL, USR1, CONT, QUIT, TERM, TERM, HUP]
+    assert sent == [KILL, USR1, CONT, QUIT, DRAIN, DRAIN, HUP]
 
 
 @pytest.mark.parametrize(("has", "gets"), [(None, 80.0), (70.0, 70.0), (90.0, 80.0)])
@@ -155,7 +155,7 @@ def test_a_deadline_is_never_put_off(
 ) -> None:
     """The earlier of two holds."""
     child.state, child.deadline = S.READY, has
-    signalling.leave(table, child, R.DRAINED, TERM, NOW, LEAVE_BY)
+    signalling.leave(table, child, R.DRAINED, DRAIN, NOW, LEAVE_BY)
     assert child.deadline == gets
 
 
@@ -182,7 +182,7 @@ def test_why_it_is_killed(
 
 
 @pytest.mark.parametrize(("state", "signum", "deadline"), [
-    (S.STARTING, QUIT, NOW + 1.0), (S.READY, TERM, LEAVE_BY), (S.DRAINING, TERM, LEAVE_BY),
+    (S.STARTING, QUIT, NOW + 1.0), (S.READY, DRAIN, LEAVE_BY), (S.DRAINING, DRAIN, LEAVE_BY),
 ])  # fmt: skip
 def test_room_is_made(
     state: ChildState, signum: int, deadline: float, child: Child, table: ChildTable, sent: list[int]
@@ -197,7 +197,7 @@ def test_an_exporter_is_retired(child: Child, sent: list[int]) -> None:
     """It has its seconds to finish its scrapes, from now."""
     child.deadline = 3.0
     signalling.retire(child, NOW)
-    assert (sent, child.deadline, child.reason) == ([TERM], NOW + 10.0, R.REPLACED)
+    assert (sent, child.deadline, child.reason) == ([DRAIN], NOW + 10.0, R.REPLACED)
 
 
 def test_a_request_over_its_time_is_noted(child: Child, sent: list[int]) -> None:
