@@ -181,7 +181,7 @@ MODULES = {
     ),
     "signals": Module(
         "workers/signals.py",
-        ("signals", "commands", "loop"),
+        ("signals", "dispositions", "commands", "loop"),
         ("process/pool_master", "process/serving", "process/pool", "faults/signals", "faults/user_forks"),
     ),
     "bootstrap": Module(
