@@ -31,25 +31,6 @@ LOOK_EVERY_S = 0.02
 HUNG_S = 30.0
 QUIET_S = 2.0  # of load alone, for comparison
 
-PROGRAM = """
-import os, prefork
-
-RELEASE = open("release").read().encode()
-
-class Handler(prefork.StreamRequestHandler):
-    def handle(self):
-        self.rfile.readline()
-        self.wfile.write(RELEASE)
-
-with prefork.PreForkingTCPServer(("127.0.0.1", 0), Handler) as server:
-    server.max_children = WORKERS
-    if not prefork.rehearsing() and not os.path.exists("port"):
-        with open("port.new", "w") as file:
-            file.write(str(server.server_address[1]))
-        os.rename("port.new", "port")
-    server.serve_forever()
-"""
-
 
 @dataclass
 class Figures:
@@ -110,9 +91,10 @@ def started(workers: int) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "release").write_text("0")
-        (folder / "program.py").write_text(f"WORKERS = {workers}\n{PROGRAM}")
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, "program.py"], cwd=folder, env=environment) as server:
+        with subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.programs.reloaded", str(workers)], cwd=folder, env=environment
+        ) as server:
             try:
                 deadline = time.monotonic() + HUNG_S
                 while not (folder / "port").exists() and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.clients.connections import connect, free_port
+from tests.support.clients.controlling import AS_OTHER
 from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
 from tests.support.programs.monitored import monitored, target, watching
 from tests.support.programs.service import HUNG, Service
@@ -22,16 +23,6 @@ QUEUE = 4  # request_queue_size of the service that gets full
 FIRED = 'max_over_time(ALERTS{alertstate="firing",%s}[10m])'  # at any time since the start
 OF_THE_NAMESPACE = "PreforkListenOverflows"  # the kernel's count is everybody's
 
-# Another user, who finds the socket by the folder he was started in.
-STRANGER = """
-import os, socket
-os.setgroups([])
-os.setgid(65534)
-os.setuid(65534)
-sock = socket.socket(socket.AF_UNIX)
-sock.connect("c")
-print(sock.makefile().readline())
-"""
 
 DYING = """
 class Handler(Who):
@@ -47,27 +38,9 @@ class Hooks(Hooks):
         super().worker_started()
 """
 
-SHORT = """
-import resource
-class Hooks(Hooks):
-    def worker_started(self):
-        self.kept = [os.dup(2) for _ in range(200)]
-        most = self.kept[-1] + 20
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        super().worker_started()
-"""
+SHORT = "from tests.support.programs.watched import Short as Hooks"
 
-DROPPING = """
-class Handler(BaseRequestHandler):
-    def handle(self):
-        tell("busy")
-        threading.Event().wait()
-
-class Hooks(Hooks):
-    def server_bind(self):
-        super().server_bind()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-"""
+DROPPING = "from tests.support.programs.watched import Busy as Handler, Narrow as Hooks"
 
 
 @contextlib.contextmanager
@@ -140,7 +113,7 @@ def stale(service: Service) -> Iterator[None]:
 @contextlib.contextmanager
 def guarded(service: Service) -> Iterator[None]:
     """A user who is not allowed to opens the control socket."""
-    command = [sys.executable, "-c", STRANGER]
+    command = [sys.executable, str(AS_OTHER), "c", "", "65534"]
     answer = subprocess.check_output(command, cwd=service.directory, text=True, timeout=HUNG)
     assert "may not use this socket" in answer
     yield

@@ -23,17 +23,7 @@ ROOT = Path(__file__).parents[2]
 HERE = ROOT / "deploy" / "container"
 STOP_S = 10.0  # what `docker stop` gives
 
-ORPHAN = """
-import os, subprocess
-from prefork import StreamRequestHandler
-
-class Handler(StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            # A shell that leaves a child behind, whose parent is PID 1 from then on.
-            subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
-            self.wfile.write(b"%d\\n" % os.getpid())
-"""
+ORPHAN = Path(__file__).parent / "programs" / "orphans_app.py"
 
 
 def test_the_dockerfile_is_clean() -> None:
@@ -94,7 +84,7 @@ def test_the_image(tmp_path: Path) -> None:
 @needs_namespaces
 def test_as_pid_1_it_reaps_orphans_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As PID 1 of a pid namespace, by the image's own command: orphans are reaped, and TERM ends it within 10 s."""
-    (tmp_path / "app.py").write_text(ORPHAN)
+    shutil.copy(ORPHAN, tmp_path / "app.py")
     argv = ["-m", "prefork", "run", "app:Handler", "--bind", f"unix:{tmp_path}/s", "--max-children", "2"]
     before = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     with Service(tmp_path, argv=argv, before=before, accounts=False) as service:

@@ -1,5 +1,6 @@
 """deploy/haproxy: three hosts behind a real HAProxy, released, restarted, killed and cut off under load."""
 
+import shutil
 import signal
 from pathlib import Path
 from time import monotonic
@@ -12,18 +13,7 @@ from tests.support.tools.figures import figure
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 CLIENTS, PROCESSES = 6, 2
-APP = """
-import os
-from prefork import StreamRequestHandler
-
-with open("release") as file:
-    RELEASE = file.read()
-
-class Who(StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            self.wfile.write(f"{RELEASE} {os.getpid()}\\n".encode())
-"""
+APP = Path(__file__).parent / "programs" / "released_app.py"
 RIGHT = rb"(one|two|three) \d+\n"
 OPTIONS = ("--max-children", "8", "--drain-delay", "2s", "--graceful-timeout", "10s")
 
@@ -55,7 +45,7 @@ def wait_released(three: list[Host], release: str) -> None:
 
 def test_three_hosts(tmp_path: Path) -> None:
     """A rolling release and a rolling restart lose no connection; a host that dies or is cut off, what it held."""
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     (tmp_path / "release").write_text("one")
     port = free_port()
     with hosts(3, tmp_path) as three:

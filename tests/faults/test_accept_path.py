@@ -34,20 +34,7 @@ class Handler(DatagramRequestHandler):
     def handle(self):
         self.wfile.write(b"%d" % os.getpid())
 """
-# A worker that is told to hold receives nothing until the gate, a FIFO, has been opened and closed by the test.
-DAM = """
-class Hooks:
-    def server_bind(self):
-        super().server_bind()
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-
-class Handler(DatagramRequestHandler):
-    def handle(self):
-        if self.rfile.read() == b"hold":
-            tell("held")
-            with open("gate") as gate:
-                gate.read()
-"""
+DAM = "from tests.support.programs.dam import Handler, Hooks"
 FLOOD = 500
 
 

@@ -14,7 +14,7 @@ from tests.support.tools.figures import figure
 # A worker that boots while the file `broken` is there comes to the end that the file names.
 BROKEN = "from tests.faults.programs.broken import Hooks"
 # RLIMIT_NPROC does not hold for root. The program limits itself, at a signal, and lifts it at the next.
-LIMITED = "import tests.faults.programs.limited"
+LIMITED = "import tests.support.programs.limited"
 LIMIT = signal.SIGRTMIN + 1
 
 

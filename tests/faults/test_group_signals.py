@@ -1,4 +1,4 @@
-"""Signals to the whole process group, as from a terminal, a service manager or `kill -- -PGID`: as to the master alone."""
+"""Signals to the whole process group, by a terminal, a service manager or `kill -- -PGID`: as to the master alone."""
 
 import contextlib
 import os

@@ -4,6 +4,7 @@ tries whole."""
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,23 +21,13 @@ STIMULI = (
     "the exporter is killed",
     "workers are replaced",
 )
-PROGRAM = """
-import sys
-print("up", flush=True)
-sys.stdin.readline()
-for _ in range(3):
-    try:
-        open("/dev/null").close()
-        print("opened")
-    except OSError as exc:
-        print(exc.errno)
-"""
+PROGRAM = Path(__file__).parent / "programs" / "three_opens.py"
 
 
 def test_the_fault_that_was_armed_and_no_other() -> None:
     """The second open(2) after arming fails with EMFILE; the first and the third do not."""
     with Injector() as injector:
-        command = [*injector.before, sys.executable, "-c", PROGRAM]
+        command = [*injector.before, sys.executable, str(PROGRAM)]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, pass_fds=injector.fds, stdin=pipe, stdout=pipe, text=True) as process:
             injector.attach(process.pid)

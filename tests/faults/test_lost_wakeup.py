@@ -16,45 +16,20 @@ from tests.support.tools.proc import switches
 ANSWERED = 1.2  # seconds, for a connection whose wake-up died
 TIMES = 4
 
-# The trap is a file: whoever is about to take what is there, and is the one to remove it, does itself in.
-TRAPPED = """
-import select
-
-class Hooks:
-    def get_request(self):
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            raise BlockingIOError  # not on to an accept that has not looked at the trap
-        if os.path.exists("trap"):
-            try:
-                os.unlink("trap")
-            except FileNotFoundError:
-                pass
-            else:
-                tell("trapped")
-                os.kill(os.getpid(), signal.SIG{name})
-                raise BlockingIOError
-        return super().get_request()
-
-if {datagram}:
-    class Handler(DatagramRequestHandler):
-        def handle(self):
-            self.wfile.write(b"%d" % os.getpid())
-"""
-# The master's poke is not felt: nobody makes a lost wake-up good.
-NOT_POKED = """
-class Hooks(Hooks):
-    def worker_started(self):
-        super().worker_started()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-"""
 KINDS: dict[str, Any] = {
     "PreForkingTCPServer": ("127.0.0.1", 0),
     "PreForkingMixIn, ThreadingTCPServer": ("127.0.0.1", 0),
     "PreForkingUnixStreamServer": "s",
     "PreForkingUDPServer": ("127.0.0.1", 0),
 }
+
+
+def walking(hooks: str, bases: str, **settings: Any) -> str:
+    """A program whose workers walk into the trap; three of them, unless told otherwise."""
+    definitions = f"from tests.faults.programs.trapped import Datagram, {hooks} as Hooks"
+    if "UDP" in bases:
+        definitions += "\nHandler = Datagram"
+    return script(definitions, bases=bases, address=KINDS[bases], **{"max_children": 3, **settings})
 
 
 def answered_by(service: Service, bases: str) -> int:
@@ -74,9 +49,8 @@ def answered_in(service: Service, bases: str) -> float:
 @pytest.mark.parametrize("bases", KINDS)
 def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
     """The worker that was woken is killed, or stopped, before it accepts: a sibling answers, with no other traffic."""
-    definitions = TRAPPED.format(name=name, datagram="UDP" in bases)
     slowest = 0.0
-    with Service(tmp_path, script(definitions, bases=bases, address=KINDS[bases], max_children=3)) as service:
+    with Service(tmp_path, walking("Hooks", bases, trap=name)) as service:
         if name == "KILL":
             service.expect(r"killed \(killed by SIGKILL\)")
         for time_ in range(1, TIMES + 1):
@@ -98,7 +72,7 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
 
 def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
     """A worker stopped between wake-up and accept for good: request_timeout finds it, and it is replaced."""
-    source = script(TRAPPED.format(name="STOP", datagram=False), max_children=2, request_timeout=1.0)
+    source = walking("Hooks", "PreForkingTCPServer", trap="STOP", max_children=2, request_timeout=1.0)
     with Service(tmp_path, source) as service:
         service.expect("a request has run for longer than request_timeout")
         service.wait_ready(2)
@@ -116,8 +90,7 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
 def test_told_to_leave_when_woken(bases: str, tmp_path: Path) -> None:
     """A worker that is told to leave between its wake-up and accept takes what it alone was woken for, and then goes:
     it answers itself, and the master need not poke anybody."""
-    definitions = TRAPPED.format(name="TERM", datagram="UDP" in bases) + NOT_POKED
-    with Service(tmp_path, script(definitions, bases=bases, address=KINDS[bases], max_children=3)) as service:
+    with Service(tmp_path, walking("Unpoked", bases, trap="TERM")) as service:
         for time_ in range(1, TIMES + 1):
             service.wait_ready(3)
             (tmp_path / "trap").touch()

@@ -16,16 +16,7 @@ from tests.support.tools.figures import figure
 WAITING = 20  # connections
 WATCHDOG_S = 0.4
 
-HANGS = """
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        if os.path.exists("hang"):
-            os.unlink("hang")
-            tell("hanging")
-            with open("gate") as gate:
-                gate.read()
-"""
+HANGS = "from tests.faults.programs.hanging import Hooks"
 
 
 @pytest.mark.quick_faults

@@ -40,16 +40,7 @@ class Handler(Who):
         tell("calculating")
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(rounds))
 """
-FORKED_BY_MASTER = """
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        if not hasattr(self, "stranger"):
-            self.stranger = os.fork()
-            if self.stranger == 0:
-                signal.pause()
-            tell("stranger", stranger=self.stranger)
-"""
+FORKED_BY_MASTER = "from tests.faults.programs.forking_master import Hooks"
 
 
 def reusable_at(address: Any, kind: Any = None) -> float:

@@ -11,34 +11,7 @@ from tests.support.tools.figures import figure
 SECONDS = 5.0
 
 # The slot is found as broken code would hit it: by its mapping in this process.
-SCRIBBLING = """
-import ctypes, random
-
-def mappings():
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            if "prefork-slot" in line and "rw-s" in line:
-                begin, end = (int(n, 16) for n in line.split()[0].split("-"))
-                yield begin, end - begin
-
-class Handler(Who):
-    def do_mappings(self):
-        return len(list(mappings()))
-
-    def do_scribble(self, seconds, kind, seed):
-        rng = random.Random(int(seed))
-        (begin, size), = mappings()
-        rounds, until = 0, time.monotonic() + float(seconds)
-        while time.monotonic() < until:
-            if kind == "bytes":
-                content = rng.randbytes(size)
-            else:  # numbers that a slot might hold
-                small = (0, 1, 2, 3, 8, 9, 14, 1000, time.monotonic_ns(), 1 << 63)
-                content = b"".join(rng.choice(small).to_bytes(8, "little") for _ in range(size // 8))
-            ctypes.memmove(begin, content, size)
-            rounds += 1
-        return rounds
-"""
+SCRIBBLING = "from tests.support.programs.scribbling import Handler"
 
 
 @pytest.mark.quick_faults

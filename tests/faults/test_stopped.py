@@ -1,6 +1,7 @@
 """Processes that do not react: deaf to TERM, stopped, or the clock on the wall moved under them."""
 
 import contextlib
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,15 +22,7 @@ class Hooks:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         super().worker_started()
 """
-SITECUSTOMIZE = """
-import os, time
-_real, _file = time.time, os.environ["SHIFT_FILE"]
-def _shifted():
-    with open(_file) as file:
-        return _real() + float(file.read())
-time.time = _shifted
-time.time_ns = lambda: int(_shifted() * 1e9)
-"""
+SITECUSTOMIZE = Path(__file__).parent / "programs" / "shifted_clock.py"
 CLOCK = """
 class Handler(Who):
     def do_clock(self):
@@ -161,7 +154,7 @@ def test_wall_clock_moved(tmp_path: Path) -> None:
     """The wall clock an hour on, and an hour back: nothing is restarted and no deadline moves."""
     shift = tmp_path / "shift"
     shift.write_text("0")
-    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    shutil.copy(SITECUSTOMIZE, tmp_path / "sitecustomize.py")
     settings: dict[str, Any] = {
         "max_children": 2, "request_timeout": 600, "slow_request_timeout": 300, "max_lifetime": 1800,
         "boot_timeout": 300, "graceful_timeout": 1,

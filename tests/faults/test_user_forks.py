@@ -13,109 +13,10 @@ from tests.support.programs.service import HUNG, Service, Watch, script
 from tests.support.tools.figures import figure
 
 # Each command has a process of its own serve a request as the handler's server would, and so count it there.
-FORKING = """
-import multiprocessing, subprocess
-
-SHOW = "import os; print(*[os.readlink(f.path) for f in os.scandir('/proc/self/fd') if os.path.lexists(f.path)])"
-
-def listens():
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(name))) as sock:
-                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    return True
-        except OSError:
-            pass
-    return False
-
-class Quiet(BaseRequestHandler):
-    def handle(self):
-        pass
-
-def serve_one(server):
-    ours, theirs = socket.socketpair()
-    server.RequestHandlerClass = Quiet
-    server.finish_request(ours, "elsewhere")
-    server.process_request(theirs, "elsewhere")
-    tell("forked", listens=listens())
-
-class Handler(Who):
-    def do_fork(self):
-        pid = os.fork()
-        if pid == 0:
-            serve_one(self.server)
-            os._exit(0)
-        os.waitpid(pid, 0)
-
-    def do_multiprocessing(self):
-        process = multiprocessing.get_context("fork").Process(target=serve_one, args=(self.server,))
-        process.start()
-        process.join()
-        return process.exitcode
-
-    def do_subprocess(self):
-        done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, close_fds=False)
-        return done.stdout.count("socket:")
-
-    def do_sleeper(self):
-        return subprocess.Popen(["sleep", "60"], close_fds=False).pid
-
-    def do_status(self):
-        return subprocess.run(["sh", "-c", "exit 7"]).returncode
-"""
+FORKING = "from tests.faults.programs.forking import Handler"
 # A process that the program forks, in a handler or in the master, and that waits for signals; how each one ends it.
-SIGNALLED = """
-import multiprocessing
-ENDS = [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
-
-def wait_for_signals(ready):
-    ready.close()
-    while True:
-        signal.pause()
-
-def ended_by(signum):
-    reading, writing = multiprocessing.Pipe(False)
-    process = multiprocessing.get_context("fork").Process(target=wait_for_signals, args=(writing,))
-    process.start()
-    writing.close()
-    reading.poll(None)
-    reading.close()
-    os.kill(process.pid, signum)
-    process.join(5)
-    code = process.exitcode
-    process.kill()
-    process.join()
-    return code
-
-def end_each():
-    return {int(signum): ended_by(signum) for signum in ENDS}
-
-class Handler(Who):
-    def do_signals(self):
-        tell("signalled", codes=end_each())
-
-class Hooks:
-    asked = False
-    def service_actions(self):
-        super().service_actions()
-        if os.path.exists("ask") and not self.asked:
-            self.asked = True
-            tell("signalled", codes=end_each())
-"""
-FOREIGN = """
-import subprocess
-
-early = subprocess.Popen(["sh", "-c", "exit 7"])
-late = subprocess.Popen(["sh", "-c", "read line; exit 7"], stdin=subprocess.PIPE)
-
-class Hooks:
-    def service_actions(self):
-        super().service_actions()
-        if self.statistics().exits and not late.stdin.closed:
-            late.stdin.write(b"\\n")
-            late.stdin.close()
-            tell("foreign", early=early.wait(), late=late.wait())
-"""
+SIGNALLED = "from tests.faults.programs.signalled import Handler, Hooks"
+FOREIGN = "from tests.faults.programs.foreign_children import Hooks"
 FOREIGN_AND_FORKING = """
 import subprocess
 
@@ -125,27 +26,7 @@ class Hooks:
         super().process_request(request, client_address)
         tell("foreign", status=child.wait())
 """
-INIT = """
-import psutil, subprocess
-
-class Hooks:
-    zombies = -1
-    def service_actions(self):
-        super().service_actions()
-        if self.statistics().workers["idle"] and mine.returncode is None:
-            tell("mine", status=mine.wait())
-        zombies = sum(p.status() == psutil.STATUS_ZOMBIE for p in psutil.Process().children())
-        if zombies != self.zombies:
-            self.zombies = zombies
-            tell("zombies", count=zombies)
-
-class Handler(Who):
-    def do_orphan(self):
-        subprocess.run(["sh", "-c", "(read line; exit 0) <&0 &"], stdin=subprocess.DEVNULL)
-
-mine = subprocess.Popen(["sh", "-c", "exit 7"], stdin=subprocess.DEVNULL)
-tell("init", pid_here=os.getpid(), graceful=PreForkingTCPServer.graceful_timeout)
-"""
+INIT = "from tests.faults.programs.init import Handler, Hooks"
 
 ENDS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

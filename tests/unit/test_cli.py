@@ -1,6 +1,7 @@
 """The command line up to the point where something would be bound: what it reads, and what it says when it cannot."""
 
 import platform
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -12,41 +13,13 @@ from prefork import BindError, BootError, __version__
 from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
 
-APP = '''
-import socketserver, prefork
-
-class Handler(prefork.StreamRequestHandler):
-    def handle(self): pass
-
-class Server(prefork.PreForkingTCPServer):
-    RequestHandlerClass = Handler
-
-class Standard(socketserver.TCPServer):
-    RequestHandlerClass = Handler
-
-class Bare(prefork.PreForkingTCPServer):
-    """Wants a handler class that nobody gives it."""
-
-class Other: pass
-
-def factory(address): raise OSError(2, "no such thing")
-def leaving(address): raise SystemExit(3)
-def nothing(address): return None
-def plain(address): return prefork.TCPServer(address, Handler)
-def alone(): return None
-def unbindable(address): raise prefork.BindError(98, "could not bind that: address already in use")
-def unbootable(address): raise prefork.BootError("no worker got ready")
-
-number = 3
-plain_instance = prefork.TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
-plain_instance.server_close()
-'''
+APP = Path(__file__).parent / "programs" / "targets_app.py"
 
 
 @pytest.fixture(autouse=True)
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory to run in, with app.py; nothing of it stays imported."""
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     (tmp_path / "broken.py").write_text("def inner():\n    return 1 / 0\ninner()\n")
     (tmp_path / "unwell.py").write_text("import surely_not_installed\n")
     (tmp_path / "quits.py").write_text("raise SystemExit('no configuration')\n")

@@ -1,6 +1,7 @@
 """`prefork config`: what is in force and who set it, with nothing bound."""
 
 import json
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -13,29 +14,7 @@ from prefork import rehearsing
 from prefork.cli.launch import fields
 from prefork.cli.main import main
 
-APP = """
-import prefork
-
-TRIED = prefork.rehearsing()
-
-class Handler(prefork.StreamRequestHandler):
-    def handle(self): pass
-
-class Base(prefork.PreForkingTCPServer):
-    RequestHandlerClass = Handler
-    max_requests = 1000
-
-class Server(Base):
-    request_timeout = 30
-    made = 0
-    def __init__(self, *args):
-        raise AssertionError("a class need not be made to be asked")
-
-def factory(address):
-    server = Base(address, Handler)
-    server.max_children = 3
-    return server
-"""
+APP = Path(__file__).parent / "programs" / "settings_app.py"
 INSTANCE = """
 import app, prefork
 server = app.Base(("127.0.0.1", {port}), app.Handler)
@@ -45,7 +24,7 @@ server.graceful_timeout = 5
 
 @pytest.fixture(autouse=True)
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "app.py").write_text(APP)
+    shutil.copy(APP, tmp_path / "app.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield tmp_path

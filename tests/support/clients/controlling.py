@@ -74,23 +74,11 @@ def open_folder() -> Iterator[Path]:
 
 
 OTHER = 65534
-AS_OTHER = """
-import json, os, socket, sys
-os.setgroups([])
-os.setgid(int(sys.argv[3]))
-os.setuid(int(sys.argv[3]))
-with socket.socket(socket.AF_UNIX) as sock, sock.makefile() as answers:
-    try:
-        sock.connect(sys.argv[1])
-        sock.sendall(sys.argv[2].encode() + b"\\n")
-        print(next(line for line in answers if "progress" not in line).strip())
-    except OSError as exc:
-        print(json.dumps(dict(errno=exc.errno)))
-"""
+AS_OTHER = ROOT / "tests" / "support" / "programs" / "as_other.py"
 
 
 def as_other(path: Path, verb: str, uid: int = OTHER) -> dict[str, Any]:
     """What another user is answered."""
     line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
-    command = [sys.executable, "-c", AS_OTHER, str(path), line, str(uid)]
+    command = [sys.executable, str(AS_OTHER), str(path), line, str(uid)]
     return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))

@@ -19,15 +19,7 @@ HUNG = 30.0  # seconds; never reached unless something hangs
 STATES = ("READY=1", "RELOADING=1", "STOPPING=1")
 FILLER = b"FILLER"
 # Put the descriptors named by number in their place, 3 and up, and become the command: LISTEN_PID is the pid it has.
-ACTIVATE = """\
-import fcntl, os, sys
-fds, names, *command = sys.argv[1:]
-sources = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 100) for fd in fds.split(",")]
-for target, source in enumerate(sources, 3):
-    os.dup2(source, target)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(sources)), LISTEN_FDNAMES=names)
-os.execvp(command[0], command)
-"""
+ACTIVATE = Path(__file__).parents[1] / "programs" / "activate.py"
 
 
 class Manager:
@@ -123,5 +115,5 @@ class Manager:
 def passing(*sockets: tuple[str, int]) -> list[str]:
     """What to put before a command so that it gets these descriptors, each with its name, as from a socket unit."""
     return [
-        sys.executable, "-c", ACTIVATE, ",".join(str(fd) for _, fd in sockets), ":".join(name for name, _ in sockets)
+        sys.executable, str(ACTIVATE), ",".join(str(fd) for _, fd in sockets), ":".join(name for name, _ in sockets)
     ]  # fmt: skip

@@ -16,15 +16,7 @@ RULES = ROOT / "deploy" / "prometheus" / "rules"
 INTERVAL = "500ms"
 WINDOW = "6s"  # of every rate
 
-MONITORED = """
-class Hooks:
-    _told = False
-    def service_actions(self):
-        super().service_actions()
-        if not self._told:
-            self._told = True
-            tell("metrics", address=self.metrics_server_address)
-"""
+MONITORED = "from tests.support.programs.watched import Hooks\n"
 
 
 def monitored(definitions: str = "", **settings: Any) -> str:

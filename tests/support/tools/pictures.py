@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,18 +30,7 @@ FOLDER = ROOT / "deploy" / "pictures"
 SIZE = 110, 14  # of the terminal
 INDENTED = r'x="([\d.]+)"( y="[\d.]+" )textLength="([\d.]+)"([^>]*)>((?:&#160;)+)(?=[^&<])'
 LETTER = 12.2  # pixels of one, in rich's pictures
-APP = """
-import random, time
-from prefork import StreamRequestHandler
-
-class Gateway(StreamRequestHandler):
-    def handle(self):
-        for line in self.rfile:
-            if line == b"bad":
-                raise ValueError("not a message of ours")
-            time.sleep(random.expovariate(1 / 0.008))
-            self.wfile.write(line.upper())
-"""
+APP = Path(__file__).parents[1] / "programs" / "gateway_app.py"
 WORKERS = 6
 
 
@@ -48,7 +38,7 @@ def make(seconds: float, into: Path) -> None:
     """Run it all for about this long, and write top.svg and dashboard.svg."""
     with tempfile.TemporaryDirectory(prefix="pictures") as name:
         folder = Path(name)
-        (folder / "app.py").write_text(APP)
+        shutil.copy(APP, folder / "app.py")
         bind, metrics = (("127.0.0.1", free_port()) for _ in range(2))
         argv = [
             "-m", "prefork", "run", "app:Gateway", "--bind", f"127.0.0.1:{bind[1]}", "--control", "unix:control",

@@ -1,0 +1,43 @@
+"""Hooks with a trap, which is a file: whoever is about to take what is there, and is the one to remove it, sends itself
+the signal `trap`."""
+
+import os
+import select
+import signal
+from typing import Any
+
+from prefork import DatagramRequestHandler
+from tests.support.programs.served import Told, tell
+
+
+class Hooks(Told):
+    trap = "KILL"
+
+    def get_request(self) -> Any:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            raise BlockingIOError  # not on to an accept that has not looked at the trap
+        if os.path.exists("trap"):
+            try:
+                os.unlink("trap")
+            except FileNotFoundError:
+                pass
+            else:
+                tell("trapped")
+                os.kill(os.getpid(), signal.Signals[f"SIG{self.trap}"])
+                raise BlockingIOError
+        return super().get_request()
+
+
+class Unpoked(Hooks):
+    """The master's poke is not felt: nobody makes a lost wake-up good."""
+
+    def worker_started(self) -> None:
+        super().worker_started()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+class Datagram(DatagramRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"%d" % os.getpid())
