@@ -234,13 +234,13 @@ class Preforked(Supervised):
     def rehearsal(self) -> Rehearsal:
         """Return the rehearsal of this service, in which one worker boots and exits."""
         return Rehearsal(
-            self.server.working_directory, self.server.boot_timeout, self._pool_on_trial, self._work,
+            self.server.working_directory, self.server.boot_timeout, self._pool_in_rehearsal, self._work,
             lambda: self.counting.board,
             refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=self._first.resumed),
             listeners=lambda: (self.server.socket, self.metrics_listener, self._control_listener),
         )  # fmt: skip
 
-    def _pool_on_trial(self, wakeup: Wakeup) -> Supervisor:
+    def _pool_in_rehearsal(self, wakeup: Wakeup) -> Supervisor:
         self.supervisor = self._pool(wakeup, Mailbox(wakeup.wake))
         return self.supervisor
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 _undo: Callable[[], None] | None = None
 _always: list[Callable[[], None]] = []
-_ours = False  # whether the fork under way is prefork's own
+_ours = False  # the fork under way is prefork's own
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]

@@ -124,7 +124,7 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a child ended."""
+    """The end of a child."""
 
     child: Child
     status: int | None

@@ -31,7 +31,7 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 
 
 class End(NamedTuple):
-    """How a process ended, from wait4(2). CPU times are in seconds."""
+    """The end of a process, from wait4(2). CPU times are in seconds."""
 
     status: int | None  # exit status; None: it was ended by a signal, or the status is lost
     signum: int | None

@@ -202,7 +202,7 @@ def resume_board(packed: dict[str, Any]) -> Board:
     except ValueError as exc:
         why = str(exc)  # a log record that keeps the exception would keep its frames, and with them the memory
         log.warning(
-            "the totals of the image before cannot be read whole (%s): those without a name begin anew",
+            "the totals of the previous image cannot be read whole (%s): those without a name begin anew",
             why,
             extra=event(LogEvent.TOTALS_PARTLY_READ),
         )

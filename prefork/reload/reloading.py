@@ -42,7 +42,7 @@ NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """How a reload ended. `reason` is one sentence; `output` is what the rehearsal printed."""
+    """The result of a reload. `reason` is one sentence; `output` is what the rehearsal printed."""
 
     ok: bool
     reason: str = ""

@@ -16,7 +16,7 @@ WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter optio
 
 @dataclass(frozen=True, slots=True)
 class StartContext:
-    """How this process was started. `program` is the command line after the interpreter's own options."""
+    """The way this process was started. `program` is the command line after the interpreter's own options."""
 
     executable: str
     flags: tuple[str, ...]

@@ -135,7 +135,7 @@ def test_a_new_mode() -> None:
 
 
 def test_a_mode_that_cannot_be_set() -> None:
-    """It is a sentence, and the socket of the image before is as it was, open."""
+    """It is a sentence, and the socket of the previous image is as it was, open."""
     with bound(terms()) as before:
         record = packed(before, terms())
         os.rename("c", "elsewhere")
@@ -154,7 +154,7 @@ def refused(*arguments: object) -> None:
 
 @pytest.mark.parametrize("what", ["another path", "gone", "none"])
 def test_made_anew(what: str) -> None:
-    """For another path, one that was removed, and where the image before had none, it is a new socket."""
+    """For another path, one that was removed, and where the previous image had none, it is a new socket."""
     with bound(terms()) as before:
         record = None if what == "none" else packed(before, terms())
         if what != "another path":

@@ -115,16 +115,33 @@ def test_nobody_imports_a_bare_building() -> None:
     assert wrong == []
 
 
+# Written to be copied by users, and run by its path before the package can be imported.
+ABSOLUTE = {"prefork/examples.py", "prefork/takeover.py"}
+
+
+def building_of(module: str) -> str:
+    """The building in which a module of ours stands."""
+    second = module.split(".")[1:2]
+    return second[0] if second and second[0] in ("workers", "metrics") else "prefork"
+
+
 def test_relative_inside_absolute_across() -> None:
-    """Inside a building imports are relative, so that a file moves with its neighbours."""
+    """Inside a building imports are relative, so that a file moves with its neighbours; across they are absolute, so
+    that one sees where it leaves."""
     wrong = []
-    for building, package in (("workers", "prefork.workers"), ("metrics", "prefork.metrics")):
+    for building in BUILDINGS:
         for name, tree in sources(building):
-            wrong += [
-                (name, node.module)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.ImportFrom) and not node.level and is_under(node.module or "", package)
-            ]
+            for node in ast.walk(tree):
+                targets = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom):
+                    base = imported_from(ROOT / name, node)
+                    targets = [f"{base}.{alias.name}" for alias in node.names]
+                wrong += [
+                    (name, target)
+                    for target in targets
+                    if is_under(target, "prefork") and name not in ABSOLUTE
+                    if (building_of(target) == building) != bool(getattr(node, "level", 0))
+                ]
     assert wrong == []
 
 

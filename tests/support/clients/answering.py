@@ -37,7 +37,7 @@ def answering(talk: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def ended(text: str, seconds: float) -> str:
-    """What the question fails with; it must not take much longer than that."""
+    """Return the sentence with which the question fails; it must not take much longer than `seconds`."""
     began = monotonic()
     with pytest.raises(PreforkError) as caught:
         get(parse_url(text), began + seconds)

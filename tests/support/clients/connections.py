@@ -134,7 +134,7 @@ def ask_datagram(address: Any, question: bytes, mine: str = "", timeout: float =
 
 @dataclass
 class Tally:
-    """What came of a load. `opened` are the connections that the kernel established."""
+    """The results of a load. `opened` are the connections that the kernel established."""
 
     opened: int = 0
     answered: int = 0

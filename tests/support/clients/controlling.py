@@ -78,7 +78,7 @@ AS_OTHER = ROOT / "tests" / "support" / "programs" / "as_other.py"
 
 
 def as_other(path: Path, verb: str, uid: int = OTHER) -> dict[str, Any]:
-    """What another user is answered."""
+    """Return the answer that another user gets."""
     line = json.dumps({"verb": verb, **({"workers": 1} if verb == "scale" else {})})
     command = [sys.executable, str(AS_OTHER), str(path), line, str(uid)]
     return dict(json.loads(subprocess.check_output(command, text=True, timeout=HUNG)))

@@ -18,7 +18,7 @@ GROWS = ("_total", "_count", "_bucket", "_sum")
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, until the server closed."""
+    """All that came back, until the server closed."""
 
     status: int
     headers: dict[str, str]  # names in small letters

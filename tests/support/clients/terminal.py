@@ -46,7 +46,7 @@ class Terminal:
         return self.process.wait(HUNG)
 
     def _read(self, left: float) -> bool:
-        """Whether there was more; False at the end, or when it hangs."""
+        """Read what there is. False at the end, or when it hangs."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if not poll.poll(max(0.0, left) * 1000):

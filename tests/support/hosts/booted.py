@@ -103,7 +103,7 @@ def page_commands() -> dict[str, str]:
 
 
 def page_exposure() -> tuple[float, ...]:
-    """What the page has of the exposure of the unit, and of one with a port of its own."""
+    """The exposure that the page claims for the unit, and for one with a port of its own."""
     found = re.search(r"gives the unit (\d\.\d), with a port of its own (\d\.\d)", PAGE.read_text())
     assert found is not None
     return tuple(map(float, found.groups()))
@@ -247,7 +247,7 @@ class Systemd:
 
     @property
     def log(self) -> str:
-        """What the service wrote."""
+        """Return all that the service wrote."""
         path = self.path("/run/log.txt")
         return path.read_text() if path.exists() else ""
 
@@ -265,7 +265,7 @@ class Systemd:
 
 
 def _cgroup2() -> str | None:
-    """Where the unified hierarchy is mounted."""
+    """Return the folder where the unified hierarchy is mounted."""
     lines = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     return next((words[1] for words in lines if words[2] == "cgroup2"), None)
 
@@ -275,7 +275,7 @@ def _path() -> str:
 
 
 def possible() -> bool:
-    """Whether this machine lets us: root, what makes a root of a release, and a cgroup to put it in."""
+    """Say if this machine lets us: root, what makes a root of a release, and a cgroup to put it in."""
     where = _cgroup2()
     if os.geteuid() != 0 or not shutil.which("mmdebstrap") or where is None or not os.access(where, os.W_OK):
         return False

@@ -48,12 +48,12 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def last(word: str) -> str:
-    """What the last of these instructions says."""
+    """Return the text of the last of these instructions."""
     return [rest for found, rest in instructions() if found == word][-1]
 
 
 def context() -> list[str]:
-    """What the build is given."""
+    """The files that the build is given."""
     lines = (HERE / "Dockerfile.dockerignore").read_text().splitlines()
     return [line[1:] for line in lines if line.startswith("!")]
 
@@ -123,7 +123,7 @@ class Container:
         return found[0]
 
     def healthy(self) -> bool:
-        """What HEALTHCHECK says."""
+        """Return the command of HEALTHCHECK."""
         command = json.loads(last("HEALTHCHECK").partition("CMD ")[2])
         enter = ["nsenter", "-t", str(self.master.pid), "--mount", "--pid", "--net", "--"]
         seen = ["env", "PATH=/opt/prefork/bin", "LD_LIBRARY_PATH=/opt/python/lib"]

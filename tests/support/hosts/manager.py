@@ -113,7 +113,7 @@ class Manager:
 
 
 def passing(*sockets: tuple[str, int]) -> list[str]:
-    """What to put before a command so that it gets these descriptors, each with its name, as from a socket unit."""
+    """The beginning of a command that gets these descriptors, each with its name, as from a socket unit."""
     return [
         sys.executable, str(ACTIVATE), ",".join(str(fd) for _, fd in sockets), ":".join(name for name, _ in sockets)
     ]  # fmt: skip

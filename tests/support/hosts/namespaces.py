@@ -76,7 +76,7 @@ class Host(Judged):
             return False
 
     def runs(self, pid: int) -> bool:
-        """Whether this process is one of its workers."""
+        """Say if this process is one of its workers."""
         assert self.process is not None
         return psutil.Process(pid).ppid() == self.process.pid
 
@@ -174,7 +174,7 @@ def _listens(port: int) -> bool:
 
 
 def possible() -> bool:
-    """Whether this machine lets us: root, HAProxy, and network namespaces."""
+    """Say if this machine lets us: root, HAProxy, and network namespaces."""
     if os.geteuid() != 0 or not shutil.which("haproxy") or not shutil.which("ip"):
         return False
     name = f"prefork{os.getpid()}-try"

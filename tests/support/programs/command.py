@@ -30,7 +30,7 @@ class Run(Judged):
         self.process = process
         self.lines: list[str] = []
         self.address = ""
-        self._asked = False  # whether the test was told how it ended
+        self._asked = False  # the test was told how it ended
 
     @property
     def pid(self) -> int:

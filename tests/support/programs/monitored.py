@@ -32,7 +32,7 @@ def quickened(text: str) -> str:
 
 
 def target(name: str, service: Service) -> dict[str, object]:
-    """Where Prometheus finds it. A scrape that is late it gives up, which the exporter notes."""
+    """The service as a target of Prometheus, which gives up a scrape that is late: the exporter notes that."""
     service.allow("DEBUG a scrape did not end well")
     host, port = service.wait("metrics")["address"]
     return {"labels": {"service": name}, "targets": [f"{host}:{port}"]}

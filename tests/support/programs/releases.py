@@ -22,7 +22,7 @@ class Handler(Who):
         return RELEASE
 """
 HANGS = "import time\nwhile True: time.sleep(60)\n"
-# What goes wrong only after the rehearsal.
+# Before what is to go wrong only after the rehearsal.
 AFTERWARDS = "if not rehearsing():\n    "
 
 

@@ -9,7 +9,7 @@ from tests.support.programs.served import Who
 
 
 def mappings() -> Iterator[tuple[int, int]]:
-    """Where slots are mapped that this process may write, and how large."""
+    """The addresses and sizes of the mapped slots that this process may write."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             if "prefork-slot" in line and "rw-s" in line:

@@ -1,4 +1,4 @@
-"""What the definitions of a `script()` may use by name, and what the script does at its end: `serve`.
+"""The names that the definitions of a `script()` may use, and `serve`, with which the script ends.
 
 Imported by the program that `Service` starts, whose log is set up here.
 """

@@ -1,4 +1,4 @@
-"""What a served program tells the test that runs it: facts, one JSON line each, on an inherited pipe.
+"""The facts that a served program tells the test that runs it: one JSON line each, on an inherited pipe.
 
 Runs in the service's processes, imported by the program that `Service` starts. Owns the write end of the pipe; every
 process that user code or prefork forks holds it too, so EOF there means that none is left. Uses public API only.

@@ -109,7 +109,7 @@ class Service(Judged):
 
     @property
     def address(self) -> Any:
-        """Where it listens, as a client needs it."""
+        """The address at which it listens, as a client needs it."""
         address = self.wait("listening")["address"]
         return tuple(address) if isinstance(address, list) else os.path.relpath(self.directory / address)
 
@@ -162,7 +162,7 @@ class Service(Judged):
         return found
 
     def wait_pool(self, where: Callable[[Fact], bool]) -> Fact:
-        """What the master last said of its pool, as soon as that is true. Ask for counts that only grow."""
+        """The last fact about the pool, as soon as `where` is true of it. Ask for counts that only grow."""
         deadline = monotonic() + HUNG
         while True:
             self.mark()
@@ -184,13 +184,13 @@ class Service(Judged):
         )
 
     def mark(self) -> int:
-        """How many facts have come until now."""
+        """The number of facts that have come until now."""
         while not self._eof and select.select([self._pipe], [], [], 0)[0]:
             self._fill()
         return len(self.facts)
 
     def statistics(self) -> Fact:
-        """What the serving process counts now; once it has ended, its last word."""
+        """The counts of the serving process now; once it has ended, its last ones."""
         if self.process.poll() is None:
             after = self.mark()
             self.signal(LOOK)
@@ -272,7 +272,7 @@ OUTCOMES = ("completed", "failed", "timed_out", "rejected", "handed_over", "lost
 
 
 def assert_accounted(statistics: Fact) -> None:
-    """What was accepted has come to one of the ends there are, or is at it still. One that is counted is in flight for
+    """Every accepted request has come to one of the ends there are, or runs still. One that is counted is in flight for
     another moment, until its lane is idle."""
     too_many = sum(statistics[outcome] for outcome in OUTCOMES) - statistics["accepted"]
     assert 0 <= too_many <= statistics["in_flight"], statistics
@@ -330,7 +330,7 @@ def in_session(session: int) -> list[int]:
 def kill_session(session: int) -> list[str]:
     """Kill what is left of a session; the titles of what was. Who is at its end already is only waited for."""
     left = []
-    while pids := in_session(session):  # what is forked meanwhile is found by the next round
+    while pids := in_session(session):  # the next round finds those forked meanwhile
         for pid in pids:
             with contextlib.suppress(OSError), readable(os.pidfd_open(pid)) as pidfd:
                 title = Path(f"/proc/{pid}/cmdline").read_bytes()  # empty once the memory is given back, proc(5)

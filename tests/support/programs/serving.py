@@ -46,7 +46,7 @@ def threads_end() -> Iterator[None]:
 
 
 def descriptors() -> dict[int, str]:
-    """What this process has open."""
+    """The open descriptors of this process."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the one that lists them

@@ -23,7 +23,7 @@ from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
 
 class Program(Enum):
-    """How the program fares in its next image."""
+    """The fate of the program in its next image."""
 
     WORKS = "comes to its serve_forever()"
     FAILS = "raises, or ends"
@@ -83,7 +83,7 @@ class Reloadable(Simulation):
             check()
 
     def _next_image(self, record: Record) -> None:
-        self.supervisor._waiting.forget()  # what exec closes: the rest is handed over
+        self.supervisor._waiting.forget()  # exec closes these: the rest is handed over
         self._mapped += [self.board, *(child.slot for child in self.supervisor.table)]
         self.images += 1
         self.ns += round(self.takes_s * 1e9)

@@ -47,10 +47,10 @@ from prefork.sockets.listener import Listener
 from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.wakeup import Wakeup
 
-# What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
+# As documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 TICK_S = 1.0
 
-NOTHING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)  # what a worker ignores
+NOTHING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)  # a worker ignores these
 
 
 TURNS_A_SECOND = 200  # more than any timer of the supervisor's asks for
@@ -94,7 +94,7 @@ class FakeProcess:
         """The numbers of the lanes that hold a request."""
         return [index for index in range(self.slot.lanes) if self.slot.lane(index)[STATE] != IDLE]
 
-    # What the test lets it do.
+    # Steps that the test has it take.
 
     def boot(self) -> None:
         """Become READY; a TERM that came before is obeyed then."""
@@ -138,14 +138,14 @@ class FakeProcess:
         self.nudge()
 
     def say(self, **word: object) -> None:
-        """What the `serve_forever()` of a rehearsal says."""
+        """The answer of the `serve_forever()` of a rehearsal."""
         say(self.word, **word)
 
     def ask_to_drain(self) -> None:
         self.slot.words[DRAIN_ASKED] = YES
         self.nudge()
 
-    # What the kernel lets happen to it.
+    # What happens to it by the kernel.
 
     def receive(self, signum: int) -> None:
         if not self.alive:

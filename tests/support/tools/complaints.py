@@ -1,4 +1,4 @@
-"""What a log complains of, and whether the test asked for it: an ERROR line or a traceback that nobody expects fails.
+"""The complaints of a log that no test asked for: an ERROR line or a traceback that nobody expects fails.
 
 Pure. A complaint is a whole record: the line that begins it and all that belongs to it, in whatever format.
 """
@@ -10,7 +10,7 @@ _LEVEL = r"(?:\x1b\[[\d;]*m)?(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)\b"
 _RECORD = re.compile(rf"(?:[\d:.,-]+ ){{0,2}}{_LEVEL}|<(?P<priority>\d)>(?!    )|\{{.*\"level\": \"(?P<json>\w+)\"")
 _ERRORS = {"ERROR", "CRITICAL", "0", "1", "2", "3", "error", "critical"}
 _TRACEBACK = re.compile(r"(?:<\d>)? *Traceback \(most recent call last\):|.*\\nTraceback \(most recent")
-# What Python writes itself, outside of any logging.
+# Written by Python itself, outside of any logging.
 _PYTHONS_OWN = re.compile(r"Fatal Python error|Exception ignored |Exception in |Exception occurred during processing")
 _CHAINED = re.compile(r".*(?:During handling of the above exception|exception was the direct cause)")
 
@@ -19,7 +19,7 @@ def complaints(log: str) -> list[str]:
     """The records that are errors or hold a traceback, in their order."""
     found: list[list[str]] = []  # the records, each with its lines
     bad: set[int] = set()
-    told = False  # whether the record has had its traceback
+    told = False  # the record has had its traceback
     for line in log.splitlines():
         record, traceback = _RECORD.match(line), bool(_TRACEBACK.match(line))
         again = traceback and told and not any(map(_CHAINED.match, found[-1][-3:]))
@@ -50,7 +50,7 @@ class Judged:
         self._expects += patterns
 
     def allow(self, *patterns: str) -> None:
-        """What they find is fine, if it comes."""
+        """Let these come; they need not."""
         self._allows += patterns
 
     def judge(self) -> None:

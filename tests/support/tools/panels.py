@@ -54,7 +54,7 @@ def drawn(server: Prometheus, start: float, end: float, window: str) -> str:
 
 
 class _Asked:
-    """What Prometheus knows about this time."""
+    """The values that Prometheus has of this time."""
 
     def __init__(self, server: Prometheus, start: float, end: float, window: str) -> None:
         self.start, self.end = start, end

@@ -63,7 +63,7 @@ def make(seconds: float, into: Path) -> None:
 
 
 def live(service: Service, address: tuple[str, int], seconds: float) -> None:
-    """What happens to the service, each an equal part of the time."""
+    """Have each of these happen to the service, for an equal part of the time."""
     part = seconds / 4
     Event().wait(part)
     with Load(address, 9, right=b"PID\n"):
@@ -83,7 +83,7 @@ def environ() -> dict[str, str]:
 
 
 def screen_of_top(folder: Path) -> str:
-    """What the terminal shows, with its colours, once `prefork top` has looked twice and knows the share of CPU."""
+    """The screen of the terminal, with its colours, once `prefork top` has looked twice and knows the share of CPU."""
     with terminal(folder, [sys.executable, "-m", "prefork", "top", "--control", "unix:control"]) as tmux:
         deadline = monotonic() + HUNG
         while not re.search(r"^ +\d.* \d+% ", plain := capture(tmux), re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What /proc tells of the processes and sockets of a service under test, and a limit that is set on them from here.
+"""Figures of /proc about the processes and sockets of a service under test, and a limit that is set on them from here.
 
 Runs in the test's process. Reads, and sets soft limits; nothing of the service has to cooperate.
 """
@@ -27,7 +27,7 @@ def cpu_seconds(pid: int) -> float:
 
 @contextlib.contextmanager
 def no_descriptor_left(*pids: int) -> Iterator[None]:
-    """In the block these processes get no new descriptor: the soft RLIMIT_NOFILE is at their lowest free one."""
+    """Let these processes get no new descriptor in the block: the soft RLIMIT_NOFILE is at their lowest free one."""
     before = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
     for pid, (_, hard) in before.items():
         folder = Path(f"/proc/{pid}/fd")
@@ -43,19 +43,19 @@ def no_descriptor_left(*pids: int) -> Iterator[None]:
 
 
 def blocked_in_accept(pid: int) -> bool:
-    """Whether the process sleeps inside accept, or inside the receive of a datagram. One that runs does not."""
+    """Say if the process sleeps inside accept, or inside the receive of a datagram. One that runs does not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ACCEPTS
     return False
 
 
 def switches(pid: int) -> int:
-    """How often the process has gone to sleep until now; proc(5)."""
+    """Count how often the process has gone to sleep until now; proc(5)."""
     return int(Path(f"/proc/{pid}/status").read_text().split("voluntary_ctxt_switches:")[1].split()[0])
 
 
 def held(pid: int) -> list[str]:
-    """What the descriptors of a process are of: files by name, the others by kind; one log is as good as another."""
+    """The descriptors of a process: files by name, the others by kind; one log is as good as another."""
     links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     return sorted(re.sub(r"[:(].*|log-.*", "", link) for link in links)
 
@@ -65,7 +65,7 @@ def threads(pid: int) -> int:
 
 
 def accept_queue(port: int) -> int:
-    """How many connections wait in the kernel at the TCP listener of this port."""
+    """The number of connections that wait in the kernel at the TCP listener of this port."""
     return next(int(row[4].partition(":")[2], 16) for row in _sockets("tcp", port) if int(row[3], 16) == TCP_LISTEN)
 
 

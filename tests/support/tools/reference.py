@@ -99,7 +99,7 @@ def _setting(field: Field, *, is_attribute: bool) -> tuple[str, ...]:
 
 
 def options() -> str:
-    """What the commands take that is no setting."""
+    """The arguments of commands that are no settings."""
     commands = defaultdict(list)
     for row in SUBCOMMANDS:
         for option, help in _options(row.name, row.help, row.command()):

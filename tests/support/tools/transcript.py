@@ -1,4 +1,4 @@
-"""What a page shows of a terminal, done: its commands are run, and their output is compared with what the page says.
+"""The terminal of a page, run: its commands are run, and their output is compared with what the page says.
 
 A page is one session in a folder of its own, in which its files lie. `prefork run` is left running until the next one,
 or until the page ends. Numbers may be others than on the page, and a line `…` stands for any lines, `…` in a line for
@@ -35,7 +35,7 @@ def _pattern(line: str) -> str:
 
 
 def matches(shown: list[str], printed: list[str], *, so_far: bool = False) -> bool:
-    """Whether what is shown on the page is what was printed; `so_far`: more may have been printed after it."""
+    """Say if the page shows what was printed; `so_far`: more may have been printed after it."""
     if not shown:
         return so_far or not printed
     if shown[0].strip() == "…":
