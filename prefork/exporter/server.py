@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterable
@@ -116,17 +117,13 @@ class Exporter(TCPServer):
     # Limits.
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Process a request in its own thread. Raises RuntimeError if the system cannot start one."""
-        self.open_requests.add(request)
-        threading.Thread(target=self._finish_in_thread, args=(request, client_address), daemon=True).start()
+        """Process a request in its own thread, by the standard library's steps.
 
-    def _finish_in_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        except Exception:
-            self.handle_error(request, client_address)
-        finally:
-            self.shutdown_request(request)
+        Raises RuntimeError if the system cannot start one.
+        """
+        self.open_requests.add(request)
+        steps = socketserver.ThreadingMixIn.process_request_thread
+        threading.Thread(target=steps, args=(self, request, client_address), daemon=True).start()
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         self.slot.words[CONNECTIONS_TAKEN] += 1
