@@ -18,31 +18,7 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
 HUNG = 60.0  # seconds; never reached unless something hangs
-FILES = {
-    "unit/test_plain.py": """
-import pytest
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_numbers(number):
-    assert number
-
-class TestClass:
-    def test_method(self):
-        pass
-""",
-    "faults/test_marked.py": """
-import pytest
-pytestmark = [pytest.mark.slow]
-
-@pytest.mark.quick
-def test_quick():
-    pass
-
-@pytest.mark.once
-def test_once():
-    pass
-""",
-}
+FILES = {"unit/test_plain.py": "gate_plain.py", "faults/test_marked.py": "gate_marked.py"}
 
 
 def load() -> ModuleType:
@@ -65,8 +41,8 @@ class Tree:
         self.report, self.list = folder / "run.xml", folder / "allowed-skips"
         self.list.write_text("")
         (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib -p no:cacheprovider\n")
-        for name, text in FILES.items():
-            self.write(name, text)
+        for name, program in FILES.items():
+            self.write(name, (ROOT / "tests" / "process" / "programs" / program).read_text())
 
     def write(self, name: str, text: str) -> None:
         path = self.tests / name

@@ -8,23 +8,9 @@ import pytest
 from prefork.settings.sources import SLOT_VARIABLE
 from tests.support.clients.connections import ask
 from tests.support.programs.command import running
-from tests.support.programs.service import ENDED_BY_TERM, Service, script
+from tests.support.programs.service import Service, script
 
-ASKED = """
-import subprocess
-class Handler(Who):
-    def do_slot(self):
-        started = subprocess.run(["sh", "-c", "echo $PREFORK_SLOT"], capture_output=True, text=True).stdout.strip()
-        return f"{self.server.slot} {started or None}"
-class Hooks(Hooks):
-    def serve_forever(self, *args):
-        tell("master", slot=self.slot, variable=os.environ.get("PREFORK_SLOT"))
-        super().serve_forever(*args)
-        tell("after", slot=self.slot, variable=os.environ.get("PREFORK_SLOT"))
-    def worker_started(self):
-        tell("slot", slot=self.slot, variable=os.environ["PREFORK_SLOT"])
-        super().worker_started()
-"""
+ASKED = "from tests.process.programs.slots import Handler, Hooks"
 APP = """
 import os
 from prefork import StreamRequestHandler
@@ -66,7 +52,7 @@ def test_slot_of_a_worker(bases: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bases", ["ThreadingTCPServer", "ForkingTCPServer"])
 def test_no_slot_without_a_pool(bases: str, tmp_path: Path) -> None:
     """A plain server has none, nor have its children."""
-    with Service(tmp_path, script(ENDED_BY_TERM + ASKED, bases=bases)) as service:
+    with Service(tmp_path, script(ASKED.replace("Hooks", "Plain as Hooks"), bases=bases)) as service:
         assert ask(service.address, b"slot\n") == b"None None\n"
 
 

@@ -61,8 +61,7 @@ def test_what_says_nothing_is_left_alone() -> None:
     """Types, documentation and what cannot happen have no mutants."""
     text = dedent('''
         """One of 3."""
-        if TYPE_CHECKING:
-            import a
+        if TYPE_CHECKING: import a
         def b(c: Annotated[int, 3]) -> Literal[4]:
             if c:
                 raise AssertionError(5)
