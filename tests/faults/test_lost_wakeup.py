@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.connections import ask, ask_datagram
 from tests.support.programs.service import Service, script
 from tests.support.tools.figures import figure, ms
@@ -90,7 +91,7 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
 def test_told_to_leave_when_woken(bases: str, tmp_path: Path) -> None:
     """A worker that is told to leave between its wake-up and accept takes what it alone was woken for, and then goes:
     it answers itself, and the master need not poke anybody."""
-    with Service(tmp_path, walking("Unpoked", bases, trap="TERM")) as service:
+    with Service(tmp_path, walking("Unpoked", bases, trap=DRAIN_SIGNAL.name.removeprefix("SIG"))) as service:
         for time_ in range(1, TIMES + 1):
             service.wait_ready(3)
             (tmp_path / "trap").touch()
