@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,9 +24,12 @@ from statistics import median
 
 import psutil
 
+from tests.support.clients.connections import ask
+
 ROOT = Path(__file__).parents[2]
 CLIENTS = 2
 LOOK_EVERY_S = 0.02
+LOOPBACK = "127.0.0.1"
 HUNG_S = 30.0
 QUIET_S = 2.0  # of load alone, for comparison
 
@@ -47,12 +49,6 @@ class Figures:
     failed: int = 0
 
 
-def ask(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=HUNG_S) as connection:
-        connection.sendall(b"which\n")
-        return b"".join(iter(lambda: connection.recv(1024), b""))
-
-
 def drive(port: int, until: str) -> tuple[int, int, float]:
     """Runs in a client process, until that file is there: connections, failures, the highest latency in seconds."""
     connections = failed = 0
@@ -60,7 +56,7 @@ def drive(port: int, until: str) -> tuple[int, int, float]:
     while not os.path.exists(until):
         began = time.monotonic()
         try:
-            failed += not ask(port)
+            failed += not ask((LOOPBACK, port), b"which\n")
         except OSError:
             failed += 1
         took = time.monotonic() - began
@@ -123,7 +119,7 @@ def reload(server: "subprocess.Popen[bytes]", port: int, folder: Path, number: i
             raise RuntimeError("the reload does not end; see what the service printed")
         if now - looked >= LOOK_EVERY_S:
             peak, looked = max(peak, memory(server.pid)), now
-        if not answered and ask(port) == str(number).encode():
+        if not answered and ask((LOOPBACK, port), b"which\n") == str(number).encode():
             answered = True
             figures.first_answer.append((time.monotonic() - began) * 1000)
         time.sleep(0.001)
@@ -134,7 +130,7 @@ def reload(server: "subprocess.Popen[bytes]", port: int, folder: Path, number: i
 def measure(workers: int, reloads: int) -> Figures:
     figures = Figures(workers)
     with started(workers) as (server, port, folder), ProcessPoolExecutor(CLIENTS) as clients:
-        ask(port)
+        ask((LOOPBACK, port), b"which\n")
         quiet = load(clients, port, folder / "enough")
         time.sleep(QUIET_S)
         (folder / "enough").touch()

@@ -38,7 +38,7 @@ def client(path: Path, *, connected: bool = True) -> socket.socket:
     return sock
 
 
-def ask(path: Path, line: bytes = STATUS) -> dict[str, Any]:
+def first_answer(path: Path, line: bytes = STATUS) -> dict[str, Any]:
     with client(path) as sock, sock.makefile("rb") as file:
         sock.sendall(line)
         return dict(json.loads(file.readline()))
@@ -83,7 +83,7 @@ def test_broken_frames(tmp_path: Path, rng: random.Random) -> None:
             with client(path) as sock:
                 sock.sendall(STATUS[:9])
         assert refused == FRAMES
-        assert ask(path)["ok"]
+        assert first_answer(path)["ok"]
         assert service.workers() == before
         figure("broken frames", f"{refused} in {monotonic() - began:.1f} s, 0 accepted, 0 deaths")
         figure("slowest connection meanwhile", f"{slowest * 1000:.1f} ms")
@@ -176,7 +176,7 @@ def test_no_descriptor_for_a_client(tmp_path: Path) -> None:
             lifted = monotonic()
             assert json.loads(sock.makefile("rb").readline())["ok"]
             took = monotonic() - lifted
-        assert ask(path)["ok"]
+        assert first_answer(path)["ok"]
     figure("no descriptor at the control socket: said", said, 1)
     figure("no descriptor at the control socket: CPU of the master", f"{spent / passed:.1%}", "5%")
     figure("no descriptor at the control socket: answered after", f"{took * 1000:.0f} ms", "1500 ms")
@@ -209,7 +209,7 @@ def test_another_uid(settings: dict[str, Any], may_look: bool, may_command: bool
         if may_command:
             assert service.wait_exit() == 0
         else:
-            assert ask(path)["result"]["workers"]["idle"] == 2
+            assert first_answer(path)["result"]["workers"]["idle"] == 2
             assert "may " in service.log
 
 
@@ -222,7 +222,7 @@ def test_requests_are_counted(folder: Path, tmp_path: Path) -> None:
     with Service(tmp_path, source) as service:
         service.wait_ready(2)
         for line in (STATUS, b'{"verb":"scale","workers":2}\n', STATUS):
-            assert ask(path, line)["ok"]
+            assert first_answer(path, line)["ok"]
         assert as_other(path, "status")["ok"]
         for _ in range(3):
             assert not as_other(path, "scale")["ok"]

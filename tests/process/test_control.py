@@ -26,7 +26,7 @@ def ctl(service: Service, *argv: str) -> "controlling.Done[str]":
     return controlling.ctl(service.directory / "c", *argv)
 
 
-def ask(service: Service, *argv: str) -> Any:
+def result_of(service: Service, *argv: str) -> Any:
     return controlling.asked(service.directory / "c", *argv)
 
 
@@ -40,8 +40,8 @@ def service(tmp_path: Path) -> Iterator[Released]:
 def test_status_and_workers_are_true(service: Released) -> None:
     """What is said of the service and of each worker is what the kernel and the clients know of them."""
     with service.hold() as held:
-        status = ask(service, "status")
-        workers = {worker["pid"]: worker for worker in ask(service, "workers")["workers"]}
+        status = result_of(service, "status")
+        workers = {worker["pid"]: worker for worker in result_of(service, "workers")["workers"]}
         peer = ":".join(map(str, held.sock.getsockname()[:2]))
     assert (status["pid"], status["phase"], status["generation"]) == (service.pid, "running", 1)
     assert status["address"] == ":".join(map(str, service.address))
@@ -72,21 +72,21 @@ def test_a_terminal_is_told_in_words(service: Released) -> None:
 
 def test_scale(service: Released) -> None:
     """`scale N` is done at once, up and down."""
-    assert ask(service, "scale", "4") == {"min_children": 4, "max_children": 4}
+    assert result_of(service, "scale", "4") == {"min_children": 4, "max_children": 4}
     service.wait_ready(4)
-    ask(service, "scale", "1")
+    result_of(service, "scale", "1")
     service.wait_ready(1, scaled_down=3)
 
 
 def test_restart_of_one_and_of_all(service: Released) -> None:
     """`restart SLOT` replaces that worker and no other, `restart` all; both return when it is done."""
-    first, second = ask(service, "workers")["workers"]
-    assert ask(service, "restart", str(first["slot"])) == {"replaced": 1}
+    first, second = result_of(service, "workers")["workers"]
+    assert result_of(service, "restart", str(first["slot"])) == {"replaced": 1}
     service.wait_ready(WORKERS, replaced=1)
     now = set(service.workers())
     assert first["pid"] not in now
     assert second["pid"] in now
-    assert ask(service, "restart") == {"replaced": WORKERS}
+    assert result_of(service, "restart") == {"replaced": WORKERS}
     service.wait_ready(WORKERS, replaced=1 + WORKERS)
     assert not now & set(service.workers())
     assert "there is no worker 77" in ctl(service, "restart", "77").stderr
@@ -95,12 +95,12 @@ def test_restart_of_one_and_of_all(service: Released) -> None:
 def test_stacks(service: Released) -> None:
     """The stacks of every worker, or of one, come to whoever asked and not to the log; a stopped one is said to be."""
     with service.hold() as held:
-        stacks = {worker["pid"]: worker["stacks"] for worker in ask(service, "stacks")["workers"]}
+        stacks = {worker["pid"]: worker["stacks"] for worker in result_of(service, "stacks")["workers"]}
         assert set(stacks) == set(service.workers())
         assert "in handle" in stacks[held.pid]
         assert sum("in handle" in text for text in stacks.values()) == 1
         assert "stacks of its threads" not in service.log
-        (slot,) = (w["slot"] for w in ask(service, "workers")["workers"] if w["pid"] == held.pid)
+        (slot,) = (w["slot"] for w in result_of(service, "workers")["workers"] if w["pid"] == held.pid)
         service.signal(signal.SIGSTOP, held.pid)
         try:
             assert "it does not answer" in ctl(service, "stacks", str(slot)).stdout
@@ -111,11 +111,11 @@ def test_stacks(service: Released) -> None:
 def test_log_level(service: Released) -> None:
     """`log-level` holds in the master and in the workers, which are new ones."""
     before = set(service.workers())
-    assert ask(service, "log-level", "error") == {"level": "error"}
+    assert result_of(service, "log-level", "error") == {"level": "error"}
     service.wait_ready(WORKERS, replaced=WORKERS)
     assert not before & set(service.workers())
     said = len(service.log)
-    ask(service, "restart")
+    result_of(service, "restart")
     assert len(service.log) == said
 
 
@@ -184,7 +184,7 @@ def test_reload_is_waited_for(service: Released) -> None:
     assert (done.returncode, done.stdout) == (0, "reloaded: generation 2 is in service\n")
     assert "rehearsed" in done.stderr
     service.wait_answering("r2")
-    assert ask(service, "status")["generation"] == 2  # the socket is there as before
+    assert result_of(service, "status")["generation"] == 2  # the socket is there as before
 
 
 def test_a_reload_that_fails_says_why(service: Released) -> None:
@@ -208,11 +208,11 @@ def test_a_degraded_service_still_obeys(tmp_path: Path) -> None:
         done = ctl(service, "reload")
         assert done.returncode == 1
         assert "only here" in done.stderr
-        assert "only here" in ask(service, "status")["degraded"]
+        assert "only here" in result_of(service, "status")["degraded"]
         service.release("class Hooks: pass\n" + numbered(3))
         assert ctl(service, "reload").returncode == 0
         service.wait_answering("r3")
-        assert ask(service, "status")["degraded"] is None
+        assert result_of(service, "status")["degraded"] is None
 
 
 NEVER_START = {
@@ -232,12 +232,12 @@ def test_workers_that_cannot_start_after_all(how: str, tmp_path: Path) -> None:
         done = ctl(service, "reload")
         assert done.returncode == 1
         assert "the old ones serve on" in done.stderr
-        assert ask(service, "status")["degraded"]
+        assert result_of(service, "status")["degraded"]
         service.release(numbered(3))
         assert ctl(service, "reload").returncode == 0
         service.wait_ready(WORKERS)
         service.wait_answering("r3")
-        assert ask(service, "status")["degraded"] is None
+        assert result_of(service, "status")["degraded"] is None
 
 
 def test_clients_that_wait_go_over_to_the_next_image(service: Released) -> None:

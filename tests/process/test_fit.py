@@ -8,6 +8,7 @@ from typing import Any
 
 import prefork
 from prefork.testing import running
+from tests.support.clients.connections import dial
 from tests.support.programs.service import HUNG
 
 
@@ -28,19 +29,15 @@ def say(client: socket.socket, line: bytes = b"\n") -> list[int]:
         return [int(word) for word in answer.readline().split()]
 
 
-def connect(address: Any) -> socket.socket:
-    return socket.create_connection(address, HUNG)
-
-
 def test_state_is_each_workers_own() -> None:
     """Two workers count each from the beginning; with one worker and threads there is one count."""
     with running(prefork.PreForkingTCPServer, Counter, max_children=2) as pool:
-        with connect(pool.address) as one, connect(pool.address) as other:
+        with dial(pool.address) as one, dial(pool.address) as other:
             (first, pid), (second, sibling) = say(one), say(other)
     assert (first, second) == (1, 1)
     assert pid != sibling
     with running(prefork.ThreadingTCPServer, Counter, max_children=1) as pool:
-        with connect(pool.address) as one, connect(pool.address) as other:
+        with dial(pool.address) as one, dial(pool.address) as other:
             (first, pid), (second, sibling) = say(one), say(other)
     assert (first, second) == (1, 2)
     assert pid == sibling
@@ -85,7 +82,7 @@ def test_threads_stay_in_the_master() -> None:
         def worker_started(self) -> None:
             threading.Thread(target=threading.Event().wait, name="worker", daemon=True).start()
 
-    with running(Server, Threads, max_children=1) as pool, connect(pool.address) as client:
+    with running(Server, Threads, max_children=1) as pool, dial(pool.address) as client:
         with client.makefile("rb") as answer:
             assert answer.readline() == b"MainThread worker\n"
 
@@ -102,7 +99,7 @@ def test_an_open_file_has_one_position() -> None:
                     self.wfile.write(os.read(shared.fileno(), 2) + b"\n")
 
         with running(prefork.PreForkingTCPServer, Read, max_children=2) as pool:
-            with connect(pool.address) as one, connect(pool.address) as other:
+            with dial(pool.address) as one, dial(pool.address) as other:
                 answers = []
                 for client in (one, other, one):
                     client.sendall(b"\n")

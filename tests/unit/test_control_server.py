@@ -134,8 +134,8 @@ def clients(count: int, control: ControlServer, now: float = 0.0) -> Iterator[li
         yield found
 
 
-def ask(control: ControlServer, client: socket.socket, now: float, line: bytes = VERSION) -> bytes:
-    """What it is answered in the same turn."""
+def answered_in_turn(control: ControlServer, client: socket.socket, now: float, line: bytes = VERSION) -> bytes:
+    """Send a line, and return what is answered in the same turn."""
     client.sendall(line)
     control.turn(now)
     return client.recv(1000)
@@ -187,7 +187,7 @@ def test_a_deaf_client(wordy: tuple[ControlServer, Wordy]) -> None:
     with clients(2, control) as (deaf, other):
         deaf.sendall(SCALE * 1000)
         for now in (1.0, 1.5, 2.0, 2.5):
-            assert ask(control, other, now) == b'{"ok":true,"result":""}\n'
+            assert answered_in_turn(control, other, now) == b'{"ok":true,"result":""}\n'
             assert control.turn(now) > now
         assert verbs.asked == 1 + 4
         control.turn(6.0)
@@ -200,7 +200,7 @@ def test_a_flood_of_requests(wordy: tuple[ControlServer, Wordy]) -> None:
     control, verbs = wordy
     with clients(2, control) as (flood, other):
         flood.sendall(VERSION * 1000)
-        assert ask(control, other, 1.0)
+        assert answered_in_turn(control, other, 1.0)
         assert verbs.asked <= 17 + 1
         assert control.turn(1.0) == 1.0
 
@@ -209,11 +209,11 @@ def test_the_seventeenth_client(wordy: tuple[ControlServer, Wordy]) -> None:
     """Sixteen are heard; for one more whoever has been silent for longest goes, which is not who was answered since."""
     control, _ = wordy
     with clients(16, control) as sixteen:
-        assert ask(control, sixteen[0], 1.0)
+        assert answered_in_turn(control, sixteen[0], 1.0)
         with clients(1, control, 2.0) as (new,):
-            assert ask(control, new, 2.0)
+            assert answered_in_turn(control, new, 2.0)
             assert [number for number, client in enumerate(sixteen) if cut(client)] == [1]
-            assert all(ask(control, client, 3.0) for client in sixteen if client is not sixteen[1])
+            assert all(answered_in_turn(control, client, 3.0) for client in sixteen if client is not sixteen[1])
 
 
 def test_sixteen_that_wait(wordy: tuple[ControlServer, Wordy]) -> None:
