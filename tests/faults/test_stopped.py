@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.connections import Load, ask
 from tests.support.programs.service import Service, Watch, script
 from tests.support.tools.figures import figure, ms
@@ -19,7 +20,7 @@ SLACK = 0.6  # seconds beyond a deadline
 DEAF = """
 class Hooks:
     def worker_started(self):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(self.deaf_to, signal.SIG_IGN)
         super().worker_started()
 """
 SITECUSTOMIZE = Path(__file__).parent / "programs" / "shifted_clock.py"
@@ -64,16 +65,20 @@ def test_service_with_a_worker_that_ignores_term(tmp_path: Path) -> None:
     assert GRACEFUL <= took < GRACEFUL + SLACK
 
 
-def test_idle_workers_that_ignore_term(tmp_path: Path) -> None:
-    """User code that sets TERM to SIG_IGN gets its workers killed at the deadline, not a service that never ends."""
-    with Service(tmp_path, script(DEAF, max_children=2, graceful_timeout=GRACEFUL)) as service:
+@pytest.mark.parametrize(("deaf_to", "end"), [(signal.SIGTERM, "drained"), (DRAIN_SIGNAL, "killed")])
+def test_idle_workers_that_are_deaf(deaf_to: signal.Signals, end: str, tmp_path: Path) -> None:
+    """User code that ignores TERM changes nothing; code that ignores the master's own signal gets its workers killed at
+    the deadline, not a service that never ends."""
+    settings: dict[str, Any] = {"max_children": 2, "graceful_timeout": GRACEFUL, "deaf_to": int(deaf_to)}
+    with Service(tmp_path, script(DEAF, **settings)) as service:
         service.wait_ready(2)
         sent_at = service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
         ended = service.wait("ended")
-    figure("idle workers that ignore TERM: ended after", ms(ended["at"] - sent_at), ms(GRACEFUL + SLACK))
-    assert ended["exits"] == {"killed": 2}
-    assert GRACEFUL <= ended["at"] - sent_at < GRACEFUL + SLACK
+    took = ended["at"] - sent_at
+    figure(f"idle workers that ignore {deaf_to.name}: ended after", ms(took), ms(GRACEFUL + SLACK))
+    assert ended["exits"] == {end: 2}
+    assert (GRACEFUL if end == "killed" else 0) <= took < GRACEFUL + SLACK
 
 
 @pytest.mark.quick_faults
