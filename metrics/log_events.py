@@ -22,6 +22,8 @@ class LogEvent(Enum):
     SOCKET_LEFT = "a socket of ours could not be removed, at `address`"
     QUEUE_CUT = "the kernel cuts the listen queue: `asked`, `limit`"
     SIGNAL_LEFT_TO_PROGRAM = "the program handles `signal` itself"
+    ENDED_EARLY = "a signal asked for the end before the service served"
+    TIMER_STOPPED = "an inherited interval timer was stopped, whose `signal` nobody handles"
     NOT_SERVING = "serve_forever() of a server that is closed"
     METRICS_OFF = "`prefork run --single` serves no metrics"
     RUNNING = "the first worker is ready"

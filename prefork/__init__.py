@@ -45,8 +45,10 @@ from .pool import (
 from .process import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .supervised import SupervisedMixIn
+from .surroundings.inherited import open_standard_descriptors as _open_standard_descriptors
 from .version import __version__ as __version__
 
+_open_standard_descriptors()
 _install_hook()
 
 __all__ = [

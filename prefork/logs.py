@@ -80,6 +80,8 @@ def _stderr_is_the_journal() -> bool:
 
 def complain(text: str) -> None:
     """Write an error to stderr, apart from the log; for the journal, mark each line as an error, see sd-daemon(3)."""
+    if sys.stderr is None:  # there was no /dev/null to open in its place
+        return
     priority = "<3>" if _stderr_is_the_journal() else ""
     sys.stderr.write("".join(f"{priority}{line}\n" for line in text.removesuffix("\n").split("\n")))
 

@@ -7,7 +7,6 @@ restore all of that when it ends.
 
 import contextlib
 import logging
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from prefork.workers import access_log, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
-from prefork.workers.signals import EVERY, Signals, blocked, set_mask
+from prefork.workers.signals import EVERY, Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from . import process
@@ -42,6 +41,8 @@ from .sockets.addresses import address_text
 from .sockets.listener import Listener, asked_once_more, prepared
 from .sockets.ownership import Access
 from .supervised import Supervised
+from .surroundings import early_signals
+from .surroundings.taken import signals_taken
 from .systemd import stored
 
 log = logging.getLogger("prefork.supervisor")
@@ -165,26 +166,12 @@ class Preforked(Supervised):
     def _signals_taken(self, wakeup: Wakeup, mailbox: Mailbox) -> Iterator[None]:
         signals = self._signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
         given = self._given()
-        if threading.current_thread() is threading.main_thread():
-            with blocked():  # in between, a signal would have its default action
-                if given is not None and given.early is not None:
-                    given.early.hand_over(signals)
-                theirs = signals.take_unhandled(BY_SIGNAL)
-                signals.reap_ourselves()
-                signals.outlive_readers()
-                signals.hold_back()
-            for signum in theirs:
-                log.info(
-                    "the program handles %s itself",
-                    signal.Signals(signum).name,
-                    extra=event(LogEvent.SIGNAL_LEFT_TO_PROGRAM, signal=signal.Signals(signum).name),
-                )
-        try:
-            yield
-        finally:
-            if given is not None and not given.taken:
-                set_mask(EVERY)  # so that the degraded master gets the signals
-            signals.put_back()
+        with signals_taken(signals, early_signals.waiting() if given is None else given.early):
+            try:
+                yield
+            finally:
+                if given is not None and not given.taken:
+                    set_mask(EVERY)  # so that the degraded master gets the signals
 
     # What the supervisor is made of.
 
@@ -338,7 +325,7 @@ class Preforked(Supervised):
 
     def _forget_master(self) -> None:
         if self._signals is not None:
-            self._signals.put_back()
+            self._signals.forget()
         self.forget_supervisor()
 
     def _forked_by_user(self) -> None:

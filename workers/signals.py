@@ -24,6 +24,7 @@ UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 
 
 _TERM, _INT, _DEFAULT = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIG_DFL)
+TERMINALS = (int(signal.SIGTTIN), int(signal.SIGTTOU))
 EVERY = frozenset(map(int, signal.valid_signals()))
 
 # By this a master tells its child to drain. TERM would not do: it is sent to a whole process group by a terminal, a
@@ -91,6 +92,41 @@ os.register_at_fork(after_in_child=_in_child)
 
 def ignore(signum: int, frame: FrameType | None) -> None:
     """Do nothing. Unlike SIG_IGN, a handler is not inherited by subprocesses (execve(2))."""
+    let_terminal(signum)
+
+
+def let_terminal(signum: int) -> bool:
+    """Return True for a TTIN or TTOU of a terminal: this process is a background job of it.
+
+    The kernel sends them to the whole group when one of it reads the terminal, or writes there under `stty tostop`, and
+    again when the call is repeated after a handler. Ignored, as the signal is from then on, it lets the write through,
+    and the read fails (setpgid(2), "A background process group").
+    """
+    if signum not in TERMINALS or not in_background():
+        return False
+    signal.signal(signum, signal.SIG_IGN)
+    return True
+
+
+def in_background() -> bool:
+    """Return True if this process is a background job of its controlling terminal."""
+    for fd in (2, 1, 0, None):
+        try:
+            return _foreground(fd) != os.getpgrp()
+        except OSError:  # not our terminal
+            pass
+    return False
+
+
+def _foreground(fd: int | None) -> int:
+    """Return the foreground process group of the terminal in `fd`; by default, of the controlling one."""
+    if fd is not None:
+        return os.tcgetpgrp(fd)
+    terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        return os.tcgetpgrp(terminal)
+    finally:
+        os.close(terminal)
 
 
 def _held_back(handler: SignalHandler) -> SignalHandler:
@@ -141,7 +177,13 @@ class Signals:
         """Take over each of these signals that the program does not handle itself; return the others."""
         wanted = list(signums)
         theirs = [signum for signum in wanted if signal.getsignal(signum) not in UNHANDLED]
-        self.take({signum: self.note for signum in wanted if signum not in theirs})
+        self.take(
+            {
+                signum: self._note_unless_job if signum in TERMINALS else self.note
+                for signum in wanted
+                if signum not in theirs
+            }
+        )
         return theirs
 
     def hold_back(self) -> None:
@@ -160,6 +202,10 @@ class Signals:
         if _signal.getsignal(signal.SIGPIPE) == _DEFAULT:
             self._before[signal.SIGPIPE] = signal.signal(signal.SIGPIPE, ignore)
 
+    def _note_unless_job(self, signum: int, frame: FrameType | None = None) -> None:
+        if not let_terminal(signum):
+            self.note(signum, frame)
+
     def reap_ourselves(self) -> None:
         """Undo an inherited SIG_IGN of SIGCHLD: the kernel would reap children and discard their status (wait(2))."""
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
@@ -171,15 +217,20 @@ class Signals:
         A handler that the program installed over ours stays.
         """
         for signum in list(self._before):
-            if signal.getsignal(signum) != self.note:
+            if signal.getsignal(signum) != self._ours.get(signum):
                 del self._before[signum]
         self.put_back()
         self._wakeup.close()
         while self._notes:
             to.note(self._notes.popleft())
 
-    def put_back(self) -> None:
-        """Restore the dispositions and the wake-up descriptor that `take` found."""
+    def forget(self) -> None:
+        """Restore in a new child what `take` found. SIGCHLD keeps its default action: the child has children, too."""
+        self._before.pop(signal.SIGCHLD, None)
+        self.put_back()
+
+    def put_back(self, then_block: Iterable[int] = ()) -> None:
+        """Restore the dispositions and the wake-up descriptor that `take` found; `then_block` these signals."""
         while self._before:
             signum, handler = self._before.popitem()
             if (wrapper := self._wrappers.pop(signum, None)) is not None and _signal.getsignal(signum) is not wrapper:
@@ -189,6 +240,7 @@ class Signals:
         if self._wakeup_before is not None:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
+        signal.pthread_sigmask(signal.SIG_BLOCK, then_block)
 
     def close(self) -> None:
         """Block every signal, restore the dispositions and close the wake-up. For a process that is about to end."""

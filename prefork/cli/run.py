@@ -5,14 +5,23 @@ serves.
 """
 
 import argparse
+import logging
+
+from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.signals import EVERY
 
 from .. import logs
 from ..commands import COMMAND_TABLE
 from ..process import rehearsing
+from ..reload.handover import handed
+from ..surroundings.early_signals import AskedToEnd, EarlySignals
+from ..surroundings.inherited import put_right
 from . import launch
 from .pages import Section, Subcommand
 
 __all__ = ["RUN"]
+
+log = logging.getLogger("prefork.supervisor")
 
 _DESCRIPTION = f"""\
 Serve TARGET from a pool of worker processes until TERM (finish what is in hand) or INT (stop now).
@@ -29,6 +38,21 @@ _EXAMPLES = """\
 
 
 def _run(args: argparse.Namespace) -> int:
+    if handed() is not None:  # a reload, which notes signals itself, or its rehearsal, which takes none
+        return _serve(args, None)
+    put_right(EVERY)  # nothing of the program has run: whatever is blocked or running was inherited
+    early = EarlySignals()
+    early.begin()
+    try:
+        return _serve(args, early)
+    except AskedToEnd:
+        log.info("asked to end before it served", extra=event(LogEvent.ENDED_EARLY))
+        return 0
+    finally:
+        early.end()
+
+
+def _serve(args: argparse.Namespace, early: EarlySignals | None) -> int:
     plan = launch.read(args)
     if rehearsing():  # its log is for the client that asked for the reload
         logs.check(plan.launch.log_file)
@@ -39,6 +63,8 @@ def _run(args: argparse.Namespace) -> int:
         if plan.launch.single:
             from .single import serve_single
 
+            if early is not None:
+                early.end()
             serve_single(server)
         else:
             server.serve_forever()

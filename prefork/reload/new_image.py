@@ -20,6 +20,7 @@ from ..commands import BY_SIGNAL
 from ..logs import complain
 from ..master.guard import attempt, insist
 from ..process import RunMode, run_as
+from ..surroundings.inherited import forget_inherited
 from .degraded import serve_degraded
 from .handover import Handed, receive
 
@@ -30,6 +31,7 @@ class TookTooLong(BaseException):
 
 def take_over(fd: int, program: list[str]) -> int:
     """Run the program with the record in descriptor `fd`; return the exit status of this process."""
+    forget_inherited()
     handed = insist("read what was handed over", lambda: receive(fd))
     if handed.rehearsal:
         run_as(RunMode.REHEARSE)

@@ -158,12 +158,24 @@ SEES = {
     "workers": {"metrics"},
     "sockets": {"metrics", "workers"},
     "settings": {"sockets"},
+    "surroundings": {"metrics", "workers"},
     "master": {"sockets", "workers", "metrics"},
-    "reload": {"master", "settings", "sockets", "workers", "metrics"},
+    "reload": {"master", "settings", "sockets", "surroundings", "workers", "metrics"},
     "control": {"reload", "master", "settings", "sockets", "workers", "metrics"},
     "exporter": {"master", "sockets", "workers", "metrics"},
     "top": {"control", "sockets"},
-    "cli": {"top", "control", "exporter", "reload", "master", "settings", "sockets", "workers", "metrics"},
+    "cli": {
+        "top",
+        "control",
+        "exporter",
+        "reload",
+        "master",
+        "settings",
+        "sockets",
+        "surroundings",
+        "workers",
+        "metrics",
+    },
 }
 # The new image without its program is put together of the same parts as a pool, and has nobody to do it.
 COMPOSES = {"prefork.reload.degraded"}
