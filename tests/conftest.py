@@ -40,11 +40,12 @@ def _children() -> set[int]:
 
 
 def pytest_configure() -> None:
-    """What tests start hears Ctrl-C, though they run in the background of a shell, where it is ignored; and it holds
+    """What tests start hears Ctrl-C and Ctrl-\\, which are ignored in what a shell runs in the background; and it holds
     back what it prints, as in production, whatever the environment of the tests says."""
     os.environ.pop("PYTHONUNBUFFERED", None)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, action)
 
 
 def pytest_collection_finish() -> None:
