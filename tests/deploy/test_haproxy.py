@@ -94,7 +94,7 @@ def loses_what_it_held(address: tuple[str, int], alive: list[Host], host: Host, 
 
 
 def answered(client: Connection) -> bool:
-    """Whether an answer comes; closes the connection."""
+    """Say if an answer comes; closes the connection."""
     with client:
         answer = client.answer_or_end()
         assert answer is None or answer.split()[-1] == b"%d" % client.pid, answer

@@ -113,7 +113,7 @@ def test_in_the_master(tmp_path: Path) -> None:
 
 
 def test_in_a_forking_server(tmp_path: Path) -> None:
-    """The same of a server that accepts and forks by itself, short from its first request on."""
+    """A server that accepts and forks by itself does so too, short from its first request on."""
     bases = "ForkingTCPServer"
     with Service(tmp_path, script(bases=bases)) as service, contextlib.ExitStack() as stack:
         service.wait("listening")

@@ -31,7 +31,7 @@ def held_by(pid: int) -> dict[str, int]:
 
 
 def settled(service: Service) -> dict[str, int]:
-    """The same of a plain server, between two turns of its loop, when no child and no thread of a request is left."""
+    """The figures of a plain server between two turns of its loop, when no child and no thread of a request is left."""
     deadline = monotonic() + HUNG
     while monotonic() < deadline:
         reaped = not psutil.Process(service.pid).children()

@@ -39,7 +39,7 @@ def answered_by(service: Service, bases: str) -> int:
 
 
 def answered_in(service: Service, bases: str) -> float:
-    """The same; how long it took to be answered."""
+    """One request, with nothing else going on; the seconds until it was answered."""
     began = time.monotonic()
     assert answered_by(service, bases)
     return time.monotonic() - began

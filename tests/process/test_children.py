@@ -144,7 +144,7 @@ def reaped(table: ChildTable, child: Child) -> End:
 
 
 def test_one_that_lives(machine: Real | Fake, table: ChildTable) -> None:
-    """It has a pid, its pidfd is silent, there is nothing to reap, and it stands in the table."""
+    """A child that lives has a pid and a silent pidfd, there is nothing to reap, and it stands in the table."""
     child = start(table, machine)
     assert child.pid > 1
     assert not ended(child, 0)
@@ -187,7 +187,7 @@ def test_what_it_wrote_survives_it(machine: Real | Fake, table: ChildTable) -> N
 
 
 def test_a_signal_to_one_that_has_ended(machine: Real | Fake, table: ChildTable) -> None:
-    """It is nobody's, before the reap and after it."""
+    """A signal to a child that has ended reaches nobody, before the reap and after it."""
     child, other = start(table, machine), start(table, machine)
     machine.end(child.pid, "0")
     assert ended(child)

@@ -77,7 +77,7 @@ def test_all_is_well(tree: Tree) -> None:
 
 
 def test_a_failure_and_an_error_are_told(tree: Tree) -> None:
-    """So is an expected failure whose reason is not in the list."""
+    """An expected failure whose reason is not in the list is told as well."""
     tree.write(
         "unit/test_bad.py",
         "import pytest\ndef test_bad(): assert 0\ndef test_no(nothing): pass\n"
@@ -125,7 +125,7 @@ def test_no_report(tree: Tree, text: str | None) -> None:
 
 
 def test_pytest_that_is_killed(tree: Tree) -> None:
-    """It has left no report, though its first tests passed."""
+    """A pytest that was killed has left no report, though its first tests passed."""
     tree.write("unit/test_z.py", "import os\ndef test_z(): os.kill(os.getpid(), 9)\n")
     tree.run()
     assert "could not read the report run.xml" in tree.faults()[0]

@@ -76,7 +76,8 @@ def answer(server: Any) -> tuple[int, int]:
 
 @every
 def test_it_stays_in_this_process(base: Any) -> None:
-    """It serves in this process, in a thread or a child of it where that is the mix-in's way; no worker is forked."""
+    """handle_request() serves in this process, in a thread or a child of it where the mix-in has it so; no worker is
+    forked."""
     with pool(base) as server:
         for _ in range(3):
             pid, parent = answer(server)

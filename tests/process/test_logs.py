@@ -123,7 +123,7 @@ def test_a_unix_peer_is_its_process(tmp_path: Path) -> None:
 
 
 def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
-    """It is said in one sentence with exit status 2, before anything is bound."""
+    """A log file that cannot be opened is one sentence with exit status 2, before anything is bound."""
     service = Service(tmp_path, script(), argv=["-m", "prefork", "run", "program:Server", "--log-file", "no/such/file"])
     try:
         assert service.wait_exit() == 2

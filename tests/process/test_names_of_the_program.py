@@ -34,7 +34,7 @@ def test_every_former_name_of_ours(bases: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [TCPServer, UDPServer, UnixStreamServer, UnixDatagramServer])
 def test_every_former_name_in_a_plain_server(cls: type[TCPServer], tmp_path: Path) -> None:
-    """So does a server without a mix-in."""
+    """A server without a mix-in leaves all these names to the program as well."""
     names = dict.fromkeys(FORMER, "mine")
     where = str(tmp_path / "s") if cls.address_family == socket.AF_UNIX else ("127.0.0.1", 0)
     server = type("Server", (cls,), names)(where, BaseRequestHandler)

@@ -145,7 +145,7 @@ def test_the_loop_comes_along(mixin: type) -> None:
 
 @pytest.mark.parametrize("mixin", PLAIN)
 def test_handle_request_comes_along(mixin: type) -> None:
-    """So does handle_request(), with its timeout."""
+    """handle_request(), with its timeout, works over the standard library's servers."""
     timed_out = threading.Event()
     members = {"timeout": 0.01, "handle_timeout": lambda self: timed_out.set()}
     server: Any = type("Server", (mixin, socketserver.TCPServer), members)(LOOPBACK, Upper)
@@ -161,7 +161,7 @@ def test_handle_request_comes_along(mixin: type) -> None:
 
 @pytest.mark.parametrize("mixin", PLAIN[:2])
 def test_errors_go_to_the_log(mixin: type, caplog: pytest.LogCaptureFixture) -> None:
-    """And handle_error(): nothing is printed."""
+    """handle_error() of the standard library's servers logs; nothing is printed."""
 
     class Fails(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -115,7 +115,8 @@ while True: time.sleep(60)
 
 
 def test_a_worker_that_is_started_during_a_rehearsal(tmp_path: Path) -> None:
-    """It is of the old release, and holds what every worker does: nothing of the rehearsal."""
+    """A worker that is started during a rehearsal is of the old release, and holds what every worker does: nothing
+    of the rehearsal."""
     os.mkfifo(tmp_path / "gate")
     with Released(tmp_path, max_children=1, boot_timeout=10) as service:
         service.wait_ready(1)

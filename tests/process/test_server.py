@@ -62,14 +62,14 @@ class TestIPv6:
                     dial(over_ipv4)
 
     def test_dual_stack_set_before_binding(self) -> None:
-        """It may be set on an instance that is bound later."""
+        """Dual stack may be set on an instance that is bound later."""
         with TCPServer(("::", 0), Upper, bind_and_activate=False) as server:
             server.dual_stack = True
             server.server_bind()
             assert not server.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
     def test_a_class_that_says_ipv6_itself(self) -> None:
-        """It keeps the system's setting, as with the standard module."""
+        """A class that says IPv6 itself keeps the system's setting, as with the standard module."""
 
         class Six(TCPServer):
             address_family = socket.AF_INET6
@@ -79,7 +79,7 @@ class TestIPv6:
             assert server.socket.getsockopt(*option) == untouched.getsockopt(*option)
 
     def test_udp(self) -> None:
-        """The same on a datagram socket."""
+        """A datagram socket is dual-stack as well."""
         with UDPServer(("::1", 0), Upper) as server:
             assert server.socket.family == socket.AF_INET6
 

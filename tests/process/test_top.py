@@ -244,7 +244,7 @@ def test_what_is_refused_is_said(service: Service, tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_a_screen(service: Service, tmp_path: Path) -> None:
-    """It is told what else there is."""
+    """Who has a terminal without a screen is told what else there is."""
     with Terminal(tmp_path, ["env", "TERM=dumb", *control(service)]) as terminal:
         terminal.wait("could not show the screen", "--once prints it", "left 1")
 

@@ -134,7 +134,7 @@ def test_what_a_manager_may_keep(change: dict[str, Any], kept: bool) -> None:
 
 
 def test_a_wrapped_socket_is_not_kept() -> None:
-    """Nor is one that the program has put in the listener's place."""
+    """A socket that the program has put in the listener's place is not kept."""
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         assert AcceptQueue(theirs).kept() is None
     assert AcceptQueue(None).kept() is None

@@ -53,7 +53,7 @@ def test_booted_is_remembered(child: Child) -> None:
 
 
 def test_not_ready_is_not_booted(child: Child) -> None:
-    """Nor does draining make it so."""
+    """A child that drains before it was ready has not booted."""
     child.set_state(S.DRAINING, 2.0)
     assert not child.booted
 

@@ -37,7 +37,7 @@ def test_no_signal_and_no_verb_stands_twice() -> None:
 
 @pytest.mark.parametrize("row", COMMAND_TABLE, ids=lambda row: row.command.name)
 def test_every_row_can_be_asked_for_and_explains_itself(row: Row) -> None:
-    """It has a signal or a verb, and one sentence for help, without its full stop."""
+    """Every row has a signal or a verb, and one sentence for help, without its full stop."""
     assert row.signals or row.verb
     assert row.help
     assert not row.help.endswith(".")

@@ -80,7 +80,7 @@ def bound(of: ControlTerms) -> Iterator[Listener]:
 
 
 def test_bound() -> None:
-    """It listens without ever blocking, with the mode asked for; sixteen may wait."""
+    """The listener never blocks, has the mode that was asked for, and lets sixteen wait."""
     with bound(terms(mode=0o640)) as listener, contextlib.ExitStack() as clients:
         assert mode_of("c") == 0o640
         assert listener.gettimeout() == 0.0
@@ -135,7 +135,7 @@ def test_a_new_mode() -> None:
 
 
 def test_a_mode_that_cannot_be_set() -> None:
-    """It is a sentence, and the socket of the previous image is as it was, open."""
+    """A mode that cannot be set is told in a sentence, and leaves the previous image's socket as it was, open."""
     with bound(terms()) as before:
         record = packed(before, terms())
         os.rename("c", "elsewhere")

@@ -123,7 +123,7 @@ SCALE = b'{"verb":"scale","workers":1000}\n'  # the answer is longer than what t
 
 @contextlib.contextmanager
 def clients(count: int, control: ControlServer, now: float = 0.0) -> Iterator[list[socket.socket]]:
-    """So many, each heard at `now`, one after the other."""
+    """So many clients, each heard at `now`, one after the other."""
     with contextlib.ExitStack() as stack:
         found = []
         for number in range(count):
@@ -142,7 +142,7 @@ def answered_in_turn(control: ControlServer, client: socket.socket, now: float, 
 
 
 def cut(client: socket.socket) -> bool:
-    """Whether the other end has been closed, whatever is still to be read."""
+    """Say if the other end has been closed, whatever is still to be read."""
     poll = select.poll()
     poll.register(client, 0)
     return bool(poll.poll(0))
@@ -229,7 +229,7 @@ def test_sixteen_that_wait(wordy: tuple[ControlServer, Wordy]) -> None:
 
 
 def test_who_is_turned_away_hears_why(wordy: tuple[ControlServer, Wordy]) -> None:
-    """Whether it is turned away before its request is out, while that is on its way, or after: the client says why."""
+    """A client that is turned away before its request is out, while that is on its way, or after, says why."""
     control, _ = wordy
     with clients(16, control) as sixteen:
         for client in sixteen:

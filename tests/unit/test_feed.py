@@ -22,7 +22,7 @@ def _wake(arrivals: Arrivals) -> bool:
 
 
 def test_a_slot_wakes_once(feed: Feed) -> None:
-    """It is heard of when it comes, and all is quiet when it has been taken."""
+    """A slot wakes its reader when it comes, and all is quiet when it has been taken."""
     arrivals = Arrivals(feed.theirs)
     slot = Slot(1)
     assert not _wake(arrivals)
@@ -46,7 +46,8 @@ def test_a_master_that_has_replaced_its_image(feed: Feed) -> None:
 
 
 def test_a_slot_that_comes_without_its_descriptor(feed: Feed) -> None:
-    """So the kernel does it where none is free: that must be told, for this exporter would never hear of it again."""
+    """A slot that comes without its descriptor, as where none is free, must be told: this exporter would never hear of
+    it again."""
     arrivals = Arrivals(feed.theirs)
     feed._ours.send(NAME.pack(1, 1, 1, 8))
     with pytest.raises(OSError, match="open files"):

@@ -228,7 +228,7 @@ def test_quota_v2_is_the_smallest_on_the_way_up(tmp_path: Path) -> None:
 
 
 def test_quota_v1_outside_the_mount(tmp_path: Path) -> None:
-    """In a container of cgroup v1 the named path is missing, and the mount's own root has the quota."""
+    """Where the named path is missing, as in a container of cgroup v1, the mount's own root has the quota."""
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")

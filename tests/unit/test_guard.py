@@ -49,7 +49,7 @@ def raising(exc: BaseException) -> Callable[[], NoReturn]:
 
 
 def test_a_step_that_is_taken_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """What it returns is handed on, also what is false."""
+    """The result of a step is handed on, also one that is false."""
     assert guarded("count", lambda: 0, 7) == 0
     assert attempt("count", lambda: False)
     assert insist("count", lambda: 0) == 0
@@ -68,7 +68,7 @@ def test_whatever_a_step_raises_the_caller_goes_on(exc: Exception, caplog: pytes
 
 @pytest.mark.parametrize("exc", [KeyboardInterrupt(), SystemExit(3)])
 def test_an_end_of_the_process_is_no_failure(exc: BaseException) -> None:
-    """It goes through."""
+    """SystemExit and KeyboardInterrupt go through."""
     with pytest.raises(type(exc)):
         guarded("count", raising(exc), 7)
     with pytest.raises(type(exc)):
@@ -132,7 +132,7 @@ def test_insisting_has_an_end(time: Time) -> None:
 
 
 def test_a_mistake_is_not_insisted_on(time: Time) -> None:
-    """It would be one again."""
+    """A mistake of ours is not tried again: it would be one again."""
     before = time.now
     with pytest.raises(ValueError, match="no"):
         insist("open it", raising(ValueError("no")))

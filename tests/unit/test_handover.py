@@ -112,7 +112,8 @@ def test_a_program_that_closed_its_listener_has_not_closed_it() -> None:
 
 
 def test_totals_go_on() -> None:
-    """The same memory where its layout is known; by their names where it is not, without what has none."""
+    """Totals go on in the same memory where its layout is known, by their names where it is not; without those that
+    have none."""
     board = Board()
     with board.change() as words:
         words[Word.SPAWNED] = 7
@@ -136,7 +137,7 @@ def test_totals_go_on() -> None:
 
 
 def test_the_masters_own_memory_of_another_layout_is_given_up() -> None:
-    """It is closed and left out."""
+    """Memory of another layout is closed and left out."""
     strange = os.memfd_create("of another layout")
     board = Board()
     fold_own([{"serial": 1, "slot": strange}], board)

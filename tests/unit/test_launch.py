@@ -105,7 +105,7 @@ def test_an_empty_file_name_is_a_mistake() -> None:
 def test_the_working_directory_is_where_the_file_is_found(
     source: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where we are when the plan is read, whoever says so."""
+    """The working directory is where the file is found, and where we are when the plan is read, whoever says so."""
     (here / "srv").mkdir()
     file("max_children = 7\n", "srv/s.toml")
     texts = {"working_directory": f"{here}/srv"} if source == "option" else {}
@@ -135,7 +135,7 @@ def test_an_option_for_the_working_directory_outdoes_the_file(here: Path) -> Non
 
 
 def test_a_working_directory_that_is_not_there(here: Path) -> None:
-    """It is refused by who says so, before any file is read."""
+    """A working directory that is not there is refused, with its source, before any file is read."""
     said = refusal(config="none.toml", working_directory=f"{here}/srv")
     assert said == f"could not change to the directory {here}/srv (from --working-directory): no such file or directory"
 
@@ -172,7 +172,7 @@ def test_two_cannot_listen_at_one_address(one: str, other: str, same: bool, here
 
 
 def test_an_inherited_socket_takes_no_address_of_ours(here: Path) -> None:
-    """It is bound already, by whoever knows what for; the kernel says so if it must."""
+    """An inherited socket takes no address of ours: it is bound already, and the kernel says so if it must."""
     with socket.create_server(("127.0.0.1", 0)) as inherited:
         text = f"fd://{inherited.fileno()}"
         assert parse_address(text).fd == inherited.fileno()
@@ -187,7 +187,7 @@ def test_one_path_for_two_of_three(here: Path) -> None:
 
 @pytest.mark.parametrize(("single", "refused"), [("yes", True), ("no", False)])
 def test_nobody_reloads_a_single_process(single: str, refused: bool) -> None:
-    """So `reload_on_change` and `single` do not go together, whoever says either."""
+    """`reload_on_change` and `single` do not go together, whoever says either."""
     path = file("reload_on_change = true\n")
     if refused:
         said = refusal(config=path, single=single)

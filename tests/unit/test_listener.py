@@ -62,7 +62,7 @@ def unix(path: str = "s", kind: int = STREAM) -> Iterator[Listener]:
 
 
 def connects(listener: socket.socket) -> bool:
-    """Whether a client is let in."""
+    """Say if a client is let in."""
     with socket.socket(listener.family, STREAM) as client:
         client.settimeout(NO_ANSWER_S)
         return client.connect_ex(listener.getsockname()) == 0
@@ -101,7 +101,7 @@ def test_adopted(timeout: float | None) -> None:
 
 
 def test_inherited() -> None:
-    """It is bound already: `bind()` leaves it where it is, and a subprocess does not get it."""
+    """An inherited listener is bound already: `bind()` leaves it where it is, and a subprocess does not get it."""
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         passed = os.dup(theirs.fileno())
         os.set_inheritable(passed, True)
@@ -218,7 +218,7 @@ def test_a_path_that_goes_while_it_is_removed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_abstract_name() -> None:
-    """It has no path, is reached, and nothing is removed."""
+    """A listener with an abstract name has no path, is reached, and removes nothing."""
     with unix("\0prefork-test-%d" % os.getpid()) as listener:
         assert listener.path is None
         assert not listener.stands
@@ -265,7 +265,7 @@ def test_what_is_no_socket() -> None:
 
 
 def test_mode_of_a_path() -> None:
-    """It is what was asked for; where there is no path to give it to, that is a mistake of the settings."""
+    """A path has the mode that was asked for; where there is no path, a mode is a mistake of the settings."""
     with Listener(socket.AF_UNIX) as listener:
         listener.access = Access(0o640)
         listener.bind("s")
@@ -278,7 +278,7 @@ def test_mode_of_a_path() -> None:
 
 
 def test_bound_elsewhere() -> None:
-    """In a rehearsal `bind()` takes what it is given, with the path where there is one; a port as it is, no path."""
+    """`bind()` in a rehearsal takes what it is given, with the path where there is one; a port as it is, no path."""
     seen = []
 
     def instead(listener: Listener, address: object, path: str | None) -> object:
@@ -398,7 +398,7 @@ def test_of_an_image_before() -> None:
 
 
 def test_queued() -> None:
-    """Whether there is somebody to accept, or something to receive; of a closed one nothing."""
+    """queued() says if there is somebody to accept, or something to receive; of a closed listener nothing."""
     with tcp() as listener:
         assert not queued(listener)
         with socket.create_connection(listener.getsockname()):

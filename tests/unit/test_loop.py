@@ -323,7 +323,7 @@ def test_a_handler_that_exits(hook: str, runs: Callable[..., Run]) -> None:
 
 
 def test_forked_for_one_request(runs: Callable[..., Run]) -> None:
-    """It serves that one and leaves for the reason that it has served enough."""
+    """A worker forked for one request serves that one and leaves, for the reason that it has served enough."""
     run = runs(one_request=True)
     with socket.socket(fileno=os.dup(run.server.fileno())):
         run.come("mine", "not mine")

@@ -42,7 +42,7 @@ def signals() -> Iterator[Signals]:
 
 @pytest.mark.usefixtures("signals")
 def test_a_handler_waits_for_the_end_of_the_outermost_block() -> None:
-    """It raises there, after every step inside; outside of a block it runs at once."""
+    """A handler that raises does so at the end of the outermost block, after every step inside; elsewhere at once."""
     steps = []
 
     def turn() -> None:

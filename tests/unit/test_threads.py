@@ -50,7 +50,7 @@ def test_not_started_yet_is_not_finished(held: list[Held]) -> None:
 
 
 def test_daemonic_ones_are_not_waited_for() -> None:
-    """They are not kept, so `join()` returns while they run."""
+    """Daemonic threads are not kept: `join()` returns while they run."""
     threads, held = Threads(), Held(daemon=True)
     threads.append(held.thread)
     held.thread.start()

@@ -37,7 +37,7 @@ def test_an_ipv4_peer_is_whole_in_80_columns(lanes: int) -> None:
 
 
 def test_an_ipv6_peer_keeps_its_port() -> None:
-    """It is shortened in the middle, to the room there is."""
+    """An IPv6 peer is shortened in the middle, to the room there is."""
     found = row(80, peers=[IPV6])
     assert len(found) <= 80
     assert found.split()[-1].startswith("[2001:")
@@ -47,12 +47,12 @@ def test_an_ipv6_peer_keeps_its_port() -> None:
 
 
 def test_a_mapped_ipv4_peer_is_shown_as_ipv4() -> None:
-    """So is the client of a dual-stack listener whole in 80 columns."""
+    """The IPv4 client of a dual-stack listener is shown as IPv4, and so whole in 80 columns."""
     assert row(80, peers=[f"[::ffff:{IPV4[:-6]}]{IPV4[-6:]}"]).endswith(f" {IPV4}")
 
 
 def test_columns_are_given_up_only_where_there_is_no_room() -> None:
-    """In a wide terminal all stand there; in a narrow one first those that say the same of all."""
+    """A wide terminal has all columns; a narrow one first gives up those that say the same of all."""
     assert fitted([worker()], {}, 200)[0].split()[2] == "gen"
     small = {"pid": 1, "requests": 1, "cpu_s": 1.0, "age_s": 1.0}
     heading = fitted([worker(generation=1, **small), worker(**small)], {}, 80)[0].split()

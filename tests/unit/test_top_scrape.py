@@ -75,7 +75,7 @@ def test_a_pool() -> None:
 
 
 def test_a_server_without_a_pool() -> None:
-    """What it has not is left out: generation, workers, saturation, reloads."""
+    """A server without a pool has no line for generation, workers, saturation and reloads."""
     found = shown(PLAIN)
     assert "lanes 1 of 4" in found
     assert not any(word in found for word in ("None", "generation", "workers 0", "saturated", "reload"))

@@ -62,12 +62,12 @@ def test_the_header_is_of_the_time_between_two_looks() -> None:
     ],
 )
 def test_what_is_wrong_has_a_line(state: dict[str, Any], said: str) -> None:
-    """It stands below the header, whatever else there is."""
+    """Trouble stands below the header, whatever else there is."""
     assert text(None, look(**state), View(80, 24))[3] == said
 
 
 def test_a_long_reason_is_read_whole() -> None:
-    """It takes more lines, not many, and the table has what is left."""
+    """A long reason takes more lines, not many, and the table has what is left."""
     reason = " ".join(["could", "not"] * 12)
     found = text(None, look(degraded=reason, workers=1), View(80, 24))
     assert " ".join(found[3:5]) == f"DEGRADED: {reason}"

@@ -13,7 +13,7 @@ def readable(wakeup: Wakeup, timeout: float = 0) -> bool:
 
 
 def test_wake_and_drain() -> None:
-    """It is readable from the first wake() to drain(), however often it was woken."""
+    """A wakeup is readable from the first wake() to drain(), however often it was woken."""
     wakeup = Wakeup()
     assert not readable(wakeup)
     for _ in range(100_000):  # more than fit
