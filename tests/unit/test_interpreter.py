@@ -75,7 +75,7 @@ def _start_new_thread() -> object:
 def _finalizers() -> object:
     called: list[int] = []
     thing = type("Thing", (), {})()
-    each = weakref.finalize(thing, called.append, 1)
+    each: Any = weakref.finalize(thing, called.append, 1)
     known = each in weakref.finalize._registry  # type: ignore[attr-defined]
     each.atexit = False
     return known and callable(weakref.finalize._exitfunc) and not called  # type: ignore[attr-defined]
