@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from prefork.master.children import Child, ChildState
 from prefork.metrics.board import EXITS, Board, Word
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, Slot, SlotReader, Stacks
 from prefork.reload import handover
 from prefork.reload.handover import (
     VERSION,
@@ -18,9 +21,12 @@ from prefork.reload.handover import (
     fold_own,
     handed_on,
     pack_board,
+    pack_child,
     pack_listener,
+    pack_own,
     receive,
     resume_board,
+    resume_child,
 )
 from prefork.sockets.listener import Listener
 
@@ -221,3 +227,133 @@ def test_a_descriptor_that_is_not_there_leaves_no_spare(pipe: tuple[int, int]) -
     with pytest.raises(OSError):
         Handed({"listener": {"fd": pipe[0]}, "control": {"fd": pipe[1]}, "board": {"fd": -1}})
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+# The memory of the processes that go on, and of the master itself.
+
+
+def _worked(board: Board, kind: ChildKind) -> tuple[int, Slot]:
+    """A slot on the board, with one request that was accepted and completed."""
+    slot = Slot(1)
+    slot.lane(0)[ACCEPTED] = slot.lane(0)[COMPLETED] = 1
+    return board.enter(kind, SlotReader(slot)), slot
+
+
+def test_the_masters_own_requests_are_folded_once() -> None:
+    """Whoever asks for the board, and however often; also when it was taken back in between."""
+    board = Board()
+    serial, slot = _worked(board, ChildKind.SERVER)
+    packed, fds = pack_own([(serial, slot)])
+    assert fds == [slot.fd]
+    values, _ = pack_board(board)
+    copies = [os.dup(board.fd), os.dup(slot.fd)]
+    handed = Handed({"board": {**values, "fd": copies[0]}, "own": [{**packed[0], "slot": copies[1]}]})
+    first = handed.board()
+    assert handed.board() is first
+    counted = first.snapshot().statistics()
+    assert (counted.accepted, counted.completed, counted.lost) == (1, 1, 0)
+    first.forget()
+    handed.take_back()
+    again = handed.board()
+    assert again is not first
+    assert again.snapshot().statistics().completed == 1
+    assert again.snapshot().serials == frozenset()
+    handed.take()
+    again.forget()
+    slot.close()
+    board.forget()
+
+
+def test_a_slot_that_is_not_on_the_board_is_given_up() -> None:
+    """Closed, and counted nowhere."""
+    board, slot = Board(), Slot(1)
+    fd = os.dup(slot.fd)
+    fold_own([{"serial": 4711, "slot": fd}], board)
+    with pytest.raises(OSError):
+        os.fstat(fd)
+    assert board.snapshot().statistics().accepted == 0
+    slot.close()
+    board.forget()
+
+
+@pytest.mark.parametrize(("identity", "resumed"), [([1, 2], (1, 2)), (None, None), ([], None)])
+def test_who_takes_a_path_has_to_remove_it(identity: list[int] | None, resumed: tuple[int, ...] | None) -> None:
+    """The path and what it was when it was bound come with the socket, and not before it is taken."""
+    handed, before = given()
+    handed.values["listener"] |= {"path": "/run/s", "identity": identity}
+    with before:
+        found = handed.listener("listener", "127.0.0.1:0")
+        said = [(found.path, found.identity)]
+        handed.take()
+        said.append((found.path, found.identity))
+        assert said == [(None, None), ("/run/s", resumed)]
+        found.path = None
+        found.detach()
+
+
+def _child(board: Board, **changed: Any) -> Child:
+    serial, slot = _worked(board, ChildKind.WORKER)
+    values: dict[str, Any] = {
+        "serial": serial, "number": 3, "kind": ChildKind.WORKER, "generation": 5, "pid": 4711, "pidfd": 7,
+        "slot": slot, "stacks": Stacks(slot), "reader": SlotReader(slot, 3), "started": 1.5, "changed": 2.5,
+        "state": ChildState.DRAINING, "booted": True, "deadline": 9.5, "lifetime": 99.5, "cut_at": 8.5,
+        "reason": ExitReason.REPLACED, "cut_for": ExitReason.MAX_MEMORY, "cut_tried_ns": 12,
+    }  # fmt: skip
+    return Child(**{**values, **changed})
+
+
+def _is_open(name: str) -> bool:
+    """Whether this process has a memfd of this name; its number may be somebody else's by now."""
+    found = [os.path.join("/proc/self/fd", fd) for fd in os.listdir("/proc/self/fd")]
+    return any(f"memfd:{name} " in os.readlink(fd) for fd in found if os.path.islink(fd))
+
+
+@pytest.mark.parametrize("reason", [None, ExitReason.REPLACED])
+def test_a_child_goes_on_as_it_was(reason: ExitReason | None) -> None:
+    """All that the next master plans by, by value or by name; its row on the board is its own again."""
+    board = Board()
+    child = _child(board, reason=reason)
+    packed, fds = pack_child(child)
+    assert fds == [7, child.slot.fd]
+    packed = {**json.loads(json.dumps(packed)), "slot": os.dup(child.slot.fd)}
+    same = resume_child(packed, board)
+    for name in ("serial", "number", "kind", "generation", "pid", "pidfd", "started", "changed", "state", "booted",
+                 "deadline", "lifetime", "cut_at", "reason", "cut_for", "cut_tried_ns", "drain_signal"):  # fmt: skip
+        assert getattr(same, name) == getattr(child, name), name
+    assert same.reader.number == 3
+    assert board.snapshot().statistics().completed == 1
+    same.slot.close()
+    child.slot.close()
+    board.forget()
+
+
+def test_a_child_of_an_earlier_version() -> None:
+    """It hears TERM; what had a descriptor of its own is closed, and what it did not know has its default."""
+    board = Board()
+    child = _child(board)
+    packed, _ = pack_child(child)
+    for name in ("drain_signal", "cut_for", "cut_tried_ns"):
+        del packed[name]
+    stacks = os.memfd_create("stacks")
+    same = resume_child({**packed, "slot": os.dup(child.slot.fd), "stacks": stacks}, board)
+    assert (same.drain_signal, same.cut_for, same.cut_tried_ns) == (signal.SIGTERM, ExitReason.TIMEOUT, 0)
+    assert not _is_open("stacks")
+    same.slot.close()
+    child.slot.close()
+    board.forget()
+
+
+def test_a_child_whose_memory_is_of_another_layout() -> None:
+    """It is supervised, with a row of its own and nothing in it."""
+    board = Board()
+    child = _child(board)
+    packed, _ = pack_child(child)
+    strange = os.memfd_create("of another layout")
+    same = resume_child({**packed, "slot": strange}, board)
+    assert not _is_open("of another layout")
+    assert same.serial not in (child.serial, 0)
+    assert same.serial in board.snapshot().serials
+    assert (same.slot.lanes, same.reader.number, same.pid) == (0, 3, 4711)
+    same.slot.close()
+    child.slot.close()
+    board.forget()
