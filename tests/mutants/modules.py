@@ -105,7 +105,7 @@ MODULES = {
     ),
     "degraded": Module(
         "prefork/reload/degraded.py",
-        ("reloading", "simulated_reloads"),
+        ("degraded", "reloading", "simulated_reloads"),
         ("process/reload", "process/control", "faults/reload"),
     ),
     "new_image": Module(
