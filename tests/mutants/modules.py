@@ -155,7 +155,7 @@ MODULES = {
     ),
     "verbs": Module(
         "prefork/control/verbs.py",
-        ("control_server", "control_simulated", "protocol"),
+        ("verbs", "control_server", "control_simulated", "protocol"),
         ("process/control", "process/control_changes", "process/draining"),
     ),
     "access": Module(

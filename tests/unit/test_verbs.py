@@ -1,0 +1,197 @@
+"""What the verbs of the control socket wait for: a place in the queue of reloads, and stacks that do not come."""
+
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefork.commands import BY_VERB, Command
+from prefork.control import protocol, verbs
+from prefork.control.connection import Peer
+from prefork.control.protocol import Request
+from prefork.control.verbs import PlaceInQueue, Verbs, Work
+from prefork.master.policy import Phase
+from prefork.reload.reloading import ReloadResult, Stage
+from tests.support.programs.simulation import Simulation
+
+STACKS_WITHIN_S, TOLD_MAX = 3.0, 256
+PEER = Peer(4711, 0)
+
+
+class Reloads:
+    """A master that reloads when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[Command] = []
+        generations: Any = SimpleNamespace(told=None, reloading=False, degraded="", stage=Stage.IDLE)
+        supervisor: Any = SimpleNamespace(obey=self.asked.append, phase=Phase.RUNNING)
+        self.verbs, self.generations = Verbs(supervisor, generations), generations
+
+    def tell(self, *told: ReloadResult | str) -> None:
+        for each in told:
+            self.generations.told(each)
+
+    def wait(self, skip: int | None = 0, *, asked: bool = False) -> Work:
+        """A client that waits, so far as it was told at once."""
+        work = self.verbs.reload(PlaceInQueue(skip), asked=asked)
+        assert next(work) is None
+        return work
+
+
+@pytest.fixture
+def reloads() -> Reloads:
+    return Reloads()
+
+
+def answer(work: Work) -> dict[str, Any]:
+    """The answer, which comes now."""
+    with pytest.raises(StopIteration) as ended:
+        next(work)
+    found: dict[str, Any] = ended.value.value
+    return found
+
+
+DONE, FAILED = ReloadResult(True, "generation 2 is in service"), ReloadResult(False, "no database", "Traceback")
+
+
+def test_a_reload_is_asked_for_once(reloads: Reloads) -> None:
+    """Progress comes as it is told, then the result, with what the program printed where it failed."""
+    work = reloads.wait()
+    assert reloads.asked == [Command.RELOAD]
+    assert next(work) is None
+    reloads.tell("one", "two")
+    assert [next(work), next(work), next(work)] == ["one", "two", None]
+    reloads.tell(DONE)
+    assert answer(work) == {"ok": True, "result": {"reason": "generation 2 is in service"}}
+    work = reloads.wait()
+    reloads.tell(FAILED)
+    assert answer(work) == {"ok": False, "error": "no database", "output": "Traceback"}
+    assert reloads.asked == [Command.RELOAD] * 2
+
+
+def test_what_was_told_before_is_not_for_me(reloads: Reloads) -> None:
+    """Nor is the result of reloads that began before mine: so many are skipped, and each is said."""
+    reloads.tell("old", DONE)
+    work = reloads.wait(skip=2)
+    assert next(work) is None
+    reloads.tell(DONE, "between", FAILED, DONE)
+    earlier = "an earlier reload has ended; this one begins"
+    assert [next(work), next(work), next(work)] == [earlier, "between", earlier]
+    assert answer(work)["ok"]
+
+
+def test_a_reload_that_cannot_begin_yet(reloads: Reloads) -> None:
+    """Is said at once."""
+    work = reloads.verbs.reload(PlaceInQueue(0))
+    assert next(work) is None
+    reloads.generations.stage = Stage.WAITING
+    assert str(next(work)).startswith("waiting: two generations live")
+
+
+def test_who_is_slow_misses_the_oldest(reloads: Reloads) -> None:
+    """So many lines are kept, for all clients; nobody is told one twice or out of its order."""
+    work = reloads.wait()
+    reloads.tell(*(str(number) for number in range(TOLD_MAX + 44)))
+    heard = [next(work) for _ in range(TOLD_MAX)]
+    assert heard == [str(number) for number in range(44, TOLD_MAX + 44)]
+    reloads.tell("more")
+    assert next(work) == "more"
+    other = reloads.wait()
+    reloads.tell("most")
+    assert (next(work), next(other), next(work)) == ("most", "most", None)
+
+
+@pytest.mark.parametrize(("degraded", "reloading", "asked", "waits"), [
+    ("", False, True, True), ("no database", False, True, False), ("no database", True, True, True),
+    ("no database", False, False, True),
+])  # fmt: skip
+def test_a_client_of_the_image_before(
+    degraded: str, reloading: bool, asked: bool, waits: bool, reloads: Reloads
+) -> None:
+    """Is told what became of its reload where that is over; who asks a degraded master asks for another reload."""
+    reloads.generations.degraded, reloads.generations.reloading = degraded, reloading
+    work = reloads.verbs.reload(PlaceInQueue(0), asked=asked)
+    if waits:
+        assert next(work) is None
+        reloads.tell(DONE)
+        assert answer(work)["ok"]
+    else:
+        assert answer(work)["error"] == "no database"
+    assert reloads.asked == ([] if asked else [Command.RELOAD])
+
+
+@pytest.mark.parametrize(("reloading", "stage", "skip"), [
+    (False, Stage.IDLE, 0), (True, Stage.REHEARSING, 1), (True, Stage.WAITING, 0), (False, Stage.REHEARSING, 0),
+])  # fmt: skip
+def test_the_place_in_the_queue(reloading: bool, stage: Stage, skip: int, reloads: Reloads) -> None:
+    """One that runs is before mine; one that waits is the same as mine."""
+    reloads.generations.reloading, reloads.generations.stage = reloading, stage
+    place = PlaceInQueue()
+    reloads.verbs.answer(Request(BY_VERB["reload"], None), PEER, place)
+    assert place.skip == skip
+
+
+# Stacks.
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Simulation, Verbs, Clock]]:
+    """Two workers that serve, and their verbs; the second is stopped."""
+    clock = Clock()
+    monkeypatch.setattr(verbs, "monotonic", clock)
+    pool = Simulation()
+    pool.settle()
+    pool.living()[1].receive(signal.SIGSTOP)
+    yield pool, Verbs(pool.supervisor, pool.generations), clock
+    pool.close()
+
+
+def stacks(found: Verbs, slot: int | None = None) -> Any:
+    return found.answer(Request(BY_VERB["stacks"], slot), PEER, PlaceInQueue())
+
+
+def test_one_that_does_not_answer(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """It is waited for for three seconds; the others' are there then too."""
+    simulation, found, clock = pool
+    work = stacks(found)
+    for moment in (0.0, 0.1, 2.99):
+        clock.now = 100.0 + moment
+        assert next(work) is None
+        simulation.advance(2.0)
+    clock.now = 100.0 + STACKS_WITHIN_S
+    one, other = answer(work)["result"]["workers"]
+    assert "Current thread" in one["stacks"]
+    assert (other["slot"], other["stacks"]) == (2, "it does not answer; is it stopped?")
+    assert not any(child.stacks_wanted or child.stacks_text for child in simulation.supervisor.table)
+
+
+def test_one_that_has_ended_is_not_waited_for(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """It is said of it."""
+    simulation, found, _ = pool
+    work = stacks(found, 2)
+    assert next(work) is None
+    simulation.living()[1].die()
+    simulation.advance(2.0)
+    (only,) = answer(work)["result"]["workers"]
+    assert (only["slot"], only["stacks"]) == (2, "it has ended")
+
+
+def test_all_that_answer_are_all(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """One that is asked for by its number is waited for alone."""
+    simulation, found, _ = pool
+    work = stacks(found, 1)
+    assert next(work) is None
+    simulation.advance(2.0)
+    (only,) = answer(work)["result"]["workers"]
+    assert (only["slot"], only["pid"]) == (1, simulation.living()[0].pid)
+    assert "Current thread" in only["stacks"]
+    assert stacks(found, 3) == protocol.error("could not get stacks: there is no worker 3")
