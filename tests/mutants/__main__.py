@@ -109,6 +109,9 @@ def chosen(options: argparse.Namespace) -> Chosen:
         name: [each for each in mutants((ROOT / MODULES[name].path).read_text()) if options.only in str(each)]
         for name in options.modules or MODULES
     }  # fmt: skip
+    if options.again is not None:
+        said = {" ".join(line.split()[:1] + line.split()[2:]) for line in options.again.read_text().splitlines()}
+        return {name: [each for each in mutants if _survived(name, each) & said] for name, mutants in found.items()}
     if options.each is not None:
         return so_many_of_each(found, options.each, options.seed)
     if options.sample is not None:
@@ -116,11 +119,20 @@ def chosen(options: argparse.Namespace) -> Chosen:
     return found
 
 
+def _survived(name: str, mutant: Mutant) -> set[str]:
+    """What is said of one that survives, but for its line, which other changes move."""
+    what = str(mutant).split(" ", 1)[1]
+    return {f"{name} {what}: survived {stage}" for stage in STAGES}
+
+
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").partition("\n")[2])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
     parser.add_argument("--each", type=int, metavar="N", help="so many of each module, at random")
     parser.add_argument("--sample", type=int, metavar="N", help="so many in all, at random, evenly over the modules")
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE", help="those that survived, as FILE says: what this printed"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the sample, and of Hypothesis")
     parser.add_argument("--unit", action="store_true", help="only the unit tests: a second for a mutant")
     parser.add_argument("--trust", action="store_true", help="that all tests pass where there is no mistake")

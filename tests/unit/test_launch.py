@@ -226,3 +226,10 @@ def test_a_page_says_what_every_command_says_and_its_own() -> None:
     assert found[-1] == Section("examples", "prefork run")
     assert found[-2] == Section("exit status", [(str(number), text) for number, text in EXIT_STATUS.items()])
     assert sections("x", exit_status={7: "odd"})[-2] == Section("exit status", [("7", "odd")])
+
+
+def test_the_exit_statuses_are_those_of_the_reference() -> None:
+    """A service manager's file names them by number."""
+    assert sorted(EXIT_STATUS) == [0, 1, 2, 3, 4]
+    assert EXIT_STATUS[3] == "no worker could start"
+    assert EXIT_STATUS[4] == "could not bind"

@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -17,7 +19,7 @@ from prefork.master.policy import Phase
 from prefork.master.service import Service
 from prefork.master.succession import OneGeneration
 from prefork.master.supervisor import PHASE_MAY_FOLLOW, Supervisor
-from prefork.metrics.board import FORK_FAILURES, Board
+from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ForkFailure
 from prefork.metrics.log_events import LogEvent
 from prefork.metrics.scoreboard import Slot
@@ -25,6 +27,7 @@ from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
 
 TURN_AGAIN_S = 1.0  # as documented
+HUNG_NS = 60 * 10**9
 P = Phase
 ORDER = [P.STARTING, P.RUNNING, P.DRAINING, P.KILLING, P.STOPPED]
 
@@ -41,9 +44,12 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
 class Plain:
     """A plain server's supervisor, with children that are none."""
 
-    def __init__(self, end: Callable[[], None] | None = None, generations: OneGeneration | None = None) -> None:
+    def __init__(
+        self, began: int = 0, end: Callable[[], None] | None = None, generations: OneGeneration | None = None
+    ) -> None:
         self.processes = FakeProcesses()
         self.board, self.wakeup = Board(), Wakeup()
+        self.board.words[Word.STARTED_AT_NS] = began
         service = Service("plain", forget=lambda: None, end=end)
         limits = replace(LIMITS, pool=False)
         self.supervisor = Supervisor(
@@ -333,3 +339,48 @@ def test_an_exporter_alone_is_no_child_that_serves() -> None:
         found.append(plain.supervisor.forked)
     assert found == [False, True]
     plain.close()
+
+
+def test_the_service_has_begun_once() -> None:
+    """Where the board says when, as after a reload, that stays; else it is now."""
+    before = time.time_ns()
+    for began, earliest, latest in ((0, before, before + HUNG_NS), (11, 11, 11)):
+        plain = Plain(began)
+        assert earliest <= plain.board.words[Word.STARTED_AT_NS] <= latest
+        plain.close()
+
+
+def test_a_request_is_slow_after_its_time() -> None:
+    """Its stacks are asked for then, and not before; they are in the log once they are there."""
+    simulation = Simulation(replace(LIMITS, slow_request_timeout=2.0))
+    simulation.settle()
+    busy = simulation.living()[0]
+    busy.begin()
+    simulation.advance(1.9)
+    assert busy.told == []
+    simulation.advance(0.5)
+    assert [signum for signum, _ in busy.told] == [signal.SIGUSR1]
+    simulation.close()
+
+
+def test_stacks_that_come_unasked_are_logged(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has signalled the worker."""
+    simulation.settle()
+    caplog.clear()
+    simulation.living()[0].stacks.write("Thread 0x1\n")
+    simulation.advance(3.0)
+    assert events(caplog) == [LogEvent.STACKS]
+
+
+def test_the_order_of_the_end(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks or scrapes what ends; then the children; then what is beside them; and only once."""
+    done: list[str] = []
+    supervisor = simulation.supervisor
+    supervisor.tasks.close()
+    monkeypatch.setattr(supervisor.generations, "cancel", lambda: done.append("reload"))
+    for name in ("end_control", "end_export", "close"):
+        monkeypatch.setattr(supervisor.tasks, name, partial(done.append, name))
+    monkeypatch.setattr(supervisor._reaper, "kill", lambda *kinds: done.append(f"{len(kinds)} kinds"))
+    supervisor.close()
+    supervisor.close()
+    assert done == ["reload", "end_control", "end_export", f"{len(ChildKind)} kinds", "close"]

@@ -194,4 +194,4 @@ def test_all_that_answer_are_all(pool: tuple[Simulation, Verbs, Clock]) -> None:
     (only,) = answer(work)["result"]["workers"]
     assert (only["slot"], only["pid"]) == (1, simulation.living()[0].pid)
     assert "Current thread" in only["stacks"]
-    assert stacks(found, 3) == protocol.error("could not get stacks: there is no worker 3")
+    assert answer(stacks(found, 3)) == protocol.error("could not get stacks: there is no worker 3")
