@@ -121,7 +121,7 @@ def chosen(options: argparse.Namespace) -> Chosen:
 
 def _survived(name: str, mutant: Mutant) -> set[str]:
     """What is said of one that survives, but for its line, which other changes move."""
-    what = str(mutant).split(" ", 1)[1]
+    what = " ".join(str(mutant).split()[1:])
     return {f"{name} {what}: survived {stage}" for stage in STAGES}
 
 
