@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from prefork.metrics.board import (
     ROWS,
     Board,
     BoardReader,
+    Statistics,
     Word,
     control_requests,
 )
@@ -321,3 +323,44 @@ def test_memory_of_another_version_is_refused() -> None:
         board.words[Word.VERSION] += 1
         with pytest.raises(ValueError, match="no board of this version"):
             BoardReader(board.memory)
+
+
+def test_a_service_that_has_done_nothing() -> None:
+    """Every number is 0 and every table empty."""
+    assert not any(asdict(Statistics()).values())
+
+
+def test_who_takes_new_requests() -> None:
+    """Lanes of draining workers and of the exporter are none that serve; what workers hold is in flight either way."""
+    board = Board()
+    slots = [Slot(lanes) for lanes in (1, 2, 4)]
+    for slot, kind in zip(slots, (ChildKind.WORKER, ChildKind.WORKER, ChildKind.EXPORTER), strict=True):
+        serial = board.enter(kind, SlotReader(slot))
+        board.set_condition(serial, Condition.DRAINING if slot is slots[0] else Condition.READY)
+        slot.lane(0)[STATE] = BUSY
+    found = board.snapshot().statistics()
+    assert (found.lanes, found.lanes_busy, found.in_flight) == (2, 2, 2)
+    assert found.workers == {"starting": 0, "idle": 0, "busy": 1, "draining": 1}
+    board.forget()
+    assert board.readers() == {}
+    for slot in slots:
+        slot.close()
+
+
+def test_slots_that_nobody_resumed() -> None:
+    """Their rows are free again, and they are live no more; those that were are left alone."""
+    board, slots = Board(), [Slot(1), Slot(1)]
+    kept, left = (board.enter(ChildKind.WORKER, SlotReader(slot)) for slot in slots)
+    adopted = Board(os.dup(board.fd))
+    adopted.resume(kept, SlotReader(slots[0]))
+    adopted.keep_only_resumed()
+    assert adopted.snapshot().serials == {kept}
+    with pytest.raises(KeyError):
+        adopted.resume(left, SlotReader(slots[1]))
+    again = adopted.enter(ChildKind.WORKER, SlotReader(slots[1]))
+    assert adopted.snapshot().serials == {kept, again}
+    assert adopted.words[Word.ROWS_USED] == 2
+    adopted.forget()
+    board.forget()
+    for slot in slots:
+        slot.close()

@@ -2,7 +2,9 @@
 
 import logging
 import re
+import signal
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,16 @@ def test_one_setter() -> None:
 def test_how_it_ended_in_words(end: tuple[Any, Any], said: str, child: Child) -> None:
     """The status, the signal by its name, or that nobody knows."""
     assert str(Exit(child, *end, 0.0, 0.0)) == said
+
+
+def test_a_child_of_which_nothing_is_known_yet(child: Child) -> None:
+    """It serves, has been told nothing and has been asked for nothing; it hears the signals of this version."""
+    assert child.state is ChildState.STARTING
+    known = {"serial", "number", "kind", "generation", "pid", "pidfd", "slot", "stacks", "reader", "started", "state",
+             "changed", "drain_signal", "cut_for", "processes"}  # fmt: skip
+    assert {field.name for field in fields(child) if getattr(child, field.name)} <= known
+    assert child.drain_signal == signal.SIGURG
+    slot = Slot(0)
+    younger = Child(8, 0, ChildKind.EXPORTER, 3, 4712, -1, slot, Stacks(slot), SlotReader(slot, 0), started=1.0)
+    assert younger.changed == 0.0
+    slot.close()
