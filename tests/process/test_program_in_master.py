@@ -15,33 +15,7 @@ from tests.support.tools.proc import nothing_for
 
 A_WHILE = 0.2  # seconds, in which a service that does not drain has ended
 
-LEAVES = """
-def leave(signum, frame):
-    sys.exit(5)
-
-class Hooks:
-    fault = None
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, leave)
-        signal.signal(signal.SIGUSR1, self.begin)
-        signal.signal(signal.SIGUSR2, self.end)
-        super().serve_forever(0.02)
-
-    def begin(self, *args):
-        self.fault = [OSError(5, "of the kernel's"), ValueError("of the program's")]
-
-    def end(self, *args):
-        self.fault = [SystemExit(6)]
-
-    def service_actions(self):
-        super().service_actions()
-        if self.fault:
-            fault = self.fault.pop(0)
-            tell("raised")
-            if not isinstance(fault, SystemExit):
-                self.fault.append(fault)
-            raise type(fault)(*fault.args)
-"""
+LEAVES = "from tests.process.programs.leaving import Hooks"
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 5), (signal.SIGUSR2, 6)])
@@ -74,34 +48,7 @@ def test_service_actions_that_raises_and_an_exit(signum: int, status: int, tmp_p
     assert "the program leaves serve_forever() by SystemExit; draining first" in service.log
 
 
-POLLED = """
-class Hooks:
-    raised = 0
-    def serve_forever(self, *args):
-        signal.signal(signal.SIGTERM, lambda *args: self.shutdown_nowait())
-        for _ in range(4):
-            threading.Thread(target=self.poll).start()
-        super().serve_forever(*args)
-
-    def server_close(self):
-        super().server_close()
-        before = polls[0]
-        while polls[0] < before + 100:
-            time.sleep(0)
-        stop.set()
-
-    def poll(self):
-        try:
-            while not stop.is_set():
-                self.statistics()
-                polls[0] += 1
-        except BaseException as exc:
-            tell("poll_raised", error=repr(exc))
-            raise
-
-polls, stop = [0], threading.Event()
-sys.setswitchinterval(1e-5)
-"""
+POLLED = "from tests.process.programs.polled import Hooks"
 
 
 @pytest.mark.parametrize("base", ["PreForkingTCPServer", "ThreadingTCPServer"])

@@ -1,5 +1,6 @@
 """The first steps of a new image, before any module of prefork is there."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,17 +10,6 @@ import pytest
 
 from tests.support.programs.command import HUNG, ROOT
 
-SHORT = """
-from pathlib import Path
-tries = Path("tries")
-tries.write_text(tries.read_text() + "x")
-if len(tries.read_text()) < {times}:
-    raise {error}
-def take_over(fd, program):
-    print(fd, program)
-    return 7
-"""
-
 
 def _run(tmp_path: Path, times: int, error: str) -> "subprocess.CompletedProcess[str]":
     package = tmp_path / "prefork"
@@ -27,13 +17,14 @@ def _run(tmp_path: Path, times: int, error: str) -> "subprocess.CompletedProcess
     for name in ("__init__.py", "reload/__init__.py"):
         (package / name).touch()
     shutil.copy(ROOT / "prefork/takeover.py", package)
-    (package / "reload/new_image.py").write_text(SHORT.format(times=times, error=error))
+    shutil.copy(ROOT / "tests/process/programs/short_image.py", package / "reload/new_image.py")
     (tmp_path / "tries").write_text("")
     command = [sys.executable, str(package / "takeover.py"), "5", "program.py", "argument"]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HUNG)
+    env = {**os.environ, "TIMES": str(times), "ERROR": error}
+    return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HUNG)
 
 
-@pytest.mark.parametrize("error", ['OSError(24, "Too many open files")', 'ImportError("cannot read file data")'])
+@pytest.mark.parametrize("error", ["OSError", "ImportError"])
 def test_what_is_short_for_a_moment(tmp_path: Path, error: str) -> None:
     """A new image whose import of prefork fails twice tries again, says so once, and goes on."""
     done = _run(tmp_path, 3, error)
@@ -44,7 +35,7 @@ def test_what_is_short_for_a_moment(tmp_path: Path, error: str) -> None:
 @pytest.mark.once
 def test_what_stays_so(tmp_path: Path) -> None:
     """An import that never succeeds ends the process with its traceback, after a while."""
-    done = _run(tmp_path, 1000, 'OSError(24, "Too many open files")')
+    done = _run(tmp_path, 1000, "OSError")
     assert done.returncode == 1
     assert "Too many open files" in done.stderr.splitlines()[-1]
     assert len((tmp_path / "tries").read_text()) > 10

@@ -76,15 +76,7 @@ def f(a):
 def g(a):
     return a * 4 if a > 5 else a - 6
 """
-AFTER = """
-import what_is_new
-def h(a):
-    return a < 7 and a > 8
-def f(a):
-    return a + 1 if a < 2 else a - 3
-def g(a):
-    return a * 4 if a > 55 else a - 6
-"""
+AFTER = "import what_is_new\ndef h(a):\n    return a < 7 and a > 8\n" + BEFORE.replace("> 5", "> 55")
 
 
 def _what(mutant: Mutant) -> tuple[str, str, str]:
