@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,25 +98,7 @@ def test_interval_timers_that_run(tmp_path: Path) -> None:
     assert service.log.count("stopped an interval timer that was running at the start") == 3
 
 
-SLOW = """
-import os, sys, time
-from prefork import PreForkingTCPServer, StreamRequestHandler
-
-if os.environ.get("SWALLOWS"):
-    while True:
-        try:
-            print("importing", file=sys.stderr, flush=True)
-            time.sleep(60)
-        except:
-            pass
-print("importing", file=sys.stderr, flush=True)
-while not os.path.exists("go"):
-    time.sleep(0.01)
-
-class Server(PreForkingTCPServer):
-    RequestHandlerClass = StreamRequestHandler
-    max_children = 1
-"""
+SLOW = Path(__file__).parent / "programs" / "slow_import_app.py"
 RUN = (sys.executable, "-m", "prefork", "run", "app:Server", "--bind", "127.0.0.1:0")
 AS_PID_1 = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
@@ -124,7 +107,7 @@ class Importing:
     """`prefork run` of a program that is slow to import, at that moment; a context manager. `pid` is the master's."""
 
     def __init__(self, folder: Path, *before: str, **env: str) -> None:
-        (folder / "app.py").write_text(SLOW)
+        shutil.copy(SLOW, folder / "app.py")
         self.folder = folder
         self.process = subprocess.Popen(
             [*before, *RUN], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stderr=subprocess.PIPE,
@@ -198,28 +181,13 @@ def test_other_signals_while_it_is_imported(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-TALKS = """
-import sys
-from prefork import PreForkingUnixStreamServer, StreamRequestHandler
-
-class Handler(StreamRequestHandler):
-    def handle(self):
-        print("printed", flush=True)
-        try:
-            open("/dev/tty").readline()
-        except OSError as exc:
-            self.wfile.write(exc.strerror.encode())
-
-class Server(PreForkingUnixStreamServer):
-    RequestHandlerClass = Handler
-    max_children = 2
-"""
+TALKS = Path(__file__).parent / "programs" / "terminal_app.py"
 
 
 def test_a_background_job_of_a_terminal(tmp_path: Path) -> None:
     """In the background of a terminal with `stty tostop`, master and workers write there, a handler that reads is told
     EIO, and the TTIN and TTOU that the kernel sends for it change nothing."""
-    (tmp_path / "app.py").write_text(TALKS)
+    shutil.copy(TALKS, tmp_path / "app.py")
     run = f"{sys.executable} -m prefork run app:Server --bind unix:s --access-log yes"
     argv = ["bash", "-mc", f"stty tostop; {run} & echo job $!; wait; echo status $?"]
     with terminal(argv, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) as seen:
