@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterator
 from enum import Enum, auto
+from functools import partial
 
 import setproctitle
 
@@ -21,6 +22,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.lazy_imports import import_lazy
 
 from .errors import ConfigError
+from .master.guard import attempt
 
 __all__ = [
     "RunMode", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
@@ -94,7 +96,7 @@ def inside(path: str | None) -> Iterator[None]:
     finally:
         _entered = before
         if here is not None:
-            os.fchdir(here)
+            attempt("go back to the directory of before", partial(os.fchdir, here))
             os.close(here)
 
 

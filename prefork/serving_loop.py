@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from functools import cache
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
@@ -28,6 +28,7 @@ log = logging.getLogger("prefork.server")
 # Neither needs its own descriptor; an epoll would, and a child would share it.
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
+Heard = list[tuple[selectors.SelectorKey, int]]
 LOG_SHORTAGE_EVERY = 10.0  # seconds
 LISTENING = "listening"  # marks the key of the listener
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
@@ -179,12 +180,8 @@ class ServingLoop:
         self._accept_again_at = now + ACCEPT_PAUSE
         if self._shortage_logged_at is None or now >= self._shortage_logged_at + LOG_SHORTAGE_EVERY:
             self._shortage_logged_at = now
-            log.warning(
-                "could not accept: %s; trying again every %g s",
-                reason,
-                ACCEPT_PAUSE,
-                extra=event(LogEvent.ACCEPT_FAILED),
-            )
+            log.warning("could not accept: %s; trying again every %g s", reason, ACCEPT_PAUSE,
+                        extra=event(LogEvent.ACCEPT_FAILED))  # fmt: skip
 
     def wake(self) -> None:
         wakeup = self.wakeup
@@ -215,9 +212,20 @@ class ServingLoop:
                         selector.register(server, selectors.EVENT_READ, LISTENING)
                     else:
                         selector.unregister(server)
-                self._turn(selector.select(self._patience(poll_interval)), wakeup)
+                self._turn(self._select(selector, self._patience(poll_interval)), wakeup)
 
-    def _turn(self, ready: list[tuple[selectors.SelectorKey, int]], wakeup: Wakeup) -> None:
+    def _select(self, selector: selectors.BaseSelector, seconds: float | None) -> Heard:
+        """Wait; return nothing, after a pause, where the kernel is short of memory for it."""
+        try:
+            return selector.select(seconds)
+        except OSError as exc:
+            if not is_resource_error(exc):
+                raise
+            self.pause_accepting(exc)
+            sleep(ACCEPT_PAUSE)
+            return []
+
+    def _turn(self, ready: Heard, wakeup: Wakeup) -> None:
         if self.shutdown_requested:
             return
         for key, _ in ready:
@@ -312,13 +320,8 @@ class ServingMixIn:
                 "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
             )
         else:
-            log.error(
-                "could not finish the request from %s: %r",
-                peer,
-                exc,
-                exc_info=exc,
-                extra=event(LogEvent.REQUEST_FAILED, peer=peer),
-            )
+            log.error("could not finish the request from %s: %r", peer, exc, exc_info=exc,
+                      extra=event(LogEvent.REQUEST_FAILED, peer=peer))  # fmt: skip
 
 
 def _left(deadline: float | None) -> float | None:

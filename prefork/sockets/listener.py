@@ -280,7 +280,11 @@ def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         if sock.fileno() != -1 and ours():
-            _put_back(sock, timeout, blocking)
+            try:
+                _put_back(sock, timeout, blocking)
+            except OSError as exc:  # the service has ended well: only a program that uses the socket will notice
+                what = "put back the timeout of the program's socket"
+                log.error("could not %s: %s", what, exc.strerror, extra=event(LogEvent.STEP_FAILED, step=what))
 
 
 def _put_back(sock: socket.socket, timeout: float | None, blocking: bool) -> None:

@@ -189,8 +189,11 @@ class Scene:
 
     def reload(self) -> None:
         """It ends in a new generation, or says why not."""
+        self._reload(self.next_release())
+
+    def next_release(self) -> str:
         self._releases += 1
-        self._reload(str(self._releases))
+        return str(self._releases)
 
     def reload_broken(self) -> None:
         self._reload("broken")
@@ -198,10 +201,14 @@ class Scene:
     def reload_late(self) -> None:
         """The new image fails, the degraded master obeys, and the next reload mends it."""
         self._reload("late")
-        self._releases += 1
-        self._reload(str(self._releases))
+        self.reload()
 
     def _reload(self, release: str) -> None:
+        self.ask_reload(release)
+        self.settle(lambda status: not status["reloading"])
+
+    def ask_reload(self, release: str) -> bool:
+        """Until it is counted, by the exporter; whether it ended well."""
         self.release(release)
         before = self._reloads()
         self.signal(signal.SIGHUP)
@@ -210,9 +217,9 @@ class Scene:
             if monotonic() > deadline:
                 raise Hung("a reload was never said to have ended")
             time.sleep(LOOK_S)
-        self.settle(lambda status: not status["reloading"])
         if after[0] > before[0]:
             self.expected = release
+        return after[0] > before[0]
 
     def _reloads(self) -> tuple[float, float]:
         """How many have ended well, and how many have not."""
@@ -336,7 +343,10 @@ def _sockets() -> dict[str, str]:
 
 def _unasked_traceback(log: str) -> str:
     """The first one that neither a broken release explains, nor a fault in a new image, whose program fails by it."""
-    expected = ("RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse", "prefork: could not ")
+    expected = (
+        "RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse", "prefork: could not ",
+        "<frozen site>",
+    )  # fmt: skip
     traceback = r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n( *prefork: .*\n)?"
     for found in re.finditer(traceback, log, re.MULTILINE):
         if not any(each in found[0] for each in expected):
