@@ -28,11 +28,11 @@ class Feed:
         self._ours.setblocking(False)
 
     def send(self, serial: int, reader: SlotReader) -> bool:
-        """Send a slot and return whether that succeeded. An exporter that takes no more is stuck or dead."""
-        try:
-            fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
+        """Send a slot and return whether that succeeded. An exporter that takes no more is stuck or dead.
+
+        Raises OSError where this process has no descriptor free for it, which is not the exporter's fault.
+        """
+        fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             socket.send_fds(
                 self._ours, [NAME.pack(serial, reader.number, *reader.slot.shape)], [fd], socket.MSG_NOSIGNAL

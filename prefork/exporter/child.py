@@ -159,7 +159,11 @@ class ExporterChild:
 
             sinks.name_child(f"exporter pid={os.getpid()}")
             feed.keep_theirs()
-            slots = Slots(self._board, feed.theirs)
+            try:
+                slots = Slots(self._board, feed.theirs)
+            except OSError as exc:
+                say_failed("look at the slots", exc, "the exporter starts again")
+                return 1
             self._forget_memory()
             name = address_text(self._subject.listener.getsockname())
             return serve(

@@ -40,9 +40,9 @@ def take_over(fd: int, program: list[str]) -> int:
         run(program)
         return 1  # it did not reach a serve_forever()
     handed.early = insist("note signals", _early)
-    handed.on_taken = lambda: Signals.raise_after(0, TookTooLong)
+    handed.on_taken = lambda: _limit(0)
     set_mask(handed.values["mask"])
-    Signals.raise_after(handed.values["boot_timeout"], TookTooLong)
+    _limit(handed.values["boot_timeout"])
     try:
         run(program)
         why = "the program ended before its serve_forever() was ready"
@@ -63,6 +63,11 @@ def take_over(fd: int, program: list[str]) -> int:
     return _go_on(handed, why)
 
 
+def _limit(seconds: float) -> None:
+    """Have the program raise TookTooLong after this time; never, if 0."""
+    attempt("limit the time of the program's start", lambda: Signals.raise_after(seconds, TookTooLong))
+
+
 def _early() -> Signals:
     """Note the signals that come before the pool takes them."""
     early = Signals(Wakeup())
@@ -73,7 +78,7 @@ def _early() -> Signals:
 def _go_on(handed: Handed, why: str) -> int:
     """Go on without the program, with the generation that is there."""
     set_mask(EVERY)
-    Signals.raise_after(0, TookTooLong)
+    _limit(0)
     return serve_degraded(handed, why)
 
 

@@ -82,7 +82,8 @@ class Fault(NamedTuple):
 
 class Injector:
     """Answers the kernel for one service. Use as a context manager around the start of it: `before` goes in front of
-    its command line and `fds` are to be passed on. Raises OSError where the kernel has no user notification."""
+    its command line and `fds` are to be passed on. One of the calls must be execve, which holds the launcher until it
+    was attached to. Raises OSError where the kernel has no user notification."""
 
     def __init__(self, calls: Iterable[str] = ALL) -> None:
         self._calls = tuple(calls)
