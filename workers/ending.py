@@ -34,6 +34,8 @@ QUIETLY_S = 0.3  # grace before logging: threads that were told to end usually h
 def forget_master() -> None:
     """Drop the clean-up that the master registered for its own exit: removing its files, ending its processes."""
     atexit._clear()
+    if (coverage := _loaded("coverage")) is not None:
+        atexit.register(_save_coverage, coverage.Coverage.current())  # first of all, so that it runs last
     for each in list(finalize._registry):  # type: ignore[attr-defined]
         each.atexit = False  # it can still be called, and still runs when its object is collected
     atexit.register(finalize._exitfunc)  # type: ignore[attr-defined]  # finalize registers it only once per process
@@ -48,6 +50,20 @@ def forget_master() -> None:
         thread._threads_queues.clear()
     if (executors := _loaded("concurrent.futures.process")) is not None:
         executors._threads_wakeups.clear()
+
+
+def _save_coverage(measured: Any) -> None:
+    """Save what coverage.py has measured in this worker, if it began in the master, to a file of the worker's own."""
+    if measured is None:
+        return
+    try:
+        data: Any = getattr(measured, "_data", None)
+        if not getattr(data, "_suffix", True):
+            data._suffix = True  # else each worker would write over the file of the others
+        measured.stop()
+        measured.save()
+    except Exception:
+        log.exception("could not save what coverage measured", extra=event(LogEvent.FLUSH_FAILED, module="coverage"))
 
 
 def begin_anew() -> None:
