@@ -83,7 +83,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """
 
     def worker_stopping(self) -> None:
-        """Called in a worker after its last request, but not if it is stopped or killed. Override it."""
+        """Called in a worker after its last request, but not if it is stopped or killed, or crashes. Override it."""
 
     # Serving.
 

@@ -68,8 +68,7 @@ class Master:
 def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     """Become a child, run `body`, and exit with the status that it returns.
 
-    SystemExit raised by the user's code counts as the exit reason `exited`. The traceback of any other exception is
-    written to `stacks`, from where the master logs it: logging may be what is broken in this process.
+    An exception that leaves `body` is told by `note_failure()`.
     """
     status = CRASHED
     try:
@@ -79,14 +78,26 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         sinks.begin_child(birth.slot.words)
         birth.forget()
         status = body(birth, master)
-    except SystemExit as exc:
-        birth.slot.words[LEAVING] = ExitReason.EXITED
-        status = exit_status(exc)
-    except BaseException:
-        birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
-        birth.stacks.write(traceback.format_exc())
+    except BaseException as exc:
+        status = note_failure(birth, exc)
     finally:
         leave(status)
+
+
+def note_failure(birth: Birth, exc: BaseException) -> int:
+    """Tell the master why this child ends, and return its exit status.
+
+    SystemExit raised by the user's code counts as the exit reason `exited`. The traceback of any other exception is
+    written to `stacks`, from where the master logs it: logging may be what is broken in this process.
+    """
+    if not isinstance(exc, SystemExit):
+        birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
+        birth.stacks.write("".join(traceback.format_exception(exc)))
+    else:
+        birth.slot.words[LEAVING] = ExitReason.EXITED
+        if not isinstance(exc.code, int | None):
+            birth.stacks.write(f"{exc.code}\n")  # Python would print it
+    return exit_status(exc)
 
 
 def exit_status(exc: BaseException) -> int:

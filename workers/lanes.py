@@ -41,9 +41,9 @@ from prefork.metrics.scoreboard import (
     Slot,
 )
 
-from . import user_forks
+from . import strays, user_forks
 from .accepting import accept_error, is_resource_error, is_shortage
-from .bootstrap import exit_status, leave
+from .bootstrap import leave
 
 Lane = memoryview
 # How often at most a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms, and
@@ -289,9 +289,7 @@ class Lanes:
                 finish(request, client_address)
             except BaseException as exc:
                 if self.forked:
-                    if not isinstance(exc, SystemExit):
-                        server.handle_error(request, client_address)
-                    leave(exit_status(exc))
+                    strays.end(exc)
                 lane[FAILED] += 1
                 DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
                 raise
@@ -306,10 +304,12 @@ class Lanes:
         """Pass the lane to the thread that serves the request, and take it back when that ends."""
 
         def process_request_thread(request: Any, client_address: Any) -> None:
-            lane = self._waiting.pop(id(request), None)
+            lane, forked = self._waiting.pop(id(request), None), self.forked
             self._current.lane = lane
             try:
                 process(request, client_address)
+                if self.forked and not forked:
+                    leave(0)
             finally:
                 self._count(HANDED_OVER)
                 if lane is not None:

@@ -5,6 +5,7 @@ nothing but its slot. Signals and the master's death tell it what to do; it asks
 nudge.
 """
 
+import contextlib
 import faulthandler
 import os
 import random
@@ -34,9 +35,9 @@ from prefork.metrics.scoreboard import (
     YES,
 )
 
-from . import ending, sinks, user_forks
+from . import ending, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE
-from .bootstrap import Birth, Master, leave
+from .bootstrap import Birth, Master, leave, note_failure
 from .hangup import InHand
 from .lanes import NO_RESOURCES, NOT_BEGUN, REQUEST, Lanes
 from .lazy_imports import import_lazy
@@ -76,7 +77,8 @@ class Worker:
         self.birth = birth
         self.master = master
         self.draining = False
-        self._drain_hook = ending.DrainHook(terms.on_drain)
+        hook = None if terms.on_drain is None else self._calling(terms.on_drain)
+        self._drain_hook = ending.DrainHook(hook)
         self._leaving = ExitReason.DRAINED
         self._served = 0
         self._memory: deque[int] = deque(maxlen=SAMPLES)
@@ -110,11 +112,12 @@ class Worker:
         ending.begin_anew()
         if self.birth.slot.application:
             begin(self.birth.slot.application)
-        self.server.worker_started()
+        self._calling(self.server.worker_started)()
         if self.terms.rehearsal:
             for _, error in import_lazy():
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
+        strays.end_in_hooks(self.server, self._is_stray)
         self.lanes.bind(self.server)
         if self.terms.hang_up:
             self._in_hand.bind(self.server)
@@ -124,13 +127,48 @@ class Worker:
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
         if not self.terms.rehearsal:
-            self._serve()
-            self._drain()
-        self.server.worker_stopping()
-        if not self.terms.rehearsal:  # it served nothing, and a thread that never ends would fail the reload
-            ending.finish()
+            return self._live()
+        # It serves nothing, and a thread that never ends would fail the reload.
+        self._calling(self.server.worker_stopping)()
         self.birth.slot.words[LEAVING] = self._leaving
         return 0
+
+    def _live(self) -> int:
+        """Serve and drain, then end as Python does, even if something raised. Return the exit status."""
+        try:
+            self._serve()
+            self._drain()
+            status = 0
+        except BaseException as exc:
+            status = self._fail(exc)
+            if not isinstance(exc, SystemExit):  # what is left cannot be trusted with the program's hook
+                ending.finish()
+                return status
+        try:
+            self._calling(self.server.worker_stopping)()
+        except BaseException as exc:
+            status = self._fail(exc)
+        ending.finish()
+        if not self.birth.slot.words[LEAVING]:
+            self.birth.slot.words[LEAVING] = self._leaving
+        return status
+
+    def _fail(self, exc: BaseException) -> int:
+        """Take nothing new, and tell the master why: it has a replacement and a deadline for us. Return the status."""
+        if self.lanes.forked:
+            strays.end(exc)
+        status = note_failure(self.birth, exc)
+        self.draining = True
+        with contextlib.suppress(Exception):
+            self._close_listener()
+        self.terms.nudge()
+        return status
+
+    def _is_stray(self) -> bool:
+        return self.lanes.forked
+
+    def _calling(self, hook: Callable[[], None]) -> Callable[[], None]:
+        return strays.ending(hook, self._is_stray)
 
     def _take_signals(self) -> None:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)

@@ -96,6 +96,11 @@ class Child:
         place = {"slot": self.number, "gen": self.generation} if self.number else {}
         return {"kind": self.kind.label, **place, "pid": self.pid}
 
+    @property
+    def ends_by_itself(self) -> bool:
+        """True once it has said that an exception ends it."""
+        return self.report is not None and self.report.leaving in (ExitReason.EXITED, ExitReason.CRASHED)
+
     def set_state(self, state: ChildState, now: float) -> None:
         """Set the state, and log it. Nothing else may assign `state`."""
         if self.state not in CHILD_MAY_FOLLOW[state]:

@@ -43,6 +43,14 @@ HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitRe
 ASKED = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS)
 
 
+# What a worker that the master kills has done, or left undone; the reasons of a drain count as KILLED at its deadline.
+KILLED_FOR = (
+    ExitReason.TIMEOUT, ExitReason.STALLED, ExitReason.BOOT_FAILED, ExitReason.STOPPED, ExitReason.EXITED,
+    ExitReason.CRASHED,
+)  # fmt: skip
+OF_ITS_OWN = (ExitReason.EXITED, ExitReason.CRASHED)
+
+
 def exit_reason(
     told: ExitReason | None, *, booted: bool, status: int | None, signum: int | None, hint: ExitReason | None
 ) -> ExitReason:
@@ -52,9 +60,7 @@ def exit_reason(
     reason that it gave itself).
     """
     if signum == signal.SIGKILL:
-        # A worker that the master killed at the deadline of a drain counts as KILLED, whatever the drain was for.
-        ours = (ExitReason.TIMEOUT, ExitReason.STALLED, ExitReason.BOOT_FAILED, ExitReason.STOPPED)
-        return told if told in ours else ExitReason.KILLED
+        return told if told in KILLED_FOR else ExitReason.KILLED
     ended_well = signum is None and status == 0
     if ended_well and told is not None:
         return told
@@ -131,7 +137,8 @@ def _log(exit: Exit, death: Death) -> None:
         level = logging.WARNING if unasked or death.text else logging.DEBUG
         what = str(exit)
     else:
-        level = logging.INFO if exit.child.reason is not None or death.reason in ASKED else logging.ERROR
+        asked = exit.child.reason not in (None, *OF_ITS_OWN) or death.reason in ASKED
+        level = logging.INFO if asked else logging.ERROR
         what = f"{death.reason.label} ({exit})"
     log.log(
         level,

@@ -66,6 +66,12 @@ def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now:
     child.signal(signum)
 
 
+def let_go(table: ChildTable, child: Child, now: float, deadline: float) -> None:
+    """Note that the child leaves by itself, with a deadline: its threads and `atexit` functions may take time."""
+    child.told, child.deadline = now, deadline
+    table.set_state(child, ChildState.DRAINING, now)
+
+
 def retire(child: Child, now: float) -> bool:
     """Tell an exporter to end that has a successor or is no longer wanted; it has RETIRED_S to finish its scrapes."""
     child.reason = ExitReason.REPLACED
@@ -85,6 +91,8 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
         return
     if child.cut_at is not None:
         child.reason = child.cut_for
+    elif child.reason is None and child.ends_by_itself and child.report is not None:
+        child.reason = child.report.leaving
     elif child.reason is None:
         child.reason = ExitReason.BOOT_FAILED
     log.warning(
@@ -157,7 +165,7 @@ def show_stacks(child: Child) -> None:
 def note_stacks(child: Child) -> None:
     """Log a child's stacks once they are complete, or hand them to the client that asked for them. The last words of a
     child that fails are left for its end, which is logged with them."""
-    if child.report is not None and child.report.leaving is ExitReason.CRASHED:
+    if child.ends_by_itself:
         return
     size = guarded("look for stacks", child.stacks.size, 0)
     if size and size == child.stacks_seen:

@@ -15,6 +15,7 @@ from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
+from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import held, holds_some
 from prefork.workers.wakeup import Wakeup
@@ -93,6 +94,7 @@ class Supervisor:
         self._drain_asked = False
         self._fault: Exception | None = None  # a mistake of ours that a turn has raised
         self.closed = False
+        self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values)
         self.generations.begin(workings)
         if resumed is not None:
@@ -121,10 +123,14 @@ class Supervisor:
                 turns = self.turns
                 if turn is not None:
                     self._act(turn)
+                if self.forgotten:
+                    strays.end()
                 if self.turns == turns:
                     self.turn()
                 self.wait(at_most)
             except BaseException as exc:  # SystemExit by a signal handler of the program's; an error of ours
+                if self.forgotten:
+                    strays.end(exc)
                 self._waiting.hear_again()
                 parting.note(exc, self.limits.drain_delay + self.limits.graceful_timeout)
         if parting.raised is not None:
@@ -135,7 +141,7 @@ class Supervisor:
         try:
             service_actions()
         except Exception as exc:
-            if exc is self._fault:
+            if exc is self._fault or self.forgotten:
                 raise
             say_failed("run service_actions()", exc, theirs=True)
 
@@ -162,7 +168,7 @@ class Supervisor:
         finds everything that is still to be done.
         """
         self.turns += 1
-        if self.closed:
+        if self.closed or self.forgotten:
             return
         with held():
             try:
@@ -302,6 +308,8 @@ class Supervisor:
         for child in self.table:
             self._note_report(child, now)
             signalling.note_stacks(child)
+            if child.ends_by_itself and child.state is ChildState.READY:
+                signalling.let_go(self.table, child, now, self._leave_by(now))
 
     def _note_report(self, child: Child, now: float) -> None:
         report = child.report = child.reader.look(self.clock.stamp_ns())
@@ -473,6 +481,7 @@ class Supervisor:
 
         Kept are the nudge, which children write, and the memory, which the exporter reads.
         """
+        self.forgotten = True
         self.table.close_copies()
         self._waiting.forget()
         self.generations.forget()

@@ -1,5 +1,7 @@
 """Processes that are not ours: forked by handlers, kept by the program in the master, orphaned at our PID 1."""
 
+import contextlib
+import os
 import re
 import signal
 import socket
@@ -139,3 +141,65 @@ def test_listener_is_not_left_to_strangers(tmp_path: Path) -> None:
             assert watch.alive() == [sleeper]
             service.signal(signal.SIGKILL, sleeper)
             watch.wait_dead()
+
+
+STRAYING = "from tests.faults.programs.straying import Handler, Hooks"
+OF_A_REQUEST = (
+    "get_request",
+    "verify_request",
+    "process_request",
+    "finish_request",
+    "shutdown_request",
+    "close_request",
+)
+
+
+STATUS = {"returns": 0, "raises": 1, "exits": 7}
+
+
+def stray_ends(service: Service, hook: str, how: str) -> int:
+    """Wait until the process that this hook has forked has ended as it should; return its parent, which does not reap
+    it."""
+    stray = service.wait("stray", lambda fact: fact["hook"] == hook)
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # its parent has ended too
+        with Watch(stray["pid"]) as watch:
+            watch.wait_dead()
+        fields = Path(f"/proc/{stray['pid']}/stat").read_text().rpartition(")")[2].split()
+        assert os.waitstatus_to_exitcode(int(fields[49])) == STATUS[how]
+    parent: int = stray["parent"]
+    return parent
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize("how", ["returns", "raises", "exits"])
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
+def test_a_hook_forks(bases: str, how: str, tmp_path: Path) -> None:
+    """A process that a hook forks, and that returns from it or raises there, ends there: the client is answered once,
+    and nobody serves, supervises or counts in it."""
+    for hook in ("worker_started", "worker_draining", "worker_stopping"):
+        (tmp_path / hook).write_text(how)
+    with Service(tmp_path, script(STRAYING, bases=bases, max_children=1)) as service:
+        service.allow("of a stray in")
+        service.expect("asked to raise")
+        service.wait_ready(1)
+        worker = stray_ends(service, "worker_started", how)
+        for hook in (*OF_A_REQUEST, "handle_error"):
+            (tmp_path / hook).write_text(how)
+            with service.connect() as client:
+                if hook == "handle_error":
+                    client.send(b"raise")
+                    client.wait_end()
+                else:
+                    assert int(client.ask(b"pid")) == worker
+            assert stray_ends(service, hook, how) == worker
+        (tmp_path / "service_actions").write_text(how)
+        service.statistics()
+        assert stray_ends(service, "service_actions", how) == service.pid
+        statistics = service.settled()
+        assert statistics["exits"] == {}
+        assert (statistics["accepted"], statistics["completed"], statistics["failed"]) == (7, 6, 1)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert [stray_ends(service, hook, how) for hook in ("worker_draining", "worker_stopping")] == [worker, worker]
+        assert service.wait("ended")["exits"] == {"drained": 1}
+    assert service.log.count("of a stray in") >= (len(OF_A_REQUEST) + 5) * (how == "raises")

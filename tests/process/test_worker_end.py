@@ -108,3 +108,52 @@ def test_requests_in_threads_of_the_program(by: str, tmp_path: Path) -> None:
         finished = service.wait_each("finished", 2)
     assert (ended["exits"], ended["handed_over"], ended["lost"]) == ({"drained": 1}, 2, 0)
     assert [fact["stopped"] for fact in finished] == [False, False]
+
+
+BADLY = "from tests.process.programs.ending_badly import Handler, Hooks"
+HOW = {"leave": ("exited", "no database"), "crash": ("crashed", "Abort: asked to")}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_an_exception_ends_a_worker_as_it_ends_python(how: str, tmp_path: Path) -> None:
+    """SystemExit in a handler, and what ends the loop: threads are joined, atexit functions run, queues are flushed and
+    processes ended, the last words are in the log, and the worker is replaced. worker_stopping() is called after
+    SystemExit, which is the program's wish, and not after a crash."""
+    reason, words = HOW[how]
+    with Service(tmp_path, script(BADLY, max_children=1, graceful_timeout=20.0)) as service:
+        service.expect(words)
+        service.wait_ready(1)
+        with service.hold() as held:
+            held.send(how.encode())
+            held.wait_end()
+        service.wait_ready(1, **{reason: 1})
+        ended = service.wait("processes")
+        assert {fact["kind"] for fact in service.wait_each("finished", 2)} == {"thread", "atexit"}
+        assert service.wait("read")["size"] == 300_000
+        for pid in ended["pids"]:
+            assert not Path(f"/proc/{pid}").exists(), "a process of a worker outlives it"
+        assert any(fact["event"] == "worker_stopping" for fact in service.facts) == (how == "leave")
+        assert service.statistics()["failed"] == 1
+        with service.hold():
+            pass
+    assert f"{reason} (exit status 1)" in service.log
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_failed_worker_has_a_deadline_too(how: str, tmp_path: Path) -> None:
+    """With a thread that never ends it is replaced at once, and killed at graceful_timeout; its last words are kept."""
+    reason, words = HOW[how]
+    definitions = "from tests.process.programs.ending_badly import Endless as Hooks, Handler"
+    with Service(tmp_path, script(definitions, max_children=1, graceful_timeout=1.0)) as service:
+        service.expect(words)
+        service.wait_ready(1)
+        with service.hold() as held, Watch(held.pid) as watch:
+            held.send(how.encode())
+            held.wait_end()
+            with service.connect() as other:
+                assert int(other.ask(b"pid")) != held.pid
+                assert watch.alive() == [held.pid]
+            watch.wait_dead()
+        service.wait_ready(1, **{reason: 1})
+    assert words in service.log
+    assert "waiting for what the program runs in endless" in service.log

@@ -98,10 +98,10 @@ def test_the_steps_come_in_this_order(birth: Birth, steps: Steps) -> None:
 
 @pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (7, 7), ("a reason", 1), (256 + 9, 9), (-1, 255)])
 def test_system_exit(code: Any, status: int, birth: Birth) -> None:
-    """It ends the child as Python would end a process, and is no crash."""
+    """It ends the child as Python would end a process, and is no crash; a text is its last words."""
     assert entered(birth, fails(SystemExit(code))) == status
     assert birth.slot.words[LEAVING] == ExitReason.EXITED
-    assert birth.stacks.size() == 0
+    assert birth.stacks.take() == (f"{code}\n" if isinstance(code, str) else "")
 
 
 def test_last_words(birth: Birth) -> None:

@@ -131,6 +131,11 @@ def settle(board: Board, exit: Exit, request_timeout: float | None = None) -> De
         (None,          True,  None, SEGV, None,           R.CRASHED,      ERROR),
         (None,          True,  None, KILL, None,           R.KILLED,       ERROR),
         (None,          False, 1,    None, None,           R.BOOT_FAILED,  ERROR),
+        # It had said that an exception ends it, and was killed at its deadline; or was stuck outside a request.
+        (R.CRASHED,     True,  None, KILL, R.CRASHED,      R.CRASHED,      ERROR),
+        (R.EXITED,      True,  None, KILL, R.EXITED,       R.EXITED,       ERROR),
+        (R.STALLED,     True,  None, KILL, None,           R.STALLED,      INFO),
+        (R.STALLED,     True,  0,    None, R.DRAINED,      R.STALLED,      INFO),
     ],
 )  # fmt: skip
 def test_a_workers_end(

@@ -306,7 +306,8 @@ def test_how_long_it_waited(asked: bool, runs: Callable[..., Run]) -> None:
 
 @pytest.mark.parametrize("hook", ["verify_request", "finish_request"])
 def test_a_handler_that_exits(hook: str, runs: Callable[..., Run]) -> None:
-    """SystemExit leaves the loop: that request has failed, its connection is closed, and no lane is busy."""
+    """SystemExit leaves the loop: that request has failed, its connection is closed, and no lane is busy; the worker
+    tells the master, and ends in good order, with that status."""
     run = runs()
 
     def leave(request: object, client_address: object) -> bool:
@@ -314,12 +315,28 @@ def test_a_handler_that_exits(hook: str, runs: Callable[..., Run]) -> None:
 
     setattr(run.server, hook, leave)
     run.come("never answered")
-    with pytest.raises(SystemExit, match="3"):
-        run.run()
+    assert run.run() == 3
+    assert run.seen[-3:] == ["nudge ready", "stopping", "finish"]
+    assert run.slot.words[LEAVING] == ExitReason.EXITED
     lane = run.slot.lane(0)
     assert (lane[ACCEPTED], lane[FAILED], lane[STATE]) == (1, 1, IDLE)
     assert sum(lane[DURATION.start : DURATION.end - 1]) == (hook == "finish_request")
     assert run.answered == [False]
+
+
+def test_a_loop_that_crashes(runs: Callable[..., Run]) -> None:
+    """Whatever no `except Exception` stops ends it: its last words are kept, and it ends as Python does, unhooked."""
+    run = runs()
+
+    def crash(request: object, client_address: object) -> bool:
+        raise KeyboardInterrupt("of a program")
+
+    run.server.verify_request = crash
+    run.come("never answered")
+    assert run.run() == 1
+    assert run.seen[-2:] == ["nudge ready", "finish"]
+    assert run.slot.words[LEAVING] == ExitReason.CRASHED
+    assert "KeyboardInterrupt: of a program" in run.birth.stacks.take()
 
 
 def test_forked_for_one_request(runs: Callable[..., Run]) -> None:

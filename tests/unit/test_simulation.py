@@ -24,6 +24,7 @@ from prefork.errors import BootError
 from prefork.master.children import ChildState
 from prefork.master.policy import Phase
 from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.scoreboard import LEAVING
 from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
@@ -639,3 +640,22 @@ def test_a_master_that_slept_calls_nobody_stuck(simulated: Callable[..., Simulat
     worker.receive(signal.SIGCONT)
     simulation.advance(20)
     assert simulation.living() == [worker]
+
+
+@pytest.mark.parametrize("why", [ExitReason.CRASHED, ExitReason.EXITED])
+def test_one_that_an_exception_ends(why: ExitReason, simulated: Callable[..., Simulation]) -> None:
+    """It is replaced from the moment that it says so, and has the graceful timeout to end, not longer."""
+    simulation = simulated(max_children=1, min_children=1)
+    simulation.settle()
+    (failed,) = simulation.living()
+    failed.slot.words[LEAVING] = why
+    failed.nudge()
+    simulation.advance(0.1)
+    simulation.settle()
+    assert len(simulation.living()) == 2
+    assert failed.told == []
+    simulation.advance(4.7)
+    assert failed.alive
+    simulation.advance(0.3)
+    assert [signum for signum, _ in failed.told] == [signal.SIGKILL]
+    assert simulation.statistics().exits == {why.label: 1}
