@@ -26,6 +26,9 @@ UNHANDLED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None)
 _TERM, _INT, _DEFAULT = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIG_DFL)
 TERMINALS = (int(signal.SIGTTIN), int(signal.SIGTTOU))
 EVERY = frozenset(map(int, signal.valid_signals()))
+TIMERS = {
+    signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_PROF: signal.SIGPROF,
+}  # fmt: skip
 
 # By this a master tells its child to drain. TERM would not do: it is sent to a whole process group by a terminal, a
 # service manager or an operator, and Python does not tell a handler who has sent it. This one does nothing where nobody
@@ -88,6 +91,18 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def disarm() -> None:
+    """Disarm the interval timers of the previous image, and take the signals that they have sent.
+
+    They outlive an exec and their handlers do not, so the next one would end this process; see setitimer(2). Their
+    signals must be blocked.
+    """
+    for timer in TIMERS:
+        signal.setitimer(timer, 0)
+    while signal.sigtimedwait(TIMERS.values(), 0):
+        pass
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:
@@ -255,18 +270,42 @@ class Signals:
             signal.signal(signum, ignore)
 
     @staticmethod
-    def raise_after(seconds: float, error: type[BaseException]) -> None:
-        """Raise `error` in the main thread after `seconds`, wherever it is in Python code; 0 cancels that."""
-
-        def on_alarm(signum: int, frame: FrameType | None) -> None:
-            raise error
-
-        signal.signal(signal.SIGALRM, on_alarm if seconds else signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-    @staticmethod
     def kill_me_after(seconds: float) -> None:
         """Have the kernel end this process after `seconds`, even inside a C call (SIGALRM with its default action)."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+
+
+class Alarm:
+    """A deadline for the program in the main thread: `ring` is called when it has passed, and then again and again.
+
+    Made of SIGALRM and the real timer, which a program may take for itself: what it has put there is left alone. The
+    period tells our timer from any other.
+    """
+
+    PERIOD_S = 0.500_123  # nobody else's
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._cancelled = False
+        self._before: Any = signal.SIG_DFL
+
+    def set(self, seconds: float) -> None:
+        """Ring in `seconds` for the first time, whatever was set before."""
+        before = signal.signal(signal.SIGALRM, self._note)
+        if before != self._note:
+            self._before = before
+        signal.setitimer(signal.ITIMER_REAL, seconds, self.PERIOD_S)
+
+    def cancel(self) -> None:
+        """Never ring again. The handler and the timer are put back, each only if it is still ours."""
+        self._cancelled = True
+        if round(signal.getitimer(signal.ITIMER_REAL)[1], 6) == self.PERIOD_S:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if signal.getsignal(signal.SIGALRM) == self._note:
+            signal.signal(signal.SIGALRM, self._before)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if not self._cancelled:
+            self._ring()

@@ -263,8 +263,13 @@ class ControlServer:
     # Handover and end.
 
     def pack(self, record: Record, now: float) -> None:
-        """Hand over the listener and its clients, including those that wait for this reload."""
-        self.turn(now)
+        """Hand over the listener and its clients, including those that wait for this reload.
+
+        Nothing is read and nothing is obeyed here: what a client asks for now is for the next image to do.
+        """
+        for client in list(self._clients.values()):
+            if client.work is not None:
+                self._guarded(self._go_on, client, now)
         if not self._open:
             return
         clients = list(self._clients.values())

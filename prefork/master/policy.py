@@ -16,7 +16,7 @@ The invariants, each with a test of its name (STARTING and READY children count 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
 
 from prefork.metrics.facts import ChildKind, ExitReason
@@ -66,6 +66,10 @@ class Limits:
     stall_timeout: float | None = None
     hang_up: bool = False  # drain_connections = "eof"
 
+    def packed(self) -> dict[str, float | bool | None]:
+        """Return what holds for the workers that are there, whoever supervises them after a reload."""
+        return {name: getattr(self, name) for name in HANDED_ON}
+
     def resized(self, step: int) -> "Limits":
         """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
         return replace(
@@ -78,6 +82,10 @@ class Limits:
         low = workers if self.min_children == self.max_children else min(self.min_children, workers)
         return replace(self, min_children=low, max_children=workers)
 
+
+# What means nothing to a master that starts no worker.
+FOR_STARTS = {"pool", "max_children", "min_children", "min_spare_children", "max_spare_children", "max_restart_delay"}
+HANDED_ON = [field.name for field in fields(Limits) if field.name not in FOR_STARTS]
 
 # For a plain server: it starts its children itself, and they end by themselves.
 NO_POOL = Limits(

@@ -98,7 +98,7 @@ class Supervisor:
         workings = Workings(board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values)
         self.generations.begin(workings)
         if resumed is not None:
-            self.pool = replace(self.pool, ever_ready=True)
+            self.pool = replace(self.pool, ever_ready=True, target=resumed.get("target", 0))
             self._spawner.any_served = True
         notifier = None if not limits.pool else Notifier(
             self._facts, resumed=resumed is not None, listener=self._accept_queue.kept(),
@@ -400,8 +400,7 @@ class Supervisor:
     def _values(self) -> dict[str, Any]:
         """Return what the next image must know of the supervisor."""
         return {
-            "paused": self.clock.paused, "boot_timeout": self.limits.boot_timeout, "name": self.service.name,
-            "graceful_timeout": self.limits.graceful_timeout,
+            "paused": self.clock.paused, "name": self.service.name, "target": self.pool.target, **self.limits.packed(),
             "seen": None if self.tasks.changes is None else self.tasks.changes.pack(),
         }  # fmt: skip
 

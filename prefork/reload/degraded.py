@@ -21,7 +21,7 @@ from ..control.server import open_control
 from ..exporter.child import Exported, ExporterChild
 from ..master.guard import attempt, insist
 from ..master.mailbox import Mailbox
-from ..master.policy import NO_POOL, Limits
+from ..master.policy import HANDED_ON, NO_POOL, Limits
 from ..master.service import Service
 from ..master.supervisor import Supervisor
 from ..sockets.listener import Listener
@@ -73,10 +73,8 @@ def _start(
 def limits(values: Mapping[str, Any]) -> Limits:
     """Return limits for a pool that starts no worker: as many as are serving now."""
     serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
-    return replace(
-        NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, boot_timeout=values["boot_timeout"],
-        graceful_timeout=values["graceful_timeout"],
-    )  # fmt: skip
+    kept = {name: values[name] for name in HANDED_ON if name in values}
+    return replace(NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, **kept)
 
 
 def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:

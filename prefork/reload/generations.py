@@ -19,13 +19,12 @@ from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
 from ..master.children import Child, ChildState
-from ..master.guard import reason_of
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
 from ..master.succession import Workings
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, narrow, queued
 from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
-from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute
+from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -44,7 +43,7 @@ class Generations:
         *,
         pack: Callable[[Record], None],
         refusal: str | None = None,
-        execute: Callable[[Record], None] = execute,
+        execute: Callable[[Record, Callable[[], bool]], None] = execute,
         handed: Handed | None = None,
         failed: str = "",
     ) -> None:
@@ -286,9 +285,9 @@ class Generations:
                 _require_descriptors()
                 record = self._record()
                 record.values["mask"] = sorted(mask)
-                self._execute(record)
+                self._execute(record, self._workings.asked)
             except OSError as exc:
-                self._reloading.done(ReloadResult(False, f"could not run the program again: {reason_of(exc)}"))
+                self._reloading.done(ReloadResult(False, not_run(exc)))
 
     # Reports.
 

@@ -117,14 +117,17 @@ class Handed:
         return self._board
 
     def take(self) -> None:
-        """Give the program for good what was lent to it, and with it the duty to remove Unix paths."""
+        """Give the program for good what was lent to it, and with it the duty to remove Unix paths.
+
+        `on_taken` is called first, while a program that fails can still be gone on without.
+        """
+        self.on_taken()
         self.taken = True
         for name, listener in self._given.items():
             packed = self.values[name]
             listener.path, listener.identity = packed["path"], tuple(packed["identity"] or ()) or None
         self._lent.clear()
         self._close_spares()
-        self.on_taken()
 
     def lend(self, sock: socket.socket) -> None:
         """Note a socket object whose descriptor is only lent until `take()`."""

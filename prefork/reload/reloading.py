@@ -26,7 +26,7 @@ from prefork.workers.bootstrap import Birth, Master, leave
 from .. import process
 from ..errors import ConfigError
 from ..master.children import Child
-from ..master.guard import attempt, say_failed
+from ..master.guard import attempt, reason_of, say_failed
 from .handover import Record, handed_on
 from .start_context import START
 
@@ -240,8 +240,18 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
         leave(1)
     master.tell_us_when_dying(signal.SIGKILL)
     record.values["mask"] = sorted(birth.mask)  # until it holds still, every signal stays blocked
-    with handed_on(record) as fd:
-        os.execve(START.executable, START.command(fd, there), environment)
+    try:
+        with handed_on(record) as fd:
+            os.execve(START.executable, START.command(fd, there), environment)
+    except OSError as exc:
+        say(record.values["pipe"], failed=not_run(exc))
+        leave(1)
+
+
+def not_run(exc: OSError) -> str:
+    """Return in one sentence that, and why, the program could not be run again."""
+    what = f" by {exc.filename}" if exc.filename else ""
+    return f"could not run the program again{what}: {reason_of(exc)}"
 
 
 def say(pipe: int, **word: object) -> None:
@@ -249,15 +259,17 @@ def say(pipe: int, **word: object) -> None:
     os.write(pipe, json.dumps(word).encode() + b"\n")
 
 
-def execute(record: Record) -> None:
+def execute(record: Record, asked: Callable[[], bool]) -> None:
     """Replace this image by a new one. Every signal must be blocked.
 
-    Never returns; raises OSError if it fails, and then nothing has changed.
+    Returns, with nothing changed, if a command is `asked` for by then, which must be obeyed first: a thread of the
+    program needs no signal for that. Raises OSError if the exec fails, and then nothing has changed either.
     """
     there = record.values["directory"]
     with _back_again(), handed_on(record) as fd:
         os.chdir(there)
-        os.execve(START.executable, START.command(fd, there), START.environment)
+        if not asked():
+            os.execve(START.executable, START.command(fd, there), START.environment)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,16 @@
 """The start context of this process, with which the same program can be started again: its command line, environment
-and directory, copied when prefork is imported.
+and directory, read when prefork is imported.
 
-Runs in the process that becomes the master. Owns values only. The copy must be made early: process titles are written
-over the memory that /proc/self/environ shows, and a program may change directory.
+Runs in the process that becomes the master. Owns values only. What the program has changed before that import is not
+taken for how it was started: the environment is read from the kernel, and the directory of a script is the one in which
+its path leads to it. Must be made early: process titles are written over the memory that /proc/self/environ shows.
 """
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py")  # where every new image begins
 WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter options that take an argument; python(1)
@@ -23,9 +25,15 @@ class StartContext:
     program: tuple[str, ...]
     environment: dict[str, str]
     directory: str
+    pid: int = field(default_factory=os.getpid)
 
     def refusal(self) -> str | None:
         """Return why this program cannot be started again; None if it can."""
+        if os.getpid() != self.pid or _is_of_multiprocessing():
+            return (
+                "the program has started this process itself (os.fork, multiprocessing), and the command line is that "
+                "of its first process"
+            )
         if not self.program or self.program[0] == "-":
             interactive = sys.flags.interactive or hasattr(sys, "ps1") or (sys.stdin is not None and sys.stdin.isatty())
             return "it is an interactive interpreter" if interactive else "its program was read from stdin"
@@ -85,11 +93,56 @@ def _program_letter(option: str) -> tuple[str, str, str] | None:
     return None
 
 
-def started_in() -> str:
-    """Return the working directory by its name in $PWD if that is the same directory, so that a release symlink is
-    kept; else by its real path."""
+def _is_of_multiprocessing() -> bool:
+    """Return whether this is a process of the program's multiprocessing, by whatever method it was started."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def started_with(content: bytes, otherwise: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in the `content` of /proc/self/environ; `otherwise` if a title was written over it.
+
+    Of a name that stands there twice the first counts, as it does for the C library and for os.environ.
+    """
+    *entries, rest = content.split(b"\0")
+    if rest or not all(b"=" in entry[1:] for entry in entries):
+        return dict(otherwise)
+    found: dict[str, str] = {}
+    for entry in map(os.fsdecode, entries):
+        name, _, value = entry.partition("=")
+        found.setdefault(name, value)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    try:
+        return started_with(Path("/proc/self/environ").read_bytes(), os.environ)
+    except OSError:  # there is no /proc, or this process may not read its own
+        return dict(os.environ)
+
+
+def _executable() -> str:
+    """Return the path of the interpreter; where argv[0] leads nowhere (`exec -a NAME python3`), the kernel knows it."""
+    if sys.executable and os.access(sys.executable, os.X_OK):
+        return sys.executable
+    try:
+        return os.readlink("/proc/self/exe")
+    except OSError:
+        return sys.executable
+
+
+def started_in(environment: Mapping[str, str], program: Sequence[str] = (), file: str = "") -> str:
+    """Return the working directory at the start, by its name in $PWD if that is the same directory, so that a release
+    symlink is kept; else by its real path.
+
+    `file` is the absolute path of the `program` that runs: it tells where we were, if we are elsewhere by now. Raises
+    OSError if the working directory is removed.
+    """
     here = os.getcwd()
-    named = os.environ.get("PWD", "")
+    path = program[0].removeprefix("./") if program else ""
+    if path and file.endswith(os.sep + path) and os.path.join(here, path) != file:
+        here = file.removesuffix(path)
+    named = environment.get("PWD", "")
     try:
         return named if named.startswith("/") and os.path.samefile(named, here) else here
     except OSError:
@@ -98,11 +151,12 @@ def started_in() -> str:
 
 def _start_context() -> StartContext:
     flags, program = split(sys.orig_argv)
+    environment = _environment()
     try:
-        directory = started_in()
+        directory = started_in(environment, program, str(getattr(sys.modules["__main__"], "__file__", "")))
     except OSError:  # the working directory was removed
         directory = "/"
-    return StartContext(sys.executable, flags, program, dict(os.environ), directory)
+    return StartContext(_executable(), flags, program, environment, directory)
 
 
 START = _start_context()

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import py_compile
 import re
 import select
 import signal
@@ -316,10 +317,14 @@ def test_over_the_standard_library(tmp_path: Path) -> None:
         assert ask(service.address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"r2")
 
 
+TELLS = "from tests.process.programs.about_main import tell_about_main\ntell_about_main()\n"
+
+
 def ways(tmp_path: Path) -> dict[str, list[str]]:
     """Every way to start the same program, as the interpreter's arguments."""
-    source = script(DEFINITIONS, max_children=WORKERS)
+    source = script(TELLS + DEFINITIONS, max_children=WORKERS)
     (tmp_path / "service.py").write_text(source)
+    py_compile.compile(str(tmp_path / "service.py"), str(tmp_path / "compiled.pyc"))
     package = tmp_path / "package"
     package.mkdir()
     (package / "__main__.py").write_text(source)
@@ -332,6 +337,7 @@ def ways(tmp_path: Path) -> dict[str, list[str]]:
     )
     return {
         "script": ["service.py"],
+        "compiled script": ["compiled.pyc"],
         "script with flags": ["-W", "error", "-Xdev", "-B", "service.py", "-m", "argument"],
         "-m": ["-m", "service"],
         "-m package": ["-m", "package"],
@@ -343,18 +349,24 @@ def ways(tmp_path: Path) -> dict[str, list[str]]:
     }
 
 
-WAYS = ["script", "script with flags", "-m", "-m package", "-c", "zip", "folder", "console script", "-m prefork"]
+WAYS = [
+    "script", "compiled script", "script with flags", "-m", "-m package", "-c", "zip", "folder", "console script",
+    "-m prefork",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_start_a_program(way: str, tmp_path: Path) -> None:
-    """A program is run again as it was started: its arguments, its flags, its `__main__`."""
+    """A program is run again as it was started: its arguments, its flags, its `__main__`, in which there is nothing of
+    ours."""
     with Released(tmp_path, argv=ways(tmp_path)[way]) as service:
         service.wait_ready(WORKERS)
         reload(service, numbered(2), 2)
         assert service.answering() == "r2"
         command = Path(f"/proc/{service.pid}/exe").resolve()
         assert command == Path(sys.executable).resolve()
+    first, second = [fact for fact in service.facts if fact["event"] == "main"]
+    assert {**second, "at": first["at"]} == first
 
 
 def test_descriptors_are_as_many_as_before(tmp_path: Path) -> None:

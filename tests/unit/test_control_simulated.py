@@ -275,6 +275,20 @@ def test_half_a_request_goes_over(pool: Controlled) -> None:
     assert half.say(b'sion"}\n')[0]["ok"]
 
 
+@pytest.mark.parametrize("verb", ["stop", "drain"])
+def test_an_end_that_is_asked_for_at_the_exec(verb: str, pool: Controlled) -> None:
+    """Between the last turn of one image and the exec nothing is obeyed: the next image reads it, and the service
+    ends."""
+    client, late = pool.client(), pool.client()
+    client.ask("reload")
+    late._sock.sendall(b'{"verb":"%b"}\n' % verb.encode())
+    pool.rehearse()
+    assert pool.images == 2
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert pool.phase is Phase.STOPPED
+    assert late.told()[-1] == {"ok": True, "result": {"phase": "stopped"}}
+
+
 def test_a_reload_that_fails_after_the_exec(pool: Controlled) -> None:
     """Is told by the image without the program."""
     client = pool.client()

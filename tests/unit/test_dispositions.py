@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefork.workers.signals import EVERY, Signals, blocked, ignore, set_mask
+from prefork.workers.signals import EVERY, TIMERS, Alarm, Signals, blocked, disarm, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 TERM, INT, HUP, USR1, CHLD, ALRM = map(
@@ -212,21 +212,52 @@ def test_the_end(heard: list[int]) -> None:
 # The alarm.
 
 
-def _wait_for(error: type[Exception]) -> None:
-    Signals.raise_after(0.001, error)
-    signal.sigwaitinfo({HUP})
+def _ring() -> None:
+    raise ZeroDivisionError
 
 
 def test_an_alarm_interrupts_python() -> None:
-    """The exception comes where the main thread is; without one that has been called off."""
-    with pytest.raises(ZeroDivisionError):
-        _wait_for(ZeroDivisionError)
-    Signals.raise_after(60, ZeroDivisionError)
-    assert callable(signal.getsignal(ALRM))
+    """It rings where the main thread is, again and again; one that is cancelled leaves nothing behind."""
+    alarm = Alarm(_ring)
+    alarm.set(0.001)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            signal.sigwaitinfo({HUP})
+    alarm.set(60)
     assert 59 < signal.getitimer(signal.ITIMER_REAL)[0] <= 60
-    Signals.raise_after(0, ZeroDivisionError)
+    alarm.cancel()
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(ALRM) is signal.SIG_DFL
+
+
+def test_an_alarm_that_the_program_took() -> None:
+    """Its handler and its timer stay when ours is cancelled; so does its handler alone, without our timer."""
+    alarm = Alarm(_ring)
+    alarm.set(60)
+    signal.signal(ALRM, own)
+    signal.setitimer(signal.ITIMER_REAL, 50, 0.5)
+    alarm.cancel()
+    assert signal.getitimer(signal.ITIMER_REAL)[0] > 49
+    assert signal.getsignal(ALRM) is own
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    alarm = Alarm(_ring)
+    alarm.set(60)
+    signal.signal(ALRM, own)
+    alarm.cancel()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(ALRM) is own
+
+
+def test_timers_of_the_previous_image() -> None:
+    """All three end, and what they have sent is gone."""
+    set_mask(EVERY)
+    for timer in TIMERS:
+        signal.setitimer(timer, 0.001, 0.001)
+    while not set(TIMERS.values()) <= signal.sigpending():
+        pass
+    disarm()
+    assert signal.sigpending() == set()
+    assert [signal.getitimer(timer) for timer in TIMERS] == [(0, 0)] * 3
 
 
 @pytest.mark.parametrize(("asked", "set_to"), [(60.0, 60.0), (0.0, 0.001), (-1.0, 0.001)])

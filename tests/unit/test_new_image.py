@@ -1,5 +1,6 @@
 """The new image: the program runs as the interpreter would run it, and who serves when it fails."""
 
+import importlib.machinery
 import os
 import runpy
 import signal
@@ -15,7 +16,8 @@ import pytest
 from prefork.commands import BY_SIGNAL
 from prefork.process import RunMode
 from prefork.reload import new_image
-from prefork.reload.new_image import TookTooLong, run, take_over
+from prefork.reload.new_image import TookTooLong, take_over
+from prefork.reload.program import run
 from prefork.workers.signals import EVERY, Signals
 from prefork.workers.wakeup import Wakeup
 
@@ -53,7 +55,8 @@ def test_a_text(interpreter: SimpleNamespace) -> None:
     assert sys.argv == ["-c", "a", "b"]
     assert sys.path == ["", "of the tests"]
     assert main().__builtins__ is sys.modules["builtins"]
-    assert (main().__spec__, main().__cached__, main().__loader__) == (None, None, None)
+    assert (main().__spec__, main().__loader__) == (None, importlib.machinery.BuiltinImporter)
+    assert "__cached__" not in vars(main())
 
 
 def test_a_module(interpreter: SimpleNamespace) -> None:
@@ -119,6 +122,12 @@ class Image:
         self.handed.taken = True
         self.handed.on_taken()
 
+    def alarm(self, ring: Callable[[], None]) -> SimpleNamespace:
+        self.ring = ring
+        return SimpleNamespace(
+            set=lambda seconds: self.done.append(("alarm", seconds)), cancel=lambda: self.done.append("no alarm")
+        )
+
     def serve_degraded(self, handed: object, why: str) -> int:
         self.done.append(why)
         return 3
@@ -132,7 +141,8 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
     monkeypatch.setattr(new_image, "run", image.run)
     monkeypatch.setattr(new_image, "run_as", lambda mode: image.done.append(mode))
     monkeypatch.setattr(new_image, "set_mask", lambda mask: image.done.append(("mask", mask)))
-    monkeypatch.setattr(Signals, "raise_after", lambda seconds, error: image.done.append((error, seconds)))
+    monkeypatch.setattr(new_image, "Alarm", image.alarm)
+    monkeypatch.setattr(new_image, "disarm", lambda: image.done.append("disarmed"))
     monkeypatch.setattr(Signals, "hold_still", lambda signums: image.done.append(("still", set(signums))))
     monkeypatch.setattr(new_image, "serve_degraded", image.serve_degraded)
     monkeypatch.setattr(new_image, "complain", lambda text: image.done.append(text))
@@ -146,8 +156,8 @@ def image(monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
     signal.set_wakeup_fd(fd)
 
 
-BEGUN = [("mask", {int(signal.SIGHUP)}), (TookTooLong, 7.0), ("run", "app.py")]
-GONE_ON = [("mask", EVERY), (TookTooLong, 0)]
+BEGUN = ["disarmed", ("mask", {int(signal.SIGHUP)}), ("alarm", 7.0), ("run", "app.py")]
+GONE_ON = [("mask", EVERY), "no alarm"]
 
 
 def test_a_rehearsal(image: Image) -> None:
@@ -155,6 +165,7 @@ def test_a_rehearsal(image: Image) -> None:
     image.handed.rehearsal = True
     assert take_over(9, ["app.py"]) == 1
     assert image.done == [
+        "disarmed",
         RunMode.REHEARSE,
         ("still", set(BY_SIGNAL)),
         ("mask", {int(signal.SIGHUP)}),
@@ -163,14 +174,33 @@ def test_a_rehearsal(image: Image) -> None:
     image.done.clear()
     del image.handed.values["mask"]  # of a master of an earlier version
     take_over(9, ["app.py"])
-    assert image.done[2] == ("mask", ())
+    assert image.done[3] == ("mask", ())
 
 
 def test_a_program_that_serves(image: Image) -> None:
     """It has so long to come to that, and no alarm afterwards; when it is over so is the process."""
     image.program = image.serve
     assert take_over(9, ["app.py"]) == 0
-    assert image.done == [*BEGUN, (TookTooLong, 0)]
+    assert image.done == [*BEGUN, "no alarm"]
+
+
+def test_a_program_that_catches_the_alarm(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended by an exception once; at the second alarm the master goes on without it, in its place."""
+
+    def program() -> None:
+        image.handed.early.note(signal.SIGHUP)
+        with pytest.raises(TookTooLong):
+            image.ring()
+        image.handed.early.note(signal.SIGTERM)
+        image.ring()
+
+    left: list[int] = []
+    monkeypatch.setattr(new_image, "leave", left.append)
+    image.program = program
+    take_over(9, ["app.py"])
+    gone_on = [*BEGUN, ("alarm", 0.5), *GONE_ON, "the service is about to end"]
+    assert image.done[: len(gone_on)] == gone_on
+    assert left == [3]
 
 
 def raises(error: BaseException) -> Callable[[], object]:
@@ -216,7 +246,7 @@ def test_a_program_that_fails_after_it_has_served(error: BaseException, image: I
     image.program = program
     with pytest.raises(type(error)):
         take_over(9, ["app.py"])
-    assert image.done == [*BEGUN, (TookTooLong, 0)]
+    assert image.done == [*BEGUN, "no alarm"]
 
 
 def test_early_signals_are_noted(image: Image) -> None:

@@ -131,7 +131,7 @@ def test_an_exec_that_fails(missing: str, tmp_path: Path, monkeypatch: pytest.Mo
     fd = os.open(os.devnull, os.O_RDONLY)
     try:
         with pytest.raises(FileNotFoundError):
-            reloading.execute(Record({"directory": str(directory)}, [fd]))
+            reloading.execute(Record({"directory": str(directory)}, [fd]), lambda: False)
         assert not os.get_inheritable(fd)
     finally:
         os.close(fd)
@@ -337,3 +337,52 @@ def test_what_is_asked_during_the_exec(pool: Reloadable, told: list[bool]) -> No
     pool.advance(LIMITS.graceful_timeout + 1)
     assert (pool.phase, pool.images, told) == (Phase.STOPPED, 2, [False])
     assert pool.statistics().spawned == 2
+
+
+def test_what_is_asked_while_the_record_is_made(pool: Reloadable, told: list[bool]) -> None:
+    """A thread of the program needs no signal to end the service: it is obeyed, and there is no exec."""
+    pack = pool._pack
+
+    def packed(record: Record) -> None:
+        pack(record)
+        if pool.rehearsal is None:
+            pool.supervisor.mailbox.post(Command.DRAIN)
+
+    pool.generations._pack = packed
+    pool.command(Command.RELOAD)
+    rehearse(pool, ready=True)
+    pool.advance(LIMITS.graceful_timeout + 1)
+    assert (pool.phase, pool.images, told) == (Phase.STOPPED, 1, [False])
+
+
+def test_a_pool_that_has_grown() -> None:
+    """What it has grown to is the next image's to begin with, also after one that had no program."""
+    pool = Reloadable(replace(LIMITS, min_children=1, max_children=6))
+    pool.supervisor.pool = replace(pool.supervisor.pool, target=4)
+    pool.settle()
+    old = pool.living()
+    pool.program = Program.FAILS
+    new_image(pool)
+    pool.advance(1.0)
+    pool.program = Program.WORKS
+    new_image(pool)
+    pool.settle()
+    assert (len(old), len(pool.living())) == (4, 4)
+    assert not set(old) & set(pool.living())
+    pool.close()
+
+
+def test_what_the_master_knows_without_its_program() -> None:
+    """Every limit that still means something where no worker is started is as it was, also in the image after next."""
+    limits = replace(
+        LIMITS, boot_timeout=11.0, graceful_timeout=12.0, request_timeout=13.0, slow_request_timeout=14.0,
+        drain_delay=15.0, stall_timeout=16.0, hang_up=True,
+    )  # fmt: skip
+    pool = Reloadable(limits)
+    pool.settle()
+    pool.program = Program.FAILS
+    for _ in range(2):
+        new_image(pool)
+        found = pool.supervisor.limits
+        assert found == replace(limits, min_children=LIMITS.max_children, max_restart_delay=found.max_restart_delay)
+    pool.close()

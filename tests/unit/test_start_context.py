@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefork.reload.start_context import ENTRY, StartContext, split, started_in
+from prefork.reload.start_context import ENTRY, StartContext, split, started_in, started_with
 
 COMMANDS = {
     "a script": (["service.py", "-m", "x"], [], ["service.py", "-m", "x"]),
@@ -51,6 +51,8 @@ def test_refused_by_name() -> None:
     assert StartContext("python", (), ("-",), {}, "/").refusal() == "its program was read from stdin"
     assert StartContext("python", (), ("-c", "pass"), {}, "/").refusal() is None
     assert StartContext("python", (), ("-m", "-"), {}, "/").refusal() is None
+    forked = StartContext("python", (), ("-c", "pass"), {}, "/", pid=os.getppid())
+    assert str(forked.refusal()).startswith("the program has started this process itself")
 
 
 class Terminal:
@@ -92,8 +94,39 @@ def test_the_directory_by_its_own_name(tmp_path: Path, monkeypatch: pytest.Monke
         ("../one", here),
         ("", here),
     ):
-        monkeypatch.setenv("PWD", named)
-        assert started_in() == expected
+        assert started_in({"PWD": named}) == expected
+
+
+@pytest.mark.parametrize("path", ["bin/app.py", "./bin/app.py", "../started/bin/app.py"])
+def test_the_directory_of_a_script_that_has_left_it(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is where the script's path leads to it, also if another one stands where the program has gone to."""
+    for name in ("started", "left"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "app.py").touch()
+    file = os.path.join(tmp_path / "started", path.removeprefix("./"))
+    for here in ("started", "left"):
+        monkeypatch.chdir(tmp_path / here)
+        found = started_in({"PWD": str(tmp_path / "started")}, (path, "argument"), file)
+        assert found == str(tmp_path / "started")
+
+
+ENVIRONMENTS = {
+    "a name and a value": (b"A=1\0B=x=y\0E=\0", {"A": "1", "B": "x=y", "E": ""}),
+    "a name that stands there twice": (b"A=1\0A=2\0", {"A": "1"}),
+    "bytes that are no UTF-8": (b"A=\xff\0", {"A": "\udcff"}),
+    "an empty one": (b"", {}),
+    "one that a title was written over": (b"\0\0\0\0", None),
+    "one that a long title was written over": (b" master app\0\0\0", None),
+    "one that is cut": (b"A=1\0B=", None),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_environment_at_the_start(name: str) -> None:
+    """It is what the kernel was given, as long as that is still there."""
+    content, expected = ENVIRONMENTS[name]
+    otherwise = {"from": "os.environ"}
+    assert started_with(content, otherwise) == (otherwise if expected is None else expected)
 
 
 def test_a_relative_program_of_another_directory(tmp_path: Path) -> None:

@@ -60,10 +60,11 @@ class Reloadable(Simulation):
         record.add("own", ([], []))
         record.values["fixed"] = {}
 
-    def _execute(self, record: Record) -> None:
+    def _execute(self, record: Record, asked: Callable[[], bool]) -> None:
         if self.program is Program.IS_GONE:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        raise _Exec(record)
+        if not asked():
+            raise _Exec(record)
 
     def _nudging(self, process: FakeProcess) -> None:
         super()._nudging(process)
