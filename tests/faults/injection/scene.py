@@ -23,6 +23,7 @@ from typing import Any
 
 import psutil
 
+from prefork.exporter.server import NOBODY
 from tests.support.clients.scraping import get
 from tests.support.programs.service import ROOT, kill_session
 
@@ -290,6 +291,8 @@ class Scene:
         for child in self._children():
             with contextlib.suppress(psutil.Error):
                 found[child.pid] = " ".join(child.cmdline()) or child.status()
+                if child.uids().real == NOBODY:  # setproctitle, too, may have met a fault
+                    found[child.pid] += " (exporter)"
         return found
 
     def _descriptors(self) -> list[str]:
