@@ -63,9 +63,18 @@ def test_a_call_of_the_masters_fails_at_the_end(rng: random.Random) -> None:
     _sample(ENDS, rng, ALL, FAULTS_EACH, ("ok",))
 
 
-def _sample(stimulus: str, rng: random.Random, calls: Sequence[str], faults: int, good: Sequence[str]) -> None:
-    every = list(faults_of(stimulus, calls, None, most=40, step=1))
-    found = list(sweep(stimulus, rng.sample(every, min(faults, len(every)))))
+@pytest.mark.once
+@pytest.mark.parametrize(("who", "stimulus"), [("worker", "requests"), ("exporter", "a worker is killed")])
+def test_a_call_of_another_process_fails(who: str, stimulus: str, rng: random.Random) -> None:
+    """Of a worker, or of the exporter: it serves on, or is started again, and nobody else is affected."""
+    _sample(stimulus, rng, ALL, 6, ("ok",), who)
+
+
+def _sample(
+    stimulus: str, rng: random.Random, calls: Sequence[str], faults: int, good: Sequence[str], who: str = "master"
+) -> None:
+    every = list(faults_of(stimulus, calls, None, most=40, step=1, who=who))
+    found = list(sweep(stimulus, rng.sample(every, min(faults, len(every))), who))
     figure(f"faults met while {stimulus}: nothing held of", sum(each.kind not in good for each in found), 0)
     assert len(found) >= faults // 2, "the faults that were chosen are not met any more"
     for each in found:

@@ -338,17 +338,17 @@ class Scene:
 def _sockets() -> dict[str, str]:
     """Of each Unix socket, by what a descriptor of it links to: its path, which one that was accepted there has too."""
     found = {}
-    for line in re.findall(r"^[0-9a-f]+: .*$", Path("/proc/net/unix").read_text(), re.MULTILINE):
+    for line in re.findall(r"^[0-9a-f]+: .*$", Path("/proc/net/unix").read_text(errors="replace"), re.MULTILINE):
         _, _, _, _, _, _, inode, *path = line.split()
         found[f"socket:[{inode}]"] = f"socket: unix {' '.join(path) or 'without a path'}"
     return found
 
 
 def _unasked_traceback(log: str) -> str:
-    """The first one that neither a broken release explains, nor a fault in a new image, whose program fails by it."""
+    """The first one that neither a broken release explains, nor a new image or a handler that failed by the fault."""
     expected = (
         "RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse", "prefork: could not ",
-        "<frozen site>",
+        "<frozen site>", "in finish_request",
     )  # fmt: skip
     traceback = r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n( *prefork: .*\n)?"
     for found in re.finditer(traceback, log, re.MULTILINE):
