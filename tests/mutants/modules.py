@@ -87,7 +87,7 @@ MODULES = {
     ),
     "reloading": Module(
         "prefork/reload/reloading.py",
-        ("reloading", "simulated_reloads"),
+        ("rehearsal", "reloading", "simulated_reloads"),
         ("process/reload", "process/control", "faults/reload_orders"),
     ),
     "generations": Module(

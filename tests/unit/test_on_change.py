@@ -110,6 +110,7 @@ def test_half_a_second_is_between_looks(program: Path) -> None:
     assert changes.turn(time.now) == time.now + SETTLE_S
     time.now += SETTLE_S
     assert changes.turn(time.now) == time.now, "the reload begins at once"
+    edit(program / "loaded_here.py", "A = 3\n")
     assert changes.turn(time.now) == time.now + LOOK_EVERY_S
 
 

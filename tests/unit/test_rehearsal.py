@@ -1,8 +1,10 @@
-"""A rehearsal from inside: one worker is booted, and what the reload is told of it."""
+"""A rehearsal from inside: its first steps, one worker that is booted, and what the reload is told of it."""
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -13,9 +15,11 @@ from prefork.master.service import Service
 from prefork.master.succession import OneGeneration
 from prefork.master.supervisor import Supervisor
 from prefork.metrics.board import Board
-from prefork.reload import rehearsal
-from prefork.reload.handover import Handed
+from prefork.reload import rehearsal, reloading
+from prefork.reload.handover import Handed, Record
 from prefork.reload.rehearsal import Rehearsal, boot_one, rehearse
+from prefork.reload.reloading import NOT_FOR_A_REHEARSAL
+from prefork.reload.start_context import ENTRY, StartContext
 from prefork.sockets.listener import Listener
 from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import LIMITS, FakeProcess, FakeProcesses
@@ -204,3 +208,98 @@ def test_only_a_rehearsal_rehearses(service: Tried, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(rehearsal, "handed", lambda: None)
     with pytest.raises(AssertionError):
         rehearse(service.tried)
+
+
+# The rehearsal's own first steps.
+
+
+class Execed(BaseException):
+    """It is another program now: its command line, its environment, and what it reads."""
+
+    def __init__(self, path: str, command: list[str], environment: dict[str, str], record: dict[str, Any]) -> None:
+        self.path, self.command, self.environment, self.record = path, command, environment, record
+
+
+class Rehearsing:
+    """A process that becomes a rehearsal. `done`: what it did first, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[Any] = []
+        self.refusal: Exception | None = None
+        self.read, self.write = os.pipe2(os.O_NONBLOCK)
+        self.record = Record({"directory": "/release", "pipe": self.write}, [self.write])
+        environment = {"PATH": "/bin", "LISTEN_PID": "1", "LISTEN_FDS": "2", **dict.fromkeys(NOT_FOR_A_REHEARSAL, "x")}
+        start = StartContext("/python", ("-B",), ("app.py", "a"), environment, "/release")
+        monkeypatch.setattr(reloading, "START", start)
+        monkeypatch.setattr(os, "execve", self._execve)
+        monkeypatch.setattr(process, "go", self._go)
+        monkeypatch.setattr(reloading, "leave", self._leave)
+
+    @staticmethod
+    def _what(fd: int) -> str:
+        return "null" if os.path.samestat(os.fstat(fd), os.stat(os.devnull)) else "output"
+
+    def _go(self, path: str) -> None:
+        self.done.append(path)
+        if self.refusal is not None:
+            raise self.refusal
+
+    def _leave(self, status: int) -> None:
+        raise SystemExit(status)
+
+    def tell_us_when_dying(self, signum: int) -> None:
+        self.done.append(signum)
+
+    def _execve(self, path: str, command: list[str], environment: dict[str, str]) -> None:
+        fd = int(command[command.index(ENTRY) + 1])
+        record = json.loads(os.pread(fd, 99999, 0))
+        assert os.get_inheritable(fd)
+        assert os.get_inheritable(self.write)
+        raise Execed(path, command, environment, record)
+
+    def __call__(self) -> None:
+        mask = {int(signal.SIGHUP), int(signal.SIGINT)}
+        opened: set[int] = set()
+
+        def dup2(source: int, target: int) -> None:
+            opened.add(source)
+            self.done.append((self._what(source), target))
+
+        try:
+            with pytest.MonkeyPatch.context() as patch:  # pytest itself uses it between the phases of a test
+                patch.setattr(os, "dup2", dup2)
+                reloading._rehearse(self.record, SimpleNamespace(mask=mask), self, self.write)  # type: ignore[arg-type]
+        finally:
+            for fd in opened - {self.write}:
+                os.close(fd)
+
+
+@pytest.fixture
+def rehearsing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsing]:
+    rehearsing = Rehearsing(monkeypatch)
+    yield rehearsing
+    os.close(rehearsing.read)
+    os.close(rehearsing.write)
+
+
+def test_a_rehearsal_is_the_same_program(rehearsing: Rehearsing) -> None:
+    """In the directory of the next image, without an input, with its output to us; it dies with the master, reads no
+    signal before it holds still, and has what systemd passed as its own."""
+    with pytest.raises(Execed) as execed:
+        rehearsing()
+    assert rehearsing.done == [("null", 0), ("output", 1), ("output", 2), "/release", signal.SIGKILL]
+    found = execed.value
+    assert (found.path, found.command[:3], found.command[4:]) == ("/python", ["/python", "-B", ENTRY], ["app.py", "a"])
+    assert found.environment == {"PATH": "/bin", "LISTEN_FDS": "2", "LISTEN_PID": str(os.getpid())}
+    assert found.record["mask"] == [int(signal.SIGHUP), int(signal.SIGINT)]
+    assert (found.record["pipe"], found.record["directory"]) == (rehearsing.write, "/release")
+
+
+def test_a_directory_that_is_not_there(rehearsing: Rehearsing) -> None:
+    """It is said, and nothing is run."""
+    rehearsing.refusal = ConfigError("could not enter /release")
+    with pytest.raises(SystemExit) as left:
+        rehearsing()
+    assert left.value.code == 1
+    assert json.loads(os.read(rehearsing.read, 999)) == {"failed": "could not enter /release"}
+    assert signal.SIGKILL not in rehearsing.done

@@ -1,6 +1,8 @@
 """Reloading and Generations, step by step: what is refused, what is queued, what is told, who leaves when."""
 
+import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,14 @@ from prefork.reload import reloading
 from prefork.reload.handover import Record
 from prefork.reload.reloading import ReloadResult, Stage
 from prefork.reload.start_context import START
+from prefork.sockets.listener import Listener
 from tests.support.programs.simulated_reload import Program, Reloadable
 from tests.support.programs.simulation import LIMITS, Simulation
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 STOP_GRACE_S = 1.0
 LAST_WORDS_S = 1.0
+QUIET_S = 0.03
 
 
 @pytest.fixture
@@ -386,3 +390,32 @@ def test_what_the_master_knows_without_its_program() -> None:
         found = pool.supervisor.limits
         assert found == replace(limits, min_children=LIMITS.max_children, max_restart_delay=found.max_restart_delay)
     pool.close()
+
+
+# An address that the program no longer asks for.
+
+
+def test_who_queues_at_the_old_address_is_served_first(pool: Reloadable) -> None:
+    """The old generation stays whole until nobody has been queued there for a while; then it is closed for good."""
+    with socket.create_server(("127.0.0.1", 0)) as ours, contextlib.ExitStack() as clients:
+        listener = Listener.adopt(ours)
+        pool.generations._left = listener
+        for now, comes in ((1.0, True), (1.029, False), (1.05, True), (1.06, False), (1.079, False)):
+            if comes:
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+            assert pool.generations.wanted(now) == 0
+            if comes:
+                listener.accept()[0].close()
+        assert pool.generations.wanted(1.081) == pool.generations.current == 1
+        assert listener.fileno() == -1
+        assert pool.generations.wanted(1.081) == 1
+
+
+def test_an_old_address_where_nobody_queues(pool: Reloadable) -> None:
+    """It is looked at three times in the while that it stays, so that the end of that is not missed."""
+    listener = Listener.adopt(socket.create_server(("127.0.0.1", 0)))
+    pool.generations._left = listener
+    assert pool.generations.turn(0.5, 0, "") == pytest.approx(0.5 + QUIET_S / 3)
+    for now, generation in ((0.5, 0), (0.529, 0), (0.531, 1)):
+        assert pool.generations.wanted(now) == generation
+    assert pool.generations.turn(2.0, 0, "") == float("inf")
