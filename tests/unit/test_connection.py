@@ -107,6 +107,22 @@ def test_the_longest_line(size: int, client: Client) -> None:
     assert line == b"x" * size
 
 
+def test_no_more_is_read_than_may_be_kept(client: Client) -> None:
+    """Whatever the client sends, the master keeps a line and a byte."""
+    asked: list[int] = []
+
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            asked.append(size)
+            return b"x" * 1000
+
+    ours, client.connection.sock = client.connection.sock, Endless()  # type: ignore[assignment]
+    for _ in range(3):
+        assert client.connection.read() is None
+    client.connection.sock = ours
+    assert asked == [FRAME_MAX + 1, FRAME_MAX - 999, FRAME_MAX - 1999]
+
+
 def test_a_line_that_is_too_long(client: Client) -> None:
     """Where the next one begins nobody knows: that was its last."""
     text = b"x" * FRAME_MAX

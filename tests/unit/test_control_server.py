@@ -260,3 +260,16 @@ def _refused_meanwhile(control: ControlServer) -> str:
         control.turn(2.0)
     thread.join()
     return "".join(said)
+
+
+def test_a_listener_that_cannot_be_heard_again(
+    wordy: tuple[ControlServer, Wordy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once a second, not in every turn."""
+    control, _ = wordy
+    epoll, control._accept_again_at = control._epoll, 5.0
+    monkeypatch.setattr(control, "_epoll", select.epoll())
+    control._epoll.close()
+    control._listen_again(6.0)
+    assert control._accept_again_at == 7.0
+    control._epoll = epoll

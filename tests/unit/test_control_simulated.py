@@ -17,6 +17,7 @@ from prefork.master.service import Service
 from prefork.master.supervisor import Supervisor
 from prefork.metrics.board import Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
+from prefork.metrics.log_events import LogEvent
 from prefork.reload.handover import Handed
 from tests.support.programs.simulated_reload import Program, Reloadable
 from tests.support.programs.simulation import LIMITS
@@ -159,14 +160,16 @@ def test_who_may_only_look(pool: Controlled, monkeypatch: pytest.MonkeyPatch) ->
     assert client.ask("version")[0]["ok"], "the connection goes on"
 
 
-def test_a_stranger(pool: Controlled, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is told so, counted, and cut."""
+def test_a_stranger(pool: Controlled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Is told so, counted, and cut; that is one line in the log."""
+    caplog.clear()
     monkeypatch.setattr("prefork.control.server.unix_peer", lambda sock: None)
     client = pool.client()
     pool.turn()
     assert client.told() == [{"ok": False, "error": "uid -1 may not use this socket"}]
     assert client.cut
     assert pool.counted(ControlCommand.OTHER, DENIED) == 1
+    assert [record.__dict__["event"] for record in caplog.records] == [LogEvent.CONTROL_DENIED]
 
 
 # What is asked over a while.

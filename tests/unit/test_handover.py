@@ -255,7 +255,10 @@ def test_the_masters_own_requests_are_folded_once() -> None:
     assert (counted.accepted, counted.completed, counted.lost) == (1, 1, 0)
     first.forget()
     handed.take_back()
+    others = [os.memfd_create("somebody else's, in its place") for _ in range(4)]
     again = handed.board()
+    for other in others:
+        os.close(other)
     assert again is not first
     assert again.snapshot().statistics().completed == 1
     assert again.snapshot().serials == frozenset()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -285,3 +286,20 @@ def test_threads_account_for_every_request(wills: list[str]) -> None:
     assert totals == {**expected, "handed_over": 0}
     assert sum(slot.lane(index)[ACCEPTED] for index in range(3)) == len(wills)
     slot.close()
+
+
+def test_a_lane_is_idle_before_anybody_can_have_it(harness: Harness) -> None:
+    """Another thread takes it the moment that it is free."""
+    lane = harness.lanes.take()
+    assert lane is not None
+    lane[STATE] = BUSY
+    states: list[int] = []
+
+    class Free(deque[Any]):
+        def append(self, each: Any) -> None:
+            states.append(each[STATE])
+            super().append(each)
+
+    harness.lanes._free = Free()
+    harness.lanes.give_back(lane)
+    assert states == [IDLE]

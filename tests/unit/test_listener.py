@@ -491,3 +491,29 @@ def test_without_a_filter() -> None:
     with udp() as listener:
         listener.setsockopt(socket.SOL_SOCKET, 44, 1)
         assert narrow(listener)
+
+
+def test_a_path_that_may_not_be_removed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left, and said; clients still reach the socket, so it may serve again."""
+
+    def refuses(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with unix() as listener:
+        monkeypatch.setattr(os, "unlink", refuses)
+        listener.unlink()
+        assert "/s, it is left: permission denied" in caplog.text
+        assert not listener.unreachable
+        widen(listener)
+        assert connects(listener)
+
+
+def test_a_path_that_is_gone_stands_no_more() -> None:
+    """Nor does one of which nobody knows what it was."""
+    with unix() as listener:
+        stood = [listener.stands]
+        listener.identity = None
+        stood.append(listener.stands)
+        os.unlink("s")
+        stood.append(listener.stands)
+        assert stood == [True, False, False]

@@ -39,7 +39,7 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     found = SimpleNamespace(modules=[], flags=_flags(safe_path=False))
     monkeypatch.setattr(sys, "flags", found.flags)
     monkeypatch.setattr(
-        runpy, "_run_module_as_main", lambda *arguments: found.modules.append((*arguments, sys.argv, sys.path))
+        runpy, "_run_module_as_main", lambda *arguments: found.modules.append((*arguments, sys.argv, list(sys.path)))
     )
     return found
 

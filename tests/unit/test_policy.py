@@ -517,3 +517,10 @@ def test_scaled(limits: tuple[int, int], workers: int, result: tuple[int, int]) 
     """`scale` sets the most; the fewest follows where it was equal or would be above."""
     scaled = replace(LIMITS, min_children=limits[0], max_children=limits[1]).scaled(workers)
     assert (scaled.min_children, scaled.max_children) == result
+
+
+def test_the_end_does_not_spin() -> None:
+    """There is a pause between two looks whether somebody is still queued, however long ago somebody was."""
+    for queued_at in (float("-inf"), NOW - 5.0, NOW):
+        ending = seen(worker(1), phase=Phase.DRAINING, phase_since=NOW - 1, queued_at=queued_at)
+        assert plan(ending, FOUR, NOW).wake_at >= NOW + QUIET_S / 3

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import select
+import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -419,3 +421,29 @@ def test_an_old_address_where_nobody_queues(pool: Reloadable) -> None:
     for now, generation in ((0.5, 0), (0.529, 0), (0.531, 1)):
         assert pool.generations.wanted(now) == generation
     assert pool.generations.turn(2.0, 0, "") == float("inf")
+
+
+def test_a_new_image_has_the_mask_of_this_one(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is added to the record after it has been handed on."""
+    masks: list[object] = []
+    execute = pool.generations._execute
+
+    def note(record: Record) -> None:
+        masks.append(record.values.get("mask"))
+        execute(record)
+
+    pool.generations._execute = note
+    new_image(pool)
+    assert masks == [sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))]
+
+
+def test_a_pipe_that_a_child_has_a_copy_of(pool: Reloadable) -> None:
+    """Once a rehearsal has ended the master does not wake up for it any more, whoever holds its pipes."""
+    pool.command(Command.RELOAD)
+    copies = [os.dup(fd) for fd in pool.generations._reloading._pipes.values()]
+    assert copies
+    rehearse(pool, failed="not yet")
+    pool.advance(1.0)
+    assert select.select([pool.supervisor.fileno()], [], [], 0)[0] == []
+    for fd in copies:
+        os.close(fd)

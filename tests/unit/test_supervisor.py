@@ -384,3 +384,25 @@ def test_the_order_of_the_end(simulation: Simulation, monkeypatch: pytest.Monkey
     supervisor.close()
     supervisor.close()
     assert done == ["reload", "end_control", "end_export", f"{len(ChildKind)} kinds", "close"]
+
+
+def test_a_slow_request_beside_a_young_one() -> None:
+    """The young one is shown when it is slow itself."""
+    simulation = Simulation(replace(LIMITS, slow_request_timeout=2.0), lanes=2)
+    simulation.settle()
+    busy = simulation.living()[0]
+    busy.begin()
+    simulation.advance(1.5)
+    busy.begin()
+    for shown in (1, 2):
+        simulation.advance(1.5)
+        assert [signum for signum, _ in busy.told] == [signal.SIGUSR1] * shown
+    simulation.close()
+
+
+def test_stacks_are_looked_for_in_a_tenth_of_a_second(simulation: Simulation) -> None:
+    """As long as some may still come."""
+    simulation.settle()
+    simulation.living()[0].stacks.write("Thread 0x1\n")
+    simulation.turn()
+    assert simulation.supervisor.until_next_turn() <= 0.101
