@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -423,14 +423,14 @@ def test_an_old_address_where_nobody_queues(pool: Reloadable) -> None:
     assert pool.generations.turn(2.0, 0, "") == float("inf")
 
 
-def test_a_new_image_has_the_mask_of_this_one(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_image_has_the_mask_of_this_one(pool: Reloadable) -> None:
     """Nothing is added to the record after it has been handed on."""
     masks: list[object] = []
     execute = pool.generations._execute
 
-    def note(record: Record) -> None:
+    def note(record: Record, asked: Callable[[], bool]) -> None:
         masks.append(record.values.get("mask"))
-        execute(record)
+        execute(record, asked)
 
     pool.generations._execute = note
     new_image(pool)
