@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from prefork import BindError, PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
+from tests.support.clients.connections import Connection
 from tests.support.programs.releases import Released
 from tests.support.programs.served import Who
 from tests.support.programs.service import HUNG, Service, Watch, readable, script
@@ -52,6 +53,16 @@ def reusable_at(address: Any, kind: Any = None) -> float:
             return time.monotonic()
         select.select([], [], [], 0.002)
     raise AssertionError(f"hung: {address} is still taken")
+
+
+def killed_beside(service: Service, held: Connection, worker: Watch) -> tuple[float, float]:
+    """Kill the master while this worker computes for ever. The seconds until the address is reusable, and until the
+    worker is gone."""
+    held.send(b"spin")
+    service.wait("spinning")
+    killed_at = service.signal(signal.SIGKILL)
+    reusable = reusable_at(service.address) - killed_at
+    return reusable, worker.wait_dead() - killed_at
 
 
 def paths(folder: Path, *names: str) -> list[str]:
@@ -104,11 +115,7 @@ def test_busy_in_python(bases: str, tmp_path: Path) -> None:
     with Service(tmp_path, script(bases=bases, max_children=2, graceful_timeout=1)) as service:
         service.wait_ready(2)
         with service.hold() as held, Watch(held.pid) as worker:
-            held.send(b"spin")
-            service.wait("spinning")
-            killed_at = service.signal(signal.SIGKILL)
-            reusable = reusable_at(service.address) - killed_at
-            gone = worker.wait_dead() - killed_at
+            reusable, gone = killed_beside(service, held, worker)
         service.wait_exit()
         service.wait_gone()
     figure(f"{bases}, busy in Python: reusable after", ms(reusable), ms(REUSABLE))
@@ -227,11 +234,7 @@ def test_workers_that_gave_up_root(tmp_path: Path) -> None:
         service.wait_ready(1)
         with service.hold() as held, Watch(held.pid) as worker:
             assert psutil.Process(held.pid).uids().effective == 65534
-            held.send(b"spin")
-            service.wait("spinning")
-            killed_at = service.signal(signal.SIGKILL)
-            reusable = reusable_at(service.address) - killed_at
-            gone = worker.wait_dead() - killed_at
+            reusable, gone = killed_beside(service, held, worker)
         service.wait_exit()
         service.wait_gone()
     figure("root given up, busy in Python: reusable after", ms(reusable), ms(REUSABLE))
