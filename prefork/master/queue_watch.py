@@ -21,7 +21,7 @@ class Unmoved:
 
 @dataclass(frozen=True, slots=True)
 class QueueWatch:
-    """What was seen of the queue up to the last look. Times are in seconds of the supervisor's clock."""
+    """The state of the queue at the last look. Times are in seconds of the supervisor's clock."""
 
     unmoved: tuple[Unmoved, ...] = ()
     accepted: int = 0  # by all workers

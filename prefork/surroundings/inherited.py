@@ -1,5 +1,4 @@
-"""What this process inherited by accident: closed standard descriptors, blocked signals, interval timers. It puts them
-right.
+"""Mends what this process inherited by accident: closed standard descriptors, blocked signals, interval timers.
 
 Runs in the process that becomes the master, when prefork is imported and once more when it begins to serve. Owns what
 was found at the import; what the program has done since then is the program's, and must stay. Ignored signals are taken
