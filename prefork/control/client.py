@@ -46,7 +46,7 @@ class Client:
         self._pidfd: int | None = None
 
     def ask(self, row: Row, argument: int | str | None = None) -> Iterator[dict[str, Any]]:
-        """Send a request and yield each line of the answer. The last one has `ok`."""
+        """Send a request and yield each line of the answer. The last one has `ok`. Raises PreforkError without that."""
         if row.ends:
             self._watch()
         try:
