@@ -152,8 +152,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         super().server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Process a request as the next mix-in does; under a ForkingMixIn in this worker, which was forked for it."""
-        if self._prefork_.in_place or run_mode() is RunMode.SINGLE:
+        """Process a request as the next mix-in does, or in this thread: in a single process, and in one that was forked
+        for this request."""
+        if self._prefork_.in_place:
             self.finish_request(request, client_address)
             self.shutdown_request(request)
         else:

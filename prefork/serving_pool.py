@@ -55,7 +55,7 @@ class Preforked(Supervised):
         super().__init__(server)
         self.listener: Any = None  # ours, or the program's wrapper of it (TLS)
         self.closing = False  # server_close() has been called
-        self.in_place = False  # requests run in this thread, even below a ForkingMixIn
+        self.in_place = False  # requests run in the thread that accepts them, even below a ForkingMixIn
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside

@@ -47,6 +47,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
         server.serve_forever()
     process.enter(server.working_directory)
     run_as(RunMode.SINGLE)
+    server._prefork_.in_place = True
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
