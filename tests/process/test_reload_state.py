@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, Released, numbered
+from tests.support.programs.releases import DEFINITIONS, Released, numbered
 from tests.support.programs.service import script
 
 WORKERS = 1
@@ -41,15 +41,7 @@ def test_timers_of_the_program(tmp_path: Path) -> None:
         assert service.answering() == "r4"
 
 
-DEAF = f"""
-import signal, time
-{AFTERWARDS}tell("deaf")
-while not rehearsing():
-    try:
-        time.sleep(60)
-    except:
-        pass
-"""
+DEAF = "import tests.process.programs.deaf\n"
 
 
 def test_a_program_that_catches_everything(tmp_path: Path) -> None:
