@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic, monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 from types import FrameType
 from typing import Any
 
@@ -90,12 +90,9 @@ class Worker:
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
         self.lanes = Lanes(
-            birth.slot,
-            elsewhere=terms.elsewhere,
-            on_free=self._wakeup.wake,
-            queue_waits=terms.queue_waits,
+            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits,
             guarded=True,
-        )
+        )  # fmt: skip
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
@@ -232,7 +229,7 @@ class Worker:
             if lane is None and (lane := lanes.take()) is None:
                 if leaving:
                     return
-                self._note(self._own.poll())
+                self._rest()
                 continue
             if not leaving:
                 ready = wait()
@@ -271,7 +268,14 @@ class Worker:
         """
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
-            self._note(self._own.poll(left * 1000))
+            self._rest(left * 1000)
+
+    def _rest(self, at_most_ms: float | None = None) -> None:
+        """Wait for anything but the listener."""
+        try:
+            self._note(self._own.poll(at_most_ms))
+        except OSError:  # no memory for it (poll(2)): the requests in hand go on
+            sleep(HANDED_OVER_LOOK_MS / 1000)
 
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what ended a wait. Signal handlers have run by then."""
@@ -329,7 +333,8 @@ class Worker:
         listener: socket.socket = self.server.socket
         # Datagram handlers reply through the listener, so it stays open until the last of them has.
         if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
-            self._epoll.unregister(listener.fileno())  # closing it does not: other processes share the description
+            with contextlib.suppress(OSError):  # closing it does not: other processes share the description
+                self._epoll.unregister(listener.fileno())
             listener.close()
 
     def _drain(self) -> None:
@@ -337,8 +342,8 @@ class Worker:
         self.terms.set_title("draining")
         self._close_listener()
         while not self.lanes.all_free():
-            self._note(self._own.poll())
+            self._rest()
         while not self.lanes.all_finished():
-            self._note(self._own.poll(HANDED_OVER_LOOK_MS))
+            self._rest(HANDED_OVER_LOOK_MS)
         self._drain_hook.wait()
         self.terms.nudge()

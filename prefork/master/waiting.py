@@ -140,11 +140,9 @@ class Waiting:
         return min(nudge, self._relisten_at if returns else float("inf"))
 
     def nudge(self) -> None:
-        """Wake the master to look at the slots. Called by the children."""
-        try:
+        """Wake the master to look at the slots; else it looks when its next turn is due. Called by the children."""
+        with contextlib.suppress(OSError):  # BlockingIOError: its counter is full, and the master is woken anyway
             os.eventfd_write(self._nudge, 1)
-        except BlockingIOError:
-            pass  # its counter is full: the master is woken anyway
 
     def forget(self) -> None:
         """Called in a new child: close its copies of the descriptors, all but the nudge."""

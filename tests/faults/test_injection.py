@@ -24,6 +24,7 @@ STIMULI = (
     "workers are replaced",
 )
 RELOADS = (("a reload", 8), ("a reload that fails", 6), ("a reload that fails late", 4))  # each with its faults
+OF_OTHERS = (("worker", "requests"), ("worker", "workers are replaced"), ("exporter", "a worker is killed"))
 PROGRAM = Path(__file__).parent / "programs" / "three_opens.py"
 
 
@@ -64,7 +65,7 @@ def test_a_call_of_the_masters_fails_at_the_end(rng: random.Random) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("who", "stimulus"), [("worker", "requests"), ("exporter", "a worker is killed")])
+@pytest.mark.parametrize(("who", "stimulus"), OF_OTHERS)
 def test_a_call_of_another_process_fails(who: str, stimulus: str, rng: random.Random) -> None:
     """Of a worker, or of the exporter: it serves on, or is started again, and nobody else is affected."""
     _sample(stimulus, rng, ALL, 6, ("ok",), who)

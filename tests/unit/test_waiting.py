@@ -74,6 +74,13 @@ def test_nudges_are_heard_a_hundred_times_a_second(waiting: Waiting, clock: Hand
     assert heard == pytest.approx(1 / NUDGE_EVERY_S, abs=10)
 
 
+def test_a_nudge_that_cannot_be_written(waiting: Waiting) -> None:
+    """It is no failure of the worker's: the master looks at the slots in its next turn anyway."""
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), waiting._nudge)
+    waiting.nudge()
+
+
 def test_a_nudge_in_the_pause_is_not_lost(waiting: Waiting, clock: Hands) -> None:
     """What comes while the nudge is deaf is heard when it is not; until then the supervisor knows when to ask."""
     waiting.nudge()
