@@ -51,7 +51,7 @@ class Word(IntEnum):
     VERSION = 1
     ROWS_USED = 2
     # gauges
-    SERVING = 3  # RUNNING with a READY worker, and no queue that nobody takes from: the answer of /-/ready
+    SERVING = 3  # RUNNING with a READY worker, no queue that nobody takes from, no lost path: the answer of /-/ready
     GENERATION = 4
     STARTED_AT_NS = 5  # wall clock
     TURNED_NS = 6  # monotonic: the last turn of the master's loop

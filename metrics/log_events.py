@@ -20,6 +20,8 @@ class LogEvent(Enum):
     LISTENER_GIVEN_UP = "after a reload the program no longer asks for `address`"
     STALE_SOCKET_REMOVED = "a socket that nobody listened on was removed, at `address`"
     SOCKET_LEFT = "a socket of ours could not be removed, at `address`"
+    PATH_LOST = "the Unix path `address` was removed or replaced: no new client can connect there until a reload"
+    PATH_FOUND = "the Unix path `address` leads to the service again"
     QUEUE_CUT = "the kernel cuts the listen queue: `asked`, `limit`"
     SIGNAL_LEFT_TO_PROGRAM = "the program handles `signal` itself"
     ENDED_EARLY = "a signal asked for the end before the service served"
@@ -52,6 +54,7 @@ class LogEvent(Enum):
     SLOW_REQUEST = "a request has run for longer than slow_request_timeout"
     STACKS = "what the threads of a worker were doing, as `detail`"
     FORK_FAILED = "the kernel refused a fork"
+    LEFT_OVER_TOLD = "processes that the program of an earlier image had started were told to end: `pids`"
     ORPHAN_REAPED = "as PID 1: a process of nobody's was reaped, `pid`"
     EXPORTER_GIVEN_UP = "the exporter hangs and is killed"
     # Reloads.

@@ -117,7 +117,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     def handle_request(self) -> None:
         """Handle one request in this process, as BaseServer.handle_request; before `serve_forever()` or after it."""
         if self._prefork_.done is None:
-            widen(self.socket)
+            widen(self.socket, self._prefork_.origin)
         super().handle_request()
 
     @property
@@ -147,8 +147,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             if own.serving_thread == threading.get_ident():
                 return
             done.wait(self.drain_delay + self.graceful_timeout + CLOSE_SLACK_S)
-        if isinstance(own.listener, Listener):
-            own.listener.unlink()
+        if own.origin is not None:
+            own.origin.unlink()
         super().server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from enum import Enum, auto
 from functools import partial
@@ -21,11 +22,11 @@ import setproctitle
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.lazy_imports import import_lazy
 
-from .errors import ConfigError
+from .errors import ConfigError, PreforkError
 from .master.guard import attempt
 
 __all__ = [
-    "RunMode", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
+    "RunMode", "alone", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
 ]  # fmt: skip
 
 log = logging.getLogger("prefork.supervisor")
@@ -100,13 +101,44 @@ def inside(path: str | None) -> Iterator[None]:
             os.close(here)
 
 
+# One pool.
+
+_pool: tuple[int, str] | None = None  # the process that serves from a pool, and the name of the service
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Serve from the only pool of this process, for the block. Raises PreforkError while another one serves here.
+
+    Each would hold the listener of the other in its workers, and reap, reload and end what is not its own.
+    """
+    global _pool
+    if _pool is not None and _pool[0] == os.getpid():
+        error = PreforkError(f"could not serve {name} from a pool: {_pool[1]} is served by this process already")
+        error.add_note("A process has one pool, and a pool one listener: run each service as a process of its own.")
+        raise error
+    _pool = os.getpid(), name
+    try:
+        yield
+    finally:
+        _pool = None
+
+
 # Title and memory.
+
+
+def _title() -> str:
+    """Return the title of this process: its command line, until it was changed. What is no UTF-8 in it is escaped."""
+    try:
+        return setproctitle.getproctitle()
+    except UnicodeDecodeError:
+        return " ".join(sys.orig_argv).encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager
 def titled(name: str) -> Iterator[None]:
     """Show `prefork: master NAME` in ps(1) for the block."""
-    before = setproctitle.getproctitle()
+    before = _title()
     setproctitle.setproctitle(f"prefork: master {name}")
     try:
         yield

@@ -59,7 +59,7 @@ class Preforked(Supervised):
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside
-        self._first: Listener  # the original listener, which knows its origin
+        self._first: Listener | None = None  # what the program assigned to `socket` first
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
@@ -67,6 +67,11 @@ class Preforked(Supervised):
         self._signals: Signals | None = None  # while the pool serves
 
     # The listener.
+
+    @property
+    def origin(self) -> Listener | None:
+        """The listener itself, also where the program has wrapped it (TLS): it knows where it came from."""
+        return self.listener if isinstance(self.listener, Listener) else self._first
 
     def listen_on(self, sock: Any) -> None:
         """Store what the program assigns to `socket`. The first becomes a Listener; see sockets/listener.py."""
@@ -109,11 +114,12 @@ class Preforked(Supervised):
             if self.closing:  # checked now: a later server_close() finds us serving
                 log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
                 return None
+            stack.enter_context(process.alone(self.service_name()))
             stack.enter_context(process.inside(server.working_directory))
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()
-            stack.enter_context(prepared(self.listener, ours=lambda: given is None or given.taken))
+            stack.enter_context(prepared(self.listener, lambda: given is None or given.taken, self.origin))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
             if server.metrics_address is not None or server.max_memory is not None:
@@ -180,7 +186,7 @@ class Preforked(Supervised):
         service = Service(
             self.service_name(), forget=self._forget_master, work=self._work,
             lanes=server.max_threads or 1 if self.threaded() else 1, listener=self.listener,
-            max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
+            origin=self.origin, max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -220,11 +226,12 @@ class Preforked(Supervised):
 
     def rehearsal(self) -> Rehearsal:
         """Return the rehearsal of this service, in which one worker boots and exits."""
+        resumed = self.origin is not None and self.origin.resumed
         return Rehearsal(
             self.server.working_directory, self.server.boot_timeout, self._pool_in_rehearsal, self._work,
             lambda: self.counting.board,
-            refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=self._first.resumed),
-            listeners=lambda: (self.server.socket, self.metrics_listener, self._control_listener),
+            refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=resumed),
+            listeners=lambda: (self.origin, self.metrics_listener, self._control_listener),
         )  # fmt: skip
 
     def _pool_in_rehearsal(self, wakeup: Wakeup) -> Supervisor:
@@ -233,12 +240,14 @@ class Preforked(Supervised):
 
     def _pack(self, record: Record) -> None:
         """Add to the record what the next image needs of this server."""
+        assert self._first is not None
         record.add("listener", pack_listener(self._first, self.listener.fileno()))
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
         record.add("own", pack_own(self.counting.own))
         record.values["fixed"] = fixed_values(self.server, self.launch)
-        record.values["control_path"] = None if self._control_listener is None else self._control_listener.path
+        control = self._control_listener
+        record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["directory"] = self.server.working_directory or START.directory
 
     def control_terms(self) -> ControlTerms | None:

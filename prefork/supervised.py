@@ -23,6 +23,7 @@ from prefork.workers.wakeup import Wakeup
 
 from .counting import ENDING, Counting
 from .exporter.child import Exported, ExporterChild, bind_metrics
+from .log_formats import escaped
 from .master.policy import NO_POOL
 from .master.service import Service
 from .master.supervisor import Supervisor
@@ -64,6 +65,7 @@ class Supervised(ServingLoop):
         self.bind_metrics()
         assert self.metrics_listener is not None
         subject = Exported(self.service_name(), self.server.socket, supervisor.limits.pool, self._may_fork_exporter)
+        supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(
                 subject, self.metrics_listener, self.counting.board, supervisor.fork, supervisor.forget_memory
@@ -153,7 +155,7 @@ class Supervised(ServingLoop):
     def service_name(self) -> str:
         kind = type(self.server)
         name: str = self.server.service_name or f"{kind.__module__}:{kind.__qualname__}"
-        return name
+        return escaped(name).replace("\n", "\\n")  # it is shown in titles and status lines
 
     def forget_supervisor(self) -> None:
         if self.supervisor is not None:

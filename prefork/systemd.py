@@ -1,13 +1,16 @@
 """Read what a service manager passes on: sockets (sd_listen_fds(3)), and where to notify it (sd_notify(3)).
 
 Runs in the process that becomes the master. Owns the variables, which it removes from the environment, so that no
-worker, and no program that a worker starts, inherits them. Must not send anything to the manager.
+worker, and no program that a worker starts, inherits them; and which descriptors are those sockets, for a reload hands
+all of them on. Must not send anything to the manager.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+import stat
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, replace
 
 from prefork.metrics.log_events import LogEvent, event
 
@@ -83,7 +86,45 @@ def _watchdog(usec: str, owner: str, pid: int) -> float | None:
     return int(usec) / 1e6
 
 
+def sockets_at_start(environ: Mapping[str, str], pid: int) -> dict[int, tuple[int, int]]:
+    """Return the descriptors of the sockets that were passed, by which each is known: its device and inode."""
+    passed, _ = _passed(environ.get("LISTEN_FDS", ""), environ.get("LISTEN_PID", ""), "", pid)
+    known = {each.fd: _identity(each.fd) for each in passed}
+    return {fd: identity for fd, identity in known.items() if identity is not None}
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+
+_at_start: dict[int, tuple[int, int]] = {}
+_only: set[int] | None = None  # in a new image: the sockets that the previous one still had
 _given: Given | None = None
+
+
+def note_sockets(environ: Mapping[str, str]) -> None:
+    """Note which descriptors are the sockets that were passed, by the environment that this process was started with.
+
+    To be called before any of them can be closed.
+    """
+    _at_start.update(sockets_at_start(environ, os.getpid()))
+
+
+def still_open() -> list[int]:
+    """Return the descriptors of the sockets that were passed and that the program has not closed."""
+    return [fd for fd, identity in _at_start.items() if _identity(fd) == identity]
+
+
+def keep_only(fds: set[int]) -> None:
+    """Forget each socket that is not among these: the previous image did not hand it on, whatever has its number."""
+    global _only
+    _only = fds
+    for fd in _at_start.keys() - fds:
+        del _at_start[fd]
 
 
 def given() -> Given:
@@ -91,11 +132,11 @@ def given() -> Given:
     global _given
     if _given is None:
         _given = take(os.environ, os.getpid())
+        if _only is not None:
+            _given = replace(_given, passed=tuple(each for each in _given.passed if each.fd in _only))
         for passed in _given.passed:
-            try:
+            with contextlib.suppress(OSError):  # a bad descriptor is reported to the caller that uses it
                 os.set_inheritable(passed.fd, False)
-            except OSError:
-                pass  # a bad descriptor is reported to the caller that uses it
     return _given
 
 

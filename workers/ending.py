@@ -8,6 +8,7 @@ CPython's own forked children do the same (multiprocessing/popen_fork.py, gh-838
 
 import _thread  # `threading` starts and joins its threads with locks that a signal handler must not take
 import atexit
+import contextlib
 import logging
 import sys
 import threading
@@ -70,6 +71,14 @@ def begin_anew() -> None:
     """Make multiprocessing's queues and managers forget the threads and connections that did not survive the fork."""
     if (util := _loaded("multiprocessing.util")) is not None:
         util._run_after_forkers()
+
+
+def end_processes() -> None:
+    """End what multiprocessing has started here, managers and their folders: for a process that leaves before its
+    program does."""
+    if (util := _loaded("multiprocessing.util")) is not None:
+        with contextlib.suppress(Exception):
+            util._run_finalizers()
 
 
 def finish() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError
-from ..reload.handover import handed
+from ..reload.handover import handed, has_lost_its_path
 from ..sockets import ownership
 from ..sockets.addresses import parse_address
 from ..sockets.listener import Listener
@@ -79,11 +79,11 @@ def listen(terms: ControlTerms, packed: dict[str, Any] | None) -> Listener:
 
     Raises BindError, and leaves the previous image's listener as it was.
     """
-    if packed is None or not _is_at(packed["path"], terms) or not os.path.lexists(terms.path):
+    if packed is None or not _is_at(packed["path"], terms) or has_lost_its_path(packed):
         return bind_control(terms)
     listener, before = resumed_listener(packed), resumed_terms(packed)
     try:
-        if listener.stands and (terms.mode, terms.owner) != (before.mode, before.owner):
+        if (terms.mode, terms.owner) != (before.mode, before.owner):
             terms.access.change(terms.path)
     except OSError as exc:
         listener.detach()

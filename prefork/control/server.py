@@ -332,4 +332,5 @@ def open_control(
     control = ControlServer(terms, listener, Verbs(supervisor, generations), supervisor.board)
     control.resume([] if packed is None else packed["clients"], supervisor.clock.now())
     supervisor.tasks.control(control)
+    supervisor.tasks.paths.add(listener)
     generations.pack_more = lambda record: control.pack(record, supervisor.clock.now())

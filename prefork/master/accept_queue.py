@@ -15,10 +15,12 @@ class AcceptQueue:
     """The accept queue of one listener, or of none.
 
     `queued_at` is when something was last queued for us. It is no longer updated once the queue is not ours to serve.
+    `origin` is the Listener underneath one that the program has wrapped (TLS).
     """
 
-    def __init__(self, listener: socket.socket | None) -> None:
+    def __init__(self, listener: socket.socket | None, origin: Listener | None = None) -> None:
         self._listener = listener
+        self.origin = listener if isinstance(listener, Listener) else origin
         self._narrowed = False
         self._serves_queue = listener is not None
         self.queued_at = 0.0
@@ -28,7 +30,7 @@ class AcceptQueue:
         another process holds the listener too."""
         if not self._narrowed:
             self._narrowed = True
-            self._serves_queue = self._listener is not None and narrow(self._listener)
+            self._serves_queue = self._listener is not None and narrow(self._listener, self.origin)
             self.queued_at = now if self._serves_queue else float("-inf")
 
     def look(self, now: float) -> bool:
@@ -50,7 +52,7 @@ class AcceptQueue:
 
         None for an inherited listener: the manager that passed it on still has it.
         """
-        listener = self._listener
-        if isinstance(listener, Listener) and listener.asked and not listener.inherited:
-            return listener.fileno(), listener.asked
+        origin = self.origin
+        if self._listener is not None and origin is not None and origin.asked and not origin.inherited:
+            return self._listener.fileno(), origin.asked
         return None

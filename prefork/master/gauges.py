@@ -20,7 +20,7 @@ class Gauges:
 
     def publish(
         self, children: list[Child], phase: Phase, limits: Limits, pool: Pool, *,
-        queue_length: int, now: float, now_ns: int,
+        queue_length: int, reachable: bool, now: float, now_ns: int,
     ) -> None:  # fmt: skip
         ready = [child for child in children if child.state is ChildState.READY]
         idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
@@ -28,7 +28,8 @@ class Gauges:
         waits = pool.backing_off and pool.next_start > now
         answered = not pool.queue.unanswered(limits.stall_timeout, now)
         with self._board.change() as words:
-            words[Word.SERVING] = not limits.pool or (bool(ready) and phase is Phase.RUNNING and answered)
+            serving = bool(ready) and phase is Phase.RUNNING and answered and reachable
+            words[Word.SERVING] = not limits.pool or serving
             words[Word.TURNED_NS] = now_ns
             words[Word.MIN_CHILDREN] = limits.min_children
             words[Word.MAX_CHILDREN] = limits.max_children

@@ -147,12 +147,13 @@ class Notifier:
     """Keep the manager informed, as a part of the supervisor's turn.
 
     `listener`: the descriptor that the manager is to keep over a crash, and the address asked for; None unless it is
-    ours alone. `before`: the address asked for by the previous image.
+    ours alone. `before`: the same of the previous image.
     """
 
     def __init__(
-        self, facts: Callable[[], NotifyFacts], *, resumed: bool, listener: tuple[int, str] | None, before: str = ""
-    ) -> None:
+        self, facts: Callable[[], NotifyFacts], *, resumed: bool, listener: tuple[int, str] | None,
+        before: tuple[int, str] | None = None,
+    ) -> None:  # fmt: skip
         environment = given()
         self._facts = facts
         self._address = environment.notify
@@ -164,8 +165,8 @@ class Notifier:
             return
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        if before and (listener is None or before != listener[1]):
-            self._unsent.append((_forget(stored_name(before)), None))
+        if before is not None and before != listener:
+            self._unsent.append((_forget(stored_name(before[1])), None))
         if listener is not None:
             self._kept = stored_name(listener[1])
             self._unsent.append((f"FDSTORE=1\nFDNAME={self._kept}", listener[0]))
@@ -190,7 +191,7 @@ class Notifier:
             try:
                 # socket.send_fds() ignores its address argument on 3.11.
                 rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
-                sock.sendmsg([message.encode()], rights, 0, self._address)
+                sock.sendmsg([message.encode(errors="backslashreplace")], rights, 0, self._address)
             except OSError as exc:
                 if exc.errno in (errno.EAGAIN, errno.ENOBUFS):
                     return

@@ -85,6 +85,11 @@ class Processes:
         exited = code >= 0
         return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
 
+    def end_group(self, pid: int) -> None:
+        """Kill the process group that this child leads, if it leads one; the child must not have been reaped."""
+        with contextlib.suppress(OSError):  # there is none, or its last processes are another user's
+            os.killpg(pid, signal.SIGKILL)
+
     def signal(self, pidfd: int, signum: int) -> None:
         """Send a signal, unless the process is gone. Raises OSError when it is out of our reach; see kill(2)."""
         try:
@@ -104,6 +109,14 @@ def _alive(pidfd: int) -> bool:
     except OSError:  # it lives, and is out of our reach
         return True
     return True
+
+
+def reap_unknown(pidfd: int) -> bool:
+    """Reap a child of this process that no table knows; return True if it is gone."""
+    try:
+        return os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
+    except ChildProcessError:  # the program waits for any child
+        return True
 
 
 class OrphanReaper:

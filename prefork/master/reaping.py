@@ -32,7 +32,9 @@ class Reaper:
         self._note = note
 
     def reap(self, child: Child) -> None:
-        """Reap the child if it has ended."""
+        """Reap the child if it has ended, and end what a rehearsal has started."""
+        if child.kind is ChildKind.REHEARSAL:
+            child.processes.end_group(child.pid)  # before it is reaped: its pid may be reused from then on
         exit = self._table.reap(child)
         if exit is not None:
             self._waiting.remove(child.pidfd)

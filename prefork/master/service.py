@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from prefork.workers.bootstrap import Birth, Master
 
+from ..sockets.listener import Listener
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -20,5 +22,6 @@ class Service:
     work: Callable[[Birth, Master, int], int] | None = None  # the body of a worker
     lanes: int = 1  # in one worker
     listener: socket.socket | None = None
+    origin: Listener | None = None  # the listener itself, where the program has wrapped it (TLS)
     max_lifetime: float | None = None
     application_bytes: int = 0  # for the user's own metrics

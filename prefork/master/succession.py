@@ -78,6 +78,9 @@ class Succession(Protocol):
     def cancel(self) -> None:
         """Cancel any reload: the service is about to end."""
 
+    def close(self) -> None:
+        """Called once no child of the service is left."""
+
     def forget(self) -> None:
         """Called in a new child: close its copies of the descriptors."""
 
@@ -117,6 +120,9 @@ class OneGeneration:
         pass
 
     def cancel(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def forget(self) -> None:

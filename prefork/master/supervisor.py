@@ -84,7 +84,7 @@ class Supervisor:
         nudge = None if resumed is None else resumed["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queue = AcceptQueue(service.listener)
+        self._accept_queue = AcceptQueue(service.listener, service.origin)
         self._spawner = Spawner(service, self.table, board, self._waiting)
         self._gauges = Gauges(board, self.clock.now())
         self._wake_at = self._looked_at = self.clock.now()
@@ -100,11 +100,13 @@ class Supervisor:
         if resumed is not None:
             self.pool = replace(self.pool, ever_ready=True, target=resumed.get("target", 0))
             self._spawner.any_served = True
+        kept, before = self._accept_queue.kept(), (resumed or {}).get("listener")
         notifier = None if not limits.pool else Notifier(
-            self._facts, resumed=resumed is not None, listener=self._accept_queue.kept(),
-            before=resumed.get("listener", {}).get("asked", "") if resumed is not None else "",
+            self._facts, resumed=resumed is not None, listener=kept,
+            before=None if before is None else (before["fd"], before["asked"]),
         )  # fmt: skip
-        self.tasks = Tasks(self.table, self._waiting, log_drops.Drops(board, self.table), notifier)
+        drops, origin = log_drops.Drops(board, self.table), self._accept_queue.origin
+        self.tasks = Tasks(self.table, self._waiting, drops, notifier, origin)
 
     # The loop, and one turn of it.
 
@@ -390,7 +392,8 @@ class Supervisor:
     def _publish(self, now: float) -> None:
         self._gauges.publish(
             list(self.table), self.phase, self.limits, self.pool,
-            queue_length=self._accept_queue.queue_length(), now=now, now_ns=self.clock.stamp_ns(),
+            queue_length=self._accept_queue.queue_length(), reachable=self.tasks.paths.reachable, now=now,
+            now_ns=self.clock.stamp_ns(),
         )  # fmt: skip
 
     def _facts(self) -> NotifyFacts:
@@ -472,6 +475,7 @@ class Supervisor:
         self.tasks.end_control()
         self.tasks.end_export()
         self._reaper.kill(*ChildKind)
+        self.generations.close()
         self.tasks.close()
         self._waiting.close()
 

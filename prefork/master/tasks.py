@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 from prefork.metrics.facts import ChildKind
 
+from ..sockets.listener import Listener
 from . import signalling
 from .children import Child, ChildTable
 from .guard import attempt, guarded
+from .path_watch import PathWatch
 from .processes import OrphanReaper
 from .waiting import Waiting
 
@@ -56,8 +58,10 @@ class Tasks:
     """The tasks of one supervisor; None for each that this service does not have."""
 
     def __init__(
-        self, table: ChildTable, waiting: Waiting, drops: LogDropsTask, notifier: TaskWithDescriptors | None
-    ) -> None:
+        self, table: ChildTable, waiting: Waiting, drops: LogDropsTask, notifier: TaskWithDescriptors | None,
+        origin: Listener | None = None,
+    ) -> None:  # fmt: skip
+        self.paths = PathWatch(origin)
         self.changes: OnChangeTask | None = None
         self._control: ControlTask | None = None
         self._exporter: ExporterTask | None = None
@@ -82,6 +86,7 @@ class Tasks:
             ("serve the control socket", self._control), ("look after the exporter", self._exporter),
             ("tell of dropped log lines", self._drops), ("tell the service manager", self._notifier),
             ("watch the program's files", self.changes), ("look for orphans", self._orphans),
+            ("watch the paths of the service", self.paths),
         )  # fmt: skip
         return min(
             [guarded(what, partial(each.turn, now), now + TASK_AGAIN_S) for what, each in present if each is not None]

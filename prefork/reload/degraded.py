@@ -53,11 +53,11 @@ def serve_degraded(handed: Handed, why: str) -> int:
 
 def _start(
     handed: Handed, why: str, wakeup: Wakeup, mailbox: Mailbox, signals: Signals
-) -> tuple[Supervisor, dict[str, Listener | None]]:
+) -> tuple[Supervisor, Mapping[str, Listener | None]]:
     """Make everything up to the loop. Raises OSError; it can be tried again then."""
     values = handed.values
     handed.take_back()
-    listeners = {name: handed.listener(name, values[name]["asked"]) for name in LISTENERS if name in values}
+    listeners = {name: handed.resume(name) for name in LISTENERS if name in values}
     generations = Generations(pack=_packer(values), handed=handed, failed=why)
     supervisor = _supervisor(handed, listeners, wakeup, signals, generations, mailbox)
     if "control" in values:
@@ -95,7 +95,7 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
 
 def _supervisor(
     handed: Handed,
-    listeners: dict[str, Listener | None],
+    listeners: Mapping[str, Listener | None],
     wakeup: Wakeup,
     signals: Signals,
     generations: Generations,

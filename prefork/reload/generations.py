@@ -7,7 +7,6 @@ which policy replaces one by one. Must not replace a worker itself.
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from time import time_ns
 from typing import Any
@@ -18,18 +17,20 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.bootstrap import flush
 from prefork.workers.signals import blocked
 
+from .. import systemd
 from ..master.children import Child, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
 from ..master.succession import Workings
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, narrow, queued
-from .handover import LISTENERS, Handed, Record, pack_board, pack_child, resume_child
-from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run
+from .handover import LISTENERS, Handed, Record, has_lost_its_path, pack_board, pack_child, resume_child
+from .left_over import LeftOver
+from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run, require_descriptors
+from .start_context import START, children
 
 log = logging.getLogger("prefork.supervisor")
 
 GENERATIONS_MAX = 2
-DESCRIPTORS_FREE = 16  # required before an exec
 
 
 class Generations:
@@ -62,6 +63,8 @@ class Generations:
         self._owed = False  # the result of the reload has not been reported yet
         self._left: Listener | None = None  # a listener that the program no longer asks for
         self._quiet_since = 0.0
+        self._started: set[int] = set()  # by the program of this image, before it served
+        self._left_over = LeftOver()
 
     def begin(self, workings: Workings) -> None:
         """Attach to the supervisor whose parts these are, and go on with what the previous image had."""
@@ -70,10 +73,12 @@ class Generations:
         self._reloading = Reloading(
             workings.boot_timeout, self._rehearsal_record, workings.fork, waiting.add, waiting.take_out, self._tell
         )
+        self._started = children() - START.children
         if self._handed is None:
             self.current = 1
         else:
             self._resume(self._handed, self._failed)
+            self._note_left_over(self._handed.values, self._failed)
 
     @property
     def current(self) -> int:
@@ -108,6 +113,15 @@ class Generations:
         if handed.values["again"]:
             self._reloading.ask()
 
+    def _note_left_over(self, values: Mapping[str, Any], failed: str) -> None:
+        """Note the children that no program knows any more: those of a program that failed are among them."""
+        handed = {child["pid"] for child in values["children"]}
+        unused, self._started = (self._started, set()) if failed else (set(), self._started)
+        self._left_over = LeftOver(
+            (START.children | unused) - handed, values.get("started", ()), unused - handed,
+            lambda: any(child.pid in handed for child in self._workers()),
+        )  # fmt: skip
+
     def arrive(self) -> None:
         """Take over for good: the loop is about to begin, and nothing before it can fail any more.
 
@@ -123,10 +137,13 @@ class Generations:
             self._tell(ReloadResult(False, self.degraded))
         for name, listener in zip(LISTENERS, vanished, strict=False):
             if listener is not None:
+                where = address_text(listener.getsockname())
+                lost = has_lost_its_path(handed.values[name])
                 log.info(
-                    "no longer listening on %s",
-                    address_text(listener.getsockname()),
-                    extra=event(LogEvent.LISTENER_GIVEN_UP, address=address_text(listener.getsockname())),
+                    "no longer listening on %s%s",
+                    where,
+                    " as it was before its path was removed" if lost else "",
+                    extra=event(LogEvent.LISTENER_GIVEN_UP, address=where),
                 )
                 if name == "listener" and narrow(listener):
                     self._left = listener
@@ -169,6 +186,7 @@ class Generations:
         """Advance the reload in progress, with the exec as its last step; return when to be called again."""
         self._note_arrival(boot_deaths, last_error)
         when = self._reloading.turn(now, may_begin=self._may_begin())
+        when = min(when, self._left_over.turn(now))
         if self._left is not None:
             when = min(when, now + QUIET_S / 3)
         if self._reloading.stage is Stage.READY:
@@ -189,6 +207,11 @@ class Generations:
     def forget(self) -> None:
         """Called in a new child: close its copies of the descriptors."""
         self._reloading.forget()
+        self._left_over.forget()
+
+    def close(self) -> None:
+        """Called at the end of the service: what earlier programs have started is told to end."""
+        self._left_over.end()
 
     def _workers(self) -> list[Child]:
         return [child for child in self._table if child.kind is ChildKind.WORKER]
@@ -253,6 +276,7 @@ class Generations:
 
     def _rehearsal_record(self) -> Record:
         record = Record(self._workings.values())
+        record.add("passed", (passed := systemd.still_open(), passed))
         self._pack(record)
         return record
 
@@ -267,6 +291,7 @@ class Generations:
             values, fds = pack_child(child)
             record.values["children"].append(values)
             record.fds += fds
+        record.values["started"] = [*self._started, *self._left_over.ours]
         record.add("nudge", self._workings.waiting.pack_nudge())
         self.pack_more(record)
         return record
@@ -282,7 +307,7 @@ class Generations:
             if self._workings.asked():  # a signal that comes later stays pending over the exec
                 return
             try:
-                _require_descriptors()
+                require_descriptors()
                 record = self._record()
                 record.values["mask"] = sorted(mask)
                 self._execute(record, self._workings.asked)
@@ -316,23 +341,6 @@ class Generations:
         with self._board.change() as words:
             words[Word.LAST_RELOAD_OK] = ok
             words[Word.LAST_RELOAD_AT_NS] = time_ns()
-
-
-def _require_descriptors() -> None:
-    """Raise OSError unless DESCRIPTORS_FREE descriptors are free.
-
-    With fewer, a new interpreter may end before any code of ours runs.
-    """
-    taken: list[int] = []
-    try:
-        for _ in range(DESCRIPTORS_FREE):
-            taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as exc:
-        why = f"a new image needs {DESCRIPTORS_FREE} free descriptors, of which there are {len(taken)}; see ulimit -n"
-        raise OSError(exc.errno, why) from exc
-    finally:
-        for fd in taken:
-            os.close(fd)
 
 
 def _ready(children: list[Child]) -> int:

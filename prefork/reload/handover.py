@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 from prefork.workers.signals import Signals
 
+from .. import systemd
 from ..master.children import Child, ChildState
 from ..sockets.listener import Listener
+from ..sockets.unix_paths import identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -100,13 +102,21 @@ class Handed:
             raise
 
     def listener(self, name: str, asked: str) -> Listener | None:
-        """Return the socket of that role if it was asked for by the same `asked`, once; else None."""
+        """Return the socket of that role if it was asked for by the same `asked`, once; else None.
+
+        None as well if its Unix path was removed or replaced: a new one has to be bound, or no client finds us.
+        """
         packed = self.values.get(name)
-        if packed is None or packed["asked"] != asked or name in self._given:
+        if packed is None or packed["asked"] != asked or name in self._given or has_lost_its_path(packed):
             return None
+        return self.resume(name)
+
+    def resume(self, name: str) -> Listener:
+        """Return the socket of that role as it is, whoever asks for it."""
+        packed = self.values[name]
         listener = self._given[name] = Listener.resume(packed["fd"], quiet=self.rehearsal)
         self.lend(listener)
-        listener.asked, listener.inherited = asked, packed["inherited"]
+        listener.asked, listener.inherited = packed["asked"], packed["inherited"]
         return listener
 
     def board(self) -> Board:
@@ -144,8 +154,7 @@ class Handed:
 
     def vanished(self, name: str) -> Listener | None:
         """Return the socket of that role if the program did not ask for it; else None."""
-        packed = self.values.get(name)
-        return None if packed is None or name in self._given else self.listener(name, packed["asked"])
+        return None if self.values.get(name) is None or name in self._given else self.resume(name)
 
     def take_back(self) -> None:
         """Restore, after the program failed, the descriptors that it may have closed."""
@@ -154,6 +163,11 @@ class Handed:
         self._board = None
         for fd, spare in self._spares.items():
             os.dup2(spare, fd, inheritable=False)
+
+
+def has_lost_its_path(packed: Mapping[str, Any]) -> bool:
+    """Return whether the Unix path of this packed listener was removed, or leads to something else by now."""
+    return packed["path"] is not None and identity_of(packed["path"]) != tuple(packed["identity"] or ())
 
 
 _handed: Handed | None = None
@@ -168,6 +182,7 @@ def receive(fd: int) -> Handed:
     if values["version"] not in READABLE:
         os.close(fd)
         raise ValueError(f"the record is of version {values['version']}, not {VERSION}")
+    systemd.keep_only(set(values.get("passed", values["fds"])))
     _handed = Handed(values)
     os.close(fd)  # last of all: if anything before fails, the record can be read again
     return _handed

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
+from prefork.workers import ending
 from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.wakeup import Wakeup
 
@@ -54,6 +55,7 @@ def rehearse(tried: Rehearsal) -> NoReturn:
         if isinstance(listener, Listener):
             listener.unlink()  # a new path, bound for the rehearsal only
     say(given.values["pipe"], **({"failed": failed} if failed else {"ready": True}))
+    ending.end_processes()
     leave(int(bool(failed)))
 
 

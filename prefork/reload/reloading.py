@@ -34,6 +34,7 @@ log = logging.getLogger("prefork.supervisor")
 
 OUTPUT_MAX = 64 * 1024  # of the output of a rehearsal, only the last so many bytes are kept
 READS_A_TURN = 2  # of a pipe, each of so many bytes: a rehearsal may print faster than anybody reads
+DESCRIPTORS_FREE = 16  # required before an exec
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to SIGKILL
 KILL_AGAIN_S = 0.5  # until a SIGKILL that the kernel refused is sent again
 ABOUT_TO_END = "the service is about to end"
@@ -227,6 +228,7 @@ class Reloading:
 
 def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
     """Run the program's own command line again, as the body of the rehearsal, with its output on a pipe to us."""
+    os.setpgid(0, 0)  # whatever it starts ends with it
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
@@ -257,6 +259,23 @@ def not_run(exc: OSError) -> str:
 def say(pipe: int, **word: object) -> None:
     """Write the result of `serve_forever()` on the pipe; called in the rehearsal, once."""
     os.write(pipe, json.dumps(word).encode() + b"\n")
+
+
+def require_descriptors() -> None:
+    """Raise OSError unless DESCRIPTORS_FREE descriptors are free.
+
+    With fewer, a new interpreter may end before any code of ours runs.
+    """
+    taken: list[int] = []
+    try:
+        for _ in range(DESCRIPTORS_FREE):
+            taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as exc:
+        why = f"a new image needs {DESCRIPTORS_FREE} free descriptors, of which there are {len(taken)}; see ulimit -n"
+        raise OSError(exc.errno, why) from exc
+    finally:
+        for fd in taken:
+            os.close(fd)
 
 
 def execute(record: Record, asked: Callable[[], bool]) -> None:

@@ -6,11 +6,14 @@ taken for how it was started: the environment is read from the kernel, and the d
 its path leads to it. Must be made early: process titles are written over the memory that /proc/self/environ shows.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .. import systemd
 
 ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py")  # where every new image begins
 WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter options that take an argument; python(1)
@@ -26,6 +29,7 @@ class StartContext:
     environment: dict[str, str]
     directory: str
     pid: int = field(default_factory=os.getpid)
+    children: frozenset[int] = frozenset()  # of this process, before the program has started any
 
     def refusal(self) -> str | None:
         """Return why this program cannot be started again; None if it can."""
@@ -93,6 +97,16 @@ def _program_letter(option: str) -> tuple[str, str, str] | None:
     return None
 
 
+def children() -> set[int]:
+    """Return the pids of the children of this process; none where the kernel does not tell (proc_pid_children(5))."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):  # a thread that has just ended
+                found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
+
+
 def _is_of_multiprocessing() -> bool:
     """Return whether this is a process of the program's multiprocessing, by whatever method it was started."""
     process = sys.modules.get("multiprocessing.process")
@@ -156,7 +170,8 @@ def _start_context() -> StartContext:
         directory = started_in(environment, program, str(getattr(sys.modules["__main__"], "__file__", "")))
     except OSError:  # the working directory was removed
         directory = "/"
-    return StartContext(_executable(), flags, program, environment, directory)
+    systemd.note_sockets(environment)
+    return StartContext(_executable(), flags, program, environment, directory, children=frozenset(children()))
 
 
 START = _start_context()

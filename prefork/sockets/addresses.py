@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from .. import systemd
 from ..errors import ConfigError
+from ..log_formats import escaped
 
 __all__ = ["Address", "Kind", "address_text", "parse_address"]
 
@@ -145,10 +146,13 @@ def over(fd: int, cls: type[S]) -> S:
 
 
 def address_text(address: Any) -> str:
-    """Return an address as people write it: host:port, [host]:port, a path, or @name for an abstract one; unix(7)."""
+    """Return an address as people write it: host:port, [host]:port, a path, or @name for an abstract one; unix(7).
+
+    What is no text in it (a path may have any bytes) is escaped, so that the address can be logged, shown and scraped.
+    """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[:2]
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
         address = os.fsdecode(address)
-    return str(address).replace("\0", "@", 1)
+    return escaped(str(address).replace("\0", "@", 1))

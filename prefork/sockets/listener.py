@@ -227,11 +227,9 @@ class Listener(socket.socket):
             except OSError as exc:
                 self.unreachable = False
                 log.warning(
-                    "could not remove %s, it is left: %s",
-                    self.path,
-                    (exc.strerror or str(exc)).lower(),
+                    "could not remove %s, it is left: %s", self.path, (exc.strerror or str(exc)).lower(),
                     extra=event(LogEvent.SOCKET_LEFT, address=self.path),
-                )
+                )  # fmt: skip
         self.path = None
 
     @property
@@ -255,11 +253,11 @@ def bound_elsewhere(instead: Instead) -> Iterator[None]:
         _instead = None
 
 
-# For any listening socket, because the user may have wrapped ours (TLS).
+# For any listening socket: the program may have wrapped ours (TLS), and `origin` is the Listener underneath.
 
 
 @contextlib.contextmanager
-def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
+def prepared(sock: socket.socket, ours: Callable[[], bool], origin: Listener | None = None) -> Iterator[None]:
     """Prepare a listener for the workers, inside: none may block for what a sibling took, nor wait in an accept for as
     long as the program's own timeout.
 
@@ -267,8 +265,9 @@ def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
     handlers reply on them. Both are put back at the end if the socket is `ours()` then; if not, workers of the previous
     image go on with it. Raises BindError as `widen()` does.
     """
-    widen(sock)
-    resumed = isinstance(sock, Listener) and sock.resumed  # the previous image made it non-blocking
+    widen(sock, origin)
+    known = _known(sock, origin)
+    resumed = known is not None and known.resumed  # the previous image made it non-blocking
     blocking, timeout = resumed or os.get_blocking(sock.fileno()), sock.gettimeout()
     wanted = None if sock.type == socket.SOCK_DGRAM else 0.0
     if isinstance(sock, Listener):
@@ -297,6 +296,10 @@ def _put_back(sock: socket.socket, timeout: float | None, blocking: bool) -> Non
         os.set_blocking(sock.fileno(), False)
 
 
+def _known(sock: socket.socket, origin: Listener | None) -> Listener | None:
+    return sock if isinstance(sock, Listener) else origin
+
+
 def queued(sock: socket.socket) -> bool:
     """Return whether something is queued now. False for a closed socket, and where the kernel does not tell."""
     if sock.fileno() == -1:
@@ -309,16 +312,17 @@ def queued(sock: socket.socket) -> bool:
         return False
 
 
-def narrow(sock: socket.socket) -> bool:
+def narrow(sock: socket.socket, origin: Listener | None = None) -> bool:
     """Refuse new clients, and keep the accept queue, which the workers serve to its end.
 
     Returns False, with nothing changed, for a closed socket, and for a listener that another process holds as well
     (systemd): its queue is for the process that serves it next.
     """
-    if sock.fileno() == -1 or (isinstance(sock, Listener) and sock.inherited):
+    known = _known(sock, origin)
+    if sock.fileno() == -1 or (known is not None and known.inherited):
         return False
-    if isinstance(sock, Listener):
-        sock.unlink()
+    if known is not None:
+        known.unlink()
     program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
     if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
         return True  # without its path no client can reach it
@@ -332,12 +336,13 @@ def narrow(sock: socket.socket) -> bool:
     return True
 
 
-def widen(sock: socket.socket) -> None:
+def widen(sock: socket.socket, origin: Listener | None = None) -> None:
     """Undo `narrow()`, so that a server can serve again after `shutdown()`.
 
     Raises BindError for a Unix socket whose path was removed by an earlier drain.
     """
-    if isinstance(sock, Listener) and sock.unreachable:
+    known = _known(sock, origin)
+    if known is not None and known.unreachable:
         where = address_text(sock.getsockname())
         raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
     with contextlib.suppress(OSError):  # there was no filter

@@ -133,8 +133,21 @@ def test_what_a_manager_may_keep(change: dict[str, Any], kept: bool) -> None:
         assert AcceptQueue(listener).kept() == ((listener.fileno(), "asked for") if kept else None)
 
 
-def test_a_wrapped_socket_is_not_kept() -> None:
-    """A socket that the program has put in the listener's place is not kept."""
+def test_a_wrapped_listener() -> None:
+    """It is kept, or left open, as the listener underneath is: that one knows where it came from."""
+    with listening() as listener:
+        asked, inherited = listener.asked, listener.inherited = "asked for", True
+        with socket.socket(fileno=listener.detach()) as wrapped:
+            accept_queue = AcceptQueue(wrapped, listener)
+            assert (accept_queue.kept(), inherited) == (None, True)
+            accept_queue.narrow(11.0)
+            assert accept_queue.queued_at == FOREVER_AGO
+            listener.inherited = False
+            assert accept_queue.kept() == (wrapped.fileno(), asked)
+
+
+def test_a_strange_socket_is_not_kept() -> None:
+    """Nor is one that the program has put in the listener's place."""
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         assert AcceptQueue(theirs).kept() is None
     assert AcceptQueue(None).kept() is None

@@ -113,16 +113,16 @@ class Start:
 
     def __init__(self, done: list[str], wakeup: Wakeup, values: dict[str, Any]) -> None:
         self.done = done
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[str] = []
         self.early = Noted("early", done)
-        self.handed: Any = Noted("handed", done, values=values, listener=self._listener, early=self.early)
+        self.handed: Any = Noted("handed", done, values=values, resume=self._resume, early=self.early)
         self.wakeup = wakeup
         self.signals: Any = Noted("signals", done, note="note", take=self._take)
         self.taken: dict[int, Any] = {}
         self.control: list[Any] = []
 
-    def _listener(self, name: str, asked: str) -> str:
-        self.asked.append((name, asked))
+    def _resume(self, name: str) -> str:
+        self.asked.append(name)
         return f"the {name}"
 
     def _take(self, handlers: dict[int, Any]) -> None:
@@ -150,7 +150,7 @@ def test_it_takes_over_what_there_is(done: list[str], wakeup: Wakeup, parts: Sim
     those that come now."""
     start = Start(done, wakeup, {"listener": {"asked": "a"}, "metrics": {"asked": "m"}, "control": "c"})
     assert start() == ("the supervisor", {"listener": "the listener", "metrics": "the metrics"})
-    assert start.asked == [("listener", "a"), ("metrics", "m")]
+    assert start.asked == ["listener", "metrics"]
     assert parts.control == [("the supervisor", "terms c", "listener c", "c")]
     assert done == ["handed.take_back", "early.hand_over", "signals.take"]
     assert start.handed.early is None

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,13 +287,37 @@ def test_who_takes_a_path_has_to_remove_it(identity: list[int] | None, resumed: 
     handed, before = given()
     handed.values["listener"] |= {"path": "/run/s", "identity": identity}
     with before:
-        found = handed.listener("listener", "127.0.0.1:0")
+        found = handed.resume("listener")
         said = [(found.path, found.identity)]
         handed.take()
         said.append((found.path, found.identity))
         assert said == [(None, None), ("/run/s", resumed)]
         found.path = None
         found.detach()
+
+
+def test_a_path_that_was_removed_or_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that asks for it gets nothing, and binds anew; what listened there is given up."""
+    monkeypatch.chdir(tmp_path)
+    with Listener(socket.AF_UNIX, socket.SOCK_STREAM) as before:
+        before.bind("s")
+        before.listen()
+        before.asked = "s"
+        values, _ = pack_listener(before, os.dup(before.fileno()))
+        for lost in (False, True):
+            if lost:
+                os.rename("s", "elsewhere")
+            handed = Handed({"listener": dict(values)})
+            found = handed.listener("listener", "s")
+            assert (found is None) is lost
+            if lost:
+                found = handed.vanished("listener")
+            assert found is not None
+            handed.take_back()
+            assert found.fileno() == -1
+            handed._close_spares()
+        os.close(values["fd"])
+        before.path = None
 
 
 def _child(board: Board, **changed: Any) -> Child:

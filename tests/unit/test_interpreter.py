@@ -113,6 +113,8 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
         _of_module("multiprocessing.util", "_finalizer_registry", dict), ENDING),
     "multiprocessing.util._exit_function": (
         _of_module("multiprocessing.util", "_exit_function", FunctionType), ENDING),
+    "multiprocessing.util._run_finalizers": (
+        _of_module("multiprocessing.util", "_run_finalizers", FunctionType), ENDING),
     "multiprocessing.util._run_after_forkers": (
         _of_module("multiprocessing.util", "_run_after_forkers", FunctionType), ENDING),
     "concurrent.futures.thread._threads_queues": (_executors_threads, ENDING),

@@ -275,22 +275,24 @@ def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "READY=1\nSTATUS=reloading: 3 workers" in manager.messages
 
 
-OURS, OTHER = (9, "STREAM 'here' 1"), "STREAM 'there' 1"
+OURS, OTHER = (9, "STREAM 'here' 1"), (9, "STREAM 'there' 1")
 STORE = ("FDSTORE=1\nFDNAME=prefork STREAM 'here' 1", 9)
 
 
 @pytest.mark.parametrize(("before", "listener", "unsent"), [
-    ("", None, []),
-    ("", OURS, [STORE]),
-    (OURS[1], OURS, [STORE]),
-    (OTHER, OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER}", None), STORE]),
-    (OTHER, None, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER}", None)]),
+    (None, None, []),
+    (None, OURS, [STORE]),
+    (OURS, OURS, [STORE]),
+    ((8, OURS[1]), OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OURS[1]}", None), STORE]),
+    (OTHER, OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None), STORE]),
+    (OTHER, None, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None)]),
 ])  # fmt: skip
 def test_what_the_manager_is_to_keep(
-    before: str, listener: tuple[int, str] | None, unsent: list[tuple[str, int | None]],
+    before: tuple[int, str] | None, listener: tuple[int, str] | None, unsent: list[tuple[str, int | None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Our listener, and no longer that of the image before if it is another. Without a manager nothing is kept."""
+    """Our listener, and no longer that of the image before if it is another, be it at the same address. Without a
+    manager nothing is kept."""
     for notify in ("/notify", ""):
         monkeypatch.setattr(systemd, "_given", Given(notify=notify))
         notifier = Notifier(facts, resumed=False, listener=listener, before=before)

@@ -215,6 +215,9 @@ class FakeProcesses(Processes):
         self._pids = itertools.count(1 << 23)  # above any real one
         self._by_pidfd: dict[int, int] = {}
 
+    def end_group(self, pid: int) -> None:
+        """No process here has started another."""
+
     def start(self, slot: Slot, stacks: Stacks, forget: Any, body: Any) -> tuple[int, int]:
         if self.refuse:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))

@@ -1,0 +1,62 @@
+"""What a program starts at its import, over reloads: the processes of a rehearsal, of an earlier image, of nobody."""
+
+import os
+import signal
+from pathlib import Path
+from time import monotonic
+
+import psutil
+
+from tests.support.programs.releases import AFTERWARDS, Released, numbered
+from tests.support.programs.service import HUNG, in_session
+
+STARTS = "from tests.process.programs.starting_processes import HELD\n"
+
+
+def wait_processes(service: Released, processes: int, zombies: int) -> None:
+    """Until so many live in the session of the service, and so many children of the master wait to be reaped."""
+    deadline = monotonic() + HUNG
+    while True:
+        waiting = [child.pid for child in psutil.Process(service.pid).children() if child.status() == "zombie"]
+        found = (len(in_session(service.pid)), len(waiting))
+        if found == (processes, zombies):
+            return
+        assert monotonic() < deadline, f"hung: {found}, not {(processes, zombies)}"
+
+
+def test_processes_that_a_program_starts(tmp_path: Path) -> None:
+    """A rehearsal's end with it, also when it fails; an earlier image's are used by its workers, and told to end with
+    the last of them; what ends is reaped; what was there before the program stays."""
+    before = ["sh", "-c", 'sleep 1000 & echo $! > sidecar; exec "$@"', "sh"]
+    with Released(tmp_path, STARTS + numbered(1), max_children=1, before=before) as service:
+        service.expect("reload failed: .*rehearsal ended", "reload failed: the program failed: RuntimeError: only here")
+        service.allow("(?s)RuntimeError: (not|only) here")
+        service.wait_ready(1)
+        sidecar = int((tmp_path / "sidecar").read_text())
+        processes = len(in_session(service.pid))
+        assert processes == 5  # master, worker, manager, helper, sidecar
+        wait_processes(service, processes, 1)
+        service.release(STARTS + "raise RuntimeError('not here')\n")
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        wait_processes(service, processes, 1)
+        with service.hold() as held:
+            service.release(STARTS + numbered(2))
+            service.signal(signal.SIGHUP)
+            service.wait_reloads(ok=1)
+            wait_processes(service, processes + 3, 1)  # the old worker, its manager and its helper
+            held.close()
+        service.wait_ready(1, replaced=1)
+        wait_processes(service, processes, 1)
+        service.release(STARTS + numbered(3) + AFTERWARDS + "raise RuntimeError('only here')\n")
+        service.signal(signal.SIGHUP)
+        wait_processes(service, processes, 0)
+        service.release(STARTS + numbered(4))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=2)
+        service.wait_ready(1, replaced=2)
+        wait_processes(service, processes, 1)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert in_session(service.pid) == [sidecar]
+        os.kill(sidecar, signal.SIGKILL)
