@@ -14,6 +14,7 @@ from prefork.workers.signals import EVERY, Alarm, Signals, disarm, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL, Command
+from ..log_formats import escaped
 from ..logs import complain
 from ..master.guard import attempt, insist
 from ..process import RunMode, run_as
@@ -66,7 +67,7 @@ def _say_why(exc: BaseException) -> str:
         return f"the program left with status {exc.code} before its serve_forever() was ready"
     text = "".join(traceback.format_exception(exc))
     attempt("print what the program failed of", lambda: complain(text))  # in one write: the workers write there too
-    return f"the program failed: {type(exc).__name__}: {exc}"
+    return escaped(f"the program failed: {type(exc).__name__}: {exc}")
 
 
 class TakeoverSignals(Signals):

@@ -25,6 +25,7 @@ from prefork.workers.bootstrap import Birth, Master, leave
 
 from .. import process
 from ..errors import ConfigError
+from ..log_formats import escaped
 from ..master.children import Child
 from ..master.guard import attempt, reason_of, say_failed
 from .handover import Record, handed_on
@@ -206,7 +207,7 @@ class Reloading:
             reason = f"the rehearsal was not ready within {self._boot_timeout:g} s (boot_timeout)"
         else:
             reason = said.get("failed") or f"the rehearsal ended before its serve_forever() was ready: {how}"
-        self._end(ReloadResult(False, reason, output))
+        self._end(ReloadResult(False, escaped(reason), output))
 
     def _close(self) -> None:
         while self._pipes:
