@@ -31,6 +31,7 @@ from .scoreboard import (
     REJECTED,
     Report,
     SlotReader,
+    mapped,
     sealed_memory,
 )
 
@@ -282,7 +283,7 @@ class Board:
         if fd is None:
             self.fd, self.memory = sealed_memory("prefork-board", BOARD_BYTES)
         else:
-            self.fd, self.memory = fd, mmap.mmap(fd, 0)
+            self.fd, self.memory = fd, mapped(fd, os.fstat(fd).st_size)
             BoardReader(self.memory).release()  # raises for another version
         self._view = memoryview(self.memory)
         self.words = self._view[: BOARD_WORDS * 8].cast("Q")

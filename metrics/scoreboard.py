@@ -61,8 +61,11 @@ STACKS_MAX = 256 * 1024
 _REASONS = {int(reason): reason for reason in ExitReason}
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # the mapped part stays; text may grow after it
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
+MAP_FIXED = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 
 
 def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
@@ -76,10 +79,27 @@ def sealed_memory(name: str, size: int) -> tuple[int, mmap.mmap]:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         # Every holder of the descriptor appends text: they share the open file description, and so this flag.
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
-        return fd, mmap.mmap(fd, size)
+        return fd, mapped(fd, size)
     except BaseException:
         os.close(fd)
         raise
+
+
+def mapped(fd: int, size: int, protection: int = mmap.PROT_READ | mmap.PROT_WRITE) -> mmap.mmap:
+    """Map the descriptor's memory. Raises OSError, or ValueError when it is smaller.
+
+    `mmap.mmap(fd, size)` would keep a duplicate of the descriptor: one more for each child, in the master.
+    """
+    if not 0 < size <= os.fstat(fd).st_size:
+        raise ValueError("there is less memory than was asked for")
+    memory = mmap.mmap(-1, size)
+    window = (ctypes.c_char * size).from_buffer(memory)
+    address = ctypes.addressof(window)
+    del window  # else the memory could not be closed
+    if _libc.mmap(address, size, protection, mmap.MAP_SHARED | MAP_FIXED, fd, 0) != address:
+        memory.close()
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return memory
 
 
 class Slot:
@@ -89,7 +109,7 @@ class Slot:
         """Create the slot. Raises OSError when descriptors or memory are short, and then leaves nothing open."""
         application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
         size = application_at + application_bytes
-        self._use(*sealed_memory("prefork-slot", size), lanes)
+        self._use(*sealed_memory("prefork-slot", size), lanes, writable=True)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
         self.words[TEXT_AT] = size
@@ -100,8 +120,7 @@ class Slot:
 
         Raises ValueError when it is not a slot of this version; then the descriptor remains the caller's.
         """
-        size = _mapped_bytes(fd)
-        memory = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+        memory = mapped(fd, _mapped_bytes(fd) or os.fstat(fd).st_size, mmap.PROT_READ)
         words = memoryview(memory)[: len(memory) // 8 * 8].cast("Q")
         lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
         if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
@@ -118,18 +137,25 @@ class Slot:
 
     @classmethod
     def view(cls, fd: int, shape: tuple[int, int]) -> Self:
-        """Map a slot read-only by the shape that its creator reports, whatever its contents are."""
+        """Map a slot read-only by the shape that its creator reports, whatever its contents are; close its descriptor.
+
+        An exporter has a slot for each worker, and the soft limit of descriptors that the service was started with.
+        """
         slot = cls.__new__(cls)
-        slot._use(fd, mmap.mmap(fd, shape[1], prot=mmap.PROT_READ), shape[0])
+        try:
+            slot._use(-1, mapped(fd, shape[1], mmap.PROT_READ), shape[0])
+        finally:
+            os.close(fd)
         return slot
 
-    def _use(self, fd: int, memory: mmap.mmap, lanes: int) -> None:
+    def _use(self, fd: int, memory: mmap.mmap, lanes: int, *, writable: bool = False) -> None:
         self.fd = fd
         self.memory = memory
         self.lanes = lanes
         words = HEADER_WORDS + lanes * LANE_WORDS
-        self.words = memoryview(memory)[: words * 8].cast("Q")
-        self.application = memoryview(memory)[words * 8 :]
+        whole = memoryview(memory) if writable else memoryview(memory).toreadonly()
+        self.words = whole[: words * 8].cast("Q")
+        self.application = whole[words * 8 :]
 
     def lane(self, index: int) -> memoryview:
         start = HEADER_WORDS + index * LANE_WORDS
@@ -137,7 +163,8 @@ class Slot:
 
     def close(self) -> None:
         """Close the descriptor, and the mapping as soon as no lane of it is held."""
-        os.close(self.fd)
+        if self.fd != -1:
+            os.close(self.fd)
         try:
             self.words.release()
             self.application.release()

@@ -13,6 +13,7 @@ from .errors import PreforkError
 from .master.policy import Phase
 from .pool_settings import PoolSettings
 from .process import RunMode, rehearsing, run_mode
+from .reload.handover import handed
 from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_loop import Own
@@ -20,6 +21,7 @@ from .serving_pool import Preforked
 from .settings.fields import validate
 from .sockets.listener import Listener, widen
 from .supervised import SupervisedMixIn
+from .surroundings.room import check_kernel, check_room
 
 if TYPE_CHECKING:
     import socket
@@ -100,6 +102,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         validate(self)
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
+        if run_mode() is not RunMode.SINGLE:
+            check_kernel()
+            given = handed()
+            lent = 0 if given is None else 2 * len(given.values.get("children", ()))
+            check_room(self.max_children, lent, rehearsing=rehearsing())
         own: Preforked = self._prefork_
         own.control_terms()
         if rehearsing():

@@ -7,6 +7,7 @@ Evaluated in any process, when the class is defined.
 import os
 from typing import Annotated
 
+from .commands import WORKERS_MAX
 from .server import TCPServer
 from .settings.cpus import usable_cpus
 from .settings.fields import Setting
@@ -16,8 +17,10 @@ class PoolSettings:
     """The settings of a pool, listed in REFERENCE.md. All durations are in seconds, all sizes in bytes."""
 
     max_children: Annotated[
-        int, Setting("most workers at once", group="Pool", at_least=1, default_text="2 × usable CPUs + 1")
-    ] = 2 * usable_cpus() + 1
+        int,
+        Setting("most workers at once", group="Pool", at_least=1, at_most=WORKERS_MAX,
+                default_text="2 × usable CPUs + 1"),
+    ] = min(2 * usable_cpus() + 1, WORKERS_MAX)  # fmt: skip
     min_children: Annotated[
         int | None, Setting("fewest workers", group="Pool", at_least=1, default_text="max_children")
     ] = None

@@ -17,6 +17,7 @@ import setproctitle
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import access_log, user_forks
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
 from prefork.workers.signals import EVERY, Signals, set_mask
@@ -116,6 +117,7 @@ class Preforked(Supervised):
                 return None
             stack.enter_context(process.alone(self.service_name()))
             stack.enter_context(process.inside(server.working_directory))
+            stack.enter_context(raised())
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()

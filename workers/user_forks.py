@@ -11,13 +11,14 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 
+from prefork.metrics.scoreboard import MAP_FIXED
+
 _undo: Callable[[], None] | None = None
 _always: list[Callable[[], None]] = []
 _ours = False  # the fork under way is prefork's own
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-MAP_FIXED = 0x10
 
 
 def on_fork_by_user(undo: Callable[[], None] | None) -> None:

@@ -10,6 +10,7 @@ Owns the import of the user's module and the creation of the server; must not se
 the master. Mistakes raise ConfigError; an exception in the user's own code raises UserCodeError, with it as the cause.
 """
 
+import errno
 import importlib
 import inspect
 import os
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from ..errors import ConfigError, PreforkError, UserCodeError, nearest
+from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -67,6 +68,10 @@ def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
         raise
     except SystemExit as exc:
         raise UserCodeError(f"{sentence}: it left with status {exc.code}") from exc
+    except OSError as exc:
+        if exc.errno == errno.EAFNOSUPPORT:  # there is no IPv6
+            raise BindError(exc.errno, f"{sentence}: {os.strerror(exc.errno).lower()}") from None
+        raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
     except Exception as exc:
         raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
 

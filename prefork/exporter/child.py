@@ -17,9 +17,10 @@ from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.feed import Feed, Slots
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot, SlotReader
-from prefork.workers import sinks
+from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
 
+from ..errors import BindError
 from ..master.children import Child
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
@@ -52,7 +53,11 @@ def bind_metrics(address: Any, asked: str) -> Listener:
     if isinstance(address, (tuple, list)):
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         address = tuple(address)
-    listener = Listener(family, socket.SOCK_STREAM)
+    try:
+        listener = Listener(family, socket.SOCK_STREAM)
+    except OSError as exc:  # there is no IPv6
+        reason = (exc.strerror or str(exc)).lower()
+        raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
     listener.asked = asked
     try:
         if family != socket.AF_UNIX:
@@ -165,6 +170,7 @@ class ExporterChild:
                 say_failed("look at the slots", exc, "the exporter starts again")
                 return 1
             self._forget_memory()
+            descriptor_limit.give_back()
             name = address_text(self._subject.listener.getsockname())
             return serve(
                 Scope(self._subject.name, self._listener, self._subject.listener, name, self._subject.pool),

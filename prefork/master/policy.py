@@ -21,6 +21,7 @@ from enum import Enum, auto
 
 from prefork.metrics.facts import ChildKind, ExitReason
 
+from ..commands import WORKERS_MAX
 from .children import ChildState
 from .queue_watch import NOTHING_SEEN, QueueWatch, Unmoved
 
@@ -72,9 +73,8 @@ class Limits:
 
     def resized(self, step: int) -> "Limits":
         """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
-        return replace(
-            self, min_children=max(1, self.min_children + step), max_children=max(1, self.max_children + step)
-        )
+        low, high = (min(max(1, each + step), WORKERS_MAX) for each in (self.min_children, self.max_children))
+        return replace(self, min_children=low, max_children=high)
 
     def scaled(self, workers: int) -> "Limits":
         """Return limits with `max_children` set to `workers`; `min_children` follows if it was equal or would exceed

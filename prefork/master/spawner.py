@@ -14,7 +14,7 @@ from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ForkFailure
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
-from prefork.workers import sinks
+from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 
@@ -62,6 +62,7 @@ class Spawner:
         def body_without_memory(birth: Birth, master: Master, number: int) -> int:
             sinks.name_child(f"{kind.label} slot={number} gen={generation} pid={os.getpid()}", self._waiting.nudge)
             self._table.close_memory()
+            descriptor_limit.give_back()
             return body(birth, master, number)
 
         child = self._table.fork(

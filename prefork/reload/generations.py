@@ -15,6 +15,7 @@ from prefork.metrics.board import Word
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.bootstrap import flush
+from prefork.workers.descriptor_limit import pack_limit
 from prefork.workers.signals import blocked
 
 from .. import systemd
@@ -309,7 +310,7 @@ class Generations:
             try:
                 require_descriptors()
                 record = self._record()
-                record.values["mask"] = sorted(mask)
+                record.values.update(mask=sorted(mask), soft_limit=pack_limit())
                 self._execute(record, self._workings.asked)
             except OSError as exc:
                 self._reloading.done(ReloadResult(False, not_run(exc)))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from prefork.workers.bootstrap import leave
+from prefork.workers.descriptor_limit import resume_limit
 from prefork.workers.signals import EVERY, Alarm, Signals, disarm, set_mask
 from prefork.workers.wakeup import Wakeup
 
@@ -42,6 +43,7 @@ def take_over(fd: int, program: list[str]) -> int:
         set_mask(handed.values.get("mask", ()))
         run(program)
         return 1  # it did not reach a serve_forever()
+    resume_limit(handed.values.get("soft_limit"))
     watch = BootWatch(handed)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry))
     handed.on_taken = watch.end

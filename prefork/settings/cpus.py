@@ -12,7 +12,10 @@ __all__ = ["cgroup_quota", "usable_cpus"]
 
 def usable_cpus() -> int:
     """Return the number of usable CPUs: the affinity mask, limited by the cgroup's CPU quota; at least 1."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        affinity = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not on every system; refused by a filter
+        affinity = os.cpu_count() or 1
     try:
         membership = Path("/proc/self/cgroup").read_text()
     except OSError:

@@ -1,0 +1,93 @@
+"""Room for a pool: whether the kernel lets this process do what a pool needs, and has as many descriptors as it may
+take.
+
+Runs in the master before the first fork, and in a rehearsal. Must not change anything: it tries, and says what is
+missing.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from errno import EFBIG
+
+from prefork.metrics.board import BOARD_BYTES
+from prefork.metrics.scoreboard import sealed_memory
+from prefork.workers import descriptor_limit
+
+from ..errors import ConfigError, PreforkError
+
+__all__ = ["check_kernel", "check_room"]
+
+RESERVE = 32  # descriptors: control clients, exporter, rehearsal, and what an interpreter needs at its start
+
+
+def check_kernel() -> None:
+    """Raise PreforkError if the kernel, or a filter on this process, refuses a call that a pool cannot do without."""
+    for call, attempt in _CALLS:
+        try:
+            attempt()
+        except OSError as exc:
+            reason = (exc.strerror or str(exc)).lower()
+            error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason}")
+            if exc.errno == EFBIG:
+                error.add_note(f"A limit of file sizes (ulimit -f) must be above {BOARD_BYTES} bytes.")
+            else:
+                error.add_note("It needs Linux 5.10, and no filter of system calls (seccomp) in its way.")
+            raise error from None
+
+
+def _try_pidfd_open() -> None:
+    os.close(os.pidfd_open(os.getpid()))
+
+
+def _try_pidfd_send_signal() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    finally:
+        os.close(pidfd)
+
+
+def _try_memory() -> None:
+    fd, memory = sealed_memory("prefork-probe", BOARD_BYTES)
+    memory.close()
+    os.close(fd)
+
+
+def _try_eventfd() -> None:
+    os.close(os.eventfd(0, os.EFD_CLOEXEC))
+
+
+_CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
+    ("pidfd_open", _try_pidfd_open),
+    ("pidfd_send_signal", _try_pidfd_send_signal),
+    ("memfd_create", _try_memory),
+    ("eventfd", _try_eventfd),
+)
+
+
+def check_room(max_children: int, lent: int = 0, *, rehearsing: bool = False) -> None:
+    """Raise ConfigError if so many workers, and as many of a reload's other generation, cannot be watched.
+
+    `lent`: how many descriptors are open for workers of another generation. A rehearsal must not pass what its new
+    image would then refuse, which has some descriptors more.
+    """
+    both = 2 * max_children + max(2 * max_children, lent)  # two for each: its pidfd and its memory
+    most, needed = descriptor_limit.hard_limit(), _open_now() - lent + both + RESERVE * (1 + rehearsing)
+    if needed > most:
+        error = ConfigError(
+            f"could not serve with max_children={max_children}: with both generations of a reload that may take "
+            f"{needed} descriptors, and {most} is the limit"
+        )
+        error.add_note("Raise the hard limit (LimitNOFILE=, ulimit -Hn), or lower max_children.")
+        raise error
+
+
+def _open_now() -> int:
+    """Return how many descriptors are open in this process; without /proc the lowest free one, which is not less."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        return lowest_free
