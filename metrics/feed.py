@@ -20,6 +20,14 @@ from .scoreboard import Slot, SlotReader
 NAME = struct.Struct("=QQQQ")  # the packet of a slot: its serial, the number of its child, and its shape
 
 
+def read_only(fd: int) -> int:
+    """Return a descriptor by which this memory can only be read; without /proc a copy, which is only mapped so."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.dup(fd)
+
+
 class Feed:
     """The socket pair over which the master sends an exporter the slots of children that were forked after it."""
 
@@ -32,7 +40,7 @@ class Feed:
 
         Raises OSError where this process has no descriptor free for it, which is not the exporter's fault.
         """
-        fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = read_only(reader.slot.fd)
         try:
             socket.send_fds(
                 self._ours, [NAME.pack(serial, reader.number, *reader.slot.shape)], [fd], socket.MSG_NOSIGNAL
@@ -95,12 +103,12 @@ class Slots:
     def __init__(self, board: Board, feed: socket.socket) -> None:
         self._arrivals = Arrivals(feed)
         self.failed: OSError | None = None  # why a slot was lost on its way: only a new exporter knows every one again
-        fd = os.open(f"/proc/self/fd/{board.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = read_only(board.fd)
         self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
         self._readers: dict[int, SlotReader] = {}
         self._last = 0  # the highest serial seen on the board
         for serial, reader in board.readers().items():
-            fd = os.open(f"/proc/self/fd/{reader.slot.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = read_only(reader.slot.fd)
             self._add(serial, reader.number, fd, reader.slot.shape)
         self._lock = threading.Lock()
 

@@ -56,6 +56,7 @@ class LogEvent(Enum):
     FORK_FAILED = "the kernel refused a fork"
     LEFT_OVER_TOLD = "processes that the program of an earlier image had started were told to end: `pids`"
     ORPHAN_REAPED = "as PID 1: a process of nobody's was reaped, `pid`"
+    PRIVILEGES_KEPT = "the exporter could not change its user"
     EXPORTER_GIVEN_UP = "the exporter hangs and is killed"
     # Reloads.
     RELOAD_PROGRESS = "a step of a reload: `step`"

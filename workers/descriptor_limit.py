@@ -12,9 +12,7 @@ from . import user_forks
 with contextlib.suppress(ImportError):  # not on every system
     import resource
 
-DESCRIPTORS_MAX = (
-    1 << 20
-)  # no pool needs as many; where the hard limit is a thousand times that, somebody may close every one
+DESCRIPTORS_MAX = 1 << 20  # where the hard limit is a thousand times that, a program may try to close every one
 
 _before: int | None = None  # in a process that has raised its limit
 

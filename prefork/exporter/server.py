@@ -254,8 +254,18 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
 
 
 def _drop_privileges() -> None:
-    """Become nobody if we are root. The exporter only reads shared memory that is already open."""
+    """Become nobody if we are root. The exporter only reads shared memory that is already open.
+
+    Where root may not change its ids (capabilities(7), a container without CAP_SETGID), there is nothing to drop.
+    """
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        except OSError as exc:
+            log.warning(
+                "could not become nobody: %s; the exporter stays root, without the rights of root",
+                (exc.strerror or str(exc)).lower(),
+                extra=event(LogEvent.PRIVILEGES_KEPT),
+            )

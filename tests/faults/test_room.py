@@ -24,6 +24,10 @@ from tests.support.tools.figures import figure
 pytestmark = pytest.mark.once
 
 SOFT, MANY = 64, 30
+WITHOUT = {
+    "no /proc": ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"),
+    "no capability": ("setpriv", "--bounding-set=-all", "--inh-caps=-all"),
+}
 LIMITS = """
 class Handler(Who):
     def do_limit(self):
@@ -151,3 +155,19 @@ def test_no_ipv6(option: str, tmp_path: Path) -> None:
     assert status == 4, said
     assert re.match(r"prefork: could not .*: address family not supported by protocol\n$", said)
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("what", ["no /proc", "no capability"])
+def test_metrics_where_root_can_do_little(what: str, tmp_path: Path) -> None:
+    """Without /proc, and as root without any capability, the exporter serves like the pool, and stays the same one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    before = WITHOUT[what]
+    settings = script(max_children=1, metrics_address=str(tmp_path / "m"))
+    with Service(tmp_path, settings, before=before) as service:
+        service.wait_ready(1)
+        assert ask(service.address, b"pid\n")
+        for _ in range(2):
+            assert get(str(tmp_path / "m"), "/-/ready").status == 200
+    assert service.log.count("could not become nobody") == (what == "no capability")
+    assert "exit status 1" not in service.log
