@@ -167,6 +167,9 @@ def test_what_it_does_not_take_waits(client: Client) -> None:
     connection.say({"ok": True, "result": "y" * 5000}, 104.0)
     said = connection.out
     assert len(said) > 5000
+    connection.closing = True
+    assert not connection.done, "it has still to be told"
+    connection.closing = False
     assert (connection.reads, connection.done) == (False, False)
     connection.flush(105.0)
     assert (connection.out, connection.deadline) == (said, 104.0 + REQUEST_WITHIN_S)

@@ -447,3 +447,16 @@ def test_a_pipe_that_a_child_has_a_copy_of(pool: Reloadable) -> None:
     assert select.select([pool.supervisor.fileno()], [], [], 0)[0] == []
     for fd in copies:
         os.close(fd)
+
+
+def test_a_reload_is_one_until_it_is_told(pool: Reloadable, told: list[bool]) -> None:
+    """Through the rehearsal, the exec and the boot of the new workers."""
+    seen = [pool.generations.reloading]
+    pool.command(Command.RELOAD)
+    seen.append(pool.generations.reloading)
+    rehearse(pool, ready=True)
+    seen.append(pool.generations.reloading)
+    pool.settle()
+    pool.advance(1.0)
+    assert [*seen, pool.generations.reloading] == [False, True, True, False]
+    assert told == [True]

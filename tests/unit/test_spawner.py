@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefork.master.children import ChildTable
+from prefork.master.children import ChildState, ChildTable
 from prefork.master.service import Service
 from prefork.master.spawner import Spawner
 from prefork.master.waiting import Waiting
@@ -140,6 +140,7 @@ def test_who_counts_as_started(kind: ChildKind, nursery: Nursery) -> None:
     assert nursery.table.count(kind) == 1
     assert nursery.board.words[Word.SPAWNED] == serves
     assert nursery.spawner.any_served is serves
+    assert [child.number for child in nursery.table] == [int(serves)], "who serves has a place in the pool"
 
 
 @pytest.mark.parametrize("nursery", [None, LIFETIME_S], indirect=True)
@@ -183,3 +184,15 @@ def test_failures_are_all_counted_and_seldom_said(nursery: Nursery, caplog: pyte
         (logging.ERROR, LogEvent.FORK_FAILED)
     }
     assert caplog.messages[0].startswith("could not fork a worker: Resource temporarily unavailable; trying again")
+
+
+def test_the_board_shows_what_the_table_says(nursery: Nursery) -> None:
+    """A scrape counts a worker as what it is."""
+    child = nursery.spawner.worker(1, 5.0)
+    for state, shown in (
+        (ChildState.READY, "idle"),
+        (ChildState.DRAINING, "draining"),
+        (ChildState.KILLING, "draining"),
+    ):
+        nursery.table.set_state(child, state, 6.0)
+        assert nursery.board.snapshot().workers()[shown] == 1

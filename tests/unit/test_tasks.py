@@ -208,3 +208,11 @@ def test_the_end_of_all(beside: Beside) -> None:
     assert (beside.notifier.calls, beside.drops.calls) == (["forget"], ["close"])
     Tasks(beside.table, beside.waiting, beside.drops, None).close()
     assert beside.drops.calls == ["close"] * 2
+
+
+@pytest.mark.parametrize("pid", [1, 2])
+def test_orphans_are_looked_for_as_process_1(pid: int, beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else has any."""
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    tasks = Tasks(beside.table, beside.waiting, beside.drops, None)
+    assert (tasks._orphans is not None) == (pid == 1)

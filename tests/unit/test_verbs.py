@@ -195,3 +195,16 @@ def test_all_that_answer_are_all(pool: tuple[Simulation, Verbs, Clock]) -> None:
     assert (only["slot"], only["pid"]) == (1, simulation.living()[0].pid)
     assert "Current thread" in only["stacks"]
     assert answer(stacks(found, 3)) == protocol.error("could not get stacks: there is no worker 3")
+
+
+def test_one_worker_is_replaced(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """The one that was named, and no other."""
+    simulation, found, _ = pool
+    first, second = simulation.living()
+    work: Any = found.answer(Request(BY_VERB["restart"], 1), PEER, PlaceInQueue())
+    assert next(work) is None
+    simulation.advance(0.5)
+    simulation.living()[-1].boot()
+    simulation.advance(0.5)
+    assert answer(work) == {"ok": True, "result": {"replaced": 1}}
+    assert (first.alive, second.alive) == (False, True)

@@ -227,3 +227,21 @@ def test_a_nudge_that_cannot_be_waited_for(waiting: Waiting, clock: Hands) -> No
     clock.now += NUDGE_EVERY_S
     waiting.hear_nudges()
     assert waiting.next_at(False) == float("inf")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_without_an_epoll(given: bool, wakeup: Wakeup, clock: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left open of its own; the nudge of the image before is still its children's."""
+
+    def refuses() -> None:
+        raise OSError
+
+    nudge = os.eventfd(0, os.EFD_CLOEXEC) if given else None
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("select.epoll", refuses)
+    with pytest.raises(OSError):
+        Waiting(wakeup, clock, None, nudge)
+    assert len(os.listdir("/proc/self/fd")) == before
+    wakeup.close()
+    if nudge is not None:
+        os.close(nudge)
