@@ -192,7 +192,9 @@ MODULES = {
     "user_forks": Module(
         "workers/user_forks.py", ("user_forks", "loop"), ("faults/user_forks", "process/worker_troubles")
     ),
-    "board": Module("metrics/board.py", ("layout", "board", "handover", "exits"), ("process/metrics_move",)),
+    "board": Module(
+        "metrics/board.py", ("layout", "board", "handover", "exits", "collector"), ("process/metrics_move",)
+    ),
     "scoreboard": Module(
         "metrics/scoreboard.py", ("layout", "scoreboard", "lanes", "histogram"), ("process/metrics_move",)
     ),

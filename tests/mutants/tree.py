@@ -50,6 +50,7 @@ class Tree:
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup(1) ignores it, and so would the services of the tests
         self._root = folder / "tree"
         self._seed = seed
         shutil.copytree(first, self._root, symlinks=True)

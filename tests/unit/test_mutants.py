@@ -1,11 +1,13 @@
 """The mutants: the table is of files that are there, and a text has the mistakes that a slip of the hand makes."""
 
+import re
 from itertools import chain
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
+from tests.mutants.__main__ import chosen, parsed
 from tests.mutants.choose import so_many_of_all, so_many_of_each
 from tests.mutants.modules import MODULES
 from tests.mutants.mutate import Mutant, mutants
@@ -113,3 +115,12 @@ def test_a_sample_of_all_is_even() -> None:
     assert sample["a"] != sample["b"]
     assert sum(map(len, so_many_of_all(found, 2, 1).values())) == 2
     assert so_many_of_all(found, 99, 1) == found
+
+
+def test_what_ci_asks_for() -> None:
+    """The same mutants at each commit, by unit tests, and nearly all of them have to die."""
+    (line,) = re.findall(r"-m tests\.mutants (.*)", (ROOT / ".ci/jobs").read_text())
+    options = parsed(line.split())
+    assert (options.seed, options.unit, options.modules, options.only) == (0, True, [], "")
+    assert sum(map(len, chosen(options).values())) == options.sample == 30
+    assert 0.8 * options.sample <= options.at_least < options.sample
