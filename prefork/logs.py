@@ -4,12 +4,14 @@ The library only emits to loggers named prefork.…; unless `set_up()` is called
 master, before the first fork; the part that children need is in workers/sinks.py.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import sys
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.loggers import without_sigpipe
 from prefork.workers import sinks
 
 from .errors import ConfigError
@@ -79,11 +81,24 @@ def _stderr_is_the_journal() -> bool:
 
 
 def complain(text: str) -> None:
-    """Write an error to stderr, apart from the log; for the journal, mark each line as an error, see sd-daemon(3)."""
-    if sys.stderr is None:  # there was no /dev/null to open in its place
-        return
+    """Write an error to stderr, apart from the log; for the journal, mark each line as an error, see sd-daemon(3).
+
+    Whoever complains is about to end for a reason, so that stderr being closed or replaced must not be another one.
+    """
     priority = "<3>" if _stderr_is_the_journal() else ""
-    sys.stderr.write("".join(f"{priority}{line}\n" for line in text.removesuffix("\n").split("\n")))
+    with without_sigpipe(), contextlib.suppress(Exception):
+        sys.stderr.write("".join(f"{priority}{line}\n" for line in text.removesuffix("\n").split("\n")))
+
+
+def note_removed() -> None:
+    """Say so if the program has taken our handler away, as `logging.config` does: what --log-… set is then in vain."""
+    handler = sinks.installed()
+    if handler is not None and handler not in logging.getLogger().handlers:
+        log.warning(
+            "the program's configuration of logging has taken prefork's log handler away: what is logged goes where "
+            "that says; leave it out, or the options --log-format and --log-file",
+            extra=event(LogEvent.LOG_HANDLER_REMOVED),
+        )
 
 
 def set_level(level: str) -> None:

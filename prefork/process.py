@@ -20,13 +20,19 @@ from functools import partial
 import setproctitle
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.loggers import impatient
+from prefork.workers.flushing import flush_here
 from prefork.workers.lazy_imports import import_lazy
+from prefork.workers.signals import interrupted_after
 
+from . import logs
 from .errors import ConfigError, PreforkError
 from .master.guard import attempt
+from .surroundings.inherited import open_standard_descriptors
 
 __all__ = [
     "RunMode", "alone", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
+    "unharmed",
 ]  # fmt: skip
 
 log = logging.getLogger("prefork.supervisor")
@@ -124,7 +130,19 @@ def alone(name: str) -> Iterator[None]:
         _pool = None
 
 
-# Title and memory.
+# Streams, title and memory.
+
+
+@contextlib.contextmanager
+def unharmed() -> Iterator[None]:
+    """Serve in the block whatever the program has done to its streams and to logging; flush both at the end."""
+    open_standard_descriptors()  # the program may have closed them, to detach from its terminal
+    with impatient(interrupted_after):
+        logs.note_removed()
+        try:
+            yield
+        finally:
+            flush_here(interrupted_after, discard=True)
 
 
 def _title() -> str:

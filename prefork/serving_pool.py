@@ -111,7 +111,7 @@ class Preforked(Supervised):
     def serve_pool(self, poll_interval: float | None) -> Supervisor | None:
         """Serve until every worker is gone. Return the supervisor, or None if the server is closed."""
         server = self.server
-        with self.serving() as wakeup, contextlib.ExitStack() as stack:
+        with process.unharmed(), self.serving() as wakeup, contextlib.ExitStack() as stack:
             if self.closing:  # checked now: a later server_close() finds us serving
                 log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
                 return None

@@ -7,19 +7,21 @@ master's program after `serve_forever()` runs twice.
 
 import contextlib
 import ctypes
-import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TextIO
+from functools import partial
+from typing import NoReturn
 
 from prefork.metrics.facts import ExitReason
+from prefork.metrics.loggers import be_patient
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
+from .flushing import flush_beside, flush_into_nothing, given_up_sentence
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
@@ -72,6 +74,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     """
     status = CRASHED
     try:
+        be_patient()
         ending.forget_master()
         _disown_output()
         master = Master(birth)
@@ -81,7 +84,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     except BaseException as exc:
         status = note_failure(birth, exc)
     finally:
-        leave(status)
+        leave(status, birth.stacks.write)
 
 
 def note_failure(birth: Birth, exc: BaseException) -> int:
@@ -107,43 +110,25 @@ def exit_status(exc: BaseException) -> int:
     return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
 
 
-def leave(status: int) -> NoReturn:
-    """Flush what the user printed and logged, then exit without running the master's program any further."""
+def leave(status: int, tell: Callable[[str], object] | None = None) -> NoReturn:
+    """Flush what the user printed and logged, then exit without running the master's program any further.
+
+    `tell` is called with a sentence about what could not be flushed.
+    """
     try:
-        flush()
+        given_up = flush_beside()
+        if given_up and tell is not None:
+            tell(given_up_sentence(given_up))
     finally:
         os._exit(status & 0xFF)
-
-
-def flush() -> None:
-    """Flush what the user printed and logged, because this process image ends without `atexit`.
-
-    Never raises: output whose reader is gone, or whose disk is full, is lost.
-    """
-    handlers = [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
-    for each in (sys.stdout, sys.stderr, *handlers):  # logging.shutdown() would also close them
-        try:
-            if each is not None:
-                each.flush()
-        except Exception:
-            pass
 
 
 def _disown_output() -> None:
     """Discard our copy of what the master has printed but not flushed; the master writes it itself."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # not a file, or no descriptor is left
-            _flush_into_nothing(stream)
-
-
-def _flush_into_nothing(stream: TextIO) -> None:
-    fd = stream.fileno()
-    inheritable, kept = os.get_inheritable(fd), os.dup(fd)
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, fd, inheritable)
-        os.close(null)
-        stream.flush()
-    finally:
-        os.dup2(kept, fd, inheritable)
-        os.close(kept)
+            flush: Callable[[], object] = stream.flush
+            if stream is not sys.__stdout__ and stream is not sys.__stderr__:
+                # A thread of the master may hold its lock for ever; CPython makes only those two locks anew.
+                flush = partial(flush_beside, [("", stream)])
+            flush_into_nothing(stream, flush)

@@ -12,9 +12,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import monotonic
 from types import FrameType
 from typing import Any
 
+from prefork.metrics.loggers import HeldUp
+
+from .holding import held_back
 from .wakeup import Wakeup
 
 SignalHandler = Callable[[int, FrameType | None], Any]
@@ -55,42 +59,42 @@ def blocked() -> Iterator[set[int]]:
         set_mask(before)
 
 
-_holding = False  # inside of `held()`
-_held: deque[Callable[[], object]] = deque()  # the program's handlers whose signals came meanwhile
-
-
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Hold back the program's signal handlers until the end of the outermost such block, where they may raise.
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Raise HeldUp in the block once it has taken so long, and again each time it goes on for as long.
 
-    Anywhere inside they could raise between two steps that belong together, as a fork and its entry in a table. For the
-    main thread: handlers run in no other. Holds back only what `Signals.hold_back()` has prepared.
+    In the main thread only; in another one nothing could. The timer of setitimer(2) may be in use by the program: it
+    gets its signal, and what is left of its time, after the block.
     """
-    global _holding
-    if _holding or threading.current_thread() is not threading.main_thread():
+    handler = _signal.getsignal(signal.SIGALRM)
+    if handler is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _holding = True
+    began, over, theirs = monotonic(), False, False
+
+    def on_alarm(signum: int, frame: FrameType | None) -> None:
+        nonlocal theirs
+        if monotonic() - began < seconds:
+            theirs = True
+        elif not over:
+            raise HeldUp
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     try:
-        yield
+        try:
+            yield
+        finally:
+            over = True
     finally:
-        _holding = False
-        while _held:
-            _held.popleft()()
-
-
-def holds_some() -> bool:
-    """Return True if a handler of the program's is being held back."""
-    return bool(_held)
-
-
-def _in_child() -> None:
-    global _holding
-    _holding = False
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_in_child)
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, handler)
+        set_mask(mask)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (monotonic() - began), 1e-6), interval)
+        if theirs:
+            signal.raise_signal(signal.SIGALRM)
 
 
 def disarm() -> None:
@@ -142,16 +146,6 @@ def _foreground(fd: int | None) -> int:
         return os.tcgetpgrp(terminal)
     finally:
         os.close(terminal)
-
-
-def _held_back(handler: SignalHandler) -> SignalHandler:
-    def handle(signum: int, frame: FrameType | None) -> object:
-        if not _holding:
-            return handler(signum, frame)
-        _held.append(lambda: handler(signum, frame))
-        return None
-
-    return handle
 
 
 class Signals:
@@ -206,7 +200,7 @@ class Signals:
         for signum in EVERY:
             handler = _signal.getsignal(signum)
             if callable(handler) and signum not in self._before and handler is not signal.default_int_handler:
-                wrapper = self._wrappers[signum] = _held_back(handler)
+                wrapper = self._wrappers[signum] = held_back(handler)
                 self._before[signum] = signal.signal(signum, wrapper)
 
     def outlive_readers(self) -> None:

@@ -8,6 +8,7 @@ All processes share one page of memory. In it the master counts how often it reo
 in force; the others compare before they write.
 """
 
+import contextlib
 import logging
 import mmap
 import os
@@ -40,6 +41,11 @@ class Sink:
         self._next_look = 0.0
         self._inode = (0, 0)
         self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the constructor failed; the interpreter ends
+            if self.fd > 2:
+                os.close(self.fd)
 
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
@@ -95,20 +101,29 @@ class Sink:
 
 
 def _stderr() -> tuple[int, Write, int]:
-    """Return stderr's descriptor, how to write to it without blocking, and the most bytes to write at once."""
+    """Return a descriptor of stderr, how to write to it without blocking, and the most bytes to write at once.
+
+    It is one of our own: the program may close descriptor 2, and the next connection would have its number.
+    """
     try:
         mode = os.fstat(2).st_mode
     except OSError:
-        return 2, os.write, 1 << 30  # closed: every write fails
+        return -1, os.write, 1 << 30  # closed: every write fails
+    try:
+        fd = os.dup(2)
+    except OSError:  # no descriptor is left
+        fd = 2
     if stat.S_ISSOCK(mode):  # the journal's
-        return 2, _send, 1 << 30
+        return fd, _send, 1 << 30
     if stat.S_ISFIFO(mode) or os.isatty(2):
         try:
-            fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-            return fd, os.write, PIPE_BUF
+            again = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:  # it belongs to another user, or has no reader now
-            return 2, _write_if_ready, PIPE_BUF
-    return 2, os.write, 1 << 30  # a file, whose position all writers share
+            return fd, _write_if_ready, PIPE_BUF
+        if fd != 2:
+            os.close(fd)
+        return again, os.write, PIPE_BUF
+    return fd, os.write, 1 << 30  # a file, whose position all writers share
 
 
 def _send(fd: int, data: bytes) -> int:

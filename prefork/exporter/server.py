@@ -238,7 +238,9 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     wakeup = Wakeup()
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master, birth.slot)
-    handlers: dict[int, SignalHandler] = dict.fromkeys((*IGNORED, signal.SIGUSR1, signal.SIGQUIT), ignore)
+    handlers: dict[int, SignalHandler] = dict.fromkeys(
+        (*IGNORED, signal.SIGUSR1, signal.SIGQUIT, signal.SIGPIPE), ignore
+    )
     handlers |= {
         DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait(),
         signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait() if master.gone() else None,

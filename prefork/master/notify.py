@@ -191,7 +191,7 @@ class Notifier:
             try:
                 # socket.send_fds() ignores its address argument on 3.11.
                 rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [fd]))]
-                sock.sendmsg([message.encode(errors="backslashreplace")], rights, 0, self._address)
+                sock.sendmsg([message.encode(errors="backslashreplace")], rights, socket.MSG_NOSIGNAL, self._address)
             except OSError as exc:
                 if exc.errno in (errno.EAGAIN, errno.ENOBUFS):
                     return

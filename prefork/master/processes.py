@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, Stacks
-from prefork.workers import bootstrap, signals, user_forks
+from prefork.workers import bootstrap, log_locks, signals, user_forks
 
 from .guard import guarded
 
@@ -52,7 +52,7 @@ class Processes:
         """Fork; return the pid, and a pidfd for the caller to close. Raises OSError; there is no process then."""
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with signals.blocked() as mask, user_forks.own_fork():
+        with log_locks.at_rest(), signals.blocked() as mask, user_forks.own_fork():
             pid = os.fork()
             if pid == 0:
                 bootstrap.enter(bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask), body)

@@ -17,7 +17,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.signals import held, holds_some
+from prefork.workers.holding import held, holds_some
 from prefork.workers.wakeup import Wakeup
 
 from .. import logs

@@ -24,6 +24,7 @@ from ..master.mailbox import Mailbox
 from ..master.policy import HANDED_ON, NO_POOL, Limits
 from ..master.service import Service
 from ..master.supervisor import Supervisor
+from ..process import unharmed
 from ..sockets.listener import Listener
 from .generations import Generations
 from .handover import LISTENERS, Handed, Record
@@ -38,11 +39,15 @@ def serve_degraded(handed: Handed, why: str) -> int:
     wakeup = insist("make a wake-up", Wakeup)
     mailbox = Mailbox(wakeup.wake)
     signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
-    supervisor, listeners = insist("go on without the program", lambda: _start(handed, why, wakeup, mailbox, signals))
-    attempt("show in the title what this is", lambda: setproctitle(f"prefork: master {handed.values['name']} degraded"))
-    set_mask(handed.values["mask"])
-    supervisor.run()
-    supervisor.close()
+    title = f"prefork: master {handed.values['name']} degraded"
+    with unharmed():
+        supervisor, listeners = insist(
+            "go on without the program", lambda: _start(handed, why, wakeup, mailbox, signals)
+        )
+        attempt("show in the title what this is", lambda: setproctitle(title))
+        set_mask(handed.values["mask"])
+        supervisor.run()
+        supervisor.close()
     signals.close()
     for listener in listeners.values():
         if listener is not None:
@@ -67,6 +72,7 @@ def _start(
         handed.early.hand_over(signals)
         handed.early = None
     signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
+    signals.outlive_readers()
     return supervisor, listeners
 
 

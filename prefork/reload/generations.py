@@ -14,9 +14,9 @@ from typing import Any
 from prefork.metrics.board import Word
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.bootstrap import flush
 from prefork.workers.descriptor_limit import pack_limit
-from prefork.workers.signals import blocked
+from prefork.workers.flushing import flush_here, given_up_sentence
+from prefork.workers.signals import blocked, interrupted_after
 
 from .. import systemd
 from ..master.children import Child, ChildState
@@ -303,7 +303,8 @@ class Generations:
         Returns if the exec failed, and then nothing has changed; or if a command has to be obeyed first.
         """
         log.info("reload: replacing this image by a new one of the same program", extra=event(LogEvent.RELOAD_EXEC))
-        flush()
+        if given_up := flush_here(interrupted_after):
+            log.warning("%s", given_up_sentence(given_up), extra=event(LogEvent.FLUSH_GIVEN_UP, streams=given_up))
         with blocked() as mask:
             if self._workings.asked():  # a signal that comes later stays pending over the exec
                 return

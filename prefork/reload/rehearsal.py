@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind
+from prefork.metrics.loggers import impatient
 from prefork.metrics.scoreboard import Slot
 from prefork.workers import ending
 from prefork.workers.bootstrap import Birth, Master, leave
+from prefork.workers.signals import interrupted_after
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -47,8 +49,9 @@ def rehearse(tried: Rehearsal) -> NoReturn:
     assert given is not None, "only a rehearsal rehearses"
     failed = ""
     try:
-        tried.refuse(given.values["fixed"])
-        boot_one(tried)
+        with impatient(interrupted_after):
+            tried.refuse(given.values["fixed"])
+            boot_one(tried)
     except Exception as exc:
         failed = "\n".join([str(exc), *getattr(exc, "__notes__", ())])
     for listener in tried.listeners():

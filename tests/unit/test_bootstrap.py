@@ -17,6 +17,7 @@ from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 from prefork.workers import bootstrap, ending, sinks
 from prefork.workers.bootstrap import Birth, Master, enter, exit_status, leave
+from prefork.workers.flushing import flush_beside, flush_into_nothing
 
 
 class Left(BaseException):
@@ -48,7 +49,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(ending, "forget_master", steps.step("forget_master"))
     monkeypatch.setattr(sinks, "begin_child", steps.step("begin_child"))
     monkeypatch.setattr(bootstrap, "_disown_output", steps.step("disown_output"))
-    monkeypatch.setattr(bootstrap, "flush", steps.step("flush"))
+    monkeypatch.setattr(bootstrap, "flush_beside", steps.step("flush"))
     return steps
 
 
@@ -129,7 +130,7 @@ def test_an_exception_is_no_status() -> None:
 
 def test_a_flush_that_fails_does_not_keep_it(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child leaves whatever happens."""
-    monkeypatch.setattr(bootstrap, "flush", fails(MemoryError()))
+    monkeypatch.setattr(bootstrap, "flush_beside", fails(MemoryError()))
     with pytest.raises(Left) as left:
         leave(5)
     assert left.value.status == 5
@@ -196,11 +197,11 @@ def test_all_that_was_printed_and_logged_is_flushed(monkeypatch: pytest.MonkeyPa
     handler = logging.StreamHandler(logged)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", Unwell())
-    bootstrap.flush()
+    assert flush_beside() == []
     assert out.flushed == 1
     assert logged.flushed == 1
     monkeypatch.setattr(sys, "stderr", None)
-    bootstrap.flush()
+    assert flush_beside() == []
     assert logged.flushed == 2
     handler.close()
 
@@ -234,6 +235,6 @@ def test_a_stream_that_fails_keeps_its_descriptor(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w") as file:
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(BrokenPipeError):
-            bootstrap._flush_into_nothing(Fails(file))  # type: ignore[arg-type]
+            flush_into_nothing(Fails(file), Fails(file).flush)
         assert os.path.samestat(os.fstat(file.fileno()), os.stat(tmp_path / "out"))
         assert len(os.listdir("/proc/self/fd")) == before

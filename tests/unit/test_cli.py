@@ -1,5 +1,6 @@
 """The command line up to the point where something would be bound: what it reads, and what it says when it cannot."""
 
+import logging
 import platform
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 from prefork import BindError, BootError, __version__
 from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
+from prefork.workers import sinks
 
 APP = Path(__file__).parent / "programs" / "targets_app.py"
 
@@ -26,6 +28,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield tmp_path
+    for handler in [each for each in logging.getLogger().handlers if isinstance(each, sinks.SinkHandler)]:
+        logging.getLogger().removeHandler(handler)  # of `prefork run`
+    sinks.install(None)
     for path in tmp_path.glob("*.py"):
         sys.modules.pop(path.stem, None)
 

@@ -152,7 +152,7 @@ def test_it_takes_over_what_there_is(done: list[str], wakeup: Wakeup, parts: Sim
     assert start() == ("the supervisor", {"listener": "the listener", "metrics": "the metrics"})
     assert start.asked == ["listener", "metrics"]
     assert parts.control == [("the supervisor", "terms c", "listener c", "c")]
-    assert done == ["handed.take_back", "early.hand_over", "signals.take"]
+    assert done == ["handed.take_back", "early.hand_over", "signals.take", "signals.outlive_readers"]
     assert start.handed.early is None
     assert start.taken == dict.fromkeys(BY_SIGNAL, "note")
 
@@ -162,7 +162,8 @@ def test_it_can_be_begun_again(done: list[str], wakeup: Wakeup, parts: SimpleNam
     start = Start(done, wakeup, {"listener": {"asked": "a"}})
     start()
     assert start() == ("the supervisor", {"listener": "the listener"})
-    assert done == ["handed.take_back", "early.hand_over", "signals.take", "handed.take_back", "signals.take"]
+    taken = ["signals.take", "signals.outlive_readers"]
+    assert done == ["handed.take_back", "early.hand_over", *taken, "handed.take_back", *taken]
     assert parts.control == []
 
 

@@ -93,7 +93,25 @@ def _executors_threads() -> object:
 
 ENDING = "workers/ending.py ends a worker by it as Python ends a process; look at multiprocessing/popen_fork.py"
 
+
 # What is used, whether it still does what it is used for, and who needs it.
+def _lock_of_logging() -> bool:
+    free = bool(logging._lock.acquire(timeout=1.0))  # type: ignore[attr-defined]
+    logging._lock.release()  # type: ignore[attr-defined]
+    return free
+
+
+def _logs_by_it() -> bool:
+    logged = []
+
+    class Logger(logging.Logger):
+        def _log(self, *args: Any, stacklevel: int = 1, **kwargs: Any) -> None:
+            logged.append((args, stacklevel))
+
+    Logger("one").warning("%s", 1)
+    return logged == [((logging.WARNING, "%s", (1,)), 1)]
+
+
 PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
     "_signal": (_signal_mask, "workers/signals.py sets the mask at each fork with it; "
                               "signal.pthread_sigmask() does the same, and makes enums of it all"),
@@ -122,6 +140,9 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
         _of_module("concurrent.futures.process", "_threads_wakeups", WeakKeyDictionary), ENDING),
     "logging._handlerList": (_handlers, "a process that leaves by os._exit() flushes the program's handlers, which it "
                                         "finds there; logging.shutdown() flushes them too, and closes them"),
+    "logging._lock": (_lock_of_logging, "os.fork() waits for it, without a bound; workers/log_locks.py has one"),
+    "logging.Logger._log": (_logs_by_it, "our loggers override it, so that nothing that is raised below it reaches who "
+                                         "logs; override each of debug(), info(), … instead"),
     "argparse.ArgumentParser._actions": (_actions, "a wrong option is told the nearest one, which is found there"),
     "argparse.RawDescriptionHelpFormatter._fill_text": (_fill_text, "the pages of help are filled by it, overridden"),
 }  # fmt: skip

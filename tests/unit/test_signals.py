@@ -8,7 +8,8 @@ from types import FrameType
 
 import pytest
 
-from prefork.workers.signals import Signals, held, holds_some, ignore
+from prefork.workers.holding import held, holds_some
+from prefork.workers.signals import Signals, ignore
 from prefork.workers.wakeup import Wakeup
 
 

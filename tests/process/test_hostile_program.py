@@ -1,0 +1,99 @@
+"""A program whose streams and log handlers raise, block, are closed, full, without reader, or locked at the fork."""
+
+import signal
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from tests.support.clients.connections import ask
+from tests.support.programs.served import RELOADS
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure, ms
+
+PROGRAM = "from tests.process.programs.hostile import Hooks"
+# Each service suffers what goes together. What another one does first would hide something is apart.
+KINDS = (
+    "raises,filter_raises,blocks,full_queue,lock_for_ever,closed_stream",
+    "stdout_full,stderr_full",
+    "reader_gone",
+    "disk_full,logging_off,hooks_raise",
+    "streams_gone",
+    "file,standard_descriptors_closed",
+    "hot_threads",
+)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_nothing_of_it_reaches_the_service(kinds: str, tmp_path: Path) -> None:
+    """The master replaces a worker that was killed, recycles, reloads and drains as ever, and no worker hangs at its
+    beginning or end."""
+    env = {RELOADS: "1", "HOSTILE": kinds}
+    source = script(PROGRAM, max_children=2, graceful_timeout=12.0, boot_timeout=12.0)
+    with Service(tmp_path, source, env=env) as service:
+        service.allow(r"could not log by the handler|could not flush stdout|I/O operation on closed file", "of a hook")
+        service.wait_ready(2)
+        began = monotonic()
+        service.wait_each("worker_started", 2)
+        service.signal(signal.SIGKILL, service.wait("worker_started")["pid"])
+        service.wait_ready(2, killed=1)
+        service.signal(signal.SIGUSR2)
+        service.wait_ready(2, replaced=2)
+        service.signal(signal.SIGHUP)
+        service.wait_pool(lambda pool: pool["reloads"]["ok"] == 1)
+        service.wait_ready(2, replaced=4)
+        assert int(ask(service.address, b"pid\n"))
+        told = service.signal(signal.SIGTERM)
+        assert service.wait_exit() == (120 if "streams_gone" in kinds else 0)  # as Python ends where it cannot flush
+        ended = service.wait("ended")
+    took = f"{ms(told - began)}, {ms(ended['at'] - told)}"
+    figure(f"under {kinds}: a kill, a recycling and a reload; then a drain", took)
+    assert ended["exits"] == {"killed": 1, "replaced": 4, "drained": 2}
+    assert ended["at"] - told < 4
+
+
+CONFIGURES = """
+import logging.config
+logging.getLogger().handlers[1:] = []
+logging.config.%s
+class Hooks:
+    def worker_started(self):
+        super().worker_started()
+        logging.config.dictConfig({"version": 1})
+"""
+FILE = """
+[loggers]
+keys=root
+[handlers]
+keys=there
+[formatters]
+keys=
+[logger_root]
+level=INFO
+handlers=there
+[handler_there]
+class=FileHandler
+args=("there.log",)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "where"), [("dictConfig({'version': 1})", ""), ("fileConfig('logging.ini')", "there.log")]
+)
+def test_a_configuration_that_disables_loggers(call: str, where: str, tmp_path: Path) -> None:
+    """dictConfig() and fileConfig(), in the master at import and in workers, disable every logger that they do not
+    name; not ours. Where the handler of `prefork run` goes too, the log says so once, where it goes now."""
+    (tmp_path / "logging.ini").write_text(FILE)
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", "127.0.0.1:0"]
+    with Service(tmp_path, script(CONFIGURES % call, max_children=1), argv=argv) as service:
+        service.allow("RuntimeError: asked to raise")
+        service.wait_ready(1)
+        with service.connect() as connection:
+            connection.send(b"raise")
+            connection.wait_end()
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        text = (tmp_path / where).read_text() if where else service.log
+    assert "RuntimeError: asked to raise" in text
+    assert "drained (exit status 0)" in text
+    assert text.count("has taken prefork's log handler away") == bool(where)

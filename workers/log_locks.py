@@ -1,0 +1,33 @@
+"""Logging's locks at a fork: nobody holds one, so that no worker inherits the lock of a stream in the middle of a line.
+
+`logging` makes its own locks anew in a new process, but not those of the streams below them (`open()` makes one for
+each; CPython makes only those of stdout and stderr anew), which a thread that logs holds while it writes. Runs in the
+process that forks. Must not wait for long.
+"""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from time import monotonic
+
+MODULE_S = 0.5  # os.fork() itself waits for logging's own lock, without a bound
+HANDLERS_S = 0.05  # all together; one that is held for longer is held by a thread that hangs
+
+
+@contextlib.contextmanager
+def at_rest() -> Iterator[None]:
+    """Hold logging's locks in the block. Raises OSError if its own lock is not to be had."""
+    lock = logging._lock  # type: ignore[attr-defined]
+    if not lock.acquire(timeout=MODULE_S):
+        raise BlockingIOError(errno.EAGAIN, "a thread of the program's holds the lock of logging")
+    try:
+        with contextlib.ExitStack() as held:
+            until = monotonic() + HANDLERS_S
+            for reference in list(logging._handlerList):  # type: ignore[attr-defined]
+                of_handler = getattr(reference(), "lock", None)
+                if isinstance(of_handler, type(lock)) and of_handler.acquire(timeout=max(0.0, until - monotonic())):
+                    held.callback(of_handler.release)
+            yield
+    finally:
+        lock.release()
