@@ -39,17 +39,19 @@ class Sink:
         self.words: memoryview = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
         self._seen = 0
         self._next_look = 0.0
-        self._inode = (0, 0)
+        self._inode = (0, 0)  # of the file at `path`, as we opened it
         self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
+        self._identity = _identity(self.fd)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the constructor failed; the interpreter ends
-            if self.fd > 2:
-                os.close(self.fd)
+            self._close(self.fd)
 
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
         self._follow()
+        if _identity(self.fd) != self._identity:  # the program has closed it; another file may have its number by now
+            self._open_anew()
         if self.words[TORN]:
             line = b"\n" + line
         taken = 0
@@ -87,9 +89,19 @@ class Sink:
             pass  # no new file yet: keep writing to the old one
 
     def _renew(self, *, create: bool) -> None:
-        old = self.fd
-        self.fd, self._write_some, self._at_once = self._opened(create=create)
-        os.close(old)
+        opened = self._opened(create=create)
+        self._close(self.fd)
+        self.fd, self._write_some, self._at_once = opened
+        self._identity = _identity(self.fd)
+
+    def _open_anew(self) -> None:
+        with contextlib.suppress(OSError):
+            self.fd, self._write_some, self._at_once = self._opened() if self.path is not None else _stderr()
+            self._identity = _identity(self.fd)
+
+    def _close(self, fd: int) -> None:
+        if fd > 2 and _identity(fd) == self._identity:
+            os.close(fd)
 
     def _opened(self, *, create: bool = True) -> tuple[int, Write, int]:
         assert self.path is not None
@@ -98,6 +110,15 @@ class Sink:
         found = os.fstat(fd)
         self._inode = (found.st_dev, found.st_ino)
         return fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Return what names the file behind a descriptor; (0, 0) if there is none."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _stderr() -> tuple[int, Write, int]:

@@ -6,6 +6,7 @@ may use it too.
 """
 
 import contextlib
+import os
 import signal
 import socket
 
@@ -13,7 +14,24 @@ _QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # the program may have restored the
 
 
 class _End(socket.socket):
-    """The write end: closed without a ResourceWarning when nothing refers to it any more."""
+    """An end of the pair; closed without a ResourceWarning when nothing refers to it any more.
+
+    It closes its number only if that is still its own. The program may have closed it, as daemons close all that is
+    open; by now the listener may have it.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end.family, end.type, end.proto, end.fileno())
+        end.detach()
+        self._inode = os.fstat(self.fileno()).st_ino
+        self.setblocking(False)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if os.fstat(self.fileno()).st_ino == self._inode:
+                super().close()
+                return
+        self.detach()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the constructor failed
@@ -28,16 +46,10 @@ class Wakeup:
 
     def __init__(self) -> None:
         """Create the socket pair. Raises OSError when descriptors are short, and then leaves nothing open."""
-        self._read, write = socket.socketpair()
-        try:
-            self._write: _End | None = _End(write.family, write.type, write.proto, write.fileno())
-            write.detach()
-            self._read.setblocking(False)
-            self._write.setblocking(False)
-        except OSError:
-            self._read.close()
-            write.close()
-            raise
+        read, write = socket.socketpair()
+        with read, write:  # which both are detached, unless one of the next steps fails
+            self._read = _End(read)
+            self._write: _End | None = _End(write)
 
     def fileno(self) -> int:
         """Return the descriptor of the read end; -1 when closed."""

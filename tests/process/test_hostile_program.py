@@ -97,3 +97,18 @@ def test_a_configuration_that_disables_loggers(call: str, where: str, tmp_path: 
     assert "RuntimeError: asked to raise" in text
     assert "drained (exit status 0)" in text
     assert text.count("has taken prefork's log handler away") == bool(where)
+
+
+def test_descriptors_closed_at_import(tmp_path: Path) -> None:
+    """A program that closes all that it has not opened, as daemons do, closes what `prefork run` has open by then: no
+    socket of the service gets lost by that, and the log goes on where it went."""
+    closes = "import os\nfacts = int(os.environ['TEST_PREFORK_FACTS'])\n"
+    closes += "os.closerange(3, facts)\nos.closerange(facts + 1, 256)\n"
+    (tmp_path / "closes.py").write_text(closes)
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", "127.0.0.1:0", "--max-children", "2"]
+    with Service(tmp_path, "import closes\n" + script(), argv=argv) as service:
+        service.wait_ready(2)
+        assert int(ask(service.address, b"pid\n"))
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+    assert "drained (exit status 0)" in service.log
