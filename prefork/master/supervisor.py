@@ -93,6 +93,8 @@ class Supervisor:
         self.last_error = ""  # the last words of the last worker that died at boot
         self._drain_asked = False
         self._fault: Exception | None = None  # a mistake of ours that a turn has raised
+        self._acting_since: float | None = None  # monotonic, while service_actions() runs
+        self._acted = 0.0  # how long that has run since the last look for a pause, in seconds
         self.closed = False
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values)
@@ -140,12 +142,22 @@ class Supervisor:
 
     def _act(self, service_actions: Callable[[], None]) -> None:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
+        self._acting_since = monotonic()
         try:
             service_actions()
         except Exception as exc:
             if exc is self._fault or self.forgotten:
                 raise
             say_failed("run service_actions()", exc, theirs=True)
+        finally:
+            self._acted += self._take_acting()
+            self._acting_since = None
+
+    def _take_acting(self) -> float:
+        """Return how long `service_actions()` has run since the last call, or since it began."""
+        now, since = monotonic(), self._acting_since
+        self._acting_since = now
+        return 0.0 if since is None else now - since
 
     def wait(self, at_most: float | None = None) -> None:
         """Wait until something happens or the next turn is due, at most `at_most` seconds; in a pool only."""
@@ -215,10 +227,14 @@ class Supervisor:
         """Move all deadlines by the whole time since the last turn, if this process was stopped in it.
 
         When in that time it was stopped cannot be known. If the part that it would have slept were left out, a deadline
-        in that part would kill at once.
+        in that part would kill at once. Time that the program's `service_actions()` takes is no pause: it may take that
+        in every turn, and no deadline would ever come.
         """
+        if self._acting_since is not None:
+            self._acted += self._take_acting()
+        acted, self._acted = self._acted, 0.0
         now = self.clock.now()
-        late, unseen = now - self._wake_at, now - self._looked_at
+        late, unseen = now - self._wake_at - acted, now - self._looked_at - acted
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
             self.clock.note_pause(unseen)
             log.warning(

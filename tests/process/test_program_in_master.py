@@ -82,3 +82,25 @@ def test_a_rehearsal_that_prints_without_end(tmp_path: Path) -> None:
         service.wait_reloads(failed=1)
         assert psutil.Process(service.pid).memory_info().rss - before < 4 << 20
         assert service.answering() == "r1"
+
+
+SLEEPS = """
+class Hooks:
+    def service_actions(self):
+        super().service_actions()
+        time.sleep(0.7)
+"""
+
+
+def test_service_actions_that_sleeps(tmp_path: Path) -> None:
+    """The time that it takes is no pause of the master's: deadlines do not move, and a request that does not end is
+    killed at graceful_timeout, in the first turn after it."""
+    with Service(tmp_path, script(SLEEPS, max_children=1, graceful_timeout=1.0)) as service:
+        service.wait_ready(1)
+        with service.hold():
+            told = service.signal(signal.SIGTERM)
+            assert service.wait_exit() == 0
+        ended = service.wait("ended")
+    assert ended["exits"] == {"killed": 1}
+    assert ended["at"] - told < 1.0 + 4 * 0.7
+    assert "stopped or kept busy" not in service.log
