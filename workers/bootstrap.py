@@ -5,15 +5,12 @@ a child notices the master's death. Must never return: a child always leaves by 
 master's program after `serve_forever()` runs twice.
 """
 
-import contextlib
 import ctypes
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NoReturn
 
 from prefork.metrics.facts import ExitReason
@@ -21,7 +18,7 @@ from prefork.metrics.loggers import be_patient
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
-from .flushing import flush_beside, flush_into_nothing, given_up_sentence
+from .flushing import disown_output, flush_beside, given_up_sentence
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
@@ -76,7 +73,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
     try:
         be_patient()
         ending.forget_master()
-        _disown_output()
+        disown_output()
         master = Master(birth)
         sinks.begin_child(birth.slot.words)
         birth.forget()
@@ -121,14 +118,3 @@ def leave(status: int, tell: Callable[[str], object] | None = None) -> NoReturn:
             tell(given_up_sentence(given_up))
     finally:
         os._exit(status & 0xFF)
-
-
-def _disown_output() -> None:
-    """Discard our copy of what the master has printed but not flushed; the master writes it itself."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # not a file, or no descriptor is left
-            flush: Callable[[], object] = stream.flush
-            if stream is not sys.__stdout__ and stream is not sys.__stderr__:
-                # A thread of the master may hold its lock for ever; CPython makes only those two locks anew.
-                flush = partial(flush_beside, [("", stream)])
-            flush_into_nothing(stream, flush)

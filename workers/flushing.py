@@ -7,18 +7,22 @@ not wait longer than FLUSH_S in all, nor raise: output that nobody takes, or who
 
 import _thread
 import contextlib
+import ctypes
 import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from prefork.metrics.loggers import HeldUp, Limit, without_sigpipe, writable
 
 FLUSH_S = 0.5
+DISOWN_S = 0.1  # for what takes a millisecond: a buffer into /dev/null
 
 Targets = list[tuple[str, Any]]
+_T = TypeVar("_T")
 
 
 def flush_here(limit: Limit, *, discard: bool = False) -> list[str]:
@@ -48,8 +52,8 @@ def flush_here(limit: Limit, *, discard: bool = False) -> list[str]:
     return given_up
 
 
-def flush_beside(left: Targets | None = None) -> list[str]:
-    """Flush in a thread beside this one, which nothing can hold up; return the names of what is left after FLUSH_S."""
+def flush_beside(left: Targets | None = None, within_s: float = FLUSH_S) -> list[str]:
+    """Flush in a thread beside this one, which nothing can hold up; return the names of what is left after that."""
     todo = targets() if left is None else left
     ended = _thread.allocate_lock()
 
@@ -68,7 +72,7 @@ def flush_beside(left: Targets | None = None) -> list[str]:
             _thread.start_new_thread(run, ())
         except RuntimeError:  # no more threads: the master's deadline has to do
             run()
-        ended.acquire(timeout=FLUSH_S)
+        ended.acquire(timeout=within_s)
     return [name for name, _ in todo]
 
 
@@ -89,22 +93,51 @@ def _discard(target: Any) -> None:
         references = logging._handlerList  # type: ignore[attr-defined]
         references[:] = [each for each in references if each() is not target]
     else:
-        with contextlib.suppress(Exception):
-            flush_into_nothing(target, target.flush)
+        _empty("stdout" if target is sys.stdout else "stderr", target, FLUSH_S)
 
 
-def flush_into_nothing(stream: Any, flush: Callable[[], object]) -> None:
-    """Discard what is in the stream. Raises whatever its methods raise, and OSError."""
+def flush_into_nothing(stream: Any, flush: Callable[[], _T]) -> _T:
+    """Discard what is in the stream; return what `flush` does. Raises whatever that raises, and OSError."""
     fd = stream.fileno()
     inheritable, kept = os.get_inheritable(fd), os.dup(fd)
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, fd, inheritable)
         os.close(null)
-        flush()
+        return flush()
     finally:
         os.dup2(kept, fd, inheritable)
         os.close(kept)
+
+
+def disown_output() -> None:
+    """Discard, in a new child, our copy of what the master has printed but not flushed; the master writes it itself.
+
+    A thread of the master that was printing at the fork holds the stream's lock for ever here: the child then gets a
+    stream of its own in that place.
+    """
+    for name in ("stdout", "stderr"):
+        _empty(name, getattr(sys, name), DISOWN_S)
+
+
+def _empty(name: str, stream: Any, within_s: float) -> None:
+    """Discard what is in the stream; put a new one in the place of one that a thread hangs in, with its lock."""
+    with contextlib.suppress(Exception):  # not a file, or no descriptor is left
+        if flush_into_nothing(stream, partial(flush_beside, [(name, stream)], within_s)):
+            _renew(name, stream)
+
+
+def _renew(name: str, stream: Any) -> None:
+    fresh = open(  # noqa: SIM115
+        stream.fileno(), "w", 1 if stream.line_buffering else -1, stream.encoding, stream.errors, closefd=False
+    )
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))  # for good: if it were collected, its close() would hang
+    for each in (name, f"__{name}__"):
+        if getattr(sys, each) is stream:
+            setattr(sys, each, fresh)
+    for _, handler in targets():
+        if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+            handler.stream = fresh
 
 
 def targets() -> Targets:

@@ -1,8 +1,7 @@
 """Logging's locks at a fork: nobody holds one, so that no worker inherits the lock of a stream in the middle of a line.
 
-`logging` makes its own locks anew in a new process, but not those of the streams below them (`open()` makes one for
-each; CPython makes only those of stdout and stderr anew), which a thread that logs holds while it writes. Runs in the
-process that forks. Must not wait for long.
+`logging` makes its own locks anew in a new process, but not those of the streams below them, which a thread that logs
+holds while it writes. Runs in the process that forks. Must not wait for long.
 """
 
 import contextlib

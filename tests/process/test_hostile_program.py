@@ -16,6 +16,7 @@ PROGRAM = "from tests.process.programs.hostile import Hooks"
 KINDS = (
     "raises,filter_raises,blocks,full_queue,lock_for_ever,closed_stream",
     "stdout_full,stderr_full",
+    "stuck_printer",
     "reader_gone",
     "disk_full,logging_off,hooks_raise",
     "streams_gone",

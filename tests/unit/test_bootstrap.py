@@ -17,7 +17,7 @@ from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 from prefork.workers import bootstrap, ending, sinks
 from prefork.workers.bootstrap import Birth, Master, enter, exit_status, leave
-from prefork.workers.flushing import flush_beside, flush_into_nothing
+from prefork.workers.flushing import disown_output, flush_beside, flush_into_nothing
 
 
 class Left(BaseException):
@@ -48,7 +48,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(os, "_exit", leaves)
     monkeypatch.setattr(ending, "forget_master", steps.step("forget_master"))
     monkeypatch.setattr(sinks, "begin_child", steps.step("begin_child"))
-    monkeypatch.setattr(bootstrap, "_disown_output", steps.step("disown_output"))
+    monkeypatch.setattr(bootstrap, "disown_output", steps.step("disown_output"))
     monkeypatch.setattr(bootstrap, "flush_beside", steps.step("flush"))
     return steps
 
@@ -214,7 +214,7 @@ def test_what_the_master_has_not_flushed_is_the_masters(monkeypatch: pytest.Monk
         os.set_inheritable(out.fileno(), True)
         before = len(os.listdir("/proc/self/fd"))
         out.write("of the master")
-        bootstrap._disown_output()
+        disown_output()
         assert len(os.listdir("/proc/self/fd")) == before
         assert os.get_inheritable(out.fileno())
         out.write("of the child\n")

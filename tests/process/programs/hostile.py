@@ -132,6 +132,17 @@ def stdout_full() -> None:
     add(logging.StreamHandler(sys.stdout))
 
 
+def stuck_printer() -> None:
+    """A thread hangs in print(), with the lock of stdout, at every fork."""
+    pipe(1, full=True)
+
+    def hang() -> None:
+        while True:
+            print(LINE, flush=True)
+
+    threading.Thread(target=hang, daemon=True).start()
+
+
 def stderr_full() -> None:
     pipe(2, full=True)
 
@@ -178,7 +189,7 @@ def file() -> None:
 
 
 def hot_threads() -> None:
-    """Threads that log and print all the time: to a file, and to a stdout of the program's own."""
+    """Threads that log and print all the time: to a file, to stdout, and to a stdout of the program's own."""
     hot_log = logging.getLogger("hot")
     hot_log.propagate = False
     hot_log.addHandler(logging.FileHandler("hot.log", "w"))
@@ -189,7 +200,14 @@ def hot_threads() -> None:
             log(LINE)
             time.sleep(0)
 
-    for log in (hot_log.error, print):
+    def hot_print(line: str) -> None:
+        print(line * 40, flush=True)
+
+    def hot_stderr(line: str) -> None:
+        print(line, file=sys.__stderr__)
+
+    os.dup2(os.open("hot.err", os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    for log in (hot_log.error, hot_print, hot_stderr):
         threading.Thread(target=hot, args=(log,)).start()
 
 
@@ -212,5 +230,6 @@ class Hooks(PreForkingTCPServer):
         super().worker_stopping()
 
     def say(self) -> None:
-        if sys.stdout is not None and "reader_gone" not in os.environ["HOSTILE"]:
+        stuck = "stuck_printer" in os.environ["HOSTILE"] and os.getpid() == MASTER
+        if sys.stdout is not None and "reader_gone" not in os.environ["HOSTILE"] and not stuck:
             sys.stdout.write("not flushed")
