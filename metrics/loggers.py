@@ -1,14 +1,15 @@
 """The loggers of ours. A handler of the program's that raises, blocks or has no reader does not hurt who logs.
 
 Used in every process. Owns the class of our loggers, and which handlers are left out for the moment. Must not configure
-anything: levels, handlers and propagation are the program's. Only `disabled` is not, because `logging.config` sets it
-on every logger that a configuration does not name, and tracebacks of handlers would be silent with the rest.
+anything: levels, handlers and propagation are the program's. Only what `logging.config` disables is not: every logger
+that a configuration does not name, and tracebacks of handlers would be silent with the rest.
 """
 
 import contextlib
 import logging
 import select
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,13 +66,17 @@ def be_patient(limit: Limit | None = None) -> None:
 class ServiceLogger(logging.Logger):
     """A logger that never raises; inside `impatient()` it does not wait either."""
 
+    _disabled = False
+
     @property
     def disabled(self) -> bool:
-        return False
+        return self._disabled
 
     @disabled.setter
     def disabled(self, value: bool) -> None:
-        """Ignore it; see the top."""
+        """Set it, unless `logging.config` does; see the top."""
+        if sys._getframe(1).f_globals.get("__name__") != "logging.config":
+            self._disabled = bool(value)
 
     def _log(
         self, level: int, msg: object, args: Any, exc_info: Any = None, extra: Any = None, stack_info: bool = False,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import logging.config
 import os
 import re
 import sys
@@ -70,12 +71,12 @@ def test_every_logger_of_ours_is_one() -> None:
     assert {type(logging.getLogger(name)) for name in named} == {ServiceLogger}
 
 
-def test_it_cannot_be_disabled(log: ServiceLogger) -> None:
-    """As logging.config would."""
-    add(log, handler := Handler())
+def test_it_is_disabled_on_purpose_only(log: ServiceLogger) -> None:
+    """By the program, not by logging.config, which disables every logger that is not named."""
+    exec("log.disabled = True", {"__name__": logging.config.__name__, "log": log})
+    assert not log.disabled
     log.disabled = True
-    log.info("one")
-    assert handler.got == ["one"]
+    assert log.disabled
 
 
 def test_a_handler_that_raises_is_nothing_to_the_others(log: ServiceLogger) -> None:
