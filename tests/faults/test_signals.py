@@ -92,8 +92,9 @@ def test_any_moment_in_a_request_s_child(tmp_path: Path) -> None:
                     service.signal(signal.SIGTERM, child["pid"])
                     watch.wait_dead()
                 connection.wait_end()
-        with service.connect() as connection:
-            assert int(connection.ask(b"pid"))
+        with service.connect() as connection, Watch(int(connection.ask(b"pid"))) as watch:
+            connection.close()
+            watch.wait_dead()
         service.wait_pool(lambda pool: pool["spawned"] == len(DELAYS) + 1)
         assert service.statistics()["lost"] == len(DELAYS)
         service.signal(signal.SIGTERM)  # a plain server takes no signals
