@@ -25,6 +25,7 @@ from .board import (
     control_requests,
     exit_word,
 )
+from .companions import CompanionCounts
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome
 from .histogram import NS, Histogram
 from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
@@ -52,6 +53,7 @@ class Scrape:
     listener: str
     pool: bool  # there is a master, with a pool and timers
     application: Merged  # the user's own metrics, added up
+    companions: tuple[CompanionCounts, ...] = ()
 
     def word(self, word: int) -> int:
         return self.snapshot.words[word]
@@ -210,6 +212,23 @@ def _cpu(scrape: Scrape) -> Iterator[MetricSample]:
     yield ("system",), system / NS
 
 
+def _of_companions(value: Callable[[CompanionCounts], float | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
+        for each in scrape.companions:
+            number = value(each)
+            if number is not None:
+                yield (each.name,), number
+
+    return samples
+
+
+def _runs(scrape: Scrape) -> Iterator[MetricSample]:
+    for each in scrape.companions:
+        if each.interval is not None:
+            yield (each.name, Outcome.OK.label), each.runs_ok
+            yield (each.name, Outcome.ERROR.label), each.runs_failed
+
+
 def _oldest_age(scrape: Scrape) -> float:
     started = scrape.snapshot.busy_since_ns
     return max(0, scrape.snapshot.now_ns - min(started)) / NS if started else 0.0
@@ -230,6 +249,7 @@ def _queue_max(scrape: Scrape) -> float | None:
 
 
 LISTENER = ("listener",)
+COMPANION = ("companion",)
 
 METRIC_TABLE = (
     Spec("prefork_build_info", "gauge", ("version", "python"), "Identity; always 1.", _build_info, ()),
@@ -288,6 +308,18 @@ METRIC_TABLE = (
         ("PreforkSlowBoot",)),
     Spec("prefork_worker_backoff", "gauge", (), "Workers that wait in back-off to be started.",
         _word(Word.BACKING_OFF, pool=True), ("PreforkCrashLoop",)),
+    Spec("prefork_companion_up", "gauge", COMPANION, "Whether a process of this companion runs.",
+        _of_companions(lambda each: each.up), ("PreforkCompanionDown",)),
+    Spec("prefork_companion_restarts", "counter", COMPANION, "Ends of it that nobody had asked for.",
+        _of_companions(lambda each: each.restarts), ("PreforkCompanionRestarts",)),
+    Spec("prefork_companion_runs", "counter", ("companion", "outcome"), "Runs of a periodic job; error: it raised.",
+        _runs, ("PreforkRunsFailed",)),
+    Spec("prefork_companion_interval_seconds", "gauge", COMPANION, "The interval of a periodic job.",
+        _of_companions(lambda each: each.interval), ("PreforkRunOverdue",)),
+    Spec("prefork_companion_last_run_timestamp_seconds", "gauge", COMPANION, "When its last run ended, as Unix time.",
+        _of_companions(lambda each: each.run_ended_at_ns / NS or None), ("PreforkRunOverdue",)),
+    Spec("prefork_companion_last_run_duration_seconds", "gauge", COMPANION, "How long its last run took.",
+        _of_companions(lambda each: each.run_took_ns / NS if each.run_ended_at_ns else None), ()),
     Spec("prefork_reloads", "counter", ("result",), "Reloads that were asked for.", _reloads, ("PreforkReloadFailed",)),
     Spec("prefork_last_reload_successful", "gauge", (), "Whether the last reload put new code in service.",
         _last_reload(Word.LAST_RELOAD_OK), ("PreforkReloadFailed",)),

@@ -38,6 +38,7 @@ class ChildKind(Fact):
     SERVER = 2  # not a child: lanes of the serving process
     EXPORTER = 3  # serves the metrics
     REHEARSAL = 4  # tries out the code that a reload would put in service
+    COMPANION = 5  # runs a function of the program's
 
 
 class Outcome(Fact):

@@ -73,6 +73,9 @@ class LogEvent(Enum):
     GET_REQUEST_FAILED = "the program's get_request() raised"
     SCRAPE = "a scrape of the exporter"
     SCRAPE_FAILED = "a scrape did not end well"
+    # Companions.
+    RUN_FAILED = "a periodic job raised, and goes on: `companion`"
+    COMPANIONS_OFF = "`prefork run --single` runs no companions: `companions`"
     # Workers, at boot and at their end.
     IMPORT_FAILED = "a `module` that would be imported lazily could not be imported"
     MEASURE_FAILED = "a worker could not measure itself"

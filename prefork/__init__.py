@@ -44,6 +44,7 @@ from .pool import (
 )
 from .process import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .settings.companions import every
 from .supervised import SupervisedMixIn
 from .surroundings.inherited import open_standard_descriptors as _open_standard_descriptors
 from .version import __version__ as __version__
@@ -81,5 +82,6 @@ __all__ = [
     "UDPServer",
     "UnixDatagramServer",
     "UnixStreamServer",
+    "every",
     "rehearsing",
 ]

@@ -6,6 +6,7 @@ the pool; a worker runs the request hooks of the same object.
 
 import sys
 import threading
+from collections.abc import Mapping
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_loop import Own
 from .serving_pool import Preforked
+from .settings.companions import CompanionFunction, Every
 from .settings.fields import validate
 from .sockets.listener import Listener, widen
 from .supervised import SupervisedMixIn
@@ -46,6 +48,10 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     allow_reuse_address = True
 
     inherited_fd: int | None = None  # serve on this listener instead of binding one
+
+    # Functions of the program's that run once for the service, by name: see settings/companions.py. Without a value,
+    # so that a class behind this mix-in is not hidden.
+    companions: Mapping[str, CompanionFunction | Every]
 
     _prefork_: Any = Own(Preforked)
 
@@ -109,6 +115,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             check_room(self.max_children, lent, rehearsing=rehearsing())
         own: Preforked = self._prefork_
         own.control_terms()
+        own.check_companions()
         if rehearsing():
             rehearse(own.rehearsal())
         if run_mode() is RunMode.SINGLE:
@@ -133,9 +140,21 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own: Preforked = self._prefork_
         if own.worker is not None:
             return own.worker.draining
+        if own.companion is not None:
+            return own.companion.draining
         if run_mode() is RunMode.SINGLE:
             return own.shutdown_requested
         return own.supervisor is not None and own.supervisor.phase in (Phase.DRAINING, Phase.KILLING)
+
+    def wait_draining(self, timeout: float | None = None) -> bool:
+        """Wait until this companion is told to end, at most `timeout` seconds; return whether it is.
+
+        Call it in a companion, in any thread. Raises RuntimeError elsewhere.
+        """
+        companion = pool_of(self).companion
+        if companion is None:
+            raise RuntimeError("wait_draining() is answered in a companion; a worker has worker_draining()")
+        return companion.wait_draining(timeout)
 
     def server_close(self) -> None:
         """Drain the pool if it is serving, as `shutdown()` does; close the listener and remove its Unix path.

@@ -24,6 +24,7 @@ from prefork.workers.signals import EVERY, Signals, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from . import process
+from .accompanied import Accompanied
 from .commands import BY_SIGNAL, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
@@ -41,7 +42,6 @@ from .reload.start_context import START
 from .sockets.addresses import address_text
 from .sockets.listener import Listener, asked_once_more, prepared
 from .sockets.ownership import Access
-from .supervised import Supervised
 from .surroundings import early_signals
 from .surroundings.taken import signals_taken
 from .systemd import stored
@@ -49,7 +49,7 @@ from .systemd import stored
 log = logging.getLogger("prefork.supervisor")
 
 
-class Preforked(Supervised):
+class Preforked(Accompanied):
     """State of a server that serves from a pool."""
 
     def __init__(self, server: Any) -> None:
@@ -189,6 +189,7 @@ class Preforked(Supervised):
             self.service_name(), forget=self._forget_master, work=self._work,
             lanes=server.max_threads or 1 if self.threaded() else 1, listener=self.listener,
             origin=self.origin, max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
+            companions=self.companions(),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -285,7 +286,7 @@ class Preforked(Supervised):
 
     def reload(self) -> None:
         """Implement `reload()`. Raises PreforkError."""
-        if self.worker is not None or self.supervisor is None or self._generations is None:
+        if self.worker is not None or self.birth is not None or self.supervisor is None or self._generations is None:
             raise PreforkError("could not reload: only the process that runs serve_forever() can")
         if self._generations.refusal is not None:
             raise PreforkError(f"could not reload: {self._generations.refusal}")

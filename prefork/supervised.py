@@ -30,6 +30,7 @@ from .master.supervisor import Supervisor
 from .reload.handover import handed
 from .server import BaseServer
 from .serving_loop import Own, ServingLoop, ServingMixIn
+from .settings.companions import refuse_without_pool
 from .settings.fields import Setting
 from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
@@ -64,7 +65,8 @@ class Supervised(ServingLoop):
             return
         self.bind_metrics()
         assert self.metrics_listener is not None
-        subject = Exported(self.service_name(), self.server.socket, supervisor.limits.pool, self._may_fork_exporter)
+        pool, companions = supervisor.limits.pool, supervisor.companions.table
+        subject = Exported(self.service_name(), self.server.socket, pool, self._may_fork_exporter, companions)
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(
@@ -95,6 +97,10 @@ class Supervised(ServingLoop):
         """Close this forked process's copy of the metrics listener: it may outlive us and must not hold the address."""
         if self.metrics_listener is not None:
             self.metrics_listener.close()
+
+    def check_companions(self) -> None:
+        """Check what the program declares. Extend it where companions can run. Raises ConfigError."""
+        refuse_without_pool(self.server)
 
     def take_slot(self, number: int) -> None:
         """Note that this process is the worker of that number, and tell what it starts."""
@@ -254,8 +260,7 @@ class SupervisedMixIn(_AnyServer):
                 unit="address", kinds=("tcp", "unix")),
     ] = None  # fmt: skip
 
-    # The number of this worker, from 1; no other that lives has it. None in the master, in a companion, and without a
-    # pool. What a worker starts finds it in the variable PREFORK_SLOT.
+    # The number of this worker, from 1, which no other that lives has; None elsewhere. PREFORK_SLOT for what it starts.
     slot: int | None = SlotNumber()  # type: ignore[assignment]
 
     _prefork_: Any = Own(Supervised)
@@ -321,9 +326,10 @@ class SupervisedMixIn(_AnyServer):
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve as BaseServer.serve_forever, with an exporter process if `metrics_address` is set.
 
-        Raises BindError if that address cannot be bound.
+        Raises BindError if that address cannot be bound, ConfigError if there are companions.
         """
         own: Supervised = self._prefork_
+        own.check_companions()
         supervisor = own.supervise()
         own.export(supervisor)
         try:

@@ -52,6 +52,12 @@ def serve_single(server: "PreForkingMixIn") -> None:
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None
+    if companions := ", ".join(spec.name for spec in server._prefork_.companions()):
+        log.warning(
+            "the companions do not run: %s; each would be another process",
+            companions,
+            extra=event(LogEvent.COMPANIONS_OFF, companions=companions.split(", ")),
+        )
     server._prefork_.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn
@@ -196,6 +197,7 @@ def _derived(
     cls: type = target.call(type, found.__name__, bases, names)
     _check_known(target, cls, values)
     validate(cls, target.origins)
+    checked(cls)
     return cls
 
 

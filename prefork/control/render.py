@@ -10,6 +10,9 @@ from typing import Any
 from ..commands import Command, Row
 
 _MAPPED = re.compile(r"^\[::ffff:([0-9.]+)\](?=:)")
+COMPANION_COLUMNS = (
+    "companion", "pid", "gen", "state", "age", "restarts", "runs", "failed", "last", "took", "next", "cpu", "memory",
+)  # fmt: skip
 COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", "cpu", "memory", "peer")
 
 
@@ -62,6 +65,23 @@ def worker_cells(worker: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def companion_table(companions: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a heading and a line for each companion; nothing where there is none."""
+    return table([COMPANION_COLUMNS, *map(_companion_cells, companions)], left=frozenset({0, 3})) if companions else []
+
+
+def _companion_cells(companion: dict[str, Any]) -> list[str]:
+    runs, failed = companion["runs_ok"], companion["runs_failed"]
+    cpu, due = companion["cpu_s"], companion["next_run_in_s"] if companion["pid"] else companion["starts_in_s"]
+    return [
+        companion["name"], *("-" if companion[key] is None else str(companion[key]) for key in ("pid", "generation")),
+        companion["state"], duration(companion["age_s"]), str(companion["restarts"]),
+        "-" if runs is None else str(runs + failed), "-" if failed is None else str(failed),
+        duration(companion["last_run_ago_s"]), duration(companion["last_run_took_s"]), duration(due),
+        "-" if cpu is None else f"{cpu:.1f}s", size(companion["rss_bytes"]),
+    ]  # fmt: skip
+
+
 def peer_text(peer: str) -> str:
     """Format a peer. An IPv4 client of a dual-stack listener is shown with its IPv4 address."""
     return printable(_MAPPED.sub(r"\1", peer))
@@ -79,6 +99,15 @@ def states(status: dict[str, Any]) -> str:
     return f"{sum(workers.values())} ({status['min_children']} to {status['max_children']}): {counts}"
 
 
+def companion_states(companions: Sequence[dict[str, Any]]) -> str:
+    """Summarize the companions: their number, and by name those that do not run."""
+    up = sum(each["state"] != "waiting" for each in companions)
+    missing = ", ".join(each["name"] for each in companions if each["state"] == "waiting")
+    failed = ", ".join(f"{each['name']} {each['runs_failed']}" for each in companions if each["runs_failed"])
+    parts = (f"{up} of {len(companions)} run", missing and f"waiting: {missing}", failed and f"failed runs: {failed}")
+    return ", ".join(part for part in parts if part)
+
+
 def exits(status: dict[str, Any]) -> str:
     return ", ".join(f"{count} {why}" for why, count in status["exits"].items()) or "none"
 
@@ -94,6 +123,8 @@ def _status(status: dict[str, Any]) -> list[str]:
         "requests   " + ", ".join(f"{count} {what}" for what, count in requests.items()),
         f"exits      {exits(status)}",
     ]
+    if companions := status.get("companions"):  # an image of an earlier version has none
+        lines.append(f"companions {companion_states(companions)}")
     if status["reloading"]:
         lines.append("reload     on its way")
     if status["degraded"]:
@@ -110,13 +141,17 @@ def _queue(status: dict[str, Any]) -> str:
 
 
 def _workers(result: dict[str, Any]) -> list[str]:
-    return table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
+    companions = companion_table(result.get("companions", ()))
+    workers = table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
+    return [*workers, *(["", *companions] if companions else [])]
 
 
 def _stacks(result: dict[str, Any]) -> list[str]:
     lines = []
     for worker in result["workers"]:
         lines += [f"worker {worker['slot']} pid {worker['pid']}", worker["stacks"], ""]
+    for companion in result.get("companions", ()):
+        lines += [f"companion {companion['name']} pid {companion['pid']}", companion["stacks"], ""]
     return lines[:-1]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.board import Snapshot, Word, exit_word
+from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, REJECTED
@@ -28,6 +29,20 @@ class WorkerFacts:
     private_memory: int
     reason: ExitReason | None
     peers: tuple[str, ...] = ()
+    cpu_s: float | None = None
+    rss: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionFacts:
+    """The master's facts about one companion. Without a process, `pid` and what only a process has are None."""
+
+    counts: CompanionCounts
+    state: str  # of its process; waiting: it has none, and gets one
+    starts_in_s: float | None = None  # in back-off
+    pid: int | None = None
+    generation: int | None = None
+    age_s: float | None = None
     cpu_s: float | None = None
     rss: int | None = None
 
@@ -54,6 +69,7 @@ class ServiceFacts:
     wall_ns: int
     board: Snapshot
     workers: tuple[WorkerFacts, ...]
+    companions: tuple[CompanionFacts, ...] = ()
 
 
 def version(facts: ServiceFacts) -> dict[str, Any]:
@@ -75,7 +91,27 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "queue_length": facts.queue_length, "queue_limit": facts.queue_limit,
         "requests": _requests(facts.board), "duration": _duration(facts.board),
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
+        "companions": [_companion(each, facts) for each in facts.companions],
     }  # fmt: skip
+
+
+def _companion(companion: CompanionFacts, facts: ServiceFacts) -> dict[str, Any]:
+    counts = companion.counts
+    job, ran = counts.interval is not None, counts.run_ended_at_ns != 0
+    return {
+        "name": counts.name, "pid": companion.pid, "generation": companion.generation, "state": companion.state,
+        "age_s": _rounded(companion.age_s), "starts_in_s": _rounded(companion.starts_in_s),
+        "restarts": counts.restarts, "interval_s": counts.interval,
+        "runs_ok": counts.runs_ok if job else None, "runs_failed": counts.runs_failed if job else None,
+        "last_run_ago_s": _rounded(max(0, facts.wall_ns - counts.run_ended_at_ns) / NS if ran else None),
+        "last_run_took_s": _rounded(counts.run_took_ns / NS if ran else None),
+        "next_run_in_s": _rounded(max(0, counts.next_run_ns - facts.board.now_ns) / NS if counts.next_run_ns else None),
+        "cpu_s": companion.cpu_s, "rss_bytes": companion.rss,
+    }  # fmt: skip
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _by_state(workers: Sequence[WorkerFacts]) -> dict[str, int]:
@@ -100,7 +136,10 @@ def _duration(board: Snapshot) -> dict[str, Any]:
 
 def workers(facts: ServiceFacts) -> dict[str, Any]:
     ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
-    return {"workers": [_worker(worker, facts.board.now_ns) for worker in ordered]}
+    return {
+        "workers": [_worker(worker, facts.board.now_ns) for worker in ordered],
+        "companions": [_companion(each, facts) for each in facts.companions],
+    }
 
 
 def _worker(worker: WorkerFacts, now_ns: int) -> dict[str, Any]:

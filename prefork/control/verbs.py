@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any
@@ -114,6 +114,7 @@ class Verbs:
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
             self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
             pool.backing_off, time_ns(), supervisor.board.snapshot(), workers,
+            tuple(self._companions(until if look else 0.0)),
         )  # fmt: skip
 
     def _address(self) -> str:
@@ -136,21 +137,44 @@ class Verbs:
             seen.cpu_s, seen.rss,
         )  # fmt: skip
 
+    def _companions(self, until: float) -> Iterator[report.CompanionFacts]:
+        """Yield the facts of each process of a companion, and of each companion that has none."""
+        supervisor, now = self._supervisor, self._supervisor.clock.now()
+        living = {child.name: child for child in supervisor.table if child.kind is ChildKind.COMPANION}
+        table, back_off = supervisor.companions.table, supervisor.companions.back_off
+        for counts in () if table is None else table.read():
+            child = living.get(counts.name)
+            if child is None:
+                after = back_off.get(counts.name)
+                waits = max(0.0, after.next_start - now) if after is not None and after.ends else None
+                yield report.CompanionFacts(counts, "waiting", waits)
+            else:
+                seen = proc.look(child.pid, child.pidfd, None, busy=False, until=until)
+                yield report.CompanionFacts(
+                    counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
+                    child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
+                )  # fmt: skip
+
     # Verbs, most of which take time.
 
     def _chosen(self, slot: int | str | None) -> list[Child]:
         return [child for child in self._workers() if slot is None or child.number == slot]
 
     def _stacks(self, slot: int | str | None) -> Work:
-        chosen = [child for child in self._chosen(slot) if child.state is not ChildState.KILLING]
+        table = self._supervisor.table
+        companions = [child for child in table if child.kind is ChildKind.COMPANION and slot is None]
+        chosen = [child for child in (*self._chosen(slot), *companions) if child.state is not ChildState.KILLING]
         if not chosen and slot is not None:
             return protocol.error(f"could not get stacks: there is no worker {slot}")
         for child in chosen:
             signalling.show_stacks(child)
         until = monotonic() + STACKS_WITHIN_S
-        while any(child.stacks_wanted for child in chosen if child in self._workers()) and monotonic() < until:
+        while any(child.stacks_wanted for child in chosen if child in table) and monotonic() < until:
             yield None
-        return protocol.result({"workers": [_stacks_of(child) for child in chosen]})
+        return protocol.result({
+            "workers": [_stacks_of(child) for child in chosen if not child.name],
+            "companions": [_stacks_of(child) for child in chosen if child.name],
+        })  # fmt: skip
 
     def _ending(self) -> Work:
         """Report progress until the last turn. Nothing can be sent after that, when the connection is closed."""
@@ -164,7 +188,9 @@ class Verbs:
         workers, now_ns = self._workers(), monotonic_ns()
         requests = sum(len(child.reader.look(now_ns).busy_since_ns) for child in workers)
         phase = self._supervisor.phase.name.lower()
-        return f"{phase}: {_counted(len(workers), 'worker')} left, {_counted(requests, 'request')} in hand"
+        said = f"{phase}: {_counted(len(workers), 'worker')} left, {_counted(requests, 'request')} in hand"
+        companions = self._supervisor.table.count(ChildKind.COMPANION)
+        return f"{said}, {_counted(companions, 'companion')} left" if companions else said
 
     def _scale(self, workers: int) -> Answer:
         limits = self._supervisor.scale(workers)
@@ -255,4 +281,4 @@ def _stacks_of(child: Child) -> Answer:
     if child.stacks_wanted:
         text = "it has ended" if child.state is ChildState.REAPED else "it does not answer; is it stopped?"
     child.stacks_wanted, child.stacks_text = False, ""
-    return {"slot": child.number, "pid": child.pid, "stacks": text}
+    return {**({"name": child.name} if child.name else {"slot": child.number}), "pid": child.pid, "stacks": text}

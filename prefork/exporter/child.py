@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.board import Board, unannounced
+from prefork.metrics.companions import CompanionTable
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.feed import Feed, Slots
 from prefork.metrics.log_events import LogEvent, event
@@ -45,6 +46,7 @@ class Exported:
     listener: socket.socket
     pool: bool
     may_fork: Callable[[], bool]  # must be false while threads of the service run
+    companions: CompanionTable | None = None
 
 
 def bind_metrics(address: Any, asked: str) -> Listener:
@@ -173,7 +175,10 @@ class ExporterChild:
             descriptor_limit.give_back()
             name = address_text(self._subject.listener.getsockname())
             return serve(
-                Scope(self._subject.name, self._listener, self._subject.listener, name, self._subject.pool),
+                Scope(
+                    self._subject.name, self._listener, self._subject.listener, name, self._subject.pool,
+                    self._subject.companions,
+                ),
                 slots, birth, master,
             )  # fmt: skip
 

@@ -28,6 +28,7 @@ from prefork.metrics import collector, kernel
 from prefork.metrics.application.exposition import application_families
 from prefork.metrics.application.region import merge
 from prefork.metrics.board import Word
+from prefork.metrics.companions import CompanionTable
 from prefork.metrics.feed import Slots
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
@@ -59,6 +60,7 @@ class Scope:
     listener: socket.socket | None  # the service's: examined, never accepted on
     listener_name: str
     pool: bool
+    companions: CompanionTable | None = None
 
 
 class ExporterLoop(ServingLoop):
@@ -99,7 +101,13 @@ class Exporter(TCPServer):
         snapshot = self.slots.snapshot(application=True)
         merged = merge(snapshot.application)
         scrape = collector.Scrape(
-            snapshot, self._queues(), __version__, self.scope.listener_name, self.scope.pool, merged
+            snapshot,
+            self._queues(),
+            __version__,
+            self.scope.listener_name,
+            self.scope.pool,
+            merged,
+            () if self.scope.companions is None else self.scope.companions.read(),
         )
         return [*collector.families(scrape), *application_families(merged)]
 

@@ -85,16 +85,18 @@ class Child:
     drain_signal: int = DRAIN_SIGNAL  # by which it is told to drain; TERM in an earlier version
     report: Report | None = None
     processes: Processes = KERNEL
+    name: str = ""  # of a companion
 
     def __str__(self) -> str:
-        place = f"slot={self.number} gen={self.generation} " if self.number else ""
-        return f"{self.kind.label} {place}pid={self.pid}"
+        place = f"{'name=' + self.name if self.name else f'slot={self.number}'} gen={self.generation} "
+        return f"{self.kind.label} {place if self.name or self.number else ''}pid={self.pid}"
 
     @property
     def fields(self) -> dict[str, Any]:
         """The fields of a log event about this child."""
-        place = {"slot": self.number, "gen": self.generation} if self.number else {}
-        return {"kind": self.kind.label, **place, "pid": self.pid}
+        place: dict[str, Any] = {"companion": self.name} if self.name else {"slot": self.number}
+        known = {**place, "gen": self.generation} if self.name or self.number else {}
+        return {"kind": self.kind.label, **known, "pid": self.pid}
 
     @property
     def ends_by_itself(self) -> bool:
@@ -180,6 +182,7 @@ class ChildTable:
         forget: Callable[[], None],
         body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
         serial: int | None = None,
+        name: str = "",
     ) -> Child:
         """Start a child; `body(birth, master, number)` runs in it, and returns its exit status.
 
@@ -201,7 +204,7 @@ class ChildTable:
             raise
         child = Child(
             serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
-            processes=self._processes,
+            processes=self._processes, name=name,
         )  # fmt: skip
         self._children[serial] = child
         return child

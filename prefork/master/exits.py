@@ -21,7 +21,7 @@ log = logging.getLogger("prefork.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Why a child ended, and its last words. Only a worker has a reason; other kinds have none."""
+    """Why a child ended, and its last words. Workers and companions have a reason; other kinds have none."""
 
     reason: ExitReason | None
     booted: bool  # it has been READY
@@ -34,6 +34,8 @@ class Death:
         unasked = (ExitReason.BOOT_FAILED, ExitReason.KILLED, ExitReason.OOM_SUSPECTED)
         return not self.booted and not self.asked and self.reason in unasked
 
+
+WITH_REASON = (ChildKind.WORKER, ChildKind.COMPANION)
 
 # The reasons that a child may give itself, and that are believed if it ended with status 0.
 HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
@@ -88,9 +90,9 @@ class Exits:
         child = exit.child
         report = child.reader.look(now_ns)
         booted = child.booted or report.ready
-        reason = self._reason(exit, booted, report.leaving) if child.kind is ChildKind.WORKER else None
+        reason = self._reason(exit, booted, report.leaving) if child.kind in WITH_REASON else None
         death = Death(reason, booted, _last_words(child), child.reason not in (None, ExitReason.BOOT_FAILED))
-        self._fold(exit, reason, request_timeout, now_ns)
+        self._fold(exit, reason if child.kind is ChildKind.WORKER else None, request_timeout, now_ns)
         child.slot.close()
         _log(exit, death)
         return death

@@ -4,6 +4,7 @@ Runs in the master, in a turn. Owns what only the supervisor knows; the counts o
 """
 
 from prefork.metrics.board import Board, Word
+from prefork.metrics.facts import ChildKind
 
 from .children import Child, ChildState
 from .policy import Limits, Phase, Pool
@@ -22,7 +23,7 @@ class Gauges:
         self, children: list[Child], phase: Phase, limits: Limits, pool: Pool, *,
         queue_length: int, reachable: bool, now: float, now_ns: int,
     ) -> None:  # fmt: skip
-        ready = [child for child in children if child.state is ChildState.READY]
+        ready = [child for child in children if child.kind is ChildKind.WORKER and child.state is ChildState.READY]
         idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
         saturated = limits.pool and not idle and len(ready) >= limits.max_children
         waits = pool.backing_off and pool.next_start > now

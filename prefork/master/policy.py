@@ -13,6 +13,8 @@ The invariants, each with a test of its name (STARTING and READY children count 
     stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
     deadline_kills          a child past its deadline is killed, in every phase
     wakes_in_time           `wake_at` is never later than the next deadline
+    companion_is_alone      a companion is started only where no process of its name lives, beside a READY worker of
+                            the wanted generation; it is replaced once no older worker serves, and drained last
 """
 
 from collections.abc import Iterable
@@ -114,10 +116,19 @@ class ChildView:
     cut_for: ExitReason = ExitReason.TIMEOUT
     moved: bool = False  # it has tried to accept since it was cut
     reason: ExitReason | None = None
+    name: str = ""  # of a companion
+
+    @property
+    def staying(self) -> bool:
+        return self.state in (ChildState.STARTING, ChildState.READY)
+
+    @property
+    def is_companion(self) -> bool:
+        return self.kind is ChildKind.COMPANION
 
     @property
     def serving(self) -> bool:
-        return self.kind is ChildKind.WORKER and self.state in (ChildState.STARTING, ChildState.READY)
+        return self.kind is ChildKind.WORKER and self.staying
 
     @property
     def ready(self) -> bool:
@@ -147,6 +158,14 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class CompanionView:
+    """A companion that the program declares, and before which time it must not be started."""
+
+    name: str
+    next_start: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     phase: Phase
     phase_since: float
@@ -156,6 +175,7 @@ class PoolSnapshot:
     queued: bool = False  # a connection is in the accept queue
     queued_at: float = 0.0  # when one last was
     saturated: bool = False  # a connection came while no worker was waiting for one
+    companions: tuple[CompanionView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +183,7 @@ class Plan:
     phase: Phase
     pool: Pool
     spawn: int = 0
+    companions: tuple[str, ...] = ()  # to start
     drain: tuple[tuple[int, ExitReason], ...] = ()
     stop: tuple[int, ...] = ()
     kill: tuple[int, ...] = ()
@@ -207,27 +228,31 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
         phase,
         replace(pool, queue=queue),
         spawn=_spawn(pool, limits, serving, leavers, now),
-        drain=_surplus(snapshot, pool, limits, ready, leavers),
+        companions=tuple(view.name for view in _missing(snapshot) if now >= view.next_start),
+        drain=_surplus(snapshot, pool, limits, ready, leavers) + _replaced_companions(snapshot, serving),
         poke=queue.to_wake(pool.queue),
         stuck=_stuck(queue, ready, limits, now),
     )
 
 
 def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
-    """Plan the end: DRAINING serves the accept queue to its end, then drains the workers; KILLING stops them all.
+    """Plan the end: DRAINING serves the accept queue to its end, then drains the workers, and the companions when these
+    have gone, or when half of the time has; KILLING stops them all.
 
     The end does not wait for one that outlives its SIGKILL, or is out of our reach.
     """
-    workers = [c for c in snapshot.children if c.kind is ChildKind.WORKER]
-    phase, left = snapshot.phase, [c for c in workers if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
+    children = [c for c in snapshot.children if c.kind in (ChildKind.WORKER, ChildKind.COMPANION)]
+    phase, left = snapshot.phase, [c for c in children if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
     if phase is Phase.STOPPED or not left:
         return Plan(Phase.STOPPED, snapshot.pool)
     if phase is Phase.KILLING:
         stop = tuple(c.serial for c in left if c.state is not ChildState.KILLING and c.reason is not ExitReason.STOPPED)
         return Plan(phase, snapshot.pool, stop=stop)
     quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
-    ending = quiet or now >= queue_deadline(snapshot, limits)
-    drain = [c for c in left if c.serving and (ending or c.state is ChildState.STARTING)]
+    late = now >= queue_deadline(snapshot, limits)
+    drain = [c for c in left if c.serving and (quiet or late or c.state is ChildState.STARTING)]
+    if late or all(c.is_companion for c in left):
+        drain += [c for c in left if c.is_companion and c.staying]
     return Plan(phase, snapshot.pool, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
 
 
@@ -287,7 +312,7 @@ def _surplus(
     snapshot: PoolSnapshot, pool: Pool, limits: Limits, ready: list[ChildView], leavers: list[ChildView]
 ) -> tuple[tuple[int, ExitReason], ...]:
     """Return the READY workers over the target, to be drained: those that are due first, then the youngest idle."""
-    draining = sum(c.state is ChildState.DRAINING for c in snapshot.children)
+    draining = sum(c.state is ChildState.DRAINING for c in snapshot.children if not c.is_companion)
     most = min(len(ready) - pool.target, limits.max_children - draining)
     if most <= 0:
         return ()
@@ -308,6 +333,23 @@ def _stuck(queue: QueueWatch, ready: list[ChildView], limits: Limits, now: float
     return tuple(serial for serial in queue.stuck(limits.stall_timeout, now) if serial not in cut)
 
 
+def _missing(snapshot: PoolSnapshot) -> list[CompanionView]:
+    """Return the companions that are to be started, if not before their time: their code has booted a worker."""
+    if not any(c.ready and c.generation >= snapshot.generation for c in snapshot.children):
+        return []
+    living = {c.name for c in snapshot.children if c.is_companion}
+    return [view for view in snapshot.companions if view.name not in living]
+
+
+def _replaced_companions(snapshot: PoolSnapshot, serving: list[ChildView]) -> tuple[tuple[int, ExitReason], ...]:
+    """Return the companions to be drained: of an older generation, once only workers of the wanted one serve; and those
+    that were asked to be replaced."""
+    new = any(c.ready for c in serving) and all(c.generation >= snapshot.generation for c in serving)
+    staying = [c for c in snapshot.children if c.is_companion and c.staying]
+    leaving = [c for c in staying if c.due or (new and c.generation < snapshot.generation)]
+    return tuple((c.serial, ExitReason.REPLACED) for c in leaving)
+
+
 # Deadlines.
 
 
@@ -316,7 +358,7 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
         return False
     if child.deadline is not None and now >= child.deadline:
         return True
-    if child.kind is ChildKind.WORKER and child.state is ChildState.STARTING:
+    if child.kind in (ChildKind.WORKER, ChildKind.COMPANION) and child.state is ChildState.STARTING:
         return now >= child.started + limits.boot_timeout
     if child.cut_at is None or now < child.cut_at + CUT_KILL_S:
         return False
@@ -356,12 +398,13 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
     requests = [t for t in (limits.request_timeout, limits.slow_request_timeout) if t is not None]
     yield now + min([TICK_S, *requests])
     yield result.pool.next_start
+    yield from (view.next_start for view in _missing(snapshot))
     if limits.min_children < limits.max_children and result.pool.burst > 1:
         yield result.pool.next_resize
     if result.pool.queue.unmoved:
         yield now + QUEUE_LOOK_S
     # What this plan begins has deadlines that are not in the snapshot.
-    if result.spawn:
+    if result.spawn or result.companions:
         yield now + limits.boot_timeout
     if result.drain:
         yield now + limits.graceful_timeout
@@ -405,8 +448,12 @@ def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) ->
         if pool.boot_kills < BOOT_DEATHS_MAX:
             return pool
     deaths = pool.boot_deaths + 1
-    delay = min(limits.max_restart_delay, FIRST_RESTART_DELAY_S * 2 ** min(deaths - 1, 30))
-    return replace(pool, boot_deaths=deaths, next_start=now + delay)
+    return replace(pool, boot_deaths=deaths, next_start=now + restart_delay(deaths, limits))
+
+
+def restart_delay(deaths: int, limits: Limits) -> float:
+    """Return the seconds of back-off after so many deaths in a row."""
+    return min(limits.max_restart_delay, FIRST_RESTART_DELAY_S * 2.0 ** min(deaths - 1, 30))
 
 
 def after_fork_failure(pool: Pool, now: float) -> Pool:

@@ -14,6 +14,15 @@ from ..sockets.listener import Listener
 
 
 @dataclass(frozen=True, slots=True)
+class CompanionSpec:
+    """A companion that the program declares. `interval`, in seconds, is that of a periodic job."""
+
+    name: str
+    interval: float | None
+    body: Callable[[Birth, Master, memoryview], int]  # given its row of the table
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     name: str
     forget: Callable[[], None]  # in a new child: close its copies of what is the master's alone, except the memory
@@ -25,3 +34,4 @@ class Service:
     origin: Listener | None = None  # the listener itself, where the program has wrapped it (TLS)
     max_lifetime: float | None = None
     application_bytes: int = 0  # for the user's own metrics
+    companions: tuple[CompanionSpec, ...] = ()

@@ -19,6 +19,7 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 
 from .children import Child, ChildTable
+from .companions import Companions
 from .policy import FORK_RETRY_S
 from .service import Service
 from .waiting import Waiting
@@ -31,11 +32,14 @@ FORK_LOG_EVERY_S = 10.0
 class Spawner:
     """Starts the children of one service. `any_served`: True once a child that serves has been started."""
 
-    def __init__(self, service: Service, table: ChildTable, board: Board, waiting: Waiting) -> None:
+    def __init__(
+        self, service: Service, table: ChildTable, board: Board, waiting: Waiting, companions: Companions
+    ) -> None:
         self._service = service
         self._table = table
         self._board = board
         self._waiting = waiting
+        self._companions = companions
         self._rng = random.Random()
         self._logged_at = float("-inf")
         self.any_served = False
@@ -53,21 +57,37 @@ class Spawner:
             child.lifetime = jittered(self._service.max_lifetime, self._rng)
         return child
 
+    def companion(self, name: str, generation: int, now: float) -> Child:
+        """Start a companion. Raises OSError; nothing is left behind then."""
+        slot = Slot(0, self._service.application_bytes)
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            return self._companions.specs[name].body(birth, master, self._companions.keep_only(name))
+
+        try:
+            return self.start(ChildKind.COMPANION, slot, body, generation, now, name=name)
+        except BaseException:
+            slot.close()
+            raise
+
     def start(
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], generation: int, now: float,
-        serial: int | None = None,
+        serial: int | None = None, name: str = "",
     ) -> Child:  # fmt: skip
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
 
         def body_without_memory(birth: Birth, master: Master, number: int) -> int:
-            sinks.name_child(f"{kind.label} slot={number} gen={generation} pid={os.getpid()}", self._waiting.nudge)
+            place = f"name={name}" if name else f"slot={number}"
+            sinks.name_child(f"{kind.label} {place} gen={generation} pid={os.getpid()}", self._waiting.nudge)
             self._table.close_memory()
+            if not name:
+                self._companions.close()
             descriptor_limit.give_back()
             return body(birth, master, number)
 
         child = self._table.fork(
             kind, slot, generation=generation, now=now, forget=self._service.forget,
-            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial
+            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial, name=name,
         )  # fmt: skip
         try:
             self._waiting.add(child.pidfd)
@@ -79,14 +99,15 @@ class Spawner:
             self._board.add(Word.SPAWNED)
         return child
 
-    def note_failure(self, exc: OSError, now: float) -> None:
+    def note_failure(self, exc: OSError, now: float, what: str = "worker") -> None:
         """Count a failed fork, and log it at most once in FORK_LOG_EVERY_S."""
         kind = ForkFailure.__members__.get(errno.errorcode.get(exc.errno or 0, ""), ForkFailure.OTHER)
         self._board.add(FORK_FAILURES + kind)
         if now - self._logged_at >= FORK_LOG_EVERY_S:
             self._logged_at = now
             log.error(
-                "could not fork a worker: %s; trying again every %.1f s",
+                "could not fork a %s: %s; trying again every %.1f s",
+                what,
                 exc.strerror,
                 FORK_RETRY_S,
                 extra=event(LogEvent.FORK_FAILED),

@@ -29,6 +29,7 @@ class Workings:
     fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child]
     asked: Callable[[], bool]  # True if a command waits for its turn: it must be obeyed before an exec
     values: Callable[[], dict[str, Any]]  # what the next image must know of the supervisor
+    companions: Callable[[], tuple[Any, list[int]]]  # their table, for the next image
 
 
 class Succession(Protocol):

@@ -27,6 +27,7 @@ from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
 from .children import Child, ChildState, ChildTable, Exit
 from .clock import Clock
+from .companions import Companions
 from .exits import Exits
 from .gauges import Gauges
 from .guard import attempt, say_failed
@@ -85,7 +86,11 @@ class Supervisor:
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._accept_queue = AcceptQueue(service.listener, service.origin)
-        self._spawner = Spawner(service, self.table, board, self._waiting)
+        self.companions = Companions(
+            None if service.work is None else service.companions,
+            None if resumed is None else resumed.get("companions"),
+        )
+        self._spawner = Spawner(service, self.table, board, self._waiting, self.companions)
         self._gauges = Gauges(board, self.clock.now())
         self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
@@ -97,7 +102,10 @@ class Supervisor:
         self._acted = 0.0  # how long that has run since the last look for a pause, in seconds
         self.closed = False
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
-        workings = Workings(board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values)
+        workings = Workings(
+            board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values,
+            self.companions.pack,
+        )  # fmt: skip
         self.generations.begin(workings)
         if resumed is not None:
             self.pool = replace(self.pool, ever_ready=True, target=resumed.get("target", 0))
@@ -331,7 +339,10 @@ class Supervisor:
 
     def _note_report(self, child: Child, now: float) -> None:
         report = child.report = child.reader.look(self.clock.stamp_ns())
-        if child.state is ChildState.STARTING and report.ready and child.kind is ChildKind.WORKER:
+        booted = child.state is ChildState.STARTING and report.ready
+        if booted and child.kind is ChildKind.COMPANION:
+            self.table.set_state(child, ChildState.READY, now)
+        elif booted and child.kind is ChildKind.WORKER:
             self.table.set_state(child, ChildState.READY, now)
             self.board.observe(BOOT, now - child.started)
             self.pool = policy.after_ready(self.pool)
@@ -358,7 +369,9 @@ class Supervisor:
         child, now = exit.child, self.clock.now()
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         # A death of the old code says nothing about the new.
-        if death.at_boot and self.generations.is_of_this_image(child):
+        if child.kind is ChildKind.COMPANION:
+            self.companions.note_exit(child, self.limits, now)
+        elif death.at_boot and self.generations.is_of_this_image(child):
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
@@ -377,6 +390,7 @@ class Supervisor:
         return policy.PoolSnapshot(
             self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
             queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,
+            companions=self.companions.views(),
         )  # fmt: skip
 
     def _apply(self, plan: Plan, now: float) -> None:
@@ -389,6 +403,8 @@ class Supervisor:
         for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):
                 break
+        for name in plan.companions if starts else ():
+            self._start_companion(name, now)
         self._plan_next_turn(plan, now)
 
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
@@ -406,6 +422,7 @@ class Supervisor:
             self._wake_at = min(self._wake_at, now + signalling.STACKS_S)
 
     def _publish(self, now: float) -> None:
+        self.companions.publish(self.table)
         self._gauges.publish(
             list(self.table), self.phase, self.limits, self.pool,
             queue_length=self._accept_queue.queue_length(), reachable=self.tasks.paths.reachable, now=now,
@@ -433,6 +450,13 @@ class Supervisor:
             self.pool = policy.after_fork_failure(self.pool, now)
             return False
         return True
+
+    def _start_companion(self, name: str, now: float) -> None:
+        try:
+            self._spawner.companion(name, self.generations.current, now)
+        except OSError as exc:
+            self._spawner.note_failure(exc, now, "companion")
+            self.companions.not_started(name, now)
 
     def _leave_by(self, now: float) -> float:
         """Return the deadline of a worker that is told to leave now."""
@@ -493,6 +517,7 @@ class Supervisor:
         self._reaper.kill(*ChildKind)
         self.generations.close()
         self.tasks.close()
+        self.companions.close()
         self._waiting.close()
 
     def forget(self) -> None:

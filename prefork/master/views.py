@@ -22,7 +22,7 @@ def view_of(child: Child, clock: Clock) -> ChildView:
     return ChildView(
         child.serial, child.kind, child.state, child.generation, child.started, child.told, child.deadline, due,
         report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, report.tried_ns,
-        child.cut_at, child.cut_for, report.tried_ns != child.cut_tried_ns, child.reason,
+        child.cut_at, child.cut_for, report.tried_ns != child.cut_tried_ns, child.reason, child.name,
     )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ def facts_of(table: ChildTable, phase: Phase, limits: Limits, *, reloading: bool
 
 def wants_more(table: ChildTable, phase: Phase, limits: Limits) -> bool:
     """Return whether the pool may still answer saturation with another worker."""
-    serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in table)
+    workers = [child for child in table if child.kind is ChildKind.WORKER]
+    serving = sum(child.state in (ChildState.STARTING, ChildState.READY) for child in workers)
     running = phase in (Phase.STARTING, Phase.RUNNING)
     return running and limits.min_children < limits.max_children and serving < limits.max_children

@@ -122,7 +122,7 @@ def _supervisor(
         supervisor.tasks.changes = Changes(reload, before=values["seen"])
     metrics = listeners.get("metrics")
     if metrics is not None and service.listener is not None:
-        subject = Exported(service.name, service.listener, True, lambda: True)
+        subject = Exported(service.name, service.listener, True, lambda: True, supervisor.companions.table)
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
     return supervisor

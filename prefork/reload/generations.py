@@ -294,6 +294,7 @@ class Generations:
             record.fds += fds
         record.values["started"] = [*self._started, *self._left_over.ours]
         record.add("nudge", self._workings.waiting.pack_nudge())
+        record.add("companions", self._workings.companions())
         self.pack_more(record)
         return record
 

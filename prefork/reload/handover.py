@@ -32,8 +32,8 @@ from ..sockets.unix_paths import identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 3  # raised when the record needs a new value, or one changes its meaning
-READABLE = (2, 3)  # the versions that this code can go on with
+VERSION = 4  # raised when the record needs a new value, or one changes its meaning
+READABLE = (2, 3, 4)  # the versions that this code can go on with
 # The counters with which a board of another layout can go on.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
@@ -94,7 +94,7 @@ class Handed:
         self._lent: list[socket.socket] = []
         self._spares: dict[int, int] = {}
         try:
-            for name in (*LISTENERS, "control", "board"):
+            for name in (*LISTENERS, "control", "board", "companions"):
                 if (packed := values.get(name)) is not None:
                     self._spares[packed["fd"]] = os.dup(packed["fd"])
         except OSError:
@@ -246,7 +246,7 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
     values = {name: getattr(child, name) for name in _PLAIN}
     values |= {
         "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
-        "slot": child.slot.fd, "drain_signal": int(child.drain_signal),
+        "slot": child.slot.fd, "name": child.name, "drain_signal": int(child.drain_signal),
         "cut_for": child.cut_for.name, "cut_tried_ns": child.cut_tried_ns,
     }  # fmt: skip
     return values, [child.pidfd, child.slot.fd]
@@ -268,7 +268,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
         packed["serial"] = board.enter(kind, reader)
     return Child(
         kind=kind, state=ChildState[packed["state"]], slot=slot, stacks=Stacks(slot), reader=reader,
-        reason=None if packed["reason"] is None else ExitReason[packed["reason"]],
+        reason=None if packed["reason"] is None else ExitReason[packed["reason"]], name=packed.get("name", ""),
         drain_signal=packed.get("drain_signal", signal.SIGTERM),
         cut_for=ExitReason[packed.get("cut_for", "TIMEOUT")], cut_tried_ns=packed.get("cut_tried_ns", 0),
         **{name: packed[name] for name in _PLAIN},

@@ -80,7 +80,7 @@ def status_of(text: str, now: float) -> dict[str, Any]:
         "queue_length": found.whole("prefork_listen_queue_length"),
         "queue_limit": found.whole("prefork_listen_queue_limit"),
         "requests": _requests(found), "duration": found.histogram("prefork_request_duration_seconds"),
-        "exits": _exits(found),
+        "exits": _exits(found), "companions": _companions(found),
         **_only_here(found, now),
     }  # fmt: skip
 
@@ -101,6 +101,18 @@ def _exits(found: _Samples) -> dict[str, int]:
     name = "prefork_worker_exits_total"
     counts = {reason: found.whole(name, reason=reason) for reason in found.labels(name, "reason")}
     return {reason: count for reason, count in counts.items() if count}
+
+
+def _companions(found: _Samples) -> list[dict[str, Any]]:
+    """Return what the summary of the companions needs; the rest is only on the control socket."""
+    runs = "prefork_companion_runs_total"
+    return [
+        {
+            "name": name, "state": "running" if found.total("prefork_companion_up", companion=name) else "waiting",
+            "runs_failed": found.whole(runs, companion=name, outcome="error"),
+        }
+        for name in found.labels("prefork_companion_up", "companion")
+    ]  # fmt: skip
 
 
 def _only_here(found: _Samples, now: float) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..control.render import duration, exits, printable, size, states
+from ..control.render import companion_states, companion_table, duration, exits, printable, size, states
 from .rates import Look, Span
 from .rows import WorkerRow, fitted
 
@@ -159,10 +159,14 @@ def _cpu_shares(before: Look | None, look: Look) -> dict[Chosen, float]:
 def _workers(look: Look, before: Look | None, span: Span, view: View, room: int | None) -> list[Line]:
     workers = ordered(before, look, view.sort)
     head, *rows = fitted(workers, _cpu_shares(before, look), view.width)
+    companions = [Line(text) for text in companion_table(look.status.get("companions", ()))]
+    if companions and room is not None:
+        companions = companions[: max(0, room - min(len(rows) + 1, room // 2) - 1)]
+        room -= len(companions) + 1 if companions else 0
     found = [Line(text, "reverse" if _chosen(w) == view.chosen else "") for w, text in zip(workers, rows, strict=True)]
     if room is not None and len(found) > room - 1:
         found = _window(found, max(1, room - 2))
-    return [Line(head, "bold"), *found]
+    return [Line(head, "bold"), *found, *([Line(""), *companions] if companions else [])]
 
 
 def _window(rows: Sequence[Line], size: int) -> list[Line]:
@@ -193,6 +197,7 @@ def _metrics(look: Look, span: Span, view: View) -> list[Line]:
             else f"{size(status['memory_sum_bytes'])}, the largest worker {size(status['memory_max_bytes'])}"),
         ("descriptors", None if status["open_fds_max"] is None
             else f"at most {status['open_fds_max']} of {status['fds_limit']} in a worker"),
+        ("companions", status.get("companions") and companion_states(status["companions"])),
         ("reloads", None if status["reloads_ok"] is None
             else f"{status['reloads_ok']} ok, {status['reloads_failed']} failed"),
         ("serving with", f"prefork {status['prefork']}, Python {status['python']}"),

@@ -38,8 +38,9 @@ class ControlSource:
 
     def look(self) -> Look:
         with Client(self._path, ASK_WITHIN_S) as client:
-            status_of = client.result(BY_VERB["status"])
-            return Look(time.monotonic(), status_of, client.result(BY_VERB["workers"])["workers"])
+            status_of, found = client.result(BY_VERB["status"]), client.result(BY_VERB["workers"])
+            status_of["companions"] = found.get("companions", [])  # with what only the processes themselves show
+            return Look(time.monotonic(), status_of, found["workers"])
 
     def replace(self, slot: int, say: Callable[[str], None]) -> None:
         say(f"worker {slot}: its replacement starts")

@@ -108,7 +108,7 @@ def test_every_label_selected_is_served() -> None:
         for name, selection in SELECTED.findall(path.read_text())
         for label, values in LABEL.findall(selection)
         for value in values.split("|")
-        if label not in ("service", "instance", "listener", "job", "le")
+        if label not in ("service", "instance", "listener", "companion", "job", "le")
     ]
     assert ("prefork_requests_total", "outcome", "lost") in selected
     assert [each for each in selected if each[2] not in told.get(each[:2], ())] == []

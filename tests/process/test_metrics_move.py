@@ -420,6 +420,39 @@ def test_a_slot_misused(tmp_path: Path) -> None:
     assert spoilt["prefork_slot_words_rejected_total"] > 0
 
 
+ACCOMPANIED = """
+from tests.process.programs.accompanied import *
+class Hooks:
+    companions = {"job": every(0.1, job)}
+"""
+
+
+@moves("companion_up", "companion_restarts", "companion_runs", "companion_last_run_timestamp_seconds",
+       "companion_last_run_duration_seconds")  # fmt: skip
+def test_companions(tmp_path: Path) -> None:
+    """A job that runs, raises, and is killed."""
+    with service(tmp_path, ACCOMPANIED, max_children=1) as running:
+        running.expect("companion job: a run raised", "RuntimeError: asked to raise")
+        running.wait_ready(1)
+        scrape_until(running, lambda found: of(found, "companion_runs_total").get("ok", 0) > 0)
+        (tmp_path / "job").write_text("raise")
+        found = scrape_until(running, lambda found: of(found, "companion_runs_total").get("error", 0) > 0)
+        assert of(found, "companion_up") == {"job": 1}
+        assert of(found, "companion_last_run_duration_seconds")["job"] < 1
+        assert abs(of(found, "companion_last_run_timestamp_seconds")["job"] - time.time()) < HUNG
+        running.signal(signal.SIGKILL, running.wait("begun")["pid"])
+        found = scrape_until(running, lambda found: not of(found, "companion_up"))
+        assert of(found, "companion_restarts_total") == {"job": 1}
+
+
+@shows("companion_interval_seconds")
+def test_the_interval_of_a_companion(tmp_path: Path) -> None:
+    """It is as the program says."""
+    with service(tmp_path, "class Hooks:\n    companions = {'job': every(60, print)}\n", max_children=1) as running:
+        running.wait_ready(1)
+        assert of(scrape(running), "companion_interval_seconds") == {"job": 60}
+
+
 def test_every_metric_is_seen_to_move() -> None:
     """None of the table is left out above."""
     assert _seen == {row.name for row in METRIC_TABLE}

@@ -23,6 +23,7 @@ from prefork.metrics.board import (
     control_requests,
 )
 from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, families
+from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import (
     AcceptError,
     ChildKind,
@@ -70,6 +71,12 @@ prefork_worker_spawns_total counter
 prefork_fork_failures_total counter errno
 prefork_worker_boot_seconds histogram
 prefork_worker_backoff gauge
+prefork_companion_up gauge companion
+prefork_companion_restarts_total counter companion
+prefork_companion_runs_total counter companion outcome
+prefork_companion_interval_seconds gauge companion
+prefork_companion_last_run_timestamp_seconds gauge companion
+prefork_companion_last_run_duration_seconds gauge companion
 prefork_reloads_total counter result
 prefork_last_reload_successful gauge
 prefork_last_reload_timestamp_seconds gauge
@@ -144,7 +151,13 @@ def whole_scrape() -> Scrape:
         live(Condition.STARTING, role=ChildKind.EXPORTER, fds=99),
     )
     snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
-    return Scrape(snapshot, Queues(30, 1024, 31, 32, 33, 34), "1.2.3", LISTENER, True, Merged({}, 23, 24))
+    return Scrape(snapshot, Queues(30, 1024, 31, 32, 33, 34), "1.2.3", LISTENER, True, Merged({}, 23, 24), COMPANIONS)
+
+
+COMPANIONS = (
+    CompanionCounts("indexer", None, False, 51, 0, 0, 0, 0, 0),
+    CompanionCounts("tidy", 60.0, True, 52, 53, 54, 55 * S, 11 * S // 2, 57),
+)
 
 
 @pytest.fixture
@@ -235,6 +248,14 @@ def test_values(scrape: Scrape) -> None:
     prefork_worker_spawns_total 40
     prefork_fork_failures_total{{errno="EAGAIN"}} 15
     prefork_worker_backoff 1
+    prefork_companion_up{{companion="indexer"}} 0
+    prefork_companion_up{{companion="tidy"}} 1
+    prefork_companion_restarts_total{{companion="indexer"}} 51
+    prefork_companion_runs_total{{companion="tidy",outcome="ok"}} 53
+    prefork_companion_runs_total{{companion="tidy",outcome="error"}} 54
+    prefork_companion_interval_seconds{{companion="tidy"}} 60
+    prefork_companion_last_run_timestamp_seconds{{companion="tidy"}} 55
+    prefork_companion_last_run_duration_seconds{{companion="tidy"}} 5.5
     prefork_reloads_total{{result="ok"}} 11
     prefork_reloads_total{{result="failed"}} 12
     prefork_last_reload_successful 1
@@ -254,6 +275,7 @@ def test_values(scrape: Scrape) -> None:
     for line in expected.split("\n")[1:-1]:
         name, _, value = line.strip().rpartition(" ")
         assert found[name] == float(value), name
+    assert not [name for name in found if 'companion="indexer"' in name and re.search("run|interval", name)]
 
 
 @pytest.mark.parametrize(("name", "labels", "first"), [

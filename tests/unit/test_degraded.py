@@ -180,7 +180,10 @@ class Supervising:
         self.service: Any = None
         self.limits: Any = None
         tasks = SimpleNamespace(changes=None, export=self.exporters.append)
-        self.supervisor: Any = Noted("supervisor", done, tasks=tasks, fork="fork", forget_memory="forget_memory")
+        self.supervisor: Any = Noted(
+            "supervisor", done, tasks=tasks, fork="fork", forget_memory="forget_memory",
+            companions=SimpleNamespace(table="table"),
+        )  # fmt: skip
         monkeypatch.setattr(degraded, "Supervisor", self._make)
         monkeypatch.setattr(degraded, "ExporterChild", lambda subject, *given: (subject, *given))
         monkeypatch.setattr(on_change, "Changes", lambda reload, before: (reload, before))

@@ -10,7 +10,7 @@ import pytest
 
 from prefork.master import exits
 from prefork.master.children import Child, Exit
-from prefork.master.exits import Death, Exits, exit_reason
+from prefork.master.exits import WITH_REASON, Death, Exits, exit_reason
 from prefork.metrics.board import EXIT_WORDS, EXITS, SIGNAL_DEATHS, Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent
@@ -157,7 +157,7 @@ def test_a_workers_end(
     assert record.__dict__["fields"]["reason"] == reason.label
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ChildKind if kind not in (ChildKind.WORKER, ChildKind.SERVER)])
+@pytest.mark.parametrize("kind", [kind for kind in ChildKind if kind not in (*WITH_REASON, ChildKind.SERVER)])
 @pytest.mark.parametrize(
     ("told", "signum", "text", "level"),
     [

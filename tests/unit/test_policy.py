@@ -11,6 +11,7 @@ from prefork.master.children import ChildState
 from prefork.master.policy import (
     NO_POOL,
     ChildView,
+    CompanionView,
     Limits,
     Phase,
     Plan,
@@ -54,10 +55,10 @@ later = st.sampled_from([NOW - 1, NOW, NOW + 0.005, NOW + 0.5, NOW + 3, NOW + 10
 def children(draw: st.DrawFn, serial: int) -> ChildView:
     """Any that the supervisor can see: what contradicts itself is left out, what is unlikely is not."""
     state = draw(st.sampled_from(list(ChildState)[:4]))
-    kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER]))
+    kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER, ChildKind.COMPANION]))
     told = state in (ChildState.DRAINING, ChildState.KILLING)
-    lanes = draw(st.sampled_from([1, 1, 3]))
-    busy = [] if state is ChildState.STARTING else draw(st.lists(moments, max_size=lanes))
+    lanes = 0 if kind is ChildKind.COMPANION else draw(st.sampled_from([1, 1, 3]))
+    busy = [] if state is ChildState.STARTING or not lanes else draw(st.lists(moments, max_size=lanes))
     reasons = [ExitReason.DRAINED, ExitReason.REPLACED, ExitReason.STOPPED]
     return ChildView(
         serial, kind, state, draw(st.sampled_from([GENERATION] * 3 + [GENERATION - 1])),
@@ -65,9 +66,10 @@ def children(draw: st.DrawFn, serial: int) -> ChildView:
         deadline=draw(later) if told else None,
         due=draw(st.sampled_from([None, None, None, ExitReason.MAX_REQUESTS, ExitReason.MAX_LIFETIME])),
         lanes=lanes, busy_since=tuple(busy), accepted=draw(st.integers(0, 3)), tried_ns=draw(st.integers(0, 3)),
-        cut_at=None if state is ChildState.STARTING else draw(cuts),
+        cut_at=None if state is ChildState.STARTING or not lanes else draw(cuts),
         cut_for=ExitReason.TIMEOUT if busy else ExitReason.STALLED, moved=draw(st.booleans()),
         reason=draw(st.sampled_from(reasons)) if told else None,
+        name=f"c{serial}" if kind is ChildKind.COMPANION else "",
     )  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def snapshots(draw: st.DrawFn, phases: Any = tuple(Phase)) -> PoolSnapshot:
         draw(st.sampled_from(list(phases))), draw(moments), GENERATION,
         tuple(draw(children(serial)) for serial in range(1, count + 1)), pool, queued=draw(st.booleans()),
         queued_at=draw(moments), saturated=draw(st.booleans()),
+        companions=tuple(CompanionView(f"c{number}", draw(later)) for number in range(1, draw(st.integers(1, 9)))),
     )  # fmt: skip
 
 
@@ -110,9 +113,9 @@ def leaves(child: ChildView, snapshot: PoolSnapshot) -> bool:
 
 
 def uncut(snapshot: PoolSnapshot, result: Plan) -> list[ChildView]:
-    """Who is drained, but not for a request over its time, nor for being stuck."""
-    reasons = dict(result.drain)
-    return [c for c in snapshot.children if c.serial in reasons and reasons[c.serial] not in CUT]
+    """The workers that are drained, but not for a request over its time, nor for being stuck."""
+    reasons = {serial: why for serial, why in result.drain if why not in CUT}
+    return [child for child in snapshot.children if child.serial in reasons and not child.is_companion]
 
 
 # The invariants, by name.
@@ -135,7 +138,7 @@ def test_never_over_max(snapshot: PoolSnapshot, limits: Limits) -> None:
 def test_draining_is_bounded(snapshot: PoolSnapshot, limits: Limits) -> None:
     """No drain is begun that makes more than max_children DRAINING, a cut request excepted."""
     begun = len(uncut(snapshot, plan(snapshot, limits, NOW)))
-    draining = sum(child.state is ChildState.DRAINING for child in snapshot.children)
+    draining = sum(child.state is ChildState.DRAINING for child in snapshot.children if not child.is_companion)
     assert begun == 0 or draining + begun <= limits.max_children
 
 
@@ -164,11 +167,12 @@ def test_backoff_is_single_file(snapshot: PoolSnapshot, limits: Limits) -> None:
 def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     """After STOP, and after DRAIN and its drain_delay, nothing is started; no phase goes back; everybody is told."""
     result = plan(snapshot, limits, NOW)
-    workers = [child for child in snapshot.children if child.kind is ChildKind.WORKER]
+    kinds = (ChildKind.WORKER, ChildKind.COMPANION)
+    workers = [child for child in snapshot.children if child.kind in kinds]
     assert ORDER.index(result.phase) >= ORDER.index(snapshot.phase)
     if snapshot.phase is Phase.DRAINING and limits.drain_delay and snapshot.pool.ever_ready:
         assume(snapshot.phase_since + limits.drain_delay <= NOW)
-    assert result.spawn == 0
+    assert (result.spawn, result.companions) == (0, ())
     assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
     if result.phase is Phase.KILLING:
         told = {child.serial for child in workers if child.reason is ExitReason.STOPPED}
@@ -182,12 +186,44 @@ def test_deadline_kills(snapshot: PoolSnapshot, limits: Limits) -> None:
     killed = set(plan(snapshot, limits, NOW).kill)
     for child in snapshot.children:
         over = child.deadline is not None and child.deadline <= NOW
-        booting = child.kind is ChildKind.WORKER and child.state is ChildState.STARTING
+        booting = child.kind in (ChildKind.WORKER, ChildKind.COMPANION) and child.state is ChildState.STARTING
         over |= booting and child.started + limits.boot_timeout <= NOW
         cut = child.cut_at is not None and child.cut_at + CUT_KILL_S <= NOW
         late = limits.request_timeout is not None and all(since + 2.0 <= NOW for since in child.busy_since)
         over |= cut and (not child.moved if child.cut_for is ExitReason.STALLED else late)
         assert (child.serial in killed) == (over and child.state is not ChildState.KILLING)
+
+
+@given(snapshots(), limits())
+def test_companion_is_alone(snapshot: PoolSnapshot, limits: Limits) -> None:
+    """A companion is started, in its time, only where no process of its name lives, beside a READY worker of the wanted
+    generation; an old one is drained once no older worker serves, and at the end when no worker is left, or at half."""
+    result = plan(snapshot, limits, NOW)
+    companions = {child.name: child for child in snapshot.children if child.is_companion}
+    views = {view.name: view for view in snapshot.companions}
+    current = [child for child in snapshot.children if child.ready and child.generation == GENERATION]
+    for name in result.companions:
+        assert name not in companions
+        assert views[name].next_start <= NOW
+        assert current
+    if current and result.phase in RUNNING:
+        due = {name for name, view in views.items() if view.next_start <= NOW}
+        assert set(result.companions) == due - set(companions)
+    told = [child for child in companions.values() if child.serial in dict(result.drain)]
+    old = any(child.generation < GENERATION for child in serving(snapshot))
+    if result.phase in RUNNING:
+        unasked = [child for child in told if child.due is None]
+        assert not unasked or (not old and current)
+        assert all(child.generation < GENERATION for child in unasked)
+        assert all(child.staying for child in told)
+        if current and not old:
+            assert all(
+                child in told for child in companions.values() if child.generation < GENERATION and child.staying
+            )
+    elif told and not (limits.drain_delay and snapshot.phase_since + limits.drain_delay > NOW):
+        passed = NOW - snapshot.phase_since - (limits.drain_delay if snapshot.pool.ever_ready else 0)
+        workers = [child for child in snapshot.children if child.kind is ChildKind.WORKER]
+        assert not workers or passed >= limits.graceful_timeout / 2
 
 
 @given(snapshots(), limits(), st.floats(0.001, 0.999))
@@ -203,6 +239,7 @@ def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> N
     assert set(between.stuck) <= set(first.stuck)
     assert between.slow == first.slow
     assert set(between.remind) == set(first.remind)
+    assert set(between.companions) <= set(first.companions)
     cut = [{serial for serial, why in p.drain if why in CUT} for p in (first, between)]
     assert cut[0] == cut[1]
     if first.phase not in RUNNING:

@@ -51,10 +51,11 @@ class Pool(RuleBasedStateMachine):
         most=st.integers(1, 4), fewer=st.integers(0, 3), lanes=st.sampled_from([1, 3]),
         spare=st.sampled_from([None, 1]), request_timeout=st.sampled_from([None, 2.0]),
         max_lifetime=st.sampled_from([None, 20.0]), drain_delay=st.sampled_from([0.0, 2.0]),
+        companions=st.sampled_from([(), ("one", "two")]),
     )  # fmt: skip
     def begin(
         self, most: int, fewer: int, lanes: int, spare: int | None, request_timeout: float | None,
-        max_lifetime: float | None, drain_delay: float,
+        max_lifetime: float | None, drain_delay: float, companions: tuple[str, ...],
     ) -> None:  # fmt: skip
         limits = replace(
             LIMITS, max_children=most, min_children=max(1, most - fewer), min_spare_children=spare,
@@ -67,7 +68,10 @@ class Pool(RuleBasedStateMachine):
         self.died_at = 0.0
         self.ever_ready = False
         self.delay = 0.0  # of the drain, for which all goes on
-        self.simulation = self.simulated(limits, lanes=lanes, max_lifetime=max_lifetime, **self.options)
+        self.companions = sorted(companions)
+        self.simulation = self.simulated(
+            limits, lanes=lanes, max_lifetime=max_lifetime, companions=companions, **self.options
+        )
         started = self.simulation.processes.on_start
 
         def on_start(process: FakeProcess) -> None:
@@ -90,6 +94,11 @@ class Pool(RuleBasedStateMachine):
         supervisor = self.simulation.supervisor
         serving = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state in SERVING]
         assert self.ending_since is None or self.still_open, "stop wins: nothing is started"
+        if process.companion:
+            workers = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state is ChildState.READY]
+            wanted = supervisor.generations.wanted(self.simulation.now)
+            assert any(c.generation >= wanted for c in workers), "a companion starts beside a worker of its code"
+            return
         assert len(serving) <= supervisor.limits.max_children, "never over max, but for a replacement"
         if len(serving) == supervisor.limits.max_children:
             assert any(self.leaves(child) for child in serving), "nobody is to be replaced"
@@ -115,7 +124,7 @@ class Pool(RuleBasedStateMachine):
         return due or old or child.generation < supervisor.generations.current
 
     def killed(self, process: FakeProcess) -> None:
-        if not process.ready and not self.asked(process):
+        if not process.ready and not self.asked(process) and not process.companion:
             self.died_at_boot(process)
         limits, since = self.simulation.supervisor.limits, self.simulation.since
         bounds: dict[int, float] = {signal.SIGQUIT: STOP_GRACE_S, DRAIN_SIGNAL: limits.graceful_timeout}
@@ -137,8 +146,10 @@ class Pool(RuleBasedStateMachine):
             within = STOP_GRACE_S if self.stopping else self.delay + supervisor.limits.graceful_timeout
             late = self.simulation.now - self.paused - self.ending_since - within
             assert supervisor.phase is Phase.STOPPED or late <= ON_TIME, "it ends in time"
+        companions = [child for child in supervisor.table if child.kind is ChildKind.COMPANION]
+        assert len({child.name for child in companions}) == len(companions), "one process of a companion"
         if supervisor.phase is Phase.STOPPED:
-            assert states == [], "nobody is left"
+            assert states + companions == [], "nobody is left"
 
     @invariant()
     def accounts_balance(self) -> None:
@@ -224,6 +235,20 @@ class Pool(RuleBasedStateMachine):
         if process := self.ready(number):
             process.die()
             self.simulation.turn()
+
+    @precondition(lambda self: self.serves and self.simulation.companions())
+    @rule(number=st.integers(0, 5), how=st.sampled_from(["boots", "hangs", "returns", "crashes", "is killed"]))
+    def a_companion(self, number: int, how: str) -> None:
+        process = self.one(number, self.simulation.companions())
+        assert process is not None
+        if how in ("boots", "hangs"):
+            process.deaf = how == "hangs"
+            process.boot()
+        elif how == "is killed":
+            process.die()
+        else:
+            process.exit(int(how == "crashes"), ExitReason.EXITED if how == "returns" else None)
+        self.simulation.turn()
 
     @precondition(lambda self: self.serves)
     @rule(number=st.integers(0, 5))
@@ -311,6 +336,9 @@ class Pool(RuleBasedStateMachine):
 
     def nobody_hangs(self) -> None:
         """Whoever is stopped, deaf, busy or booting gets on with it."""
+        for process in self.simulation.companions():
+            process.deaf = False
+            process.boot()
         for process in self.simulation.living():
             if process.stopped:
                 process.receive(signal.SIGCONT)
@@ -328,13 +356,15 @@ class Pool(RuleBasedStateMachine):
             self.nobody_hangs()
             simulation.advance(1.0)
             children, limits = list(supervisor.table), supervisor.limits
+            companions = [child.name for child in children if child.kind is ChildKind.COMPANION]
             fewest = min(limits.min_children, limits.max_children)  # some may be still in back-off
             settled = all(not self.leaves(child) and child.state is ChildState.READY for child in children)
-            if settled and len(children) >= fewest:
+            if settled and len(children) - len(companions) >= fewest and sorted(companions) == self.companions:
                 break
         assert {child.state for child in children} == {ChildState.READY}
         assert {child.generation for child in children} == {supervisor.generations.current}, "one generation remains"
-        assert fewest <= len(children) <= limits.max_children
+        assert sorted(companions) == self.companions, "each companion runs"
+        assert fewest <= len(children) - len(companions) <= limits.max_children
 
 
 class Queued(Pool):

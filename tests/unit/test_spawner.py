@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prefork.master.children import ChildState, ChildTable
+from prefork.master.companions import Companions
 from prefork.master.service import Service
 from prefork.master.spawner import Spawner
 from prefork.master.waiting import Waiting
@@ -60,7 +61,7 @@ class Nursery:
         self.table = ChildTable(self.board, self.processes)
         self.waiting = Waiting(self.wakeup, lambda: 0.0, None)
         service = Service("nursery", forget=lambda: None, work=body, lanes=LANES, max_lifetime=max_lifetime)
-        self.spawner = Spawner(service, self.table, self.board, self.waiting)
+        self.spawner = Spawner(service, self.table, self.board, self.waiting, Companions(None, None))
 
     def start(self, kind: ChildKind) -> None:
         self.spawner.start(kind, Slot(0), body, 1, 5.0)

@@ -7,7 +7,7 @@ the descriptors under their numbers. The old objects are dropped, as an exec dro
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum
 
@@ -40,8 +40,11 @@ class _Exec(BaseException):
 class Reloadable(Simulation):
     """`images` counts the images of the master; `program`, `takes_s` and `meanwhile` say how the next one comes."""
 
-    def __init__(self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None) -> None:
-        super().__init__(limits, lanes=lanes, max_lifetime=max_lifetime)
+    def __init__(
+        self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None,
+        companions: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(limits, lanes=lanes, max_lifetime=max_lifetime, companions=companions)
         self.images = 1
         self.born_of: dict[int, int] = {}  # the image that started a process, by pid
         self.program = Program.WORKS
@@ -70,7 +73,7 @@ class Reloadable(Simulation):
         super()._nudging(process)
         if process.rehearsal:
             process.word = os.dup(self._record.values["pipe"])
-        else:
+        elif not process.companion:
             self.born_of[process.pid] = self.images
 
     def turn(self) -> None:

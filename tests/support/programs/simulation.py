@@ -14,14 +14,14 @@ import select
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.commands import Command
 from prefork.master.policy import Limits, Phase
 from prefork.master.processes import End, Processes
-from prefork.master.service import Service
+from prefork.master.service import CompanionSpec, Service
 from prefork.master.supervisor import Supervisor
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ExitReason
@@ -53,6 +53,7 @@ TICK_S = 1.0
 NOTHING = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)  # a worker ignores these
 
 
+MARK_BYTES = 64  # of the program's own metrics, by which a companion's slot is told from that of a rehearsal
 TURNS_A_SECOND = 200  # more than any timer of the supervisor's asks for
 
 
@@ -83,7 +84,11 @@ class FakeProcess:
 
     @property
     def rehearsal(self) -> bool:
-        return self.slot.lanes == 0
+        return self.slot.lanes == 0 and not self.companion
+
+    @property
+    def companion(self) -> bool:
+        return self.slot.lanes == 0 and len(self.slot.application) > 0
 
     @property
     def ready(self) -> bool:
@@ -257,8 +262,9 @@ class Simulation:
     """
 
     def __init__(
-        self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None, queue: bool = False
-    ) -> None:
+        self, limits: Limits = LIMITS, *, lanes: int = 1, max_lifetime: float | None = None, queue: bool = False,
+        companions: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """`queue`: it listens, and `connect()` is a client."""
         self.ns = 1_000_000_000_000
         self._folder = tempfile.TemporaryDirectory(prefix="pf.") if queue else None
@@ -270,7 +276,8 @@ class Simulation:
         self.board, self.wakeup = Board(), Wakeup()
         self.service = Service(
             "simulated", forget=lambda: None, work=lambda birth, master, number: 0, lanes=lanes,
-            max_lifetime=max_lifetime, listener=self.listener,
+            max_lifetime=max_lifetime, listener=self.listener, application_bytes=MARK_BYTES if companions else 0,
+            companions=tuple(CompanionSpec(name, None, lambda birth, master, number: 0) for name in companions),
         )  # fmt: skip
         self.supervisor = self.image(self.service, limits)
         self.processes.on_start = self._nudging
@@ -352,8 +359,12 @@ class Simulation:
 
     def living(self, where: Callable[[FakeProcess], bool] = lambda process: True) -> list[FakeProcess]:
         """The workers that live, the oldest first."""
-        found = [process for process in self.processes.all.values() if process.alive and not process.rehearsal]
+        found = [process for process in self.processes.all.values() if process.alive and process.slot.lanes]
         return [process for process in found if where(process)]
+
+    def companions(self) -> list[FakeProcess]:
+        """Those that live, the oldest first."""
+        return [process for process in self.processes.all.values() if process.alive and process.companion]
 
     @property
     def rehearsal(self) -> FakeProcess | None:
@@ -397,7 +408,7 @@ class Simulation:
         return self.board.snapshot().statistics() if self._statistics is None else self._statistics
 
     def close(self) -> None:
-        for process in filter(None, [*self.living(), self.rehearsal]):
+        for process in filter(None, [*self.living(), *self.companions(), self.rehearsal]):
             process.die()
         self.supervisor.close()
         self._statistics = self.statistics()

@@ -60,8 +60,8 @@ In a program the same conditions are exceptions of the constructor and of `serve
 ## Log events
 
 What a record of prefork's says, as `event` with `--log-format json`. The names stay. Its fields, in the table between
-backticks, stand beside it; of a child `kind`, `pid`, and where it has them `slot` and `gen`. An exception is
-`exception`, with `type`, `message` and `traceback`.
+backticks, stand beside it; of a child `kind`, `pid`, and where it has them `slot` or `companion`, and `gen`. An
+exception is `exception`, with `type`, `message` and `traceback`.
 
 {events}
 ## Metrics

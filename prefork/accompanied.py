@@ -1,0 +1,73 @@
+"""The companions of a server that has a pool: what the master starts, and what each process does first.
+
+Runs in the master; `_accompany()` in a companion, as a copy. Must not decide when one is started: that is policy's
+business. settings/companions.py has what a program may declare, workers/companion.py the process from inside.
+"""
+
+import os
+from functools import partial
+from typing import Any
+
+import setproctitle
+
+from prefork.metrics.companions import COMPANIONS_MAX
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.companion import Companion, CompanionTerms
+
+from .errors import ConfigError
+from .master.service import CompanionSpec
+from .settings.companions import CompanionFunction, declared
+from .settings.sources import SLOT_VARIABLE
+from .supervised import Supervised
+
+
+def checked(server: Any) -> tuple[tuple[str, CompanionFunction, float | None], ...]:
+    """Return what the server or server class declares. Raises ConfigError."""
+    found = declared(server)
+    if len(found) > COMPANIONS_MAX:
+        raise ConfigError(f"could not set companions: there are {len(found)}, it must be at most {COMPANIONS_MAX}")
+    return found
+
+
+class Accompanied(Supervised):
+    """State of a server that may have companions."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.companion: Companion | None = None  # in a companion
+
+    def check_companions(self) -> None:
+        checked(self.server)
+
+    def companions(self) -> tuple[CompanionSpec, ...]:
+        """Return what the master starts. Raises ConfigError."""
+        return tuple(
+            CompanionSpec(name, interval, partial(self._accompany, name, function, interval))
+            for name, function, interval in checked(self.server)
+        )
+
+    def _accompany(
+        self,
+        name: str,
+        function: CompanionFunction,
+        interval: float | None,
+        birth: Birth,
+        master: Master,
+        row: memoryview,
+    ) -> int:
+        """Run a companion in its new process. Return its exit status."""
+        assert self.supervisor is not None
+        server = self.server
+        self.birth = birth
+        self.counting.leave(birth)
+        self.leave_metrics_listener()
+        server.socket.close()
+        os.environ.pop(SLOT_VARIABLE, None)  # of a worker that started this service
+        title = f"prefork: companion {name}"
+        terms = CompanionTerms(
+            name, partial(function, server), interval, server.graceful_timeout,
+            set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
+            nudge=self.supervisor.nudge,
+        )  # fmt: skip
+        self.companion = Companion(terms, birth, master, row)
+        return self.companion.run()

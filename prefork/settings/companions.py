@@ -1,0 +1,101 @@
+"""What a program may declare as companions: functions that run once for the whole service, beside its workers.
+
+    companions = {"indexer": run_indexer, "cleanup": every(3600, tidy)}
+
+Owns the declaration and its checks. Runs in the process that calls `serve_forever()`, before anything is forked, and in
+a rehearsal. Must not start anything.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["CompanionFunction", "Every", "declared", "every", "refuse_without_pool"]
+
+LEAST_S, MOST_S = 0.01, 1e9  # of an interval
+COMPANION_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?")
+
+CompanionFunction = Callable[[Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A periodic job, as `every()` returns it."""
+
+    seconds: float
+    function: CompanionFunction
+
+
+def every(seconds: float, function: CompanionFunction) -> Every:
+    """Declare a companion that calls `function(server)` every so many seconds, one call at a time.
+
+    The first call comes when the service has started; a reload or a crash of the companion does not move the others. A
+    call that takes longer than the interval is followed by the next one that is due. What it raises is logged and
+    counted.
+    """
+    return Every(seconds, function)
+
+
+def declared(server: Any) -> tuple[tuple[str, CompanionFunction, float | None], ...]:
+    """Return the name, function and interval of each companion of a server or a server class. Raises ConfigError."""
+    found = getattr(server, "companions", None) or {}
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"could not set companions to {found!r:.80}: it must map names to functions")
+    return tuple(_one(name, value) for name, value in found.items())
+
+
+def refuse_without_pool(server: Any) -> None:
+    """Raise ConfigError if this server, which has no pool, declares companions."""
+    found = getattr(server, "companions", None)
+    if (
+        isinstance(found, Mapping)
+        and found
+        and all(isinstance(each, Every) or callable(each) for each in found.values())
+    ):
+        names = ", ".join(map(str, found))
+        raise ConfigError(f"could not start the companions {names}: they need a pool; put PreForkingMixIn first")
+
+
+def _one(name: object, value: object) -> tuple[str, CompanionFunction, float | None]:
+    if not isinstance(name, str) or not COMPANION_NAME.fullmatch(name):
+        raise ConfigError(
+            f"could not use {name!r:.80} as the name of a companion: it must be 1 to 63 letters, digits, _, . and -"
+        )
+    function, interval = (value.function, value.seconds) if isinstance(value, Every) else (value, None)
+    if isinstance(value, Every) and not _is_interval(interval):
+        raise ConfigError(
+            f"could not set the interval of companion {name} to {interval!r}: it must be a number of seconds, "
+            f"at least {LEAST_S:g}"
+        )
+    if (why_not := _why_not(function)) is not None:
+        raise ConfigError(f"could not set companion {name} to {function!r:.80}: {why_not}")
+    return name, function, interval  # type: ignore[return-value]  # it is callable
+
+
+def _is_interval(seconds: object) -> bool:
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and LEAST_S <= seconds <= MOST_S
+
+
+def _why_not(function: object) -> str | None:
+    """Return why this cannot be a companion's function, in one sentence; None if it can."""
+    if isinstance(function, Every):
+        return "it is a periodic job within another"
+    if not callable(function):
+        return "it must be a function that takes the server, or every(seconds, function)"
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    for each in (function, called):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            return "it is async, and nobody would await it; call asyncio.run() in a plain function"
+        if inspect.isgeneratorfunction(each):
+            return "it is a generator, and calling it would run nothing"
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return "it must take one argument, the server"
+    except ValueError:  # a builtin without a signature
+        pass
+    return None

@@ -1,0 +1,239 @@
+"""Companions: what may be declared, when a job is due, and the back-off of the simulated ones."""
+
+import asyncio
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from prefork import ConfigError, PreForkingTCPServer, ThreadingTCPServer, every
+from prefork.accompanied import checked
+from prefork.commands import Command
+from prefork.master.children import ChildState
+from prefork.metrics.companions import CompanionTable
+from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.settings.companions import declared, refuse_without_pool
+from prefork.workers.companion import first_run, next_run
+from tests.support.programs.simulation import FakeProcess, Simulation
+
+
+def run(server: Any) -> None:
+    """A function as it should be."""
+
+
+async def coroutine(server: Any) -> None:
+    await asyncio.sleep(0)
+
+
+async def asynchronous(server: Any) -> Any:
+    yield 1
+
+
+def generator(server: Any) -> Iterator[int]:
+    yield 1
+
+
+class Awaited:
+    async def __call__(self, server: Any) -> None:
+        """Awaited by nobody."""
+
+
+class Called:
+    def __call__(self, server: Any) -> None:
+        """Fine."""
+
+    def method(self, server: Any) -> None:
+        """Fine too."""
+
+
+def server_with(companions: Any) -> Any:
+    return type("Server", (PreForkingTCPServer,), {"companions": companions})
+
+
+@pytest.mark.parametrize("function", [run, Called(), Called().method, functools.partial(run), print, lambda server: 1])
+def test_functions(function: Any) -> None:
+    """Whatever can be called with the server, by itself or at an interval."""
+    found = declared(server_with({"a": function, "b-1.c_2": every(60, function)}))
+    assert found == (("a", function, None), ("b-1.c_2", function, 60))
+
+
+@pytest.mark.parametrize("none", [{}, None, ()])
+def test_none(none: Any) -> None:
+    """No companions are none."""
+    assert declared(server_with(none)) == ()
+    assert declared(PreForkingTCPServer) == ()
+
+
+NAMES = "1 to 63 letters, digits, _, . and -"
+REFUSED: list[tuple[Any, str]] = [
+    ([run], r"could not set companions to \[<function run"),
+    ({"": run}, f"could not use '' as the name of a companion: it must be {NAMES}"),
+    ({"a b": run}, "could not use 'a b' as the name"),
+    ({"ü": run}, "could not use 'ü' as the name"),
+    ({"a\n": run}, "could not use 'a.n' as the name"),
+    ({'"': run}, "as the name of a companion"),
+    ({"-a": run}, "could not use '-a' as the name"),
+    ({"a" * 64: run}, "as the name of a companion"),
+    ({1: run}, "could not use 1 as the name"),
+    ({"a": "app:run"}, "could not set companion a to 'app:run': it must be a function that takes the server"),
+    ({"a": None}, "could not set companion a to None"),
+    ({"a": coroutine}, "companion a to <function coroutine at .*>: it is async, and nobody would await it"),
+    ({"a": functools.partial(coroutine)}, "it is async"),
+    ({"a": asynchronous}, "it is async"),
+    ({"a": Awaited()}, "it is async"),
+    ({"a": generator}, "it is a generator"),
+    ({"a": every(60, coroutine)}, "it is async"),
+    ({"a": lambda: None}, "it must take one argument, the server"),
+    ({"a": lambda server, more: None}, "it must take one argument, the server"),
+    ({"a": every(0, run)}, "could not set the interval of companion a to 0: it must be a number of seconds, at least"),
+    ({"a": every(-1, run)}, "interval of companion a to -1"),
+    ({"a": every(float("nan"), run)}, "interval of companion a to nan"),
+    ({"a": every(float("inf"), run)}, "interval of companion a to inf"),
+    ({"a": every(True, run)}, "interval of companion a to True"),
+    ({"a": every("60", run)}, "interval of companion a to '60'"),  # type: ignore[arg-type]
+    ({"a": every(60, every(60, run))}, "a periodic job within another"),  # type: ignore[arg-type]
+    ({f"c{number}": run for number in range(65)}, "there are 65, it must be at most 64"),
+]
+
+
+@pytest.mark.parametrize(("companions", "sentence"), REFUSED, ids=[sentence for _, sentence in REFUSED])
+def test_refused(companions: Any, sentence: str) -> None:
+    """What cannot work is refused by one sentence, which names the companion."""
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        checked(server_with(companions))
+    assert "\n" not in str(refused.value)
+
+
+def test_without_a_pool() -> None:
+    """A server without a pool that declares companions is refused; one that uses the name for something else is not."""
+    server = type("Server", (ThreadingTCPServer,), {"companions": {"a": run}})
+    with pytest.raises(
+        ConfigError, match="could not start the companions a: they need a pool; put PreForkingMixIn first"
+    ):
+        refuse_without_pool(server)
+    for theirs in ([], {}, {"Ada": 3}, ["Ada"], None):
+        refuse_without_pool(type("Server", (ThreadingTCPServer,), {"companions": theirs}))
+
+
+def test_the_grid_of_a_job() -> None:
+    """Runs begin a whole number of intervals from each other: one that is missed is left out, and the next is in its
+    time."""
+    assert next_run(100, 100, 10) == 110
+    assert next_run(100, 109, 10) == 110
+    assert next_run(100, 110, 10) == 120
+    assert next_run(100, 137, 10) == 140
+
+
+def test_the_first_run_of_a_process() -> None:
+    """Of the first process now; of the next when it was due, late where that has passed, and never later than an
+    interval from now, which may be a shorter one."""
+    assert first_run(0, 500, 10) == 500
+    assert first_run(505, 500, 10) == 505
+    assert first_run(480, 500, 10) == 480
+    assert first_run(9999, 500, 10) == 510
+
+
+# In simulated time.
+
+
+@pytest.fixture
+def pool() -> Iterator[Simulation]:
+    simulation = Simulation(companions=("one", "two"))
+    yield simulation
+    simulation.close()
+
+
+def table_of(pool: Simulation) -> CompanionTable:
+    assert pool.supervisor.companions.table is not None
+    return pool.supervisor.companions.table
+
+
+def started(pool: Simulation) -> list[FakeProcess]:
+    pool.settle()
+    pool.advance(0.05)
+    return pool.companions()
+
+
+def test_they_start_with_the_first_ready_worker(pool: Simulation) -> None:
+    """Not before: code that cannot boot a worker starts no companion."""
+    pool.turn()
+    assert pool.companions() == []
+    one, two = started(pool)
+    kinds = [child.kind for child in pool.supervisor.table]
+    assert kinds.count(ChildKind.COMPANION) == 2
+    one.boot()
+    assert pool.statistics().workers == {"starting": 0, "idle": 2, "busy": 0, "draining": 0}
+    assert not two.ready
+
+
+def test_back_off_of_one(pool: Simulation) -> None:
+    """Each end that nobody asked for doubles the delay up to max_restart_delay (4 s here), one after a long life begins
+    anew, and the other companions, the workers and their back-off have no part in it."""
+    started(pool)[1].boot()
+    other = pool.companions()[1]
+    for delay in (0.5, 1.0, 2.0, 4.0, 4.0):
+        pool.companions()[0 if pool.companions()[0] is not other else 1].exit(0, ExitReason.EXITED)
+        pool.turn()
+        assert pool.companions() == [other]
+        pool.advance(delay - 0.01)
+        assert pool.companions() == [other]
+        pool.advance(0.02)
+        assert len(pool.companions()) == 2
+    assert pool.supervisor.pool.boot_deaths == 0
+    pool.companions()[-1].boot()
+    pool.advance(11.0)
+    pool.companions()[-1].exit(1)
+    pool.advance(0.55)
+    assert len(pool.companions()) == 2
+    assert {counts.name: counts.restarts for counts in table_of(pool).read()} == {"one": 6, "two": 0}
+
+
+def test_drained_last(pool: Simulation) -> None:
+    """At the end the workers go first; a companion that hangs is killed at graceful_timeout (5 s here)."""
+    for companion in started(pool):
+        companion.boot()
+    one, two = pool.companions()
+    two.hang()
+    for worker in pool.living():
+        worker.begin()
+    pool.command(Command.DRAIN)
+    pool.advance(1.0)
+    assert not one.draining
+    for worker in pool.living():
+        worker.finish()
+    pool.advance(0.1)
+    assert (one.alive, two.alive) == (False, True)
+    pool.advance(5.0)
+    assert not two.alive
+    assert pool.phase.name == "STOPPED"
+
+
+def test_a_new_generation(pool: Simulation) -> None:
+    """USR2: each is told when only new workers serve, and the next one starts when it has gone."""
+    for companion in started(pool):
+        companion.boot()
+    before = pool.companions()
+    before[1].hang()
+    pool.command(Command.RESTART)
+    assert not any(companion.draining for companion in before)
+    pool.settle()
+    pool.advance(0.1)
+    states = {child.name: child.state for child in pool.supervisor.table if child.kind is ChildKind.COMPANION}
+    assert states == {"one": ChildState.STARTING, "two": ChildState.DRAINING}
+    pool.advance(5.1)
+    assert not set(before) & set(pool.companions())
+    assert len(pool.companions()) == 2
+
+
+def test_no_fork(pool: Simulation) -> None:
+    """Where the kernel refuses one it is tried again soon."""
+    pool.turn()
+    for worker in pool.living():
+        worker.boot()
+    pool.processes.refuse = True
+    pool.advance(1.0)
+    assert pool.companions() == []
+    pool.processes.refuse = False
+    pool.advance(0.6)
+    assert len(pool.companions()) == 2

@@ -1,0 +1,199 @@
+"""A companion from inside: run the program's function until it ends, or each time that its interval has passed.
+
+Runs in a companion's process only. Owns its signals, its slot, and the record of its runs, which it alone writes. Must
+not serve a request: it has no listener. It learns from its master's signal that it is to end, and can only ask for the
+end of the service. When it is started, and started again, is the master's business.
+"""
+
+import _thread  # no thread that the program would see
+import faulthandler
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns, time_ns
+from types import FrameType
+from typing import Any
+
+from prefork.metrics.application.values import begin
+from prefork.metrics.companions import NEXT_RUN_NS, RUN_ENDED_AT_NS, RUN_TOOK_NS, RUNS_FAILED, RUNS_OK
+from prefork.metrics.facts import ExitReason
+from prefork.metrics.histogram import NS
+from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import LEAVING, READY, REPLACE_ASKED, YES
+
+from . import ending, strays, user_forks
+from .bootstrap import Birth, Master, note_failure
+from .latch import Latch
+from .loop import IGNORED
+from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
+from .wakeup import Wakeup
+
+log = logging.getLogger("prefork.server")
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionTerms:
+    """What the master passes on to a companion. `interval`, in seconds, is that of a periodic job."""
+
+    name: str
+    run: Callable[[], object]  # the program's function
+    interval: float | None
+    graceful_timeout: float
+    set_title: Callable[[str], None]
+    nudge: Callable[[], None]
+
+
+def next_run(due_ns: int, now_ns: int, interval_ns: int) -> int:
+    """Return the first moment after now that is a whole number of intervals from `due_ns`: what was missed is left."""
+    return due_ns + ((now_ns - due_ns) // interval_ns + 1) * interval_ns
+
+
+def first_run(kept_ns: int, now_ns: int, interval_ns: int) -> int:
+    """Return when a new process runs the job: when the one before it would have, if there was one, else now."""
+    return min(kept_ns, now_ns + interval_ns) if kept_ns else now_ns
+
+
+class Companion:
+    """One companion process."""
+
+    def __init__(self, terms: CompanionTerms, birth: Birth, master: Master, row: memoryview) -> None:
+        """`row`: its words in the table of the companions."""
+        self.terms = terms
+        self.row = row
+        self.birth = birth
+        self.master = master
+        self.draining = False
+        self._orphan = False
+        self._forked = False  # this is a process that user code forked from the companion
+        self._told = Latch()
+        self._wakeup = Wakeup()
+        self._signals = Signals(self._wakeup)
+
+    def run(self) -> int:
+        """Run the function until it ends. Return the exit status."""
+        self._take_signals()
+        self.master.tell_us_when_dying()
+        if not self.birth.in_main_thread:  # then the kernel cannot tell
+            _thread.start_new_thread(self._watch_master, ())  # with every signal blocked, as here
+        set_mask(self.birth.mask)
+        if self.master.gone():  # before the kernel was asked to tell
+            self._on_term(signal.SIGTERM, None)
+        self.terms.set_title("")
+        ending.begin_anew()
+        if self.birth.slot.application:
+            begin(self.birth.slot.application)
+        self.birth.slot.words[READY] = YES
+        self.terms.nudge()
+        status = 0
+        try:
+            self._run()
+        except BaseException as exc:
+            self._end_stray()
+            status = note_failure(self.birth, exc)
+            self.terms.nudge()  # the master holds the deadline
+        self._end_stray()
+        ending.finish()
+        if not status:
+            self.birth.slot.words[LEAVING] = self._leaving()
+        return status
+
+    def _run(self) -> None:
+        interval = self.terms.interval
+        if interval is not None:
+            self._run_every(round(interval * NS))
+        elif not self.draining:
+            self.terms.run()
+
+    def _leaving(self) -> ExitReason:
+        if self._orphan:
+            return ExitReason.MASTER_DIED
+        return ExitReason.DRAINED if self.draining else ExitReason.EXITED
+
+    # A periodic job.
+
+    def _run_every(self, interval_ns: int) -> None:
+        words = self.row
+        due_ns = first_run(words[NEXT_RUN_NS], monotonic_ns(), interval_ns)
+        while not self.wait_draining(max(0, due_ns - monotonic_ns()) / NS):
+            # Noted first: a run that kills its process is not begun again before its time.
+            words[NEXT_RUN_NS] = next_run(due_ns, monotonic_ns(), interval_ns)
+            self._run_once()
+            self._signals.keep()  # an event loop may have run in it
+            due_ns = words[NEXT_RUN_NS] = next_run(due_ns, monotonic_ns(), interval_ns)
+            self.terms.nudge()
+
+    def _run_once(self) -> None:
+        words, began_ns, outcome = self.row, monotonic_ns(), RUNS_FAILED
+        self.terms.set_title("running")
+        try:
+            self.terms.run()
+            outcome = RUNS_OK
+        except Exception:
+            self._end_stray()
+            log.exception(
+                "companion %s: a run raised; the next one begins when it is due",
+                self.terms.name,
+                extra=event(LogEvent.RUN_FAILED, companion=self.terms.name),
+            )
+        finally:
+            self._end_stray()
+            words[outcome] += 1
+            words[RUN_TOOK_NS] = monotonic_ns() - began_ns
+            words[RUN_ENDED_AT_NS] = time_ns()
+        self.terms.set_title("")
+
+    # The end.
+
+    def wait_draining(self, seconds: float | None) -> bool:
+        """Wait until the companion is told to end, at most `seconds`; return whether it is. In any thread."""
+        main = threading.current_thread() is threading.main_thread() and not self._forked
+        return self._told.wait(seconds, self._wakeup if main else None)
+
+    def _take_signals(self) -> None:
+        handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
+        handlers |= {DRAIN_SIGNAL: self._on_drain, signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
+        self._signals.take(handlers)
+        faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
+        user_forks.on_fork_by_user(self._forked_by_user)
+
+    def _on_drain(self, signum: int, frame: FrameType | None) -> None:
+        self.draining = True
+        self._told.set()
+
+    def _on_term(self, signum: int, frame: FrameType | None) -> None:
+        """Ask the master for a replacement, which says by DRAIN_SIGNAL when; or this is PDEATHSIG."""
+        if not self.master.gone():
+            self.birth.slot.words[REPLACE_ASKED] = YES
+            self.terms.nudge()
+        elif not self._orphan:
+            self._orphan = True
+            self._on_drain(signum, frame)
+            self._signals.kill_me_after(self.terms.graceful_timeout)
+
+    def _on_quit(self, signum: int, frame: FrameType | None) -> None:
+        self.birth.slot.words[LEAVING] = ExitReason.STOPPED
+        os._exit(0)
+
+    def _watch_master(self) -> None:
+        poll = select.poll()
+        poll.register(self.master.pidfd, select.POLLIN)
+        poll.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _forked_by_user(self) -> None:
+        """Let go of everything of ours, in a process that user code forked from this companion: it is none."""
+        self._forked = True
+        slot = self.birth.slot
+        user_forks.make_private(slot.memory, slot.words.nbytes)
+        self._signals.put_back()
+        faulthandler.unregister(signal.SIGUSR1)
+
+    def _end_stray(self) -> None:
+        """Leave, in a process that user code forked and in which the function has returned or raised."""
+        if self._forked:
+            strays.end(sys.exception())
