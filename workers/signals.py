@@ -271,6 +271,11 @@ class Signals:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
 
 
+def handled() -> set[int]:
+    """Return the signals for which there is a handler in Python, whoever has installed it."""
+    return {int(signum) for signum in signal.valid_signals() if callable(signal.getsignal(signum))}
+
+
 class Alarm:
     """A deadline for the program in the main thread: `ring` is called when it has passed, and then again and again.
 

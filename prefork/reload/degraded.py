@@ -12,7 +12,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from prefork.workers.signals import Signals, set_mask
+from prefork.workers.signals import Signals, handled, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL, Command
@@ -71,6 +71,7 @@ def _start(
     if handed.early is not None:
         handed.early.hand_over(signals)
         handed.early = None
+    Signals.hold_still(set(values.get("handled", ())) - {*BY_SIGNAL, *handled()})
     signals.take(dict.fromkeys(BY_SIGNAL, signals.note))
     signals.outlive_readers()
     return supervisor, listeners

@@ -5,8 +5,9 @@ a program which does not reach its `serve_forever()`. Must not let the previous 
 kernel keeps over an exec is undone first.
 """
 
+import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 from prefork.workers.bootstrap import leave
@@ -45,7 +46,7 @@ def take_over(fd: int, program: list[str]) -> int:
         return 1  # it did not reach a serve_forever()
     resume_limit(handed.values.get("soft_limit"))
     watch = BootWatch(handed)
-    handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry))
+    handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
     handed.on_taken = watch.end
     set_mask(handed.values["mask"])
     watch.begin(handed.values["boot_timeout"])
@@ -73,12 +74,28 @@ def _say_why(exc: BaseException) -> str:
 
 
 class TakeoverSignals(Signals):
-    """The signals that come before the pool takes them: noted, and `hurry` is called when one ends the service."""
+    """The signals that come before the pool takes them: noted, and `hurry` is called when one ends the service.
 
-    def __init__(self, hurry: Callable[[], None]) -> None:
+    So are those that the program has `handled` in the previous image: until it does so again, the kernel's default
+    action would end this process.
+    """
+
+    def __init__(self, hurry: Callable[[], None], handled: Iterable[int]) -> None:
         super().__init__(Wakeup())
         self._hurry = hurry
-        self.take(dict.fromkeys(BY_SIGNAL, self.note))
+        self._missed: set[int] = set()
+        theirs = set(handled) - {*BY_SIGNAL, signal.SIGALRM}
+        self.take({**dict.fromkeys(theirs, self._miss), **dict.fromkeys(BY_SIGNAL, self.note)})
+
+    def _miss(self, signum: int, frame: FrameType | None) -> None:
+        self._missed.add(signum)
+
+    def hand_over(self, to: Signals) -> None:
+        """Pass on the notes; send the others once more to the handlers that the program has installed by now."""
+        super().hand_over(to)
+        for signum in self._missed:
+            if callable(signal.getsignal(signum)):
+                signal.raise_signal(signum)
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         super().note(signum, frame)

@@ -9,8 +9,10 @@ from time import monotonic
 
 import pytest
 
-from tests.support.programs.releases import DEFINITIONS, Released, numbered
-from tests.support.programs.service import script
+from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, Released, numbered
+from tests.support.programs.served import LOOK
+from tests.support.programs.service import HUNG, Fact, script
+from tests.support.tools.proc import nothing_for
 
 WORKERS = 1
 
@@ -42,6 +44,33 @@ def test_timers_of_the_program(tmp_path: Path) -> None:
 
 
 DEAF = "import tests.process.programs.deaf\n"
+
+
+def has_come(fact: Fact) -> bool:
+    """True if this fact is of a new image, which runs its program or serves."""
+    return fact["event"] == "failing" or (fact["event"] == "pool" and bool(fact["reloads"]["ok"]))
+
+
+def test_signals_of_the_program(tmp_path: Path) -> None:
+    """A signal that the program handles does not end the next image, in which it has not come to that yet; nor the
+    master that goes on without its program."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.expect("reload failed: the program failed: RuntimeError: only here")
+        service.allow("RuntimeError: only here")
+        service.wait_ready(WORKERS)
+        for release in (AFTERWARDS + "tell('failing'); raise RuntimeError('only here')\n", numbered(3)):
+            service.release("class Hooks(Told): pass\n" + release)
+            service.signal(signal.SIGHUP)
+            after, hung_at = service.mark(), monotonic() + HUNG
+            while not any(map(has_come, service.facts[after:])):
+                assert service.process.poll() is None, "it is gone"
+                assert monotonic() < hung_at, "hung: there is no new image"
+                after = len(service.facts)
+                service.signal(LOOK)
+                nothing_for(0.002)  # an input: how often it comes
+                service.mark()
+        service.wait_ready(WORKERS, replaced=WORKERS)
+        assert service.answering() == "r3"
 
 
 def test_a_program_that_catches_everything(tmp_path: Path) -> None:
