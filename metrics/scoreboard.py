@@ -34,6 +34,8 @@ LOG_DROPPED = 16  # log lines that this process dropped
 TEXT_AT = 17  # offset of the text in bytes; 0 in a slot of a version that kept it elsewhere
 CONNECTIONS_TAKEN = 18  # connections accepted by an exporter
 REPLACE_ASKED = 19  # a flag: the child was sent TERM by somebody else than its master
+LOG_FOLLOWED = 20  # how often the log file had been reopened when this process went on in it
+LOG_KEPT = 21  # the same, when it had to go on with the old file instead
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.

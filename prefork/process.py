@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum, auto
 from functools import partial
+from typing import Any
 
 import setproctitle
 
@@ -162,6 +163,12 @@ def titled(name: str) -> Iterator[None]:
         yield
     finally:
         setproctitle.setproctitle(before)
+
+
+def import_psutil(server: Any) -> None:
+    """Import it before the fork, if workers need it: they share its memory, and may change to a user who cannot."""
+    if server.metrics_address is not None or server.max_memory is not None:
+        import psutil  # noqa: F401
 
 
 def import_all() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import setproctitle
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers import access_log, user_forks
+from prefork.workers import access_log, sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
@@ -124,8 +124,7 @@ class Preforked(Accompanied):
             stack.enter_context(prepared(self.listener, lambda: given is None or given.taken, self.origin))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
-            if server.metrics_address is not None or server.max_memory is not None:
-                import psutil  # noqa: F401  # imported here so that the workers share its memory
+            process.import_psutil(server)
             process.import_all()
             if server.gc_freeze:
                 stack.enter_context(process.frozen())
@@ -238,6 +237,7 @@ class Preforked(Accompanied):
         )  # fmt: skip
 
     def _pool_in_rehearsal(self, wakeup: Wakeup) -> Supervisor:
+        process.import_psutil(self.server)
         self.supervisor = self._pool(wakeup, Mailbox(wakeup.wake))
         return self.supervisor
 
@@ -248,6 +248,8 @@ class Preforked(Accompanied):
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
         record.add("own", pack_own(self.counting.own))
+        if (packed := sinks.pack()) is not None:
+            record.add("log", packed)
         record.values["fixed"] = fixed_values(self.server, self.launch)
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None

@@ -282,6 +282,7 @@ class Worker:
         for fd, _ in ready:
             if fd == self._wakeup.fileno():
                 self._wakeup.drain()
+                sinks.follow()
             elif fd == self.master.fileno():
                 self._orphaned()
 

@@ -5,7 +5,8 @@ place by one rule: a line that cannot be written at once is dropped and counted.
 description that other programs share: a pipe or a terminal is opened again, a socket gets MSG_DONTWAIT with each send.
 
 All processes share one page of memory. In it the master counts how often it reopened the file and says which level is
-in force; the others compare before they write.
+in force; the others compare before they write, and take the new file from log_handing.py. Page and pair go on in the
+next image of the master, for the workers of the one before.
 """
 
 import contextlib
@@ -15,15 +16,19 @@ import os
 import select
 import socket
 import stat
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import LOG_DROPPED
+from prefork.metrics.scoreboard import LOG_DROPPED, LOG_FOLLOWED, LOG_KEPT
+
+from .log_handing import LogHanding
 
 PIPE_BUF = select.PIPE_BUF  # writes to a pipe of up to this many bytes are atomic (pipe(7))
-LEVEL_LOOK_EVERY_S = 1.0  # check that the path still names our file, for processes that cannot be told to reopen
+PATH_LOOK_EVERY_S = 1.0  # check that the path still names our file, for processes that cannot be told to reopen
+FOLLOW_AGAIN_S = 1.0  # until a process that could not go on in the new file tries again
 
 REOPENED, LEVEL, TORN = range(3)  # words of the shared page; a process that leaves a line half-written sets TORN
 
@@ -36,9 +41,12 @@ class Sink:
     def __init__(self, path: str | None = None) -> None:
         """Write to the file at `path`, or to stderr. Raises OSError when the file cannot be opened."""
         self.path = path
-        self.words: memoryview = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
-        self._seen = 0
-        self._next_look = 0.0
+        self._shared = None if path is None else _shared()
+        page = -1 if self._shared is None else self._shared.page
+        self.words: memoryview = memoryview(mmap.mmap(page, mmap.PAGESIZE)).cast("Q")
+        self.number = self.words[REOPENED]  # of the file that this process writes
+        self.kept = 0  # of the last one that it could not go on in
+        self._next_look = self._next_try = 0.0
         self._inode = (0, 0)  # of the file at `path`, as we opened it
         self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
         self._identity = _identity(self.fd)
@@ -49,7 +57,7 @@ class Sink:
 
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
-        self._follow()
+        self.follow()
         if _identity(self.fd) != self._identity:  # the program has closed it; another file may have its number by now
             self._open_anew()
         if self.words[TORN]:
@@ -68,35 +76,53 @@ class Sink:
 
         Raises OSError when it cannot be opened; then nothing has changed.
         """
-        if self.path is not None:
-            self._renew(create=True)
-            self._seen = self.words[REOPENED] = self.words[REOPENED] + 1
+        if self._shared is not None:
+            self._renew(self._opened(create=True))
+            number = self.words[REOPENED] + 1
+            try:
+                self._shared.handing.hand(number, self.fd)
+            except OSError:
+                pass  # the others open it by its path, where they can, and say whether they could
+            self.number = self.words[REOPENED] = number
 
-    def _follow(self) -> None:
-        if self.path is None:
+    def follow(self) -> None:
+        """Go on in the new file, if the master has reopened it."""
+        if self._shared is None:
             return
-        told = self.words[REOPENED] != self._seen
-        now = monotonic()
-        if not told and now < self._next_look:
+        now, number = monotonic(), self.words[REOPENED]
+        told = number != self.number
+        if (now < self._next_try) if told else (now < self._next_look):
             return
-        self._next_look = now + LEVEL_LOOK_EVERY_S
-        self._seen = self.words[REOPENED]
+        self._next_look = now + PATH_LOOK_EVERY_S
         try:
-            found = os.stat(self.path)
-            if (found.st_dev, found.st_ino) != self._inode:
-                self._renew(create=False)
-        except OSError:
-            pass  # no new file yet: keep writing to the old one
+            fd = self._shared.handing.look(number) if told else None
+            if fd is not None:
+                self._renew(self._with(fd))
+            else:
+                self._look_by_path()
+            self.number = number
+        except OSError:  # no new file yet, or none that we can have: keep writing to the old one
+            if told:
+                self.kept, self._next_try = number, now + FOLLOW_AGAIN_S
 
-    def _renew(self, *, create: bool) -> None:
-        opened = self._opened(create=create)
+    def _look_by_path(self) -> None:
+        assert self.path is not None
+        found = os.stat(self.path)
+        if (found.st_dev, found.st_ino) != self._inode:
+            self._renew(self._opened(create=False))
+
+    def _renew(self, opened: tuple[int, Write, int]) -> None:
         self._close(self.fd)
         self.fd, self._write_some, self._at_once = opened
         self._identity = _identity(self.fd)
 
     def _open_anew(self) -> None:
         with contextlib.suppress(OSError):
-            self.fd, self._write_some, self._at_once = self._opened() if self.path is not None else _stderr()
+            fd = None if self._shared is None else self._shared.handing.look(self.number)
+            if fd is not None:
+                self.fd, self._write_some, self._at_once = self._with(fd)
+            else:
+                self.fd, self._write_some, self._at_once = self._opened() if self.path is not None else _stderr()
             self._identity = _identity(self.fd)
 
     def _close(self, fd: int) -> None:
@@ -106,7 +132,9 @@ class Sink:
     def _opened(self, *, create: bool = True) -> tuple[int, Write, int]:
         assert self.path is not None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        fd = os.open(self.path, flags | (os.O_CREAT if create else 0), 0o640)
+        return self._with(os.open(self.path, flags | (os.O_CREAT if create else 0), 0o640))
+
+    def _with(self, fd: int) -> tuple[int, Write, int]:
         found = os.fstat(fd)
         self._inode = (found.st_dev, found.st_ino)
         return fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30
@@ -119,6 +147,36 @@ def _identity(fd: int) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.st_dev, found.st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the sinks of a log file share by descriptors, in all processes and in the next image of the master."""
+
+    page: int
+    handing: LogHanding
+
+
+# What the image before left of its sink, for one of this image: descriptors of the page, and of the pair.
+_left: tuple[int, tuple[int, int]] | None = None
+
+
+def resume(packed: Sequence[int]) -> None:
+    """Have the next sink go on with what an earlier image of this process packed; its children hold that."""
+    global _left
+    page, *pair = packed
+    _left = page, (pair[0], pair[1])
+
+
+def _shared() -> Shared:
+    """Return what the image before has left; else make it."""
+    global _left
+    left, _left = _left, None
+    if left is not None:
+        return Shared(left[0], LogHanding(left[1]))
+    page = os.memfd_create("prefork-log", os.MFD_CLOEXEC)
+    os.ftruncate(page, mmap.PAGESIZE)
+    return Shared(page, LogHanding())
 
 
 def _stderr() -> tuple[int, Write, int]:
@@ -179,6 +237,8 @@ class SinkHandler(logging.Handler):
         self._count: Callable[[int], object] | None = None
         self._nudge: Callable[[], object] = _nobody
         self._level = 0
+        self._own: MutableSequence[int] | memoryview | None = None  # the words of this process's slot, if it has one
+        self._said = (-1, -1)
 
     def emit(self, record: logging.LogRecord) -> None:
         record.prefork_process = self.prefix
@@ -193,7 +253,15 @@ class SinkHandler(logging.Handler):
             self._note_drop()
 
     def write(self, line: str) -> bool:
-        return self.sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        written = self.sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        self._say_which()
+        return written
+
+    def _say_which(self) -> None:
+        """Say in this process's slot, where it has one, which file it writes."""
+        which = self.sink.number, self.sink.kept
+        if self._own is not None and which != self._said and os.getpid() == self._pid:
+            self._own[LOG_FOLLOWED], self._own[LOG_KEPT] = self._said = which
 
     def _note_drop(self) -> None:
         if self._count is None:
@@ -221,7 +289,10 @@ class SinkHandler(logging.Handler):
         self.follow()
 
     def follow(self) -> None:
-        """Adopt the level that is in force."""
+        """Adopt the log file and the level that are in force."""
+        with self.lock or contextlib.nullcontext():
+            self.sink.follow()
+            self._say_which()
         if self.sink.words[LEVEL] != self._level:
             self._level = self.sink.words[LEVEL]
             logging.getLogger().setLevel(self._level)
@@ -252,6 +323,8 @@ def begin_child(words: MutableSequence[int] | memoryview) -> None:
             words[LOG_DROPPED] += number
 
         _handler.count_with(count)
+        _handler._own, _handler._said = words, (-1, -1)
+        _handler._say_which()
 
 
 def name_child(name: str, nudge: Callable[[], object] | None = None) -> None:
@@ -261,7 +334,16 @@ def name_child(name: str, nudge: Callable[[], object] | None = None) -> None:
         _handler._nudge = nudge or _nobody
 
 
+def pack() -> tuple[list[int], list[int]] | None:
+    """Pack what the next image of this process, and its sink, go on with."""
+    if _handler is None or _handler.sink._shared is None:
+        return None
+    shared = _handler.sink._shared
+    fds = [shared.page, *shared.handing.fds]
+    return fds, fds
+
+
 def follow() -> None:
-    """Adopt the level that is in force. Called now and then in a child."""
+    """Adopt the level and the log file that are in force. Called now and then in a child, and when it was poked."""
     if _handler is not None:
         _handler.follow()

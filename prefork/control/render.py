@@ -162,7 +162,10 @@ _BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
     Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
     Command.RESTART: lambda result: [f"{result['replaced']} workers replaced"],
     Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
-    Command.REOPEN: lambda result: ["reopened"],
+    Command.REOPEN: lambda result: [
+        result["reopened"],
+        *(f"{child} is busy, and does so with its next line" for child in result["late"]),
+    ],
     Command.DRAIN: lambda result: [result["phase"]],
     Command.STOP: lambda result: [result["phase"]],
     Command.LOG_LEVEL: lambda result: [f"logging from {result['level']} on"],

@@ -16,6 +16,7 @@ from typing import Any
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.kernel import accept_queue
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import LOG_FOLLOWED, LOG_KEPT
 from prefork.workers import sinks
 
 from .. import logs
@@ -35,6 +36,7 @@ from .protocol import Request
 log = logging.getLogger("prefork.supervisor")
 
 STACKS_WITHIN_S = 3.0  # a worker that does not answer for so long is stopped, or blocked in the kernel
+REOPENED_WITHIN_S = 1.0  # an idle process has done it by then; a busy one does so with its next line
 LOOKING_S = 0.02  # longest time that a question about workers holds up the master
 TOLD_MAX = 256
 
@@ -80,8 +82,7 @@ class Verbs:
             case Command.STACKS:
                 return self._stacks(argument)
             case Command.REOPEN:
-                why_not = logs.reopen()
-                return protocol.error(why_not) if why_not else protocol.result({"reopened": True})
+                return self._reopen()
             case Command.DRAIN | Command.STOP:
                 supervisor.obey(command)
                 return self._ending()
@@ -176,6 +177,23 @@ class Verbs:
             "companions": [_stacks_of(child) for child in chosen if child.name],
         })  # fmt: skip
 
+    def _reopen(self) -> Work:
+        """Reopen the log file, and tell how many of the processes have done so."""
+        why_not, handler = self._supervisor.reopen(), sinks.installed()
+        if why_not or handler is None:
+            return protocol.error(why_not)
+        number, told = handler.sink.number, [c for c in self._supervisor.table if c.kind in signalling.POKED]
+        until = monotonic() + REOPENED_WITHIN_S
+        while behind := [child for child in told if _lives(child) and child.slot.words[LOG_FOLLOWED] < number]:
+            if monotonic() >= until:
+                break
+            yield None
+        everybody = 1 + sum(map(_lives, told))
+        how_many = f"reopened by {everybody - len(behind)} of {_counted(everybody, 'process', 'processes')}"
+        if kept := [child for child in behind if child.slot.words[LOG_KEPT] >= number]:
+            return protocol.error(f"{how_many}; going on in the old log file: {', '.join(map(str, kept))}")
+        return protocol.result({"reopened": how_many, "late": [str(child) for child in behind]})
+
     def _ending(self) -> Work:
         """Report progress until the last turn. Nothing can be sent after that, when the connection is closed."""
         said = ""
@@ -266,8 +284,12 @@ class Verbs:
                 return _reloaded(told)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _counted(number: int, what: str, many: str = "") -> str:
+    return f"{number} {what if number == 1 else many or what + 's'}"
+
+
+def _lives(child: Child) -> bool:
+    return child.state is not ChildState.REAPED
 
 
 def _reloaded(told: ReloadResult) -> Answer:

@@ -32,12 +32,14 @@ from prefork.metrics.companions import CompanionTable
 from prefork.metrics.feed import Slots
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
+from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
 from prefork.workers.signals import DRAIN_SIGNAL, SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..master.guard import say_failed
+from ..master.signalling import POKE
 from ..server import TCPServer
 from ..serving_loop import Own, ServingLoop
 from ..version import __version__
@@ -166,6 +168,7 @@ class Exporter(TCPServer):
     def service_actions(self) -> None:
         if self.master.gone():
             os._exit(0)
+        sinks.follow()
         self.slots.receive()
         if self.slots.failed is not None:
             say_failed("take a slot", self.slots.failed, "the exporter starts again")
@@ -250,6 +253,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
         (*IGNORED, signal.SIGUSR1, signal.SIGQUIT, signal.SIGPIPE), ignore
     )
     handlers |= {
+        POKE: lambda signum, frame: exporter._prefork_.wake(),
         DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait(),
         signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait() if master.gone() else None,
     }
@@ -257,6 +261,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     setproctitle.setproctitle("prefork: exporter")
     master.tell_us_when_dying()
     set_mask(birth.mask)
+    sinks.follow()  # it may have been reopened while signals were blocked
     exporter.serve_forever()
     exporter.finish()
     signals.close()

@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Iterable
 
-from prefork.metrics.facts import ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, ChildState, ChildTable
@@ -23,6 +23,7 @@ ASKED_AGAIN_MAX = 3
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
 POKE = signal.SIGHUP  # a worker's handler for it does nothing: the signal only ends a wait
+POKED = (ChildKind.WORKER, ChildKind.EXPORTER)  # that have such a handler
 
 
 def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_before_ns: int) -> None:

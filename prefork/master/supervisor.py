@@ -276,7 +276,7 @@ class Supervisor:
             case Command.RESTART:
                 self.generations.current += 1
             case Command.REOPEN:
-                logs.reopen()
+                self.reopen()
             case Command.MORE:
                 self._set_limits(self.limits.resized(1))
             case Command.FEWER:
@@ -284,6 +284,16 @@ class Supervisor:
 
     def _asked(self) -> bool:
         return bool(self.mailbox) or holds_some()
+
+    def reopen(self) -> str:
+        """Reopen the log file, and wake every child that may be idle, so that none keeps the old one. Return an empty
+        string, or why it failed."""
+        why_not = logs.reopen()
+        if not why_not:
+            for child in self.table:
+                if child.kind in signalling.POKED:
+                    child.signal(signalling.POKE)
+        return why_not
 
     def _begin_drain(self, now: float) -> None:
         """Enter DRAINING, and publish that first: a load balancer that asks /-/ready then sends no new client while

@@ -93,6 +93,8 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
         record.add("own", ([], []))
+        if "log" in values:
+            record.add("log", (values["log"], values["log"]))
         record.values["fixed"] = values["fixed"]
         record.values["control_path"] = values["control_path"]
         record.values["directory"] = values["directory"]

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+from prefork.workers import sinks
 from prefork.workers.bootstrap import leave
 from prefork.workers.descriptor_limit import resume_limit
 from prefork.workers.signals import EVERY, Alarm, Signals, disarm, set_mask
@@ -45,6 +46,8 @@ def take_over(fd: int, program: list[str]) -> int:
         run(program)
         return 1  # it did not reach a serve_forever()
     resume_limit(handed.values.get("soft_limit"))
+    if "log" in handed.values:
+        attempt("go on with the log of the image before", lambda: sinks.resume(handed.values["log"]))
     watch = BootWatch(handed)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
     handed.on_taken = watch.end

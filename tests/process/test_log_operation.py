@@ -47,7 +47,7 @@ def test_reopen(tmp_path: Path) -> None:
         log.rename(old)
         assert int(ask(service.address, b"pid\n"))  # it goes on in the old one until it is told
         service.settled()
-        assert ctl(control, "reopen").stdout == "reopened\n"
+        assert ctl(control, "reopen").stdout == "reopened by 2 of 2 processes\n"
         rotated = old.read_text()
         assert int(ask(service.address, b"pid\n"))
         service.settled()
