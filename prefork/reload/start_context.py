@@ -9,7 +9,7 @@ its path leads to it. Must be made early: process titles are written over the me
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class StartContext:
     directory: str
     pid: int = field(default_factory=os.getpid)
     children: frozenset[int] = frozenset()  # of this process, before the program has started any
+    nice: int = 0
+    umask: int = 0o022
 
     def refusal(self) -> str | None:
         """Return why this program cannot be started again; None if it can."""
@@ -42,6 +44,20 @@ class StartContext:
             interactive = sys.flags.interactive or hasattr(sys, "ps1") or (sys.stdin is not None and sys.stdin.isatty())
             return "it is an interactive interpreter" if interactive else "its program was read from stdin"
         return None
+
+    @contextlib.contextmanager
+    def as_at_start(self) -> Iterator[None]:
+        """Give this process, inside, the nice value and the umask of the start: the program will set them again, and
+        nice(2) adds up. Undone on the way out, which is reached only if there was no exec."""
+        nice, umask = os.getpriority(os.PRIO_PROCESS, 0), os.umask(self.umask)
+        with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
+            os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+        try:
+            yield
+        finally:
+            os.umask(umask)
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, 0, nice)
 
     def command(self, fd: int, directory: str) -> list[str]:
         """Return the command line of a new image in `directory`, which reads its record from descriptor `fd`."""
@@ -171,7 +187,11 @@ def _start_context() -> StartContext:
     except OSError:  # the working directory was removed
         directory = "/"
     systemd.note_sockets(environment)
-    return StartContext(_executable(), flags, program, environment, directory, children=frozenset(children()))
+    os.umask(umask := os.umask(0o077))  # it can only be read by setting it
+    return StartContext(
+        _executable(), flags, program, environment, directory, children=frozenset(children()),
+        nice=os.getpriority(os.PRIO_PROCESS, 0), umask=umask,
+    )  # fmt: skip
 
 
 START = _start_context()
