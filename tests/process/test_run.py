@@ -157,6 +157,6 @@ def test_wrong_usage_is_2(here: Path) -> None:
     """A mistake is exit status 2, and nothing is bound."""
     with running(["run", "app:Who", "--bind", f"unix:{here}/s.sock", "--max-children", "0"], cwd=here) as run:
         assert run.ended() == 2
-    where = "(from --max-children)"
-    assert run.log == f"prefork: could not set max_children to '0' {where}: it must be a whole number, at least 1\n"
+    why = "it must be a whole number, at least 1, at most 1020"
+    assert run.log == f"prefork: could not set max_children to '0' (from --max-children): {why}\n"
     assert not (here / "s.sock").exists()
