@@ -24,6 +24,7 @@ from typing import Any
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import LOG_DROPPED, LOG_FOLLOWED, LOG_KEPT
 
+from .identity import identity, lost
 from .log_handing import LogHanding
 
 PIPE_BUF = select.PIPE_BUF  # writes to a pipe of up to this many bytes are atomic (pipe(7))
@@ -49,7 +50,7 @@ class Sink:
         self._next_look = self._next_try = 0.0
         self._inode = (0, 0)  # of the file at `path`, as we opened it
         self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
-        self._identity = _identity(self.fd)
+        self._identity = identity(self.fd)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the constructor failed; the interpreter ends
@@ -58,7 +59,7 @@ class Sink:
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
         self.follow()
-        if _identity(self.fd) != self._identity:  # the program has closed it; another file may have its number by now
+        if lost(self.fd, self._identity):
             self._open_anew()
         if self.words[TORN]:
             line = b"\n" + line
@@ -114,7 +115,7 @@ class Sink:
     def _renew(self, opened: tuple[int, Write, int]) -> None:
         self._close(self.fd)
         self.fd, self._write_some, self._at_once = opened
-        self._identity = _identity(self.fd)
+        self._identity = identity(self.fd)
 
     def _open_anew(self) -> None:
         with contextlib.suppress(OSError):
@@ -123,10 +124,10 @@ class Sink:
                 self.fd, self._write_some, self._at_once = self._with(fd)
             else:
                 self.fd, self._write_some, self._at_once = self._opened() if self.path is not None else _stderr()
-            self._identity = _identity(self.fd)
+            self._identity = identity(self.fd)
 
     def _close(self, fd: int) -> None:
-        if fd > 2 and _identity(fd) == self._identity:
+        if fd > 2 and not lost(fd, self._identity):
             os.close(fd)
 
     def _opened(self, *, create: bool = True) -> tuple[int, Write, int]:
@@ -138,15 +139,6 @@ class Sink:
         found = os.fstat(fd)
         self._inode = (found.st_dev, found.st_ino)
         return fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    """Return what names the file behind a descriptor; (0, 0) if there is none."""
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return 0, 0
-    return found.st_dev, found.st_ino
 
 
 @dataclass(frozen=True, slots=True)

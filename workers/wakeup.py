@@ -6,9 +6,10 @@ may use it too.
 """
 
 import contextlib
-import os
 import signal
 import socket
+
+from .identity import identity, lost
 
 _QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # the program may have restored the default action of SIGPIPE
 
@@ -23,15 +24,14 @@ class _End(socket.socket):
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end.family, end.type, end.proto, end.fileno())
         end.detach()
-        self._inode = os.fstat(self.fileno()).st_ino
+        self._identity = identity(self.fileno())
         self.setblocking(False)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            if os.fstat(self.fileno()).st_ino == self._inode:
-                super().close()
-                return
-        self.detach()
+        if lost(self.fileno(), self._identity):
+            self.detach()
+        else:
+            super().close()
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the constructor failed

@@ -6,6 +6,7 @@ over by their handlers (workers/signals.py).
 """
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -39,7 +40,9 @@ def open_standard_descriptors() -> None:
     for fd, (name, mode) in enumerate(_STREAMS):
         try:
             os.fstat(fd)
-        except OSError:
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                continue
             with contextlib.suppress(OSError):  # there is no /dev/null
                 null = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
                 os.set_inheritable(null, True)

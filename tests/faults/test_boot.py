@@ -35,6 +35,7 @@ def test_for_ever_beside_healthy_ones(tmp_path: Path) -> None:
         moments = forks_after(service, mark, 6)
         cpu = (sum(psutil.Process(service.pid).cpu_times()[:4]) - cpu) / (moments[-1] - moments[0])
         assert {int(ask(service.address, b"pid\n")) for _ in range(50)} <= healthy
+        service.wait_ready(2, boot_failed=6)
         assert set(service.workers()) == healthy
     gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
     in_15_s = sum(moment <= moments[0] + 15 for moment in moments)
