@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from . import user_forks
 
-with contextlib.suppress(ImportError):  # not on every system
+with contextlib.suppress(ModuleNotFoundError):  # not on every system; an import that fails for a moment must not pass
     import resource
 
 DESCRIPTORS_MAX = 1 << 20  # where the hard limit is a thousand times that, a program may try to close every one

@@ -20,7 +20,7 @@ from prefork.workers import bootstrap, log_locks, signals, user_forks
 
 from .guard import guarded
 
-with contextlib.suppress(ImportError):  # not on every system
+with contextlib.suppress(ModuleNotFoundError):  # not on every system
     import resource  # noqa: F401  # os.wait4() imports it at its first call, when no descriptor may be free for that
 
 log = logging.getLogger("prefork.supervisor")
