@@ -4,7 +4,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from coverage import CoverageData
 
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, script
@@ -16,6 +15,8 @@ RUN = ["-m", "coverage", "run", f"--include={MEASURED}"]
 
 def lines_of(tmp_path: Path, pid: int) -> set[str]:
     """Return the lines of the handler that this process saved, by their text."""
+    from coverage import CoverageData  # the first Python has it, which alone runs this
+
     (path,) = tmp_path.glob(f".coverage.*.pid{pid}.*")
     data = CoverageData(str(path))
     data.read()
