@@ -153,7 +153,7 @@ def _environment() -> dict[str, str]:
 
 def _executable() -> str:
     """Return the path of the interpreter; where argv[0] leads nowhere (`exec -a NAME python3`), the kernel knows it."""
-    if sys.executable and os.access(sys.executable, os.X_OK):
+    if sys.executable and os.path.exists(sys.executable):
         return sys.executable
     try:
         return os.readlink("/proc/self/exe")
