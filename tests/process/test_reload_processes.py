@@ -1,6 +1,5 @@
 """What a program starts at its import, over reloads: the processes of a rehearsal, of an earlier image, of nobody."""
 
-import os
 import signal
 from pathlib import Path
 from time import monotonic
@@ -13,12 +12,18 @@ from tests.support.programs.service import HUNG, in_session
 STARTS = "from tests.process.programs.starting_processes import HELD\n"
 
 
+def is_zombie(child: psutil.Process) -> bool:
+    try:
+        return child.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # reaped in between
+        return False
+
+
 def wait_processes(service: Released, processes: int, zombies: int) -> None:
     """Until so many live in the session of the service, and so many children of the master wait to be reaped."""
     deadline = monotonic() + HUNG
     while True:
-        waiting = [child.pid for child in psutil.Process(service.pid).children() if child.status() == "zombie"]
-        found = (len(in_session(service.pid)), len(waiting))
+        found = (len(in_session(service.pid)), sum(map(is_zombie, psutil.Process(service.pid).children())))
         if found == (processes, zombies):
             return
         assert monotonic() < deadline, f"hung: {found}, not {(processes, zombies)}"
@@ -59,4 +64,6 @@ def test_processes_that_a_program_starts(tmp_path: Path) -> None:
         service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
         assert in_session(service.pid) == [sidecar]
-        os.kill(sidecar, signal.SIGKILL)
+        left = psutil.Process(sidecar)
+        left.kill()
+        left.wait(HUNG)
