@@ -10,6 +10,7 @@ import sys
 import threading
 from _thread import get_ident
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -50,8 +51,8 @@ class AtExit:
     def __init__(self, done: list[str]) -> None:
         self._registered: list[Callable[[], object]] = [lambda: done.append("of the master")]
 
-    def register(self, function: Callable[[], object]) -> None:
-        self._registered.append(function)
+    def register(self, function: Callable[..., object], *args: object) -> None:
+        self._registered.append(partial(function, *args))
 
     def _clear(self) -> None:
         self._registered.clear()
