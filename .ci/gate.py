@@ -77,8 +77,11 @@ def _module_marks(module: ast.Module) -> set[str]:
 
 
 def tree(tests: Path) -> Iterator[tuple[str, set[str]]]:
-    """Every test function by name, whatever its file is called, with the marks it bears; its folder is one of them."""
-    for path in sorted(tests.rglob("*.py")):
+    """Every test function by name, whatever its file is called, with the marks it bears; its folder is one of them.
+
+    What stands in a folder `programs` is what tests run, and may have test functions of its own.
+    """
+    for path in sorted(path for path in tests.rglob("*.py") if path.parent.name != "programs"):
         module = ast.parse(path.read_bytes(), str(path))
         parts = path.relative_to(tests.parent).with_suffix("").parts
         yield from _functions(module.body, ".".join(parts), _module_marks(module) | set(parts[1:-1]))

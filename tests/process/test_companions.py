@@ -248,7 +248,10 @@ def test_a_plain_server_is_refused() -> None:
 def test_metrics_of_the_program() -> None:
     """What a companion counts with prometheus_client is in the sum."""
     port = free_port()
-    with running(["run", DECLARING + "Counting", *ANYWHERE, "--metrics", f"127.0.0.1:{port}"], cwd=ROOT):
+    with running(
+        ["run", "tests.process.programs.counting_companion:Counting", *ANYWHERE, "--metrics", f"127.0.0.1:{port}"],
+        cwd=ROOT,
+    ):
         deadline = monotonic() + HUNG
         while (scraped(port, "companion_counted_total") or 0) < 3:
             assert monotonic() < deadline

@@ -65,6 +65,7 @@ class AtExit:
 @pytest.fixture
 def at_exit(done: list[str], monkeypatch: pytest.MonkeyPatch) -> AtExit:
     at_exit = AtExit(done)
+    monkeypatch.delitem(sys.modules, "coverage", raising=False)  # of another test; it may be loaded or not
     monkeypatch.setattr(ending, "atexit", at_exit)
     return at_exit
 

@@ -3,11 +3,7 @@
 import socketserver
 from typing import Any
 
-import prometheus_client
-
-from prefork import PreForkingTCPServer, StreamRequestHandler, ThreadingTCPServer, every
-
-COUNTED = prometheus_client.Counter("companion_counted", "what a companion has counted")
+from prefork import PreForkingTCPServer, StreamRequestHandler, ThreadingTCPServer
 
 
 class Silent(StreamRequestHandler):
@@ -19,10 +15,6 @@ def ends(server: Any) -> None:
     """Ends the service."""
     server.shutdown()
     server.wait_draining()
-
-
-def counts(server: Any) -> None:
-    COUNTED.inc()
 
 
 async def waits(server: Any) -> None:
@@ -51,12 +43,6 @@ def of_the_instance(address: Any) -> PreForkingTCPServer:
 class Wrong(PreForkingTCPServer):
     RequestHandlerClass = Silent
     companions = {"waits": waits}
-
-
-class Counting(PreForkingTCPServer):
-    RequestHandlerClass = Silent
-    max_children = 1
-    companions = {"counts": every(0.05, counts)}
 
 
 class Plain(ThreadingTCPServer):
