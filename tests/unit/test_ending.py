@@ -52,7 +52,7 @@ class AtExit:
         self._registered: list[Callable[[], object]] = [lambda: done.append("of the master")]
 
     def register(self, function: Callable[..., object], *args: object) -> None:
-        self._registered.append(partial(function, *args))
+        self._registered.append(partial(function, *args) if args else function)
 
     def _clear(self) -> None:
         self._registered.clear()
