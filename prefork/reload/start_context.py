@@ -50,14 +50,12 @@ class StartContext:
         """Give this process, inside, the nice value and the umask of the start: the program will set them again, and
         nice(2) adds up. Undone on the way out, which is reached only if there was no exec."""
         nice, umask = os.getpriority(os.PRIO_PROCESS, 0), os.umask(self.umask)
-        with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
-            os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+        _be_nice(self.nice)
         try:
             yield
         finally:
             os.umask(umask)
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, 0, nice)
+            _be_nice(nice)
 
     def command(self, fd: int, directory: str) -> list[str]:
         """Return the command line of a new image in `directory`, which reads its record from descriptor `fd`."""
@@ -72,6 +70,13 @@ class StartContext:
         if path in ("-m", "-c") or directory == self.directory or os.path.exists(os.path.join(directory, path)):
             return self.program
         return (os.path.join(self.directory, path), *self.program[1:])
+
+
+def _be_nice(value: int) -> None:
+    """Take this nice value, if we have another: a filter of system calls may end whoever only asks."""
+    with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
+        if os.getpriority(os.PRIO_PROCESS, 0) != value:
+            os.setpriority(os.PRIO_PROCESS, 0, value)
 
 
 def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

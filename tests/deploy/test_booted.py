@@ -51,6 +51,7 @@ class Upper(StreamRequestHandler):
 BROKEN = "raise RuntimeError('broken release')\n"
 TOML = '[prefork]\ntarget = "app:Upper"\nmetrics = "0.0.0.0:9465"\nmax_children = 3\n'
 KILLED = 'prefork_worker_exits_total{reason="killed"}'
+RELOADED = 'prefork_reloads_total{result="ok"}'
 STARTS_OF_ITSELF = 5  # DefaultStartLimitBurst=
 WAITING = 20  # connections
 NO_ANSWER_S = 0.5  # to a connect() that the kernel drops
@@ -229,7 +230,7 @@ def served_where_nothing_is_forbidden(systemd: Systemd, folder: Path) -> set[str
         wait_scrape(systemd, "prefork_lanes", 3)
         assert answer() == b"X"
         service.signal(signal.SIGHUP)
-        wait_scrape(systemd, "prefork_generation", 2)
+        wait_scrape(systemd, RELOADED, 1)
         service.signal(signal.SIGKILL, service.workers()[0])
         wait_scrape(systemd, KILLED, 1)
         return {sample.partition("{")[0] for sample in wait_scrape(systemd, "prefork_lanes", 3).samples}
