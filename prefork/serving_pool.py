@@ -43,7 +43,7 @@ from .sockets.addresses import address_text
 from .sockets.listener import Listener, asked_once_more, prepared
 from .sockets.ownership import Access
 from .surroundings import early_signals
-from .surroundings.taken import signals_taken
+from .surroundings.taken import keeping, signals_taken
 from .systemd import stored
 
 log = logging.getLogger("prefork.supervisor")
@@ -147,7 +147,7 @@ class Preforked(Accompanied):
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
         if self.wants_polling():
-            supervisor.run(self.server.service_actions, poll_interval)
+            supervisor.run(keeping(self._signals, self.server.service_actions), poll_interval)
         else:
             supervisor.run()
 

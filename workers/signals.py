@@ -39,6 +39,18 @@ TIMERS = {
 # handles it, as in a process that the program forks (signal(7)).
 DRAIN_SIGNAL = signal.SIGURG
 
+# What a process of ours has to hear. A program that blocks signals, for a thread of its own that waits for them, does
+# so in its own process: neither a child of that nor the next image has the thread.
+HEARD = frozenset(
+    map(
+        int,
+        (
+            DRAIN_SIGNAL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+            signal.SIGTTIN, signal.SIGTTOU, signal.SIGALRM, signal.SIGCHLD,
+        ),
+    )
+)  # fmt: skip
+
 
 def set_mask(mask: Iterable[int]) -> set[int]:
     """Set this thread's signal mask and return the previous one.

@@ -55,7 +55,9 @@ class Processes:
         with log_locks.at_rest(), signals.blocked() as mask, user_forks.own_fork():
             pid = os.fork()
             if pid == 0:
-                bootstrap.enter(bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask), body)
+                bootstrap.enter(
+                    bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask - signals.HEARD), body
+                )
             return pid, self._pidfd(pid)
 
     @staticmethod

@@ -16,7 +16,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.descriptor_limit import pack_limit
 from prefork.workers.flushing import flush_here, given_up_sentence
-from prefork.workers.signals import blocked, handled, interrupted_after
+from prefork.workers.signals import HEARD, blocked, handled, interrupted_after
 
 from .. import systemd
 from ..master.children import Child, ChildState
@@ -312,7 +312,7 @@ class Generations:
             try:
                 require_descriptors()
                 record = self._record()
-                record.values.update(mask=sorted(mask), handled=sorted(handled()), soft_limit=pack_limit())
+                record.values.update(mask=sorted(mask - HEARD), handled=sorted(handled()), soft_limit=pack_limit())
                 self._execute(record, self._workings.asked)
             except OSError as exc:
                 self._reloading.done(ReloadResult(False, not_run(exc)))

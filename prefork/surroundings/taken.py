@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.signals import Signals, blocked
@@ -15,7 +15,7 @@ from prefork.workers.signals import Signals, blocked
 from ..commands import BY_SIGNAL
 from .inherited import put_right
 
-__all__ = ["signals_taken"]
+__all__ = ["keeping", "signals_taken"]
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -43,3 +43,17 @@ def signals_taken(signals: Signals, early: Signals | None) -> Iterator[None]:
         yield
     finally:
         signals.put_back(then_block=unblocked)
+
+
+def keeping(signals: Signals | None, act: Callable[[], None]) -> Callable[[], None]:
+    """Return `act`, a hook of the program's, after which what is taken stays taken: an event loop that ran in it leaves
+    the signals that it used at their default action."""
+
+    def acting() -> None:
+        try:
+            act()
+        finally:
+            if signals is not None:
+                signals.keep()
+
+    return acting

@@ -104,3 +104,27 @@ def test_service_actions_that_sleeps(tmp_path: Path) -> None:
     assert ended["exits"] == {"killed": 1}
     assert ended["at"] - told < 1.0 + 4 * 0.7
     assert "stopped or kept busy" not in service.log
+
+
+WAITS = "from tests.process.programs.signals_its_own import Waits as Hooks"
+LOOPS = "from tests.process.programs.signals_its_own import Loops as Hooks"
+
+
+@pytest.mark.once
+def test_signals_that_the_program_blocks(tmp_path: Path) -> None:
+    """It waits for TERM in a thread of its own; its workers hear their master all the same, when it ends by that."""
+    with Service(tmp_path, script(WAITS, max_children=2, graceful_timeout=3.0)) as service:
+        service.wait_ready(2)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 2}
+
+
+def test_an_event_loop_in_service_actions(tmp_path: Path) -> None:
+    """It leaves TERM at its default action; the master takes it back, and drains."""
+    with Service(tmp_path, script(LOOPS, max_children=1)) as service:
+        service.wait_ready(1)
+        service.wait("looped")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"drained": 1}
