@@ -1,8 +1,8 @@
 """The supervisor's clock: monotonic seconds less the time this process was stopped.
 
 So no deadline comes nearer while the master does not run (SIGSTOP, a suspended machine), and no healthy child is killed
-for the master's own pause. A `service_actions()` of the program's that takes seconds is none: the children run on. One
-object per supervisor; it holds no descriptor. Runs in the process that serves.
+for the master's own pause. A `service_actions()` of the program's that always takes seconds is none: the children run
+on. One object per supervisor; it holds no descriptor. Runs in the process that serves.
 """
 
 from collections.abc import Callable

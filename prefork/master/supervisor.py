@@ -100,6 +100,7 @@ class Supervisor:
         self._fault: Exception | None = None  # a mistake of ours that a turn has raised
         self._acting_since: float | None = None  # monotonic, while service_actions() runs
         self._acted = 0.0  # how long that has run since the last look for a pause, in seconds
+        self._usually_acts = 0.0  # the same at the look before
         self.closed = False
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(
@@ -235,12 +236,13 @@ class Supervisor:
         """Move all deadlines by the whole time since the last turn, if this process was stopped in it.
 
         When in that time it was stopped cannot be known. If the part that it would have slept were left out, a deadline
-        in that part would kill at once. Time that the program's `service_actions()` takes is no pause: it may take that
-        in every turn, and no deadline would ever come.
+        in that part would kill at once. Time that the program's `service_actions()` takes in every turn is no pause: no
+        deadline would ever come.
         """
         if self._acting_since is not None:
             self._acted += self._take_acting()
-        acted, self._acted = self._acted, 0.0
+        acted = min(self._acted, self._usually_acts)  # a longer one may be a stop in the midst of it
+        self._acted, self._usually_acts = 0.0, self._acted
         now = self.clock.now()
         late, unseen = now - self._wake_at - acted, now - self._looked_at - acted
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do

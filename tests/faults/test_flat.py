@@ -1,5 +1,6 @@
 """Two hundred deaths and as many requests: descriptors, mappings, memfds, threads and memory stay flat."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -18,7 +19,10 @@ MORE_MEMORY = 0.02  # of the master's RSS
 
 def held_by(pid: int) -> dict[str, int]:
     """What a process holds: counts that must not grow with time, and its memory."""
-    descriptors = [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+    descriptors = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since: a client's, in the middle of a turn
+            descriptors.append(os.readlink(f"/proc/{pid}/fd/{name}"))
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {
         "descriptors": len(descriptors),

@@ -93,7 +93,7 @@ class Hooks:
 
 
 def test_service_actions_that_sleeps(tmp_path: Path) -> None:
-    """The time that it takes is no pause of the master's: deadlines do not move, and a request that does not end is
+    """The time that it always takes is no pause of the master's: deadlines do not move, and a request without end is
     killed at graceful_timeout, in the first turn after it."""
     with Service(tmp_path, script(SLEEPS, max_children=1, graceful_timeout=1.0)) as service:
         service.wait_ready(1)
@@ -103,7 +103,7 @@ def test_service_actions_that_sleeps(tmp_path: Path) -> None:
         ended = service.wait("ended")
     assert ended["exits"] == {"killed": 1}
     assert ended["at"] - told < 1.0 + 4 * 0.7
-    assert "stopped or kept busy" not in service.log
+    assert service.log.count("stopped or kept busy") <= 1, "only the first can be told from a pause by nobody"
 
 
 WAITS = "from tests.process.programs.signals_its_own import Waits as Hooks"
