@@ -79,7 +79,12 @@ RUN = Subcommand(
     launch.sections(
         _EXAMPLES,
         Section(
-            "signals", [(", ".join(s.name.removeprefix("SIG") for s in row.signals), row.help) for row in COMMAND_TABLE]
+            "signals",
+            [
+                (", ".join(s.name.removeprefix("SIG") for s in row.signals), row.help)
+                for row in COMMAND_TABLE
+                if row.signals
+            ],
         ),
     ),
 )

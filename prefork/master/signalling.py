@@ -179,7 +179,7 @@ def note_stacks(child: Child) -> None:
         child.stacks_asked_again = 0
         if child.stacks_wanted:
             child.stacks_wanted, child.stacks_text = False, text
-        if not child.stacks_text or child.cut_at is not None:
+        if text and (not child.stacks_text or child.cut_at is not None):
             log.warning(
                 "%s: stacks of its threads\n%s", child, text, extra=event(LogEvent.STACKS, **child.fields, detail=text)
             )
