@@ -7,7 +7,6 @@ its pidfd says that the process is still ours. Must not know what a process is f
 import contextlib
 import logging
 import os
-import re
 import signal
 import threading
 import warnings
@@ -25,10 +24,6 @@ with contextlib.suppress(ModuleNotFoundError):  # not on every system
 
 log = logging.getLogger("prefork.supervisor")
 
-# Since Python 3.12 a fork beside other threads warns, in the parent, when the child already exists. Where warnings are
-# errors it would be raised below, and the child would be in no table.
-warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning, re.escape(__name__))
-
 
 class End(NamedTuple):
     """The end of a process, from wait4(2). CPU times are in seconds."""
@@ -37,6 +32,16 @@ class End(NamedTuple):
     signum: int | None
     user_s: float
     system_s: float
+
+
+def _fork() -> int:
+    """Fork without the warning of Python 3.12 on that this process has threads: it comes when the child exists already.
+
+    Where the program makes warnings errors it would be raised, and nobody would know the child.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 class Processes:
@@ -53,7 +58,7 @@ class Processes:
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
         with log_locks.at_rest(), signals.blocked() as mask, user_forks.own_fork():
-            pid = os.fork()
+            pid = _fork()
             if pid == 0:
                 bootstrap.enter(
                     bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask - signals.HEARD), body
