@@ -28,7 +28,7 @@ Limit = Callable[[float], AbstractContextManager[object]]
 
 
 class HeldUp(BaseException):
-    """What was called took too long. No Exception: the handlers of logging catch all of these."""
+    """The call took too long. No Exception: the handlers of logging catch all of these."""
 
 
 @dataclass(slots=True)

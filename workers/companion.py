@@ -38,7 +38,7 @@ log = logging.getLogger("prefork.server")
 
 @dataclass(frozen=True, slots=True)
 class CompanionTerms:
-    """What the master passes on to a companion. `interval`, in seconds, is that of a periodic job."""
+    """The terms that the master passes on to a companion. `interval`, in seconds, is that of a periodic job."""
 
     name: str
     run: Callable[[], object]  # the program's function

@@ -1,4 +1,4 @@
-"""What the program has printed and logged, flushed where a process ends without Python's own end.
+"""The last flush of what the program has printed and logged, where a process ends without Python's own end.
 
 Runs in the master before an exec, and in a child at its end. A stream or a handler is the program's: it may raise, it
 may block on a pipe that nobody reads, and its lock may be held for ever by a thread that did not survive the fork. Must

@@ -1,4 +1,4 @@
-"""How every process of a service gets the new log file: the master opens it, and hands its descriptor on.
+"""The hand-over of a new log file to every process of a service: the master opens it, and hands its descriptor on.
 
 The master makes one before the first fork. A worker that has changed its user, its root or its descriptors' limit could
 not open the file by its path. One message lies in a socket pair, with the descriptor; whoever wants it looks at it and

@@ -143,13 +143,13 @@ class Sink:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the sinks of a log file share by descriptors, in all processes and in the next image of the master."""
+    """Descriptors that the sinks of a log file share, in all processes and in the next image of the master."""
 
     page: int
     handing: LogHanding
 
 
-# What the image before left of its sink, for one of this image: descriptors of the page, and of the pair.
+# Left of the previous image's sink for one of this image: descriptors of the page, and of the pair.
 _left: tuple[int, tuple[int, int]] | None = None
 
 
@@ -161,7 +161,7 @@ def resume(packed: Sequence[int]) -> None:
 
 
 def _shared() -> Shared:
-    """Return what the image before has left; else make it."""
+    """Return what the previous image has left; else make it."""
     global _left
     left, _left = _left, None
     if left is not None:

@@ -22,7 +22,7 @@ WELL_S = 10.0  # a companion that ran for longer is well: its back-off begins an
 
 @dataclass(slots=True)
 class BackOff:
-    """When a companion may start. Times are in seconds of the supervisor's clock."""
+    """The moment at which a companion may start. Times are in seconds of the supervisor's clock."""
 
     ends: int = 0  # that nobody asked for, in a row
     next_start: float = 0.0
@@ -92,7 +92,7 @@ class Companions:
 
 
 def _table(before: Mapping[str, Any] | None) -> CompanionTable:
-    """Return the table of the image before; a new one if there is none, or that is of another version."""
+    """Return the table of the previous image; a new one if there is none, or that is of another version."""
     if before is not None:
         try:
             return CompanionTable(before["fd"], before["rows"])

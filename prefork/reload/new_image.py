@@ -47,7 +47,7 @@ def take_over(fd: int, program: list[str]) -> int:
         return 1  # it did not reach a serve_forever()
     resume_limit(handed.values.get("soft_limit"))
     if "log" in handed.values:
-        attempt("go on with the log of the image before", lambda: sinks.resume(handed.values["log"]))
+        attempt("go on with the log of the previous image", lambda: sinks.resume(handed.values["log"]))
     watch = BootWatch(handed)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
     handed.on_taken = watch.end

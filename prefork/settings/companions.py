@@ -1,4 +1,4 @@
-"""What a program may declare as companions: functions that run once for the whole service, beside its workers.
+"""Companions, as a program declares them: functions that run once for the whole service, beside its workers.
 
     companions = {"indexer": run_indexer, "cleanup": every(3600, tidy)}
 

@@ -51,7 +51,7 @@ class Rotated:
 
 
 def test_reopened_by_everybody(tmp_path: Path) -> None:
-    """All of them, also those that are forked later, those of the image before, and those that are busy: as many as
+    """All of them, also those that are forked later, those of the previous image, and those that are busy: as many as
     `reopen` says, and none writes to the old file any more."""
     folder = tmp_path / "logs"
     folder.mkdir(mode=0o700)

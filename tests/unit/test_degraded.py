@@ -231,7 +231,7 @@ def test_metrics_go_on(listeners: dict[str, Any], exported: bool, supervising: S
 
 
 def test_a_file_that_is_mended_is_a_reload(supervising: Supervising) -> None:
-    """From what the image before has seen last, also where that is nothing."""
+    """From what the previous image has seen last, also where that is nothing."""
     for seen in ({"a.py": [1, 2, 3]}, {}):
         supervising({"listener": "l"}, seen)
         reload, before = supervising.supervisor.tasks.changes

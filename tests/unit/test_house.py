@@ -236,6 +236,20 @@ def test_one_name_one_thing() -> None:
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
+def test_docstrings_are_sentences() -> None:
+    """None begins with a question word: it says what its subject is."""
+    asks = re.compile(r"(Whether|What|Who|Which|Where|When|How)\b")
+    found = [
+        f"{name}:{node.body[0].lineno}"
+        for building in BUILDINGS
+        for name, tree in sources(building)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and asks.match(ast.get_docstring(node) or "")
+    ]
+    assert not found
+
+
 def test_one_fork() -> None:
     """One module forks."""
     assert callers("os.fork", "os.forkpty", "os.posix_spawn") == {"prefork/master/processes.py"}

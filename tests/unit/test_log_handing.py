@@ -113,7 +113,7 @@ def test_a_sink_that_cannot_go_on(sink: Sink, tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_the_next_image_goes_on_with(sink: Sink, tmp_path: Path) -> None:
-    """Page and pair: a child of the image before follows the next one."""
+    """Page and pair: a child of the previous image follows the next one."""
     child = sink_of_a_child(sink)
     assert sink._shared is not None
     sinks.resume([os.dup(sink._shared.page), *map(os.dup, sink._shared.handing.fds)])

@@ -291,7 +291,7 @@ def test_what_the_manager_is_to_keep(
     before: tuple[int, str] | None, listener: tuple[int, str] | None, unsent: list[tuple[str, int | None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Our listener, and no longer that of the image before if it is another, be it at the same address. Without a
+    """Our listener, and no longer that of the previous image if it is another, be it at the same address. Without a
     manager nothing is kept."""
     for notify in ("/notify", ""):
         monkeypatch.setattr(systemd, "_given", Given(notify=notify))

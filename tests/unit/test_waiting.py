@@ -231,7 +231,7 @@ def test_a_nudge_that_cannot_be_waited_for(waiting: Waiting, clock: Hands) -> No
 
 @pytest.mark.parametrize("given", [False, True])
 def test_without_an_epoll(given: bool, wakeup: Wakeup, clock: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left open of its own; the nudge of the image before is still its children's."""
+    """Nothing is left open of its own; the nudge of the previous image is still its children's."""
 
     def refuses() -> None:
         raise OSError
