@@ -30,7 +30,7 @@ def raised() -> Iterator[None]:
     to = max(soft, min(hard, DESCRIPTORS_MAX))
     if _before is None or soft != to:
         _before = soft
-        resource.setrlimit(resource.RLIMIT_NOFILE, (to, hard))
+        _set_soft(to)
     try:
         yield
     finally:
@@ -52,8 +52,14 @@ def give_back() -> None:
     global _before
     if _before is not None:
         before, _before = _before, None
+        _set_soft(before)
+
+
+def _set_soft(limit: int) -> None:
+    """Set the soft limit, at most to the hard one; where that is refused, go on with the limit that there is."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError is what EPERM becomes
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(before, hard), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, hard), hard))
 
 
 user_forks.always_on_fork_by_user(give_back)
