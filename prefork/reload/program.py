@@ -47,7 +47,8 @@ def _run_path(path: str) -> None:
         return
     _insert_path(os.path.dirname(os.path.realpath(path)))
     code, loader = _code(path)
-    exec(code, _new_main(__file__=path, __cached__=None, __loader__=loader("__main__", path)))
+    cached: dict[str, Any] = {"__cached__": None} if sys.version_info < (3, 15) else {}
+    exec(code, _new_main(__file__=path, __loader__=loader("__main__", path), **cached))
 
 
 def _code(path: str) -> tuple[CodeType, type[_Loader]]:
