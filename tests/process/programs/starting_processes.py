@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import subprocess
 
-MANAGER = multiprocessing.Manager()
+MANAGER = multiprocessing.get_context("fork").Manager()  # of itself: a server of forks is one process more
 HELPER = subprocess.Popen(["sleep", "1000"])
 ENDED = subprocess.Popen(["true"])
 HELD = MANAGER.dict(release=0)
