@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .scoreboard import sealed_memory
+from .scoreboard import mapped, sealed_memory
 
 # Words of a row; the last five are those of a periodic job. Wall clock, duration, monotonic.
 UP, RESTARTS, RUNS_OK, RUNS_FAILED, RUN_ENDED_AT_NS, RUN_TOOK_NS, NEXT_RUN_NS = range(7)
@@ -47,7 +47,7 @@ class CompanionTable:
         elif os.fstat(fd).st_size != TABLE_BYTES:
             raise ValueError("this memory is no table of companions of this version")
         else:
-            self.fd, self._memory = fd, mmap.mmap(fd, TABLE_BYTES)
+            self.fd, self._memory = fd, mapped(fd, TABLE_BYTES)
         self.rows = dict(rows or {})
         self.intervals: dict[str, float | None] = {}
         self._words = memoryview(self._memory).cast("Q")

@@ -98,10 +98,18 @@ def mapped(fd: int, size: int, protection: int = mmap.PROT_READ | mmap.PROT_WRIT
     window = (ctypes.c_char * size).from_buffer(memory)
     address = ctypes.addressof(window)
     del window  # else the memory could not be closed
-    if _libc.mmap(address, size, protection, mmap.MAP_SHARED | MAP_FIXED, fd, 0) != address:
+    try:
+        map_over(address, size, protection, mmap.MAP_SHARED, fd)
+    except OSError:
         memory.close()
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise
     return memory
+
+
+def map_over(address: int, size: int, protection: int, flags: int, fd: int) -> None:
+    """Map anew what is mapped at this address: mmap(2) with MAP_FIXED. Raises OSError."""
+    if _libc.mmap(address, size, protection, flags | MAP_FIXED, fd, 0) != address:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 class Slot:

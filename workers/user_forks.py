@@ -11,14 +11,11 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 
-from prefork.metrics.scoreboard import MAP_FIXED
+from prefork.metrics.scoreboard import map_over
 
 _undo: Callable[[], None] | None = None
 _always: list[Callable[[], None]] = []
 _ours = False  # the fork under way is prefork's own
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 
 
 def on_fork_by_user(undo: Callable[[], None] | None) -> None:
@@ -67,9 +64,9 @@ def write_privately(memory: mmap.mmap, fd: int) -> None:
 
 
 def _map_over(window: "ctypes.Array[ctypes.c_char]", size: int, flags: int, fd: int) -> None:
-    address = ctypes.addressof(window)
-    flags |= mmap.MAP_PRIVATE | MAP_FIXED
-    if _libc.mmap(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, fd, 0) != address:
+    try:
+        map_over(ctypes.addressof(window), size, mmap.PROT_READ | mmap.PROT_WRITE, flags | mmap.MAP_PRIVATE, fd)
+    except OSError:
         os._exit(1)  # better no child than one that writes into its parent's memory
 
 
