@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.identity import lost
 
 from .errors import ConfigError
 
@@ -87,18 +88,15 @@ def _watchdog(usec: str, owner: str, pid: int) -> float | None:
 
 
 def sockets_at_start(environ: Mapping[str, str], pid: int) -> dict[int, tuple[int, int]]:
-    """Return the descriptors of the sockets that were passed, by which each is known: its device and inode."""
+    """Return the descriptors that were passed and are sockets, and by what each is known: its device and inode."""
     passed, _ = _passed(environ.get("LISTEN_FDS", ""), environ.get("LISTEN_PID", ""), "", pid)
-    known = {each.fd: _identity(each.fd) for each in passed}
-    return {fd: identity for fd, identity in known.items() if identity is not None}
-
-
-def _identity(fd: int) -> tuple[int, int] | None:
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+    known: dict[int, tuple[int, int]] = {}
+    for each in passed:
+        with contextlib.suppress(OSError):  # nothing is open there
+            found = os.fstat(each.fd)
+            if stat.S_ISSOCK(found.st_mode):
+                known[each.fd] = found.st_dev, found.st_ino
+    return known
 
 
 _at_start: dict[int, tuple[int, int]] = {}
@@ -116,7 +114,7 @@ def note_sockets(environ: Mapping[str, str]) -> None:
 
 def still_open() -> list[int]:
     """Return the descriptors of the sockets that were passed and that the program has not closed."""
-    return [fd for fd, identity in _at_start.items() if _identity(fd) == identity]
+    return [fd for fd, known in _at_start.items() if not lost(fd, known)]
 
 
 def keep_only(fds: set[int]) -> None:
