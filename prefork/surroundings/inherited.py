@@ -14,22 +14,17 @@ import sys
 from collections.abc import Iterable
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.signals import DRAIN_SIGNAL, TIMERS
 
 __all__ = ["forget_inherited", "open_standard_descriptors", "put_right"]
 
 log = logging.getLogger("prefork.supervisor")
 
-# Timers live on over an exec, handlers do not (execve(2)).
-_TIMERS = (
-    {signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_PROF: signal.SIGPROF}
-    if hasattr(signal, "setitimer")
-    else {}
-)
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 _blocked: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, ())) if hasattr(signal, "pthread_sigmask") else set()
-_running = {timer for timer in _TIMERS if signal.getitimer(timer)[0]}
+# Timers live on over an exec, handlers do not (execve(2)).
+_running = {timer for timer in TIMERS if signal.getitimer(timer)[0]}
 
 
 def open_standard_descriptors() -> None:
@@ -60,7 +55,7 @@ def put_right(signums: Iterable[int]) -> set[int]:
     unblocked = _blocked & ours & set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, unblocked)
     for timer in list(_running):
-        signum = _TIMERS[timer]
+        signum = TIMERS[timer]
         if signal.getsignal(signum) is signal.SIG_DFL and signal.getitimer(timer)[0]:
             signal.setitimer(timer, 0)
             log.warning(
