@@ -109,29 +109,29 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
 
 
 def cut(child: Child, now: float) -> None:
-    """Ask for the stacks of a child with a request over its time, before it is told to leave.
-
-    SIGCONT is for a process that was stopped.
-    """
-    child.cut_at, child.cut_for = now, ExitReason.TIMEOUT
+    """Cut a child with a request over its time."""
+    _cut(child, ExitReason.TIMEOUT, now)
     log.error(
         "%s: a request has run for longer than request_timeout",
         child,
         extra=event(LogEvent.REQUEST_TIMEOUT, **child.fields),
     )
-    child.signal(signal.SIGUSR1)
-    child.signal(signal.SIGCONT)
 
 
 def cut_stuck(child: Child, now: float) -> None:
-    """Ask for the stacks of a child that is stuck outside a request, before it is told to leave."""
-    child.cut_at, child.cut_for = now, ExitReason.STALLED
+    """Cut a child that is stuck outside a request."""
+    _cut(child, ExitReason.STALLED, now)
     child.cut_tried_ns = 0 if child.report is None else child.report.tried_ns
     log.error(
         "%s: idle beside a queue for longer than stall_timeout; it is stuck outside a request, and is replaced",
         child,
         extra=event(LogEvent.WORKER_STALLED, **child.fields),
     )
+
+
+def _cut(child: Child, reason: ExitReason, now: float) -> None:
+    """Ask for a child's stacks before it is told to leave. SIGCONT is for a process that was stopped."""
+    child.cut_at, child.cut_for = now, reason
     child.signal(signal.SIGUSR1)
     child.signal(signal.SIGCONT)
 
