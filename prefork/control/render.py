@@ -160,7 +160,7 @@ _BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
     Command.WORKERS: _workers,
     Command.STACKS: _stacks,
     Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
-    Command.RESTART: lambda result: [f"{result['replaced']} workers replaced"],
+    Command.RESTART: lambda result: [f"{result['replaced']} worker{'s' * (result['replaced'] != 1)} replaced"],
     Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
     Command.REOPEN: lambda result: [
         result["reopened"],

@@ -242,7 +242,7 @@ class Verbs:
                 return protocol.error(f"could not restart: new workers die at boot: {self._supervisor.last_error}")
             if replaced != said:
                 said = replaced
-                yield f"{replaced} of {len(chosen)} workers replaced"
+                yield f"{replaced} of {_counted(len(chosen), 'worker')} replaced"
 
     # Reloads. Every waiting client gets the results in the order of the requests.
 
