@@ -301,7 +301,7 @@ METRIC_TABLE = (
     Spec("prefork_worker_exits", "counter", ("reason",), "Why workers ended.", _exits, ("PreforkWorkersEndedBadly",)),
     Spec("prefork_worker_signal_deaths", "counter", ("signal",), "Workers ended by a signal.", _signal_deaths,
         ("PreforkWorkersKilled",)),
-    Spec("prefork_worker_spawns", "counter", (), "Children started.", _word(Word.SPAWNED), ()),
+    Spec("prefork_worker_spawns", "counter", (), "Workers started, and children of requests.", _word(Word.SPAWNED), ()),
     Spec("prefork_fork_failures", "counter", ("errno",), "Forks that the kernel refused.", _fork_failures,
         ("PreforkForkFailures",)),
     Spec("prefork_worker_boot_seconds", "histogram", (), "Time from fork to READY.", _board_histogram(BOOT),
