@@ -91,11 +91,10 @@ def test_a_worker_stands_in_the_table_on_the_board_and_in_the_wait(nursery: Nurs
     assert nursery.waiting.wait(0) == {child.pidfd}
 
 
-def test_a_fork_that_fails_leaves_nothing(nursery: Nursery) -> None:
-    """No child, no row, no memory, and nobody counts it as started. (Descriptors: the fixture of every test.)"""
-    nursery.processes.refuse = True
+def leaves_nothing(nursery: Nursery, error: type[OSError]) -> None:
+    """Try to start a worker, which fails by this error."""
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(error):
         nursery.spawner.worker(1, 5.0)
     assert set(os.listdir("/proc/self/fd")) == before
     assert len(nursery.table) == 0
@@ -103,22 +102,20 @@ def test_a_fork_that_fails_leaves_nothing(nursery: Nursery) -> None:
     assert nursery.board.snapshot().serials == frozenset()
     assert nursery.board.words[Word.SPAWNED] == 0
     assert not nursery.spawner.any_served
+
+
+def test_a_fork_that_fails_leaves_nothing(nursery: Nursery) -> None:
+    """No child, no row, no memory, and nobody counts it as started. (Descriptors: the fixture of every test.)"""
+    nursery.processes.refuse = True
+    leaves_nothing(nursery, BlockingIOError)
 
 
 def test_a_child_that_cannot_be_watched_is_killed_and_withdrawn(nursery: Nursery) -> None:
     """Nobody would hear its end: it is killed by its pid, and all that was made for it is given back."""
     nursery.processes.watchable = False
-    before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(PermissionError):
-        nursery.spawner.worker(1, 5.0)
+    leaves_nothing(nursery, PermissionError)
     assert nursery.processes.abandoned == [*nursery.processes.all]
     assert len(nursery.processes.abandoned) == 1
-    assert set(os.listdir("/proc/self/fd")) == before
-    assert len(nursery.table) == 0
-    assert nursery.board.readers() == {}
-    assert nursery.board.snapshot().serials == frozenset()
-    assert nursery.board.words[Word.SPAWNED] == 0
-    assert not nursery.spawner.any_served
 
 
 def test_the_place_of_one_that_did_not_come_is_free_again(nursery: Nursery) -> None:
