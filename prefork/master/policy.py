@@ -10,7 +10,8 @@ The invariants, each with a test of its name (STARTING and READY children count 
                             or a stuck worker, and at the end of the service
     replacement_is_ready    a healthy READY worker is drained only while enough others are READY
     backoff_is_single_file  in back-off at most one child is STARTING, and none is started before its time
-    stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started
+    stop_wins               after STOP, and after DRAIN and its drain_delay, nothing is started; but one worker beside
+                            a queue that has none any more
     deadline_kills          a child past its deadline is killed, in every phase
     wakes_in_time           `wake_at` is never later than the next deadline
     companion_is_alone      a companion is started only where no process of its name lives, beside a READY worker of
@@ -176,6 +177,7 @@ class PoolSnapshot:
     queued_at: float = 0.0  # when one last was
     saturated: bool = False  # a connection came while no worker was waiting for one
     companions: tuple[CompanionView, ...] = ()
+    can_start: bool = True  # False in a master without its program
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,21 +241,30 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     """Plan the end: DRAINING serves the accept queue to its end, then drains the workers, and the companions when these
     have gone, or when half of the time has; KILLING stops them all.
 
-    The end does not wait for one that outlives its SIGKILL, or is out of our reach.
+    Where every worker has died before the queue is served, one more serves it. The end does not wait for one that
+    outlives its SIGKILL, or is out of our reach.
     """
     children = [c for c in snapshot.children if c.kind in (ChildKind.WORKER, ChildKind.COMPANION)]
     phase, left = snapshot.phase, [c for c in children if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
-    if phase is Phase.STOPPED or not left:
+    late = now >= queue_deadline(snapshot, limits)
+    forsaken = phase is Phase.DRAINING and not late and _is_forsaken(snapshot, left)
+    if phase is Phase.STOPPED or not (left or forsaken):
         return Plan(Phase.STOPPED, snapshot.pool)
     if phase is Phase.KILLING:
         stop = tuple(c.serial for c in left if c.state is not ChildState.KILLING and c.reason is not ExitReason.STOPPED)
         return Plan(phase, snapshot.pool, stop=stop)
     quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
-    late = now >= queue_deadline(snapshot, limits)
-    drain = [c for c in left if c.serving and (quiet or late or c.state is ChildState.STARTING)]
-    if late or all(c.is_companion for c in left):
+    drain = [c for c in left if c.serving and (quiet or late or (c.state is ChildState.STARTING and not forsaken))]
+    if late or (all(c.is_companion for c in left) and not forsaken):
         drain += [c for c in left if c.is_companion and c.staying]
-    return Plan(phase, snapshot.pool, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
+    spawn = int(forsaken and now >= snapshot.pool.next_start and not any(c.serving for c in left))
+    return Plan(phase, snapshot.pool, spawn=spawn, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
+
+
+def _is_forsaken(snapshot: PoolSnapshot, left: list[ChildView]) -> bool:
+    """Return whether something is queued and no worker is there to take it, though one could be."""
+    able = snapshot.can_start and snapshot.pool.ever_ready
+    return able and snapshot.queued and not any(c.ready for c in left if not c.is_companion)
 
 
 def narrow_at(phase_since: float, pool: Pool, limits: Limits) -> float:
@@ -424,7 +435,7 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
         if child.state is ChildState.STARTING:
             yield child.started + limits.boot_timeout
         if _hanging_up(child, limits):
-            yield max(child.told, now) + REMIND_S
+            yield from (child.told + REMIND_S, now + REMIND_S)
         if child.cut_at is not None:
             yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
         yield from (since + timeout for since in child.busy_since for timeout in requests)

@@ -402,7 +402,7 @@ class Supervisor:
         return policy.PoolSnapshot(
             self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
             queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,
-            companions=self.companions.views(),
+            companions=self.companions.views(), can_start=self.service.work is not None,
         )  # fmt: skip
 
     def _apply(self, plan: Plan, now: float) -> None:
@@ -410,7 +410,6 @@ class Supervisor:
         self._set_phase(plan.phase, now)
         slow_ns = self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
         signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns)
-        # A master without its program has no worker to run.
         starts = self.service.work is not None and not self.generations.holding
         for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):

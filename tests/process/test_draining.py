@@ -295,3 +295,18 @@ def test_port_is_free_after_the_drain(tmp_path: Path) -> None:
         assert service.wait_exit() == 0
     with socket.socket() as client:
         assert client.connect_ex(address) == errno.ECONNREFUSED
+
+
+def test_the_last_worker_dies_beside_a_queue(tmp_path: Path) -> None:
+    """While the service drains, one more worker serves what is queued when all have died."""
+    with Service(tmp_path, script(max_children=1)) as service:
+        service.wait_ready(1)
+        service.expect(r"killed \(killed by SIGKILL\)")
+        with service.hold() as held, service.connect() as queued:
+            queued.send(b"pid")
+            service.signal(signal.SIGTERM)
+            nothing_for(0.2, queued.sock)
+            service.signal(signal.SIGKILL, held.pid)
+            assert int(queued.answer()) != held.pid
+            queued.close()
+            assert service.wait_exit() == 0

@@ -165,15 +165,19 @@ def test_backoff_is_single_file(snapshot: PoolSnapshot, limits: Limits) -> None:
 
 @given(snapshots([Phase.DRAINING, Phase.KILLING, Phase.STOPPED]), limits())
 def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
-    """After STOP, and after DRAIN and its drain_delay, nothing is started; no phase goes back; everybody is told."""
+    """After STOP, and after DRAIN and its drain_delay, nothing is started but a worker for a queue that has none any
+    more; no phase goes back; everybody is told."""
     result = plan(snapshot, limits, NOW)
     kinds = (ChildKind.WORKER, ChildKind.COMPANION)
     workers = [child for child in snapshot.children if child.kind in kinds]
     assert ORDER.index(result.phase) >= ORDER.index(snapshot.phase)
     if snapshot.phase is Phase.DRAINING and limits.drain_delay and snapshot.pool.ever_ready:
         assume(snapshot.phase_since + limits.drain_delay <= NOW)
-    assert (result.spawn, result.companions) == (0, ())
-    assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
+    forsaken = snapshot.phase is Phase.DRAINING and snapshot.queued and not any(child.ready for child in workers)
+    assert result.spawn in ((0, 1) if forsaken else (0,))
+    assert result.companions == ()
+    if not (forsaken and not workers):
+        assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
     if result.phase is Phase.KILLING:
         told = {child.serial for child in workers if child.reason is ExitReason.STOPPED}
         told |= {child.serial for child in workers if child.state is ChildState.KILLING}
@@ -468,6 +472,32 @@ def test_end_waits_for_the_queue() -> None:
     assert drained(seen(ready, starting, queued_at=NOW - 2 * QUIET_S, **ending), FOUR) == told
     long: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - FOUR.graceful_timeout / 2}
     assert drained(seen(ready, starting, queued=True, queued_at=NOW, **long), FOUR) == told
+
+
+def test_a_queue_that_its_workers_have_left() -> None:
+    """While the service drains, one worker is started for a queue that has none any more, and the end waits for it; but
+    not for ever, not before its time, and not in a master that cannot start one."""
+    ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 1, "queued": True, "queued_at": NOW}
+    gone = worker(1, ChildState.DRAINING, deadline=NOW + 5)
+    companion = replace(worker(3), kind=ChildKind.COMPANION, name="one")
+    for left in ((), (gone,), (companion,)):
+        result = plan(seen(*left, **ending), FOUR, NOW)
+        assert (result.phase, result.spawn, result.drain) == (Phase.DRAINING, 1, ())
+    starting = worker(2, ChildState.STARTING, started=NOW)
+    result = plan(seen(starting, **ending), FOUR, NOW)
+    assert (result.phase, result.spawn, result.drain) == (Phase.DRAINING, 0, ())
+    waiting = plan(seen(**ending, pool=Pool(ever_ready=True, next_start=NOW + 0.2)), FOUR, NOW)
+    assert (waiting.phase, waiting.spawn) == (Phase.DRAINING, 0)
+    assert waiting.wake_at <= NOW + 0.2
+    late = {**ending, "phase_since": NOW - FOUR.graceful_timeout / 2}
+    for over in (
+        seen(**late),
+        seen(**ending, can_start=False),
+        seen(**ending, pool=Pool()),
+        seen(**{**ending, "queued": False}),
+    ):
+        result = plan(over, FOUR, NOW)
+        assert (result.phase, result.spawn) == (Phase.STOPPED, 0)
 
 
 def test_drain_delay_goes_on_as_before() -> None:

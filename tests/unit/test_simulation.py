@@ -62,6 +62,8 @@ class Pool(RuleBasedStateMachine):
             max_spare_children=spare and spare + 1, request_timeout=request_timeout, drain_delay=drain_delay,
         )  # fmt: skip
         self.ending_since: float | None = None
+        self.draining_since: float | None = None  # where a STOP came later
+        self.wrong: list[AssertionError] = []  # at a signal: what is raised there is logged, and the turn goes on
         self.stopping = False
         self.paused = 0.0  # since the end began
         self.deaths = self.kills = 0  # at boot, in a row
@@ -76,8 +78,8 @@ class Pool(RuleBasedStateMachine):
 
         def on_start(process: FakeProcess) -> None:
             started(process)
-            process.on_kill = self.killed
-            process.on_leave = self.told_to_leave
+            process.on_kill = self.noted(self.killed)
+            process.on_leave = self.noted(self.told_to_leave)
             self.forked(process)
 
         self.simulation.processes.on_start = on_start
@@ -90,10 +92,22 @@ class Pool(RuleBasedStateMachine):
 
     # What must hold at every fork, every SIGKILL, and after every turn.
 
+    def noted(self, check: Callable[[FakeProcess], None]) -> Callable[[FakeProcess], None]:
+        """The check, whose failure fails the turn in which the signal was sent."""
+
+        def run(process: FakeProcess) -> None:
+            try:
+                check(process)
+            except AssertionError as exc:
+                self.wrong.append(exc)
+
+        return run
+
     def forked(self, process: FakeProcess) -> None:
         supervisor = self.simulation.supervisor
         serving = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state in SERVING]
-        assert self.ending_since is None or self.still_open, "stop wins: nothing is started"
+        goes_on = self.still_open or (self.forsaken and not serving and not process.companion)
+        assert self.ending_since is None or goes_on, "stop wins: nothing is started"
         if process.companion:
             workers = [c for c in supervisor.table if c.kind is ChildKind.WORKER and c.state is ChildState.READY]
             wanted = supervisor.generations.wanted(self.simulation.now)
@@ -114,6 +128,11 @@ class Pool(RuleBasedStateMachine):
         since = self.ending_since
         return since is not None and not self.stopping and self.simulation.now - self.paused < since + self.delay
 
+    @property
+    def forsaken(self) -> bool:
+        """Whether it drains beside a queue that only a new worker could serve."""
+        return not self.stopping and self.simulation.queued
+
     def told_to_leave(self, process: FakeProcess) -> None:
         """Extend it: by TERM."""
 
@@ -128,16 +147,19 @@ class Pool(RuleBasedStateMachine):
             self.died_at_boot(process)
         limits, since = self.simulation.supervisor.limits, self.simulation.since
         bounds: dict[int, float] = {signal.SIGQUIT: STOP_GRACE_S, DRAIN_SIGNAL: limits.graceful_timeout}
-        if limits.request_timeout is not None:
+        if limits.request_timeout is not None or limits.stall_timeout is not None:
             bounds[signal.SIGUSR1] = CUT_KILL_S
         over = [since(at) >= bounds[signum] - 1e-3 for signum, at in process.told if signum in bounds]
         if not process.ready:
             over.append(since(process.started_ns) >= limits.boot_timeout - 1e-3)
-        if self.ending_since is not None:
-            over.append(since(round(self.ending_since * 1e9)) >= self.delay + limits.graceful_timeout - 1e-3)
+        for began in (self.draining_since, self.ending_since):
+            if began is not None:
+                over.append(since(round(began * 1e9)) >= self.delay + limits.graceful_timeout - 1e-3)
         assert any(over), "nobody is killed before the deadline"
 
     def turned(self) -> None:
+        if self.wrong:
+            raise self.wrong[0]
         supervisor = self.simulation.supervisor
         states = [child.state for child in supervisor.table if child.kind is ChildKind.WORKER]
         if ChildState.READY in states:
@@ -309,7 +331,7 @@ class Pool(RuleBasedStateMachine):
 
     def begin_end(self, command: Command) -> None:
         if self.ending_since is None or (command is Command.STOP and not self.stopping):
-            self.ending_since, self.paused = self.simulation.now, 0.0
+            self.draining_since, self.ending_since, self.paused = self.ending_since, self.simulation.now, 0.0
             self.stopping = command is Command.STOP
             self.delay = self.simulation.supervisor.limits.drain_delay if self.ever_ready and not self.stopping else 0.0
 
