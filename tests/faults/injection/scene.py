@@ -132,12 +132,17 @@ class Scene:
 
     def ask(self) -> str:
         """Which release answers a client."""
+        return self._answer()[0]
+
+    def _answer(self) -> tuple[str, str]:
+        """The release and the pid of the worker that takes a client; empty where a fault has cost the answer."""
         host, _, port = self.status()["address"].rpartition(":")
         with socket.create_connection((host, int(port)), HUNG) as sock:
             sock.sendall(b"who\n")
             sock.shutdown(socket.SHUT_WR)
             with sock.makefile() as answer:
-                return answer.readline().partition(" ")[0]
+                release, _, pid = answer.readline().rstrip().partition(" ")
+                return release, pid
 
     def workers(self) -> list[int]:
         """Asked as often as it takes, for one connection at a time may be what a fault costs."""
@@ -269,7 +274,7 @@ class Scene:
         """Into whom the fault goes."""
         match who:
             case "worker":
-                return self.workers()[0]
+                return int(self._answer()[1])  # who keeps its place, and so takes the next client as well
             case "exporter":
                 return self._exporters()[0]
         return self.process.pid
