@@ -152,6 +152,7 @@ class Pool:
     burst: int = 1  # how many the next growth adds
     next_resize: float = 0.0
     queue: QueueWatch = NOTHING_SEEN
+    served: bool = False  # a drain has found the accept queue empty: what comes later comes too late
 
     @property
     def backing_off(self) -> bool:
@@ -241,24 +242,25 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     """Plan the end: DRAINING serves the accept queue to its end, then drains the workers, and the companions when these
     have gone, or when half of the time has; KILLING stops them all.
 
-    Where every worker has died before the queue is served, one more serves it. The end does not wait for one that
-    outlives its SIGKILL, or is out of our reach.
+    Where every worker has died before the queue was once seen empty, one more serves it. The end does not wait for one
+    that outlives its SIGKILL, or is out of our reach.
     """
     children = [c for c in snapshot.children if c.kind in (ChildKind.WORKER, ChildKind.COMPANION)]
     phase, left = snapshot.phase, [c for c in children if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
+    quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
     late = now >= queue_deadline(snapshot, limits)
-    forsaken = phase is Phase.DRAINING and not late and _is_forsaken(snapshot, left)
+    pool = replace(snapshot.pool, served=snapshot.pool.served or quiet or late)
+    forsaken = phase is Phase.DRAINING and not pool.served and _is_forsaken(snapshot, left)
     if phase is Phase.STOPPED or not (left or forsaken):
-        return Plan(Phase.STOPPED, snapshot.pool)
+        return Plan(Phase.STOPPED, pool)
     if phase is Phase.KILLING:
         stop = tuple(c.serial for c in left if c.state is not ChildState.KILLING and c.reason is not ExitReason.STOPPED)
-        return Plan(phase, snapshot.pool, stop=stop)
-    quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
+        return Plan(phase, pool, stop=stop)
     drain = [c for c in left if c.serving and (quiet or late or (c.state is ChildState.STARTING and not forsaken))]
     if late or (all(c.is_companion for c in left) and not forsaken):
         drain += [c for c in left if c.is_companion and c.staying]
     spawn = int(forsaken and now >= snapshot.pool.next_start and not any(c.serving for c in left))
-    return Plan(phase, snapshot.pool, spawn=spawn, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
+    return Plan(phase, pool, spawn=spawn, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))
 
 
 def _is_forsaken(snapshot: PoolSnapshot, left: list[ChildView]) -> bool:

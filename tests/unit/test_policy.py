@@ -500,6 +500,16 @@ def test_a_queue_that_its_workers_have_left() -> None:
         assert (result.phase, result.spawn) == (Phase.STOPPED, 0)
 
 
+def test_a_queue_that_was_served() -> None:
+    """Once it was seen empty, nobody is started for what comes into it, where the door cannot be narrowed."""
+    ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 1}
+    served = plan(seen(worker(1), queued_at=NOW - 2 * QUIET_S, **ending), FOUR, NOW).pool
+    gone = worker(1, ChildState.DRAINING, deadline=NOW + 5)
+    for left, phase in (((gone,), Phase.DRAINING), ((), Phase.STOPPED)):
+        result = plan(seen(*left, queued=True, queued_at=NOW, pool=served, **ending), FOUR, NOW)
+        assert (result.phase, result.spawn) == (phase, 0)
+
+
 def test_drain_delay_goes_on_as_before() -> None:
     """While drain_delay lasts the pool is kept up; afterwards the door is narrowed. Never READY, there is none."""
     limits = replace(FOUR, drain_delay=5.0)
