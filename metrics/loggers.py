@@ -5,6 +5,7 @@ anything: levels, handlers and propagation are the program's. Only what `logging
 that a configuration does not name, and tracebacks of handlers would be silent with the rest.
 """
 
+import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps, without its enums: for each line
 import contextlib
 import logging
 import select
@@ -22,6 +23,7 @@ from .log_events import LogEvent, event
 NAMES = ("prefork.supervisor", "prefork.server", "prefork.access", "prefork.exporter", "prefork.metrics")
 HELD_UP_S = 0.5  # a handler that takes longer is left out
 LEFT_OUT_S = 60.0
+_DEFAULT = int(signal.SIG_DFL)
 FAILED_EVERY_S = 10.0  # a handler that raises is told of at most this often
 
 Limit = Callable[[float], AbstractContextManager[object]]
@@ -181,7 +183,7 @@ def writable(target: Any, within_s: float = 0.0) -> bool:
 @contextlib.contextmanager
 def without_sigpipe() -> Iterator[None]:
     """Have writes in the block fail whose reader is gone, where SIGPIPE would end this process: its default action."""
-    if signal.getsignal(signal.SIGPIPE) is not signal.SIG_DFL:
+    if _signal.getsignal(signal.SIGPIPE) != _DEFAULT:
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})

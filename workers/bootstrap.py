@@ -18,7 +18,7 @@ from prefork.metrics.loggers import be_patient
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
-from .flushing import disown_output, flush_beside, given_up_sentence
+from .flushing import disown_output, flush_last, given_up_sentence
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
@@ -113,7 +113,7 @@ def leave(status: int, tell: Callable[[str], object] | None = None) -> NoReturn:
     `tell` is called with a sentence about what could not be flushed.
     """
     try:
-        given_up = flush_beside()
+        given_up = flush_last()
         if given_up and tell is not None:
             tell(given_up_sentence(given_up))
     finally:

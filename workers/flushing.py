@@ -18,11 +18,47 @@ from typing import Any, TypeVar
 
 from prefork.metrics.loggers import HeldUp, Limit, without_sigpipe, writable
 
+from .signals import interrupted_after
+
 FLUSH_S = 0.5
 DISOWN_S = 0.1  # for what takes a millisecond: a buffer into /dev/null
 
 Targets = list[tuple[str, Any]]
 _T = TypeVar("_T")
+
+_alone = False  # in a child: at its fork there was no other thread, which could have held a lock
+
+
+def _note_threads() -> None:
+    global _alone
+    _alone = _is_alone()
+
+
+def _is_alone() -> bool:
+    return len(sys._current_frames()) == 1
+
+
+os.register_at_fork(before=_note_threads)
+
+
+def flush_last() -> list[str]:
+    """Flush in a child that is about to end; return the names of what is left.
+
+    A thread costs more than a short request, so it is started only where a lock may be held for ever, and for what
+    comes after a flush that does not end.
+    """
+    todo = _all()
+    if not (_alone and _is_alone()):
+        return flush_beside(todo)
+    try:
+        with without_sigpipe(), interrupted_after(FLUSH_S / 2):
+            while todo:
+                with contextlib.suppress(Exception):
+                    _flush(todo[0][1])
+                del todo[0]
+    except HeldUp:
+        return [todo[0][0], *flush_beside(todo[1:], FLUSH_S / 2)] if todo else []
+    return []
 
 
 def flush_here(limit: Limit, *, discard: bool = False) -> list[str]:
@@ -59,10 +95,8 @@ def flush_beside(left: Targets | None = None, within_s: float = FLUSH_S) -> list
 
     def run() -> None:
         while todo:
-            try:
+            with contextlib.suppress(BaseException):
                 _flush(todo[0][1])
-            except BaseException:
-                pass
             del todo[0]
         ended.release()
 
@@ -117,7 +151,12 @@ def disown_output() -> None:
     stream of its own in that place.
     """
     for name in ("stdout", "stderr"):
-        _empty(name, getattr(sys, name), DISOWN_S)
+        stream = getattr(sys, name)
+        if not _alone:
+            _empty(name, stream, DISOWN_S)
+        else:
+            with contextlib.suppress(Exception):  # as there
+                flush_into_nothing(stream, stream.flush)
 
 
 def _empty(name: str, stream: Any, within_s: float) -> None:
@@ -142,11 +181,14 @@ def _renew(name: str, stream: Any) -> None:
 
 def targets() -> Targets:
     """Return the streams and log handlers, each with its name; those that take nothing now are last."""
+    return sorted(_all(), key=lambda pair: not writable(pair[1]))
+
+
+def _all() -> Targets:
     found = [("stdout", sys.stdout), ("stderr", sys.stderr)]
     handlers = [reference() for reference in logging._handlerList]  # type: ignore[attr-defined]
     found += [(f"the log handler {type(each).__name__}", each) for each in handlers]
-    present = [pair for pair in found if pair[1] is not None]
-    return sorted(present, key=lambda pair: not writable(pair[1]))
+    return [pair for pair in found if pair[1] is not None]
 
 
 def given_up_sentence(names: list[str]) -> str:

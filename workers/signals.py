@@ -91,9 +91,9 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         elif not over:
             raise HeldUp
 
-    signal.signal(signal.SIGALRM, on_alarm)
+    _signal.signal(signal.SIGALRM, on_alarm)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    mask = _signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     try:
         try:
             yield
@@ -101,7 +101,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
             over = True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, handler)
+        _signal.signal(signal.SIGALRM, handler)
         set_mask(mask)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(left - (monotonic() - began), 1e-6), interval)

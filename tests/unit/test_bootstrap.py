@@ -1,5 +1,6 @@
 """The first steps of a child and the only way out, in a process that is none: what it does, and in which order."""
 
+import _thread
 import io
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
-from prefork.workers import bootstrap, ending, sinks
+from prefork.workers import bootstrap, ending, flushing, sinks
 from prefork.workers.bootstrap import Birth, Master, enter, exit_status, leave
 from prefork.workers.flushing import disown_output, flush_beside, flush_into_nothing
 
@@ -49,7 +50,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(ending, "forget_master", steps.step("forget_master"))
     monkeypatch.setattr(sinks, "begin_child", steps.step("begin_child"))
     monkeypatch.setattr(bootstrap, "disown_output", steps.step("disown_output"))
-    monkeypatch.setattr(bootstrap, "flush_beside", steps.step("flush"))
+    monkeypatch.setattr(bootstrap, "flush_last", steps.step("flush"))
     return steps
 
 
@@ -130,7 +131,7 @@ def test_an_exception_is_no_status() -> None:
 
 def test_a_flush_that_fails_does_not_keep_it(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child leaves whatever happens."""
-    monkeypatch.setattr(bootstrap, "flush_beside", fails(MemoryError()))
+    monkeypatch.setattr(bootstrap, "flush_last", fails(MemoryError()))
     with pytest.raises(Left) as left:
         leave(5)
     assert left.value.status == 5
@@ -204,6 +205,27 @@ def test_all_that_was_printed_and_logged_is_flushed(monkeypatch: pytest.MonkeyPa
     assert flush_beside() == []
     assert logged.flushed == 2
     handler.close()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_last_flush_is_bounded(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not end is named, and what comes after it is flushed all the same: without a thread where nobody can
+    hold a lock for ever, with one where a thread of the master's may."""
+    after = Counting()
+    forever = _thread.allocate_lock()
+    forever.acquire()
+
+    class Stuck(Counting):
+        def flush(self) -> None:
+            forever.acquire()
+
+    monkeypatch.setattr(flushing, "_alone", alone)
+    monkeypatch.setattr(flushing, "FLUSH_S", 0.2)
+    monkeypatch.setattr(flushing, "_all", lambda: [("stuck", Stuck()), ("after", after)])
+    left = flushing.flush_last()
+    assert left[0] == "stuck"
+    assert (left, after.flushed) == ((["stuck"], 1) if alone else (["stuck", "after"], 0))
+    forever.release()
 
 
 def test_what_the_master_has_not_flushed_is_the_masters(monkeypatch: pytest.MonkeyPatch) -> None:
