@@ -49,7 +49,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test is left out of the collection after each: it took a tenth of a second."""
+    """What is there before a test is left out of the collection after it, which took a tenth of a second."""
     gc.collect()
     gc.freeze()
 
@@ -60,6 +60,7 @@ def nothing_is_left() -> Iterator[None]:
     threads, descriptors, children = set(threading.enumerate()), _descriptors(), _children()
     yield
     gc.collect()
+    gc.freeze()  # anew: a pool in this process has put back what was frozen
     left = [f"child {psutil.Process(pid)}" for pid in _children() - children]
     left += [f"thread {thread.name}" for thread in set(threading.enumerate()) - threads]
     left += [f"descriptor {fd} {what}" for fd, what in _descriptors().items() if fd not in descriptors]
