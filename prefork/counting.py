@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from prefork.metrics.application.values import VALUES, adopt, release
@@ -17,7 +18,8 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth
-from prefork.workers.lanes import Lane, Lanes
+from prefork.workers.contexts import Lane
+from prefork.workers.lanes import Lanes
 
 ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
@@ -80,8 +82,19 @@ class Counting:
         """Return True if this process has no request left. Otherwise `on_free` is called when a lane is returned."""
         return self.lanes is None or self.lanes.all_free(held=self.lane)
 
+    def look(self) -> None:
+        """Take back the lanes of requests that the program has closed, after dropping them."""
+        if self.lanes is not None:
+            self.lanes.look()
+
+    def patience(self) -> float:
+        """Return the seconds until the next `look()`; inf if nothing is looked for."""
+        return (self.lanes and self.lanes.contexts.patience) or inf
+
     def end_lanes(self, server: Any) -> bool:
         """Stop counting and return True if no request is left. Otherwise return False: daemonic threads still count."""
+        if self.lanes is not None:
+            self.lanes.contexts.give_up_dropped()
         if not self.at_rest():
             return False
         if self.lanes is not None:

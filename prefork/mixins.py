@@ -71,11 +71,13 @@ class ForkedRequests(Supervised):
         self.counting.give_away(slot)
         self._spare = None
         if self.counting.lanes is not None:
-            self.counting.lanes.pass_on(request)
+            self.counting.lanes.pass_on()
 
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
         server, self.birth = self.server, birth
         self.counting.leave(birth)
+        if self.counting.lanes is not None:
+            self.counting.lanes.take_over()
         self.leave_metrics_listener()
         if birth.slot.application:
             begin(birth.slot.application)

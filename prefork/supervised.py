@@ -16,8 +16,9 @@ from prefork.metrics.application.region import REGION_BYTES
 from prefork.metrics.board import Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
+from prefork.workers.accepting import Accepted
 from prefork.workers.bootstrap import Birth
-from prefork.workers.lanes import Accepted, Lanes
+from prefork.workers.lanes import Lanes
 from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
@@ -170,12 +171,9 @@ class Supervised(ServingLoop):
     def lanes(self) -> Lanes:
         """Return the lanes of this process, created at its first request."""
         return self.counting.lanes or self.counting.begin(
-            self.server,
-            self.first_slot(),
-            more=self.more_lanes,
-            on_free=self._lane_is_free,
+            self.server, self.first_slot(), more=self.more_lanes, on_free=self._lane_is_free,
             queue_waits=self.counts_queue_waits(),
-        )
+        )  # fmt: skip
 
     def counts_queue_waits(self) -> bool:
         """Return True if the wait in the accept queue is measured: only TCP reports it, and only metrics show it."""
@@ -210,6 +208,7 @@ class Supervised(ServingLoop):
             if supervisor.turns == self._turns_seen:  # an override of service_actions() did not call super()
                 supervisor.turn()
             self._turns_seen = supervisor.turns
+            self.counting.look()
             if self.counting.lane is None:
                 self.counting.lane = self.lanes().take()
         except OSError as exc:  # out of descriptors
@@ -220,7 +219,8 @@ class Supervised(ServingLoop):
         return (self.supervise().fileno(),)
 
     def next_turn(self) -> float | None:
-        seconds = inf if self.supervisor is None else self.supervisor.until_next_turn()
+        turn = inf if self.supervisor is None else self.supervisor.until_next_turn()
+        seconds = min(turn, self.counting.patience())
         return None if seconds == inf else monotonic() + seconds
 
     def accept(self) -> None:

@@ -1,12 +1,21 @@
-"""The meaning of an error of `get_request()` to the loop that accepts.
+"""The result of an accept, and the meaning of an error of `get_request()` to the loop that accepts.
 
-Pure, and the same for every loop: that of a worker, and that of a process that serves by itself.
+The same for every loop: that of a worker, and that of a process that serves by itself. Writes the counts of errors in
+the slot of this process; all else is pure.
 """
 
 import errno
+import logging
 import sys
+from enum import Enum, auto
+from time import monotonic
+from traceback import clear_frames
 
 from prefork.metrics.facts import AcceptError
+from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import ACCEPT_ERRORS
+
+log = logging.getLogger("prefork.server")
 
 # Seconds without accepting when descriptors or memory are short: ten attempts a second instead of 190,000.
 ACCEPT_PAUSE = 0.1
@@ -19,6 +28,55 @@ _FACTS = {
     errno.ECONNABORTED: AcceptError.ABORTED,
 }
 _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
+NEVER_S = float("-inf")
+ACCEPT_SAID_EVERY_S = 10.0
+FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
+
+
+class Accepted(Enum):
+    """The result of one `serve_one()`."""
+
+    REQUEST = auto()
+    NOTHING = auto()  # the queue is empty, or its connection is gone
+    NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
+    NOT_BEGUN = auto()  # a request that failed because no thread was left: leave the listener alone for a while
+
+
+REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: in 3.11 `Accepted.REQUEST` costs a call
+
+
+class NotAccepted:
+    """The calls of `get_request()` that raised; counted in the words of a slot."""
+
+    def __init__(self, words: memoryview) -> None:
+        self.in_a_row = 0  # of those that are no OSError
+        self._words = words
+        self._said_at = NEVER_S
+
+    def count(self, exc: OSError) -> Accepted:
+        if isinstance(exc, BlockingIOError):
+            return NOTHING
+        self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
+        return NO_RESOURCES if is_resource_error(exc) else NOTHING
+
+    def count_unexpected(self, exc: Exception) -> Accepted:
+        """Log an exception of the program's `get_request()`, and close its connection.
+
+        Only the frame of the call holds that connection, so clearing the frame closes it.
+        """
+        self._words[ACCEPT_ERRORS + AcceptError.OTHER] += 1
+        self.in_a_row += 1
+        now = monotonic()
+        if now - self._said_at >= ACCEPT_SAID_EVERY_S:
+            self._said_at = now
+            log.error(
+                "could not get a request, its connection is closed: %r",
+                exc,
+                exc_info=exc,
+                extra=event(LogEvent.GET_REQUEST_FAILED),
+            )
+        clear_frames(exc.__traceback__)
+        return NO_RESOURCES if self.in_a_row >= FAILED_IN_A_ROW else NOTHING
 
 
 def accept_error(exc: OSError) -> AcceptError:

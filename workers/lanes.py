@@ -6,26 +6,20 @@
                 IDLE                                 rejected+1            handed_over+1
 
 Runs in any process that serves: a worker, or the single process of a plain server. A lane is a view of words in a slot;
-only its holder writes it, and gives it back once. `bind()` wraps the `finish_request` of the class on the instance, so
-that an override is counted as well. A `finish_request` that no accept of ours caused has no lane and is not counted.
+only its holder writes it, and gives it back once. Where requests run in threads, contexts.py has the lane go along.
+`bind()` wraps the `finish_request` of the class on the instance, so that an override is counted as well. A
+`finish_request` that no accept of ours caused has no lane and is not counted.
 """
 
-import contextlib
-import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
-from time import monotonic, monotonic_ns
-from traceback import clear_frames
+from time import monotonic_ns
 from typing import Any
 
-from prefork.metrics.facts import AcceptError
 from prefork.metrics.kernel import queue_wait_ns
-from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import (
-    ACCEPT_ERRORS,
     ACCEPTED,
     ACCEPTING,
     BUSY,
@@ -42,31 +36,18 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import strays, user_forks
-from .accepting import accept_error, is_resource_error, is_shortage
+from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAccepted, is_shortage
 from .bootstrap import leave
+from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
+from .definitions import is_the_programs
 
-Lane = memoryview
 # How often at most a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms, and
 # asking costs 4 µs: for one connection in eight, that was a sixteenth of the cost of a short connection.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
-NEVER_S = float("-inf")
-ACCEPT_SAID_EVERY_S = 10.0
-FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
+THREAD_BODY = "process_request_thread"
 
-log = logging.getLogger("prefork.server")
-
-
-class Accepted(Enum):
-    """The result of one `serve_one()`."""
-
-    REQUEST = auto()
-    NOTHING = auto()  # the queue is empty, or its connection is gone
-    NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
-    NOT_BEGUN = auto()  # a request that failed because no thread was left: leave the listener alone for a while
-
-
-REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: in 3.11 `Accepted.REQUEST` costs a call
+Finish = Callable[[Any, Any], None]
 
 
 class _Current(threading.local):
@@ -94,22 +75,21 @@ class Lanes:
     ) -> None:
         self.elsewhere = elsewhere
         self._next_queue_wait_ns = 0 if queue_waits else NEVER_NS
-        self._errors = slot.words
+        self._not_accepted = NotAccepted(slot.words)
         self._on_free = on_free
         self._more = more
         self._guarded = guarded
-        self._failed = 0  # failures of get_request() in a row
-        self._said_at = NEVER_S
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
         self._total = 0
         self._free: deque[Lane] = deque()
-        self._waiting: dict[int, Lane] = {}  # by id of the request: passed on, but not begun elsewhere yet
+        self.contexts = Contexts(self._hand_over, on_free)
         self._current = _Current()
-        self._handed_over: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._running_elsewhere = 0  # calls of finish_request() in threads that have no lane
-        self._elsewhere_lock = threading.Lock()
-        self._finished_elsewhere = False
+        self._placed = False  # the program processes requests in its own way: they are known by their places, too
+        self.handed_over = HandedOver()
+        self._found: dict[str, Any] = {}  # what the instance had of its own before `bind()`
+        self._bound: dict[str, Any] = {}
+        self._process: Callable[..., None] | None = None  # the program's process_request_thread
         self._add(slot)
         _every.add(self)
 
@@ -121,12 +101,20 @@ class Lanes:
         """Return a free lane, or None at the cap; then `on_free` is called as soon as one is free."""
         if self._free:
             return self._free.popleft()
+        self.look()
+        if self._free:
+            return self._free.popleft()
         if self._more is not None and (slot := self._more()):
             self._add(slot)
             return self._free.popleft()
         self._starved = True
         # A lane that came back between the check and the line above called nobody.
         return self._free.popleft() if self._free else None
+
+    def look(self) -> None:
+        """Take back the lanes of requests that the program has closed, after dropping them."""
+        if self.contexts.patience is not None:
+            self.contexts.look()
 
     def give_back(self, lane: Lane) -> None:
         lane[STATE] = IDLE
@@ -135,11 +123,17 @@ class Lanes:
             self._starved = False
             self._on_free()
 
-    def pass_on(self, request: Any) -> None:
-        """Give up a request and its lane: a child took both."""
+    def pass_on(self) -> None:
+        """Give up the request that this thread has accepted, and its lane: a child took both."""
         self._current.lane = None
-        self._waiting.pop(id(request), None)
+        self.contexts.claim_own()
         self._total -= 1
+
+    def take_over(self) -> None:
+        """Make that request this thread's, in the child that took it."""
+        context = self.contexts.claim_own()
+        if context is not None:
+            self._current.lane = context.lane
 
     def leave_requests(self) -> None:
         """Forget every request, in a process that user code forked, as the standard library's ForkingMixIn does.
@@ -147,7 +141,7 @@ class Lanes:
         The parent counts them as handed over.
         """
         self._current.lane = None
-        self._waiting.clear()
+        self.contexts.forget()
 
     def all_free(self, held: Lane | None = None) -> bool:
         """Return whether no request is left, not counting `held`, a lane that the caller has taken.
@@ -155,36 +149,32 @@ class Lanes:
         If one is left, `on_free` is called when a lane comes back.
         """
         self._starved = True
+        self.look()
         return len(self._free) + (held is not None) == self._total
 
-    def _hand_over(self, request: Any) -> None:
-        """Remember a request that the program's own thread or executor has now.
-
-        A datagram cannot be remembered: it is noticed only while `finish_request()` runs.
-        """
-        with contextlib.suppress(TypeError):
-            self._handed_over.add(request)
-
-    def all_finished(self) -> bool:
-        """Return whether no request that was handed over is in `finish_request()` or may still get there.
-
-        In a program that has ever called it from a thread of its own, such a request may until it is closed.
-        """
-        waits = self._finished_elsewhere and any(request.fileno() != -1 for request in list(self._handed_over))
-        return not waits and not self._running_elsewhere
+    def _hand_over(self, lane: Lane) -> None:
+        """Give back the lane of a request that nobody begins."""
+        lane[HANDED_OVER] += 1
+        self.give_back(lane)
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
-        server.finish_request = self._counting(server)
-        if self.elsewhere:
-            server.close_request = self._returning(server.close_request)
-            if hasattr(server, "process_request_thread"):
-                server.process_request_thread = self._carrying(server.process_request_thread)
+        attributes = vars(server)
+        self._placed = any(is_the_programs(server, name) for name in ("process_request", THREAD_BODY))
+        self._found = {name: attributes[name] for name in ("finish_request", THREAD_BODY) if name in attributes}
+        self._bound["finish_request"] = self._counting(server)
+        if self.elsewhere and hasattr(server, THREAD_BODY):
+            self._process = self._bound[THREAD_BODY] = server.process_request_thread
+        attributes.update(self._bound)
 
-    @staticmethod
-    def unbind(server: Any) -> None:
-        for name in ("finish_request", "close_request", "process_request_thread"):
-            vars(server).pop(name, None)
+    def unbind(self, server: Any) -> None:
+        """Put back what the instance had of its own; what the program has put there meanwhile stays."""
+        attributes = vars(server)
+        for name, ours in self._bound.items():
+            if attributes.get(name) is ours:
+                del attributes[name]
+                attributes.update({name: self._found[name]} if name in self._found else {})
+        self._bound = {}
 
     def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Accept one request and process it on `lane`, which is the caller's again unless that went elsewhere."""
@@ -194,13 +184,16 @@ class Lanes:
             request, client_address = server.get_request()
         except OSError as exc:
             lane[STATE] = IDLE
-            return self._not_accepted(exc)
-        except Exception as exc:
+            return self._not_accepted.count(exc)
+        except BaseException as exc:
             lane[STATE] = IDLE
-            if not self._guarded:
-                raise
-            return self._not_understood(exc)
-        self._failed = 0
+            if self._guarded and isinstance(exc, Exception):
+                return self._not_accepted.count_unexpected(exc)
+            if self.elsewhere:
+                self.give_back(lane)
+            raise
+        self._not_accepted.in_a_row = 0
+        place = place_of(request) if self._placed else None
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
         if now_ns >= self._next_queue_wait_ns:
@@ -208,9 +201,10 @@ class Lanes:
             if (wait := queue_wait_ns(request)) is not None:
                 QUEUE_WAIT.observe(lane, wait)
         current = self._current
-        current.lane = lane
         if self.elsewhere:
-            self._waiting[id(request)] = lane  # before the request is passed on: a thread may be faster than we are
+            self._begin_to_pass_on(server, lane, place)
+        else:
+            current.lane = lane
         try:
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
@@ -228,45 +222,39 @@ class Lanes:
             server.shutdown_request(request)
             raise
         finally:
-            if not self.elsewhere:
+            if self.elsewhere:
+                self._end_passing_on(server)
+            else:
                 if current.lane is not None:
                     lane[HANDED_OVER] += 1
-                    self._hand_over(request)
+                    self.handed_over.note(place)
                 lane[STATE] = IDLE
-            current.lane = None
+                current.lane = None
         return REQUEST
 
-    def _not_accepted(self, exc: OSError) -> Accepted:
-        if isinstance(exc, BlockingIOError):
-            return NOTHING
-        self._errors[ACCEPT_ERRORS + accept_error(exc)] += 1
-        return NO_RESOURCES if is_resource_error(exc) else NOTHING
+    def _begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
+        number = self.contexts.begin(lane, place)
+        if self._process is not None:
+            attributes = vars(server)
+            if attributes.get(THREAD_BODY) is not self._process:  # the program has put another one there since
+                self._process = server.process_request_thread
+            attributes[THREAD_BODY] = Carrier(self.contexts, number, self._carry)
 
-    def _not_understood(self, exc: Exception) -> Accepted:
-        """Log an exception of the program's `get_request()`, and close its connection.
-
-        Only the frame of the call holds that connection, so clearing the frame closes it.
-        """
-        self._errors[ACCEPT_ERRORS + AcceptError.OTHER] += 1
-        self._failed += 1
-        now = monotonic()
-        if now - self._said_at >= ACCEPT_SAID_EVERY_S:
-            self._said_at = now
-            log.error(
-                "could not get a request, its connection is closed: %r",
-                exc,
-                exc_info=exc,
-                extra=event(LogEvent.GET_REQUEST_FAILED),
-            )
-        clear_frames(exc.__traceback__)
-        return NO_RESOURCES if self._failed >= FAILED_IN_A_ROW else NOTHING
+    def _end_passing_on(self, server: Any) -> None:
+        if self._process is not None:
+            vars(server)[THREAD_BODY] = self._process  # so that the carrier is gone, unless somebody has taken it
+        else:
+            self.contexts.drop_own()
+        self.contexts.passed_on()
 
     def _count(self, outcome: int) -> None:
         """Count this thread's request, unless it is counted already."""
-        lane = self._current.lane
+        lane, self._current.lane = self._current.lane, None
         if lane is not None:
-            self._current.lane = None
             lane[outcome] += 1
+        elif (context := self.contexts.claim_own()) is not None:
+            context.lane[outcome] += 1
+            self.give_back(context.lane)
 
     def _counting(self, server: Any) -> Callable[[Any, Any], None]:
         current, finish = self._current, server.finish_request
@@ -275,14 +263,7 @@ class Lanes:
         def finish_request(request: Any, client_address: Any) -> None:
             lane = current.lane
             if lane is None:
-                with self._elsewhere_lock:
-                    self._running_elsewhere += 1
-                self._finished_elsewhere = True
-                try:
-                    finish(request, client_address)
-                finally:
-                    with self._elsewhere_lock:
-                        self._running_elsewhere -= 1
+                self._finish_in_its_own_way(finish_request, finish, request, client_address)
                 return
             current.lane = None
             try:
@@ -300,37 +281,34 @@ class Lanes:
 
         return finish_request
 
-    def _carrying(self, process: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        """Pass the lane to the thread that serves the request, and take it back when that ends."""
-
-        def process_request_thread(request: Any, client_address: Any) -> None:
-            lane, forked = self._waiting.pop(id(request), None), self.forked
-            self._current.lane = lane
+    def _finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, client_address: Any) -> None:
+        """Finish a request in a thread that has no lane: the request's own where it has one, else uncounted."""
+        context = self.contexts.claim(request)
+        if context is not None:
+            self._current.lane = context.lane
             try:
-                process(request, client_address)
-                if self.forked and not forked:
-                    leave(0)
+                counted(request, client_address)
             finally:
-                self._count(HANDED_OVER)
-                if lane is not None:
-                    self.give_back(lane)
+                self.give_back(context.lane)
+            return
+        with self.handed_over.finishing():
+            finish(request, client_address)
 
-        return process_request_thread
-
-    def _returning(self, close: Callable[[Any], None]) -> Callable[[Any], None]:
-        """Take back the lane of a request that is closed before a thread began it (refused, shed, out of threads)."""
-
-        def close_request(request: Any) -> None:
-            lane = self._waiting.pop(id(request), None)
-            try:
-                close(request)
-            finally:
-                if lane is not None:
-                    if lane[ACCEPTED] > lane[COMPLETED] + lane[FAILED] + lane[REJECTED] + lane[HANDED_OVER]:
-                        lane[HANDED_OVER] += 1
-                    self.give_back(lane)
-
-        return close_request
+    def _carry(self, context: Context | None, *args: Any, **kwargs: Any) -> None:
+        """Process a request in this thread, on the lane that has come along with it; give that back at the end."""
+        assert self._process is not None
+        forked = self.forked
+        self._current.lane = None if context is None else context.lane
+        try:
+            self._process(*args, **kwargs)
+            if self.forked and not forked:
+                leave(0)
+        finally:
+            if context is not None:
+                if self._current.lane is not None:
+                    self._count(HANDED_OVER)
+                    self.handed_over.note(context.place)
+                self.give_back(context.lane)
 
 
 _every: weakref.WeakSet[Lanes] = weakref.WeakSet()

@@ -36,10 +36,10 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import ending, sinks, strays, user_forks
-from .accepting import ACCEPT_PAUSE
+from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
 from .bootstrap import Birth, Master, leave, note_failure
 from .hangup import InHand
-from .lanes import NO_RESOURCES, NOT_BEGUN, REQUEST, Lanes
+from .lanes import Lanes
 from .lazy_imports import import_lazy
 from .limits import SAMPLES, WorkerLimits, jittered, sample
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
@@ -114,7 +114,7 @@ class Worker:
             for _, error in import_lazy():
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
-        strays.end_in_hooks(self.server, self._is_stray)
+        strays.end_in_hooks(self.server, lambda: self.lanes.forked)
         self.lanes.bind(self.server)
         if self.terms.hang_up:
             self._in_hand.bind(self.server)
@@ -161,11 +161,8 @@ class Worker:
         self.terms.nudge()
         return status
 
-    def _is_stray(self) -> bool:
-        return self.lanes.forked
-
     def _calling(self, hook: Callable[[], None]) -> Callable[[], None]:
-        return strays.ending(hook, self._is_stray)
+        return strays.ending(hook, lambda: self.lanes.forked)
 
     def _take_signals(self) -> None:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
@@ -229,11 +226,11 @@ class Worker:
             if lane is None and (lane := lanes.take()) is None:
                 if leaving:
                     return
-                self._rest()
+                self._rest(self.lanes.contexts.patience_ms)
                 continue
             if not leaving:
-                ready = wait()
-                if len(ready) > 1 or ready[0][0] != listener:
+                ready = wait(lanes.contexts.patience)
+                if len(ready) != 1 or ready[0][0] != listener:
                     self._note(ready)
             now_ns = monotonic_ns()
             outcome = lanes.serve_one(server, lane, now_ns)
@@ -279,6 +276,7 @@ class Worker:
 
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what ended a wait. Signal handlers have run by then."""
+        self.lanes.look()
         for fd, _ in ready:
             if fd == self._wakeup.fileno():
                 self._wakeup.drain()
@@ -289,6 +287,7 @@ class Worker:
     def _look(self, now_ns: int) -> None:
         """Check between two requests, now and then, whether a limit is reached."""
         sinks.follow()
+        self.lanes.look()
         if now_ns >= self._next_sample_ns and (self.terms.metrics or self._limits.max_memory is not None):
             self._sample(now_ns)
         due = self._limits.due(self._served, self._memory)
@@ -343,8 +342,8 @@ class Worker:
         self.terms.set_title("draining")
         self._close_listener()
         while not self.lanes.all_free():
-            self._rest()
-        while not self.lanes.all_finished():
+            self._rest(self.lanes.contexts.patience_ms)
+        while not self.lanes.handed_over.all_finished():
             self._rest(HANDED_OVER_LOOK_MS)
         self._drain_hook.wait()
         self.terms.nudge()

@@ -27,7 +27,8 @@ from prefork.metrics.scoreboard import (
     STATE,
     Slot,
 )
-from prefork.workers.lanes import Accepted, Lanes
+from prefork.workers.accepting import Accepted
+from prefork.workers.lanes import Lanes
 
 COUNTS = {"completed": COMPLETED, "failed": FAILED, "rejected": REJECTED, "handed_over": HANDED_OVER}
 NOW_NS = 5_000
@@ -92,7 +93,7 @@ class Harness:
 
     def close(self) -> None:
         """Let go of every lane: the memory goes with the last."""
-        Lanes.unbind(self.server)
+        self.lanes.unbind(self.server)
         self.slot.close()
         del self.server, self.lanes, self.slot
 
@@ -212,7 +213,7 @@ def test_not_ours_is_not_counted(harness: Harness) -> None:
 def test_override_of_the_instance_and_unbind(harness: Harness) -> None:
     """Counting sits on the instance, over whatever the class defines; unbound, the class's own is back."""
     assert "finish_request" in vars(harness.server)
-    Lanes.unbind(harness.server)
+    harness.lanes.unbind(harness.server)
     assert vars(harness.server).keys() & {"finish_request", "close_request", "process_request_thread"} == set()
 
 
@@ -253,7 +254,7 @@ def test_all_free_with_one_in_hand(make: Callable[..., Harness]) -> None:
 def test_a_child_takes_request_and_lane(make: Callable[..., Harness]) -> None:
     """After `pass_on` neither is ours: nothing is counted here, and no lane is missed."""
     harness = make(elsewhere=True)
-    harness.server.process_request = lambda request, address: harness.lanes.pass_on(request)  # type: ignore[assignment]
+    harness.server.process_request = lambda request, address: harness.lanes.pass_on()  # type: ignore[assignment]
     lane = harness.lanes.take()
     assert lane is not None
     assert harness.lanes.serve_one(harness.server, lane, NOW_NS) is Accepted.REQUEST

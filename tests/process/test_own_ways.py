@@ -1,0 +1,39 @@
+"""Programs that process requests in ways of their own: a threaded server goes on to hear, and its counts are right."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.clients.connections import ask
+from tests.support.programs.service import Service, script
+
+THREADS = 2
+TIMES = 2 * THREADS + 1
+COUNTED = {
+    "wrapped": "completed", "shed": "handed_over", "dropped": "handed_over", "thread": "completed",
+    "body": "handed_over", "executor": "completed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bases", ["PreForkingMixIn, ThreadingTCPServer", "ThreadingTCPServer"])
+def test_every_way(bases: str, tmp_path: Path) -> None:
+    """More requests of each way than there are threads: each is answered or dropped as the program has it, counted
+    once, none as lost; no descriptor is left, and no closed one goes over its time."""
+    pool = "PreFork" in bases
+    settings = {"max_children": 1, "request_timeout": 20} if pool else {}
+    definitions = f"from tests.process.programs.own_ways import Handler, {'Hooks' if pool else 'Plain as Hooks'}"
+    with Service(tmp_path, script(definitions, bases=bases, max_threads=THREADS, **settings)) as service:
+        if pool:
+            service.wait_ready(1)
+        pid = service.workers()[0] if pool else service.pid
+        before = 0
+        for way, counted in COUNTED.items():
+            answers = [ask(service.address, way.encode()) for _ in range(TIMES)]
+            assert answers == [b"served" if counted == "completed" or way == "body" else b""] * TIMES
+            before = before or psutil.Process(pid).num_fds()
+        assert psutil.Process(pid).num_fds() <= before
+    ended = service.wait("ended")
+    assert {name: ended[name] for name in ("accepted", "completed", "handed_over", "lost")} == {
+        "accepted": 6 * TIMES, "completed": 3 * TIMES, "handed_over": 3 * TIMES, "lost": 0
+    }  # fmt: skip
