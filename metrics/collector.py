@@ -227,6 +227,8 @@ def _runs(scrape: Scrape) -> Iterator[MetricSample]:
         if each.interval is not None:
             yield (each.name, Outcome.OK.label), each.runs_ok
             yield (each.name, Outcome.ERROR.label), each.runs_failed
+            yield (each.name, Outcome.TIMEOUT.label), each.runs_timed_out
+            yield (each.name, Outcome.LOST.label), each.runs_lost
 
 
 def _oldest_age(scrape: Scrape) -> float:
@@ -312,7 +314,7 @@ METRIC_TABLE = (
         _of_companions(lambda each: each.up), ("PreforkCompanionDown",)),
     Spec("prefork_companion_restarts", "counter", COMPANION, "Ends of it that nobody had asked for.",
         _of_companions(lambda each: each.restarts), ("PreforkCompanionRestarts",)),
-    Spec("prefork_companion_runs", "counter", ("companion", "outcome"), "Runs of a periodic job; error: it raised.",
+    Spec("prefork_companion_runs", "counter", ("companion", "outcome"), "Runs of a periodic job that ended; lost: died with its process.",
         _runs, ("PreforkRunsFailed",)),
     Spec("prefork_companion_interval_seconds", "gauge", COMPANION, "The interval of a periodic job.",
         _of_companions(lambda each: each.interval), ("PreforkRunOverdue",)),

@@ -75,6 +75,8 @@ class LogEvent(Enum):
     SCRAPE_FAILED = "a scrape did not end well"
     # Companions.
     RUN_FAILED = "a periodic job raised, and goes on: `companion`"
+    RUN_TIMEOUT = "a run of a periodic job has taken longer than its timeout"
+    RUN_DIED = "a run of a periodic job ended with its process, by `outcome`"
     COMPANIONS_OFF = "`prefork run --single` runs no companions: `companions`"
     # Workers, at boot and at their end.
     IMPORT_FAILED = "a `module` that would be imported lazily could not be imported"

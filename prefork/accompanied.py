@@ -16,12 +16,12 @@ from prefork.workers.companion import Companion, CompanionTerms
 
 from .errors import ConfigError
 from .master.service import CompanionSpec
-from .settings.companions import CompanionFunction, declared
+from .settings.companions import Declared, declared
 from .settings.sources import SLOT_VARIABLE
 from .supervised import Supervised
 
 
-def checked(server: Any) -> tuple[tuple[str, CompanionFunction, float | None], ...]:
+def checked(server: Any) -> tuple[Declared, ...]:
     """Return what the server or server class declares. Raises ConfigError."""
     found = declared(server)
     if len(found) > COMPANIONS_MAX:
@@ -42,19 +42,10 @@ class Accompanied(Supervised):
     def companions(self) -> tuple[CompanionSpec, ...]:
         """Return what the master starts. Raises ConfigError."""
         return tuple(
-            CompanionSpec(name, interval, partial(self._accompany, name, function, interval))
-            for name, function, interval in checked(self.server)
+            CompanionSpec(each.name, each.interval, partial(self._accompany, each)) for each in checked(self.server)
         )
 
-    def _accompany(
-        self,
-        name: str,
-        function: CompanionFunction,
-        interval: float | None,
-        birth: Birth,
-        master: Master,
-        row: memoryview,
-    ) -> int:
+    def _accompany(self, declared: Declared, birth: Birth, master: Master, row: memoryview) -> int:
         """Run a companion in its new process. Return its exit status."""
         assert self.supervisor is not None
         server = self.server
@@ -63,9 +54,10 @@ class Accompanied(Supervised):
         self.leave_metrics_listener()
         server.socket.close()
         os.environ.pop(SLOT_VARIABLE, None)  # of a worker that started this service
-        title = f"prefork: companion {name}"
+        title = f"prefork: companion {declared.name}"
         terms = CompanionTerms(
-            name, partial(function, server), interval, server.graceful_timeout,
+            declared.name, partial(declared.function, server), declared.interval, declared.timeout,
+            server.graceful_timeout,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self.supervisor.nudge,
         )  # fmt: skip

@@ -20,7 +20,15 @@ from types import FrameType
 from typing import Any
 
 from prefork.metrics.application.values import begin
-from prefork.metrics.companions import NEXT_RUN_NS, RUN_ENDED_AT_NS, RUN_TOOK_NS, RUNS_FAILED, RUNS_OK
+from prefork.metrics.companions import (
+    NEXT_RUN_NS,
+    RUN_ENDED_AT_NS,
+    RUN_LATE_NS,
+    RUN_STARTED_NS,
+    RUN_TOOK_NS,
+    RUNS_FAILED,
+    RUNS_OK,
+)
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
 from prefork.metrics.log_events import LogEvent, event
@@ -38,11 +46,13 @@ log = logging.getLogger("prefork.server")
 
 @dataclass(frozen=True, slots=True)
 class CompanionTerms:
-    """The terms that the master passes on to a companion. `interval`, in seconds, is that of a periodic job."""
+    """The terms that the master passes on to a companion. `interval` and `timeout`, in seconds, are those of a periodic
+    job."""
 
     name: str
     run: Callable[[], object]  # the program's function
     interval: float | None
+    timeout: float | None
     graceful_timeout: float
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
@@ -129,7 +139,12 @@ class Companion:
 
     def _run_once(self) -> None:
         words, began_ns, outcome = self.row, monotonic_ns(), RUNS_FAILED
+        timeout = self.terms.timeout
+        words[RUN_LATE_NS] = 0 if timeout is None else began_ns + round(timeout * NS)  # before a reader may ask for it
+        words[RUN_STARTED_NS] = began_ns
         self.terms.set_title("running")
+        if timeout is not None:
+            self.terms.nudge()  # the master ends a run that is over its time
         try:
             self.terms.run()
             outcome = RUNS_OK
@@ -142,6 +157,7 @@ class Companion:
             )
         finally:
             self._end_stray()
+            words[RUN_STARTED_NS] = 0
             words[outcome] += 1
             words[RUN_TOOK_NS] = monotonic_ns() - began_ns
             words[RUN_ENDED_AT_NS] = time_ns()

@@ -11,7 +11,8 @@ from ..commands import Command, Row
 
 _MAPPED = re.compile(r"^\[::ffff:([0-9.]+)\](?=:)")
 COMPANION_COLUMNS = (
-    "companion", "pid", "gen", "state", "age", "restarts", "runs", "failed", "last", "took", "next", "cpu", "memory",
+    "companion", "pid", "gen", "state", "age", "restarts", "runs", "failed", "run", "last", "took", "next", "cpu",
+    "memory",
 )  # fmt: skip
 COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", "cpu", "memory", "peer")
 
@@ -71,15 +72,20 @@ def companion_table(companions: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _companion_cells(companion: dict[str, Any]) -> list[str]:
-    runs, failed = companion["runs_ok"], companion["runs_failed"]
+    ok, bad = companion["runs_ok"], runs_bad(companion)
     cpu, due = companion["cpu_s"], companion["next_run_in_s"] if companion["pid"] else companion["starts_in_s"]
     return [
         companion["name"], *("-" if companion[key] is None else str(companion[key]) for key in ("pid", "generation")),
         companion["state"], duration(companion["age_s"]), str(companion["restarts"]),
-        "-" if runs is None else str(runs + failed), "-" if failed is None else str(failed),
+        *(("-", "-") if ok is None else (str(ok + bad), str(bad))), duration(companion.get("run_age_s")),
         duration(companion["last_run_ago_s"]), duration(companion["last_run_took_s"]), duration(due),
         "-" if cpu is None else f"{cpu:.1f}s", size(companion["rss_bytes"]),
     ]  # fmt: skip
+
+
+def runs_bad(companion: dict[str, Any]) -> int:
+    """Return how many runs of a periodic job did not end well."""
+    return sum(companion.get(key) or 0 for key in ("runs_failed", "runs_timed_out", "runs_lost"))
 
 
 def peer_text(peer: str) -> str:
@@ -103,8 +109,12 @@ def companion_states(companions: Sequence[dict[str, Any]]) -> str:
     """Summarize the companions: their number, and by name those that do not run."""
     up = sum(each["state"] != "waiting" for each in companions)
     missing = ", ".join(each["name"] for each in companions if each["state"] == "waiting")
-    failed = ", ".join(f"{each['name']} {each['runs_failed']}" for each in companions if each["runs_failed"])
-    parts = (f"{up} of {len(companions)} run", missing and f"waiting: {missing}", failed and f"failed runs: {failed}")
+    failed = ", ".join(f"{each['name']} {runs_bad(each)}" for each in companions if runs_bad(each))
+    due = [(each["next_run_in_s"], each["name"]) for each in companions if each["next_run_in_s"] is not None]
+    parts = (
+        f"{up} of {len(companions)} run", missing and f"waiting: {missing}", failed and f"failed runs: {failed}",
+        due and "next: {1} in {0}".format(duration(min(due)[0]), min(due)[1]),
+    )  # fmt: skip
     return ", ".join(part for part in parts if part)
 
 

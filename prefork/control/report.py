@@ -103,11 +103,17 @@ def _companion(companion: CompanionFacts, facts: ServiceFacts) -> dict[str, Any]
         "age_s": _rounded(companion.age_s), "starts_in_s": _rounded(companion.starts_in_s),
         "restarts": counts.restarts, "interval_s": counts.interval,
         "runs_ok": counts.runs_ok if job else None, "runs_failed": counts.runs_failed if job else None,
+        "runs_timed_out": counts.runs_timed_out if job else None, "runs_lost": counts.runs_lost if job else None,
+        "run_age_s": _rounded(_age(counts.run_started_ns, facts)),
         "last_run_ago_s": _rounded(max(0, facts.wall_ns - counts.run_ended_at_ns) / NS if ran else None),
         "last_run_took_s": _rounded(counts.run_took_ns / NS if ran else None),
         "next_run_in_s": _rounded(max(0, counts.next_run_ns - facts.board.now_ns) / NS if counts.next_run_ns else None),
         "cpu_s": companion.cpu_s, "rss_bytes": companion.rss,
     }  # fmt: skip
+
+
+def _age(started_ns: int, facts: ServiceFacts) -> float | None:
+    return max(0, facts.board.now_ns - started_ns) / NS if started_ns else None
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -137,18 +143,17 @@ def _duration(board: Snapshot) -> dict[str, Any]:
 def workers(facts: ServiceFacts) -> dict[str, Any]:
     ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
     return {
-        "workers": [_worker(worker, facts.board.now_ns) for worker in ordered],
+        "workers": [_worker(worker, facts) for worker in ordered],
         "companions": [_companion(each, facts) for each in facts.companions],
     }
 
 
-def _worker(worker: WorkerFacts, now_ns: int) -> dict[str, Any]:
-    oldest = min(worker.busy_since_ns, default=None)
+def _worker(worker: WorkerFacts, facts: ServiceFacts) -> dict[str, Any]:
     return {
         "slot": worker.slot, "pid": worker.pid, "generation": worker.generation, "state": worker.state,
         "age_s": round(worker.age_s, 3), "requests": worker.requests, "lanes": worker.lanes,
         "lanes_busy": len(worker.busy_since_ns),
-        "request_age_s": None if oldest is None else round(max(0, now_ns - oldest) / NS, 3),
+        "request_age_s": _rounded(_age(min(worker.busy_since_ns, default=0), facts)),
         "peers": list(worker.peers), "cpu_s": worker.cpu_s, "rss_bytes": worker.rss,
         "private_memory_bytes": worker.private_memory or None,
         "reason": None if worker.reason is None else worker.reason.label,

@@ -5,16 +5,30 @@ next image, and the back-off, which does not: a death of the old code says nothi
 companion starts or leaves: policy does; nor fork, which is the spawner's business.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefork.metrics.companions import RESTARTS, UP, CompanionTable
-from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.companions import (
+    RESTARTS,
+    RUN_LATE_NS,
+    RUN_STARTED_NS,
+    RUNS_LOST,
+    RUNS_TIMED_OUT,
+    UP,
+    CompanionTable,
+)
+from prefork.metrics.facts import ChildKind, ExitReason, Outcome
+from prefork.metrics.histogram import NS
+from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child
+from .clock import Clock
 from .policy import FORK_RETRY_S, CompanionView, Limits, restart_delay
 from .service import CompanionSpec
+
+log = logging.getLogger("prefork.supervisor")
 
 UNASKED = (None, ExitReason.BOOT_FAILED, ExitReason.EXITED, ExitReason.CRASHED)  # the last three, where it was killed
 WELL_S = 10.0  # a companion that ran for longer is well: its back-off begins anew
@@ -37,13 +51,21 @@ class Companions:
         self.specs = {spec.name: spec for spec in specs or ()}
         self.back_off = {name: BackOff() for name in self.specs}
         self.table = _table(before) if self.specs or before is not None else None
+        self._intervals: Mapping[str, float | None] = {}
         if self.table is not None:
             intervals = {name: spec.interval for name, spec in self.specs.items()}
             if specs is None and before is not None:
                 intervals = before["intervals"]
-            for name in set(self.table.rows) - set(intervals):
+            self._intervals = intervals
+
+    def enter(self, living: Iterable[Child]) -> None:
+        """Give each companion its row. `living`: the children that there are already; the row of one that is no longer
+        declared stays its own until it has ended."""
+        if self.table is not None:
+            names = {child.name for child in living if child.name}
+            for name in set(self.table.rows) - set(self._intervals) - names:
                 self.table.drop(name)
-            for name, interval in intervals.items():
+            for name, interval in self._intervals.items():
                 self.table.enter(name, interval)
 
     def pack(self) -> tuple[dict[str, Any] | None, list[int]]:
@@ -56,22 +78,49 @@ class Companions:
         """Return what policy plans by."""
         return tuple(CompanionView(name, self.back_off[name].next_start) for name in self.specs)
 
-    def note_exit(self, child: Child, limits: Limits, now: float) -> None:
+    def run_late_at(self, child: Child, clock: Clock) -> float | None:
+        """Return the moment at which the run that is on in this companion is over its time; None: never."""
+        words = self._words(child)
+        if words is None or not (started_ns := words[RUN_STARTED_NS]) or not (late_ns := words[RUN_LATE_NS]):
+            return None
+        return clock.at(started_ns) + max(0, late_ns - started_ns) / NS
+
+    def note_exit(self, child: Child, limits: Limits, clock: Clock) -> None:
         """Note that one was reaped, and has to wait before it starts again unless it was told to leave."""
+        self._note_run(child, clock.stamp_ns())
+        now = clock.now()
         back_off = self.back_off.setdefault(child.name, BackOff())
         if child.reason not in UNASKED:
             back_off.ends, back_off.next_start = 0, 0.0
             return
         back_off.ends = 1 if now - child.started >= WELL_S else back_off.ends + 1
         back_off.next_start = now + restart_delay(back_off.ends, limits)
-        if self.table is not None and child.name in self.table.rows:
-            self.table.words(child.name)[RESTARTS] += 1
+        if (words := self._words(child)) is not None:
+            words[RESTARTS] += 1
+
+    def _note_run(self, child: Child, now_ns: int) -> None:
+        """Count a run that ended with its process."""
+        words = self._words(child)
+        if self.table is None or words is None or not words[RUN_STARTED_NS]:
+            return
+        outcome = Outcome.TIMEOUT if child.reason is ExitReason.TIMEOUT else Outcome.LOST
+        self.table.end_run(child.name, RUNS_TIMED_OUT if outcome is Outcome.TIMEOUT else RUNS_LOST, now_ns)
+        log.warning(
+            "%s: a run ended with it: %s",
+            child,
+            outcome.label,
+            extra=event(LogEvent.RUN_DIED, **child.fields, outcome=outcome.label),
+        )
+
+    def _words(self, child: Child) -> memoryview | None:
+        known = self.table is not None and child.name in self.table.rows
+        return self.table.words(child.name) if self.table is not None and known else None
 
     def publish(self, children: Iterable[Child]) -> None:
         """Write which of them run."""
         if self.table is not None:
             up = {child.name for child in children if child.kind is ChildKind.COMPANION and child.booted}
-            for name in self.table.rows:
+            for name in self.table.intervals:
                 self.table.words(name)[UP] = name in up
 
     def not_started(self, name: str, now: float) -> None:

@@ -30,7 +30,7 @@ from .queue_watch import NOTHING_SEEN, QueueWatch, Unmoved
 
 TICK_S = 1.0  # the master has a turn at least this often
 STOP_GRACE_S = 1.0  # from "stop now" to SIGKILL
-CUT_TERM_S = 0.2  # from asking for the stacks of a request over its time, or of a stuck worker, to SIGTERM
+CUT_TERM_S = 0.2  # from asking for the stacks of a request or run over its time, or a stuck worker, to its drain
 CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are left, or the worker has not moved
 CUT_LOOK_S = 0.1
 OUT_OF_REACH_S = 2.0  # from its deadline on the end waits so long for a child that SIGKILL does not reach
@@ -118,6 +118,7 @@ class ChildView:
     moved: bool = False  # it has tried to accept since it was cut
     reason: ExitReason | None = None
     name: str = ""  # of a companion
+    run_late_at: float | None = None  # from when on the run of a periodic job that is on is over its time
 
     @property
     def staying(self) -> bool:
@@ -190,7 +191,7 @@ class Plan:
     drain: tuple[tuple[int, ExitReason], ...] = ()
     stop: tuple[int, ...] = ()
     kill: tuple[int, ...] = ()
-    dump: tuple[int, ...] = ()  # over request_timeout: ask for stacks, and send CONT in case it was stopped
+    dump: tuple[int, ...] = ()  # with a request or a run over its time: ask for stacks, and send CONT
     stuck: tuple[int, ...] = ()  # idle beside a queue for stall_timeout: the same
     slow: tuple[int, ...] = ()  # over slow_request_timeout: ask for stacks
     poke: tuple[int, ...] = ()
@@ -377,6 +378,8 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
         return False
     if child.cut_for is ExitReason.STALLED:
         return not child.moved
+    if child.is_companion:
+        return _late_run(child, now)
     if limits.request_timeout is None:
         return False
     # With threads, the other requests of the process may finish before its deadline.
@@ -389,17 +392,23 @@ def _hanging_up(child: ChildView, limits: Limits) -> bool:
 
 
 def _cut(children: Iterable[ChildView], limits: Limits, now: float) -> tuple[dict[int, ExitReason], tuple[int, ...]]:
-    """Return the children that were cut and are to be drained now, and those with requests over their time, to be asked
-    for their stacks first."""
+    """Return the children that were cut and are to be drained now, and those with requests, or a run, over their time,
+    to be asked for their stacks first."""
     drain: dict[int, ExitReason] = {}
     dump = []
     for child in children:
         if child.cut_at is not None:
             if now >= child.cut_at + CUT_TERM_S and child.state in (ChildState.STARTING, ChildState.READY):
                 drain[child.serial] = child.cut_for
-        elif child.state is not ChildState.KILLING and _over(child, limits.request_timeout, now):
+        elif child.state is not ChildState.KILLING and (
+            _over(child, limits.request_timeout, now) or _late_run(child, now)
+        ):
             dump.append(child.serial)
     return drain, tuple(dump)
+
+
+def _late_run(child: ChildView, now: float) -> bool:
+    return child.run_late_at is not None and now >= child.run_late_at
 
 
 def _over(child: ChildView, timeout: float | None, now: float) -> bool:
@@ -441,6 +450,8 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
         if child.cut_at is not None:
             yield from (child.cut_at + CUT_TERM_S, child.cut_at + CUT_KILL_S, now + CUT_LOOK_S)
         yield from (since + timeout for since in child.busy_since for timeout in requests)
+        if child.run_late_at is not None:
+            yield child.run_late_at
 
 
 # What events change in the pool.

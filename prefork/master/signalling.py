@@ -109,8 +109,11 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
 
 
 def cut(child: Child, now: float) -> None:
-    """Cut a child with a request over its time."""
+    """Cut a child with a request, or a run of a periodic job, over its time."""
     _cut(child, ExitReason.TIMEOUT, now)
+    if child.name:
+        log.error("%s: a run has taken longer than its timeout", child, extra=event(LogEvent.RUN_TIMEOUT, **child.fields))
+        return
     log.error(
         "%s: a request has run for longer than request_timeout",
         child,

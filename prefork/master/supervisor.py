@@ -108,6 +108,7 @@ class Supervisor:
             self.companions.pack,
         )  # fmt: skip
         self.generations.begin(workings)
+        self.companions.enter(self.table)
         if resumed is not None:
             self.pool = replace(self.pool, ever_ready=True, target=resumed.get("target", 0))
             self._spawner.any_served = True
@@ -382,7 +383,7 @@ class Supervisor:
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         # A death of the old code says nothing about the new.
         if child.kind is ChildKind.COMPANION:
-            self.companions.note_exit(child, self.limits, now)
+            self.companions.note_exit(child, self.limits, self.clock)
         elif death.at_boot and self.generations.is_of_this_image(child):
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
@@ -398,7 +399,8 @@ class Supervisor:
     def _snapshot(self, now: float) -> policy.PoolSnapshot:
         waiting = self._accept_queue.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
-        children = tuple(view_of(child, self.clock) for child in self.table)
+        late_at, clock = self.companions.run_late_at, self.clock
+        children = tuple(view_of(child, clock, late_at(child, clock)) for child in self.table)
         return policy.PoolSnapshot(
             self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
             queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,

@@ -11,8 +11,8 @@ from .notify import NotifyFacts
 from .policy import ChildView, Limits, Phase
 
 
-def view_of(child: Child, clock: Clock) -> ChildView:
-    """Return the view of a child by which policy plans."""
+def view_of(child: Child, clock: Clock, run_late_at: float | None = None) -> ChildView:
+    """Return the view of a child by which policy plans. `run_late_at`: see `Companions`."""
     report = child.report or child.reader.look(clock.stamp_ns())
     due: ExitReason | None = ExitReason.MAX_LIFETIME
     if child.lifetime is None or clock.now() < child.started + child.lifetime:
@@ -23,6 +23,7 @@ def view_of(child: Child, clock: Clock) -> ChildView:
         child.serial, child.kind, child.state, child.generation, child.started, child.told, child.deadline, due,
         report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, report.tried_ns,
         child.cut_at, child.cut_for, report.tried_ns != child.cut_tried_ns, child.reason, child.name,
+        run_late_at,
     )  # fmt: skip
 
 

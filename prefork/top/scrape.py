@@ -17,6 +17,7 @@ __all__ = ["NotOurs", "status_of"]
 
 STATES = ("starting", "idle", "busy", "draining")
 OUTCOMES = ("ok", "error", "timeout", "lost")
+RUNS_BAD = {"runs_failed": "error", "runs_timed_out": "timeout", "runs_lost": "lost"}
 OUR_LINES = ("prefork_", "# TYPE prefork_")  # skips the program's own series, perhaps thousands
 
 
@@ -109,7 +110,8 @@ def _companions(found: _Samples) -> list[dict[str, Any]]:
     return [
         {
             "name": name, "state": "running" if found.total("prefork_companion_up", companion=name) else "waiting",
-            "runs_failed": found.whole(runs, companion=name, outcome="error"),
+            **{key: found.whole(runs, companion=name, outcome=outcome) for key, outcome in RUNS_BAD.items()},
+            "next_run_in_s": None,
         }
         for name in found.labels("prefork_companion_up", "companion")
     ]  # fmt: skip

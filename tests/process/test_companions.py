@@ -289,12 +289,42 @@ def test_a_periodic_job(tmp_path: Path) -> None:
         assert (scraped(port, 'prefork_companion_last_run_duration_seconds{companion="job"}') or 9) < 1
         job, steady = (asked(tmp_path / "c", "workers")["companions"][at] for at in (0, 1))
         assert (job["name"], job["state"], job["restarts"], job["runs_failed"]) == ("job", "running", 1, 1)
+        assert (job["runs_lost"], job["runs_timed_out"]) == (1, 0)
         assert 0 <= job["next_run_in_s"] <= INTERVAL
         assert (steady["runs_ok"], steady["last_run_ago_s"], steady["pid"]) == (
             None,
             None,
             begun(service, "steady")["pid"],
         )
+
+
+LIMITED = "class Hooks:\n    companions = {'job': every(%s, job, timeout=%s)}\n"
+TIMEOUT = 0.2
+
+
+@pytest.mark.once
+def test_a_run_over_its_time(tmp_path: Path) -> None:
+    """Its stacks are logged, it counts as timeout and its process is replaced, in which the next one runs when it is
+    due; one that ends when it is told has ended well. Neither is a restart that nobody asked for."""
+    with Service(tmp_path, accompanied(more=LIMITED % (INTERVAL, TIMEOUT), control_socket="c")) as service:
+        service.expect(
+            r"companion name=job .*: a run has taken longer than its timeout", "stacks of its threads", "in job",
+            r"companion name=job .*: killed after", r"companion name=job .*: a run ended with it: timeout",
+            r"companion name=job .*: timeout \(killed by SIGKILL\)",
+        )  # fmt: skip
+        first = begun(service, "job")
+        (tmp_path / "job").write_text("hang")
+        hung = service.wait("begun", lambda fact: fact["said"] == "hang")
+        (tmp_path / "job").write_text("listen")
+        second = service.wait("begun", lambda fact: fact["said"] == "listen")
+        (tmp_path / "job").write_text("")
+        third = begun(service, "job", service.facts.index(second) + 1)
+        assert len({fact["pid"] for fact in (hung, second, third)}) == 3
+        late = [(fact["at"] - first["at"] + JITTER) % INTERVAL for fact in (second, third)]
+        assert max(late) < 2 * JITTER
+        assert service.wait("done", lambda fact: fact["pid"] == second["pid"])
+        (job,) = asked(tmp_path / "c", "workers")["companions"]
+        assert (job["restarts"], job["runs_failed"], job["runs_timed_out"], job["runs_lost"]) == (0, 0, 1, 0)
 
 
 # Reloads.

@@ -155,8 +155,8 @@ def whole_scrape() -> Scrape:
 
 
 COMPANIONS = (
-    CompanionCounts("indexer", None, False, 51, 0, 0, 0, 0, 0),
-    CompanionCounts("tidy", 60.0, True, 52, 53, 54, 55 * S, 11 * S // 2, 57),
+    CompanionCounts("indexer", None, False, 51, *[0] * 9),
+    CompanionCounts("tidy", 60.0, True, 52, 53, 54, 55 * S, 11 * S // 2, 57, 58, 59, 60, 61),
 )
 
 
@@ -253,6 +253,8 @@ def test_values(scrape: Scrape) -> None:
     prefork_companion_restarts_total{{companion="indexer"}} 51
     prefork_companion_runs_total{{companion="tidy",outcome="ok"}} 53
     prefork_companion_runs_total{{companion="tidy",outcome="error"}} 54
+    prefork_companion_runs_total{{companion="tidy",outcome="timeout"}} 60
+    prefork_companion_runs_total{{companion="tidy",outcome="lost"}} 61
     prefork_companion_interval_seconds{{companion="tidy"}} 60
     prefork_companion_last_run_timestamp_seconds{{companion="tidy"}} 55
     prefork_companion_last_run_duration_seconds{{companion="tidy"}} 5.5

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +13,21 @@ from prefork import ConfigError, PreForkingTCPServer, ThreadingTCPServer, every
 from prefork.accompanied import checked
 from prefork.commands import Command
 from prefork.master.children import ChildState
-from prefork.metrics.companions import CompanionTable
+from prefork.master.companions import Companions
+from prefork.master.service import CompanionSpec
+from prefork.metrics.companions import (
+    COMPANIONS_MAX,
+    NEXT_RUN_NS,
+    RUN_LATE_NS,
+    RUN_STARTED_NS,
+    RUN_TOOK_NS,
+    CompanionCounts,
+    CompanionTable,
+)
 from prefork.metrics.facts import ChildKind, ExitReason
-from prefork.settings.companions import declared, refuse_without_pool
+from prefork.settings.companions import Declared, declared, refuse_without_pool
 from prefork.workers.companion import first_run, next_run
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.simulation import FakeProcess, Simulation
 
 
@@ -54,8 +67,8 @@ def server_with(companions: Any) -> Any:
 @pytest.mark.parametrize("function", [run, Called(), Called().method, functools.partial(run), print, lambda server: 1])
 def test_functions(function: Any) -> None:
     """Whatever can be called with the server, by itself or at an interval."""
-    found = declared(server_with({"a": function, "b-1.c_2": every(60, function)}))
-    assert found == (("a", function, None), ("b-1.c_2", function, 60))
+    found = declared(server_with({"a": function, "b-1.c_2": every(60, function, timeout=30.5)}))
+    assert found == (Declared("a", function), Declared("b-1.c_2", function, 60, 30.5))
 
 
 @pytest.mark.parametrize("none", [{}, None, ()])
@@ -92,6 +105,9 @@ REFUSED: list[tuple[Any, str]] = [
     ({"a": every(float("inf"), run)}, "interval of companion a to inf"),
     ({"a": every(True, run)}, "interval of companion a to True"),
     ({"a": every("60", run)}, "interval of companion a to '60'"),  # type: ignore[arg-type]
+    ({"a": every(60, run, timeout=0)}, "could not set the timeout of companion a to 0: it must be a number of seconds"),
+    ({"a": every(60, run, timeout=float("nan"))}, "timeout of companion a to nan"),
+    ({"a": every(60, run, timeout="30")}, "timeout of companion a to '30'"),  # type: ignore[arg-type]
     ({"a": every(60, every(60, run))}, "a periodic job within another"),  # type: ignore[arg-type]
     ({f"c{number}": run for number in range(65)}, "there are 65, it must be at most 64"),
 ]
@@ -237,3 +253,114 @@ def test_no_fork(pool: Simulation) -> None:
     pool.processes.refuse = False
     pool.advance(0.6)
     assert len(pool.companions()) == 2
+
+
+# Runs of a periodic job.
+
+
+def run_begins(pool: Simulation, name: str, timeout: float) -> None:
+    """As its process writes it."""
+    words = table_of(pool).words(name)
+    words[RUN_LATE_NS] = pool.ns + round(timeout * 1e9)
+    words[RUN_STARTED_NS] = pool.ns
+    pool.turn()
+
+
+def counts_of(pool: Simulation, name: str) -> CompanionCounts:
+    return table_of(pool).counts(name)
+
+
+def test_a_run_over_its_time(pool: Simulation) -> None:
+    """Its stacks are asked for, 0.2 s later its process is told, 0.3 s later killed; the run counts as timeout and as
+    no restart, and the next process comes at once."""
+    for companion in started(pool):
+        companion.boot()
+    one, two = pool.companions()
+    one.hang()
+    pool.turn()
+    began = pool.ns
+    run_begins(pool, "one", 3.0)
+    pool.advance(2.99)
+    assert one.told == []
+    pool.advance(1.0)
+    moments = [(signum, round((at - began) / 1e9, 1)) for signum, at in one.told]
+    assert moments == [(signal.SIGUSR1, 3.0), (signal.SIGCONT, 3.0), (DRAIN_SIGNAL, 3.2), (signal.SIGKILL, 3.3)]
+    found = counts_of(pool, "one")
+    assert (found.runs_timed_out, found.runs_lost, found.restarts, found.run_started_ns) == (1, 0, 0, 0)
+    assert round(found.run_took_ns / 1e9, 1) == 3.3
+    assert len(pool.companions()) == 2
+    assert two.told == []
+
+
+def test_a_run_that_ends_when_it_is_told(pool: Simulation) -> None:
+    """It is not killed, and its process has written how it ended."""
+    for companion in started(pool):
+        companion.boot()
+    one, _ = pool.companions()
+    one.on_leave = lambda process: table_of(pool).words("one").__setitem__(RUN_STARTED_NS, 0)
+    run_begins(pool, "one", 1.0)
+    pool.advance(2.0)
+    assert not one.alive
+    assert signal.SIGKILL not in dict(one.told)
+    assert counts_of(pool, "one").runs_timed_out == 0
+
+
+def test_a_run_that_ends_with_its_process(pool: Simulation) -> None:
+    """It counts as lost, whoever ended that; one that is over does not."""
+    for companion in started(pool):
+        companion.boot()
+    one, two = pool.companions()
+    run_begins(pool, "one", 60.0)
+    pool.advance(0.5)
+    one.die()
+    two.die()
+    pool.advance(0.1)
+    assert (counts_of(pool, "one").runs_lost, counts_of(pool, "two").runs_lost) == (1, 0)
+    assert counts_of(pool, "one").run_took_ns >= 500_000_000
+    assert table_of(pool).words("one")[RUN_TOOK_NS] < 700_000_000
+
+
+def test_time_that_the_master_was_stopped_is_not_the_runs(pool: Simulation) -> None:
+    """A run is not over its time because nobody was there to see its end, as a request is not."""
+    for companion in started(pool):
+        companion.boot()
+    one, _ = pool.companions()
+    run_begins(pool, "one", 3.0)
+    pool.pause(10.0)
+    pool.advance(1.0)
+    assert one.told == []
+    pool.advance(4.0)
+    assert one.told != []
+
+
+# Their rows, over a reload.
+
+
+def test_a_row_is_its_own_while_its_process_lives(pool: Simulation) -> None:
+    """One that the new program does not declare keeps its row until it has ended: what it still writes there is no
+    other companion's."""
+    for companion in started(pool):
+        companion.boot()
+    values, _ = pool.supervisor.companions.pack()
+    assert values is not None
+    spec = CompanionSpec("new", 60.0, lambda birth, master, row: 0)
+    after = Companions([spec], {**values, "fd": os.dup(values["fd"])})
+    living = [child for child in pool.supervisor.table if child.name == "one"]
+    after.enter(living)
+    assert after.table is not None
+    assert sorted(after.table.rows) == ["new", "one"]
+    table_of(pool).words("one")[NEXT_RUN_NS] = 4711
+    after.publish(living)
+    assert [counts.name for counts in after.table.read()] == ["new"]
+    assert after.table.counts("new").next_run_ns == 0
+    after.close()
+
+
+def test_rows_of_everybody() -> None:
+    """There is a row for every companion of three images in a row."""
+    table = CompanionTable()
+    for image in range(3):
+        for number in range(COMPANIONS_MAX):
+            table.enter(f"{image}.{number}", None)
+    assert len(set(table.rows.values())) == 3 * COMPANIONS_MAX
+    table.close()

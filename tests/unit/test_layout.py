@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefork.metrics import board, scoreboard
+from prefork.metrics import board, companions, scoreboard
 from prefork.metrics.application import region
 from prefork.metrics.board import BOOT, LOOP_DELAY, Word
 from prefork.metrics.facts import AcceptError, ControlCommand, ExitReason
@@ -35,6 +35,11 @@ SLOT = {
     "ACCEPTING": 1, "BUSY": 2, "MOST_GROWTH": 1 << 50, "MOST_SUM_GROWTH": 1 << 55,
     "STACKS_MAX": 262_144,
 }  # fmt: skip
+COMPANIONS = {
+    "UP": 0, "RESTARTS": 1, "RUNS_OK": 2, "RUNS_FAILED": 3, "RUN_ENDED_AT_NS": 4, "RUN_TOOK_NS": 5, "NEXT_RUN_NS": 6,
+    "RUN_STARTED_NS": 7, "RUN_LATE_NS": 8, "RUNS_TIMED_OUT": 9, "RUNS_LOST": 10, "WORDS": 11, "COMPANIONS_MAX": 64,
+    "ROWS_MAX": 256,
+}  # fmt: skip
 REGION = {
     "FORMAT": 0x7072_6566_6F72_0001, "VERSION": 0, "USED": 1, "DROPPED": 2, "REGION_HEADER_WORDS": 4, "FAMILY": 0xFFF,
     "LENGTH_BITS": 20, "LENGTH_MASK": 0xFFFFF, "REGION_BYTES": 1 << 20, "FOLDED_BYTES": 4 << 20, "MOST": 2.0**63,
@@ -55,6 +60,7 @@ def test_words_of_the_board() -> None:
 
 MODULES: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "board": (board, BOARD), "scoreboard": (scoreboard, SLOT), "region": (region, REGION),
+    "companions": (companions, COMPANIONS),
 }  # fmt: skip
 
 

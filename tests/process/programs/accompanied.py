@@ -116,12 +116,16 @@ def asks_for_the_end(server: Any) -> None:
 
 def job(server: Any) -> None:
     """A periodic job, which does what the file `job` says."""
-    begin("job")
     said = Path("job").read_text() if Path("job").exists() else ""
+    begin("job", said=said)
     if said == "raise":
         raise RuntimeError("asked to raise")
     if said == "take long":
         time.sleep(0.5)
+    if said == "hang":
+        time.sleep(60)
+    if said == "listen":
+        server.wait_draining()
     if said == "die":
         Path("job").unlink()
         os._exit(3)
