@@ -31,10 +31,11 @@ class Command(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """The argument of a verb: one word of a list, or a whole number."""
+    """The argument of a verb: one word of a list, a whole number, or else the name of something."""
 
     name: str
     help: str
+    or_name: str = ""  # what else it may name, by a word that is no number: its key in a request
     optional: bool = False
     choices: tuple[str, ...] = ()
     at_least: int = 1
@@ -54,7 +55,7 @@ class Row:
     ends: bool = False  # the service is gone afterwards
 
 
-_SLOT = Argument("slot", "the number of one worker, as in its title", optional=True)
+_SLOT = Argument("slot", "the number of one worker, or the name of a companion", "companion", optional=True)
 
 COMMAND_TABLE = (
     Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),
@@ -69,7 +70,7 @@ COMMAND_TABLE = (
         ends=True),
     Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop", ends=True),
     Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children", "reopen"),
-    Row(Command.STACKS, (), "what every thread of every worker is doing now", "stacks", _SLOT, looks=True),
+    Row(Command.STACKS, (), "what every thread of every worker and companion is doing now", "stacks", _SLOT, looks=True),
     Row(Command.LOG_LEVEL, (), "log from this level on, in the master and in every worker", "log-level",
         Argument("level", "what is logged", choices=LEVELS)),
     Row(Command.VERSION, (), "the versions of prefork and Python that serve", "version", looks=True),

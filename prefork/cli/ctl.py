@@ -88,8 +88,9 @@ def _request(verb: str, text: str | None) -> tuple[Row, int | str | None]:
     value: int | str | None = text
     if text is not None and not wanted.choices and text.isascii() and text.isdigit():
         value = int(text)
+    check = protocol.named if wanted.or_name and isinstance(value, str) else protocol.checked
     try:
-        return row, protocol.checked(row, wanted, value)
+        return row, check(row, wanted, value)
     except BadRequest as exc:
         raise unusable(str(exc).removeprefix(f"could not {verb}: ")) from None
 
@@ -114,7 +115,7 @@ def term(row: Row) -> str:
 
 
 def _shown(argument: Argument) -> str:
-    name = argument.name.upper()
+    name = "|".join(filter(None, (argument.name, argument.or_name))).upper()
     return f"[{name}]" if argument.optional else name
 
 

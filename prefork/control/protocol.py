@@ -1,6 +1,7 @@
 """Frames of the control socket: one JSON object per line. Pure.
 
     {"verb": "scale", "workers": 8}                 a request
+    {"verb": "restart", "companion": "indexer"}     another, with a name instead of a number
     {"progress": "3 of 8 workers replaced"}         progress of a long one, any number of times
     {"ok": true, "result": {…}}                     the last line of an answer,
     {"ok": false, "error": "could not …"}           or this one
@@ -17,6 +18,7 @@ from typing import Any
 from ..commands import BY_VERB, Argument, Row
 
 FRAME_MAX = 64 * 1024  # bytes, including the line end
+NAME_MAX = 63  # characters
 
 
 class BadRequest(ValueError):
@@ -70,11 +72,25 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _argument(row: Row, values: dict[str, Any]) -> int | str | None:
     wanted = row.argument
-    value = values.pop(wanted.name, None) if wanted is not None else None
+    by_name = wanted is not None and wanted.or_name != "" and wanted.or_name in values
+    value = None if wanted is None else values.pop(wanted.or_name if by_name else wanted.name, None)
     if values:
-        takes = f"it takes {wanted.name}" if wanted is not None else "it takes nothing"
+        takes = "it takes nothing" if wanted is None else f"it takes {' or '.join(filter(None, _keys(wanted)))}"
         raise BadRequest(f"could not {row.verb}: {ascii(min(values))[:80]} means nothing here; {takes}", row)
-    return None if wanted is None else checked(row, wanted, value)
+    if wanted is None:
+        return None
+    return named(row, wanted, value) if by_name else checked(row, wanted, value)
+
+
+def _keys(wanted: Argument) -> tuple[str, str]:
+    return wanted.name, wanted.or_name
+
+
+def named(row: Row, wanted: Argument, value: object) -> str:
+    """Return the argument of a verb that is given a name instead of a number. Raises BadRequest."""
+    if isinstance(value, str) and 0 < len(value) <= NAME_MAX:
+        return value
+    raise BadRequest(f"could not {row.verb}: {wanted.or_name} must be a name", row)
 
 
 def checked(row: Row, wanted: Argument, value: object) -> int | str | None:
@@ -96,7 +112,7 @@ def ask(row: Row, argument: int | str | None) -> bytes:
     """Return the line that makes a request."""
     values: dict[str, Any] = {"verb": row.verb}
     if row.argument is not None and argument is not None:
-        values[row.argument.name] = argument
+        values[_keys(row.argument)[isinstance(argument, str) and row.argument.or_name != ""]] = argument
     return line(values)
 
 

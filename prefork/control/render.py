@@ -110,10 +110,11 @@ def companion_states(companions: Sequence[dict[str, Any]]) -> str:
     up = sum(each["state"] != "waiting" for each in companions)
     missing = ", ".join(each["name"] for each in companions if each["state"] == "waiting")
     failed = ", ".join(f"{each['name']} {runs_bad(each)}" for each in companions if runs_bad(each))
-    due = [(each["next_run_in_s"], each["name"]) for each in companions if each["next_run_in_s"] is not None]
+    running = [each for each in companions if each["state"] != "waiting" and each.get("next_run_in_s") is not None]
+    soonest = min(running, key=lambda each: each["next_run_in_s"], default=None)
     parts = (
         f"{up} of {len(companions)} run", missing and f"waiting: {missing}", failed and f"failed runs: {failed}",
-        due and "next: {1} in {0}".format(duration(min(due)[0]), min(due)[1]),
+        soonest and f"next run: {soonest['name']} in {duration(soonest['next_run_in_s'])}",
     )  # fmt: skip
     return ", ".join(part for part in parts if part)
 
@@ -170,7 +171,10 @@ _BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
     Command.WORKERS: _workers,
     Command.STACKS: _stacks,
     Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
-    Command.RESTART: lambda result: [f"{result['replaced']} worker{'s' * (result['replaced'] != 1)} replaced"],
+    Command.RESTART: lambda result: [
+        f"companion {result['companion']} restarted" if "companion" in result
+        else f"{result['replaced']} worker{'s' * (result['replaced'] != 1)} replaced"
+    ],
     Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
     Command.REOPEN: lambda result: [
         result["reopened"],

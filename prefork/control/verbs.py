@@ -96,6 +96,10 @@ class Verbs:
                 return self._scale(int(argument or 1))
             case Command.LOG_LEVEL:
                 return self._log_level(str(argument))
+            case Command.RESTART if supervisor.service.work is None:
+                return protocol.error(f"could not restart: there is no program to start; {self._generations.degraded}")
+            case Command.RESTART if isinstance(argument, str):
+                return self._restart_companion(argument)
             case Command.RESTART:
                 return self._restart(argument)
         raise AssertionError(f"{command} has a verb and nobody to do it")
@@ -141,7 +145,7 @@ class Verbs:
     def _companions(self, until: float) -> Iterator[report.CompanionFacts]:
         """Yield the facts of each process of a companion, and of each companion that has none."""
         supervisor, now = self._supervisor, self._supervisor.clock.now()
-        living = {child.name: child for child in supervisor.table if child.kind is ChildKind.COMPANION}
+        living = self._companions_living()
         table, back_off = supervisor.companions.table, supervisor.companions.back_off
         for counts in () if table is None else table.read():
             child = living.get(counts.name)
@@ -158,15 +162,27 @@ class Verbs:
 
     # Verbs, most of which take time.
 
-    def _chosen(self, slot: int | str | None) -> list[Child]:
-        return [child for child in self._workers() if slot is None or child.number == slot]
+    def _chosen(self, which: int | str | None) -> list[Child]:
+        return [child for child in self._workers() if which is None or child.number == which]
 
-    def _stacks(self, slot: int | str | None) -> Work:
+    def _companions_living(self) -> dict[str, Child]:
+        return {child.name: child for child in self._supervisor.table if child.kind is ChildKind.COMPANION}
+
+    def _no_companion(self, name: str) -> str:
+        """Return why there is no companion of this name."""
+        table = self._supervisor.companions.table
+        known = [] if table is None else list(table.intervals)
+        return f"there is no companion {ascii(name)[1:-1]}; " + (
+            f"this service has {', '.join(known)}" if known else "this service has none"
+        )
+
+    def _stacks(self, which: int | str | None) -> Work:
         table = self._supervisor.table
-        companions = [child for child in table if child.kind is ChildKind.COMPANION and slot is None]
-        chosen = [child for child in (*self._chosen(slot), *companions) if child.state is not ChildState.KILLING]
-        if not chosen and slot is not None:
-            return protocol.error(f"could not get stacks: there is no worker {slot}")
+        companions = [child for name, child in self._companions_living().items() if which in (None, name)]
+        chosen = [child for child in (*self._chosen(which), *companions) if child.state is not ChildState.KILLING]
+        if not chosen and which is not None:
+            why_not = self._no_companion(which) if isinstance(which, str) else f"there is no worker {which}"
+            return protocol.error(f"could not get stacks: {why_not}")
         for child in chosen:
             signalling.show_stacks(child)
         until = monotonic() + STACKS_WITHIN_S
@@ -236,13 +252,38 @@ class Verbs:
             replaced = sum(child.state not in (ChildState.STARTING, ChildState.READY) for child in chosen)
             if replaced == len(chosen):
                 return protocol.result({"replaced": replaced})
-            if self._supervisor.phase not in (Phase.STARTING, Phase.RUNNING):
-                return protocol.error("could not restart: the service is about to end")
-            if self._supervisor.pool.boot_deaths >= BOOT_DEATHS_MAX:
-                return protocol.error(f"could not restart: new workers die at boot: {self._supervisor.last_error}")
+            if why_not := self._why_none_starts():
+                return protocol.error(f"could not restart: {why_not}")
             if replaced != said:
                 said = replaced
                 yield f"{replaced} of {_counted(len(chosen), 'worker')} replaced"
+
+    def _why_none_starts(self) -> str:
+        if self._supervisor.phase not in (Phase.STARTING, Phase.RUNNING):
+            return "the service is about to end"
+        if self._supervisor.pool.boot_deaths >= BOOT_DEATHS_MAX:
+            return f"new workers die at boot: {self._supervisor.last_error}"
+        return ""
+
+    def _restart_companion(self, name: str) -> Work:
+        """Replace a companion; one that waits in back-off is started now."""
+        companions = self._supervisor.companions
+        if name not in companions.specs:
+            return protocol.error(f"could not restart: {self._no_companion(name)}")
+        old = self._companions_living().get(name)
+        if old is None:
+            companions.start_now(name)
+        else:
+            old.replace = True
+        while True:
+            yield None
+            new = self._companions_living().get(name)
+            if new is not None and new is not old and new.state is ChildState.READY:
+                return protocol.result({"companion": name, "pid": new.pid})
+            if new is None and companions.back_off[name].ends:
+                return protocol.error(f"could not restart: companion {name} has ended again; the log says how")
+            if why_not := self._why_none_starts():
+                return protocol.error(f"could not restart: {why_not}")
 
     # Reloads. Every waiting client gets the results in the order of the requests.
 

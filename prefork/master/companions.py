@@ -123,6 +123,10 @@ class Companions:
             for name in self.table.intervals:
                 self.table.words(name)[UP] = name in up
 
+    def start_now(self, name: str) -> None:
+        """End the back-off of one that has no process."""
+        self.back_off[name] = BackOff()
+
     def not_started(self, name: str, now: float) -> None:
         """Note that the kernel refused a fork: try again soon, for that is cheap and the shortage may pass."""
         self.back_off[name].next_start = now + FORK_RETRY_S

@@ -349,18 +349,23 @@ def _stuck(queue: QueueWatch, ready: list[ChildView], limits: Limits, now: float
 
 def _missing(snapshot: PoolSnapshot) -> list[CompanionView]:
     """Return the companions that are to be started, if not before their time: their code has booted a worker."""
-    if not any(c.ready and c.generation >= snapshot.generation for c in snapshot.children):
+    if not _may_start_companions(snapshot):
         return []
     living = {c.name for c in snapshot.children if c.is_companion}
     return [view for view in snapshot.companions if view.name not in living]
 
 
+def _may_start_companions(snapshot: PoolSnapshot) -> bool:
+    return any(c.ready and c.generation >= snapshot.generation for c in snapshot.children)
+
+
 def _replaced_companions(snapshot: PoolSnapshot, serving: list[ChildView]) -> tuple[tuple[int, ExitReason], ...]:
     """Return the companions to be drained: of an older generation, once only workers of the wanted one serve; and those
-    that were asked to be replaced."""
+    that were asked to be replaced, where they can be."""
     new = any(c.ready for c in serving) and all(c.generation >= snapshot.generation for c in serving)
     staying = [c for c in snapshot.children if c.is_companion and c.staying]
-    leaving = [c for c in staying if c.due or (new and c.generation < snapshot.generation)]
+    startable = {view.name for view in snapshot.companions} if _may_start_companions(snapshot) else set()
+    leaving = [c for c in staying if (c.due and c.name in startable) or (new and c.generation < snapshot.generation)]
     return tuple((c.serial, ExitReason.REPLACED) for c in leaving)
 
 

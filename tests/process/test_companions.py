@@ -13,7 +13,7 @@ import pytest
 from prefork import ConfigError
 from tests.process.programs.declaring import Plain, Silent
 from tests.support.clients.connections import ask, free_port
-from tests.support.clients.controlling import asked
+from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered, scraped, wait_scraped
 from tests.support.programs.service import HUNG, ROOT, Fact, Service, Watch, script
@@ -117,13 +117,22 @@ def test_back_off(tmp_path: Path) -> None:
 
 
 def test_killed(tmp_path: Path) -> None:
-    """kill -9 of a companion: the next one comes, and the pool has no part in it."""
-    with Service(tmp_path, accompanied("steady")) as service:
+    """kill -9 of a companion, and `ctl restart NAME`: the next one comes, and the pool has no part in it."""
+    with Service(tmp_path, accompanied("steady", control_socket="c")) as service:
         first = begun(service, "steady")
         after = service.mark()
         service.signal(signal.SIGKILL, first["pid"])
         second = begun(service, "steady", after)
         assert second["pid"] != first["pid"]
+        assert ctl(tmp_path / "c", "restart", "steady").stdout == "companion steady restarted\n"
+        third = begun(service, "steady", service.facts.index(second) + 1)
+        assert f"companion steady pid {third['pid']}\n" in ctl(tmp_path / "c", "stacks", "steady").stdout
+        refused = ctl(tmp_path / "c", "restart", "stead")
+        assert refused.returncode == 1
+        assert refused.stderr == (
+            "prefork: could not restart: there is no companion stead; this service has steady\n"
+        )
+        assert "companions 1 of 1 run\n" in ctl(tmp_path / "c", "status").stdout
     assert service.wait("ended")["exits"] == {"drained": 1}
 
 

@@ -12,6 +12,7 @@ import pytest
 from prefork import ConfigError, PreForkingTCPServer, ThreadingTCPServer, every
 from prefork.accompanied import checked
 from prefork.commands import Command
+from prefork.control.render import companion_states, companion_table
 from prefork.master.children import ChildState
 from prefork.master.companions import Companions
 from prefork.master.service import CompanionSpec
@@ -253,6 +254,40 @@ def test_no_fork(pool: Simulation) -> None:
     pool.processes.refuse = False
     pool.advance(0.6)
     assert len(pool.companions()) == 2
+
+
+# As they are shown.
+
+
+def shown(name: str, state: str = "running", **known: Any) -> dict[str, Any]:
+    """What a master tells of a companion."""
+    job = {"runs_ok": None, "runs_failed": None, "runs_timed_out": None, "runs_lost": None, "run_age_s": None,
+           "last_run_ago_s": None, "last_run_took_s": None, "next_run_in_s": None, "starts_in_s": None}  # fmt: skip
+    process = {"pid": 1, "generation": 1, "age_s": 9.0, "cpu_s": 0.5, "rss_bytes": 3 << 20, "restarts": 0}
+    return {"name": name, "state": state, **job, **process, **known}
+
+
+def test_the_summary() -> None:
+    """How many run, which do not, whose runs did not end well and how many, and which job runs next."""
+    tidy = shown("tidy", runs_ok=9, runs_failed=1, runs_timed_out=2, runs_lost=3, next_run_in_s=61.0)
+    soon = shown("soon", runs_ok=9, runs_failed=0, runs_timed_out=0, runs_lost=0, next_run_in_s=4.0)
+    away = shown("away", "waiting", next_run_in_s=0.0)
+    assert companion_states([shown("one")]) == "1 of 1 run"
+    assert companion_states([tidy, shown("one"), soon, away]) == (
+        "3 of 4 run, waiting: away, failed runs: tidy 6, next run: soon in 4.0s"
+    )
+    earlier = {key: value for key, value in tidy.items() if key not in ("runs_timed_out", "runs_lost", "run_age_s")}
+    assert "failed runs: tidy 1" in companion_states([earlier])
+
+
+def test_the_row_of_a_job() -> None:
+    """The runs of whatever outcome, those that did not end well, and for how long the one that is on has run."""
+    job = shown("tidy", runs_ok=9, runs_failed=1, runs_timed_out=2, runs_lost=3, run_age_s=2.0, next_run_in_s=61.0)
+    heading, row, other = (line.split() for line in companion_table([job, shown("one")]))
+    found = dict(zip(heading, row, strict=True))
+    assert [found[name] for name in ("runs", "failed", "run", "next")] == ["15", "6", "2.0s", "1m01s"]
+    found = dict(zip(heading, other, strict=True))
+    assert [found[name] for name in ("runs", "failed", "run", "next")] == ["-"] * 4
 
 
 # Runs of a periodic job.

@@ -43,7 +43,7 @@ def test_any_bytes_are_a_request_or_a_bad_one(line: bytes) -> None:
     assert "\n" not in refused
 
 
-@given(st.sampled_from(sorted(BY_VERB)), st.dictionaries(st.sampled_from(["slot", "workers", "level", "x"]), JSON))
+@given(st.sampled_from(sorted(BY_VERB)), st.dictionaries(st.sampled_from(["slot", "companion", "workers", "level", "x"]), JSON))
 def test_any_argument_is_checked(verb: str, values: dict[str, object]) -> None:
     """A known verb with anything beside it is checked: what passes is in range, what does not is refused."""
     row = BY_VERB[verb]
@@ -51,7 +51,8 @@ def test_any_argument_is_checked(verb: str, values: dict[str, object]) -> None:
         request = protocol.read(json.dumps({"verb": verb, **values}).encode())
     except BadRequest:
         return
-    assert set(values) <= ({row.argument.name} if row.argument else set())
+    assert len(values) <= 1
+    assert set(values) <= ({row.argument.name, row.argument.or_name} - {""} if row.argument else set())
     if isinstance(request.argument, int):
         assert row.argument is not None
         assert row.argument.at_least <= request.argument <= row.argument.at_most
@@ -62,8 +63,25 @@ def test_what_is_asked_is_read(row: Row) -> None:
     """What the client writes is what the master reads."""
     wanted = row.argument
     argument = None if wanted is None else wanted.choices[0] if wanted.choices else 7
-    request = protocol.read(protocol.ask(row, argument).rstrip(b"\n"))
-    assert (request.row, request.argument) == (row, argument)
+    for each in (argument, "indexer") if wanted is not None and wanted.or_name else (argument,):
+        request = protocol.read(protocol.ask(row, each).rstrip(b"\n"))
+        assert (request.row, request.argument) == (row, each)
+
+
+@pytest.mark.parametrize(("values", "sentence"), [
+    ({"slot": "1"}, "could not restart: slot must be a whole number from 1 to 1020"),
+    ({"companion": 1}, "could not restart: companion must be a name"),
+    ({"companion": ""}, "could not restart: companion must be a name"),
+    ({"companion": None}, "could not restart: companion must be a name"),
+    ({"companion": "x" * 64}, "could not restart: companion must be a name"),
+    ({"companion": "x", "slot": 1}, "could not restart: 'slot' means nothing here; it takes slot or companion"),
+    ({"level": "x"}, "could not restart: 'level' means nothing here; it takes slot or companion"),
+])  # fmt: skip
+def test_a_number_or_a_name(values: dict[str, object], sentence: str) -> None:
+    """What takes either takes one of them, under its own key."""
+    with pytest.raises(BadRequest) as refused:
+        protocol.read(json.dumps({"verb": "restart", **values}).encode())
+    assert str(refused.value) == sentence
 
 
 NASTY = (

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,3 +209,106 @@ def test_one_worker_is_replaced(pool: tuple[Simulation, Verbs, Clock]) -> None:
     simulation.advance(0.5)
     assert answer(work) == {"ok": True, "result": {"replaced": 1}}
     assert (first.alive, second.alive) == (False, True)
+
+
+# By the name of a companion.
+
+
+@pytest.fixture
+def accompanied() -> Iterator[tuple[Simulation, Verbs]]:
+    """A pool with two companions that run, and its verbs."""
+    simulation = Simulation(companions=("one", "two"))
+    simulation.settle()
+    simulation.advance(0.05)
+    for companion in simulation.companions():
+        companion.boot()
+    simulation.turn()
+    yield simulation, Verbs(simulation.supervisor, simulation.generations)
+    simulation.close()
+
+
+def named(found: Verbs, verb: str, name: str) -> Any:
+    return found.answer(Request(BY_VERB[verb], name), PEER, PlaceInQueue())
+
+
+def test_a_companion_is_replaced(accompanied: tuple[Simulation, Verbs]) -> None:
+    """The one that was named, and no other; the answer comes when the next one runs, which starts when it has gone."""
+    simulation, found = accompanied
+    one, two = simulation.companions()
+    one.hang()
+    work = named(found, "restart", "one")
+    assert next(work) is None
+    simulation.advance(4.9)
+    assert next(work) is None
+    assert simulation.companions() == [one, two]
+    simulation.advance(0.2)
+    assert (one.alive, two.alive, two.told) == (False, True, [])
+    assert next(work) is None
+    simulation.companions()[-1].boot()
+    simulation.turn()
+    assert answer(work) == protocol.result({"companion": "one", "pid": simulation.companions()[-1].pid})
+
+
+def test_one_in_back_off_is_started_now(accompanied: tuple[Simulation, Verbs]) -> None:
+    """And where it ends again before it is seen to run, that is said."""
+    simulation, found = accompanied
+    simulation.companions()[0].exit(1)
+    simulation.advance(0.1)
+    assert len(simulation.companions()) == 1
+    work = named(found, "restart", "one")
+    assert next(work) is None
+    simulation.advance(0.05)
+    _, again = simulation.companions()
+    again.exit(1)
+    simulation.advance(0.05)
+    assert answer(work)["error"] == "could not restart: companion one has ended again; the log says how"
+
+
+def test_a_companion_that_there_is_not(accompanied: tuple[Simulation, Verbs]) -> None:
+    """Is refused in a sentence that names those that there are."""
+    _, found = accompanied
+    for verb, begins in (("restart", "could not restart"), ("stacks", "could not get stacks")):
+        said = answer(named(found, verb, "thr\nee"))["error"]
+        assert said == f"{begins}: there is no companion thr\\nee; this service has one, two"
+
+
+def test_no_companion_at_all(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """A service without any says so."""
+    said = answer(named(pool[1], "restart", "one"))["error"]
+    assert said == "could not restart: there is no companion one; this service has none"
+
+
+def test_stacks_of_a_companion(accompanied: tuple[Simulation, Verbs]) -> None:
+    """Of the one that was named alone."""
+    simulation, found = accompanied
+    work = named(found, "stacks", "two")
+    assert next(work) is None
+    simulation.advance(1.0)
+    result = answer(work)["result"]
+    assert result["workers"] == []
+    assert [each["name"] for each in result["companions"]] == ["two"]
+
+
+def test_a_restart_that_could_not_end(accompanied: tuple[Simulation, Verbs]) -> None:
+    """It is refused at the end of the service; and where no worker of its code is ready the old one stays, since the next
+    could not be started."""
+    simulation, found = accompanied
+    work = named(found, "restart", "one")
+    assert next(work) is None
+    for worker in simulation.living():
+        worker.die()
+    simulation.advance(0.1)
+    before = simulation.companions()
+    assert len(before) == 2
+    simulation.command(Command.DRAIN)
+    assert answer(work)["error"] == "could not restart: the service is about to end"
+
+
+def test_a_degraded_master_restarts_nobody(pool: tuple[Simulation, Verbs, Clock]) -> None:
+    """It has no program to start anybody from, and says so at once."""
+    simulation, found, _ = pool
+    simulation.supervisor.service = replace(simulation.supervisor.service, work=None)
+    simulation.generations.degraded = "the program failed: no database"
+    for which in (None, 1, "one"):
+        said = found.answer(Request(BY_VERB["restart"], which), PEER, PlaceInQueue())
+        assert said == protocol.error("could not restart: there is no program to start; the program failed: no database")
