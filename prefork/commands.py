@@ -10,7 +10,7 @@ from enum import Enum, auto
 
 from .logs import LEVELS
 
-WORKERS_MAX = 1020  # what the board has rows for, and once more for those that drain
+WORKERS_MAX = 1020  # with companions: what the board has rows for, and once more for those that drain
 
 
 class Command(Enum):

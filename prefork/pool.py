@@ -108,14 +108,14 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         validate(self)
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
+        own: Preforked = self._prefork_
+        own.control_terms()
+        own.check_companions()
         if run_mode() is not RunMode.SINGLE:
             check_kernel()
             given = handed()
             lent = 0 if given is None else 2 * len(given.values.get("children", ()))
-            check_room(self.max_children, lent, rehearsing=rehearsing())
-        own: Preforked = self._prefork_
-        own.control_terms()
-        own.check_companions()
+            check_room(self.max_children, len(own.companions()), lent, rehearsing=rehearsing())
         if rehearsing():
             rehearse(own.rehearsal())
         if run_mode() is RunMode.SINGLE:

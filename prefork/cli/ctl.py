@@ -115,7 +115,7 @@ def term(row: Row) -> str:
 
 
 def _shown(argument: Argument) -> str:
-    name = "|".join(filter(None, (argument.name, argument.or_name))).upper()
+    name = "/".join(filter(None, (argument.name, argument.or_name))).upper()
     return f"[{name}]" if argument.optional else name
 
 

@@ -14,6 +14,7 @@ from prefork.metrics.board import BOARD_BYTES
 from prefork.metrics.scoreboard import sealed_memory
 from prefork.workers import descriptor_limit
 
+from ..commands import WORKERS_MAX
 from ..errors import ConfigError, PreforkError
 
 __all__ = ["check_kernel", "check_room"]
@@ -66,17 +67,23 @@ _CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
 )
 
 
-def check_room(max_children: int, lent: int = 0, *, rehearsing: bool = False) -> None:
-    """Raise ConfigError if so many workers, and as many of a reload's other generation, cannot be watched.
+def check_room(max_children: int, companions: int = 0, lent: int = 0, *, rehearsing: bool = False) -> None:
+    """Raise ConfigError if so many workers and companions, and as many of a reload's other generation, cannot be
+    watched.
 
-    `lent`: how many descriptors are open for workers of another generation. A rehearsal must not pass what its new
+    `lent`: how many descriptors are open for children of another generation. A rehearsal must not pass what its new
     image would then refuse, which has some descriptors more.
     """
-    both = 2 * max_children + max(2 * max_children, lent)  # two for each: its pidfd and its memory
+    children, asked = max_children + companions, f"max_children={max_children}"
+    if companions:
+        asked += f" and {companions} companion{'s' * (companions != 1)}"
+    if children > WORKERS_MAX:
+        raise ConfigError(f"could not serve with {asked}: together they must be at most {WORKERS_MAX}")
+    both = 2 * children + max(2 * children, lent)  # two for each: its pidfd and its memory
     most, needed = descriptor_limit.hard_limit(), _open_now() - lent + both + RESERVE * (1 + rehearsing)
     if needed > most:
         error = ConfigError(
-            f"could not serve with max_children={max_children}: with both generations of a reload that may take "
+            f"could not serve with {asked}: with both generations of a reload that may take "
             f"{needed} descriptors, and {most} is the limit"
         )
         error.add_note("Raise the hard limit (LimitNOFILE=, ulimit -Hn), or lower max_children.")
