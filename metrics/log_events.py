@@ -80,7 +80,7 @@ class LogEvent(Enum):
     COMPANIONS_OFF = "`prefork run --single` runs no companions: `companions`"
     # Workers, at boot and at their end.
     IMPORT_FAILED = "a `module` that would be imported lazily could not be imported"
-    MEASURE_FAILED = "a worker could not measure itself"
+    MEASURE_FAILED = "a worker or companion could not measure itself"
     STRAY_FAILED = "a process that the program forked returned into a call of ours by an exception"
     THREADS_AWAITED = "a worker that leaves waits for `threads` of the program's"
     THREADS_FAILED = "the program's threads could not be ended"

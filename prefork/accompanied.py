@@ -57,7 +57,7 @@ class Accompanied(Supervised):
         title = f"prefork: companion {declared.name}"
         terms = CompanionTerms(
             declared.name, partial(declared.function, server), declared.interval, declared.timeout,
-            server.graceful_timeout,
+            server.graceful_timeout, measured=server.metrics_address is not None or server.max_memory is not None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self.supervisor.nudge,
         )  # fmt: skip

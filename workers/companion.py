@@ -37,6 +37,7 @@ from prefork.metrics.scoreboard import LEAVING, READY, REPLACE_ASKED, YES
 from . import ending, strays, user_forks
 from .bootstrap import Birth, Master, note_failure
 from .latch import Latch
+from .limits import SAMPLE_EVERY_S, record
 from .loop import IGNORED
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .wakeup import Wakeup
@@ -54,6 +55,7 @@ class CompanionTerms:
     interval: float | None
     timeout: float | None
     graceful_timeout: float
+    measured: bool  # as workers are: its memory is told
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
 
@@ -78,6 +80,7 @@ class Companion:
         self.birth = birth
         self.master = master
         self.draining = False
+        self._next_sample_ns = 0
         self._orphan = False
         self._forked = False  # this is a process that user code forked from the companion
         self._told = Latch()
@@ -163,10 +166,17 @@ class Companion:
             words[RUN_ENDED_AT_NS] = time_ns()
         self.terms.set_title("")
 
+    def _sample(self) -> None:
+        """Measure this process, now and then, where the program's function is at rest."""
+        if self.terms.measured and not self._forked and monotonic_ns() >= self._next_sample_ns:
+            self._next_sample_ns = monotonic_ns() + round(SAMPLE_EVERY_S * NS)
+            record(self.birth.slot.words)
+
     # The end.
 
     def wait_draining(self, seconds: float | None) -> bool:
         """Wait until the companion is told to end, at most `seconds`; return whether it is. In any thread."""
+        self._sample()
         main = threading.current_thread() is threading.main_thread() and not self._forked
         return self._told.wait(seconds, self._wakeup if main else None)
 

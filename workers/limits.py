@@ -1,6 +1,6 @@
-"""The limits after which a worker is due for replacement: requests served, memory sampled. Pure, except `sample()`.
+"""The limits after which a worker is due for replacement: requests served, memory sampled. Pure, except `sample()` and `record()`.
 
-Runs in the worker. A worker that is due says so and keeps serving; the master replaces it. The master judges a
+Runs in the worker; `record()` in a companion, too. A worker that is due says so and keeps serving; the master replaces it. The master judges a
 worker's age, so that an idle worker need not be woken for it.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.kernel import descriptors
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import CPU_SYSTEM_NS, CPU_USER_NS, FDS_LIMIT, OPEN_FDS, PRIVATE_MEMORY
 
 log = logging.getLogger("prefork.server")
 
@@ -51,13 +52,23 @@ class WorkerLimits:
 
 @dataclass(frozen=True, slots=True)
 class CostSample:
-    """The memory, descriptors and CPU time that a worker measured of itself."""
+    """The memory, descriptors and CPU time that a process of ours measured of itself."""
 
     private_memory: int  # bytes shared with no other process: Private_Clean + Private_Dirty
     open_fds: int
     fds_limit: int
     cpu_user_s: float
     cpu_system_s: float
+
+
+def record(words: memoryview) -> CostSample | None:
+    """Measure this process, and write the result to its slot, whose `words` these are."""
+    seen = sample()
+    if seen is not None:
+        words[PRIVATE_MEMORY], words[OPEN_FDS] = seen.private_memory, seen.open_fds
+        words[FDS_LIMIT] = seen.fds_limit
+        words[CPU_USER_NS], words[CPU_SYSTEM_NS] = int(seen.cpu_user_s * 1e9), int(seen.cpu_system_s * 1e9)
+    return seen
 
 
 def sample() -> CostSample | None:
@@ -72,7 +83,7 @@ def sample() -> CostSample | None:
         cpu, memory = process.cpu_times(), process.memory_full_info().uss
     except (psutil.Error, OSError, ValueError) as exc:  # ValueError: the /proc of something else
         log.warning(
-            "could not measure this worker, which goes on unmeasured: %s",
+            "could not measure this process, which goes on unmeasured: %s",
             str(exc) or type(exc).__name__,
             extra=event(LogEvent.MEASURE_FAILED),
         )

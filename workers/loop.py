@@ -21,19 +21,7 @@ from typing import Any
 
 from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ExitReason
-from prefork.metrics.scoreboard import (
-    CPU_SYSTEM_NS,
-    CPU_USER_NS,
-    DRAIN_ASKED,
-    DUE,
-    FDS_LIMIT,
-    LEAVING,
-    OPEN_FDS,
-    PRIVATE_MEMORY,
-    READY,
-    REPLACE_ASKED,
-    YES,
-)
+from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
 from . import ending, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
@@ -41,7 +29,7 @@ from .bootstrap import Birth, Master, leave, note_failure
 from .hangup import InHand
 from .lanes import Lanes
 from .lazy_imports import import_lazy
-from .limits import SAMPLES, WorkerLimits, jittered, sample
+from .limits import SAMPLES, WorkerLimits, jittered, record
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .wakeup import Wakeup
 
@@ -296,12 +284,8 @@ class Worker:
             self.terms.nudge()
 
     def _sample(self, now_ns: int) -> None:
-        seen, words = sample(), self.birth.slot.words
-        if seen is not None:
+        if (seen := record(self.birth.slot.words)) is not None:
             self._memory.append(seen.private_memory)
-            words[PRIVATE_MEMORY], words[OPEN_FDS] = seen.private_memory, seen.open_fds
-            words[FDS_LIMIT] = seen.fds_limit
-            words[CPU_USER_NS], words[CPU_SYSTEM_NS] = int(seen.cpu_user_s * 1e9), int(seen.cpu_system_s * 1e9)
         self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
 
     # Leaving.

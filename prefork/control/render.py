@@ -44,6 +44,11 @@ def size(value: int | None) -> str:
     return f"{value / 1048576:.0f}M" if value < 1 << 30 else f"{value / (1 << 30):.1f}G"
 
 
+def memory(process: dict[str, Any]) -> str:
+    """Format what a process has for its own, if it has measured that, else what is resident."""
+    return size(process.get("private_memory_bytes") or process["rss_bytes"])
+
+
 def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset(), gap: int = 2) -> list[str]:
     """Align rows in columns as wide as their cells. Columns in `left` are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -62,7 +67,7 @@ def worker_cells(worker: dict[str, Any]) -> list[str]:
         str(worker["slot"]), str(worker["pid"]), str(worker["generation"]), worker["state"],
         duration(worker["age_s"]), str(worker["requests"]), f"{worker['lanes_busy']}/{worker['lanes']}",
         duration(worker["request_age_s"]), "-" if cpu is None else f"{cpu:.1f}s",
-        size(worker["private_memory_bytes"] or worker["rss_bytes"]), peer_text(peers[0]) + more if peers else "-",
+        memory(worker), peer_text(peers[0]) + more if peers else "-",
     ]  # fmt: skip
 
 
@@ -79,7 +84,7 @@ def _companion_cells(companion: dict[str, Any]) -> list[str]:
         companion["state"], duration(companion["age_s"]), str(companion["restarts"]),
         *(("-", "-") if ok is None else (str(ok + bad), str(bad))), duration(companion.get("run_age_s")),
         duration(companion["last_run_ago_s"]), duration(companion["last_run_took_s"]), duration(due),
-        "-" if cpu is None else f"{cpu:.1f}s", size(companion["rss_bytes"]),
+        "-" if cpu is None else f"{cpu:.1f}s", memory(companion),
     ]  # fmt: skip
 
 

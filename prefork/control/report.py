@@ -45,6 +45,7 @@ class CompanionFacts:
     age_s: float | None = None
     cpu_s: float | None = None
     rss: int | None = None
+    private_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _companion(companion: CompanionFacts, facts: ServiceFacts) -> dict[str, Any]
         "last_run_ago_s": _rounded(max(0, facts.wall_ns - counts.run_ended_at_ns) / NS if ran else None),
         "last_run_took_s": _rounded(counts.run_took_ns / NS if ran else None),
         "next_run_in_s": _rounded(max(0, counts.next_run_ns - facts.board.now_ns) / NS if counts.next_run_ns else None),
-        "cpu_s": companion.cpu_s, "rss_bytes": companion.rss,
+        "cpu_s": companion.cpu_s, "rss_bytes": companion.rss, "private_memory_bytes": companion.private_memory or None,
     }  # fmt: skip
 
 

@@ -158,6 +158,7 @@ class Verbs:
                 yield report.CompanionFacts(
                     counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
                     child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
+                    child.reader.look(monotonic_ns()).private_memory,
                 )  # fmt: skip
 
     # Verbs, most of which take time.

@@ -299,6 +299,7 @@ def test_a_periodic_job(tmp_path: Path) -> None:
         job, steady = (asked(tmp_path / "c", "workers")["companions"][at] for at in (0, 1))
         assert (job["name"], job["state"], job["restarts"], job["runs_failed"]) == ("job", "running", 1, 1)
         assert (job["runs_lost"], job["runs_timed_out"]) == (1, 0)
+        assert all(0 < each["private_memory_bytes"] < each["rss_bytes"] for each in (job, steady))
         assert 0 <= job["next_run_in_s"] <= INTERVAL
         assert (steady["runs_ok"], steady["last_run_ago_s"], steady["pid"]) == (
             None,

@@ -93,7 +93,7 @@ class Hooks:
         service.wait_ready(1)
         with service.hold() as held:
             assert int(held.ask(b"pid")) == held.pid
-        assert "could not measure this worker, which goes on unmeasured" in service.log
+        assert "could not measure this process, which goes on unmeasured" in service.log
     with Service(tmp_path, script(bases="PreForkingMixIn, ThreadingTCPServer", max_children=1, max_threads=3,
                                   **settings)) as service:  # fmt: skip
         service.wait_ready(1)
