@@ -30,7 +30,7 @@ class LogEvent(Enum):
     METRICS_OFF = "`prefork run --single` serves no metrics"
     RUNNING = "the first worker is ready"
     DRAINING = "the service ends: it finishes what it has"
-    KILLING = "the service ends: workers are told to leave now"
+    STOPPING = "the service ends: its children are told to leave now"
     STOPPED = "the service has ended"
     COMMAND = "the master obeys `command`"
     CONTROL_REQUEST = "`peer` asked for `verb` on the control socket"
@@ -44,7 +44,7 @@ class LogEvent(Enum):
     # Children: each has `kind` and `pid`, and if known `slot` and `gen`.
     CHILD_READY = "a child is ready"
     CHILD_DRAINING = "a child was told to leave when it has finished"
-    CHILD_KILLING = "a child is being killed"
+    CHILD_STOPPING = "a child was told to leave now"
     CHILD_ENDED = "a child has ended: `reason`, and what it had to say as `detail`"
     CHILD_KILLED = "a child was killed at its deadline, `after_s` in `state`"
     CHILD_LEFT_BEHIND = "a child could not be killed and reaped in time"

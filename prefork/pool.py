@@ -144,7 +144,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             return own.companion.draining
         if run_mode() is RunMode.SINGLE:
             return own.shutdown_requested
-        return own.supervisor is not None and own.supervisor.phase in (Phase.DRAINING, Phase.KILLING)
+        return own.supervisor is not None and own.supervisor.phase in (Phase.DRAINING, Phase.STOPPING)
 
     def wait_draining(self, timeout: float | None = None) -> bool:
         """Wait until this companion is told to end, at most `timeout` seconds; return whether it is.

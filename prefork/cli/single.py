@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.signals import Signals
+from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -36,6 +36,11 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
         handle_error(request, client_address)
 
     return handle
+
+
+def _stopping(server: "PreForkingMixIn") -> None:
+    server.worker_stopping()
+    log.info("stopped", extra=event(LogEvent.STOPPED))
 
 
 def serve_single(server: "PreForkingMixIn") -> None:
@@ -61,7 +66,10 @@ def serve_single(server: "PreForkingMixIn") -> None:
     server._prefork_.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)
-    signals.take({signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()})
+    taken: dict[int, SignalHandler] = {signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, and Python leaves it so
+        taken[signal.SIGINT] = signal.default_int_handler
+    signals.take(taken)
     try:
         server.worker_started()
         log.info(
@@ -70,11 +78,11 @@ def serve_single(server: "PreForkingMixIn") -> None:
             extra=event(LogEvent.LISTENING, address=address_text(server.socket.getsockname())),
         )
         server.serve_forever()
-        server.worker_stopping()
+        _stopping(server)
     except (KeyboardInterrupt, BdbQuit):
-        server.worker_stopping()
+        _stopping(server)
     except SystemExit:
-        server.worker_stopping()
+        _stopping(server)
         raise
     finally:
         signals.put_back()

@@ -122,7 +122,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _by_state(workers: Sequence[WorkerFacts]) -> dict[str, int]:
-    found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0, "killing": 0}
+    found = {"starting": 0, "idle": 0, "busy": 0, "draining": 0, "stopping": 0, "killing": 0}
     for worker in workers:
         found[worker.state] += 1
     return found

@@ -30,6 +30,7 @@ class ChildState(Enum):
     STARTING = auto()
     READY = auto()
     DRAINING = auto()
+    STOPPING = auto()
     KILLING = auto()
     REAPED = auto()
 
@@ -39,7 +40,8 @@ CHILD_MAY_FOLLOW: dict[ChildState, set[ChildState]] = {
     ChildState.STARTING: set(),
     ChildState.READY: {ChildState.STARTING},
     ChildState.DRAINING: {ChildState.STARTING, ChildState.READY},
-    ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},
+    ChildState.STOPPING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING},
+    ChildState.KILLING: {ChildState.STARTING, ChildState.READY, ChildState.DRAINING, ChildState.STOPPING},
     ChildState.REAPED: set(ChildState) - {ChildState.REAPED},
 }
 
@@ -48,6 +50,7 @@ _CONDITIONS = {
     ChildState.STARTING: Condition.STARTING,
     ChildState.READY: Condition.READY,
     ChildState.DRAINING: Condition.DRAINING,
+    ChildState.STOPPING: Condition.DRAINING,
     ChildState.KILLING: Condition.DRAINING,
 }
 
@@ -104,11 +107,11 @@ class Child:
         return self.report is not None and self.report.leaving in (ExitReason.EXITED, ExitReason.CRASHED)
 
     def set_state(self, state: ChildState, now: float) -> None:
-        """Set the state, and log it. Nothing else may assign `state`."""
+        """Set the state, and log it, except where its end is logged with why. Nothing else may assign `state`."""
         if self.state not in CHILD_MAY_FOLLOW[state]:
             raise AssertionError(f"{self}: {state.name} cannot follow {self.state.name}")
         level = logging.DEBUG if self.kind is ChildKind.REQUEST else logging.INFO
-        if state is not ChildState.REAPED:
+        if state not in (ChildState.KILLING, ChildState.REAPED):
             log.log(
                 level,
                 "%s: %s",

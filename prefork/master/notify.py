@@ -53,7 +53,7 @@ class NotifyFacts:
 
     @property
     def ending(self) -> bool:
-        return self.phase in (Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
+        return self.phase in (Phase.DRAINING, Phase.STOPPING, Phase.STOPPED)
 
 
 def status_line(facts: NotifyFacts) -> str:
@@ -62,7 +62,7 @@ def status_line(facts: NotifyFacts) -> str:
     match facts.phase:
         case Phase.STOPPED:
             return "stopped"
-        case Phase.DRAINING | Phase.KILLING:
+        case Phase.DRAINING | Phase.STOPPING:
             return f"{'draining' if facts.phase is Phase.DRAINING else 'stopping'}: {_workers(left)} left"
     word = "starting" if facts.phase is Phase.STARTING else "reloading" if facts.reloading else "serving"
     short = f" of {facts.enough}" if facts.ready < facts.enough else ""

@@ -44,11 +44,14 @@ SPAWN_BURST_MAX = 32
 RESIZE_EVERY_S = 1.0
 
 
+TOLD_TO_LEAVE = (ChildState.DRAINING, ChildState.STOPPING)
+
+
 class Phase(Enum):
     STARTING = auto()
     RUNNING = auto()
     DRAINING = auto()
-    KILLING = auto()
+    STOPPING = auto()
     STOPPED = auto()
 
 
@@ -241,7 +244,7 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 
 def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     """Plan the end: DRAINING serves the accept queue to its end, then drains the workers, and the companions when these
-    have gone, or when half of the time has; KILLING stops them all.
+    have gone, or when half of the time has; STOPPING stops them all.
 
     Where every worker has died before the queue was once seen empty, one more serves it. The end does not wait for one
     that outlives its SIGKILL, or is out of our reach.
@@ -254,8 +257,8 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     forsaken = phase is Phase.DRAINING and not pool.served and _is_forsaken(snapshot, left)
     if phase is Phase.STOPPED or not (left or forsaken):
         return Plan(Phase.STOPPED, pool)
-    if phase is Phase.KILLING:
-        stop = tuple(c.serial for c in left if c.state is not ChildState.KILLING and c.reason is not ExitReason.STOPPED)
+    if phase is Phase.STOPPING:
+        stop = tuple(c.serial for c in left if c.state not in (ChildState.STOPPING, ChildState.KILLING))
         return Plan(phase, pool, stop=stop)
     drain = [c for c in left if c.serving and (quiet or late or (c.state is ChildState.STARTING and not forsaken))]
     if late or (all(c.is_companion for c in left) and not forsaken):
@@ -326,7 +329,7 @@ def _surplus(
     snapshot: PoolSnapshot, pool: Pool, limits: Limits, ready: list[ChildView], leavers: list[ChildView]
 ) -> tuple[tuple[int, ExitReason], ...]:
     """Return the READY workers over the target, to be drained: those that are due first, then the youngest idle."""
-    draining = sum(c.state is ChildState.DRAINING for c in snapshot.children if not c.is_companion)
+    draining = sum(c.state in TOLD_TO_LEAVE for c in snapshot.children if not c.is_companion)
     most = min(len(ready) - pool.target, limits.max_children - draining)
     if most <= 0:
         return ()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 
-from .children import Child, ChildState, ChildTable
+from .children import CHILD_MAY_FOLLOW, Child, ChildState, ChildTable
 from .guard import guarded
 from .policy import STOP_GRACE_S, Plan
 
@@ -62,8 +62,9 @@ def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now:
     """Drain or stop (QUIT) the child. A deadline that it already has is never put off."""
     child.reason, child.told = reason, now
     child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
-    if child.state in (ChildState.STARTING, ChildState.READY):
-        table.set_state(child, ChildState.DRAINING, now)
+    state = ChildState.STOPPING if signum == signal.SIGQUIT else ChildState.DRAINING
+    if child.state in CHILD_MAY_FOLLOW[state]:
+        table.set_state(child, state, now)
     child.signal(signum)
 
 

@@ -53,7 +53,7 @@ PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
     Phase.STARTING: set(),
     Phase.RUNNING: {Phase.STARTING},
     Phase.DRAINING: {Phase.STARTING, Phase.RUNNING},
-    Phase.KILLING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},
+    Phase.STOPPING: {Phase.STARTING, Phase.RUNNING, Phase.DRAINING},
     Phase.STOPPED: set(Phase) - {Phase.STOPPED},
 }
 
@@ -272,8 +272,8 @@ class Supervisor:
         match command:
             case Command.DRAIN if self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
                 self._begin_drain(now)
-            case Command.STOP if self.phase in PHASE_MAY_FOLLOW[Phase.KILLING]:
-                self._set_phase(Phase.KILLING, now)
+            case Command.STOP if self.phase in PHASE_MAY_FOLLOW[Phase.STOPPING]:
+                self._set_phase(Phase.STOPPING, now)
             case Command.RELOAD if self.phase in (Phase.STARTING, Phase.RUNNING):
                 self.generations.ask()
             case Command.RESTART:
@@ -423,7 +423,7 @@ class Supervisor:
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
         self._wake_at = plan.wake_at
         if policy.hopeless(self.pool) and self.phase is Phase.STARTING:
-            self._set_phase(Phase.KILLING, now)
+            self._set_phase(Phase.STOPPING, now)
             self._wake_at = now
         elif self.pool.next_start > now:
             self._wake_at = min(self._wake_at, self.pool.next_start)

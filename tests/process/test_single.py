@@ -127,7 +127,20 @@ def test_terminated(here: Path) -> None:
         assert ask(str(path), b"hello\n") == b"HELLO %d 1\n" % run.pid
         assert run.ended(signal.SIGTERM) == 0
     assert "metrics are not served" in run.log
+    assert run.log.endswith(" stopped\n")
     assert not path.exists()
+
+
+IGNORING = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *MODULE)
+
+
+def test_an_interrupt_that_was_inherited_as_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script's background job it ends by INT all the same, as a pool does; the log says so."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with running(["run", "app:Server", "--bind", ANY_PORT, "--single"], cwd=here, program=IGNORING) as run:
+        assert ask(("127.0.0.1", run.port), b"hello\n") == b"HELLO %d 1\n" % run.pid
+        assert run.ended(signal.SIGINT) == 0
+    assert run.log.endswith(" stopped\n")
 
 
 def test_under_pdb_from_the_start(here: Path) -> None:

@@ -15,7 +15,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 
 S = ChildState
-ORDER = [S.STARTING, S.READY, S.DRAINING, S.KILLING, S.REAPED]
+ORDER = [S.STARTING, S.READY, S.DRAINING, S.STOPPING, S.KILLING, S.REAPED]
 SOURCES = Path(__file__).parents[2]
 
 
@@ -30,7 +30,7 @@ def child() -> Iterator[Child]:
 @pytest.mark.parametrize("after", ORDER)
 @pytest.mark.parametrize("before", ORDER)
 def test_states_follow_one_another(before: ChildState, after: ChildState, child: Child) -> None:
-    """STARTING → READY → DRAINING → KILLING → REAPED, each may be left out, and none follows a later one."""
+    """STARTING → READY → DRAINING → STOPPING → KILLING → REAPED, each may be left out, and none follows a later one."""
     child.state = before
     if ORDER.index(after) > ORDER.index(before):
         child.set_state(after, 2.0)
@@ -61,11 +61,12 @@ def test_not_ready_is_not_booted(child: Child) -> None:
 
 
 def test_the_setter_logs(child: Child, caplog: pytest.LogCaptureFixture) -> None:
-    """Each change but the last is one line with who it is; how it ended is said by whoever settles its account."""
+    """Each change is one line with who it is; that it is killed is said with why by who does it, and how it ended by who
+    settles its account."""
     with caplog.at_level(logging.INFO, "prefork"):
         for state in ORDER[1:]:
             child.set_state(state, 2.0)
-    assert caplog.messages == [f"worker slot=2 gen=3 pid=4711: {what}" for what in ("ready", "draining", "killing")]
+    assert caplog.messages == [f"worker slot=2 gen=3 pid=4711: {what}" for what in ("ready", "draining", "stopping")]
 
 
 def test_one_setter() -> None:

@@ -54,9 +54,9 @@ later = st.sampled_from([NOW - 1, NOW, NOW + 0.005, NOW + 0.5, NOW + 3, NOW + 10
 @st.composite
 def children(draw: st.DrawFn, serial: int) -> ChildView:
     """Any that the supervisor can see: what contradicts itself is left out, what is unlikely is not."""
-    state = draw(st.sampled_from(list(ChildState)[:4]))
+    state = draw(st.sampled_from(list(ChildState)[:5]))
     kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER, ChildKind.COMPANION]))
-    told = state in (ChildState.DRAINING, ChildState.KILLING)
+    told = state in (ChildState.DRAINING, ChildState.STOPPING, ChildState.KILLING)
     lanes = 0 if kind is ChildKind.COMPANION else draw(st.sampled_from([1, 1, 3]))
     busy = [] if state is ChildState.STARTING or not lanes else draw(st.lists(moments, max_size=lanes))
     reasons = [ExitReason.DRAINED, ExitReason.REPLACED, ExitReason.STOPPED]
@@ -138,7 +138,7 @@ def test_never_over_max(snapshot: PoolSnapshot, limits: Limits) -> None:
 def test_draining_is_bounded(snapshot: PoolSnapshot, limits: Limits) -> None:
     """No drain is begun that makes more than max_children DRAINING, a cut request excepted."""
     begun = len(uncut(snapshot, plan(snapshot, limits, NOW)))
-    draining = sum(child.state is ChildState.DRAINING for child in snapshot.children if not child.is_companion)
+    draining = sum(child.state in (ChildState.DRAINING, ChildState.STOPPING) for child in snapshot.children if not child.is_companion)
     assert begun == 0 or draining + begun <= limits.max_children
 
 
@@ -163,7 +163,7 @@ def test_backoff_is_single_file(snapshot: PoolSnapshot, limits: Limits) -> None:
             assert not any(child.serving and not child.ready for child in snapshot.children)
 
 
-@given(snapshots([Phase.DRAINING, Phase.KILLING, Phase.STOPPED]), limits())
+@given(snapshots([Phase.DRAINING, Phase.STOPPING, Phase.STOPPED]), limits())
 def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     """After STOP, and after DRAIN and its drain_delay, nothing is started but a worker for a queue that has none any
     more; no phase goes back; everybody is told."""
@@ -178,9 +178,8 @@ def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     assert result.companions == ()
     if not (forsaken and not workers):
         assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
-    if result.phase is Phase.KILLING:
-        told = {child.serial for child in workers if child.reason is ExitReason.STOPPED}
-        told |= {child.serial for child in workers if child.state is ChildState.KILLING}
+    if result.phase is Phase.STOPPING:
+        told = {child.serial for child in workers if child.state in (ChildState.STOPPING, ChildState.KILLING)}
         assert set(result.stop) | told == {child.serial for child in workers}
 
 
@@ -522,14 +521,14 @@ def test_drain_delay_goes_on_as_before() -> None:
 
 
 def test_stop_is_told_once() -> None:
-    """KILLING tells everybody, also those that drain; each once. The exporter is not policy's to end."""
+    """STOPPING tells everybody, also those that drain; each once. The exporter is not policy's to end."""
     exporter = ChildView(9, ChildKind.EXPORTER, ChildState.READY, 1, 0.0, 0.0)
     drains = worker(2, ChildState.DRAINING, reason=ExitReason.REPLACED, deadline=NOW + 5)
-    told = worker(3, ChildState.DRAINING, reason=ExitReason.STOPPED, deadline=NOW + STOP_GRACE_S)
+    told = worker(3, ChildState.STOPPING, reason=ExitReason.STOPPED, deadline=NOW + STOP_GRACE_S)
     killed = worker(4, ChildState.KILLING)
-    result = plan(seen(worker(1), drains, told, killed, exporter, phase=Phase.KILLING), FOUR, NOW)
+    result = plan(seen(worker(1), drains, told, killed, exporter, phase=Phase.STOPPING), FOUR, NOW)
     assert result.stop == (1, 2)
-    assert plan(seen(exporter, phase=Phase.KILLING), FOUR, NOW).phase is Phase.STOPPED
+    assert plan(seen(exporter, phase=Phase.STOPPING), FOUR, NOW).phase is Phase.STOPPED
 
 
 # What the pool remembers.

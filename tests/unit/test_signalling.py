@@ -114,13 +114,15 @@ ordered = partial(Plan, Phase.RUNNING, Pool())
 
 ORDERS: list[tuple[Plan, ChildState, list[int], ChildState, ExitReason | None, float | None, float]] = [
     # plan                          in          signals       then        why            deadline      told
-    (ordered(stop=(1,)),               S.STARTING, [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.READY,    [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.DRAINING, [QUIT],       S.DRAINING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.STARTING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.READY,    [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.DRAINING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.STOPPING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
     (ordered(stop=(1,)),               S.KILLING,  [QUIT],       S.KILLING,  R.STOPPED,     NOW + 1.0,    NOW),
     (ordered(drain=((1, R.REPLACED),)), S.READY,   [DRAIN],       S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
     (ordered(remind=(1,)),             S.DRAINING, [DRAIN],       S.DRAINING, None,          None,         NOW),
     (ordered(poke=(1,)),               S.DRAINING, [HUP],        S.DRAINING, None,          None,         0.0),
+    (ordered(drain=((1, R.REPLACED),)), S.STOPPING, [DRAIN],      S.STOPPING, R.REPLACED,    LEAVE_BY,     NOW),
     (ordered(kill=(1,)),               S.STARTING, [KILL],       S.KILLING,  R.BOOT_FAILED, None,         0.0),
     (ordered(dump=(1,)),               S.READY,    [USR1, CONT], S.READY,    None,          None,         0.0),
     (ordered(slow=(1,)),               S.READY,    [],           S.READY,    None,          None,         0.0),

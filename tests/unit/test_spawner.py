@@ -190,6 +190,7 @@ def test_the_board_shows_what_the_table_says(nursery: Nursery) -> None:
     for state, shown in (
         (ChildState.READY, "idle"),
         (ChildState.DRAINING, "draining"),
+        (ChildState.STOPPING, "draining"),
         (ChildState.KILLING, "draining"),
     ):
         nursery.table.set_state(child, state, 6.0)

@@ -29,7 +29,7 @@ from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
 TURN_AGAIN_S = 1.0  # as documented
 HUNG_NS = 60 * 10**9
 P = Phase
-ORDER = [P.STARTING, P.RUNNING, P.DRAINING, P.KILLING, P.STOPPED]
+ORDER = [P.STARTING, P.RUNNING, P.DRAINING, P.STOPPING, P.STOPPED]
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[LogEvent]:
 @pytest.mark.parametrize("after", ORDER)
 @pytest.mark.parametrize("before", ORDER)
 def test_phases_follow_one_another(before: Phase, after: Phase, simulation: Simulation) -> None:
-    """STARTING → RUNNING → DRAINING → KILLING → STOPPED, each may be left out, and none follows a later one."""
+    """STARTING → RUNNING → DRAINING → STOPPING → STOPPED, each may be left out, and none follows a later one."""
     supervisor = simulation.supervisor
     supervisor.phase = before
     if ORDER.index(after) >= ORDER.index(before):
@@ -102,7 +102,7 @@ def test_a_phase_is_said_once(simulation: Simulation, caplog: pytest.LogCaptureF
         for phase in ORDER[1:]:
             simulation.supervisor._set_phase(phase, 7.0)
             simulation.supervisor._set_phase(phase, 8.0)
-    assert events(caplog) == [LogEvent.RUNNING, LogEvent.DRAINING, LogEvent.KILLING, LogEvent.STOPPED]
+    assert events(caplog) == [LogEvent.RUNNING, LogEvent.DRAINING, LogEvent.STOPPING, LogEvent.STOPPED]
     simulation.supervisor.phase = P.RUNNING
 
 
@@ -121,15 +121,15 @@ ASKED: list[tuple[Command, Phase, Phase, bool, int]] = [
     (Command.DRAIN,   P.STARTING, P.DRAINING, False, 0),
     (Command.DRAIN,   P.RUNNING,  P.DRAINING, False, 0),
     (Command.DRAIN,   P.DRAINING, P.DRAINING, False, 0),
-    (Command.DRAIN,   P.KILLING,  P.KILLING,  False, 0),  # stop wins
-    (Command.STOP,    P.STARTING, P.KILLING,  False, 0),
-    (Command.STOP,    P.RUNNING,  P.KILLING,  False, 0),
-    (Command.STOP,    P.DRAINING, P.KILLING,  False, 0),
-    (Command.STOP,    P.KILLING,  P.KILLING,  False, 0),
+    (Command.DRAIN,   P.STOPPING, P.STOPPING, False, 0),  # stop wins
+    (Command.STOP,    P.STARTING, P.STOPPING,  False, 0),
+    (Command.STOP,    P.RUNNING,  P.STOPPING,  False, 0),
+    (Command.STOP,    P.DRAINING, P.STOPPING,  False, 0),
+    (Command.STOP,    P.STOPPING, P.STOPPING, False, 0),
     (Command.RELOAD,  P.STARTING, P.STARTING, True,  0),
     (Command.RELOAD,  P.RUNNING,  P.RUNNING,  True,  0),
     (Command.RELOAD,  P.DRAINING, P.DRAINING, False, 0),  # the service ends
-    (Command.RELOAD,  P.KILLING,  P.KILLING,  False, 0),
+    (Command.RELOAD,  P.STOPPING, P.STOPPING, False, 0),
     (Command.RESTART, P.RUNNING,  P.RUNNING,  False, 1),
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ from prefork.master.policy import Phase
 from prefork.systemd import Given, Passed, stored_name, take
 from tests.support.hosts.manager import Manager
 
-PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.KILLING, Phase.STOPPED)
+PHASES = (Phase.STARTING, Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.STOPPED)
 
 
 def facts(phase: Phase = Phase.RUNNING, ready: int = 2, starting: int = 0, leaving: int = 0, enough: int = 2,
@@ -205,7 +205,7 @@ def test_watchdog_waits_for_a_new_image() -> None:
 
 @pytest.mark.parametrize(
     ("known", "until"),
-    [(BOOTING, 60.0), (facts(reloading=True), 300.0), (facts(Phase.DRAINING), 300.0), (facts(Phase.KILLING), 300.0),
+    [(BOOTING, 60.0), (facts(reloading=True), 300.0), (facts(Phase.DRAINING), 300.0), (facts(Phase.STOPPING), 300.0),
      (facts(), 0.0), (facts(Phase.STOPPED), 0.0)],
 )  # fmt: skip
 def test_extension_every_five_seconds(known: NotifyFacts, until: float) -> None:
@@ -243,7 +243,7 @@ def test_status_at_most_once_a_second() -> None:
         (facts(ready=1, enough=1), "serving: 1 worker"),
         (facts(ready=3, starting=1, leaving=2), "serving: 3 workers, 1 starting, 2 draining"),
         (facts(Phase.DRAINING, ready=1), "draining: 1 worker left"),
-        (facts(Phase.KILLING, ready=1, leaving=1), "stopping: 2 workers left"),
+        (facts(Phase.STOPPING, ready=1, leaving=1), "stopping: 2 workers left"),
         (facts(Phase.STOPPED), "stopped"),
     ],
 )
