@@ -88,7 +88,23 @@ class Worker:
     # Set-up and end.
 
     def run(self) -> int:
-        """Boot, serve until told to leave, drain. Return the exit status."""
+        """Boot, serve until told to leave, drain; then end as Python does. Return the exit status."""
+        try:
+            self._boot()
+        except BaseException as exc:
+            if self.terms.rehearsal:  # a thread that never ends would keep its answer
+                raise
+            status = self._fail(exc)
+            ending.finish()
+            return status
+        if not self.terms.rehearsal:
+            return self._live()
+        # It serves nothing, and a thread that never ends would fail the reload.
+        self._calling(self.server.worker_stopping)()
+        self.birth.slot.words[LEAVING] = self._leaving
+        return 0
+
+    def _boot(self) -> None:
         self._take_signals()
         self.master.tell_us_when_dying()
         if not self.terms.rehearsal:
@@ -111,12 +127,6 @@ class Worker:
         self.terms.set_title("")
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
-        if not self.terms.rehearsal:
-            return self._live()
-        # It serves nothing, and a thread that never ends would fail the reload.
-        self._calling(self.server.worker_stopping)()
-        self.birth.slot.words[LEAVING] = self._leaving
-        return 0
 
     def _live(self) -> int:
         """Serve and drain, then end as Python does, even if something raised. Return the exit status."""

@@ -93,7 +93,7 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
         return
     if child.cut_at is not None:
         child.reason = child.cut_for
-    elif child.reason is None and child.ends_by_itself and child.report is not None:
+    elif child.reason is None and child.booted and child.ends_by_itself and child.report is not None:
         child.reason = child.report.leaving
     elif child.reason is None:
         child.reason = ExitReason.BOOT_FAILED
@@ -113,7 +113,9 @@ def cut(child: Child, now: float) -> None:
     """Cut a child with a request, or a run of a periodic job, over its time."""
     _cut(child, ExitReason.TIMEOUT, now)
     if child.name:
-        log.error("%s: a run has taken longer than its timeout", child, extra=event(LogEvent.RUN_TIMEOUT, **child.fields))
+        log.error(
+            "%s: a run has taken longer than its timeout", child, extra=event(LogEvent.RUN_TIMEOUT, **child.fields)
+        )
         return
     log.error(
         "%s: a request has run for longer than request_timeout",

@@ -349,6 +349,8 @@ class Supervisor:
             signalling.note_stacks(child)
             if child.ends_by_itself and child.state is ChildState.READY:
                 signalling.let_go(self.table, child, now, self._leave_by(now))
+            elif child.ends_by_itself and child.state is ChildState.STARTING and child.deadline is None:
+                child.deadline = self._leave_by(now)  # it stays what it is, so that the next one waits for its end
 
     def _note_report(self, child: Child, now: float) -> None:
         report = child.report = child.reader.look(self.clock.stamp_ns())

@@ -139,6 +139,20 @@ def test_an_exception_ends_a_worker_as_it_ends_python(how: str, tmp_path: Path) 
     assert f"{reason} (exit status 1)" in service.log
 
 
+@pytest.mark.once
+def test_a_boot_that_fails_ends_as_python_does(tmp_path: Path) -> None:
+    """Where worker_started() raises, its threads are joined and its atexit functions run, once in each worker; three
+    such workers end the service, as they do without."""
+    definitions = "from tests.process.programs.ending_badly import NeverReady as Hooks"
+    with Service(tmp_path, script(definitions, max_children=1, max_restart_delay=0.5)) as service:
+        service.expect("(?s)boot_failed.*RuntimeError: no database", "could not start a worker: 3 died")
+        assert service.wait_exit() == 1
+    workers = [fact["pid"] for fact in service.facts if fact["event"] == "worker_started"]
+    assert len(workers) == 3
+    finished = [(fact["pid"], fact["kind"]) for fact in service.facts if fact["event"] == "finished"]
+    assert finished == [(pid, kind) for pid in workers for kind in ("thread", "atexit")]
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_a_failed_worker_has_a_deadline_too(how: str, tmp_path: Path) -> None:
     """With a thread that never ends it is replaced at once, and killed at graceful_timeout; its last words are kept."""

@@ -20,9 +20,9 @@ from prefork.master.service import Service
 from prefork.master.succession import OneGeneration
 from prefork.master.supervisor import PHASE_MAY_FOLLOW, Supervisor
 from prefork.metrics.board import FORK_FAILURES, Board, Word
-from prefork.metrics.facts import ChildKind, ForkFailure
+from prefork.metrics.facts import ChildKind, ExitReason, ForkFailure
 from prefork.metrics.log_events import LogEvent
-from prefork.metrics.scoreboard import Slot
+from prefork.metrics.scoreboard import LEAVING, Slot
 from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
 
@@ -406,3 +406,18 @@ def test_stacks_are_looked_for_in_a_tenth_of_a_second(simulation: Simulation) ->
     simulation.living()[0].stacks.write("Thread 0x1\n")
     simulation.turn()
     assert simulation.supervisor.until_next_turn() <= 0.101
+
+
+def test_a_boot_that_failed_is_waited_for(simulation: Simulation) -> None:
+    """A worker whose boot has failed ends as Python does. Where its threads do not, nobody is started beside it until
+    it is killed at graceful_timeout (5 s here), and that is a death at boot."""
+    simulation.turn()
+    first, second = simulation.living()
+    second.boot()
+    first.slot.words[LEAVING] = ExitReason.CRASHED
+    first.nudge()
+    simulation.advance(4.9)
+    assert simulation.living() == [first, second]
+    simulation.advance(0.2)
+    assert (first.alive, simulation.supervisor.pool.boot_deaths) == (False, 1)
+    assert simulation.statistics().exits == {"boot_failed": 1}

@@ -68,6 +68,20 @@ class Endless(Told):
         threading.Thread(target=threading.Event().wait, name="endless").start()
 
 
+class NeverReady(Told):
+    """Begins things before its boot fails."""
+
+    def worker_started(self) -> None:
+        super().worker_started()
+        atexit.register(tell, "finished", kind="atexit")
+        threading.Thread(target=self.finish_later).start()
+        raise RuntimeError("no database")
+
+    def finish_later(self) -> None:
+        time.sleep(A_WHILE_S)
+        tell("finished", kind="thread")
+
+
 class Measured(Who):
     def do_left(self) -> str:
         return "left"
