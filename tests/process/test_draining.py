@@ -7,11 +7,13 @@ import signal
 import socket
 import struct
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from tests.support.clients.connections import ask
+from tests.support.programs.releases import AFTERWARDS, Released, numbered
 from tests.support.programs.service import Service, Watch, readable, script
 from tests.support.tools.figures import figure
 from tests.support.tools.proc import nothing_for
@@ -310,3 +312,22 @@ def test_the_last_worker_dies_beside_a_queue(tmp_path: Path) -> None:
             assert int(queued.answer()) != held.pid
             queued.close()
             assert service.wait_exit() == 0
+
+
+@pytest.mark.once
+def test_the_last_worker_of_a_degraded_master_dies_beside_a_queue(tmp_path: Path) -> None:
+    """It has no program to start another one from: it ends at once, and who is queued is told so by a reset."""
+    with Released(tmp_path, max_children=1, graceful_timeout=20.0) as service:
+        service.wait_ready(1)
+        service.expect("RuntimeError: afterwards", "reload failed", r"killed \(killed by SIGKILL\)")
+        service.release(AFTERWARDS + "raise RuntimeError('afterwards')\n" + numbered(2))
+        service.signal(signal.SIGHUP)
+        service.wait_degraded()
+        with service.hold() as held, service.connect() as queued:
+            queued.send(b"pid")
+            service.signal(signal.SIGTERM)
+            nothing_for(0.2, queued.sock)
+            at = service.signal(signal.SIGKILL, held.pid)
+            assert queued.answer_or_end() is None
+            assert service.wait_exit() == 0
+            assert monotonic() - at < 5.0

@@ -9,6 +9,8 @@ from time import monotonic
 from typing import Any
 from urllib.request import urlopen
 
+import psutil
+
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import HUNG, Service, script
 
@@ -61,6 +63,11 @@ class Released(Service):
         deadline = monotonic() + HUNG
         while (found := self.answering()) != release:
             assert monotonic() < deadline, f"hung: {found} answers"
+
+    def wait_degraded(self) -> None:
+        """Until the master shows in its title that it goes on without the program."""
+        while "degraded" not in " ".join(psutil.Process(self.pid).cmdline()):
+            assert self.process.poll() is None
 
     def wait_reloads(self, **counts: int) -> None:
         """Until so many reloads have ended so."""
