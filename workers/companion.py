@@ -34,7 +34,7 @@ from prefork.metrics.histogram import NS
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import LEAVING, READY, REPLACE_ASKED, YES
 
-from . import ending, strays, user_forks
+from . import ending, sinks, strays, user_forks
 from .bootstrap import Birth, Master, note_failure
 from .latch import Latch
 from .limits import SAMPLE_EVERY_S, record
@@ -90,12 +90,12 @@ class Companion:
     def run(self) -> int:
         """Run the function until it ends. Return the exit status."""
         self._take_signals()
-        self.master.tell_us_when_dying()
+        self.master.tell_us_when_dying(DRAIN_SIGNAL)  # TERM is one that the function may handle itself, or ignore
         if not self.birth.in_main_thread:  # then the kernel cannot tell
             _thread.start_new_thread(self._watch_master, ())  # with every signal blocked, as here
         set_mask(self.birth.mask)
         if self.master.gone():  # before the kernel was asked to tell
-            self._on_term(signal.SIGTERM, None)
+            self._on_drain(DRAIN_SIGNAL, None)
         self.terms.set_title("")
         ending.begin_anew()
         if self.birth.slot.application:
@@ -166,9 +166,13 @@ class Companion:
             words[RUN_ENDED_AT_NS] = time_ns()
         self.terms.set_title("")
 
-    def _sample(self) -> None:
-        """Measure this process, now and then, where the program's function is at rest."""
-        if self.terms.measured and not self._forked and monotonic_ns() >= self._next_sample_ns:
+    def _keep_up(self) -> None:
+        """Do where the program's function is at rest what a worker does between two requests."""
+        if self._forked:
+            return
+        sinks.follow()
+        self._look_for_master()
+        if self.terms.measured and monotonic_ns() >= self._next_sample_ns:
             self._next_sample_ns = monotonic_ns() + round(SAMPLE_EVERY_S * NS)
             record(self.birth.slot.words)
 
@@ -176,7 +180,7 @@ class Companion:
 
     def wait_draining(self, seconds: float | None) -> bool:
         """Wait until the companion is told to end, at most `seconds`; return whether it is. In any thread."""
-        self._sample()
+        self._keep_up()
         main = threading.current_thread() is threading.main_thread() and not self._forked
         return self._told.wait(seconds, self._wakeup if main else None)
 
@@ -188,18 +192,23 @@ class Companion:
         user_forks.on_fork_by_user(self._forked_by_user)
 
     def _on_drain(self, signum: int, frame: FrameType | None) -> None:
+        """Note that the master has said so, or that it is gone: then this is PDEATHSIG."""
+        if not self._orphan and self.master.gone():
+            self._orphan = True
+            self._signals.kill_me_after(self.terms.graceful_timeout)
         self.draining = True
         self._told.set()
 
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
-        """Ask the master for a replacement, which says by DRAIN_SIGNAL when; or this is PDEATHSIG."""
-        if not self.master.gone():
-            self.birth.slot.words[REPLACE_ASKED] = YES
-            self.terms.nudge()
-        elif not self._orphan:
-            self._orphan = True
-            self._on_drain(signum, frame)
-            self._signals.kill_me_after(self.terms.graceful_timeout)
+        """Ask the master for a replacement, which says by DRAIN_SIGNAL when."""
+        self.birth.slot.words[REPLACE_ASKED] = YES
+        self.terms.nudge()
+
+    def _look_for_master(self) -> None:
+        """Have the kernel tell again when it dies: a function that changes its user has undone that (prctl(2))."""
+        self.master.tell_us_when_dying(DRAIN_SIGNAL)
+        if self.master.gone() and not self._orphan:
+            os.kill(os.getpid(), DRAIN_SIGNAL)
 
     def _on_quit(self, signum: int, frame: FrameType | None) -> None:
         self.birth.slot.words[LEAVING] = ExitReason.STOPPED
@@ -209,7 +218,7 @@ class Companion:
         poll = select.poll()
         poll.register(self.master.pidfd, select.POLLIN)
         poll.poll()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
 
     def _forked_by_user(self) -> None:
         """Let go of everything of ours, in a process that user code forked from this companion: it is none."""

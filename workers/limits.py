@@ -1,7 +1,8 @@
-"""The limits after which a worker is due for replacement: requests served, memory sampled. Pure, except `sample()` and `record()`.
+"""The limits after which a worker is due for replacement: requests served, memory sampled. Pure, except `sample()` and
+`record()`.
 
-Runs in the worker; `record()` in a companion, too. A worker that is due says so and keeps serving; the master replaces it. The master judges a
-worker's age, so that an idle worker need not be woken for it.
+Runs in the worker; `record()` in a companion, too. A worker that is due says so and keeps serving; the master replaces
+it. The master judges a worker's age, so that an idle worker need not be woken for it.
 """
 
 import logging

@@ -5,6 +5,7 @@ Runs in a companion's process, as functions that the program declares. Each tell
 
 import atexit
 import os
+import signal
 import socket
 import sys
 import threading
@@ -53,6 +54,23 @@ def deaf(server: Any) -> None:
     begin("deaf")
     while True:
         time.sleep(60)
+
+
+def ignoring(server: Any) -> None:
+    """Ignores TERM, and never asks whether it is to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    begin("ignoring")
+    while True:
+        time.sleep(60)
+
+
+def demoted(server: Any) -> None:
+    """Changes its user, after which the kernel no longer tells it of the master's death by itself."""
+    os.setgid(65534)
+    os.setuid(65534)
+    server.wait_draining(0)
+    begin("demoted")
+    server.wait_draining()
 
 
 def slow(server: Any) -> None:
