@@ -14,8 +14,8 @@ from time import time_ns
 
 from .scoreboard import mapped, sealed_memory
 
-# Words of a row; from the third on they are those of a periodic job. ENDED_AT is of the wall clock, TOOK a duration, the
-# others monotonic. While a run is on, STARTED is not 0, and LATE is when it is over its time (0: never).
+# Words of a row; from the third on they are those of a periodic job. ENDED_AT is of the wall clock, TOOK a duration,
+# the others monotonic. While a run is on, STARTED is not 0, and LATE is when it is over its time (0: never).
 (
     UP, RESTARTS, RUNS_OK, RUNS_FAILED, RUN_ENDED_AT_NS, RUN_TOOK_NS, NEXT_RUN_NS, RUN_STARTED_NS, RUN_LATE_NS,
     RUNS_TIMED_OUT, RUNS_LOST,

@@ -130,7 +130,7 @@ def _derived(server: type, settings: dict[str, Any]) -> Any:
     names: dict[str, Any] = {name: getattr(server, name) for name in ("__module__", "__qualname__", "__doc__")}
     cls: Any = type(server.__name__, bases, names)
     for name, value in settings.items():
-        if not hasattr(cls, name):
+        if not hasattr(cls, name) and name != "companions":  # that one has no value where none are declared
             raise ConfigError(f"could not set {name}: {server.__name__} has no such setting{nearest(name, dir(cls))}")
         setattr(cls, name, value)
     for name, value in GENTLE.items():

@@ -171,15 +171,18 @@ def _stacks(result: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
+def _restarted(result: dict[str, Any]) -> list[str]:
+    if "companion" in result:
+        return [f"companion {result['companion']} restarted"]
+    return [f"{result['replaced']} worker{'s' * (result['replaced'] != 1)} replaced"]
+
+
 _BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
     Command.STATUS: _status,
     Command.WORKERS: _workers,
     Command.STACKS: _stacks,
     Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
-    Command.RESTART: lambda result: [
-        f"companion {result['companion']} restarted" if "companion" in result
-        else f"{result['replaced']} worker{'s' * (result['replaced'] != 1)} replaced"
-    ],
+    Command.RESTART: _restarted,
     Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
     Command.REOPEN: lambda result: [
         result["reopened"],

@@ -61,8 +61,8 @@ def test_not_ready_is_not_booted(child: Child) -> None:
 
 
 def test_the_setter_logs(child: Child, caplog: pytest.LogCaptureFixture) -> None:
-    """Each change is one line with who it is; that it is killed is said with why by who does it, and how it ended by who
-    settles its account."""
+    """Each change is one line with who it is; that it is killed is said with why by who does it, and how it ended by
+    who settles its account."""
     with caplog.at_level(logging.INFO, "prefork"):
         for state in ORDER[1:]:
             child.set_state(state, 2.0)

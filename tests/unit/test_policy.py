@@ -138,7 +138,11 @@ def test_never_over_max(snapshot: PoolSnapshot, limits: Limits) -> None:
 def test_draining_is_bounded(snapshot: PoolSnapshot, limits: Limits) -> None:
     """No drain is begun that makes more than max_children DRAINING, a cut request excepted."""
     begun = len(uncut(snapshot, plan(snapshot, limits, NOW)))
-    draining = sum(child.state in (ChildState.DRAINING, ChildState.STOPPING) for child in snapshot.children if not child.is_companion)
+    draining = sum(
+        child.state in (ChildState.DRAINING, ChildState.STOPPING)
+        for child in snapshot.children
+        if not child.is_companion
+    )
     assert begun == 0 or draining + begun <= limits.max_children
 
 

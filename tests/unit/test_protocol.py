@@ -43,7 +43,10 @@ def test_any_bytes_are_a_request_or_a_bad_one(line: bytes) -> None:
     assert "\n" not in refused
 
 
-@given(st.sampled_from(sorted(BY_VERB)), st.dictionaries(st.sampled_from(["slot", "companion", "workers", "level", "x"]), JSON))
+@given(
+    st.sampled_from(sorted(BY_VERB)),
+    st.dictionaries(st.sampled_from(["slot", "companion", "workers", "level", "x"]), JSON),
+)
 def test_any_argument_is_checked(verb: str, values: dict[str, object]) -> None:
     """A known verb with anything beside it is checked: what passes is in range, what does not is refused."""
     row = BY_VERB[verb]

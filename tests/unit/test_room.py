@@ -5,6 +5,7 @@ import pytest
 from prefork import ConfigError
 from prefork.surroundings import room
 from prefork.surroundings.room import check_room
+from prefork.workers import descriptor_limit
 
 OPEN, RESERVE = 10, 32
 
@@ -13,7 +14,7 @@ OPEN, RESERVE = 10, 32
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten descriptors are open, and the hard limit is 200."""
     monkeypatch.setattr(room, "_open_now", lambda: OPEN)
-    monkeypatch.setattr(room.descriptor_limit, "hard_limit", lambda: 200)
+    monkeypatch.setattr(descriptor_limit, "hard_limit", lambda: 200)
 
 
 # max_children, companions, lent, rehearsing: the descriptors that it takes
@@ -30,9 +31,9 @@ def test_what_it_takes(
     most: int, companions: int, lent: int, rehearsing: bool, needed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two for each child of both generations of a reload, companions among them, and a reserve, or two."""
-    monkeypatch.setattr(room.descriptor_limit, "hard_limit", lambda: needed)
+    monkeypatch.setattr(descriptor_limit, "hard_limit", lambda: needed)
     check_room(most, companions, lent, rehearsing=rehearsing)
-    monkeypatch.setattr(room.descriptor_limit, "hard_limit", lambda: needed - 1)
+    monkeypatch.setattr(descriptor_limit, "hard_limit", lambda: needed - 1)
     with pytest.raises(ConfigError, match=f"may take {needed} descriptors, and {needed - 1} is the limit"):
         check_room(most, companions, lent, rehearsing=rehearsing)
 
@@ -48,7 +49,7 @@ def test_companions_are_named(companions: int, asked: str) -> None:
 
 def test_rows_of_the_board(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers and companions together are at most as many as the board has rows for."""
-    monkeypatch.setattr(room.descriptor_limit, "hard_limit", lambda: 1 << 20)
+    monkeypatch.setattr(descriptor_limit, "hard_limit", lambda: 1 << 20)
     check_room(1020)
     check_room(1000, 20)
     with pytest.raises(ConfigError, match="max_children=1000 and 21 companions: together they must be at most 1020"):

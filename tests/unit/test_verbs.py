@@ -290,8 +290,8 @@ def test_stacks_of_a_companion(accompanied: tuple[Simulation, Verbs]) -> None:
 
 
 def test_a_restart_that_could_not_end(accompanied: tuple[Simulation, Verbs]) -> None:
-    """It is refused at the end of the service; and where no worker of its code is ready the old one stays, since the next
-    could not be started."""
+    """It is refused at the end of the service; and where no worker of its code is ready the old one stays, since the
+    next could not be started."""
     simulation, found = accompanied
     work = named(found, "restart", "one")
     assert next(work) is None
@@ -308,7 +308,7 @@ def test_a_degraded_master_restarts_nobody(pool: tuple[Simulation, Verbs, Clock]
     """It has no program to start anybody from, and says so at once."""
     simulation, found, _ = pool
     simulation.supervisor.service = replace(simulation.supervisor.service, work=None)
-    simulation.generations.degraded = "the program failed: no database"
+    why = simulation.generations.degraded = "the program failed: no database"
     for which in (None, 1, "one"):
         said = found.answer(Request(BY_VERB["restart"], which), PEER, PlaceInQueue())
-        assert said == protocol.error("could not restart: there is no program to start; the program failed: no database")
+        assert said == protocol.error(f"could not restart: there is no program to start; {why}")
