@@ -59,7 +59,8 @@ _SLOT = Argument("slot", "the number of one worker, or the name of a companion",
 
 COMMAND_TABLE = (
     Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),
-    Row(Command.WORKERS, (), "every worker: what it does, since when, for whom, what it costs", "workers", looks=True),
+    Row(Command.WORKERS, (), "every worker: what it does, since when, for whom, what it costs; of one, all its peers",
+        "workers", _SLOT, looks=True),
     Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid", "reload"),
     Row(Command.RESTART, (signal.SIGUSR2,), "replace every worker, one by one, with the same code", "restart", _SLOT),
     Row(Command.SCALE, (), "set max_children; min_children follows where it was equal or would be above", "scale",

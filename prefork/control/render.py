@@ -61,7 +61,8 @@ def table(rows: Sequence[Sequence[str]], left: frozenset[int] = frozenset(), gap
 
 def worker_cells(worker: dict[str, Any]) -> list[str]:
     peers = worker["peers"]
-    more = f" +{len(peers) - 1}" if len(peers) > 1 else ""
+    others = max(len(peers), worker["lanes_busy"]) - 1  # of many peers not all are told
+    more = f" +{others}" if others > 0 else ""
     cpu = worker["cpu_s"]
     return [
         str(worker["slot"]), str(worker["pid"]), str(worker["generation"]), worker["state"],
@@ -159,7 +160,9 @@ def _queue(status: dict[str, Any]) -> str:
 def _workers(result: dict[str, Any]) -> list[str]:
     companions = companion_table(result.get("companions", ()))
     workers = table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
-    return [*workers, *(["", *companions] if companions else [])]
+    asked = result["workers"] if result.get("slot") is not None else ()
+    peers = [f"  {peer_text(peer)}" for worker in asked for peer in worker["peers"]]
+    return [*workers, *(["", "peers", *peers] if peers else []), *(["", *companions] if companions else [])]
 
 
 def _stacks(result: dict[str, Any]) -> list[str]:

@@ -141,11 +141,14 @@ def _duration(board: Snapshot) -> dict[str, Any]:
     return {"at_most_s": [bound / NS for bound in DURATION.bounds_ns], "counts": found[:-1], "sum_s": found[-1] / NS}
 
 
-def workers(facts: ServiceFacts) -> dict[str, Any]:
+def workers(facts: ServiceFacts, slot: int | str | None = None) -> dict[str, Any]:
+    """Return the report of every worker and companion, or of the worker `slot` alone."""
     ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
+    companions = facts.companions if slot is None else ()
     return {
+        "slot": slot,
         "workers": [_worker(worker, facts) for worker in ordered],
-        "companions": [_companion(each, facts) for each in facts.companions],
+        "companions": [_companion(each, facts) for each in companions],
     }
 
 

@@ -28,6 +28,7 @@ from ..master.supervisor import Supervisor
 from ..reload.generations import Generations
 from ..reload.reloading import ReloadResult, Stage
 from ..sockets.addresses import address_text
+from ..sockets.peers import PEERS_MAX
 from ..version import __version__
 from . import proc, protocol, report
 from .connection import Peer
@@ -76,7 +77,7 @@ class Verbs:
             case Command.STATUS:
                 return protocol.result(report.status_report(self._facts()))
             case Command.WORKERS:
-                return protocol.result(report.workers(self._facts(look=True)))
+                return self._report_workers(argument)
             case Command.VERSION:
                 return protocol.result(report.version(self._facts()))
             case Command.STACKS:
@@ -106,13 +107,19 @@ class Verbs:
 
     # Reports.
 
-    def _facts(self, *, look: bool = False) -> report.ServiceFacts:
+    def _report_workers(self, slot: int | str | None) -> Answer:
+        if slot is not None and not self._chosen(slot):
+            return protocol.error(f"could not show workers: there is no worker {slot}")
+        return protocol.result(report.workers(self._facts(look=True, slot=slot), slot))
+
+    def _facts(self, *, look: bool = False, slot: int | str | None = None) -> report.ServiceFacts:
         supervisor, listener = self._supervisor, self._supervisor.service.listener
         queue: tuple[int | None, int | None] = (None, None)
         if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
             queue = accept_queue(listener)
         until = monotonic() + LOOKING_S
-        workers = tuple(self._worker(child, until if look else 0.0) for child in self._workers())
+        peers_max = PEERS_MAX if slot is None else None
+        workers = tuple(self._worker(child, until if look else 0.0, peers_max) for child in self._chosen(slot))
         generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
             supervisor.service.name, os.getpid(), __version__, platform.python_version(),
@@ -129,13 +136,13 @@ class Verbs:
     def _workers(self) -> list[Child]:
         return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
 
-    def _worker(self, child: Child, until: float) -> report.WorkerFacts:
+    def _worker(self, child: Child, until: float, peers_max: int | None) -> report.WorkerFacts:
         slot = child.reader.look(monotonic_ns())
         state = child.state.name.lower()
         if child.state is ChildState.READY:
             state = "busy" if slot.busy else "idle"
         listener = self._supervisor.service.listener
-        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until)
+        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=peers_max)
         return report.WorkerFacts(
             child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
             slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,

@@ -6,7 +6,7 @@ decide anything: when and which child is up to `policy.plan()`, and the loop is 
 
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
@@ -14,6 +14,7 @@ from prefork.metrics.log_events import LogEvent, event
 from .children import CHILD_MAY_FOLLOW, Child, ChildState, ChildTable
 from .guard import guarded
 from .policy import STOP_GRACE_S, Plan
+from .stacks import shortened
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -22,20 +23,24 @@ CUT_SHORT = "<freed thread state>"  # the faulthandler of CPython 3.15 ends so w
 ASKED_AGAIN_MAX = 3
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
+PEERS_SAID = 4  # in one line
+Peers = Callable[[Child], tuple[str, ...]]  # the peers of a worker's connections
 POKE = signal.SIGHUP  # a worker's handler for it does nothing: the signal only ends a wait
 POKED = (ChildKind.WORKER, ChildKind.EXPORTER)  # that have such a handler
 
 
-def carry_out(plan: Plan, table: ChildTable, now: float, leave_by: float, slow_before_ns: int) -> None:
+def carry_out(
+    plan: Plan, table: ChildTable, now: float, leave_by: float, slow_before_ns: int, peers: Peers = lambda child: ()
+) -> None:
     """Carry out the plan for the children that exist. `leave_by`: the deadline of those that are told to drain."""
     for serial in plan.kill:
         kill(table, table[serial], now)
     for serial in plan.dump:
-        cut(table[serial], now)
+        cut(table[serial], now, peers)
     for serial in plan.stuck:
         cut_stuck(table[serial], now)
     for serial in plan.slow:
-        show_slow(table[serial], slow_before_ns)
+        show_slow(table[serial], slow_before_ns, peers)
     for serial in plan.stop:
         leave(table, table[serial], ExitReason.STOPPED, signal.SIGQUIT, now, now + STOP_GRACE_S)
     for serial, reason in plan.drain:
@@ -109,8 +114,9 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
     table.set_state(child, ChildState.KILLING, now)
 
 
-def cut(child: Child, now: float) -> None:
-    """Cut a child with a request, or a run of a periodic job, over its time."""
+def cut(child: Child, now: float, peers: Peers) -> None:
+    """Cut a child with a request over its time, and say for whom that is; or a run of a periodic job."""
+    found = () if child.name else guarded("look for peers", lambda: peers(child), NOBODY)
     _cut(child, ExitReason.TIMEOUT, now)
     if child.name:
         log.error(
@@ -118,10 +124,17 @@ def cut(child: Child, now: float) -> None:
         )
         return
     log.error(
-        "%s: a request has run for longer than request_timeout",
+        "%s: a request has run for longer than request_timeout%s",
         child,
-        extra=event(LogEvent.REQUEST_TIMEOUT, **child.fields),
+        _for_whom(found),
+        extra=event(LogEvent.REQUEST_TIMEOUT, **child.fields, peers=list(found)),
     )
+
+
+def _for_whom(peers: tuple[str, ...]) -> str:
+    more = f" and {len(peers) - PEERS_SAID} more" if len(peers) > PEERS_SAID else ""
+    which = "; peer " if len(peers) == 1 else "; of one of the peers "
+    return f"{which}{', '.join(peers[:PEERS_SAID])}{more}" if peers else ""
 
 
 def cut_stuck(child: Child, now: float) -> None:
@@ -142,7 +155,7 @@ def _cut(child: Child, reason: ExitReason, now: float) -> None:
     child.signal(signal.SIGCONT)
 
 
-def show_slow(child: Child, before_ns: int) -> None:
+def show_slow(child: Child, before_ns: int, peers: Peers) -> None:
     """Ask for the stacks of requests that began at or before `before_ns`, once for each request."""
     if child.report is None:
         return
@@ -150,10 +163,12 @@ def show_slow(child: Child, before_ns: int) -> None:
     child.slow_seen &= set(child.report.busy_since_ns)
     if fresh:
         child.slow_seen |= fresh
+        found = guarded("look for peers", lambda: peers(child), ())
         log.warning(
-            "%s: a request has run for longer than slow_request_timeout",
+            "%s: a request has run for longer than slow_request_timeout%s",
             child,
-            extra=event(LogEvent.SLOW_REQUEST, **child.fields),
+            _for_whom(found),
+            extra=event(LogEvent.SLOW_REQUEST, **child.fields, peers=list(found)),
         )
         child.signal(signal.SIGUSR1)
         child.stacks_seen = LOOK_SOON
@@ -182,7 +197,7 @@ def note_stacks(child: Child) -> None:
             child.stacks_seen = LOOK_SOON
             child.signal(signal.SIGUSR1)
             return
-        child.stacks_asked_again = 0
+        child.stacks_asked_again, text = 0, shortened(text)
         if child.stacks_wanted:
             child.stacks_wanted, child.stacks_text = False, text
         if text and (not child.stacks_text or child.cut_at is not None):

@@ -204,7 +204,30 @@ def test_an_exporter_is_retired(child: Child, sent: list[int]) -> None:
 
 def test_a_request_over_its_time_is_noted(child: Child, sent: list[int]) -> None:
     """When it was seen; it is told to leave a turn later, when its stacks are there."""
-    signalling.cut(child, NOW)
+    signalling.cut(child, NOW, lambda child: ())
+    assert child.cut_at == NOW
+
+
+@pytest.mark.parametrize(
+    ("peers", "said"),
+    [
+        ((), "longer than request_timeout"),
+        (("10.0.0.7:5123",), "longer than request_timeout; peer 10.0.0.7:5123"),
+        (tuple("abcdef"), "longer than request_timeout; of one of the peers a, b, c, d and 2 more"),
+    ],
+)
+def test_a_cut_says_for_whom(
+    peers: tuple[str, ...], said: str, child: Child, sent: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The peer, or the first few of those that it can be, as far as they are found."""
+    signalling.cut(child, NOW, lambda child: peers)
+    assert caplog.messages[-1].endswith(said)
+    assert caplog.records[-1].__dict__["fields"]["peers"] == list(peers)
+
+
+def test_a_cut_whose_peers_cannot_be_found(child: Child, sent: list[int]) -> None:
+    """The worker is cut nevertheless."""
+    signalling.cut(child, NOW, lambda child: (str(1 // 0),))
     assert child.cut_at == NOW
 
 
@@ -217,11 +240,11 @@ def busy_since(child: Child, *began_ns: int) -> None:
 
 def test_a_slow_request_is_shown_once(child: Child, sent: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Each one, when it has run for long enough; of one that has ended nothing is kept."""
-    signalling.show_slow(child, 30)
+    signalling.show_slow(child, 30, lambda child: ())
     assert sent == []
     for began, signals in [((31,), 0), ((30, 31), 1), ((30, 31), 1), ((31,), 1), ((30, 20), 2), ((20, 10), 3)]:
         busy_since(child, *began)
-        signalling.show_slow(child, 30)
+        signalling.show_slow(child, 30, lambda child: ())
         assert sent == [USR1] * signals
     assert child.slow_seen == {20, 10}
     assert len(caplog.records) == 3
@@ -232,7 +255,7 @@ def test_old_stacks_are_not_taken_for_new(child: Child, sent: list[int]) -> None
     child.stacks.write("Thread 0x1\n")
     child.stacks_seen = child.stacks.size()
     busy_since(child, 30)
-    signalling.show_slow(child, 30)
+    signalling.show_slow(child, 30, lambda child: ())
     signalling.note_stacks(child)
     assert child.stacks_seen == child.stacks.size() > 0
 
@@ -262,7 +285,7 @@ def test_stacks_of_a_request_over_its_time_are_for_the_log_too(
 ) -> None:
     """A client that asked at that moment takes nothing away from it."""
     signalling.show_stacks(child)
-    signalling.cut(child, NOW)
+    signalling.cut(child, NOW, lambda child: ())
     caplog.clear()
     child.stacks.write("Thread 0x1\n")
     looked_at_twice(child)

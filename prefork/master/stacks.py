@@ -1,0 +1,45 @@
+"""The stacks of a worker as people read them: what the program does, without the frames of prefork under it. Pure.
+
+Used in the master, on what the faulthandler of a worker has written. Of each run of our own frames the innermost stays,
+and their number; what is below the fork is the master's, and is left out.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_FRAME = re.compile(r'  File "(.*)", line \S+ in \S')
+_OURS = f"{Path(__file__).parents[1]}/"
+_EXAMPLES = f"{_OURS}examples.py"  # handlers as a program has them
+_FORK = f"{_OURS}master/processes.py"
+MANY = 3  # of our own frames in a row, from which on they are counted
+
+
+def shortened(text: str) -> str:
+    return "\n".join(_lines(text.split("\n")))
+
+
+def _lines(lines: list[str]) -> Iterator[str]:
+    ours: list[str] = []
+    below_fork = False
+    for line in lines:
+        found = _FRAME.match(line)
+        file = found[1] if found is not None else ""
+        below_fork = found is not None and (below_fork or file == _FORK)
+        if below_fork:
+            continue
+        if file.startswith(_OURS) and file != _EXAMPLES:
+            ours.append(line)
+        else:
+            yield from _counted(ours)
+            ours = []
+            yield line
+    yield from _counted(ours)
+
+
+def _counted(ours: list[str]) -> Iterator[str]:
+    if len(ours) < MANY:
+        yield from ours
+    else:
+        yield ours[0]
+        yield f"  … and {len(ours) - 1} frames of prefork"
