@@ -6,7 +6,7 @@ in its queue.
 
 import socket
 
-from prefork.metrics.kernel import accept_queue
+from prefork.metrics.kernel import accept_queue, datagram_queue
 
 from ..sockets.listener import Listener, narrow, queued
 
@@ -46,6 +46,10 @@ class AcceptQueue:
         if listener is None or listener.fileno() == -1 or listener.type == socket.SOCK_DGRAM:
             return 0
         return accept_queue(listener)[0] or 0
+
+    def datagrams_dropped(self) -> int | None:
+        """Return how many datagrams the kernel has dropped for want of room; None where it does not tell."""
+        return None if self._listener is None else datagram_queue(self._listener)[1]
 
     def kept(self) -> tuple[int, str] | None:
         """Return the descriptor and name of the listener for a service manager to keep over a crash.

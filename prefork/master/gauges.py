@@ -3,11 +3,24 @@
 Runs in the master, in a turn. Owns what only the supervisor knows; the counts of the children are kept by board.py.
 """
 
+from collections.abc import Iterable
+
 from prefork.metrics.board import Board, Word
 from prefork.metrics.facts import ChildKind
 
 from .children import Child, ChildState
 from .policy import Limits, Phase, Pool
+
+
+def ready_of(children: Iterable[Child]) -> list[Child]:
+    return [child for child in children if child.kind is ChildKind.WORKER and child.state is ChildState.READY]
+
+
+def is_saturated(children: Iterable[Child], limits: Limits) -> bool:
+    """Return whether a pool has `max_children` READY workers and no idle lane."""
+    ready = ready_of(children)
+    idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
+    return limits.pool and not idle and len(ready) >= limits.max_children
 
 
 class Gauges:
@@ -23,9 +36,7 @@ class Gauges:
         self, children: list[Child], phase: Phase, limits: Limits, pool: Pool, *,
         queue_length: int, reachable: bool, now: float, now_ns: int,
     ) -> None:  # fmt: skip
-        ready = [child for child in children if child.kind is ChildKind.WORKER and child.state is ChildState.READY]
-        idle = any(child.report is not None and child.report.busy < child.report.lanes for child in ready)
-        saturated = limits.pool and not idle and len(ready) >= limits.max_children
+        ready, saturated = ready_of(children), is_saturated(children, limits)
         waits = pool.backing_off and pool.next_start > now
         answered = not pool.queue.unanswered(limits.stall_timeout, now)
         with self._board.change() as words:

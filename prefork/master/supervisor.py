@@ -23,16 +23,18 @@ from prefork.workers.wakeup import Wakeup
 from .. import logs
 from ..commands import Command
 from ..errors import BootError
+from ..sockets.peers import peers_of
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
 from .children import Child, ChildState, ChildTable, Exit
 from .clock import Clock
 from .companions import Companions
 from .exits import Exits
-from .gauges import Gauges
+from .gauges import Gauges, is_saturated
 from .guard import attempt, say_failed
 from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
+from .overload import Overload
 from .parting import Parting
 from .policy import Phase, Plan, Pool
 from .processes import KERNEL, Processes
@@ -47,6 +49,7 @@ from .waiting import Waiting
 log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # a turn that comes this late means that the master itself was stopped
+PEERS_WITHIN_S = 0.01  # longest look for the peers of a worker that is cut
 TURN_AGAIN_S = 1.0  # until the next turn, after one that the kernel did not let us finish
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -92,6 +95,7 @@ class Supervisor:
         )
         self._spawner = Spawner(service, self.table, board, self._waiting, self.companions)
         self._gauges = Gauges(board, self.clock.now())
+        self._overload = Overload.resumed((resumed or {}).get("overload"))
         self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
         self._reaper = Reaper(self.table, self._waiting, self._note_exit)
@@ -213,7 +217,9 @@ class Supervisor:
             self._note_reports(now)
             self._narrow_in_time(now)
             signalling.make_room(self.generations.withdrawn(), self.table, now, self._leave_by(now))
-            self._apply(policy.plan(self._snapshot(now), self.limits, now), now)
+            snapshot = self._snapshot(now)
+            self._apply(policy.plan(snapshot, self.limits, now), now)
+            self._note_overload(snapshot.queued, now)
         else:
             if self._waiting.nudged:
                 self._waiting.nudged = False
@@ -409,11 +415,22 @@ class Supervisor:
             companions=self.companions.views(), can_start=self.service.work is not None,
         )  # fmt: skip
 
+    def _note_overload(self, queued: bool, now: float) -> None:
+        if self.phase is not Phase.RUNNING:
+            if self.phase is not Phase.STARTING:  # the first turns of a new image
+                self._overload.end()
+            return
+        waiting = self._accept_queue.queue_length() if queued else 0
+        self._overload.look(
+            queued, waiting, self._accept_queue.datagrams_dropped(), now,
+            saturated=queued and is_saturated(self.table, self.limits),
+        )  # fmt: skip
+
     def _apply(self, plan: Plan, now: float) -> None:
         self.pool = plan.pool
         self._set_phase(plan.phase, now)
         slow_ns = self.clock.stamp_ns() - int((self.limits.slow_request_timeout or 0.0) * 1e9)
-        signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns)
+        signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns, self._peers)
         starts = self.service.work is not None and not self.generations.holding
         for _ in range(plan.spawn if starts else 0):
             if not self._spawn(now):
@@ -421,6 +438,9 @@ class Supervisor:
         for name in plan.companions if starts else ():
             self._start_companion(name, now)
         self._plan_next_turn(plan, now)
+
+    def _peers(self, child: Child) -> tuple[str, ...]:
+        return peers_of(child.pid, child.pidfd, self.service.listener, monotonic() + PEERS_WITHIN_S)
 
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
         self._wake_at = plan.wake_at
@@ -452,6 +472,7 @@ class Supervisor:
         """Return what the next image must know of the supervisor."""
         return {
             "paused": self.clock.paused, "name": self.service.name, "target": self.pool.target, **self.limits.packed(),
+            "overload": self._overload.pack(),
             "seen": None if self.tasks.changes is None else self.tasks.changes.pack(),
         }  # fmt: skip
 

@@ -79,6 +79,18 @@ def test_of_datagrams_and_of_nothing_none_wait() -> None:
         assert AcceptQueue(listener).queue_length() == 0
     accept_queue = AcceptQueue(None)
     assert (accept_queue.queue_length(), accept_queue.look(3.0), accept_queue.queued_at) == (0, False, 0.0)
+    assert accept_queue.datagrams_dropped() is None
+
+
+def test_dropped_datagrams() -> None:
+    """They are those that found the receive queue full."""
+    with listening(socket.SOCK_DGRAM) as listener, socket.socket(type=socket.SOCK_DGRAM) as sender:
+        accept_queue = AcceptQueue(listener)
+        assert accept_queue.datagrams_dropped() == 0
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it its least
+        for _ in range(100):
+            sender.sendto(bytes(1000), listener.getsockname())
+        assert (accept_queue.datagrams_dropped() or 0) > 50
 
 
 def test_narrow_lets_nobody_in_and_keeps_who_is(listener: Listener) -> None:
