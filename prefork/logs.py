@@ -9,12 +9,13 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Iterable
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.loggers import without_sigpipe
 from prefork.workers import sinks
 
-from .errors import ConfigError
+from .errors import ConfigError, reason_of
 from .log_formats import JournalFormat, JsonFormat, TextFormat
 
 log = logging.getLogger("prefork.supervisor")
@@ -39,6 +40,12 @@ def set_up(level: str = "info", format: str = "text", path: str | None = None) -
     set_level(level)
 
 
+def say_no_effect(found: Iterable[tuple[str, str]]) -> None:
+    """Log a line for each setting or hook that has no effect, and why; see settings/effects.py."""
+    for name, why in found:
+        log.warning("%s has no effect: %s", name, why, extra=event(LogEvent.NO_EFFECT, name=name, why=why))
+
+
 def check(path: str | None) -> None:
     """Raise ConfigError if `set_up()` could not log to that file. Creates and writes nothing."""
     if path is None:
@@ -56,7 +63,7 @@ def check(path: str | None) -> None:
 
 
 def _cannot_open(path: str | None, exc: OSError) -> ConfigError:
-    return ConfigError(f"could not open the log file {path}: {(exc.strerror or str(exc)).lower()}")
+    return ConfigError(f"could not open the log file {path}: {reason_of(exc)}")
 
 
 def _formatter(format: str, path: str | None) -> TextFormat:
@@ -126,7 +133,7 @@ def reopen() -> str:
     try:
         handler.sink.reopen()
     except OSError as exc:
-        path, reason = handler.sink.path, (exc.strerror or str(exc)).lower()
+        path, reason = handler.sink.path, reason_of(exc)
         log.error(
             "could not reopen the log file %s: %s; going on with the old one",
             path,

@@ -11,6 +11,7 @@ from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
 from .errors import PreforkError
+from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
 from .process import RunMode, rehearsing, run_mode
@@ -20,6 +21,7 @@ from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_loop import Own
 from .serving_pool import Preforked
 from .settings.companions import CompanionFunction, Every
+from .settings.effects import without_effect
 from .settings.fields import validate
 from .sockets.listener import Listener, widen
 from .supervised import SupervisedMixIn
@@ -121,6 +123,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if run_mode() is RunMode.SINGLE:
             super().serve_forever(poll_interval)
             return
+        say_no_effect(without_effect(self, PoolSettings))
         supervisor = own.serve_pool(poll_interval)
         if supervisor is None:
             return

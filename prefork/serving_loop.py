@@ -21,6 +21,8 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.wakeup import Wakeup
 
+from .logs import say_no_effect
+from .settings.effects import hooks_without_a_pool
 from .sockets.addresses import address_text
 
 log = logging.getLogger("prefork.server")
@@ -123,6 +125,7 @@ class ServingLoop:
 
     def serve(self, poll_interval: float | None) -> None:
         """Implement `serve_forever()`."""
+        say_no_effect(hooks_without_a_pool(self.server))
         with self.serving() as wakeup:
             self._serve(wakeup, poll_interval if self.wants_polling() else None)
 

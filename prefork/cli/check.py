@@ -11,8 +11,10 @@ from time import monotonic
 from .. import logs
 from ..pool import pool_of
 from ..reload.rehearsal import boot_one
+from ..surroundings.room import check_room
 from . import launch
 from .dry_run import dry_run
+from .findings import findings
 from .pages import Subcommand
 
 __all__ = ["CHECK"]
@@ -24,6 +26,9 @@ arguments as prefork run. The worker serves nothing and leaves.
 No address is taken: each is looked at, and one that is in use is said and not tried, so that the check can be run
 beside the service. Ask prefork.rehearsing() in a program that has what may exist only once (a second port, a pid file,
 a migration): it is true here, as in the rehearsal of a reload.
+
+What shows only under load is a warning: a thread that is alive at the fork, a default timeout of sockets, a TLS
+handshake in accept(), a setting without effect. The service would start all the same, and the exit status is 0.
 
 {launch.TARGET_TEXT}
 """
@@ -44,11 +49,15 @@ def _run(args: argparse.Namespace) -> int:
     with dry_run() as tried, plan.build() as server:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
+        check_room(server.max_children)
+        found = list(findings(server))  # before a worker boots: what it starts is its own
         since = monotonic()
         boot_one(pool_of(server).rehearsal())
         for address, verdict in tried.seen or [("inherited", "it came bound")]:
             _say("address", f"{address}: {verdict}")
         _say("worker", f"booted in {monotonic() - since:.2f} s, and left")
+        for sentence in found:
+            _say("warning", sentence)
     sys.stdout.write("ok\n")
     return 0
 

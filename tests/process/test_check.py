@@ -12,20 +12,29 @@ from tests.support.clients.connections import ask
 from tests.support.clients.controlling import asked
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
-APP = Path(__file__).parent / "programs" / "checked_app.py"
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    shutil.copy(APP, tmp_path / "app.py")
+    shutil.copy(PROGRAMS / "checked_app.py", tmp_path / "app.py")
+    shutil.copy(PROGRAMS / "mistaken.py", tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     return tmp_path
 
 
-def check(here: Path, *argv: str, fds: tuple[int, ...] = ()) -> "subprocess.CompletedProcess[str]":
+def check(
+    here: Path, *argv: str, fds: tuple[int, ...] = (), before: tuple[str, ...] = ()
+) -> "subprocess.CompletedProcess[str]":
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*MODULE, "check", *argv], cwd=here, env=environ, capture_output=True, text=True, timeout=HUNG, pass_fds=fds
+        [*before, *MODULE, "check", *argv],
+        cwd=here,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=HUNG,
+        pass_fds=fds,
     )
 
 
@@ -43,6 +52,30 @@ def test_what_would_start(here: Path) -> None:
     assert lines[4].startswith("worker    booted in ")
     assert lines[5:] == ["ok"]
     assert not (here / "metrics.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "handshake"),
+    [
+        ("Server", "get_request() waits for the TLS handshake"),
+        ("Wrapped", "the TLS handshake is waited for in accept()"),
+    ],
+)
+def test_what_shows_only_under_load(target: str, handshake: str, here: Path) -> None:
+    """Each such mistake is a warning with its remedy, and the service would start."""
+    done = check(here, f"mistaken:{target}", "--bind", "127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+    said = [line.removeprefix("warning   ") for line in done.stdout.splitlines() if line.startswith("warning   ")]
+    wanted = ["the thread reaper is alive at the fork", "socket.setdefaulttimeout(5) is in force", handshake]
+    wanted += ["max_threads has no effect: "] * (target == "Server")
+    assert [line.startswith(beginning) for line, beginning in zip(said, wanted, strict=True)] == [True] * len(wanted)
+    assert done.stdout.endswith("\nok\n")
+
+
+def test_more_workers_than_descriptors(here: Path) -> None:
+    """What `prefork run` would refuse for want of descriptors is refused, with the number."""
+    done = check(here, "app:Server", "--bind", ":0", "--max-children", "400", before=("prlimit", "--nofile=256"))
+    assert (done.returncode, "could not serve with max_children=400" in done.stderr) == (2, True), done.stderr
 
 
 def test_beside_the_running_service(here: Path) -> None:

@@ -1,0 +1,75 @@
+"""Settings without effect, and hooks that nobody calls: each with its reason, and none beside."""
+
+import socket
+
+import pytest
+
+import prefork
+from prefork.pool_settings import PoolSettings
+from prefork.settings.effects import hooks_without_a_pool, without_effect
+
+
+class Pool(PoolSettings):
+    """What of a server is looked at, of one worker after another: a TCP server over IPv4."""
+
+    socket_type = socket.SOCK_STREAM
+    address_family = socket.AF_INET
+    dual_stack = False
+
+
+def of(**values: object) -> dict[str, str]:
+    return dict(without_effect(type("Server", (Pool,), values)(), PoolSettings))
+
+
+def test_defaults_are_nobodys_mistake() -> None:
+    """A server that sets nothing is told nothing, of whatever kind it is."""
+    for name in ("TCP", "UDP", "UnixStream", "UnixDatagram"):
+        cls = getattr(prefork, f"PreForking{name}Server")
+        assert list(without_effect(cls.__new__(cls), PoolSettings)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "why"),
+    [
+        ({"max_threads": 4}, "max_threads", "no ThreadingMixIn"),
+        ({"max_children": 4, "min_spare_children": 2}, "min_spare_children", "one size"),
+        ({"max_children": 4, "min_children": 4, "max_spare_children": 2}, "max_spare_children", "one size"),
+        ({"max_requests": 4, "collect_children": None}, "max_requests", "one request"),
+        ({"drain_connections": "eof", "socket_type": socket.SOCK_DGRAM}, "drain_connections", "no connection"),
+        ({"control_mode": 0o660}, "control_mode", "no control_socket"),
+        ({"control_owner": "root"}, "control_owner", "no control_socket"),
+        ({"control_allow": "root"}, "control_allow", "no control_socket"),
+        ({"control_allow_read": "root"}, "control_allow_read", "no control_socket"),
+        ({"dual_stack": True}, "dual_stack", "no IPv6"),
+    ],
+)
+def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
+    """Each is told by its name, with the reason."""
+    found = of(**values)
+    assert list(found) == [name]
+    assert why in found[name]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_threads": 4, "process_request_thread": None},
+        {"max_children": 4, "min_children": 2, "min_spare_children": 2},
+        {"max_requests": 4},
+        {"drain_connections": "eof"},
+        {"control_mode": 0o660, "control_socket": "/c"},
+        {"dual_stack": True, "address_family": socket.AF_INET6},
+    ],
+)
+def test_an_effect(values: dict[str, object]) -> None:
+    """Where it has one, nothing is told."""
+    assert of(**values) == {}
+
+
+def test_hooks_of_a_pool_without_one() -> None:
+    """They are told for a class that is none, and not for a pool, nor for a class that defines none."""
+    hooks = {"worker_started": lambda self: None, "worker_draining": lambda self: None}
+    plain = type("Plain", (prefork.ThreadingTCPServer,), hooks)
+    assert [name for name, _ in hooks_without_a_pool(plain.__new__(plain))] == ["worker_started()", "worker_draining()"]
+    for cls in (type("Pool", (prefork.PreForkingTCPServer,), hooks), prefork.ThreadingTCPServer):
+        assert list(hooks_without_a_pool(cls.__new__(cls))) == []
