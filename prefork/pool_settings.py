@@ -38,7 +38,13 @@ class PoolSettings:
     ] = True
 
     request_timeout: Annotated[
-        float | None, Setting("cut a longer request, and replace its worker", group="Requests", unit="s", above=0)
+        float | None,
+        Setting(
+            "cut a request that takes longer, which is a whole connection, and replace its worker",
+            group="Requests",
+            unit="s",
+            above=0,
+        ),
     ] = None
     slow_request_timeout: Annotated[
         float | None, Setting("log the stacks behind a longer request", group="Requests", unit="s", above=0)
