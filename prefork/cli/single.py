@@ -1,16 +1,17 @@
 """`prefork run --single`: no fork; requests run one after another in this process, for a debugger.
 
 Runs in the process of the command line, in its main thread. `breakpoint()` in a handler has the terminal. Ctrl-C raises
-KeyboardInterrupt wherever the program is; after `continue` in pdb it returns to the prompt. `quit` ends the service,
-with status 0, or 1 since Python 3.14, where pdb asks first and then exits. There is no supervisor, hence no timeouts,
-no recycling, no metrics and no reload.
+KeyboardInterrupt wherever the program is, also after `continue` in pdb, unless that runs the whole program. `quit` ends
+the service, with status 0, or 1 since Python 3.14, where pdb asks first and then exits. There is no supervisor, hence
+no timeouts, no recycling, no metrics and no reload.
 """
 
+import contextlib
 import logging
 import signal
 import sys
-from bdb import BdbQuit
-from collections.abc import Callable
+from bdb import Bdb, BdbQuit
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
@@ -41,6 +42,26 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 def _stopping(server: "PreForkingMixIn") -> None:
     server.worker_stopping()
     log.info("stopped", extra=event(LogEvent.STOPPED))
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends() -> Iterator[None]:
+    """Have Ctrl-C end the service after `continue` in a debugger that a handler has called.
+
+    pdb would come back to its prompt, wherever the service is by then. One that runs the whole program (python -m pdb)
+    is left as it is.
+    """
+    from pdb import Pdb
+
+    if sys.gettrace() is not None or isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Bdb):
+        yield
+        return
+    theirs = Pdb.sigint_handler
+    Pdb.sigint_handler = lambda self, signum, frame: signal.default_int_handler(signum, frame)
+    try:
+        yield
+    finally:
+        Pdb.sigint_handler = theirs
 
 
 def serve_single(server: "PreForkingMixIn") -> None:
@@ -77,7 +98,8 @@ def serve_single(server: "PreForkingMixIn") -> None:
             address_text(server.socket.getsockname()),
             extra=event(LogEvent.LISTENING, address=address_text(server.socket.getsockname())),
         )
-        server.serve_forever()
+        with _ctrl_c_ends():
+            server.serve_forever()
         _stopping(server)
     except (KeyboardInterrupt, BdbQuit):
         _stopping(server)
