@@ -4,32 +4,40 @@ Runs in its own process. The verbs are in commands.py; control/render.py formats
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from typing import Any
 
+from prefork.metrics.loggers import HeldUp
+from prefork.workers.signals import interrupted_after
+
 from ..commands import BY_VERB, COMMAND_TABLE, Argument, Row
 from ..control import protocol, render
 from ..control.client import GONE_S, Client
 from ..control.protocol import BadRequest
-from ..errors import nearest
+from ..errors import PreforkError, nearest
 from ..logs import complain
-from ..sockets.addresses import parse_address
+from ..settings.fields import Field, Setting, parse
+from ..settings.sources import CTL_VARIABLE
+from ..sockets.addresses import control_path
 from .pages import Parser, Section, Subcommand, unusable
 
-__all__ = ["CTL", "VARIABLE", "Client", "path_of", "term"]
+__all__ = ["CTL", "Client", "add_control", "path_of", "term", "told"]
 
-VARIABLE = "PREFORK_CONTROL"  # also read by prefork run
+VARIABLE = "PREFORK_CONTROL"  # the service's own setting, as it stands in a container's environment
 
 _DESCRIPTION = f"""\
-Ask or command the service whose control socket is at --control, or at what {VARIABLE} says. The service has one when it
-runs with --control, or with the setting control_socket.
+Ask or command the service whose control socket is at --control, or at what {CTL_VARIABLE} says; without both, at what
+{VARIABLE} says, which is the service's own setting. It has one when it runs with --control, or with the setting
+control_socket.
 
 A reload, a restart and stacks are waited for; whatever could not be done is said in one sentence, with exit status 1.
 So are drain and stop, until the process of the service is gone; a program that goes on after its service is waited for
-no longer than {GONE_S:g} seconds.
+no longer than {GONE_S:g} seconds. With --timeout nothing is waited for any longer than that.
 """
+_TIMEOUT = Field("timeout", float, True, None, Setting("give up what is not done after this time", unit="s", above=0))
 _EXIT_STATUS = (
     ("0", "done"),
     ("1", "the service could not be reached, may not be asked, or could not do it"),
@@ -39,11 +47,15 @@ _EXIT_STATUS = (
 
 def path_of(text: str | None) -> str:
     """Return the path given by `--control` or the environment. Raises ConfigError."""
-    text = text or os.environ.get(VARIABLE)
+    text = text or told()
     if not text:
-        raise unusable(f"no control socket is given; say --control PATH, or set {VARIABLE}")
-    address = parse_address(text if text.startswith("unix:") else f"unix:{text}")
-    return str(address.address)
+        raise unusable(f"no control socket is given; say --control PATH, or set {CTL_VARIABLE}")
+    return control_path(text)
+
+
+def told() -> str | None:
+    """Return what the environment says about the service to ask."""
+    return os.environ.get(CTL_VARIABLE) or os.environ.get(VARIABLE)
 
 
 # The command.
@@ -54,11 +66,13 @@ def _add_arguments(parser: Parser) -> None:
     parser.add_argument("argument", metavar="ARGUMENT", nargs="?", help="what the verb takes")
     add_control(parser)
     parser.add_argument("--no-wait", action="store_true", help="drain and stop: do not wait until the service is gone")
+    help = f"{_TIMEOUT.setting.help} (default {_TIMEOUT.default_text})"
+    parser.add_argument("--timeout", metavar=_TIMEOUT.metavar, help=help)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON, one object a line")
 
 
 def add_control(parser: Parser) -> None:
-    help = f"the service's control socket: /PATH or unix:/PATH (default: {VARIABLE})"
+    help = f"the service's control socket: /PATH or unix:/PATH (default: {CTL_VARIABLE}, then {VARIABLE})"
     parser.add_argument("--control", metavar="PATH", help=help)
 
 
@@ -66,6 +80,16 @@ def _run(args: argparse.Namespace) -> int:
     row, argument = _request(args.verb, args.argument)
     if args.no_wait and not row.ends:
         raise unusable(f"--no-wait is not for {row.verb}")
+    timeout = None if args.timeout is None else parse(_TIMEOUT, args.timeout, "--timeout")
+    try:
+        with contextlib.nullcontext() if timeout is None else interrupted_after(timeout):
+            return _ask(args, row, argument)
+    except HeldUp:
+        goes_on = "" if row.looks else "; the service goes on with it"
+        raise PreforkError(f"could not {row.verb}: not done within {timeout:g} s (--timeout){goes_on}") from None
+
+
+def _ask(args: argparse.Namespace, row: Row, argument: int | str | None) -> int:
     with Client(path_of(args.control)) as client:
         for message in client.ask(row, argument):
             _print(row, message, as_json=args.json)
@@ -120,7 +144,7 @@ def _shown(argument: Argument) -> str:
 
 
 CTL = Subcommand(
-    "VERB [ARGUMENT] [--control PATH] [--no-wait] [--json]",
+    "VERB [ARGUMENT] [--control PATH] [--timeout TIME] [--json]",
     _DESCRIPTION,
     _add_arguments,
     _run,

@@ -12,12 +12,15 @@ from prefork.workers.signals import EVERY
 
 from .. import logs
 from ..commands import COMMAND_TABLE
+from ..errors import BindError
 from ..process import rehearsing
 from ..reload.handover import handed
+from ..settings.sources import CTL_VARIABLE
 from ..surroundings.early_signals import AskedToEnd, EarlySignals
 from ..surroundings.inherited import put_right
 from . import launch
 from .pages import Section, Subcommand
+from .targets import Server
 
 __all__ = ["RUN"]
 
@@ -67,8 +70,18 @@ def _serve(args: argparse.Namespace, early: EarlySignals | None) -> int:
                 early.end()
             serve_single(server)
         else:
-            server.serve_forever()
+            _serve_pool(plan, server)
     return 0
+
+
+def _serve_pool(plan: launch.LaunchPlan, server: Server) -> None:
+    try:
+        server.serve_forever()
+    except BindError as exc:
+        control = plan.found.get("control_socket")
+        if control is not None and control.kind == "variable" and str(control.value) in str(exc):
+            exc.add_note(f"{control.origin} is this service's own socket; for prefork ctl alone, set {CTL_VARIABLE}.")
+        raise
 
 
 RUN = Subcommand(

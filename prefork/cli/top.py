@@ -10,10 +10,11 @@ import sys
 import time
 
 from ..errors import PreforkError
+from ..settings.sources import CTL_VARIABLE
 from ..top.http import parse_url
 from ..top.screen import View, lines
 from ..top.sources import ControlSource, MetricsSource, Source
-from .ctl import VARIABLE, add_control, path_of
+from .ctl import add_control, path_of, told
 from .pages import Parser, Section, Subcommand, unusable
 
 __all__ = ["TOP"]
@@ -24,7 +25,7 @@ WIDE = 200  # without a terminal
 _DESCRIPTION = f"""\
 Show a running service: rate, latency, saturation and queue, and what each worker does, since when and for whom.
 
-Asked is the control socket (--control, or {VARIABLE}); or, read-only, the metrics of the service (--url, or
+Asked is the control socket (--control, or {CTL_VARIABLE}, or PREFORK_CONTROL); or, read-only, its metrics (--url, or
 {METRICS_VARIABLE} where no control socket is given), which tell of all workers together and of none alone. Rates and
 latencies are those of the last five seconds.
 """
@@ -53,9 +54,9 @@ def _source(control: str | None, url: str | None) -> Source:
     if control and url:
         raise unusable("--control and --url are both given; say one")
     if not control and not url:
-        control, url = os.environ.get(VARIABLE), os.environ.get(METRICS_VARIABLE)
+        control, url = told(), os.environ.get(METRICS_VARIABLE)
         if not control and not url:
-            raise unusable(f"no service is given; say --control PATH or --url URL, or set {VARIABLE}")
+            raise unusable(f"no service is given; say --control PATH or --url URL, or set {CTL_VARIABLE}")
     return ControlSource(path_of(control)) if control else MetricsSource(parse_url(str(url)))
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from ..errors import BindError, ConfigError
+from ..errors import BindError, ConfigError, reason_of
 from ..reload.handover import handed, has_lost_its_path
 from ..sockets import ownership
-from ..sockets.addresses import parse_address
+from ..sockets.addresses import control_path
 from ..sockets.listener import Listener
 from .connection import Peer
 
@@ -40,11 +40,10 @@ class ControlTerms:
     @classmethod
     def read(cls, path: str, mode: int, owner: str | None, allow: str | None, allow_read: str | None) -> "ControlTerms":
         """Return the terms that these settings describe. Raises ConfigError."""
-        address = parse_address(path if path.startswith("unix:") else f"unix:{path}")
-        assert isinstance(address.address, str)
+        where = control_path(path)
         if owner is not None:
             ownership.owner(owner, "control_owner")  # raises now rather than at the bind
-        return cls(address.address, mode, owner, _uids("control_allow", allow),
+        return cls(where, mode, owner, _uids("control_allow", allow),
                    _uids("control_allow_read", allow_read))  # fmt: skip
 
     @property
@@ -87,8 +86,7 @@ def listen(terms: ControlTerms, packed: dict[str, Any] | None) -> Listener:
             terms.access.change(terms.path)
     except OSError as exc:
         listener.detach()
-        reason = (exc.strerror or str(exc)).lower()
-        raise BindError(exc.errno, f"could not set mode and owner of {terms.path}: {reason}") from exc
+        raise BindError(exc.errno, f"could not set mode and owner of {terms.path}: {reason_of(exc)}") from exc
     return listener
 
 

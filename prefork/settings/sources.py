@@ -4,19 +4,19 @@ Owns the reading of the environment and of the TOML file, and the errors for unk
 which fields.py does. Runs in the process of the command line, before anything is imported or bound.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, nearest, reason_of
 from .fields import Field, parse, show
 
-__all__ = ["FILE_VARIABLE", "SLOT_VARIABLE", "Found", "gather"]
+__all__ = ["CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "Found", "gather"]
 
 PREFIX = "PREFORK_"
 FILE_VARIABLE = "PREFORK_CONFIG"
+CTL_VARIABLE = "PREFORK_CTL"  # no setting: the control socket that `prefork ctl` and `top` ask, of whatever service
 SLOT_VARIABLE = "PREFORK_SLOT"  # no setting: set in a worker, for what that starts, such as another service
 TOML_TABLE = "prefork"
 
@@ -64,7 +64,7 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
         if variable in known:
             field = known[variable]
             yield field.name, Found(parse(field, text, variable), "variable", variable)
-        elif variable not in (FILE_VARIABLE, SLOT_VARIABLE) and not FROM_A_SERVICE.fullmatch(variable):
+        elif variable not in (FILE_VARIABLE, CTL_VARIABLE, SLOT_VARIABLE) and not FROM_A_SERVICE.fullmatch(variable):
             near = nearest(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
 
@@ -84,6 +84,8 @@ def _value(field: Field, value: Any, origin: str) -> Any:
     """Return the value of a TOML key. Strings are parsed as text ("30s", "off"); other types are values already."""
     if isinstance(value, str):
         return parse(field, value, origin)
+    if isinstance(value, list) and field.setting.unit == "address":
+        raise ConfigError(f"could not set {field.key} to {value!r} (from {origin}): it must be one address")
     if field.type is float and type(value) is int:
         value = float(value)
     if field.setting.unit == "address":
@@ -100,7 +102,7 @@ def _table(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             tables = tomllib.load(file)
     except OSError as exc:
-        raise ConfigError(f"could not read {path}: {os.strerror(exc.errno or 0).lower()}") from None
+        raise ConfigError(f"could not read {path}: {reason_of(exc)}") from None
     except ValueError as exc:  # invalid TOML or UTF-8
         reason = str(exc)[:1].lower() + str(exc)[1:]
         raise ConfigError(f"could not read {path}: it is not TOML: {reason}") from None

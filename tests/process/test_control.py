@@ -43,6 +43,7 @@ def test_status_and_workers_are_true(service: Released) -> None:
         status = result_of(service, "status")
         workers = {worker["pid"]: worker for worker in result_of(service, "workers")["workers"]}
         peer = ":".join(map(str, held.sock.getsockname()[:2]))
+        of_one = ctl(service, "workers", str(workers[held.pid]["slot"])).stdout
     assert (status["pid"], status["phase"], status["generation"]) == (service.pid, "running", 1)
     assert status["address"] == ":".join(map(str, service.address))
     assert (status["workers"]["idle"], status["workers"]["busy"]) == (WORKERS - 1, 1)
@@ -52,6 +53,8 @@ def test_status_and_workers_are_true(service: Released) -> None:
     assert (busy["state"], busy["requests"], busy["peers"]) == ("busy", 1, [peer])
     assert busy["request_age_s"] < busy["age_s"]
     assert busy["rss_bytes"] > 1 << 20
+    assert of_one.count("\n") == 5
+    assert of_one.endswith(f"\n\npeers\n  {peer}\n")
     (idle,) = (worker for pid, worker in workers.items() if pid != held.pid)
     assert (idle["state"], idle["request_age_s"], idle["peers"]) == ("idle", None, [])
 
@@ -146,10 +149,14 @@ def test_a_drain_says_what_is_left(impatient: bool, service: Released) -> None:
 
 
 def test_a_drain_that_is_not_waited_for(service: Released) -> None:
-    """With --no-wait it returns while the service finishes what it has; for other verbs that is a mistake."""
+    """With --no-wait it returns while the service finishes what it has; for other verbs that is a mistake. With
+    --timeout it gives up after that time, and says so."""
     assert "--no-wait is not for status" in ctl(service, "status", "--no-wait").stderr
     with service.hold() as held:
         assert ctl(service, "drain", "--no-wait").returncode == 0
+        late = ctl(service, "drain", "--timeout", "300ms")
+        assert late.returncode == 1
+        assert "could not drain: not done within 0.3 s (--timeout); the service goes on with it\n" in late.stderr
         assert service.process.poll() is None
         assert int(held.ask(b"pid")) == held.pid
     assert service.wait_exit() == 0

@@ -49,6 +49,19 @@ def test_option_over_variable_over_file(at: Path) -> None:
     }
 
 
+def test_the_control_socket_is_said_alike() -> None:
+    """PREFORK_CONTROL takes what `prefork ctl` takes; PREFORK_CTL, which is ctl's alone, means nothing to a service."""
+    for text in ("/run/c.sock", "unix:/run/c.sock"):
+        found = gather(FIELDS, {}, {"PREFORK_CONTROL": text, "PREFORK_CTL": "/run/other.sock"}, None)
+        assert found == {"control_socket": Found("/run/c.sock", "variable", "PREFORK_CONTROL")}
+
+
+def test_a_list_of_addresses_is_refused(at: Path) -> None:
+    """A service has one address, and a file that lists two is told so."""
+    said = refusal(path=file('[prefork]\nbind = [":1", ":2"]\n'))
+    assert said == "could not set bind to [':1', ':2'] (from s.toml: bind): it must be one address"
+
+
 def test_every_setting_has_every_source(at: Path) -> None:
     """Whatever can be set can be set by an option, a variable and a key of its own, and means the same in each."""
     for name, field in FIELDS.items():
@@ -99,7 +112,7 @@ def test_values_of_a_file(line: str, name: str, value: object, at: Path) -> None
         ("[prefork]\nmax_children = 2.5\n", "could not set max_children to 2.5 (from s.toml: max_children)"),
         ("[prefork]\nmax_children = [4]\n", "could not set max_children to [4] (from s.toml: max_children)"),
         ("[prefork]\nrequest_timeout = nan\n", "could not set request_timeout to nan (from s.toml: request_timeout)"),
-        ("[prefork]\nrequest_timeout = '3 moons'\n", "a time in seconds above 0, or none (as in 30s, 500ms, 2m, 1h)"),
+        ("[prefork]\nrequest_timeout = '3 moons'\n", "a time in seconds above 0, or off (as in 30s, 500ms, 2m, 1h)"),
         ("[prefork]\nlog_level = 'loud'\n", "(from s.toml: log_level): it must be one of debug, info"),
         ("[prefork]\nbind = 9999\n", "could not read the address '9999' (from s.toml: bind): it must be host:port"),
         ("[prefork]\nmetrics = 'udp://:1'\n", "metrics to 'udp://:1' (from s.toml: metrics): it must be host:port or"),
