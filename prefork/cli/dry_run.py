@@ -35,7 +35,8 @@ class DryRun:
     def instead(self, listener: Listener, address: Any, path: str | None) -> Any:
         """Examine the address; return another for the listener. Raises OSError as bind() would, unless it is in use."""
         try:
-            verdict = FREE if path is None and not _inet(listener) else _looked_at(listener, address, path)
+            known = _inet(listener) or listener.family == socket.AF_UNIX
+            verdict = _looked_at(listener, address, path) if known else FREE
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
                 raise

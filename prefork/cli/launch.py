@@ -71,8 +71,8 @@ class Launch:
     ] = None
     bind: Annotated[
         Address | None,
-        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unixgram:/PATH, fd://N (inherited), or "
-                "systemd[:NAME]",
+        Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, "
+                "fd://N (inherited), or systemd[:NAME]",
                 group="Service", unit="address", default_text="none"),
     ] = None  # fmt: skip
     log_level: Annotated[
@@ -198,8 +198,12 @@ def _place(value: Any) -> Any:
     return value.address if value.kind in ("tcp", "unix") and value.fd is None else None
 
 
+def _real(path: str) -> str:
+    return path if path[:1] == "\0" else os.path.realpath(path)
+
+
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, str) or isinstance(other, str):
-        return isinstance(one, str) and isinstance(other, str) and os.path.realpath(one) == os.path.realpath(other)
+        return isinstance(one, str) and isinstance(other, str) and _real(one) == _real(other)
     anywhere = {"", "0.0.0.0", "::"}
     return one[1] == other[1] != 0 and (one[0] == other[0] or bool(anywhere & {one[0], other[0]}))

@@ -6,9 +6,10 @@ the command line.
 
 import argparse
 from collections.abc import Mapping
+from typing import Any
 
 from ..settings.fields import Field
-from .pages import Parser
+from .pages import Parser, unusable
 
 __all__ = ["add_settings", "texts"]
 
@@ -28,7 +29,21 @@ def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
                 field.option, action="store_const", const="yes", dest=field.name, help=field.setting.help
             )
         else:
-            group.add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field))
+            action = _Once if field.setting.unit == "address" else "store"
+            group.add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field), action=action)
+
+
+class _Once(argparse.Action):
+    """An option that would be taken for one more address if it was given twice. Of any other the last one counts."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: object = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            one = "a service has one address; run another service for the other" if self.dest == "bind" else "say one"
+            raise unusable(f"{self.option_strings[0]} is given twice, {before} and {values}; {one}")
+        setattr(namespace, self.dest, values)
 
 
 def _help(field: Field) -> str:

@@ -6,6 +6,7 @@ process of the command line, and written in every process.
     host:port  :port  [::]:port     TCP
     udp://host:port                 UDP
     unix:/path  unixgram:/path      Unix stream and datagram sockets
+    unix:@name  unixgram:@name      the same with an abstract name, unix(7); a file of such a name is unix:./@name
     fd://N                          a bound socket inherited as descriptor N; its kind is read from the socket
     systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
 """
@@ -18,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from .. import systemd
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from ..log_formats import escaped
 
-__all__ = ["Address", "Kind", "address_text", "parse_address"]
+__all__ = ["Address", "Kind", "address_text", "control_path", "parse_address"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
@@ -63,7 +64,9 @@ def parse_address(text: str) -> Address:
         return _inherited(rest, text)
     if scheme in ("tcp", "udp"):
         return _inet("tcp" if scheme == "tcp" else "udp", rest, text)
-    forms = "host:port, :port, [::]:port, udp://host:port, unix:/path, unixgram:/path, fd://N, systemd[:name]"
+    forms = (
+        "host:port, :port, [::]:port, udp://host:port, unix:/path, unix:@name, unixgram:/path, fd://N, systemd[:name]"
+    )
     raise _refused(text, f"it is none of {forms}")
 
 
@@ -95,13 +98,25 @@ def _family(host: str) -> socket.AddressFamily | None:
 
 
 def _unix(kind: Kind, path: str, text: str) -> Address:
-    if not path:
-        raise _refused(text, f"it must be {kind}:/path")
+    if path in ("", "@"):
+        raise _refused(text, f"it must be {kind}:/path or {kind}:@name")
     if "\0" in path:
         raise _refused(text, "a path has no zero byte")
     if len(os.fsencode(path)) > _UNIX_PATH_MAX:
         raise _refused(text, f"its path is longer than {_UNIX_PATH_MAX} bytes")
-    return Address(kind, path, None, text, socket.AF_UNIX)
+    return Address(kind, "\0" + path[1:] if path[0] == "@" else path, None, text, socket.AF_UNIX)
+
+
+def control_path(text: str) -> str:
+    """Return the path of a control socket, which is said as /PATH or unix:/PATH. Raises ConfigError.
+
+    It has no abstract name: the mode of its path is what keeps others away.
+    """
+    address = parse_address(text if ":" in text.partition("/")[0] else f"unix:{text}")
+    path = address.address
+    if address.kind != "unix" or address.fd is not None or not isinstance(path, str) or path[0] == "\0":
+        raise _refused(text, "a control socket is at /path or unix:/path")
+    return path
 
 
 def _inherited(number: str, text: str) -> Address:
@@ -110,7 +125,7 @@ def _inherited(number: str, text: str) -> Address:
     try:
         sock = over(int(number), socket.socket)
     except OSError as exc:
-        raise _refused(text, f"descriptor {number} is no open socket ({os.strerror(exc.errno or 0)})") from None
+        raise _refused(text, f"descriptor {number} is no open socket ({reason_of(exc)})") from None
     try:
         return _described(sock, int(number), text)
     finally:

@@ -3,7 +3,7 @@
 Runs in the master; workers inherit the listener and must only accept. Owns the socket and its Unix path. A Listener is
 put in `server.socket`, so that every `server_bind` and `server_activate`, ours, the standard library's or the user's,
 runs unchanged and still does what a pool needs: it removes a stale Unix path, leaves an inherited descriptor as it was
-bound, and says in a sentence that a port is taken.
+bound, and says in a sentence that a port is taken. Longer than most files: narrow() and widen() need all of the rest.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any
 from prefork.metrics.kernel import somaxconn
 from prefork.metrics.log_events import LogEvent, event
 
-from ..errors import BindError, ConfigError
+from ..errors import BindError, ConfigError, reason_of
 from .addresses import address_text, over
 from .ownership import Access
 from .unix_paths import clear_stale, identity_of
@@ -76,6 +76,7 @@ class Listener(socket.socket):
     flags = 0
     unreachable = False  # its path is removed, and no other leads to it
     asked = ""  # the key of `asked_for()`, by which a reload finds it again
+    backlog = 128  # what `listen()` was last asked for
     path: str | None = None
     identity: tuple[int, int] | None = None  # device and inode of the path: fstat of the socket gives another inode
     serving = False  # a pool serves here, and sets the timeout
@@ -96,7 +97,7 @@ class Listener(socket.socket):
             listener = over(fd, cls)
             os.set_inheritable(fd, False)
         except OSError as exc:
-            raise BindError(exc.errno, f"could not take over descriptor {fd}: {os.strerror(exc.errno or 0)}") from exc
+            raise BindError(exc.errno, f"could not take over descriptor {fd}: {reason_of(exc)}") from exc
         listener.inherited = True
         listener.quiet = _instead is not None
         return listener
@@ -138,9 +139,7 @@ class Listener(socket.socket):
         try:
             self._bind(address, path if named else None)
         except OSError as exc:
-            reason = exc.strerror or str(exc)
-            reason = reason[:1].lower() + reason[1:]
-            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
+            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}") from exc
 
     def _bind(self, address: Any, path: str | None) -> None:
         if _instead is not None:
@@ -167,6 +166,7 @@ class Listener(socket.socket):
                 extra=event(LogEvent.QUEUE_CUT, asked=backlog, limit=limit),
             )
         super().listen(backlog)
+        self.backlog = backlog
 
     @cached_property
     def _kind(self) -> tuple[int, int, int]:
@@ -227,7 +227,7 @@ class Listener(socket.socket):
             except OSError as exc:
                 self.unreachable = False
                 log.warning(
-                    "could not remove %s, it is left: %s", self.path, (exc.strerror or str(exc)).lower(),
+                    "could not remove %s, it is left: %s", self.path, reason_of(exc),
                     extra=event(LogEvent.SOCKET_LEFT, address=self.path),
                 )  # fmt: skip
         self.path = None
@@ -283,7 +283,7 @@ def prepared(sock: socket.socket, ours: Callable[[], bool], origin: Listener | N
                 _put_back(sock, timeout, blocking)
             except OSError as exc:  # the service has ended well: only a program that uses the socket will notice
                 what = "put back the timeout of the program's socket"
-                log.error("could not %s: %s", what, exc.strerror, extra=event(LogEvent.STEP_FAILED, step=what))
+                log.error("could not %s: %s", what, reason_of(exc), extra=event(LogEvent.STEP_FAILED, step=what))
 
 
 def _put_back(sock: socket.socket, timeout: float | None, blocking: bool) -> None:
@@ -325,6 +325,8 @@ def narrow(sock: socket.socket, origin: Listener | None = None) -> bool:
         known.unlink()
     program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
     if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
+        if _is_abstract(sock):
+            sock.listen(0)
         return True  # without its path no client can reach it
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
     try:
@@ -345,5 +347,13 @@ def widen(sock: socket.socket, origin: Listener | None = None) -> None:
     if known is not None and known.unreachable:
         where = address_text(sock.getsockname())
         raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
+    if known is not None and _is_abstract(sock):
+        known.listen(known.backlog)
     with contextlib.suppress(OSError):  # there was no filter
         sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _is_abstract(sock: socket.socket) -> bool:
+    """Return whether a stream socket has an abstract name, which no unlink takes from its clients."""
+    name = sock.getsockname() if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM else None
+    return isinstance(name, bytes) and name[:1] == b"\0"

@@ -1,5 +1,6 @@
 """What --bind accepts, and what it says about the rest."""
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.errors import ConfigError
-from prefork.sockets.addresses import Address, parse_address
+from prefork.sockets.addresses import Address, control_path, parse_address
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,10 @@ from prefork.sockets.addresses import Address, parse_address
         ("unix:/run/a:b.sock", "unix", "/run/a:b.sock", socket.AF_UNIX),
         ("unix:relative", "unix", "relative", socket.AF_UNIX),
         ("unixgram:/run/log", "unixgram", "/run/log", socket.AF_UNIX),
+        ("unix:@name", "unix", "\0name", socket.AF_UNIX),
+        ("unix:@a@b", "unix", "\0a@b", socket.AF_UNIX),
+        ("unixgram:@name", "unixgram", "\0name", socket.AF_UNIX),
+        ("unix:./@name", "unix", "./@name", socket.AF_UNIX),
     ],
 )
 def test_every_form(text: str, kind: str, address: object, family: object) -> None:
@@ -48,6 +53,8 @@ def test_every_form(text: str, kind: str, address: object, family: object) -> No
         ("[::1]x:80", "it must be host:port"),
         ("http://localhost:80", "it is none of host:port"),
         ("unix:", "it must be unix:/path"),
+        ("unix:@", "it must be unix:/path or unix:@name"),
+        ("unix:@" + "x" * 107, "its path is longer than 107 bytes"),
         ("unix:/" + "x" * 107, "its path is longer than 107 bytes"),
         ("unix:/a\0b", "a path has no zero byte"),
         ("fd://", "it must be fd://N"),
@@ -68,10 +75,22 @@ def test_wrong_address_is_one_sentence(text: str, reason: str) -> None:
 @given(st.text(alphabet=":/[]%.@\0ax0159fduni", max_size=30))
 def test_any_text_is_read_or_refused(text: str) -> None:
     """No text raises anything but ConfigError."""
-    try:
-        assert parse_address(text).text == text
-    except ConfigError:
-        pass
+    for read in (parse_address, control_path):
+        with contextlib.suppress(ConfigError):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["/run/a:b.sock", "relative", "unix:/run/a", "unix:a:b", "./@name", "/"])
+def test_path_of_a_control_socket(text: str) -> None:
+    """It is said with or without unix:, alike for whoever listens there and whoever asks."""
+    assert control_path(text) == text.removeprefix("unix:")
+
+
+@pytest.mark.parametrize("text", ["", "@name", "unix:@name", "127.0.0.1:9", "udp://:9", "unixgram:/c", "c:d"])
+def test_what_is_no_control_socket(text: str) -> None:
+    """An address of another kind is none, nor is an abstract name, which has no mode."""
+    with pytest.raises(ConfigError, match=r"could not read the address '"):
+        control_path(text)
 
 
 @pytest.fixture
