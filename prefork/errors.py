@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import ClassVar
 
-__all__ = ["BindError", "BootError", "ConfigError", "PreforkError", "UserCodeError", "nearest"]
+__all__ = ["BindError", "BootError", "ConfigError", "PreforkError", "UserCodeError", "nearest", "reason_of"]
+
+NEAR = 0.75  # of a known word: --max-childs is --max-children, --daemon is none
+PREFIXES = ("--", "PREFORK_")  # which make any two words alike
 
 
 class PreforkError(Exception):
@@ -60,5 +63,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?`, or an empty string if no known word is close."""
     import difflib  # only needed after a mistake
 
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    prefix = next((each for each in PREFIXES if word.startswith(each)), "")
+    words, word = {each.removeprefix(prefix): each for each in known}, word.removeprefix(prefix)
+    found = [each for each in words if _begins(each, word) or sorted(each) == sorted(word)]
+    if len(found) != 1:
+        found = difflib.get_close_matches(word, words, n=1, cutoff=NEAR)
+    return f"; did you mean {words[found[0]]}?" if found else ""
+
+
+def _begins(one: str, other: str) -> bool:
+    """Return whether one of them is the other and some words more, as in graceful and graceful-timeout."""
+    short, long = sorted((one, other), key=len)
+    return long.startswith((f"{short}-", f"{short}_"))
+
+
+def reason_of(exc: OSError) -> str:
+    """Return the reason in the words of the kernel or of Python, as it stands in the middle of a sentence."""
+    reason = exc.strerror or (os.strerror(exc.errno) if exc.errno else str(exc))
+    if not reason or reason[1:2].isupper():  # AF_UNIX path too long
+        return reason or type(exc).__name__
+    return reason[:1].lower() + reason[1:]

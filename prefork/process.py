@@ -27,7 +27,7 @@ from prefork.workers.lazy_imports import import_lazy
 from prefork.workers.signals import interrupted_after
 
 from . import logs
-from .errors import ConfigError, PreforkError
+from .errors import ConfigError, PreforkError, reason_of
 from .master.guard import attempt
 from .surroundings.inherited import open_standard_descriptors
 
@@ -79,8 +79,7 @@ def go(path: str, origin: str = "") -> None:
         os.chdir(path)
     except OSError as exc:
         said_by = f" (from {origin})" if origin else ""
-        reason = os.strerror(exc.errno or 0).lower()
-        raise ConfigError(f"could not change to the directory {path}{said_by}: {reason}") from None
+        raise ConfigError(f"could not change to the directory {path}{said_by}: {reason_of(exc)}") from None
     _entered = path
 
 

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from ..accompanied import checked
-from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest
+from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -71,7 +71,7 @@ def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
         raise UserCodeError(f"{sentence}: it left with status {exc.code}") from exc
     except OSError as exc:
         if exc.errno == errno.EAFNOSUPPORT:  # there is no IPv6
-            raise BindError(exc.errno, f"{sentence}: {os.strerror(exc.errno).lower()}") from None
+            raise BindError(exc.errno, f"{sentence}: {reason_of(exc)}") from None
         raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
     except Exception as exc:
         raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
@@ -209,13 +209,26 @@ def _chooses_family(bases: tuple[type, ...], address: Address) -> bool:
 
 def _callable_with(target: Target, function: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Return `function` if it takes `count` arguments: (address), or (address, handler class)."""
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*[None] * count)
+        signature.bind(*[None] * count)
     except TypeError:
+        module = target.text.partition(":")[0]
         wanted = "an address" if count == 1 else "an address and a handler class"
-        hint = "; a class attribute RequestHandlerClass says which handler it is for" if count == 1 else ""
-        raise target.refused(f"it cannot be called with {wanted} alone{hint}") from None
+        error = target.refused(f"it cannot be called with {wanted} alone; write a function, and serve {module}:make")
+        error.add_note(_two_lines(getattr(function, "__name__", "Server"), signature))
+        raise error from None
     return function
+
+
+def _two_lines(name: str, signature: inspect.Signature) -> str:
+    """Return the function to write: it calls the class, or the other function, with all that this needs."""
+    needed = [
+        each.name if each.kind is not each.KEYWORD_ONLY else f"{each.name}=…"
+        for each in signature.parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    return f"    def make(address):\n        return {name}({', '.join(['address', *needed[1:]])})"
 
 
 def _from_factory(target: Target, factory: Callable[..., Any], address: Address | None) -> Server:

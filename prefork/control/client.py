@@ -15,7 +15,7 @@ from typing import Any
 from prefork.metrics.kernel import unix_peer
 
 from ..commands import Row
-from ..errors import PreforkError
+from ..errors import PreforkError, reason_of
 from . import protocol
 
 GONE_S = 5.0  # longest time from the end of the service to the exit of its process
@@ -41,7 +41,7 @@ class Client:
             self._sock.connect(path)
         except OSError as exc:
             self._sock.close()
-            raise PreforkError(f"could not reach the control socket {path}: {_lower(exc)}") from None
+            raise PreforkError(f"could not reach the control socket {path}: {reason_of(exc)}") from None
         self._file = self._sock.makefile("rb")
         self._pidfd: int | None = None
 
@@ -58,7 +58,7 @@ class Client:
                 if "ok" in message:
                     return
         except OSError as exc:
-            raise PreforkError(f"could not hear from {self._path}: {_lower(exc)}") from None
+            raise PreforkError(f"could not hear from {self._path}: {reason_of(exc)}") from None
         raise PreforkError(f"could not hear from {self._path}: the service closed the connection")
 
     def result(self, row: Row, argument: int | str | None = None) -> dict[str, Any]:
@@ -100,8 +100,3 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _lower(exc: OSError) -> str:
-    reason = exc.strerror or str(exc)
-    return reason[:1].lower() + reason[1:]

@@ -21,7 +21,7 @@ from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot, SlotReader
 from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
 
-from ..errors import BindError
+from ..errors import BindError, reason_of
 from ..master.children import Child
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
@@ -58,8 +58,7 @@ def bind_metrics(address: Any, asked: str) -> Listener:
     try:
         listener = Listener(family, socket.SOCK_STREAM)
     except OSError as exc:  # there is no IPv6
-        reason = (exc.strerror or str(exc)).lower()
-        raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason}") from exc
+        raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}") from exc
     listener.asked = asked
     try:
         if family != socket.AF_UNIX:

@@ -38,6 +38,7 @@ from prefork.workers.loop import IGNORED
 from prefork.workers.signals import DRAIN_SIGNAL, SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
+from ..errors import reason_of
 from ..master.guard import say_failed
 from ..master.signalling import POKE
 from ..server import TCPServer
@@ -281,6 +282,6 @@ def _drop_privileges() -> None:
         except OSError as exc:
             log.warning(
                 "could not become nobody: %s; the exporter stays root, without the rights of root",
-                (exc.strerror or str(exc)).lower(),
+                reason_of(exc),
                 extra=event(LogEvent.PRIVILEGES_KEPT),
             )

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from prefork.metrics.log_events import LogEvent, event
 
+from ..errors import reason_of
+
 log = logging.getLogger("prefork.supervisor")
 
 SAID_EVERY_S = 10.0
@@ -73,7 +75,7 @@ def say_failed(what: str, exc: Exception, then: str = "", *, theirs: bool = Fals
     _said[kind] = now
     follows = f"; {then}" if then else ""
     if isinstance(exc, OSError) and not theirs:
-        log.error("could not %s: %s%s", what, reason_of(exc), follows, extra=event(LogEvent.STEP_FAILED, step=what))
+        log.error("could not %s: %s%s", what, named_reason(exc), follows, extra=event(LogEvent.STEP_FAILED, step=what))
     else:
         log.error(
             "could not %s: %s: %s%s",
@@ -86,8 +88,7 @@ def say_failed(what: str, exc: Exception, then: str = "", *, theirs: bool = Fals
         )
 
 
-def reason_of(exc: OSError) -> str:
-    """Return the kernel's reason in lower case, with its name: `too many open files (EMFILE)`."""
-    reason = exc.strerror or str(exc)
+def named_reason(exc: OSError) -> str:
+    """Return the kernel's reason with its name: `too many open files (EMFILE)`."""
     name = errno.errorcode.get(exc.errno or 0, "")
-    return reason[:1].lower() + reason[1:] + (f" ({name})" if name else "")
+    return reason_of(exc) + (f" ({name})" if name else "")

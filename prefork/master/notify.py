@@ -17,6 +17,7 @@ from time import monotonic
 
 from prefork.metrics.log_events import LogEvent, event
 
+from ..errors import reason_of
 from ..systemd import given, stored_name
 from .policy import Phase
 
@@ -198,7 +199,7 @@ class Notifier:
                 log.debug(
                     "could not tell the service manager %r: %s",
                     message,
-                    exc.strerror,
+                    reason_of(exc),
                     extra=event(LogEvent.NOTIFY_FAILED),
                 )
             self._unsent.popleft()

@@ -18,6 +18,7 @@ from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import jittered
 
+from ..errors import reason_of
 from .children import Child, ChildTable
 from .companions import Companions
 from .policy import FORK_RETRY_S
@@ -108,7 +109,7 @@ class Spawner:
             log.error(
                 "could not fork a %s: %s; trying again every %.1f s",
                 what,
-                exc.strerror,
+                reason_of(exc),
                 FORK_RETRY_S,
                 extra=event(LogEvent.FORK_FAILED),
             )

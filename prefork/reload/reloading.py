@@ -24,10 +24,10 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master, leave
 
 from .. import process
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from ..log_formats import escaped
 from ..master.children import Child
-from ..master.guard import attempt, reason_of, say_failed
+from ..master.guard import attempt, named_reason, say_failed
 from .handover import Record, handed_on
 from .start_context import START
 
@@ -39,6 +39,10 @@ DESCRIPTORS_FREE = 16  # required before an exec
 LAST_WORDS_S = 1.0  # from "ready" or "failed" to SIGKILL
 KILL_AGAIN_S = 0.5  # until a SIGKILL that the kernel refused is sent again
 ABOUT_TO_END = "the service is about to end"
+WELL = {  # what a program may have done that ended with a good status
+    "exit status 0": "; the program comes to its end without serving, or puts itself in the background (daemonises), "
+    "where a reload cannot follow"
+}
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
 
@@ -138,7 +142,7 @@ class Reloading:
             self._start()
         except OSError as exc:
             self._close()
-            self._end(ReloadResult(False, f"could not start the rehearsal: {exc.strerror}"))
+            self._end(ReloadResult(False, f"could not start the rehearsal: {reason_of(exc)}"))
             return
         self._tell(f"rehearsing ({self._child})")
 
@@ -206,7 +210,10 @@ class Reloading:
         if self._killed and not said:
             reason = f"the rehearsal was not ready within {self._boot_timeout:g} s (boot_timeout)"
         else:
-            reason = said.get("failed") or f"the rehearsal ended before its serve_forever() was ready: {how}"
+            reason = (
+                said.get("failed")
+                or f"the rehearsal ended before its serve_forever() was ready: {how}{WELL.get(how, '')}"
+            )
         self._end(ReloadResult(False, escaped(reason), output))
 
     def _close(self) -> None:
@@ -254,7 +261,7 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
 def not_run(exc: OSError) -> str:
     """Return in one sentence that, and why, the program could not be run again."""
     what = f" by {exc.filename}" if exc.filename else ""
-    return f"could not run the program again{what}: {reason_of(exc)}"
+    return f"could not run the program again{what}: {named_reason(exc)}"
 
 
 def say(pipe: int, **word: object) -> None:

@@ -79,17 +79,20 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, in words that complete "it must be …"."""
+        """The allowed values as text, in words that complete "it must be …"."""
+        return self._allowed("off")
+
+    def _allowed(self, nothing: str) -> str:
         words = self._kind()
         if self.setting.unit != "mode":  # its words include the bounds
             words += self._bounds()
-        return words + (", or none" if self.optional else "")
+        return words + (f", or {nothing}" if self.optional else "")
 
     def _kind(self) -> str:
         if self.setting.choices:
             return "one of " + ", ".join(self.setting.choices)
         if self.setting.kinds == ("unix",):
-            return "unix:/path"
+            return "/path or unix:/path"
         if "udp" not in self.setting.kinds and "tcp" in self.setting.kinds:
             return "host:port or unix:/path"
         words = {bool: "yes or no", int: "a whole number", float: "a number"}.get(self.type, "a text")
@@ -106,11 +109,15 @@ class Field:
         return words
 
     def check(self, value: object, origin: str = "") -> None:
-        """Raise ConfigError unless `value` has the right type and range. `origin` names the source of the value."""
+        """Raise ConfigError unless `value` has the right type and range.
+
+        `origin` names the source of the value; without one it is the program, where None switches off.
+        """
         if value is None and self.optional:
             return
         if not self._is_of_type(value) or not self._in_range(value):
-            raise ConfigError(f"could not set {self.name} to {value!r}{_from(origin)}: it must be {self.allowed}")
+            name, allowed = (self.key, self.allowed) if origin else (self.name, self._allowed("None"))
+            raise ConfigError(f"could not set {name} to {value!r}{_from(origin)}: it must be {allowed}")
 
     def _is_of_type(self, value: object) -> bool:
         if self.setting.unit == "address":
@@ -267,6 +274,10 @@ def _read(field: Field, text: str, word: str) -> Any:
 
 
 def _read_address(field: Field, text: str) -> Any:
+    if field.setting.kinds == ("unix",):
+        from ..sockets.addresses import control_path
+
+        return control_path(text)
     address = UNITS["address"].read(text)
     if field.setting.kinds and (address.kind not in field.setting.kinds or address.fd is not None):
         raise ValueError(text)

@@ -15,7 +15,7 @@ from prefork.metrics.scoreboard import sealed_memory
 from prefork.workers import descriptor_limit
 
 from ..commands import WORKERS_MAX
-from ..errors import ConfigError, PreforkError
+from ..errors import ConfigError, PreforkError, reason_of
 
 __all__ = ["check_kernel", "check_room"]
 
@@ -28,8 +28,7 @@ def check_kernel() -> None:
         try:
             attempt()
         except OSError as exc:
-            reason = (exc.strerror or str(exc)).lower()
-            error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason}")
+            error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason_of(exc)}")
             if exc.errno == EFBIG:
                 error.add_note(f"A limit of file sizes (ulimit -f) must be above {BOARD_BYTES} bytes.")
             else:

@@ -6,7 +6,6 @@ was given.
 
 import email.utils
 import http.client
-import os
 import socket
 import ssl
 import time
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, PreforkError
+from ..errors import ConfigError, PreforkError, reason_of
 from ..sockets.addresses import parse_address
 
 __all__ = ["Endpoint", "Response", "get", "parse_url"]
@@ -107,8 +106,7 @@ def get(place: Endpoint, until: float) -> Response:
 def _reason(exc: OSError) -> str:
     if isinstance(exc, ssl.SSLError):
         return f"TLS: {exc.reason or exc}".lower().replace("tls", "TLS").replace("_", " ")
-    text = exc.strerror if isinstance(exc, socket.gaierror) else os.strerror(exc.errno) if exc.errno else str(exc)
-    return text[:1].lower() + text[1:] if text else type(exc).__name__
+    return reason_of(exc)
 
 
 def _asked(place: Endpoint, sock: socket.socket) -> Response:

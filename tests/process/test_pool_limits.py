@@ -154,18 +154,33 @@ def test_slow_requests_show_their_stacks(bases: str, tmp_path: Path) -> None:
 
 
 def test_request_timeout(tmp_path: Path) -> None:
-    """A request past request_timeout is cut: its stack in the log, its worker replaced, counted as timed out."""
-    with Service(tmp_path, script(max_children=2, request_timeout=0.5)) as service:
+    """A request past request_timeout is cut: its peer and stack in the log, its worker replaced, it is timed out."""
+    with Service(tmp_path, script(max_children=2, request_timeout=0.5, control_allow="root")) as service:
         service.expect("a request has run for longer than request_timeout")
         service.wait_ready(2)
         with service.hold() as held:
+            peer = ":".join(map(str, held.sock.getsockname()[:2]))
             cut = service.wait_ready(2, timeout=1)
             held.wait_end()
         statistics = service.statistics()
     assert statistics["timed_out"] == 1
     assert statistics["lost"] == 0
+    assert f"a request has run for longer than request_timeout; peer {peer}\n" in service.log
+    assert "control_allow has no effect: there is no control_socket\n" in service.log
     assert cut["spawned"] == 3
     assert " in handle\n" in service.log
+
+
+def test_full_is_told(tmp_path: Path) -> None:
+    """That no lane is idle and clients wait is a line in the log when it begins, and one when it ends."""
+    with Service(tmp_path, script(LOGGING, max_children=1)) as service:
+        service.wait_ready(1)
+        with service.hold() as held, service.connect() as waiting:
+            service.wait("logged", lambda fact: fact["message"].startswith("full: every lane is busy"))
+            held.close()
+            assert int(waiting.ask(b"pid")) == held.pid
+    assert service.log.count("full: every lane is busy, and clients have been waiting for 1.") == 1
+    assert service.log.count("no longer full: clients waited for ") == 1
 
 
 def test_request_timeout_spares_the_other_threads(tmp_path: Path) -> None:

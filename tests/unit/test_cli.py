@@ -57,6 +57,16 @@ BIND = ("--bind", "unix:never.sock")
     [
         ([], "could not read the command line: no command is given"),
         (["rnu"], "could not read the command line: there is no command rnu; did you mean run?"),
+        (["serve"], "there is no command serve\n"),
+        (["run", "app:Handler", *BIND, "--daemon"], "there is no option or argument --daemon\n"),
+        (["run", "app:Handler", *BIND, "--workers=4"], "there is no option or argument --workers=4\n"),
+        (["ctl", "kill"], "there is no verb kill\n"),
+        (["ctl", "status", "--timeout", "0"], "could not set timeout to '0' (from --timeout): it must be a time in"),
+        (["run", "app:Handler", *BIND, "--bind", ":9"], "--bind is given twice, unix:never.sock and :9; a service has"),
+        (["run", "app:Handler", *BIND, "--metrics", ":1", "--metrics", ":2"], "--metrics is given twice, :1 and :2;"),
+        (["run", "app:Handler", *BIND, "--control", "127.0.0.1:9"], "'127.0.0.1:9' (from --control): a control socket"),
+        (["run", "app:Handler", *BIND, "--control", "@c"], "'@c' (from --control): a control socket is at /path"),
+        (["run", "app:Handler", "--bind", "unix:@m", "--metrics", "unix:@m"], "that is taken by --bind"),
         (["run"], "could not read the command line: no target is given; say TARGET"),
         (["run", "app:Handler"], "could not serve app:Handler: it needs an address; say --bind HOST:PORT"),
         (["run", "app:Handler", *BIND, "--max-childs", "4"], "--max-childs; did you mean --max-children?"),
@@ -94,7 +104,6 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Server", *BIND], "could not serve app:Server at unix:never.sock: it is a TCP server"),
         (["run", "app:Server", "--bind", "udp://:0"], "could not serve app:Server at udp://:0: it is a TCP server"),
         (["run", "app:Server", "--bind", ":0", "--max-threads", "4"], "(from --max-threads) needs a ThreadingMixIn"),
-        (["run", "app:Bare", "--bind", ":0"], "it cannot be called with an address alone; a class attribute"),
         (["run", "app:nothing", *BIND], "could not serve app:nothing: it returned None, not a server"),
         (["run", "app:alone", *BIND], "it takes no address; leave --bind out"),
         (["run", "app:factory"], "it takes an address; say --bind HOST:PORT"),
@@ -110,6 +119,13 @@ def test_mistake_is_one_sentence(argv: list[str], said: str, refused: Callable[.
     assert err.startswith("prefork: could not ")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_a_constructor_with_arguments_of_its_own(refused: Callable[..., str]) -> None:
+    """A class that takes more than an address is refused with the two lines that have it served."""
+    said, *lines = refused("run", "app:Bare", "--bind", ":0").splitlines()
+    assert said.endswith("it cannot be called with an address alone; write a function, and serve app:make")
+    assert lines == ["    def make(address):", "        return Bare(address, RequestHandlerClass)"]
 
 
 def test_what_does_not_fit_together_names_both_sources(

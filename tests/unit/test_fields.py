@@ -111,7 +111,18 @@ def test_wrong_value_is_one_sentence(name: str, value: object) -> None:
     server = Pool()
     setattr(server, name, value)
     said = sentence(validate, server)
-    assert said.startswith(f"could not set {name} to {value!r}: it must be {FIELDS[name].allowed}")
+    allowed = FIELDS[name].allowed.removesuffix(", or off")
+    assert said.startswith(f"could not set {name} to {value!r}: it must be {allowed}")
+
+
+def test_nothing_has_the_name_that_its_source_gives_it() -> None:
+    """What switches off is None in a program, and `off` in text: a message says the one that can be typed there."""
+    field = FIELDS["min_children"]
+    server = Pool()
+    server.min_children = 0
+    assert sentence(validate, server).endswith(", at least 1, or None")
+    assert sentence(parse, field, "many").endswith(", at least 1, or off")
+    assert sentence(field.check, 0, "app.toml: min_children").endswith(", at least 1, or off")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from prefork.master import guard
-from prefork.master.guard import attempt, guarded, insist, reason_of, say_failed
+from prefork.master.guard import attempt, guarded, insist, named_reason, say_failed
 from prefork.metrics.log_events import LogEvent
 
 # What is documented: written out, so that a number cannot change unseen.
@@ -145,9 +145,11 @@ def test_a_mistake_is_not_insisted_on(time: Time) -> None:
         (EMFILE, "too many open files (EMFILE)"),
         (OSError("Timed out"), "timed out"),
         (OSError(99999, "Strange"), "strange"),
-        (OSError(errno.EPERM, ""), "[Errno 1]  (EPERM)"),
+        (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (BlockingIOError(), "BlockingIOError"),
+        (OSError(errno.EPERM, ""), "operation not permitted (EPERM)"),
     ],
 )
 def test_the_kernels_reason(exc: OSError, said: str) -> None:
-    """In small letters and with its name, where it has one."""
-    assert reason_of(exc) == said
+    """In small letters but for a name at its beginning, and with the errno's name, where there is one; never empty."""
+    assert named_reason(exc) == said

@@ -260,6 +260,18 @@ def test_one_reap() -> None:
     assert callers("os.wait", "os.wait3", "os.wait4", "os.waitpid", "os.waitid") == {"prefork/master/processes.py"}
 
 
+def test_one_place_for_the_reason_of_an_error() -> None:
+    """One function says why a call of the kernel failed: it is never "None", and no name in it is in small letters."""
+    found = {
+        name
+        for building in BUILDINGS
+        for name, tree in sources(building)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "strerror" and ast.unparse(node.value) != "os"
+    }
+    assert found == {"prefork/errors.py"}
+
+
 def test_one_place_for_signal_handlers() -> None:
     """One module installs signal handlers."""
     assert callers("signal.signal", "signal.sigaction") == {"workers/signals.py"}

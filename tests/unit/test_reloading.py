@@ -15,7 +15,7 @@ from prefork.commands import Command
 from prefork.master.policy import Phase
 from prefork.reload import reloading
 from prefork.reload.handover import Record
-from prefork.reload.reloading import ReloadResult, Stage
+from prefork.reload.reloading import WELL, ReloadResult, Stage
 from prefork.reload.start_context import START
 from prefork.sockets.listener import Listener
 from tests.support.programs.simulated_reload import Program, Reloadable
@@ -100,7 +100,7 @@ def test_no_process_for_a_rehearsal(pool: Reloadable) -> None:
     told = told_by(pool)
     pool.processes.refuse = True
     pool.command(Command.RELOAD)
-    assert [result.reason for result in told] == ["could not start the rehearsal: Resource temporarily unavailable"]
+    assert [result.reason for result in told] == ["could not start the rehearsal: resource temporarily unavailable"]
     pool.processes.refuse = False
     pool.command(Command.RELOAD)
     rehearse(pool, ready=True)
@@ -119,7 +119,7 @@ def test_succeeds_by_its_word_only(what: str, pool: Reloadable) -> None:
     os.write(pool.rehearsal.word, BAD_WORDS[what])
     pool.rehearsal.exit(0)
     pool.turn()
-    reason = "the rehearsal ended before its serve_forever() was ready: exit status 0"
+    reason = f"the rehearsal ended before its serve_forever() was ready: exit status 0{WELL['exit status 0']}"
     assert told == [ReloadResult(False, reason)]
     assert pool.images == 1
 
