@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
     with dry_run() as tried, plan.build() as server:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
-        check_room(server.max_children)
+        check_room(server.max_children, len(pool_of(server).companions()))
         found = list(findings(server))  # before a worker boots: what it starts is its own
         since = monotonic()
         boot_one(pool_of(server).rehearsal())

@@ -57,11 +57,11 @@ def _ctrl_c_ends() -> Iterator[None]:
         yield
         return
     theirs = Pdb.sigint_handler
-    Pdb.sigint_handler = lambda self, signum, frame: signal.default_int_handler(signum, frame)
+    Pdb.sigint_handler = lambda self, signum, frame: signal.default_int_handler(signum, frame)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Pdb.sigint_handler = theirs
+        Pdb.sigint_handler = theirs  # type: ignore[method-assign]
 
 
 def serve_single(server: "PreForkingMixIn") -> None:

@@ -18,7 +18,7 @@ def _has_no_threads(server: Any) -> bool:
 
 
 def _has_one_size(server: Any) -> bool:
-    return (server.min_children or server.max_children) == server.max_children
+    return server.min_children in (None, server.max_children)
 
 
 def _takes_datagrams(server: Any) -> bool:

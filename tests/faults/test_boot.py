@@ -101,7 +101,7 @@ def test_nobody_was_ever_ready(end: str, tmp_path: Path) -> None:
 def test_fork_fails(tmp_path: Path) -> None:
     """Under EAGAIN the pool serves with what it has, tries now and then, says so once, and is full soon after."""
     with Service(tmp_path, script(LIMITED, max_children=4)) as service:
-        service.expect("could not fork a worker: Resource temporarily unavailable")
+        service.expect("could not fork a worker: resource temporarily unavailable")
         service.wait_ready(4)
         service.signal(LIMIT)
         service.wait("limited")

@@ -256,7 +256,7 @@ def test_fork_failures(tmp_path: Path) -> None:
     """The kernel refuses to fork."""
     (port,) = free_ports(1)
     with service(tmp_path, LIMITED, metrics_address=("127.0.0.1", port)) as running:
-        running.expect("could not fork a worker: Resource temporarily unavailable")
+        running.expect("could not fork a worker: resource temporarily unavailable")
         found: Samples = {}
         running.wait_ready(2)
         scrape_at(("127.0.0.1", port))

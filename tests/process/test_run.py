@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.support.clients.connections import ask, ask_datagram
+from tests.support.clients.controlling import ctl
 from tests.support.programs.command import HUNG, running
 
 APP = Path(__file__).parent / "programs" / "targets_app.py"
@@ -60,6 +61,21 @@ def test_unix_stream(target: str, here: Path) -> None:
         assert run.address == str(path)
         assert ask(str(path), b"hello\n").startswith(b"HELLO ")
     assert not path.exists()
+
+
+def test_abstract_name(here: Path) -> None:
+    """unix:@name serves on an abstract name, of which there is no file, also after a reload; a drain frees it."""
+    name = f"prefork-test-{os.getpid()}"
+    argv = ["run", "app:Who", "--bind", f"unix:@{name}", "--max-children", "1", "--control", "c"]
+    with running(argv, cwd=here) as run:
+        assert run.address == f"@{name}"
+        assert ask(f"\0{name}", b"hello\n").startswith(b"HELLO ")
+        assert ctl(here / "c", "reload").returncode == 0
+        assert ask(f"\0{name}", b"hello\n").startswith(b"HELLO ")
+        assert run.ended(signal.SIGTERM) == 0
+    with socket.socket(socket.AF_UNIX) as again:
+        again.bind(f"\0{name}")
+    assert not (here / f"@{name}").exists()
 
 
 def test_datagrams(here: Path) -> None:

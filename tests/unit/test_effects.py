@@ -1,6 +1,7 @@
 """Settings without effect, and hooks that nobody calls: each with its reason, and none beside."""
 
 import socket
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,8 @@ def test_an_effect(values: dict[str, object]) -> None:
 def test_hooks_of_a_pool_without_one() -> None:
     """They are told for a class that is none, and not for a pool, nor for a class that defines none."""
     hooks = {"worker_started": lambda self: None, "worker_draining": lambda self: None}
-    plain = type("Plain", (prefork.ThreadingTCPServer,), hooks)
+    plain: Any = type("Plain", (prefork.ThreadingTCPServer,), hooks)
+    pool: Any = type("Pool", (prefork.PreForkingTCPServer,), hooks)
     assert [name for name, _ in hooks_without_a_pool(plain.__new__(plain))] == ["worker_started()", "worker_draining()"]
-    for cls in (type("Pool", (prefork.PreForkingTCPServer,), hooks), prefork.ThreadingTCPServer):
+    for cls in (pool, prefork.ThreadingTCPServer):
         assert list(hooks_without_a_pool(cls.__new__(cls))) == []

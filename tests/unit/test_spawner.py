@@ -181,7 +181,7 @@ def test_failures_are_all_counted_and_seldom_said(nursery: Nursery, caplog: pyte
     assert {(record.levelno, record.__dict__["event"]) for record in caplog.records} == {
         (logging.ERROR, LogEvent.FORK_FAILED)
     }
-    assert caplog.messages[0].startswith("could not fork a worker: Resource temporarily unavailable; trying again")
+    assert caplog.messages[0].startswith("could not fork a worker: resource temporarily unavailable; trying again")
 
 
 def test_the_board_shows_what_the_table_says(nursery: Nursery) -> None:
