@@ -67,12 +67,9 @@ class Verbs:
         command, argument, supervisor = request.row.command, request.argument, self._supervisor
         if not request.row.looks:
             log.info(
-                "control: %s asks for %s%s",
-                peer,
-                request.row.verb,
-                "" if argument is None else f" {argument}",
+                "control: %s asks for %s%s", peer, request.row.verb, "" if argument is None else f" {argument}",
                 extra=event(LogEvent.CONTROL_REQUEST, peer=str(peer), verb=request.row.verb, argument=argument),
-            )
+            )  # fmt: skip
         match command:
             case Command.STATUS:
                 return protocol.result(report.status_report(self._facts()))
@@ -118,8 +115,7 @@ class Verbs:
         if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
             queue = accept_queue(listener)
         until = monotonic() + LOOKING_S
-        peers_max = PEERS_MAX if slot is None else None
-        workers = tuple(self._worker(child, until if look else 0.0, peers_max) for child in self._chosen(slot))
+        workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
         generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
             supervisor.service.name, os.getpid(), __version__, platform.python_version(),
@@ -136,13 +132,13 @@ class Verbs:
     def _workers(self) -> list[Child]:
         return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
 
-    def _worker(self, child: Child, until: float, peers_max: int | None) -> report.WorkerFacts:
+    def _worker(self, child: Child, until: float, every_peer: bool) -> report.WorkerFacts:
         slot = child.reader.look(monotonic_ns())
-        state = child.state.name.lower()
-        if child.state is ChildState.READY:
-            state = "busy" if slot.busy else "idle"
+        busy = "busy" if slot.busy else "idle"
+        state = busy if child.state is ChildState.READY else child.state.name.lower()
         listener = self._supervisor.service.listener
-        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=peers_max)
+        most = None if every_peer else PEERS_MAX
+        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=most)
         return report.WorkerFacts(
             child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
             slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
@@ -342,9 +338,8 @@ def _lives(child: Child) -> bool:
 
 
 def _reloaded(told: ReloadResult) -> Answer:
-    if told.ok:
-        return protocol.result({"reason": told.reason})
-    return {**protocol.error(told.reason), "output": told.output}
+    wrong = {**protocol.error(told.reason), "output": told.output}
+    return protocol.result({"reason": told.reason}) if told.ok else wrong
 
 
 def _stacks_of(child: Child) -> Answer:

@@ -25,7 +25,7 @@ STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
 LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
 PEERS_SAID = 4  # in one line
 Peers = Callable[[Child], tuple[str, ...]]  # the peers of a worker's connections
-NOBODY: tuple[str, ...] = ()
+NO_PEERS: tuple[str, ...] = ()
 POKE = signal.SIGHUP  # a worker's handler for it does nothing: the signal only ends a wait
 POKED = (ChildKind.WORKER, ChildKind.EXPORTER)  # that have such a handler
 
@@ -117,7 +117,7 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
 
 def cut(child: Child, now: float, peers: Peers) -> None:
     """Cut a child with a request over its time, and say for whom that is; or a run of a periodic job."""
-    found = () if child.name else guarded("look for peers", lambda: peers(child), NOBODY)
+    found = () if child.name else guarded("look for peers", lambda: peers(child), NO_PEERS)
     _cut(child, ExitReason.TIMEOUT, now)
     if child.name:
         log.error(
@@ -164,7 +164,7 @@ def show_slow(child: Child, before_ns: int, peers: Peers) -> None:
     child.slow_seen &= set(child.report.busy_since_ns)
     if fresh:
         child.slow_seen |= fresh
-        found = guarded("look for peers", lambda: peers(child), NOBODY)
+        found = guarded("look for peers", lambda: peers(child), NO_PEERS)
         log.warning(
             "%s: a request has run for longer than slow_request_timeout%s",
             child,
