@@ -1,0 +1,54 @@
+"""What is around a child that runs in the test's own process: a master that is none, and signals that come back."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+from collections.abc import Iterator
+
+from prefork.workers import user_forks
+from prefork.workers.loop import IGNORED
+from prefork.workers.signals import DRAIN_SIGNAL
+
+OF_A_CHILD = (DRAIN_SIGNAL, signal.SIGTERM, signal.SIGQUIT, *IGNORED, signal.SIGALRM)
+
+
+class NoMaster:
+    """Dies when the test says so."""
+
+    def __init__(self) -> None:
+        self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.asked = 0  # to be told of its death
+        self.dead = False
+
+    def fileno(self) -> int:
+        return self.pidfd
+
+    def gone(self) -> bool:
+        return self.dead
+
+    def tell_us_when_dying(self, signum: int = signal.SIGTERM) -> None:
+        assert callable(signal.getsignal(signum)), "before there is a handler it would be the end"
+        self.asked += 1
+
+    def die(self) -> None:
+        self.dead = True
+        os.eventfd_write(self.pidfd, 1)
+
+
+@contextlib.contextmanager
+def as_a_child() -> Iterator[None]:
+    """As after a fork of ours: every signal is blocked inside. Afterwards all of this process's is as it was."""
+    before, mask = {each: signal.getsignal(each) for each in OF_A_CHILD}, signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.set_wakeup_fd(wakeup)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        faulthandler.unregister(signal.SIGUSR1)
+        user_forks.on_fork_by_user(None)
