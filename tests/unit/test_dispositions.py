@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
+from prefork.workers import signals
 from prefork.workers.signals import EVERY, TIMERS, Alarm, Signals, blocked, disarm, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
-TERM, INT, HUP, USR1, CHLD, ALRM = map(
-    int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM)
-)
+TERM, INT, HUP, USR1, CHLD, ALRM, TTIN, TTOU = map(
+    int,
+    (
+        signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM, signal.SIGTTIN,
+        signal.SIGTTOU,
+    ),
+)  # fmt: skip
 OTHERS: dict[int, Any] = {
     HUP: signal.SIG_IGN,
     USR1: signal.SIG_DFL,
@@ -26,7 +31,7 @@ OTHERS: dict[int, Any] = {
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
     """The signals of these tests as a program that handles none has them; afterwards all is as it was."""
-    touched = (TERM, INT, HUP, USR1, CHLD, ALRM)
+    touched = (TERM, INT, HUP, USR1, CHLD, ALRM, TTIN, TTOU)
     before = {signum: signal.getsignal(signum) for signum in touched}
     mask, fd = set_mask(()), signal.set_wakeup_fd(-1)
     for signum, handler in OTHERS.items():
@@ -171,6 +176,31 @@ def test_children_are_ours_to_reap(taken: Taken) -> None:
     signal.signal(CHLD, own)
     taken.signals.reap_ourselves()
     assert signal.getsignal(CHLD) is own
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_job_in_the_background(
+    background: bool, taken: Taken, heard: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TTIN and TTOU are not for us where a terminal sends them: ignored from then on, as it wants. Others are heard."""
+    monkeypatch.setattr(signals, "in_background", lambda: background)
+    wanted = [TTIN, TTOU, HUP]
+    assert taken.signals.take_unhandled(wanted) == []
+    for signum in wanted:
+        raised(signum)
+    assert heard == ([HUP] if background else wanted)
+    assert [signal.getsignal(signum) is signal.SIG_IGN for signum in wanted] == [background, background, False]
+
+
+def test_what_a_child_does_not_take_over(taken: Taken) -> None:
+    """It has what was there before, but for SIGCHLD: it has children, too, whose status it wants."""
+    signal.signal(CHLD, signal.SIG_IGN)
+    taken.signals.reap_ourselves()
+    taken.signals.take({HUP: taken.signals.note})
+    taken.signals.forget()
+    assert [signal.getsignal(signum) for signum in (CHLD, HUP)] == [signal.SIG_DFL, signal.SIG_IGN]
+    taken.signals.put_back()
+    assert signal.getsignal(CHLD) is signal.SIG_DFL
 
 
 def test_who_holds_still_dies_of_none(heard: list[int]) -> None:

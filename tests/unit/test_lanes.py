@@ -22,11 +22,14 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     IDLE,
+    QUEUE_WAIT,
     REJECTED,
     STARTED_NS,
     STATE,
     Slot,
 )
+from prefork.workers import lanes as module
+from prefork.workers import strays, user_forks
 from prefork.workers.accepting import Accepted
 from prefork.workers.lanes import Lanes
 
@@ -41,20 +44,21 @@ class Server(BaseServer):
 
     def __init__(self) -> None:
         super().__init__("nowhere", lambda request, client_address, server: None)
-        self.will: str | OSError = "completed"
+        self.will: str | Exception = "completed"
+        self.request: Any = object()
         self.shut: list[Any] = []
         self.errors: list[Any] = []
 
     def get_request(self) -> Any:
         self.look()
-        if isinstance(self.will, OSError):
+        if isinstance(self.will, Exception):
             raise self.will
-        return object(), "somebody"
+        return self.request, "somebody"
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         self.look()
-        if self.will == "verify raises":
-            raise RuntimeError(self.will)
+        if self.will in ("verify raises", "verify exits"):
+            raise SystemExit if self.will == "verify exits" else RuntimeError(self.will)
         return self.will != "rejected"
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -260,6 +264,290 @@ def test_a_child_takes_request_and_lane(make: Callable[..., Harness]) -> None:
     assert harness.lanes.serve_one(harness.server, lane, NOW_NS) is Accepted.REQUEST
     assert harness.counts() == {}
     assert harness.lanes.all_free()
+
+
+class Request:
+    """A connection that may be closed."""
+
+    def __init__(self, number: int = 5) -> None:
+        self.number = number
+
+    def fileno(self) -> int:
+        return self.number
+
+
+def test_a_request_that_the_program_has_now(harness: Harness) -> None:
+    """In a program that finishes any in a thread of its own, one that was handed over may still get there until it is
+    closed, and is not finished; in one that never has, nobody waits for it. A datagram is waited for while it runs."""
+    server, first, second = harness.server, Request(), Request()
+    seen: list[bool] = []
+    server.request = first
+    harness.serve("handed_over")
+    assert harness.lanes.all_finished()
+    server.request = second
+    harness.serve("handed_over")
+    server.will = "completed"
+    server.look = lambda: seen.append(harness.lanes.all_finished())
+    server.finish_request(first, "somebody")
+    assert seen == [False]
+    first.number = -1
+    assert not harness.lanes.all_finished()
+    second.number = -1
+    assert harness.lanes.all_finished()
+    server.finish_request((b"a datagram", None), "somebody")
+    assert seen == [False, False]
+    assert harness.lanes.all_finished()
+    assert harness.counts() == {"handed_over": 2}
+
+
+def test_a_datagram_cannot_be_remembered(harness: Harness) -> None:
+    """It is handed over all the same."""
+    harness.server.request = b"a datagram", None
+    harness.serve("handed_over")
+    assert harness.counts() == {"handed_over": 1}
+
+
+class SaysNothing(Exception):
+    """Of the program's get_request()."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that lanes see."""
+    now = [100.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_request_that_makes_no_sense(
+    make: Callable[..., Harness], clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted and its lane is free. It is said once in ten seconds; after a hundred in a row the listener is left
+    alone for a while."""
+    harness = make(guarded=True)
+    outcomes = [harness.serve(SaysNothing()) for _ in range(101)]
+    assert outcomes == [Accepted.NOTHING] * 99 + [Accepted.NO_RESOURCES] * 2
+    assert harness.slot.words[ACCEPT_ERRORS + AcceptError.OTHER] == 101
+    assert sum(harness.slot.words[ACCEPT_ERRORS : ACCEPT_ERRORS + len(AcceptError)]) == 101
+    assert harness.slot.lane(0)[STATE] == IDLE
+    assert len(caplog.records) == 1
+    for later, lines in ((9.0, 1), (1.0, 2), (9.0, 2)):
+        clock[0] += later
+        harness.serve(SaysNothing())
+        assert len(caplog.records) == lines
+    harness.serve("completed")
+    assert harness.serve(SaysNothing()) is Accepted.NOTHING
+
+
+def test_its_connection_is_closed(make: Callable[..., Harness]) -> None:
+    """Only the frame of the call holds it."""
+    harness = make(guarded=True)
+    gone: list[None] = []
+
+    class Connection:
+        def __del__(self) -> None:
+            gone.append(None)
+
+    def get_request() -> Any:
+        connection = Connection()
+        raise SaysNothing(id(connection))
+
+    error = SaysNothing()
+    try:
+        get_request()
+    except SaysNothing as exc:
+        error = exc
+    assert gone == []
+    assert harness.lanes._not_understood(error) is Accepted.NOTHING
+    assert gone == [None]
+
+
+def test_without_a_guard(harness: Harness) -> None:
+    """What is no OSError ends the loop, as in the standard library; the lane is free."""
+    with pytest.raises(SaysNothing):
+        harness.serve(SaysNothing())
+    assert harness.slot.lane(0)[STATE] == IDLE
+    assert harness.lanes.all_free()
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), RuntimeError("of the program")])
+def test_a_request_that_could_not_be_begun(error: Exception, elsewhere: bool, make: Callable[..., Harness]) -> None:
+    """Where there was no thread for it the listener is left alone for a while. It has failed, its error is told before
+    it is closed, and its lane comes back."""
+    harness = make(elsewhere=elsewhere)
+    seen: list[tuple[str, int]] = []
+    failed = harness.slot.lane(0)[FAILED:REJECTED]
+
+    def process(request: object, client_address: object) -> None:
+        raise error
+
+    server: Any = harness.server
+    server.process_request = process
+    server.handle_error = lambda *arguments: seen.append(("told", failed[0]))
+    server.look = lambda: seen.append(("looked", failed[0]))
+    lane = harness.lanes.take()
+    assert lane is not None
+    outcome = harness.lanes.serve_one(server, lane, NOW_NS)
+    assert outcome is (Accepted.NOT_BEGUN if elsewhere and "thread" in str(error) else Accepted.REQUEST)
+    assert seen[-2:] == [("told", 1), ("looked", 1)]
+    assert harness.counts() == {"failed": 1}
+    assert harness.lanes.all_free(held=None if elsewhere else lane)
+    failed.release()
+    lane.release()
+
+
+def test_what_is_counted_before_the_end(harness: Harness) -> None:
+    """A rejection, and the failure of one that exits, before the connection is closed."""
+    seen: list[dict[str, int]] = []
+    harness.server.shutdown_request = lambda request: seen.append(harness.counts())  # type: ignore[method-assign]
+    harness.serve("rejected")
+    with pytest.raises(SystemExit):
+        harness.serve("verify exits")
+    assert seen == [{"rejected": 1}, {"rejected": 1, "failed": 1}]
+
+
+@pytest.mark.parametrize("will", ["completed", "failed"])
+def test_the_duration_is_that_of_the_request(will: str, harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `started_ns` to its end, in nanoseconds; it is in the histogram after it is in the count."""
+    lane, seen = harness.slot.lane(0), []
+
+    class Durations:
+        @staticmethod
+        def observe(lane: Any, duration_ns: int) -> None:
+            seen.append((duration_ns, lane[COMPLETED] + lane[FAILED]))
+
+    monkeypatch.setattr(module, "DURATION", Durations)
+    monkeypatch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
+    Lanes.unbind(harness.server)
+    harness.lanes.bind(harness.server)
+    harness.serve(will)
+    assert seen == [(777, 1)]
+    assert lane[STATE] == IDLE
+
+
+def test_how_long_it_waited_is_asked_now_and_then(
+    make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first connection, and then of one every five milliseconds; the kernel may not know."""
+    known: list[int | None] = [3_000_000, None, 4_000_000]
+    monkeypatch.setattr(module, "queue_wait_ns", lambda request: known.pop(0))
+    harness = make(queue_waits=True)
+    lane = harness.slot.lane(0)
+    for now_ns, left, waited in (
+        (NOW_NS, 2, 3_000_000), (NOW_NS + 4_999_999, 2, 3_000_000), (NOW_NS + 5_000_000, 1, 3_000_000),
+        (NOW_NS + 9_999_999, 1, 3_000_000), (NOW_NS + 10_000_000, 0, 7_000_000),
+    ):  # fmt: skip
+        taken = harness.lanes.take()
+        assert taken is not None
+        harness.lanes.serve_one(harness.server, taken, now_ns)
+        harness.lanes.give_back(taken)
+        assert (len(known), lane[QUEUE_WAIT.end - 1]) == (left, waited)
+    assert make().serve("completed") is Accepted.REQUEST, "nobody asks where that is not wanted"
+
+
+class Left(BaseException):
+    """The end of a process that the program has forked."""
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """With these statuses."""
+    statuses: list[int] = []
+
+    def leave(status: int) -> None:
+        statuses.append(status)
+        raise Left
+
+    monkeypatch.setattr(module, "leave", leave)
+    monkeypatch.setattr(strays, "leave", leave)
+    return statuses
+
+
+@pytest.mark.parametrize(("will", "status"), [("completed", 0), ("exits", 3), ("failed", 1)])
+def test_a_process_that_a_handler_forks(will: str, status: int, harness: Harness, left: list[int]) -> None:
+    """Ends with the handler, with its status, and counts nothing: its parent does."""
+
+    def forked() -> None:
+        harness.lanes.forked = True
+
+    harness.server.will = will
+    harness.server.look = forked
+    lane = harness.lanes.take()
+    assert lane is not None
+    with pytest.raises(Left):
+        harness.lanes.serve_one(harness.server, lane, NOW_NS)
+    harness.lanes.give_back(lane)
+    assert left[0] == status
+    assert harness.counts() == {}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness], left: list[int]) -> None:
+    """Ends where the thread would; one that was forked before, and serves by itself, goes on."""
+    harness = make(elsewhere=True)
+    lanes = harness.lanes
+    lanes.forked = before
+
+    def process(request: object, client_address: object) -> None:
+        lanes.forked = True
+
+    carried = lanes._carrying(process)
+    if before:
+        carried(object(), "somebody")
+        assert left == []
+    else:
+        with pytest.raises(Left):
+            carried(object(), "somebody")
+        assert left == [0]
+
+
+def test_in_a_process_that_the_program_forks_requests_are_its_parents(make: Callable[..., Harness]) -> None:
+    """Neither the one in hand nor those that wait for a thread are counted there."""
+    harness = make(lanes=2, elsewhere=True)
+    server: Any = harness.server
+    request = server.request
+
+    def process(*arguments: object) -> None:
+        user_forks._after_fork()
+        server.finish_request(*arguments)
+
+    server.process_request = process
+    lane = harness.lanes.take()
+    assert lane is not None
+    harness.lanes.serve_one(server, lane, NOW_NS)
+    server.close_request(request)
+    assert harness.counts() == {}
+    assert not harness.lanes.all_free()
+
+
+def test_the_lane_of_a_request_that_is_closed_at_once(make: Callable[..., Harness]) -> None:
+    """It comes back by the close, and the request counts as handed over, unless it counts as something else."""
+    harness = make(elsewhere=True)
+    server: Any = harness.server
+    for will, counted in (
+        ("completed", "handed_over"), ("rejected", "rejected"), ("verify raises", "failed"), ("rejected", "rejected"),
+    ):  # fmt: skip
+        server.process_request = lambda request, address: server.close_request(request)
+        before = harness.counts()
+        lane = harness.lanes.take()
+        assert lane is not None
+        server.will = will
+        harness.lanes.serve_one(server, lane, NOW_NS)
+        grown = {name: count - before.get(name, 0) for name, count in harness.counts().items()}
+        assert {name: count for name, count in grown.items() if count} == {counted: 1}
+        assert harness.lanes.all_free()
+
+
+def test_who_finds_one_left_is_told(harness: Harness) -> None:
+    """A drain that asks whether all are free hears of the next that comes back, once."""
+    for asked, told in ((False, 0), (True, 1), (False, 1)):
+        lane = harness.lanes.take()
+        assert lane is not None
+        if asked:
+            assert not harness.lanes.all_free()
+        harness.lanes.give_back(lane)
+        assert harness.freed == told
 
 
 class Threaded(ThreadingMixIn, Server):
