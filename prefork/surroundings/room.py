@@ -90,7 +90,7 @@ def check_room(max_children: int, companions: int = 0, lent: int = 0, *, rehears
 
 
 def _open_now() -> int:
-    """Return how many descriptors are open in this process; without /proc the lowest free one, which is not less."""
+    """Return how many descriptors are open in this process; without /proc how many are below the lowest free one."""
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
