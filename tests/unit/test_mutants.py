@@ -24,7 +24,7 @@ def test_the_table(name: str) -> None:
         assert (ROOT / path).is_file()
     assert runs.count(()) == 0
     found = mutants((ROOT / module.path).read_text())
-    assert len(found) >= 20
+    assert len(found) >= 10
     for mutant in found[::20]:
         compile(mutant.text, module.path, "exec")
 
