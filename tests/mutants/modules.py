@@ -85,6 +85,14 @@ MODULES = {
         ("accept_queue", "simulation"),
         ("process/draining", "process/systemd", "faults/draining"),
     ),
+    "queue_watch": Module(
+        "prefork/master/queue_watch.py",
+        ("queue_watch", "policy", "simulation"),
+        ("process/pool_limits", "faults/lost_wakeup"),
+    ),
+    "companions": Module(
+        "prefork/master/companions.py", ("companion_table", "companions", "simulation"), ("process/companions",)
+    ),
     "reloading": Module(
         "prefork/reload/reloading.py",
         ("rehearsal", "reloading", "simulated_reloads"),
@@ -143,6 +151,11 @@ MODULES = {
         ("process/socket_access", "process/another_user", "faults/unix_paths"),
     ),
     "systemd": Module("prefork/systemd.py", ("systemd",), ("process/systemd", "faults/manager")),
+    "inherited": Module("prefork/surroundings/inherited.py", ("surroundings",), ("faults/surroundings",)),
+    "taken": Module("prefork/surroundings/taken.py", ("surroundings",), ("faults/surroundings", "faults/signals")),
+    "early_signals": Module("prefork/surroundings/early_signals.py", ("surroundings",), ("faults/surroundings",)),
+    "room": Module("prefork/surroundings/room.py", ("surroundings",), ("faults/room",)),
+    "declared": Module("prefork/settings/companions.py", ("companions",), ("process/companions", "process/check")),
     "control": Module(
         "prefork/control/server.py",
         ("control_server", "control_simulated", "protocol"),
@@ -174,6 +187,12 @@ MODULES = {
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
     "lanes": Module("workers/lanes.py", ("lanes", "loop"), ("process/pool", "process/composition", "process/server")),
+    "companion": Module("workers/companion.py", ("companion", "companions"), ("process/companions",)),
+    "flushing": Module(
+        "workers/flushing.py",
+        ("flushing", "bootstrap", "loggers"),
+        ("process/worker_troubles", "process/log_operation", "faults/logs"),
+    ),
     "ending": Module(
         "workers/ending.py",
         ("ending", "loop"),
@@ -197,6 +216,9 @@ MODULES = {
     ),
     "scoreboard": Module(
         "metrics/scoreboard.py", ("layout", "scoreboard", "lanes", "histogram"), ("process/metrics_move",)
+    ),
+    "companion_table": Module(
+        "metrics/companions.py", ("companion_table", "companions", "collector"), ("process/companions",)
     ),
     "application": Module(
         "metrics/application/region.py", ("layout", "application"), ("process/user_metrics", "process/prometheus")
