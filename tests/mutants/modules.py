@@ -154,7 +154,7 @@ MODULES = {
     "inherited": Module("prefork/surroundings/inherited.py", ("surroundings",), ("faults/surroundings",)),
     "taken": Module("prefork/surroundings/taken.py", ("surroundings",), ("faults/surroundings", "faults/signals")),
     "early_signals": Module("prefork/surroundings/early_signals.py", ("surroundings",), ("faults/surroundings",)),
-    "room": Module("prefork/surroundings/room.py", ("surroundings",), ("faults/room",)),
+    "room": Module("prefork/surroundings/room.py", ("surroundings", "room"), ("faults/room",)),
     "declared": Module("prefork/settings/companions.py", ("companions",), ("process/companions", "process/check")),
     "control": Module(
         "prefork/control/server.py",
@@ -186,7 +186,10 @@ MODULES = {
         ("loop", "limits"),
         ("process/pool", "process/pool_limits", "process/draining", "process/ending", "faults/accept_descriptors"),
     ),
-    "lanes": Module("workers/lanes.py", ("lanes", "loop"), ("process/pool", "process/composition", "process/server")),
+    "lanes": Module(
+        "workers/lanes.py", ("lanes", "contexts", "loop"), ("process/pool", "process/composition", "process/server")
+    ),
+    "contexts": Module("workers/contexts.py", ("contexts", "lanes"), ("process/server", "process/composition")),
     "companion": Module("workers/companion.py", ("companion", "companions"), ("process/companions",)),
     "flushing": Module(
         "workers/flushing.py",

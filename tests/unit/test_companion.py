@@ -10,11 +10,20 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from prefork.metrics.companions import NEXT_RUN_NS, RUN_ENDED_AT_NS, RUN_TOOK_NS, RUNS_FAILED, RUNS_OK
+from prefork.metrics.companions import (
+    NEXT_RUN_NS,
+    RUN_ENDED_AT_NS,
+    RUN_LATE_NS,
+    RUN_STARTED_NS,
+    RUN_TOOK_NS,
+    RUNS_FAILED,
+    RUNS_OK,
+    WORDS,
+)
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DUE, LEAVING, READY, REPLACE_ASKED, YES, Slot, Stacks
 from prefork.workers import companion as module
-from prefork.workers import strays, user_forks
+from prefork.workers import sinks, strays, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.companion import Companion, CompanionTerms
 from prefork.workers.loop import IGNORED
@@ -32,11 +41,13 @@ class Run:
         self.seen: list[str] = []
         self.nudged: list[tuple[bool, bool, int, int]] = []  # READY, a replacement asked for, runs, the next: by then
         self.slot, self.master = Slot(0, values.pop("application_bytes", 0)), NoMaster()
-        self.row = memoryview(bytearray(8 * (NEXT_RUN_NS + 1))).cast("Q")
+        self.row = memoryview(bytearray(8 * WORDS)).cast("Q")
         self.birth = Birth(self.slot, Stacks(self.slot), 0, values.pop("in_main_thread", True), lambda: None, set())
         self.terms = CompanionTerms(
-            "tidy", lambda: does(self), interval, 20.0, lambda title: self.seen.append(f"title {title}"), self._nudge
-        )
+            "tidy", lambda: does(self), interval, values.pop("timeout", None), graceful_timeout=20.0,
+            measured=values.pop("measured", False), set_title=lambda title: self.seen.append(f"title {title}"),
+            nudge=self._nudge,
+        )  # fmt: skip
         self.made = Companion(self.terms, self.birth, cast(Master, self.master), self.row)
 
     def _nudge(self) -> None:
@@ -93,7 +104,7 @@ def test_from_boot_to_end(runs: Callable[..., Run]) -> None:
     assert run.run() == 0
     assert run.seen == ["title ", "anew", "nudge", "run", "finish"]
     assert run.nudged == [(True, False, 0, 0)]
-    assert run.master.asked == 1
+    assert (run.master.asked, run.master.by) == (2, {DRAIN_SIGNAL}), "once more where it waits"
     assert run.leaving == ExitReason.EXITED
 
 
@@ -162,6 +173,7 @@ def test_who_waits_by_the_wake_up(runs: Callable[..., Run], monkeypatch: pytest.
             return False
 
     monkeypatch.setattr(run.made, "_told", Told())
+    monkeypatch.setattr(run.made, "_keep_up", lambda: None)
     told(run)
     thread = threading.Thread(target=told, args=(run,))
     thread.start()
@@ -227,15 +239,15 @@ def test_a_master_that_died_before_it_could_tell(runs: Callable[..., Run]) -> No
 
 
 def test_the_masters_death_by_signal(runs: Callable[..., Run]) -> None:
-    """PDEATHSIG is a TERM; a second one moves no deadline."""
+    """PDEATHSIG is the signal to drain; a second one moves no deadline."""
     left: list[float] = []
 
     def does(run: Run) -> None:
         run.master.dead = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
         assert told(run)
         signal.setitimer(signal.ITIMER_REAL, 7)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
         left.append(signal.getitimer(signal.ITIMER_REAL)[0])
 
     run = runs(does)
@@ -246,12 +258,12 @@ def test_the_masters_death_by_signal(runs: Callable[..., Run]) -> None:
 
 
 def test_where_the_kernel_cannot_tell(runs: Callable[..., Run]) -> None:
-    """Because the fork was no main thread's: a thread watches the master, and says it by TERM."""
+    """Because the fork was no main thread's: a thread watches the master, and says it by the signal."""
 
     def does(run: Run) -> None:
         assert not told(run)
         run.master.die()
-        assert run.made.wait_draining(HUNG_S)
+        assert run.made._told.wait(HUNG_S, run.made._wakeup)
 
     run = runs(does, in_main_thread=False)
     run.run()
@@ -304,9 +316,57 @@ def test_a_job(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Non
     assert time.waits == [0, 7.5, 7.5, 7.5]
     assert time.kept == [True] * 4
     assert noted == [1010, 1020, 1030]
-    assert run.row.tolist() == [0, 0, 3, 0, 1022 * NS + 500_000_007, 2_500_000_000, 1030 * NS]
+    assert run.row.tolist() == [0, 0, 3, 0, 1022 * NS + 500_000_007, 2_500_000_000, 1030 * NS, 0, 0, 0, 0]
     assert run.nudged == [(True, False, 0, 0), *((True, False, runs, (1000 + runs * 10) * NS) for runs in (1, 2, 3))]
     assert run.seen == ["title ", "anew", "nudge", *["title running", "title ", "nudge"] * 3, "finish"]
+
+
+@pytest.mark.parametrize("timeout", [None, 4.0])
+def test_a_run_that_is_on(timeout: float | None, runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The master sees since when, and until when it may, and is told where there is such a moment."""
+    seen: list[tuple[int, ...]] = []
+
+    def does(run: Run) -> None:
+        seen.append((run.row[RUN_STARTED_NS] // NS, run.row[RUN_LATE_NS] // NS, len(run.nudged)))
+
+    run = runs(does, 10.0, timeout=timeout)
+    Time(run, monkeypatch, ends_after=2)
+    run.run()
+    assert seen == ([(1000, 0, 1), (1010, 0, 2)] if timeout is None else [(1000, 1004, 2), (1010, 1014, 4)])
+    assert run.row[RUN_STARTED_NS] == 0
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_where_it_is_at_rest(measured: bool, runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It follows the log file, has itself told of the master's death anew, and every ten seconds is measured; one that
+    the program forks does none of it."""
+    run = runs(lambda run: None, measured=measured)
+    monkeypatch.setattr(sinks, "follow", lambda: run.seen.append("followed"))
+    monkeypatch.setattr(module, "record", lambda words: run.seen.append(f"measured {len(words)}"))
+    with as_a_child():
+        run.made._take_signals()
+        for now_ns in (1000 * NS, 1010 * NS - 1, 1010 * NS):
+            monkeypatch.setattr(module, "monotonic_ns", lambda now_ns=now_ns: now_ns)
+            assert not told(run)
+        run.made._forked = True
+        told(run)
+    assert run.seen.count("followed") == run.master.asked == 3
+    assert run.seen.count(f"measured {run.slot.words.nbytes // 8}") == (2 if measured else 0)
+
+
+def test_a_function_that_changed_its_user(runs: Callable[..., Run]) -> None:
+    """And has undone that the kernel tells: it is seen where it waits that the master is gone, once."""
+
+    def does(run: Run) -> None:
+        run.master.dead = True
+        assert told(run)
+        signal.setitimer(signal.ITIMER_REAL, 7)
+        assert told(run)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] <= 7
+
+    run = runs(does)
+    assert run.run() == 0
+    assert run.leaving == ExitReason.MASTER_DIED
 
 
 def test_a_job_that_takes_longer_than_its_interval(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The table of the companions and the master's accounts in it: rows, who has which, and what goes to the next image."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +13,25 @@ from prefork.metrics.companions import (
     NEXT_RUN_NS,
     RESTARTS,
     RUN_ENDED_AT_NS,
+    RUN_LATE_NS,
+    RUN_STARTED_NS,
     RUN_TOOK_NS,
     RUNS_FAILED,
+    RUNS_LOST,
     RUNS_OK,
+    RUNS_TIMED_OUT,
     UP,
     CompanionCounts,
     CompanionTable,
 )
 from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.histogram import NS
 from tests.support.programs.simulation import LIMITS
+
+
+def counted(first: int) -> list[int]:
+    """All but the first word."""
+    return [first + word for word in range(1, 11)]
 
 
 def open_descriptors() -> int:
@@ -45,8 +55,9 @@ def specs(**intervals: float | None) -> list[CompanionSpec]:
 
 @pytest.fixture
 def make(tables: list[Any]) -> Callable[..., Companions]:
-    def make(declared: list[CompanionSpec] | None, before: Any = None) -> Companions:
+    def make(declared: list[CompanionSpec] | None, before: Any = None, living: Iterable[Any] = ()) -> Companions:
         companions = Companions(declared, before)
+        companions.enter(living)
         tables.append(companions)
         return companions
 
@@ -65,39 +76,43 @@ def next_image(companions: Companions, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_row_is_its_own(tables: list[Any]) -> None:
-    """Seven words, which no other has; a new row is empty, an old one is kept."""
+    """Eleven words, which no other has; a new row is empty, an old one is kept."""
     table = CompanionTable()
     tables.append(table)
     for name, interval in (("a", None), ("b", 60.0), ("c", None)):
         table.enter(name, interval)
-        assert table.words(name).tolist() == [0] * 7
-        for word in range(7):
+        assert table.words(name).tolist() == [0] * 11
+        for word in range(11):
             table.words(name)[word] = 100 * len(table.rows) + word
     table.enter("b", 30.0)
-    words = (UP, RESTARTS, RUNS_OK, RUNS_FAILED, RUN_ENDED_AT_NS, RUN_TOOK_NS, NEXT_RUN_NS)
-    assert [table.words("b")[word] for word in words] == [200, 201, 202, 203, 204, 205, 206]
+    words = (
+        UP, RESTARTS, RUNS_OK, RUNS_FAILED, RUN_ENDED_AT_NS, RUN_TOOK_NS, NEXT_RUN_NS, RUN_STARTED_NS, RUN_LATE_NS,
+        RUNS_TIMED_OUT, RUNS_LOST,
+    )  # fmt: skip
+    assert [table.words("b")[word] for word in words] == list(range(200, 211))
     assert table.read() == (
-        CompanionCounts("a", None, True, 101, 102, 103, 104, 105, 106),
-        CompanionCounts("b", 30.0, True, 201, 202, 203, 204, 205, 206),
-        CompanionCounts("c", None, True, 301, 302, 303, 304, 305, 306),
+        CompanionCounts("a", None, True, *counted(100)),
+        CompanionCounts("b", 30.0, True, *counted(200)),
+        CompanionCounts("c", None, True, *counted(300)),
     )
+    assert table.counts("b").runs_bad == 203 + 209 + 210
     table.drop("a")
     table.drop("a")
     assert [counts.name for counts in table.read()] == ["b", "c"]
     table.enter("d", None)
-    assert table.words("d").tolist() == [0] * 7
+    assert table.words("d").tolist() == [0] * 11
     assert len(set(table.rows.values())) == 3
 
 
 def test_room_for_as_many_as_may_be_declared(tables: list[Any]) -> None:
-    """Sixty-four, each a page of its own, and not one more."""
+    """Those of four images, each a page of its own, and not one more."""
     table = CompanionTable()
     tables.append(table)
-    for number in range(64):
+    for number in range(256):
         table.enter(str(number), None)
         table.words(str(number))[NEXT_RUN_NS] = number
-    assert [counts.next_run_ns for counts in table.read()] == list(range(64))
-    assert sorted(table.rows.values()) == list(range(64))
+    assert [counts.next_run_ns for counts in table.read()] == list(range(256))
+    assert sorted(table.rows.values()) == list(range(256))
     with pytest.raises(StopIteration):
         table.enter("one more", None)
 
@@ -172,8 +187,13 @@ def test_a_table_of_another_version(make: Callable[..., Companions]) -> None:
     os.close(fd)
 
 
+def at(now: float) -> Any:
+    """The clock at this moment."""
+    return SimpleNamespace(now=lambda: now, stamp_ns=lambda: round(now * NS), at=lambda ns: ns / NS + 0.25)
+
+
 def child(name: str, reason: ExitReason | None = None, **values: Any) -> Any:
-    return SimpleNamespace(name=name, reason=reason, kind=ChildKind.COMPANION, booted=True, **values)
+    return SimpleNamespace(name=name, reason=reason, kind=ChildKind.COMPANION, booted=True, fields={}, **values)
 
 
 def test_who_is_up(make: Callable[..., Companions]) -> None:
@@ -211,8 +231,8 @@ def test_an_end_that_nobody_asked_for(
     """Is counted, and has it wait: half a second, twice as long each time, and from the beginning after ten seconds of
     life. The others do not wait."""
     companions = make(specs(a=None, b=None))
-    companions.note_exit(child("a", ExitReason.CRASHED, started=100.0), LIMITS, 101.0)
-    companions.note_exit(child("a", reason, started=200.0), LIMITS, 200.0 + lived_s)
+    companions.note_exit(child("a", ExitReason.CRASHED, started=100.0), LIMITS, at(101.0))
+    companions.note_exit(child("a", reason, started=200.0), LIMITS, at(200.0 + lived_s))
     assert companions.back_off["a"].ends == ends
     assert [view.next_start for view in companions.views()] == [pytest.approx(200.0 + lived_s + delay_s), 0.0]
     assert companions.table is not None
@@ -223,8 +243,8 @@ def test_an_end_that_nobody_asked_for(
 def test_an_end_that_was_asked_for(reason: ExitReason, make: Callable[..., Companions]) -> None:
     """Has nobody wait, whatever was before."""
     companions = make(specs(a=None))
-    companions.note_exit(child("a", ExitReason.CRASHED, started=100.0), LIMITS, 101.0)
-    companions.note_exit(child("a", reason, started=200.0), LIMITS, 201.0)
+    companions.note_exit(child("a", ExitReason.CRASHED, started=100.0), LIMITS, at(101.0))
+    companions.note_exit(child("a", reason, started=200.0), LIMITS, at(201.0))
     assert (companions.back_off["a"].ends, companions.views()[0].next_start) == (0, 0.0)
     assert companions.table is not None
     assert companions.table.read()[0].restarts == 1
@@ -233,9 +253,9 @@ def test_an_end_that_was_asked_for(reason: ExitReason, make: Callable[..., Compa
 def test_the_end_of_one_that_is_declared_no_more(make: Callable[..., Companions]) -> None:
     """Is nobody's."""
     companions = make(specs(a=None))
-    companions.note_exit(child("gone", ExitReason.CRASHED, started=100.0), LIMITS, 101.0)
+    companions.note_exit(child("gone", ExitReason.CRASHED, started=100.0), LIMITS, at(101.0))
     none = make([])
-    none.note_exit(child("gone", ExitReason.CRASHED, started=100.0), LIMITS, 101.0)
+    none.note_exit(child("gone", ExitReason.CRASHED, started=100.0), LIMITS, at(101.0))
     assert companions.table is not None
     assert companions.table.read()[0].restarts == 0
 
@@ -246,3 +266,64 @@ def test_a_fork_that_the_kernel_refuses(make: Callable[..., Companions]) -> None
     companions.not_started("a", 100.0)
     assert companions.views()[0].next_start == pytest.approx(100.5)
     assert companions.back_off["a"].ends == 0
+    companions.start_now("a")
+    assert companions.views()[0].next_start == 0.0
+
+
+def test_a_row_is_its_companions_until_that_has_ended(make: Callable[..., Companions]) -> None:
+    """Though it is declared no more; others get other rows."""
+    first = make(specs(a=None, b=None))
+    assert first.table is not None
+    first.table.words("a")[RUNS_OK] = 7
+    second = make(specs(c=None), next_image(first), [child("a"), child("")])
+    assert second.table is not None
+    assert set(second.table.rows) == {"a", "c"}
+    assert second.table.rows["c"] != second.table.rows["a"]
+    second.publish([child("a"), child("c")])
+    assert [(each.name, each.up) for each in second.table.read()] == [("c", True)]
+
+
+@pytest.mark.parametrize(("reason", "timed_out", "lost"), [
+    (ExitReason.TIMEOUT, 1, 0), (ExitReason.CRASHED, 0, 1), (ExitReason.DRAINED, 0, 1), (None, 0, 1),
+])  # fmt: skip
+def test_a_run_that_ended_with_its_process(
+    reason: ExitReason | None, timed_out: int, lost: int, make: Callable[..., Companions],
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Is counted as one that took too long, or as lost, with how long it took and when it ended; one that was over
+    before is not."""
+    monkeypatch.setattr("prefork.metrics.companions.time_ns", lambda: 77)
+    companions = make(specs(a=60.0))
+    assert companions.table is not None
+    companions.table.words("a")[RUN_STARTED_NS] = 150 * NS
+    for _ in range(2):
+        companions.note_exit(child("a", reason, started=100.0), LIMITS, at(201.0))
+    (found,) = companions.table.read()
+    assert (found.runs_timed_out, found.runs_lost, found.run_started_ns) == (timed_out, lost, 0)
+    assert (found.run_took_ns, found.run_ended_at_ns) == (51 * NS, 77)
+    assert len(caplog.records) == 1
+
+
+def test_a_run_that_began_after_now(make: Callable[..., Companions]) -> None:
+    """As its process says: it took no time."""
+    companions = make(specs(a=60.0))
+    assert companions.table is not None
+    companions.table.words("a")[RUN_STARTED_NS] = 999 * NS
+    companions.note_exit(child("a", ExitReason.CRASHED, started=100.0), LIMITS, at(201.0))
+    assert companions.table.read()[0].run_took_ns == 0
+
+
+@pytest.mark.parametrize(("started_s", "late_s", "moment"), [
+    (150, 160, 160.25), (0, 160, None), (150, 0, None), (150, 140, 150.25),
+])  # fmt: skip
+def test_when_a_run_is_over_its_time(
+    started_s: int, late_s: int, moment: float | None, make: Callable[..., Companions]
+) -> None:
+    """By the master's clock; never, where none is on, or may take as long as it likes."""
+    companions = make(specs(a=60.0))
+    assert companions.table is not None
+    words = companions.table.words("a")
+    words[RUN_STARTED_NS], words[RUN_LATE_NS] = started_s * NS, late_s * NS
+    words.release()
+    assert companions.run_late_at(child("a"), at(201.0)) == moment
+    assert companions.run_late_at(child("gone"), at(201.0)) is None

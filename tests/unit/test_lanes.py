@@ -1,7 +1,9 @@
 """Lanes: what one request writes, in which order, whatever becomes of it; and that each lane comes back once."""
 
+import contextlib
 import errno
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +30,8 @@ from prefork.metrics.scoreboard import (
     STATE,
     Slot,
 )
+from prefork.workers import accepting, strays, user_forks
 from prefork.workers import lanes as module
-from prefork.workers import strays, user_forks
 from prefork.workers.accepting import Accepted
 from prefork.workers.lanes import Lanes
 
@@ -266,37 +268,26 @@ def test_a_child_takes_request_and_lane(make: Callable[..., Harness]) -> None:
     assert harness.lanes.all_free()
 
 
-class Request:
-    """A connection that may be closed."""
-
-    def __init__(self, number: int = 5) -> None:
-        self.number = number
-
-    def fileno(self) -> int:
-        return self.number
-
-
 def test_a_request_that_the_program_has_now(harness: Harness) -> None:
     """In a program that finishes any in a thread of its own, one that was handed over may still get there until it is
     closed, and is not finished; in one that never has, nobody waits for it. A datagram is waited for while it runs."""
-    server, first, second = harness.server, Request(), Request()
+    server, handed_over = harness.server, harness.lanes.handed_over
     seen: list[bool] = []
-    server.request = first
-    harness.serve("handed_over")
-    assert harness.lanes.all_finished()
-    server.request = second
-    harness.serve("handed_over")
-    server.will = "completed"
-    server.look = lambda: seen.append(harness.lanes.all_finished())
-    server.finish_request(first, "somebody")
-    assert seen == [False]
-    first.number = -1
-    assert not harness.lanes.all_finished()
-    second.number = -1
-    assert harness.lanes.all_finished()
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(each) for each in socket.socketpair())
+        for server.request in (first, second):
+            harness.serve("handed_over")
+            assert handed_over.all_finished()
+        server.will = "completed"
+        server.look = lambda: seen.append(handed_over.all_finished())
+        server.finish_request(first, "somebody")
+        assert seen == [False]
+        first.close()
+        assert not handed_over.all_finished()
+    assert handed_over.all_finished()
     server.finish_request((b"a datagram", None), "somebody")
     assert seen == [False, False]
-    assert harness.lanes.all_finished()
+    assert handed_over.all_finished()
     assert harness.counts() == {"handed_over": 2}
 
 
@@ -315,7 +306,7 @@ class SaysNothing(Exception):
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that lanes see."""
     now = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(accepting, "monotonic", lambda: now[0])
     return now
 
 
@@ -358,7 +349,7 @@ def test_its_connection_is_closed(make: Callable[..., Harness]) -> None:
     except SaysNothing as exc:
         error = exc
     assert gone == []
-    assert harness.lanes._not_understood(error) is Accepted.NOTHING
+    assert harness.lanes._not_accepted.count_unexpected(error) is Accepted.NOTHING
     assert gone == [None]
 
 
@@ -419,7 +410,7 @@ def test_the_duration_is_that_of_the_request(will: str, harness: Harness, monkey
 
     monkeypatch.setattr(module, "DURATION", Durations)
     monkeypatch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
-    Lanes.unbind(harness.server)
+    harness.lanes.unbind(harness.server)
     harness.lanes.bind(harness.server)
     harness.serve(will)
     assert seen == [(777, 1)]
@@ -492,13 +483,13 @@ def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness
     def process(request: object, client_address: object) -> None:
         lanes.forked = True
 
-    carried = lanes._carrying(process)
+    lanes._process = process
     if before:
-        carried(object(), "somebody")
+        lanes._carry(None, object(), "somebody")
         assert left == []
     else:
         with pytest.raises(Left):
-            carried(object(), "somebody")
+            lanes._carry(None, object(), "somebody")
         assert left == [0]
 
 

@@ -49,7 +49,7 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.sockets.listener import prepared
-from prefork.workers import ending, hangup, lanes, loop, sinks, strays, user_forks
+from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
@@ -256,7 +256,7 @@ def test_from_boot_to_end(runs: Callable[..., Run]) -> None:
     assert run.slot.words[LEAVING] == ExitReason.DRAINED
     assert run.slot.words[DUE] == run.slot.words[DRAIN_ASKED] == 0
     assert run.slot.lane(0)[ACCEPTED] == 3
-    assert run.master.asked == 2
+    assert (run.master.asked, run.master.by) == (2, {signal.SIGTERM})
     assert run.titled == [("starting", False, True), ("", False, True), ("draining", True, True)]
     assert run.server.socket.fileno() == -1
 
@@ -505,8 +505,8 @@ def test_when_it_is_measured(
     """Before it is READY where metrics are served, and then now and then, for metrics or for a limit."""
     monkeypatch.setattr(loop, "LOOK_EVERY_NS", 0)
     monkeypatch.setattr("prefork.workers.limits.SAMPLE_EVERY_S", every_s)
-    taken: list[None] = []
-    monkeypatch.setattr(loop, "sample", lambda: taken.append(None))
+    taken: list[object] = []
+    monkeypatch.setattr(loop, "record", taken.append)
     run = runs(limits=WorkerLimits(None, most), metrics=metrics)
     run.come("one", "two", "leave")
     run.run()
@@ -517,12 +517,12 @@ def test_what_is_measured(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPa
     """Bytes, descriptors, and nanoseconds of CPU; the next time is ten seconds later, also where nothing was found."""
     worker = runs().made()
     words = worker.birth.slot.words
-    monkeypatch.setattr(loop, "sample", lambda: CostSample(1, 2, 3, 4.5, 6.25))
+    monkeypatch.setattr(limits, "sample", lambda: CostSample(1, 2, 3, 4.5, 6.25))
     worker._sample(1000)
     assert [words[word] for word in (PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT)] == [1, 2, 3]
     assert [words[word] for word in (CPU_USER_NS, CPU_SYSTEM_NS)] == [4_500_000_000, 6_250_000_000]
     assert worker._next_sample_ns == 1000 + 10_000_000_000
-    monkeypatch.setattr(loop, "sample", lambda: None)
+    monkeypatch.setattr(limits, "sample", lambda: None)
     worker._sample(2000)
     assert (words[OPEN_FDS], worker._next_sample_ns) == (2, 2000 + 10_000_000_000)
     assert list(worker._memory) == [1]

@@ -339,10 +339,10 @@ def test_room_for_two_generations(
     to workers of the other one are open already."""
     monkeypatch.setattr(room, "_open_now", lambda: open_now)
     monkeypatch.setattr(room, "descriptor_limit", SimpleNamespace(hard_limit=lambda: needed))
-    check_room(workers, lent, rehearsing=rehearsing)
+    check_room(workers, 0, lent, rehearsing=rehearsing)
     monkeypatch.setattr(room, "descriptor_limit", SimpleNamespace(hard_limit=lambda: needed - 1))
     with pytest.raises(ConfigError, match=f"take {needed} descriptors, and {needed - 1} is the limit") as raised:
-        check_room(workers, lent, rehearsing=rehearsing)
+        check_room(workers, 0, lent, rehearsing=rehearsing)
     assert "LimitNOFILE=" in raised.value.__notes__[0]
 
 

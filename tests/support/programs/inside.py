@@ -19,6 +19,7 @@ class NoMaster:
     def __init__(self) -> None:
         self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.asked = 0  # to be told of its death
+        self.by = set[int]()  # these signals
         self.dead = False
 
     def fileno(self) -> int:
@@ -30,6 +31,7 @@ class NoMaster:
     def tell_us_when_dying(self, signum: int = signal.SIGTERM) -> None:
         assert callable(signal.getsignal(signum)), "before there is a handler it would be the end"
         self.asked += 1
+        self.by.add(signum)
 
     def die(self) -> None:
         self.dead = True
