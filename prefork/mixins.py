@@ -20,8 +20,8 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 
-from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from .serving_loop import Own
+from .inheritance.own import Own
+from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
 from .supervised import Supervised, SupervisedMixIn
 
@@ -112,6 +112,16 @@ class StandardThreads:
         return self if server is None else server._prefork_.threads
 
 
+class ActiveChildren:
+    """The pids of the children that serve a request; None before the first fork. A program's own value wins."""
+
+    def __get__(self, server: Any, owner: type) -> set[int] | None:
+        supervisor = None if server is None else server._prefork_.supervisor
+        if supervisor is None or not supervisor.forked:
+            return None
+        return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
+
+
 class ForkingMixIn(SupervisedMixIn):
     """Process each request in its own child, forked after the accept.
 
@@ -126,13 +136,7 @@ class ForkingMixIn(SupervisedMixIn):
 
     _prefork_: Any = Own(ForkedRequests)
 
-    @property
-    def active_children(self) -> set[int] | None:
-        """The pids of the children that are serving a request; None before the first fork."""
-        supervisor = self._prefork_.supervisor
-        if supervisor is None or not supervisor.forked:
-            return None
-        return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
+    active_children: set[int] | None = ActiveChildren()  # type: ignore[assignment]
 
     def collect_children(self, *, blocking: bool = False) -> None:
         """Reap the children that have ended. With `blocking`, wait until all have."""
@@ -145,9 +149,8 @@ class ForkingMixIn(SupervisedMixIn):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Fork a child for this request. Raises OSError if the kernel refuses."""
         own: ForkedRequests = self._prefork_
-        if own.worker is not None:
-            self.finish_request(request, client_address)
-            self.shutdown_request(request)
+        if own.in_place:
+            BaseServer.process_request(self, request, client_address)
             return
         own.fork_for(request, client_address)
         self.close_request(request)
@@ -176,6 +179,9 @@ class ThreadingMixIn(SupervisedMixIn):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for this request. Raises RuntimeError if the system cannot start one."""
+        if self._prefork_.in_place:
+            BaseServer.process_request(self, request, client_address)
+            return
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
         )

@@ -11,6 +11,8 @@ from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
 from .errors import PreforkError
+from .inheritance.own import Own
+from .inheritance.precedence import loop_not_called
 from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
@@ -18,12 +20,11 @@ from .process import RunMode, rehearsing, run_mode
 from .reload.handover import handed
 from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
-from .serving_loop import Own
 from .serving_pool import Preforked
 from .settings.companions import CompanionFunction, Every
 from .settings.effects import without_effect
 from .settings.fields import validate
-from .sockets.listener import Listener, widen
+from .sockets.listener import Listener
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
 
@@ -124,18 +125,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             super().serve_forever(poll_interval)
             return
         say_no_effect(without_effect(self, PoolSettings))
+        say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         supervisor = own.serve_pool(poll_interval)
         if supervisor is None:
             return
         if own.closing:
             PreForkingMixIn.server_close(self)  # called in this thread earlier, which could not wait for itself
         supervisor.raise_if_hopeless()
-
-    def handle_request(self) -> None:
-        """Handle one request in this process, as BaseServer.handle_request; before `serve_forever()` or after it."""
-        if self._prefork_.done is None:
-            widen(self.socket, self._prefork_.origin)
-        super().handle_request()
 
     @property
     def draining(self) -> bool:
@@ -172,22 +168,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own.closing = True
         done = own.done
         if done is not None:
-            self.shutdown_nowait()
+            own.shutdown(wait=False)
             if own.serving_thread == threading.get_ident():
                 return
             done.wait(self.drain_delay + self.graceful_timeout + CLOSE_SLACK_S)
         if own.origin is not None:
             own.origin.unlink()
         super().server_close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Process a request as the next mix-in does, or in this thread: in a single process, and in one that was forked
-        for this request."""
-        if self._prefork_.in_place:
-            self.finish_request(request, client_address)
-            self.shutdown_request(request)
-        else:
-            super().process_request(request, client_address)
 
     def reload(self) -> None:
         """Reload code and settings, as SIGHUP does: rehearse, then exec the program again in this process.

@@ -12,15 +12,19 @@ import selectors
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
+from prefork.workers.definitions import is_the_programs_class
 from prefork.workers.wakeup import Wakeup
 
+from .inheritance.own import Own
+from .inheritance.precedence import loop_behind
+from .inheritance.standard_classes import StandardLoop
 from .logs import say_no_effect
 from .settings.effects import hooks_without_a_pool
 from .sockets.addresses import address_text
@@ -32,35 +36,9 @@ _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", sel
 
 Heard = list[tuple[selectors.SelectorKey, int]]
 LOG_SHORTAGE_EVERY = 10.0  # seconds
+POLL_INTERVAL = 0.5  # seconds; the standard library's default
 LISTENING = "listening"  # marks the key of the listener
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
-
-
-class Own:
-    """Descriptor of the only attribute that we add to a program's server object: the object with all our state.
-
-    The object is created at first use. Each class names the kind it needs; if several bases of a server do, the object
-    inherits from all their kinds, in the order of the server's bases.
-    """
-
-    def __init__(self, kind: "type[ServingLoop]") -> None:
-        self.kind = kind
-        self._name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, server: Any, owner: type) -> Any:
-        if server is None:
-            return self
-        kinds = tuple(own.kind for cls in owner.__mro__ if isinstance(own := vars(cls).get(self._name), Own))
-        return vars(server).setdefault(self._name, _of_kinds(kinds)(server))
-
-
-@cache
-def _of_kinds(kinds: "tuple[type[ServingLoop], ...]") -> "type[ServingLoop]":
-    bases = tuple(kind for kind in kinds if not any(kind in other.__mro__[1:] for other in kinds))
-    return bases[0] if len(bases) == 1 else type("Own", bases, {})
 
 
 class ServingLoop:
@@ -77,6 +55,7 @@ class ServingLoop:
         self.done: threading.Event | None = None  # exists while serve_forever() runs, set when it has returned
         self.wakeup: Wakeup | None = None  # created and closed by the serving thread
         self.serving_thread: int | None = None
+        self.within_theirs = False  # the program's own serve_forever() runs, and calls ours
         self.family_chosen = False  # the constructor chose AF_INET6, from the address
         self._accept_again_at: float | None = None  # monotonic; descriptors or memory are short until then
         self._shortage_logged_at: float | None = None
@@ -129,10 +108,20 @@ class ServingLoop:
         with self.serving() as wakeup:
             self._serve(wakeup, poll_interval if self.wants_polling() else None)
 
+    def serve_within(self, theirs: Callable[..., None], poll_interval: float | None) -> None:
+        """Run the program's own `serve_forever()`, which calls the standard library's; that is ours."""
+        self.within_theirs = True
+        StandardLoop.stand_in(self.server, partial(self.serve, poll_interval), partial(self.shutdown, wait=True))
+        try:
+            theirs(self.server, *(() if poll_interval == POLL_INTERVAL else (poll_interval,)))
+        finally:
+            self.within_theirs = False
+
     @contextlib.contextmanager
     def serving(self) -> Iterator[Wakeup]:
         """Cover the time from the first check of the shutdown flag to the return that `shutdown()` waits for."""
         done = threading.Event()
+        StandardLoop.stand_in(self.server, partial(self.serve, None), partial(self.shutdown, wait=True))
         self.serving_thread = threading.get_ident()
         try:
             wakeup = self.wakeup = Wakeup()
@@ -194,8 +183,8 @@ class ServingLoop:
     def wants_polling(self) -> bool:
         """Return True if the program overrides `service_actions()`, and so depends on `poll_interval`."""
         server = self.server
-        owners = [cls for cls in type(server).__mro__ if "service_actions" in vars(cls)]
-        return "service_actions" in vars(server) or not all(map(_is_ours, owners))
+        owners = (cls for cls in type(server).__mro__ if "service_actions" in vars(cls))
+        return "service_actions" in vars(server) or any(map(is_the_programs_class, owners))
 
     # Inside the loop.
 
@@ -279,19 +268,25 @@ class ServingMixIn:
 
     _prefork_: Any = Own(ServingLoop)
 
-    def serve_forever(self, poll_interval: float = 0.5) -> None:
+    def serve_forever(self, poll_interval: float = POLL_INTERVAL) -> None:
         """Handle requests one after another until `shutdown()`. Ignores `timeout`.
 
         `service_actions()` is called after every wait; if it is overridden, at least every `poll_interval` seconds.
         Otherwise the loop does not poll. See socketserver.BaseServer.serve_forever().
         """
-        self._prefork_.serve(poll_interval)
+        own: ServingLoop = self._prefork_
+        behind = None if own.within_theirs else loop_behind(type(self), ServingMixIn)
+        if behind is None:
+            own.serve(poll_interval)
+        else:
+            own.serve_within(vars(behind)["serve_forever"], poll_interval)
 
     def shutdown(self) -> None:
         """Make `serve_forever()` return and wait until it has. Call it from any thread or signal handler.
 
         In the serving thread it does not wait, which would be a deadlock. If the server is not serving, it returns at
-        once, and so will the next `serve_forever()`.
+        once, and so will the next `serve_forever()`. In a worker or a request's child it asks the serving process, and
+        does not wait.
         """
         self._prefork_.shutdown(wait=True)
 
@@ -329,12 +324,6 @@ class ServingMixIn:
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - monotonic())
-
-
-def _is_ours(cls: type) -> bool:
-    """Return True if this class's `service_actions()` is ours or the empty one of socketserver."""
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    return name.startswith("prefork.") or name == "socketserver.BaseServer"
 
 
 def _is_broken(request: Any) -> bool:

@@ -8,7 +8,7 @@ restore all of that when it ends.
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import setproctitle
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import access_log, sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.definitions import is_the_programs
 from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker, WorkerTerms
@@ -29,6 +30,7 @@ from .commands import BY_SIGNAL, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
 from .errors import PreforkError
+from .inheritance.standard_classes import process_in_place
 from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
@@ -40,7 +42,7 @@ from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
 from .sockets.addresses import address_text
-from .sockets.listener import Listener, asked_once_more, prepared
+from .sockets.listener import Listener, asked_once_more, prepared, widen
 from .sockets.ownership import Access
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
@@ -56,7 +58,6 @@ class Preforked(Accompanied):
         super().__init__(server)
         self.listener: Any = None  # ours, or the program's wrapper of it (TLS)
         self.closing = False  # server_close() has been called
-        self.in_place = False  # requests run in the thread that accepts them, even below a ForkingMixIn
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside
@@ -150,6 +151,11 @@ class Preforked(Accompanied):
             supervisor.run(keeping(self._signals, self.server.service_actions), poll_interval)
         else:
             supervisor.run()
+
+    def handle_one(self) -> None:
+        if self.done is None:
+            widen(self.server.socket, self.origin)
+        super().handle_one()
 
     def tell_to_end(self) -> None:
         super().tell_to_end()
@@ -311,31 +317,23 @@ class Preforked(Accompanied):
         self.leave_metrics_listener()
         self.take_slot(number)
         title = f"prefork: worker {number}"
-        self.in_place = one_request = hasattr(server, "collect_children")
+        one_request = hasattr(server, "collect_children")
+        if one_request:
+            process_in_place(server)
         if server.access_log:
             where = address_text(server.socket.getsockname())
             access_log.log_accesses(server, access_log.LogContext(where, number, address_text))
         terms = WorkerTerms(
-            WorkerLimits(server.max_requests, server.max_memory),
-            graceful_timeout=server.graceful_timeout,
-            elsewhere=self.threaded(),
-            rehearsal=process.rehearsing(),
-            one_request=one_request,
-            hang_up=server.drain_connections == "eof",
-            queue_waits=self.counts_queue_waits(),
+            WorkerLimits(server.max_requests, server.max_memory), graceful_timeout=server.graceful_timeout,
+            elsewhere=self.threaded(), rehearsal=process.rehearsing(), one_request=one_request,
+            hang_up=server.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
             metrics=server.metrics_address is not None,
-            on_drain=self._drain_hook(),
+            on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self.supervisor.nudge,
-        )
+        )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         return self.worker.run()
-
-    def _drain_hook(self) -> Callable[[], None] | None:
-        """Return the program's own `worker_draining()`; None without one, since running it takes a thread."""
-        hook: Callable[[], None] = self.server.worker_draining
-        ours = getattr(hook, "__func__", hook).__module__ == "prefork.pool"
-        return None if ours else hook
 
     def _forget_master(self) -> None:
         if self._signals is not None:

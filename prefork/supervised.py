@@ -8,6 +8,7 @@ has to be closed.
 import os
 import socket
 from collections.abc import Iterable
+from functools import partial
 from math import inf
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,13 +25,15 @@ from prefork.workers.wakeup import Wakeup
 
 from .counting import ENDING, Counting
 from .exporter.child import Exported, ExporterChild, bind_metrics
+from .inheritance.own import Own, SlotNumber
+from .inheritance.precedence import give_way, hides, resolve_aliases, take_back
 from .log_formats import escaped
 from .master.policy import NO_POOL
 from .master.service import Service
 from .master.supervisor import Supervisor
 from .reload.handover import handed
 from .server import BaseServer
-from .serving_loop import Own, ServingLoop, ServingMixIn
+from .serving_loop import ServingLoop, ServingMixIn
 from .settings.companions import refuse_without_pool
 from .settings.fields import Setting
 from .settings.sources import SLOT_VARIABLE
@@ -52,6 +55,7 @@ class Supervised(ServingLoop):
         self.counting = Counting()
         self.supervisor: Supervisor | None = None
         self.worker: Worker | None = None  # in a worker of a pool
+        self.in_place = False  # requests run in the thread that accepts them, even below another mix-in
         self.birth: Birth | None = None  # in a child that serves one request
         self.slot: int | None = None  # in a worker of a pool: its number
         self.metrics_listener: Listener | None = None
@@ -121,6 +125,10 @@ class Supervised(ServingLoop):
             return False
         return True
 
+    def shutdown(self, *, wait: bool) -> None:
+        if not self.ask_to_drain():
+            super().shutdown(wait=wait)
+
     def wait_for_requests(self) -> None:
         """Wait for requests that run outside the serving thread. Extend it."""
 
@@ -155,7 +163,9 @@ class Supervised(ServingLoop):
     def supervise(self) -> Supervisor:
         """Return the supervisor of this plain server, created at its first request."""
         if self.supervisor is None or self.supervisor.closed:
-            service = Service(self.service_name(), forget=self.forget_supervisor, end=self.server.shutdown_nowait)
+            service = Service(
+                self.service_name(), forget=self.forget_supervisor, end=partial(self.shutdown, wait=False)
+            )
             self.supervisor = Supervisor(service, NO_POOL, self.counting.board, Wakeup())
         return self.supervisor
 
@@ -238,13 +248,6 @@ class Supervised(ServingLoop):
                 self.pause_accepting()
 
 
-class SlotNumber:
-    """Descriptor of `server.slot`, and no property: a program that assigns to that name has its own there."""
-
-    def __get__(self, server: Any, owner: type) -> Any:
-        return self if server is None else server._prefork_.slot
-
-
 class SupervisedMixIn(_AnyServer):
     """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
 
@@ -266,21 +269,23 @@ class SupervisedMixIn(_AnyServer):
     _prefork_: Any = Own(Supervised)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class in which a server class would hide the mix-in. Raises TypeError.
+        """Have the program's definitions win over ours. Refuse a class in which a server class would hide the mix-in.
 
         A server class hides it if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come
-        first are fine, since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one.
+        first are fine, since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one. Raises
+        TypeError.
         """
         super().__init_subclass__(**kwargs)
-        for base in cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]:
-            if issubclass(base, SupervisedMixIn) or not hasattr(base, "finish_request"):
-                continue
-            if base is BaseServer or "serve_forever" in vars(base):
-                first = next(direct for direct in cls.__bases__ if issubclass(direct, base))
-                raise TypeError(
-                    f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
-                    f"write the mix-in first"
-                )
+        before = cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]
+        hiding = next((base for base in before if not issubclass(base, SupervisedMixIn) and hides(base)), None)
+        if hiding is not None and not take_back(cls, hiding):
+            first = next(direct for direct in cls.__bases__ if issubclass(direct, hiding))
+            raise TypeError(
+                f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
+                f"write the mix-in first"
+            )
+        give_way(cls)
+        resolve_aliases(cls)
 
     def statistics(self) -> Statistics:
         """Return the counts and the current state of this service, over all its processes, as an immutable record.
@@ -306,15 +311,6 @@ class SupervisedMixIn(_AnyServer):
         """True if this process finishes its requests and accepts no new ones."""
         own: Supervised = self._prefork_
         return own.worker.draining if own.worker is not None else own.shutdown_requested
-
-    def shutdown(self) -> None:
-        """Shut down as BaseServer does. In a worker or a request's child, ask the serving process and do not wait."""
-        if not self._prefork_.ask_to_drain():
-            super().shutdown()
-
-    def shutdown_nowait(self) -> None:
-        if not self._prefork_.ask_to_drain():
-            super().shutdown_nowait()
 
     def service_actions(self) -> None:
         """Run one turn of the supervisor: reap, count, cut. Extend it; one that omits `super()` leaks nothing."""

@@ -19,6 +19,8 @@ from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
+from ..inheritance.standard_classes import process_in_place
+from ..pool import pool_of
 from ..process import RunMode, rehearsing, run_as
 from ..sockets.addresses import address_text
 
@@ -73,21 +75,22 @@ def serve_single(server: "PreForkingMixIn") -> None:
         server.serve_forever()
     process.enter(server.working_directory)
     run_as(RunMode.SINGLE)
-    server._prefork_.in_place = True
+    own = pool_of(server)
+    process_in_place(server)
     vars(server)["handle_error"] = _unless_left(server.handle_error)
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None
-    if companions := ", ".join(spec.name for spec in server._prefork_.companions()):
+    if companions := ", ".join(spec.name for spec in own.companions()):
         log.warning(
             "the companions do not run: %s; each would be another process",
             companions,
             extra=event(LogEvent.COMPANIONS_OFF, companions=companions.split(", ")),
         )
-    server._prefork_.take_slot(1)  # the only worker that there is
+    own.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)
-    taken: dict[int, SignalHandler] = {signal.SIGTERM: lambda signum, frame: server.shutdown_nowait()}
+    taken: dict[int, SignalHandler] = {signal.SIGTERM: lambda signum, frame: own.shutdown(wait=False)}
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, and Python leaves it so
         taken[signal.SIGINT] = signal.default_int_handler
     signals.take(taken)

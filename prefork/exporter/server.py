@@ -39,10 +39,11 @@ from prefork.workers.signals import DRAIN_SIGNAL, SignalHandler, Signals, ignore
 from prefork.workers.wakeup import Wakeup
 
 from ..errors import reason_of
+from ..inheritance.own import Own
 from ..master.guard import say_failed
 from ..master.signalling import POKE
 from ..server import TCPServer
-from ..serving_loop import Own, ServingLoop
+from ..serving_loop import ServingLoop
 from ..version import __version__
 
 log = logging.getLogger("prefork.exporter")

@@ -1,0 +1,110 @@
+"""Precedence: whose definition of a name a server has, where classes of the program's, ours and the standard ones meet.
+
+    class Site(PreForkingMixIn, Base)       Base is the program's, over ours or over the standard library's
+
+Evaluated when a class is defined, in any process. A setting, a hook or a method of ours gives way to the program's,
+although the mix-in stands first. Where ours call the next definition there is nothing to do, over our classes; a
+class over the standard library's would be hidden, since ours have replaced the last of these. What the standard
+library's own mix-ins define wins over the class behind them there, and so it does here.
+"""
+
+from collections.abc import Iterator
+from types import FunctionType
+
+from prefork.workers.definitions import is_ours, is_the_programs_class
+
+# Ours call the next definition, or have to be found first: `socket` is where a listener becomes ours.
+COOPERATIVE = frozenset({"serve_forever", "server_close", "service_actions", "socket"})
+OF_STANDARD_MIXINS = frozenset(
+    {
+        "active_children", "block_on_close", "collect_children", "daemon_threads", "handle_timeout", "process_request",
+        "process_request_thread", "timeout",
+    }
+)  # fmt: skip
+LOOP = frozenset({"handle_request", "serve_forever", "shutdown"})
+
+
+def give_way(cls: type) -> None:
+    """Put the program's definitions that stand behind ours on the class itself."""
+    for name in _names_of_mixins(cls) - COOPERATIVE - OF_STANDARD_MIXINS:
+        definers = [base for base in cls.__mro__ if name in vars(base)]
+        theirs = next(filter(is_the_programs_class, definers), None)
+        if is_ours(definers[0]) and theirs is not None:
+            setattr(cls, name, vars(theirs)[name])
+
+
+def resolve_aliases(cls: type) -> None:
+    """Have other names that the program has given to methods of the loop, when its class was defined, mean ours."""
+    for base in filter(is_the_programs_class, cls.__mro__):
+        for name, value in list(vars(base).items()):
+            if (meant := _method_of_the_loop(value)) not in (None, name) and getattr(cls, name) is value:
+                setattr(
+                    cls, name, next(vars(ours)[meant] for ours in cls.__mro__ if is_ours(ours) and meant in vars(ours))
+                )
+
+
+def hides(base: type) -> bool:
+    """Return True if this class, before a mix-in, hides it: BaseServer, or a server class with a loop of its own.
+
+    One whose `serve_forever()` calls the next is what it should be.
+    """
+    if not hasattr(base, "finish_request"):
+        return False
+    loop = vars(base).get("serve_forever")
+    return _is_base_server(base) or (loop is not None and not _calls_the_next(loop))
+
+
+def take_back(cls: type, hiding: type) -> bool:
+    """Put what BaseServer hides on the class itself; return False if that is not enough.
+
+    The program has a class with hooks only, over BaseServer, before the mix-in. Where one of its hooks calls the next
+    definition, that is BaseServer's, and what ours does would be left out.
+    """
+    mro = cls.__mro__
+    hooks = [vars(base) for base in mro[1 : mro.index(hiding)] if is_the_programs_class(base)]
+    if not _is_base_server(hiding) or any(_calls_the_next(each) for names in hooks for each in names.values()):
+        return False
+    for name in vars(hiding).keys() - _OF_EVERY_CLASS:
+        definers = [base for base in mro if name in vars(base)]
+        ours = next((base for base in definers if base is not hiding and is_ours(base)), None)
+        if definers[0] is hiding and ours is not None:
+            setattr(cls, name, vars(ours)[name])
+    return True
+
+
+_OF_EVERY_CLASS = frozenset({"__dict__", "__doc__", "__module__", "__weakref__"})
+
+
+def _is_base_server(cls: type) -> bool:
+    return cls.__name__ == "BaseServer" and not is_the_programs_class(cls)
+
+
+def _calls_the_next(value: object) -> bool:
+    return isinstance(value, FunctionType) and not {"super", "BaseServer"}.isdisjoint(value.__code__.co_names)
+
+
+def loop_behind(cls: type, ours: type) -> type | None:
+    """Return the program's class with a `serve_forever()` that stands behind ours and is not found."""
+    mro = cls.__mro__
+    behind = (base for base in mro[mro.index(ours) :] if is_the_programs_class(base) and "serve_forever" in vars(base))
+    return next(behind, None)
+
+
+def loop_not_called(cls: type, ours: type) -> Iterator[tuple[str, str]]:
+    """Yield a `serve_forever()` of the program's that a pool cannot use, and why."""
+    if (base := loop_behind(cls, ours)) is not None:
+        yield f"serve_forever() of {base.__qualname__}", f"a pool is served by the one of {ours.__name__}"
+
+
+def _names_of_mixins(cls: type) -> set[str]:
+    """Return the public names that our mix-ins of this class define; the server classes are no mix-ins."""
+    mixins = [base for base in cls.__mro__ if is_ours(base) and not hasattr(base, "server_activate")]
+    return {name for base in mixins for name in vars(base) if not name.startswith("_")}
+
+
+def _method_of_the_loop(value: object) -> str | None:
+    """Return the name of this method, if it is the standard library's or ours."""
+    if not isinstance(value, FunctionType) or value.__name__ not in LOOP:
+        return None
+    standard = value.__module__ == "socketserver" or value.__module__.startswith("prefork.")
+    return value.__name__ if standard else None

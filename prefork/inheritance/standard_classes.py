@@ -1,0 +1,60 @@
+"""The standard library's classes under a mix-in of ours: the parts of them that ours cannot replace by standing first.
+
+A class of the program's over the standard library's has methods of its own in front of these, and calls the next ones,
+which know nothing of a mix-in. Runs in any process that has the server object.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+EVENT, REQUESTED = "_BaseServer__is_shut_down", "_BaseServer__shutdown_request"
+
+
+def process_in_place(server: Any) -> None:
+    """Have all mix-ins process this server's requests in the thread that accepts them, in this process.
+
+    The program may call the standard library's from a `process_request()` of its own, so they are changed themselves.
+    """
+    server._prefork_.in_place = True
+    for cls in type(server).__mro__:
+        if cls.__module__ == "socketserver" and cls.__name__ in ("ForkingMixIn", "ThreadingMixIn"):
+            setattr(cls, "process_request", _in_place(server, vars(cls)["process_request"]))  # noqa: B010
+
+
+def _in_place(server: Any, elsewhere: Callable[[Any, Any, Any], None]) -> Callable[[Any, Any, Any], None]:
+    def process_request(self: Any, request: Any, client_address: Any) -> None:
+        if self is not server:
+            elsewhere(self, request, client_address)
+            return
+        self.finish_request(request, client_address)
+        self.shutdown_request(request)
+
+    return process_request
+
+
+class StandardLoop:
+    """The loop of BaseServer: where its `serve_forever()` and `shutdown()` are called, ours run instead.
+
+    All they have in common is an event, cleared as the loop begins and waited for by `shutdown()`; this stands in for
+    the one of one server. `serve` runs our loop, `wait` ends it and waits for that."""
+
+    def __init__(self, attributes: dict[str, Any], serve: Callable[[], None], wait: Callable[[], None]) -> None:
+        self._attributes = attributes
+        self._serve = serve
+        self.wait = wait
+
+    @classmethod
+    def stand_in(cls, server: Any, serve: Callable[[], None], wait: Callable[[], None]) -> None:
+        """Take the event's place, where this server has one and nobody has taken it."""
+        attributes = vars(server)
+        if EVENT in attributes and not isinstance(attributes[EVENT], cls):
+            attributes[EVENT] = cls(attributes, serve, wait)
+
+    def clear(self) -> None:
+        """Serve; then let the loop that begins here end at once, also where the listener is closed by now."""
+        self._serve()
+        self._attributes[REQUESTED] = True
+        self._attributes["fileno"] = lambda: 0
+
+    def set(self) -> None:
+        self._attributes.pop("fileno", None)
