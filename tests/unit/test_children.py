@@ -96,6 +96,16 @@ def test_how_it_ended_in_words(end: tuple[Any, Any], said: str, child: Child) ->
     assert str(Exit(child, *end, 0.0, 0.0)) == said
 
 
+def test_the_fields_of_its_log_events(child: Child) -> None:
+    """A worker's number, a companion's name, and the generation of either; an exporter and a rehearsal have none."""
+    place = (child.number, child.generation, child.pid)
+    assert child.fields == {"kind": "worker", "slot": place[0], "gen": place[1], "pid": place[2]}
+    child.name = "tidy"
+    assert child.fields == {"kind": "worker", "companion": "tidy", "gen": place[1], "pid": place[2]}
+    child.name, child.number = "", 0
+    assert child.fields == {"kind": "worker", "pid": place[2]}
+
+
 def test_a_child_of_which_nothing_is_known_yet(child: Child) -> None:
     """It serves, has been told nothing and has been asked for nothing; it hears the signals of this version."""
     assert child.state is ChildState.STARTING

@@ -16,6 +16,7 @@ from prefork.control.render import companion_states, companion_table
 from prefork.master.children import ChildState
 from prefork.master.companions import Companions
 from prefork.master.service import CompanionSpec
+from prefork.metrics.board import FORK_FAILURES
 from prefork.metrics.companions import (
     COMPANIONS_MAX,
     NEXT_RUN_NS,
@@ -25,7 +26,7 @@ from prefork.metrics.companions import (
     CompanionCounts,
     CompanionTable,
 )
-from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.facts import ChildKind, ExitReason, ForkFailure
 from prefork.settings.companions import Declared, declared, refuse_without_pool
 from prefork.workers.companion import first_run, next_run
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -244,13 +245,16 @@ def test_a_new_generation(pool: Simulation) -> None:
 
 
 def test_no_fork(pool: Simulation) -> None:
-    """Where the kernel refuses one it is tried again soon."""
+    """Where the kernel refuses one it is counted, and tried again soon."""
     pool.turn()
     for worker in pool.living():
         worker.boot()
     pool.processes.refuse = True
     pool.advance(1.0)
     assert pool.companions() == []
+    assert sum(pool.supervisor.board.words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)].tolist()) == 4, (
+        "two, twice"
+    )
     pool.processes.refuse = False
     pool.advance(0.6)
     assert len(pool.companions()) == 2

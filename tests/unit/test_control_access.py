@@ -44,6 +44,13 @@ def test_who_may_what() -> None:
     assert ControlTerms.read("c", 0o600, None, None, None).peer(7, NOBODY) is None
 
 
+def test_root_may_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the service runs as somebody else."""
+    monkeypatch.setattr(os, "geteuid", lambda: SOMEBODY + 7)
+    nobodys = ControlTerms.read("c", 0o600, None, None, None)
+    assert [bool(nobodys.peer(7, uid)) for uid in (0, 1, SOMEBODY, SOMEBODY + 7)] == [True, False, False, True]
+
+
 def test_the_path() -> None:
     """With `unix:` or without; relative ones are where we are."""
     assert terms("unix:c").path == terms("c").path == "c"

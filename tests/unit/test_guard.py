@@ -22,6 +22,7 @@ class Time:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.slept = set[float]()
 
     def monotonic(self) -> float:
         return self.now
@@ -29,6 +30,7 @@ class Time:
     def sleep(self, seconds: float) -> None:
         assert seconds > 0, "it spins"
         self.now += seconds
+        self.slept.add(seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,7 @@ def test_insisting_has_an_end(time: Time) -> None:
         insist("open it", raising(EMFILE))
     assert refused.value is EMFILE
     assert INSIST_S < time.now - began < INSIST_S + 0.2
+    assert time.slept == {0.05}
 
 
 def test_a_mistake_is_not_insisted_on(time: Time) -> None:

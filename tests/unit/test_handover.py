@@ -68,6 +68,17 @@ def test_what_is_received(pipe: tuple[int, int]) -> None:
     assert handover.handed() is None
 
 
+@pytest.mark.parametrize("passed", [True, False])
+def test_sockets_that_were_passed(passed: bool, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that the previous image hands on are still the service manager's; one that does not say so, of an
+    earlier version, hands on what it hands on."""
+    kept: list[set[int]] = []
+    monkeypatch.setattr("prefork.systemd.keep_only", kept.append)
+    with handed_on(Record({"passed": [77]} if passed else {}, [pipe[0]])) as fd:
+        handover.receive(os.dup(fd))
+    assert kept == [{77} if passed else {pipe[0]}]
+
+
 def test_a_record_of_another_version_is_refused(pipe: tuple[int, int]) -> None:
     """Its descriptors are made safe all the same."""
     fd = os.memfd_create("record")

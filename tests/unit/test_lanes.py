@@ -182,6 +182,27 @@ def test_order_of_what_is_written(harness: Harness) -> None:
     assert (lane[STATE], lane[STARTED_NS]) == (IDLE, NOW_NS)
 
 
+class Written(dict[int, int]):
+    """A lane that remembers what was written to it, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(range(64), 0))
+        self.order: list[int] = []
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self.order.append(word)
+        super().__setitem__(word, value)
+
+
+def test_a_reader_finds_no_request_before_its_count(harness: Harness) -> None:
+    """Nor an accept without its moment, nor an end that is not counted; the master may look between any two."""
+    lane: Any = Written()
+    harness.server.will = "completed"
+    harness.lanes.serve_one(harness.server, lane, NOW_NS)
+    order = [word for word in lane.order if word in (STARTED_NS, STATE, ACCEPTED, COMPLETED)]
+    assert order == [STARTED_NS, STATE, ACCEPTED, STATE, COMPLETED, STATE]
+
+
 def test_duration_of_what_was_served(harness: Harness) -> None:
     """Completed and failed requests are observed once each; a rejected one has no duration."""
     for will in ("completed", "failed", "rejected"):

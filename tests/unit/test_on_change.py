@@ -145,6 +145,7 @@ def test_what_is_a_change(what: str, program: Path) -> None:
         case "touched":
             os.utime(program / "loaded_here.py", (1, 1))
     assert time.pass_until_settled(changes) == 1
+    assert (str(program / "loaded_here.py") in changes.pack()) == (what != "gone")
 
 
 def test_other_files_are_none(program: Path) -> None:

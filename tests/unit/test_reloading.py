@@ -460,3 +460,19 @@ def test_a_reload_is_one_until_it_is_told(pool: Reloadable, told: list[bool]) ->
     pool.advance(1.0)
     assert [*seen, pool.generations.reloading] == [False, True, True, False]
     assert told == [True]
+
+
+def test_an_end_that_comes_while_it_arrives(pool: Reloadable) -> None:
+    """What is lent is then its own: nobody takes it back."""
+    pool.generations._arriving = True
+    pool.generations.cancel()
+    assert not pool.generations.arriving
+
+
+def test_a_new_child_lets_go(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the rehearsal's descriptors, and of what an earlier program has left."""
+    forgotten: list[str] = []
+    monkeypatch.setattr(pool.generations._reloading, "forget", lambda: forgotten.append("reloading"))
+    monkeypatch.setattr(pool.generations._left_over, "forget", lambda: forgotten.append("left over"))
+    pool.generations.forget()
+    assert forgotten == ["reloading", "left over"]

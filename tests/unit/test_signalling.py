@@ -302,3 +302,17 @@ def test_stacks_that_grow_are_waited_for(child: Child, caplog: pytest.LogCapture
     signalling.note_stacks(child)
     assert [record.getMessage().count("Thread") for record in caplog.records] == [3]
     assert child.stacks_seen == 0
+
+
+def test_nothing_is_logged_where_nothing_was_written(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor is a client answered by that."""
+    child.stacks_wanted = True
+    looked_at_twice(child)
+    assert (child.stacks_wanted, child.stacks_seen, caplog.records) == (True, 0, [])
+
+
+def test_one_that_is_stuck_before_anybody_has_looked_at_it(child: Child, sent: list[int]) -> None:
+    """Has tried nothing so far."""
+    child.report = None
+    signalling.cut_stuck(child, 9.0)
+    assert (child.cut_tried_ns, child.cut_at, child.cut_for) == (0, 9.0, ExitReason.STALLED)

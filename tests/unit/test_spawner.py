@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ForkFailure
 from prefork.metrics.log_events import LogEvent
 from prefork.metrics.scoreboard import Slot, Stacks
+from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import FakeProcesses
@@ -33,10 +34,12 @@ class Watched(FakeProcesses):
         super().__init__()
         self.watchable = True
         self.pidfds: list[int] = []
+        self.bodies: list[Callable[[Birth, Master], int]] = []
         self.abandoned: list[int] = []
 
     def start(self, slot: Slot, stacks: Stacks, forget: Any, body: Any) -> tuple[int, int]:
         pid, pidfd = super().start(slot, stacks, forget, body)
+        self.bodies.append(body)
         if not self.watchable:
             file = os.memfd_create("no pidfd")
             os.dup2(file, pidfd, inheritable=False)
@@ -195,3 +198,34 @@ def test_the_board_shows_what_the_table_says(nursery: Nursery) -> None:
     ):
         nursery.table.set_state(child, state, 6.0)
         assert nursery.board.snapshot().workers()[shown] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        (ChildKind.WORKER, "", "worker slot=1 gen=4"), (ChildKind.COMPANION, "tidy", "companion name=tidy gen=4"),
+        (ChildKind.EXPORTER, "", None),
+    ],
+)  # fmt: skip
+def test_what_a_child_lets_go_of(
+    kind: ChildKind, name: str, said: str | None, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the memory of all and of the master's soft limit, once its log knows its name; a companion keeps the table, in
+    which it has a row, and an exporter keeps all, for it reads all."""
+    done: list[str] = []
+    spawner: Any = nursery.spawner
+    monkeypatch.setattr(sinks, "name_child", lambda name, nudge: done.append(name))
+    monkeypatch.setattr(descriptor_limit, "give_back", lambda: done.append("limit"))
+    monkeypatch.setattr(spawner._table, "close_memory", lambda: done.append("memory"))
+    monkeypatch.setattr(spawner._companions, "close", lambda: done.append("companions"))
+
+    def runs(birth: Birth, master: Master, number: int) -> int:
+        done.append("body")
+        return 3
+
+    spawner.start(kind, Slot(0), runs, 4, 5.0, name=name)
+    nothing: Any = None
+    assert nursery.processes.bodies[0](nothing, nothing) == 3
+    pid = os.getpid()
+    let_go = [] if said is None else [f"{said} pid={pid}", "memory", *["companions"] * (not name), "limit"]
+    assert done == [*let_go, "body"]

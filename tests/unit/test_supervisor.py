@@ -421,3 +421,38 @@ def test_a_boot_that_failed_is_waited_for(simulation: Simulation) -> None:
     simulation.advance(0.2)
     assert (first.alive, simulation.supervisor.pool.boot_deaths) == (False, 1)
     assert simulation.statistics().exits == {"boot_failed": 1}
+
+
+# The program's hook.
+
+
+def test_an_error_of_service_actions(simulation: Simulation, caplog: pytest.LogCaptureFixture) -> None:
+    """Is logged, and costs nothing else."""
+    called: list[None] = []
+
+    def hook() -> None:
+        called.append(None)
+        raise ValueError("of the program")
+
+    simulation.supervisor._act(hook)
+    assert len(called) == 1
+    assert "could not run service_actions()" in caplog.text
+
+
+def test_what_service_actions_takes_is_no_pause(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it calls the turn and after it, where that takes as long each time: what is more than the last time may
+    have been a stop in the midst of it."""
+    supervisor = simulation.supervisor
+    monkeypatch.setattr("prefork.master.supervisor.monotonic", lambda: simulation.ns / 1e9)
+    simulation.settle()
+
+    def hook() -> None:
+        simulation.ns += 3 * 10**9
+        supervisor.turn()
+        simulation.ns += 2 * 10**9
+
+    paused = []
+    for _ in range(4):
+        supervisor._act(hook)
+        paused.append(supervisor.clock.paused)
+    assert paused == [pytest.approx(each) for each in (3.0, 5.0, 5.0, 5.0)]

@@ -351,6 +351,9 @@ def test_room_for_whoever_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_open_now", lambda: 7)
     monkeypatch.setattr(room, "descriptor_limit", SimpleNamespace(hard_limit=lambda: 79))
     check_room(10)
+    monkeypatch.setattr(room, "descriptor_limit", SimpleNamespace(hard_limit=lambda: 78))
+    with pytest.raises(ConfigError, match="take 79 descriptors"):
+        check_room(10)
 
 
 @pytest.mark.parametrize("proc", [True, False])

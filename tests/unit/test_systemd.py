@@ -1,8 +1,10 @@
 """What a service manager passes on and is told: the environment, and facts in, messages out."""
 
+import fcntl
 import os
 import re
 import socket
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +34,34 @@ def words(messages: list[str]) -> list[str]:
     """The lines that say a state."""
     states = ("READY", "RELOADING", "STOPPING")
     return [line for message in messages for line in message.split("\n") if line.partition("=")[0] in states]
+
+
+# The sockets that were passed.
+
+
+def test_sockets_that_are_still_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is passed and is a socket is known by its inode: one that was closed, or whose number something else has by
+    now, is none any more, nor is one that the previous image did not hand on."""
+    known: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(systemd, "_at_start", known)
+    monkeypatch.setattr(systemd, "_only", None)
+    fds = []
+    for make in (socket.socket, socket.socket, socket.socket, partial(open, os.devnull)):
+        with make() as each:
+            fds.append(fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, 200))
+    first = fds[0]
+    assert fds == [first, first + 1, first + 2, first + 3]
+    monkeypatch.setattr(systemd, "FIRST_FD", first)
+    systemd.note_sockets({"LISTEN_FDS": "5", "LISTEN_PID": str(os.getpid())})
+    assert known.keys() == set(fds[:3])
+    assert systemd.still_open() == fds[:3]
+    os.close(fds[0])
+    os.dup2(fds[3], fds[1], inheritable=False)
+    assert systemd.still_open() == [fds[2]]
+    systemd.keep_only({fds[0]})
+    assert systemd.still_open() == []
+    for fd in fds[1:]:
+        os.close(fd)
 
 
 # The environment.

@@ -14,7 +14,9 @@ from prefork.control.connection import Peer
 from prefork.control.protocol import Request
 from prefork.control.verbs import PlaceInQueue, Verbs, Work
 from prefork.master.policy import Phase
+from prefork.metrics.scoreboard import LOG_FOLLOWED, LOG_KEPT
 from prefork.reload.reloading import ReloadResult, Stage
+from prefork.workers import sinks
 from tests.support.programs.simulation import Simulation
 
 STACKS_WITHIN_S, TOLD_MAX = 3.0, 256
@@ -312,3 +314,42 @@ def test_a_degraded_master_restarts_nobody(pool: tuple[Simulation, Verbs, Clock]
     for which in (None, 1, "one"):
         said = found.answer(Request(BY_VERB["restart"], which), PEER, PlaceInQueue())
         assert said == protocol.error(f"could not restart: there is no program to start; {why}")
+
+
+def test_a_log_that_is_reopened(pool: tuple[Simulation, Verbs, Clock], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the master, and by each process that has said so within a second; those that have not are named."""
+    simulation, found, clock = pool
+    monkeypatch.setattr(simulation.supervisor, "reopen", lambda: "")
+    monkeypatch.setattr(sinks, "installed", lambda: SimpleNamespace(sink=SimpleNamespace(number=5)))
+    first, second = simulation.living()
+    work = found.answer(Request(BY_VERB["reopen"], None), PEER, PlaceInQueue())
+    assert not isinstance(work, dict)
+    assert next(work) is None
+    first.slot.words[LOG_FOLLOWED] = 5
+    clock.now += 0.99
+    assert next(work) is None
+    clock.now += 0.01
+    result = answer(work)["result"]
+    assert result["reopened"] == "reopened by 2 of 3 processes"
+    assert [f"pid={second.pid}" in late for late in result["late"]] == [True]
+
+
+def test_a_log_that_is_kept(pool: tuple[Simulation, Verbs, Clock], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever had to go on in the old file is said to be; so is why the master could not."""
+    simulation, found, clock = pool
+    why_not = ["no such directory", ""]
+    monkeypatch.setattr(simulation.supervisor, "reopen", lambda: why_not.pop(0))
+    monkeypatch.setattr(sinks, "installed", lambda: SimpleNamespace(sink=SimpleNamespace(number=5)))
+    first, second = simulation.living()
+    first.slot.words[LOG_FOLLOWED] = second.slot.words[LOG_KEPT] = 5
+
+    def reopen() -> Work:
+        work = found.answer(Request(BY_VERB["reopen"], None), PEER, PlaceInQueue())
+        assert not isinstance(work, dict)
+        return work
+
+    assert answer(reopen()) == protocol.error("no such directory")
+    work = reopen()
+    assert next(work) is None
+    clock.now += 1.0
+    assert answer(work)["error"].startswith("reopened by 2 of 3 processes; going on in the old log file: worker slot=2")
