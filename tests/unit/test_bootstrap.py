@@ -137,6 +137,18 @@ def test_a_flush_that_fails_does_not_keep_it(steps: Steps, monkeypatch: pytest.M
     assert left.value.status == 5
 
 
+@pytest.mark.parametrize("left", [[], ["stdout"]])
+def test_what_could_not_be_flushed_is_told(left: list[str], steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sentence, to who wants to hear it; otherwise nothing is."""
+    told: list[str] = []
+    monkeypatch.setattr(bootstrap, "flush_last", lambda: left)
+    for tell in (told.append, None):
+        with pytest.raises(Left) as end:
+            leave(300, tell)
+        assert end.value.status == 44
+    assert [text.startswith("could not flush stdout") for text in told] == [True] * len(left)
+
+
 # The master, seen from a child.
 
 

@@ -192,6 +192,50 @@ def test_a_job_in_the_background(
     assert [signal.getsignal(signum) is signal.SIG_IGN for signum in wanted] == [background, background, False]
 
 
+class Terminal:
+    """Of which the group 7 is in the foreground; this process is of `group`, and has it in these descriptors."""
+
+    TTY = 99
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, group: int, fds: set[int]) -> None:
+        self.fds = fds
+        self.opened: list[tuple[str, int]] = []
+        self.closed: list[int] = []
+        for call in ("getpgrp", "tcgetpgrp", "open", "close"):
+            monkeypatch.setattr(os, call, getattr(self, call))
+        self.group = group
+
+    def getpgrp(self) -> int:
+        return self.group
+
+    def tcgetpgrp(self, fd: int) -> int:
+        if fd not in self.fds:
+            raise OSError(25, "not a terminal")
+        return 7
+
+    def open(self, path: str, flags: int) -> int:
+        self.opened.append((path, flags))
+        if self.TTY not in self.fds:
+            raise OSError(6, "no such device")
+        return self.TTY
+
+    def close(self, fd: int) -> None:
+        self.closed.append(fd)
+
+
+@pytest.mark.parametrize("fd", [0, 1, 2, Terminal.TTY, None])
+@pytest.mark.parametrize("group", [7, 8])
+def test_in_the_background(fd: int | None, group: int) -> None:
+    """Of its terminal, whichever of the standard descriptors leads there, or none does; without one it is not."""
+    with pytest.MonkeyPatch.context() as patch:
+        terminal = Terminal(patch, group, set() if fd is None else {fd})
+        background = signals.in_background()
+    assert background == (group == 8 and fd is not None)
+    flags = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC
+    assert terminal.opened == [("/dev/tty", flags)] * (fd not in (0, 1, 2))
+    assert terminal.closed == [Terminal.TTY] * (fd == Terminal.TTY)
+
+
 def test_what_a_child_does_not_take_over(taken: Taken) -> None:
     """It has what was there before, but for SIGCHLD: it has children, too, whose status it wants."""
     signal.signal(CHLD, signal.SIG_IGN)

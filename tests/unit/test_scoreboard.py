@@ -28,6 +28,7 @@ from prefork.metrics.scoreboard import (
     LANES,
     LAYOUT_VERSION,
     LEAVING,
+    LOG_DROPPED,
     MOST_GROWTH,
     MOST_SUM_GROWTH,
     OPEN_FDS,
@@ -234,6 +235,15 @@ def test_outstanding(slot: Slot, outcome: int | None) -> None:
     reader = SlotReader(slot)
     reader.counts()
     assert reader.outstanding() == ([77] if outcome is None else [])
+
+
+def test_dropped_log_lines_never_fall(slot: Slot) -> None:
+    """A number that cannot be is not believed, and counted as such."""
+    reader = SlotReader(slot)
+    for said, believed, rejected in ((0, 0, 0), (7, 7, 0), (6, 7, 1), (8, 8, 1), (8 + 2 * MOST_GROWTH, 8, 2)):
+        slot.words[LOG_DROPPED] = said
+        assert reader.log_dropped() == believed
+        assert reader.words_rejected == rejected
 
 
 def test_no_lanes() -> None:
