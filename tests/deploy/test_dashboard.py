@@ -76,6 +76,29 @@ def test_every_query_obeys_the_selection() -> None:
     assert {entry["name"] for entry in DASHBOARD["templating"]["list"]} == {"datasource", "job", "service", "instance"}
 
 
+def test_every_axis_has_a_unit() -> None:
+    """Only a number that stands alone has none. A share has an axis to its whole, which no query of it exceeds."""
+    units = {panel["title"]: panel["fieldConfig"]["defaults"]["unit"] for panel in panels() if panel["type"] != "stat"}
+    assert [title for title, unit in units.items() if unit in ("none", "short")] == []
+    shares = [panel for panel in panels() if panel["fieldConfig"]["defaults"]["unit"] == "percentunit"]
+    assert {panel["fieldConfig"]["defaults"].get("max") for panel in shares} == {1}
+    rates = [entry["expr"] for panel in shares for entry in panel["targets"] if "rate(" in entry["expr"]]
+    assert [query for query in rates if "clamp_max(" not in query] == []
+
+
+def test_legends_say_what_differs() -> None:
+    """A legend has no part that is the same for each line of a service: its instance, or what the title says."""
+    for panel in panels():
+        legends = [entry["legendFormat"] for entry in panel["targets"]]
+        assert [legend for legend in legends if "{{instance}}" in legend or legend == panel["title"]] == []
+        assert len(set(legends)) == len(legends)
+        parts = [set(re.findall(r"{{(\w+)}}", legend)) for legend in legends]
+        for part, entry in zip(parts, panel["targets"], strict=True):
+            assert part <= set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", entry["expr"])))), panel[
+                "title"
+            ]
+
+
 def test_every_metric_is_served_and_shown() -> None:
     """The dashboard names no metric that prefork does not have."""
     found = set().union(*(names(query) for _, query in queries()))

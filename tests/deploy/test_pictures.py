@@ -52,4 +52,6 @@ def test_they_can_be_made_again(tmp_path: Path) -> None:
     assert titles(tmp_path / "dashboard.svg") == titles(FOLDER / "dashboard.svg")
     shown = " ".join(texts(tmp_path / "dashboard.svg"))
     assert "busy" in shown
-    assert texts(tmp_path / "dashboard.svg").count("No data") <= 4
+    shares = [float(text[:-1]) for text in texts(tmp_path / "dashboard.svg", "faint end") if text.endswith("%")]
+    assert max(shares) == 100
+    assert texts(tmp_path / "dashboard.svg").count("No data") <= 1

@@ -80,24 +80,33 @@ def _panel(panel: dict[str, Any], width: int, height: int, asked: _Asked) -> Ite
     yield f'<rect class="panel" width="{width}" height="{height}" rx="2"/>'
     yield f'<text class="title" x="8" y="16">{escape(panel["title"])}</text>'
     series = [one for target in panel["targets"] for one in asked.series(target["expr"], target["legendFormat"])]
+    defaults = panel["fieldConfig"]["defaults"]
     if not series:
-        yield f'<text class="faint middle" x="{width / 2}" y="{height / 2}">No data</text>'
-        return
-    text = UNITS[panel["fieldConfig"]["defaults"]["unit"]]
-    if panel["type"] == "stat":
-        name, points = series[0]
-        yield f'<text class="stat" x="{width / 2}" y="{height / 2 + 14}">{escape(text(points[-1][1]))}</text>'
-        if panel.get("options", {}).get("textMode") == "value_and_name":
-            yield f'<text class="middle" x="{width / 2}" y="{height - 18}">{escape(name)}</text>'
-        return
-    yield from _lines(series, width, height, text, asked)
+        said = defaults.get("noValue", "No data")
+        yield f'<text class="faint middle" x="{width / 2}" y="{height / 2}">{escape(said)}</text>'
+    elif panel["type"] == "stat":
+        text = escape(_shown(panel, *series[0]))
+        small = ' style="font-size: 17px"' if LETTER * 2.4 * len(text) > width else ""
+        yield f'<text class="stat"{small} x="{width / 2}" y="{height / 2 + 14}">{text}</text>'
+    else:
+        yield from _lines(series, width, height, defaults, asked)
+
+
+def _shown(panel: dict[str, Any], name: str, points: Points) -> str:
+    """What stands in a panel of one value: the name of the series, a word for the value, or the value."""
+    defaults, value = panel["fieldConfig"]["defaults"], points[-1][1]
+    if panel.get("options", {}).get("textMode") == "name":
+        return name
+    words = [mapping["options"].get(f"{value:g}") for mapping in defaults.get("mappings", ())]
+    return next((str(word["text"]) for word in words if word), unit_of(defaults)(value))
 
 
 def _lines(
-    series: list[tuple[str, Points]], width: int, height: int, text: Callable[[float], str], asked: _Asked
+    series: list[tuple[str, Points]], width: int, height: int, defaults: dict[str, Any], asked: _Asked
 ) -> Iterator[str]:
-    left, top, right, bottom = 52, 26, width - 8, height - 24
-    most = max(value for _, points in series for _, value in points) or 1.0
+    text = unit_of(defaults)
+    left, top, right, bottom = 58, 26, width - 8, height - 24
+    most = defaults.get("max") or _top(max(value for _, points in series for _, value in points))
 
     def x(at: float) -> float:
         return left + (right - left) * (at - asked.start) / (asked.end - asked.start)
@@ -119,6 +128,12 @@ def _lines(
         at_x += 22 + LETTER * len(name)
 
 
+def _top(value: float) -> float:
+    """The top of an axis of two steps, each of a number that is easily read."""
+    power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 0.1
+    return next(2 * step * power for step in (0.5, 1, 1.5, 2, 2.5, 3, 4, 5) if 2 * step * power >= value * 0.999)
+
+
 def _bends(points: Points) -> Iterator[tuple[float, float]]:
     """Those between which it is not level."""
     for before, (at, value), after in zip([None, *points], points, [*points[1:], None], strict=False):
@@ -127,12 +142,21 @@ def _bends(points: Points) -> Iterator[tuple[float, float]]:
 
 
 def _seconds(value: float) -> str:
-    return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s" if value < 3600 else f"{value / 3600:.3g} h"
+    if value < 1:
+        return f"{value * 1000:.3g} ms" if value else "0"
+    return f"{value:.3g} s" if value < 3600 else f"{value / 3600:.3g} h"
+
+
+def unit_of(defaults: dict[str, Any]) -> Callable[[float], str]:
+    """How Grafana writes a value of this unit; `suffix: words` is any unit that it does not know."""
+    kind, _, suffix = defaults["unit"].partition(":")
+    return UNITS[kind] if kind != "suffix" else lambda value: f"{value:.3g}{suffix}"
 
 
 UNITS: dict[str, Callable[[float], str]] = {
     "none": lambda value: f"{value:.3g}",
     "percentunit": lambda value: f"{100 * value:.3g}%",
+    "cps": lambda value: f"{value:.3g}/s",
     "reqps": lambda value: f"{value:.4g}/s",
     "bytes": lambda value: f"{value / 2**20:.3g} MiB",
     "s": _seconds,
