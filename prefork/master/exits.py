@@ -37,7 +37,7 @@ class Death:
 
 WITH_REASON = (ChildKind.WORKER, ChildKind.COMPANION)
 
-# The reasons that a child may give itself, and that are believed if it ended with status 0.
+# The reasons that a child may give itself, and that are believed if it ended with status 0, or nobody knows its status.
 HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)
 
 
@@ -59,11 +59,14 @@ def exit_reason(
     """Return why a worker ended.
 
     Decided from `told` (why it was told to leave), `booted` (it has been READY), its status or signal, and `hint` (the
-    reason that it gave itself).
+    reason that it gave itself). Where the status is gone, taken by a reaper of the program's own, its word is believed.
     """
     if signum == signal.SIGKILL:
         return told if told in KILLED_FOR else ExitReason.KILLED
-    ended_well = signum is None and status == 0
+    gone = status is None and signum is None
+    if gone and hint is None and told in KILLED_FOR:
+        return told
+    ended_well = (signum is None and status == 0) or (gone and hint in HINTS)
     if ended_well and told is not None:
         return told
     if booted and hint is ExitReason.EXITED:

@@ -62,7 +62,17 @@ ENDS: list[tuple[ExitReason | None, bool, int | None, int | None, ExitReason | N
     (None,          False, 0,     None,  None,           R.BOOT_FAILED),
     (None,          False, None,  SEGV,  None,           R.BOOT_FAILED),
     (R.DRAINED,     False, 0,     None,  None,           R.DRAINED),
-    (None,          True,  None,  None,  None,           R.CRASHED),  # nobody knows its status
+    # Nobody knows its status: the program waits for any child.
+    (None,          True,  None,  None,  None,           R.CRASHED),
+    (R.REPLACED,    True,  None,  None,  None,           R.CRASHED),
+    (R.TIMEOUT,     True,  None,  None,  None,           R.TIMEOUT),
+    (R.BOOT_FAILED, False, None,  None,  None,           R.BOOT_FAILED),
+    (R.REPLACED,    True,  None,  None,  R.DRAINED,      R.REPLACED),
+    (R.STOPPED,     True,  None,  None,  R.STOPPED,      R.STOPPED),
+    (None,          True,  None,  None,  R.MAX_REQUESTS, R.MAX_REQUESTS),
+    (R.REPLACED,    True,  None,  None,  R.CRASHED,      R.CRASHED),
+    (None,          True,  None,  None,  R.EXITED,       R.EXITED),
+    (None,          False, None,  None,  None,           R.BOOT_FAILED),
 ]  # fmt: skip
 
 
