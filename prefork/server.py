@@ -17,6 +17,7 @@ from typing import Annotated, Any, Self
 
 from .serving_loop import ServingMixIn
 from .settings.fields import Setting
+from .sockets.addresses import UNNAMED, bindable
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 
@@ -127,7 +128,7 @@ class TCPServer(BaseServer):
         # A class that names AF_INET6 itself keeps the system's default (net.ipv6.bindv6only), as it always did.
         if self.address_family == socket.AF_INET6 and (self.dual_stack or self._prefork_.family_chosen):
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not self.dual_stack)
-        self.socket.bind(self.server_address)
+        self.socket.bind(bindable(self.server_address))
         self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:
@@ -184,6 +185,10 @@ if hasattr(socket, "AF_UNIX"):
         """Stream server on a Unix socket; the address is a path. Closing the server does not remove the path."""
 
         address_family: int = socket.AF_UNIX
+
+        def get_request(self) -> tuple[Any, Any]:
+            request, client_address = super().get_request()
+            return request, client_address or UNNAMED
 
     class UnixDatagramServer(UDPServer):
         """Datagram server on a Unix socket. A client that wants an answer must bind its own socket to a path."""

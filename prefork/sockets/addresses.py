@@ -22,7 +22,7 @@ from .. import systemd
 from ..errors import ConfigError, reason_of
 from ..log_formats import escaped
 
-__all__ = ["Address", "Kind", "address_text", "control_path", "parse_address"]
+__all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
@@ -167,7 +167,52 @@ def address_text(address: Any) -> str:
     """
     if isinstance(address, tuple) and len(address) >= 2:
         host, port = address[:2]
+        if len(address) == 4 and address[3] and "%" not in str(host):
+            host = f"{host}%{_interface(address[3])}"
         return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
     if isinstance(address, bytes):
         address = os.fsdecode(address)
     return escaped(str(address).replace("\0", "@", 1))
+
+
+def _interface(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # it is gone
+        return str(index)
+
+
+class UnnamedPeer(str):
+    """The address of a Unix client without one: empty, and so is its host, for which http.server asks."""
+
+    __slots__ = ()
+
+    def __getitem__(self, key: Any) -> str:
+        return super().__getitem__(key) if isinstance(key, slice) else ""
+
+
+UNNAMED = UnnamedPeer()
+
+
+def bindable(address: Any) -> Any:
+    """Return an address as `socket.bind()` takes it: a tuple for a list, a text for a path, a number for the text of a
+    port, and the scope of an IPv6 address in its place. Anything else is returned as it is.
+
+    Of `("fe80::1%eth0", 80)` socket.bind() itself drops the scope; see ip(7) and ipv6(7).
+    """
+    if isinstance(address, os.PathLike):
+        return os.fspath(address)
+    if not isinstance(address, (tuple, list)) or len(address) < 2:
+        return address
+    host, port, *rest = address
+    if isinstance(port, str) and port.isascii() and port.isdigit():
+        port = int(port)
+    bare, _, interface = str(host).partition("%")
+    if interface and len(rest) < 2 and _family(bare) is socket.AF_INET6:
+        return bare, port, *(rest or (0,)), _scope_id(interface)
+    return host, port, *rest
+
+
+def _scope_id(interface: str) -> int:
+    """Return the number of a network interface. Raises OSError if there is none of that name."""
+    return int(interface) if interface.isdigit() else socket.if_nametoindex(interface)

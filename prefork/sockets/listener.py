@@ -23,7 +23,7 @@ from prefork.metrics.kernel import somaxconn
 from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError, reason_of
-from .addresses import address_text, over
+from .addresses import UNNAMED, address_text, bindable, over
 from .ownership import Access
 from .unix_paths import clear_stale, identity_of
 
@@ -57,8 +57,7 @@ _asked: Counter[str] = Counter()
 
 def asked_once_more(address: Any, kind: int) -> str:
     """Return the key of `asked_for()` for the next server of this process at this address."""
-    first = asked_for(address, kind)
-    _asked[first] += 1
+    _asked[first := asked_for(address, kind)] += 1
     return asked_for(address, kind, _asked[first])
 
 
@@ -115,11 +114,8 @@ class Listener(socket.socket):
         """Return a listener that the service manager kept over a crash of this service: bound, with its queue."""
         listener = cls.resume(fd, quiet=False)
         name = listener.getsockname()
-        log.info(
-            "going on with the socket that the service manager kept: %s",
-            address_text(name),
-            extra=event(LogEvent.LISTENER_KEPT, address=address_text(name)),
-        )
+        log.info("going on with the socket that the service manager kept: %s", address_text(name),
+                 extra=event(LogEvent.LISTENER_KEPT, address=address_text(name)))  # fmt: skip
         if isinstance(name, str) and name[:1] not in ("", "\0"):
             listener.path, listener.identity = name, identity_of(name)
         return listener
@@ -127,8 +123,16 @@ class Listener(socket.socket):
     def bind(self, address: Any) -> None:
         """Bind as socket.bind does, after removing a stale Unix path.
 
-        Raises BindError, with the errno; ConfigError if a mode or an owner is set and there is no Unix path to bind.
+        Raises BindError, with the errno; ConfigError if it is no address, or if a mode or an owner is set and there is
+        no Unix path to bind.
         """
+        try:
+            self._bind_or_say(address)
+        except TypeError as exc:
+            wanted = "a path" if self.family == socket.AF_UNIX else "(host, port)"
+            raise ConfigError(f"could not bind {address!r:.80}: it must be {wanted} ({exc})") from None
+
+    def _bind_or_say(self, address: Any) -> None:
         path = os.fsdecode(address) if self.family == socket.AF_UNIX else ""
         named = bool(path) and path[:1] != "\0" and not self.inherited
         if self.access and not named:
@@ -137,6 +141,7 @@ class Listener(socket.socket):
         if self.inherited or self.resumed:
             return
         try:
+            address = bindable(address)
             self._bind(address, path if named else None)
         except OSError as exc:
             raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}") from exc
@@ -159,12 +164,8 @@ class Listener(socket.socket):
             return
         limit = somaxconn()
         if limit is not None and backlog > limit:
-            log.warning(
-                "the kernel cuts the listen queue of %d to %d (net.core.somaxconn)",
-                backlog,
-                limit,
-                extra=event(LogEvent.QUEUE_CUT, asked=backlog, limit=limit),
-            )
+            log.warning("the kernel cuts the listen queue of %d to %d (net.core.somaxconn)", backlog, limit,
+                        extra=event(LogEvent.QUEUE_CUT, asked=backlog, limit=limit))  # fmt: skip
         super().listen(backlog)
         self.backlog = backlog
 
@@ -178,7 +179,7 @@ class Listener(socket.socket):
         They are a tenth of the cost of a short connection.
         """
         fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
-        return socket.socket(*self._kind, fd), address
+        return socket.socket(*self._kind, fd), address or UNNAMED
 
     def settimeout(self, value: float | None, /) -> None:
         """Set the timeout as socket.settimeout does; while a pool serves here, the one to have afterwards.

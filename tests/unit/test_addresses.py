@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefork import StreamRequestHandler, UnixStreamServer
 from prefork.errors import ConfigError
-from prefork.sockets.addresses import Address, control_path, parse_address
+from prefork.sockets.addresses import UNNAMED, Address, address_text, bindable, control_path, parse_address
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,65 @@ def test_descriptor_that_is_no_listener() -> None:
             parse_address(f"fd://{fd}")
     finally:
         os.close(fd)
+
+
+LO = socket.if_nametoindex("lo")
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [
+        (["127.0.0.1", 80], ("127.0.0.1", 80)),
+        (("127.0.0.1", "80"), ("127.0.0.1", 80)),
+        (["::1", "80"], ("::1", 80)),
+        (("fe80::1%lo", 80), ("fe80::1", 80, 0, LO)),
+        (("fe80::1%7", "80"), ("fe80::1", 80, 0, 7)),
+        (("fe80::1%lo", 80, 5), ("fe80::1", 80, 5, LO)),
+        (("fe80::1%lo", 80, 0, 9), ("fe80::1%lo", 80, 0, 9)),
+        (("localhost%lo", 80), ("localhost%lo", 80)),
+        (("localhost", "http"), ("localhost", "http")),
+        (("localhost", "\N{SUPERSCRIPT TWO}"), ("localhost", "\N{SUPERSCRIPT TWO}")),
+        (Path("s"), "s"),
+        ("s", "s"),
+        (b"\0s", b"\0s"),
+        (None, None),
+    ],
+)
+def test_what_can_be_bound(address: object, bound: object) -> None:
+    """What a program may write for an address is one that bind() takes; what is none is left for it to refuse."""
+    assert bindable(address) == bound
+    assert type(bindable(address)) is type(bound)
+
+
+def test_no_such_interface() -> None:
+    """An interface that does not exist is an error of the system's, as an address that does not exist is."""
+    with pytest.raises(OSError, match="interface"):
+        bindable(("fe80::1%none", 80))
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("fe80::1", 80, 0, LO), "[fe80::1%lo]:80"), (("fe80::1", 80, 0, 1 << 20), "[fe80::1%1048576]:80"),
+        (("fe80::1%lo", 80), "[fe80::1%lo]:80"), (("::1", 80, 0, 0), "[::1]:80"),
+    ],
+)  # fmt: skip
+def test_the_scope_is_shown(address: tuple[str, int], text: str) -> None:
+    """An address of one interface is shown with it, as it is written."""
+    assert address_text(address) == text
+
+
+def test_a_client_without_a_name() -> None:
+    """It is the empty text that it was, and can be asked for its host, as http.server does."""
+    assert UNNAMED == ""
+    assert not UNNAMED
+    assert (UNNAMED[0], UNNAMED[:1], f"{UNNAMED}") == ("", "", "")
+
+
+def test_a_client_without_a_name_of_a_plain_server(tmp_path: Path) -> None:
+    """A server without a pool has it too."""
+    with UnixStreamServer(str(tmp_path / "s"), StreamRequestHandler) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(server.server_address)
+        request, client_address = server.get_request()
+        request.close()
+        assert client_address is UNNAMED
