@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from time import monotonic_ns
+from typing import TypeVar
 
 from .application.region import FOLDED_BYTES, Copy, Folded, Region
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure
@@ -40,6 +41,8 @@ ROWS = 2048  # rows of the table of live slots
 ROW_WORDS = 3  # serial (0: free), role, condition
 PATIENCE_NS = 1_000_000_000  # a writer that has been in the middle of a change for this long died there
 WORD_MAX = (1 << 64) - 1
+
+Read = TypeVar("Read")
 
 
 class Word(IntEnum):
@@ -229,12 +232,19 @@ class BoardReader:
         `reader_of` returns the reader of the live slot with a given serial, or None. Waits at most PATIENCE_NS for a
         writer that died in the middle of a change.
         """
+        return self._consistent(lambda: self._read(reader_of, application))
+
+    def serials(self) -> frozenset[int]:
+        """Return the serial of every slot on the board at one moment."""
+        return self._consistent(lambda: frozenset(row[0] for row in self._rows(self._words[Word.ROWS_USED])))
+
+    def _consistent(self, read: Callable[[], Read]) -> Read:
         give_up_at = monotonic_ns() + PATIENCE_NS
         while True:
             sequence = self._words[Word.SEQUENCE]
             whole = sequence % 2 == 0
             if whole or monotonic_ns() > give_up_at:
-                found = self._read(reader_of, application)
+                found = read()
                 if not whole or self._words[Word.SEQUENCE] == sequence or monotonic_ns() > give_up_at:
                     return found
             os.sched_yield()

@@ -171,21 +171,61 @@ def _functions() -> dict[str, _Functions]:
 
 def _evaluated(collector: Any, served: set[str]) -> Iterator[Metric]:
     """Yield a collector's metrics, except those whose name is taken: a duplicate would break the whole scrape."""
-    for metric in _tried(collector, collector.collect):
+    for metric in _tried(collector, lambda: _named(collector.collect())):
         if metric.samples and metric.name not in served and not metric.name.startswith(OURS):
             served.add(metric.name)
             yield metric
 
 
+def _named(found: Iterable[Any]) -> Iterator[Metric]:
+    """Yield the metrics that a collector has made. Raises TypeError for what is none."""
+    for metric in found:
+        if not (isinstance(getattr(metric, "name", None), str) and isinstance(getattr(metric, "samples", None), list)):
+            raise TypeError(f"no metric: {metric!r:.80}")
+        yield metric
+
+
 def _tried(collector: Any, evaluate: Callable[[], Iterable[Any]]) -> list[Any]:
     try:
         return list(evaluate())
-    except Exception:
-        name = _name(collector)
-        if name not in _failed:
-            _failed.add(name)
-            log.warning("could not collect %s", name, exc_info=True, extra=event(LogEvent.METRIC_FAILED, metric=name))
+    except (Exception, SystemExit):
+        _say_left_out(_name(collector))
         return []
+
+
+def _say_left_out(name: str) -> None:
+    """Log, once for each name, why it is not served: the exception that is being handled."""
+    if name not in _failed:
+        _failed.add(name)
+        log.warning("could not collect %s", name, exc_info=True, extra=event(LogEvent.METRIC_FAILED, metric=name))
+
+
+class _Registry:
+    """What an encoder asks a registry for: these families."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def encoded(families: list[Metric], encoder: Callable[[Any], bytes]) -> bytes:
+    """Return the text of a scrape. A family that cannot be written, since the program made it so (a label that is no
+    text, a lone surrogate), is left out, and the log says so once."""
+    try:
+        return encoder(_Registry(families))
+    except Exception:
+        return encoder(_Registry([family for family in families if _can_be_written(family, encoder)]))
+
+
+def _can_be_written(family: Metric, encoder: Callable[[Any], bytes]) -> bool:
+    try:
+        encoder(_Registry([family]))
+    except Exception:
+        _say_left_out(family.name)
+        return False
+    return True
 
 
 def _name(collector: Any) -> str:

@@ -18,14 +18,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
-from typing import Any, cast
+from typing import Any
 
 import setproctitle
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
-from prefork.metrics.application.exposition import application_families
+from prefork.metrics.application.exposition import application_families, encoded
 from prefork.metrics.application.region import merge
 from prefork.metrics.board import Word
 from prefork.metrics.companions import CompanionTable
@@ -101,7 +101,7 @@ class Exporter(TCPServer):
         return bool(self.slots.snapshot().words[Word.SERVING])
 
     def collect(self) -> list[Metric]:
-        """Return all metric families. This is the only method of a registry that an encoder calls."""
+        """Return all metric families."""
         snapshot = self.slots.snapshot(application=True)
         merged = merge(snapshot.application)
         scrape = collector.Scrape(
@@ -220,7 +220,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
     def _metrics(self) -> None:
         encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
-        body = encoder(cast(CollectorRegistry, self.server))
+        body = encoded(self.server.collect(), encoder)
         encoding = None
         if "gzip" in self.headers.get("Accept-Encoding", ""):
             body, encoding = gzip.compress(body, 1), "gzip"
