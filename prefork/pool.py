@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
-from .errors import PreforkError
+from .errors import ConfigError, PreforkError
 from .inheritance.own import Own
 from .inheritance.precedence import loop_not_called
 from .logs import say_no_effect
@@ -24,7 +24,9 @@ from .serving_pool import Preforked
 from .settings.companions import CompanionFunction, Every
 from .settings.effects import without_effect
 from .settings.fields import validate
+from .settings.handlers import check_handler
 from .sockets.listener import Listener
+from .sockets.wildcard import answer_as_addressed
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
 
@@ -77,6 +79,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     @socket.setter
     def socket(self, sock: "socket.socket") -> None:
+        if self._prefork_.listener is None:
+            try:
+                check_handler(self, getattr(sock, "type", 0))
+            except ConfigError:
+                if sock is not None:
+                    sock.close()
+                raise
         self._prefork_.listen_on(sock)
 
     # Hooks.
@@ -114,11 +123,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own: Preforked = self._prefork_
         own.control_terms()
         own.check_companions()
+        check_handler(self, getattr(self, "socket_type", 0))
         if run_mode() is not RunMode.SINGLE:
             check_kernel()
             given = handed()
             lent = 0 if given is None else 2 * len(given.values.get("children", ()))
             check_room(self.max_children, len(own.companions()), lent, rehearsing=rehearsing())
+        answer_as_addressed(own.listener)
         if rehearsing():
             rehearse(own.rehearsal())
         if run_mode() is RunMode.SINGLE:

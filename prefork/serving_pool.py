@@ -44,6 +44,7 @@ from .reload.start_context import START
 from .sockets.addresses import address_text
 from .sockets.listener import Listener, asked_once_more, prepared, widen
 from .sockets.ownership import Access
+from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
 from .systemd import stored
@@ -155,6 +156,7 @@ class Preforked(Accompanied):
     def handle_one(self) -> None:
         if self.done is None:
             widen(self.server.socket, self.origin)
+            answer_as_addressed(self.listener)
         super().handle_one()
 
     def tell_to_end(self) -> None:

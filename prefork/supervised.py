@@ -36,6 +36,7 @@ from .server import BaseServer
 from .serving_loop import ServingLoop, ServingMixIn
 from .settings.companions import refuse_without_pool
 from .settings.fields import Setting
+from .settings.handlers import check_handler
 from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
 
@@ -70,13 +71,11 @@ class Supervised(ServingLoop):
             return
         self.bind_metrics()
         assert self.metrics_listener is not None
-        pool, companions = supervisor.limits.pool, supervisor.companions.table
+        board, pool, companions = self.counting.board, supervisor.limits.pool, supervisor.companions.table
         subject = Exported(self.service_name(), self.server.socket, pool, self._may_fork_exporter, companions)
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
-            ExporterChild(
-                subject, self.metrics_listener, self.counting.board, supervisor.fork, supervisor.forget_memory
-            )
+            ExporterChild(subject, self.metrics_listener, board, supervisor.fork, supervisor.forget_memory)
         )
 
     def bind_metrics(self) -> None:
@@ -186,7 +185,7 @@ class Supervised(ServingLoop):
         )  # fmt: skip
 
     def counts_queue_waits(self) -> bool:
-        """Return True if the wait in the accept queue is measured: only TCP reports it, and only metrics show it."""
+        """Return True if the wait in the accept queue is measured: TCP reports it, and metrics show it."""
         sock = self.server.socket
         tcp = sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM
         return tcp and self.server.metrics_address is not None
@@ -326,6 +325,7 @@ class SupervisedMixIn(_AnyServer):
         """
         own: Supervised = self._prefork_
         own.check_companions()
+        check_handler(self, getattr(self, "socket_type", 0))
         supervisor = own.supervise()
         own.export(supervisor)
         try:

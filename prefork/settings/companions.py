@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
+from .handlers import why_not_run
 
 __all__ = ["CompanionFunction", "Declared", "Every", "declared", "every", "refuse_without_pool"]
 
@@ -100,12 +101,8 @@ def _why_not(function: object) -> str | None:
         return "it is a periodic job within another"
     if not callable(function):
         return "it must be a function that takes the server, or every(seconds, function)"
-    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    for each in (function, called):
-        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
-            return "it is async, and nobody would await it; call asyncio.run() in a plain function"
-        if inspect.isgeneratorfunction(each):
-            return "it is a generator, and calling it would run nothing"
+    if (why := why_not_run(function)) is not None:
+        return f"it {why}"
     try:
         inspect.signature(function).bind(None)
     except TypeError:

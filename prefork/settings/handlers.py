@@ -1,0 +1,88 @@
+"""Handlers and hooks that can never work, found before anything is bound: what is async or a generator, which a plain
+call would not run, and a handler for the other kind of socket.
+
+Owns the checks. Runs in the process that makes the server and calls `serve_forever()`. Must not call the program's
+code, and must not refuse what a program may have made to work: a class that runs its `handle()` by itself, a server
+that gives the handler something else than the request.
+"""
+
+import inspect
+import socket
+from functools import partial
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["check_handler", "why_not_run"]
+
+HOOKS = (
+    "worker_started", "worker_draining", "worker_stopping", "get_request", "verify_request", "process_request",
+    "process_request_thread", "finish_request", "handle_error", "shutdown_request", "close_request", "service_actions",
+    "server_bind", "server_activate", "server_close",
+)  # fmt: skip
+STEPS = ("setup", "handle", "finish")
+_OWNERS = ("socketserver", "http.server", "prefork.handlers")
+_KINDS: dict[int, tuple[str, str, str]] = {
+    socket.SOCK_DGRAM: ("StreamRequestHandler", "a stream", "datagrams"),
+    socket.SOCK_STREAM: ("DatagramRequestHandler", "datagrams", "a stream"),
+}
+
+
+def check_handler(server: Any, kind: int) -> None:
+    """Raise ConfigError, with one sentence, for a handler or a hook that can never work on a socket of this kind."""
+    for name in HOOKS:
+        if (why := why_not_run(getattr(server, name, None))) is not None:
+            raise ConfigError(f"could not serve with {type(server).__qualname__}: its {name}() {why}")
+    handler = getattr(server, "RequestHandlerClass", None)
+    while isinstance(handler, partial):
+        handler = handler.func
+    if isinstance(handler, type):
+        why = _why_not_class(server, handler, kind)
+    elif (why := why_not_run(handler)) is not None:
+        why = f"it {why}"
+    if why is not None:
+        raise ConfigError(f"could not serve with {getattr(handler, '__qualname__', repr(handler))}: {why}")
+
+
+def why_not_run(function: object) -> str | None:
+    """Return why calling this runs nothing of it, as the end of a sentence; None if it does."""
+    called = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+    for each in (function, called):
+        if inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each):
+            return "is async, and nobody would await it; call asyncio.run() in a plain function"
+        if inspect.isgeneratorfunction(each):
+            return "is a generator, and calling it would run nothing"
+    return None
+
+
+def _why_not_class(server: Any, handler: type, kind: int) -> str | None:
+    runs = list(STEPS) if _reaches(handler, "__init__", "BaseRequestHandler") else []
+    if _reaches(handler, "handle_one_request", "BaseHTTPRequestHandler"):
+        runs += [name for name in dir(handler) if name.startswith("do_")]
+    for name in runs:
+        if (why := why_not_run(getattr(handler, name, None))) is not None:
+            return f"its {name}() {why}"
+    other, its, ours = _KINDS.get(kind, ("", "", ""))
+    if other and _reaches(handler, "setup", other) and _gives_requests(server):
+        return f"it is a handler for {its}, and the socket is one for {ours}"
+    return None
+
+
+def _gives_requests(server: Any) -> bool:
+    """Return whether the handler gets the request as the socket has it: no hook of the program's is in between."""
+    hooks = (getattr(server, name) for name in ("get_request", "process_request", "finish_request"))
+    return all(f"{hook.__module__}.".startswith(("prefork.", "socketserver.")) for hook in hooks)
+
+
+def _reaches(cls: type, name: str, owner: str) -> bool:
+    """Return whether a call of this method comes to that of the class `owner`: it is inherited, or calls the next."""
+    for base in cls.__mro__:
+        method = vars(base).get(name)
+        if method is None:
+            continue
+        if base.__name__ == owner and base.__module__ in _OWNERS:
+            return True
+        code = getattr(method, "__code__", None)
+        if code is None or name not in code.co_names:
+            return False
+    return False

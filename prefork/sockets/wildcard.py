@@ -1,0 +1,78 @@
+"""Datagram listeners at every address of the host: each answer leaves from the address that its datagram came to.
+
+Without that the kernel chooses the address by its routes, and a client that asked another one of the host takes no
+notice of the answer. Runs where datagrams are received: in a worker, or in the only process with `--single`. Owns no
+socket. What one address is bound to keeps the plain `recvfrom()` and `sendto()`, which cost less.
+
+The client's address carries where its datagram came to (IP_PKTINFO, ip(7); IPV6_PKTINFO, ipv6(7)), so handlers need
+not know, in whatever thread they answer.
+"""
+
+import socket
+from typing import Any
+
+from .listener import Listener
+
+IP_PKTINFO = 8  # socket has it since Python 3.12
+WILDCARDS = ("0.0.0.0", "::")
+_ROOM = 128  # for a packet's information, beside what the program itself has asked for
+
+
+class Peer(tuple[Any, ...]):
+    """A client's address, equal to the plain tuple. `answer` is the ancillary data for what is sent back."""
+
+    answer: tuple[int, int, bytes] | None = None
+
+
+def answer_as_addressed(sock: socket.socket | None) -> None:
+    """Have a datagram listener at every address answer each client from the address that it had asked."""
+    if not isinstance(sock, Listener) or sock.type != socket.SOCK_DGRAM or sock.fileno() == -1:
+        return
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.getsockname()[0] not in WILDCARDS:
+        return
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    sock.__class__ = WildcardListener
+
+
+class WildcardListener(Listener):
+    """A Listener that notes where each datagram came to, and sends to a client from there."""
+
+    _last = Peer()  # for a program that makes the address anew: of one client in hand it is the right one
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        data, ancillary, _, address = self.recvmsg(bufsize, _ROOM, flags)
+        for level, kind, information in ancillary:
+            answer = _answer(level, kind, information)
+            if answer is not None:
+                self._last = address = Peer(address)
+                address.answer = answer
+        return data, address
+
+    def sendto(self, data: Any, *where: Any) -> int:
+        """Send as socket.sendto does: `(data, address)` or `(data, flags, address)`."""
+        flags, address = where if len(where) == 2 else (0, where[-1])
+        peer = address if isinstance(address, Peer) else self._last
+        if peer.answer is not None and (peer is address or address == peer):
+            try:
+                return self.sendmsg((data,), (peer.answer,), flags, address)
+            except (BlockingIOError, TimeoutError):
+                raise
+            except OSError:
+                pass  # it is a broadcast's, or an address that the host has no longer; nothing has been sent
+        return super().sendto(data, *where)
+
+
+def _answer(level: int, kind: int, information: bytes) -> tuple[int, int, bytes] | None:
+    """Return the ancillary data that makes an answer leave from where this datagram came to; None if it says nothing.
+
+    The interface is the routes' to choose, except of a link-local address, which is none without it.
+    """
+    if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+        return level, kind, bytes(4) + information[4:8] + bytes(4)  # the local address, also of a broadcast
+    if level != socket.IPPROTO_IPV6 or kind != socket.IPV6_PKTINFO or information[0] == 0xFF:
+        return None
+    is_link_local = information[0] == 0xFE and information[1] & 0xC0 == 0x80
+    return level, kind, information if is_link_local else information[:16] + bytes(4)

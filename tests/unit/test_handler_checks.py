@@ -1,0 +1,184 @@
+"""Handlers and hooks that can never work are refused by name before anything is bound, and nothing else is."""
+
+import functools
+import http.server
+import socket
+import socketserver
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+import prefork
+from prefork import (
+    BaseRequestHandler,
+    ConfigError,
+    DatagramRequestHandler,
+    PreForkingMixIn,
+    PreForkingTCPServer,
+    PreForkingUDPServer,
+    StreamRequestHandler,
+    ThreadingTCPServer,
+)
+
+ASYNC = "async, and nobody would await it; call asyncio.run() in a plain function"
+GENERATOR = "a generator, and calling it would run nothing"
+
+
+class Awaited(StreamRequestHandler):
+    async def handle(self) -> None:  # type: ignore[override]
+        """Never awaited."""
+
+
+class Generated(socketserver.StreamRequestHandler):
+    def handle(self) -> Iterator[None]:  # type: ignore[override]
+        yield
+
+
+class GeneratedLater(StreamRequestHandler):
+    async def handle(self) -> AsyncIterator[None]:  # type: ignore[override]
+        yield
+
+
+class AwaitedSetup(BaseRequestHandler):
+    async def setup(self) -> None:  # type: ignore[override]
+        """Never awaited."""
+
+
+class AwaitedGet(http.server.BaseHTTPRequestHandler):
+    async def do_GET(self) -> None:
+        """Never awaited."""
+
+
+class Extended(Awaited):
+    def __init__(self, *args: Any) -> None:
+        self.more = 1
+        super().__init__(*args)
+
+
+async def awaited(request: Any, client_address: Any, server: Any) -> None:
+    """Never awaited."""
+
+
+class Called:
+    async def __call__(self, request: Any, client_address: Any, server: Any) -> None:
+        """Never awaited."""
+
+
+NEVER = {
+    "Awaited": (Awaited, f"Awaited: its handle() is {ASYNC}"),
+    "Generated": (Generated, f"Generated: its handle() is {GENERATOR}"),
+    "GeneratedLater": (GeneratedLater, f"GeneratedLater: its handle() is {ASYNC}"),
+    "AwaitedSetup": (AwaitedSetup, f"AwaitedSetup: its setup() is {ASYNC}"),
+    "AwaitedGet": (AwaitedGet, f"AwaitedGet: its do_GET() is {ASYNC}"),
+    "Extended": (Extended, f"Extended: its handle() is {ASYNC}"),
+    "function": (awaited, f"awaited: it is {ASYNC}"),
+    "partial": (functools.partial(Awaited), f"Awaited: its handle() is {ASYNC}"),
+    "partial of a partial": (functools.partial(functools.partial(awaited)), f"awaited: it is {ASYNC}"),
+    "instance": (Called(), f"it is {ASYNC}"),
+}
+
+
+@pytest.mark.parametrize("base", [prefork.TCPServer, socketserver.TCPServer, http.server.ThreadingHTTPServer])
+@pytest.mark.parametrize(("handler", "sentence"), NEVER.values(), ids=NEVER)
+def test_refused(handler: Any, sentence: str, base: Any) -> None:
+    """By name, before the address is bound, over our classes and the standard library's."""
+    kind = type("Pool", (PreForkingMixIn, base), {})
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # binding it would be another error
+        with pytest.raises(ConfigError, match="could not serve with ") as refused:
+            kind(taken.getsockname(), handler)
+    assert str(refused.value).endswith(sentence)
+
+
+@pytest.mark.parametrize(("handler", "sentence"), NEVER.values(), ids=NEVER)
+def test_refused_where_it_was_set_later(handler: Any, sentence: str) -> None:
+    """Before anything is forked; and by a plain server that counts its requests."""
+    for kind in (PreForkingTCPServer, ThreadingTCPServer):
+        with kind(("127.0.0.1", 0), StreamRequestHandler) as server:
+            server.RequestHandlerClass = handler
+            with pytest.raises(ConfigError) as refused:
+                server.serve_forever()
+            assert str(refused.value).endswith(sentence)
+
+
+@pytest.mark.parametrize("hook", ["worker_started", "process_request", "verify_request", "service_actions"])
+def test_a_hook_that_is_async(hook: str) -> None:
+    """It is a coroutine that nobody awaits; a verify_request() would even be true."""
+
+    async def never(self: Any, *args: Any) -> None:
+        """Never awaited."""
+
+    kind = type("Hooked", (PreForkingTCPServer,), {hook: never})
+    with pytest.raises(ConfigError, match=rf"could not serve with Hooked: its {hook}\(\) is async"):
+        kind(("127.0.0.1", 0), StreamRequestHandler)
+
+
+class Lines(StreamRequestHandler):
+    def setup(self) -> None:
+        super().setup()
+
+
+@pytest.mark.parametrize(
+    ("server", "handler", "sentence"),
+    [
+        (PreForkingUDPServer, Lines, "Lines: it is a handler for a stream, and the socket is one for datagrams"),
+        (PreForkingUDPServer, http.server.SimpleHTTPRequestHandler, "one for datagrams"),
+        (PreForkingUDPServer, socketserver.StreamRequestHandler, "one for datagrams"),
+        (PreForkingTCPServer, DatagramRequestHandler, "a handler for datagrams, and the socket is one for a stream"),
+    ],
+)  # fmt: skip
+def test_the_other_kind_of_socket(server: Any, handler: Any, sentence: str) -> None:
+    """A handler for streams cannot work on datagrams, nor the other way round."""
+    with pytest.raises(ConfigError) as refused:
+        server(("127.0.0.1", 0), handler)
+    assert str(refused.value).endswith(sentence)
+
+
+class RunsItself(StreamRequestHandler):
+    """Calls what it has by itself."""
+
+    def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+        self.request = request
+
+    async def handle(self) -> None:  # type: ignore[override]
+        """Awaited by whoever made it."""
+
+
+class Unpacks(StreamRequestHandler):
+    def setup(self) -> None:
+        self.rfile = self.request[0]
+
+
+class Wraps(PreForkingUDPServer):
+    """Makes a connection of each datagram."""
+
+    def get_request(self) -> Any:
+        return super().get_request()
+
+
+def plainly(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(self: Any) -> None:
+        """Drive the coroutine."""
+
+    return call
+
+
+class Decorated(StreamRequestHandler):
+    @plainly
+    async def handle(self) -> None:
+        """Driven by its decorator."""
+
+
+@pytest.mark.parametrize(
+    ("server", "handler"),
+    [
+        (PreForkingTCPServer, RunsItself), (PreForkingTCPServer, Decorated), (PreForkingTCPServer, None),
+        (PreForkingTCPServer, lambda *args: None), (PreForkingTCPServer, BaseRequestHandler),
+        (PreForkingUDPServer, Unpacks), (PreForkingUDPServer, BaseRequestHandler), (Wraps, Lines),
+        (PreForkingTCPServer, functools.partial(http.server.SimpleHTTPRequestHandler, directory=".")),
+    ],
+)  # fmt: skip
+def test_not_refused(server: Any, handler: Any) -> None:
+    """What a program may have made to work is its own business."""
+    server(("127.0.0.1", 0), handler).server_close()
