@@ -11,6 +11,7 @@ an address: the reader checks every word against its possible values, and reject
     board          master    master (board.py)         with the server object
 """
 
+import copy
 import ctypes
 import fcntl
 import mmap
@@ -36,6 +37,7 @@ CONNECTIONS_TAKEN = 18  # connections accepted by an exporter
 REPLACE_ASKED = 19  # a flag: the child was sent TERM by somebody else than its master
 LOG_FOLLOWED = 20  # how often the log file had been reopened when this process went on in it
 LOG_KEPT = 21  # the same, when it had to go on with the old file instead
+LANES_OPEN = 22  # lanes that have been in use, of a child that takes them as it needs them; 0: all
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
@@ -115,14 +117,20 @@ def map_over(address: int, size: int, protection: int, flags: int, fd: int) -> N
 class Slot:
     """The shared memory of one child process, as mapped in this process."""
 
-    def __init__(self, lanes: int, application_bytes: int = 0) -> None:
-        """Create the slot. Raises OSError when descriptors or memory are short, and then leaves nothing open."""
+    first = 0  # the lane that this view of a slot begins with
+
+    def __init__(self, lanes: int, application_bytes: int = 0, opened: int = 0) -> None:
+        """Create the slot, with so many lanes open at first (0: all).
+
+        Raises OSError when descriptors or memory are short, and then leaves nothing open.
+        """
         application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
         size = application_at + application_bytes
         self._use(*sealed_memory("prefork-slot", size), lanes, writable=True)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
         self.words[TEXT_AT] = size
+        self.words[LANES_OPEN] = opened
 
     @classmethod
     def map_read_only(cls, fd: int) -> Self:
@@ -168,8 +176,14 @@ class Slot:
         self.application = whole[words * 8 :]
 
     def lane(self, index: int) -> memoryview:
-        start = HEADER_WORDS + index * LANE_WORDS
+        start = HEADER_WORDS + (self.first + index) * LANE_WORDS
         return self.words[start : start + LANE_WORDS]
+
+    def part(self, first: int, lanes: int) -> Self:
+        """Return a view of some of its lanes, which is not to be closed."""
+        part = copy.copy(self)
+        part.first, part.lanes = first, lanes
+        return part
 
     def close(self) -> None:
         """Close the descriptor, and the mapping as soon as no lane of it is held."""
@@ -251,7 +265,7 @@ class SlotReader:
         self.number = number  # the child's number in its pool
         self.words_rejected = 0
         self.region = Region(slot.application, str(number))
-        self._counts = [[0] * COUNT_WORDS for _ in range(slot.lanes)]
+        self._counts: list[list[int]] = []  # of each lane that is open
         self._errors = [0] * len(AcceptError)
         self._log_dropped = [0]
 
@@ -260,7 +274,8 @@ class SlotReader:
         words = self.slot.words
         busy = []
         accepted = tried_ns = 0
-        for start in range(HEADER_WORDS, HEADER_WORDS + self.slot.lanes * LANE_WORDS, LANE_WORDS):
+        lanes = self._opened()
+        for start in range(HEADER_WORDS, HEADER_WORDS + lanes * LANE_WORDS, LANE_WORDS):
             accepted += words[start + ACCEPTED]
             started_ns = words[start + STARTED_NS]
             tried_ns = max(tried_ns, started_ns)
@@ -269,13 +284,20 @@ class SlotReader:
         return Report(
             words[READY] == YES, _REASONS.get(words[DUE]), _REASONS.get(words[LEAVING]), words[DRAIN_ASKED] == YES,
             words[REPLACE_ASKED] == YES, words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT],
-            words[CPU_USER_NS], words[CPU_SYSTEM_NS], self.slot.lanes, tuple(busy), accepted,
+            words[CPU_USER_NS], words[CPU_SYSTEM_NS], lanes, tuple(busy), accepted,
             tried_ns,
         )  # fmt: skip
 
+    def _opened(self) -> int:
+        """Return how many lanes have been in use, or may have been. A number that is impossible is not believed."""
+        said = self.slot.words[LANES_OPEN] or self.slot.lanes
+        if said <= self.slot.lanes:
+            self._counts += ([0] * COUNT_WORDS for _ in range(said - len(self._counts)))
+        return len(self._counts)
+
     def counts(self) -> list[int]:
         """Return every word of COUNTS, summed over the lanes."""
-        words = self.slot.words.tolist()
+        words = self.slot.words[: HEADER_WORDS + self._opened() * LANE_WORDS].tolist()
         for index, last in enumerate(self._counts):
             start = HEADER_WORDS + index * LANE_WORDS
             self._counts[index] = self._checked(last, words[start : start + LANE_WORDS][COUNTS])

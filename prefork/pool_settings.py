@@ -31,7 +31,8 @@ class PoolSettings:
         int | None, Setting("drain workers when more than this are idle", group="Pool", at_least=1)
     ] = None
     max_threads: Annotated[
-        int | None, Setting("most requests at once in one worker of a threading pool", group="Pool", at_least=1)
+        int | None,
+        Setting("most requests at once in one worker of a threading pool; off: no limit", group="Pool", at_least=1),
     ] = 10
     gc_freeze: Annotated[
         bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")

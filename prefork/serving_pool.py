@@ -20,8 +20,10 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
-from prefork.workers.loop import Worker, WorkerTerms
+from prefork.workers.loop import Worker
+from prefork.workers.open_lanes import lanes_of
 from prefork.workers.signals import EVERY, Signals, set_mask
+from prefork.workers.terms import WorkerTerms
 from prefork.workers.wakeup import Wakeup
 
 from . import process
@@ -192,11 +194,11 @@ class Preforked(Accompanied):
 
     def _pool(self, wakeup: Wakeup, mailbox: Mailbox) -> Supervisor:
         server = self.server
+        lanes, lanes_open = lanes_of(server.max_threads if self.threaded() else 1)
         service = Service(
-            self.service_name(), forget=self._forget_master, work=self._work,
-            lanes=server.max_threads or 1 if self.threaded() else 1, listener=self.listener,
-            origin=self.origin, max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
-            companions=self.companions(),
+            self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
+            listener=self.listener, origin=self.origin, max_lifetime=server.max_lifetime,
+            application_bytes=self.application_bytes(), companions=self.companions(),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()

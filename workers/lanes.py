@@ -59,8 +59,9 @@ class Lanes:
 
     `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts.
     `on_free` is called when a lane comes back after `take()` found none. `more` makes another slot when every lane is
-    taken, or returns None at the cap. `guarded`: an exception of `get_request()` costs one client only; otherwise one
-    that is not an OSError ends the loop, as in the standard library.
+    taken, or returns None at the cap. `on_accept` is called between the accept of a request and its way elsewhere.
+    `guarded`: an exception of `get_request()` costs one client only; otherwise one that is not an OSError ends the
+    loop, as in the standard library.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Lanes:
         elsewhere: bool,
         on_free: Callable[[], None],
         more: Callable[[], Slot | None] | None = None,
+        on_accept: Callable[[], None] | None = None,
         queue_waits: bool = False,
         guarded: bool = False,
     ) -> None:
@@ -78,6 +80,7 @@ class Lanes:
         self._not_accepted = NotAccepted(slot.words)
         self._on_free = on_free
         self._more = more
+        self._on_accept = on_accept
         self._guarded = guarded
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
@@ -234,6 +237,8 @@ class Lanes:
 
     def _begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
         number = self.contexts.begin(lane, place)
+        if self._on_accept is not None:
+            self._on_accept()
         if self._process is not None:
             attributes = vars(server)
             if attributes.get(THREAD_BODY) is not self._process:  # the program has put another one there since

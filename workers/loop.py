@@ -14,7 +14,6 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic, monotonic_ns, sleep
 from types import FrameType
 from typing import Any
@@ -30,30 +29,16 @@ from .hangup import InHand
 from .lanes import Lanes
 from .lazy_imports import import_lazy
 from .limits import SAMPLES, WorkerLimits, jittered, record
+from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
+from .terms import WorkerTerms
+from .waiters import go_to_the_back, wait_for
 from .wakeup import Wakeup
 
 HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
 LOOK_EVERY_NS = 100_000_000  # memory is checked at most this often
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerTerms:
-    """The pool's settings that a worker needs, passed on by the master."""
-
-    limits: WorkerLimits
-    graceful_timeout: float
-    elsewhere: bool  # ThreadingMixIn: requests run in threads
-    rehearsal: bool  # boot, report READY, leave
-    one_request: bool  # ForkingMixIn: forked ahead of its one request
-    hang_up: bool  # a drain ends the loop of a handler that keeps reading
-    queue_waits: bool  # ask the kernel now and then how long a connection waited
-    metrics: bool  # metrics are served: take the measurements that cost something too
-    on_drain: Callable[[], None] | None  # the program's hook; None if it has none
-    set_title: Callable[[str], None]
-    nudge: Callable[[], None]
 
 
 class Worker:
@@ -77,10 +62,12 @@ class Worker:
         self._limits = limits
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
+        opened = OpenLanes(birth.slot)
         self.lanes = Lanes(
-            birth.slot, elsewhere=terms.elsewhere, on_free=self._wakeup.wake, queue_waits=terms.queue_waits,
-            guarded=True,
+            opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
+            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True,
         )  # fmt: skip
+        self._waits = True  # for the listener; False where the kernel had no memory for it
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
@@ -201,8 +188,7 @@ class Worker:
         for fd in (self._wakeup.fileno(), self.master.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
             self._own.register(fd, select.POLLIN)
-        # Registered for good. While this process is not waiting, the kernel passes it over and wakes another worker.
-        self._epoll.register(self.server.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        wait_for(self._epoll, self.server.fileno())
 
     # Serving.
 
@@ -225,6 +211,10 @@ class Worker:
                 if leaving:
                     return
                 self._rest(self.lanes.contexts.patience_ms)
+                continue
+            if not (self._waits or leaving):
+                self._pause()
+                self._go_to_the_back()
                 continue
             if not leaving:
                 ready = wait(lanes.contexts.patience)
@@ -255,6 +245,11 @@ class Worker:
                 if lane is not None:
                     lanes.give_back(lane)
                 return
+
+    def _go_to_the_back(self) -> None:
+        """Let other workers have the next requests. Called between the accept and the start of the thread: a client
+        that is quickly answered and comes again must not find us in front."""
+        self._waits = go_to_the_back(self._epoll, self.server.fileno())
 
     def _pause(self) -> None:
         """Leave the listener alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.

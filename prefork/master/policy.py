@@ -237,7 +237,7 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
         spawn=_spawn(pool, limits, serving, leavers, now),
         companions=tuple(view.name for view in _missing(snapshot) if now >= view.next_start),
         drain=_surplus(snapshot, pool, limits, ready, leavers) + _replaced_companions(snapshot, serving),
-        poke=queue.to_wake(pool.queue),
+        poke=tuple(dict.fromkeys((*_passed_over(snapshot), *queue.to_wake(pool.queue)))),
         stuck=_stuck(queue, ready, limits, now),
     )
 
@@ -300,8 +300,9 @@ def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
     ready = [c for c in snapshot.children if c.ready]
     starting = sum(c.serving for c in snapshot.children) - len(ready)
     spare = sum(c.free_lanes for c in ready) // max((c.lanes for c in ready), default=1) + starting
-    short = snapshot.saturated or spare < (limits.min_spare_children or 0)
-    if short and ((snapshot.saturated and not starting) or now >= pool.next_resize):
+    saturated = snapshot.saturated and not _passed_over(snapshot)
+    short = saturated or spare < (limits.min_spare_children or 0)
+    if short and ((saturated and not starting) or now >= pool.next_resize):
         grown = min(high, pool.target + pool.burst)
         burst = min(SPAWN_BURST_MAX, pool.burst * 2)
         return replace(pool, target=grown, burst=burst, next_resize=now + RESIZE_EVERY_S)
@@ -337,6 +338,16 @@ def _surplus(
     reasons = [(c.serial, c.due or ExitReason.REPLACED) for c in leavers]
     reasons += [(c.serial, ExitReason.SCALED_DOWN) for c in rest]
     return tuple(reasons[:most])
+
+
+def _passed_over(snapshot: PoolSnapshot) -> tuple[int, ...]:
+    """Return the workers with threads that a connection may have passed over, which woke the master instead.
+
+    They go to the back of the listener's waiters with each request, and so behind the master.
+    """
+    if not snapshot.saturated:
+        return ()
+    return tuple(c.serial for c in snapshot.children if c.ready and c.lanes > 1 and c.free_lanes)
 
 
 def _looked_at(snapshot: PoolSnapshot, now: float) -> QueueWatch:

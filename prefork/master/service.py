@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 
 from ..sockets.listener import Listener
@@ -30,8 +31,13 @@ class Service:
     # For a pool only:
     work: Callable[[Birth, Master, int], int] | None = None  # the body of a worker
     lanes: int = 1  # in one worker
+    lanes_open: int = 0  # at first; 0: all
     listener: socket.socket | None = None
     origin: Listener | None = None  # the listener itself, where the program has wrapped it (TLS)
     max_lifetime: float | None = None
     application_bytes: int = 0  # for the user's own metrics
     companions: tuple[CompanionSpec, ...] = ()
+
+    def new_slot(self) -> Slot:
+        """Return a slot for a worker. Raises OSError."""
+        return Slot(self.lanes, self.application_bytes, self.lanes_open)

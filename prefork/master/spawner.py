@@ -48,7 +48,7 @@ class Spawner:
     def worker(self, generation: int, now: float) -> Child:
         """Start a worker. Raises OSError; nothing is left behind then."""
         assert self._service.work is not None, "only a pool is told to spawn"
-        slot = Slot(self._service.lanes, self._service.application_bytes)
+        slot = self._service.new_slot()
         try:
             child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now)
         except BaseException:

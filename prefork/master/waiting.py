@@ -30,7 +30,8 @@ class Waiting:
     The listener is waited for only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a
     connection wakes it only when no worker waits. Exclusive waiters are woken in the order of their registration: in
     front of a worker it would take that worker's wake-ups. So it leaves once it was woken, and whenever a worker became
-    READY, and comes back at the end of the waiters.
+    READY, and comes back at the end of the waiters. Workers with threads go behind it with each request, and policy has
+    them woken.
     """
 
     def __init__(

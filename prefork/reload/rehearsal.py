@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.loggers import impatient
-from prefork.metrics.scoreboard import Slot
 from prefork.workers import ending
 from prefork.workers.bootstrap import Birth, Master, leave
 from prefork.workers.signals import interrupted_after
@@ -74,7 +73,7 @@ def boot_one(tried: Rehearsal) -> None:
 
 def _boot_one(tried: Rehearsal, wakeup: Wakeup) -> None:
     supervisor = tried.pool(wakeup)
-    slot = Slot(supervisor.service.lanes, supervisor.service.application_bytes)
+    slot = supervisor.service.new_slot()
     child = supervisor.fork(ChildKind.WORKER, slot, tried.work)
     poll = select.poll()
     poll.register(child.pidfd, select.POLLIN)

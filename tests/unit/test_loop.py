@@ -52,8 +52,9 @@ from prefork.sockets.listener import prepared
 from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits
-from prefork.workers.loop import Worker, WorkerTerms
+from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.terms import WorkerTerms
 from tests.support.programs.inside import NoMaster, as_a_child
 from tests.support.programs.serving import threads_end
 from tests.support.tools.proc import no_descriptor_left

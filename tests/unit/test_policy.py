@@ -358,6 +358,18 @@ def test_saturation_is_answered_at_once() -> None:
     assert plan(seen(busy, starting, pool=replace(pool, target=2), saturated=True), ELASTIC, NOW).spawn == 0
 
 
+def test_a_wake_up_that_passed_over_threads() -> None:
+    """Workers with threads stand behind the master once they have accepted: those with a lane free are woken at once,
+    and the pool does not grow for what they can serve; where all lanes are busy it does."""
+    pool = Pool(target=2, ever_ready=True, next_resize=NOW + 0.9)
+    full, half = worker(1, lanes=2, busy_since=(NOW, NOW)), worker(2, lanes=2, busy_since=(NOW,))
+    result = plan(seen(full, half, pool=pool, saturated=True), ELASTIC, NOW)
+    assert (result.poke, result.spawn) == ((2,), 0)
+    assert plan(seen(full, half, pool=pool), ELASTIC, NOW).poke == ()
+    result = plan(seen(full, replace(full, serial=2), pool=pool, saturated=True), ELASTIC, NOW)
+    assert (result.poke, result.spawn) == ((), 1)
+
+
 def test_shrinks_one_a_second() -> None:
     """With more idle workers than max_spare_children one is drained each second, down to min_children."""
     limits = replace(ELASTIC, min_children=2, max_spare_children=1)

@@ -1,0 +1,46 @@
+"""The threads of a pool's workers: how many there may be, and that requests are shared out among the workers."""
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+from tests.support.programs.service import Service, script
+
+
+def assert_shared_out(pids: list[int], each: int) -> None:
+    """Among four; one that the machine has not let run for a moment is passed over once."""
+    counts = Counter(pids).values()
+    assert len(counts) == 4
+    assert each - 4 < min(counts) <= max(counts) < each + 4, counts
+
+
+def test_shared_out_without_a_limit(tmp_path: Path) -> None:
+    """Of 60 slow requests each of four workers has 15; and max_threads = None is no limit, as everywhere."""
+    bases = "PreForkingMixIn, socketserver.ThreadingTCPServer"
+    with (
+        Service(tmp_path, script(bases=bases, max_children=4, max_threads=None)) as service,
+        contextlib.ExitStack() as held,
+    ):
+        service.wait_ready(4)
+        pids = [held.enter_context(service.hold()).pid for _ in range(60)]
+        assert_shared_out(pids, 15)
+        pids += [held.enter_context(service.hold()).pid for _ in range(240)]
+        assert_shared_out(pids, 75)
+        statistics = service.statistics()
+        assert statistics["in_flight"] == 300 <= statistics["lanes"] < 1000
+        held.close()
+        assert service.settled()["completed"] == 300
+
+
+def test_shared_out_where_the_pool_grows(tmp_path: Path) -> None:
+    """A pool that may grow does so when every thread has a request, not before, and nobody is left waiting: its master
+    waits for connections too, and workers that go to the back stand behind it."""
+    bases = "PreForkingMixIn, ThreadingTCPServer"
+    source = script(bases=bases, min_children=2, max_children=4, max_threads=3)
+    with Service(tmp_path, source) as service, contextlib.ExitStack() as held:
+        service.wait_ready(2)
+        pids = [held.enter_context(service.hold()).pid for _ in range(5)]
+        assert service.statistics()["spawned"] == 2 == len(set(pids))
+        pids += [held.enter_context(service.hold()).pid for _ in range(7)]
+        assert Counter(pids) == dict.fromkeys(set(pids), 3)
+        assert service.statistics()["spawned"] == 4

@@ -1,0 +1,26 @@
+"""The terms of a worker: what it must know of its pool's settings and of the master.
+
+Made by the master before the fork, read in the worker. Holds values and callbacks only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .limits import WorkerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTerms:
+    """The pool's settings that a worker needs, passed on by the master."""
+
+    limits: WorkerLimits
+    graceful_timeout: float
+    elsewhere: bool  # ThreadingMixIn: requests run in threads
+    rehearsal: bool  # boot, report READY, leave
+    one_request: bool  # ForkingMixIn: forked ahead of its one request
+    hang_up: bool  # a drain ends the loop of a handler that keeps reading
+    queue_waits: bool  # ask the kernel now and then how long a connection waited
+    metrics: bool  # metrics are served: take the measurements that cost something too
+    on_drain: Callable[[], None] | None  # the program's hook; None if it has none
+    set_title: Callable[[str], None]
+    nudge: Callable[[], None]
