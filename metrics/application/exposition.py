@@ -201,7 +201,7 @@ def _say_left_out(name: str) -> None:
 
 
 class _Registry:
-    """What an encoder asks a registry for: these families."""
+    """These families, as an encoder asks a registry for them."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

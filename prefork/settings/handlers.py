@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 __all__ = ["check_handler", "why_not_run"]
 
-HOOKS = (
+PLAIN_HOOKS = (
     "worker_started", "worker_draining", "worker_stopping", "get_request", "verify_request", "process_request",
     "process_request_thread", "finish_request", "handle_error", "shutdown_request", "close_request", "service_actions",
     "server_bind", "server_activate", "server_close",
@@ -30,7 +30,7 @@ _KINDS: dict[int, tuple[str, str, str]] = {
 
 def check_handler(server: Any, kind: int) -> None:
     """Raise ConfigError, with one sentence, for a handler or a hook that can never work on a socket of this kind."""
-    for name in HOOKS:
+    for name in PLAIN_HOOKS:
         if (why := why_not_run(getattr(server, name, None))) is not None:
             raise ConfigError(f"could not serve with {type(server).__qualname__}: its {name}() {why}")
     handler = getattr(server, "RequestHandlerClass", None)

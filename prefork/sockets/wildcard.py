@@ -18,7 +18,7 @@ WILDCARDS = ("0.0.0.0", "::")
 _ROOM = 128  # for a packet's information, beside what the program itself has asked for
 
 
-class Peer(tuple[Any, ...]):
+class DatagramPeer(tuple[Any, ...]):
     """A client's address, equal to the plain tuple. `answer` is the ancillary data for what is sent back."""
 
     answer: tuple[int, int, bytes] | None = None
@@ -40,21 +40,21 @@ def answer_as_addressed(sock: socket.socket | None) -> None:
 class WildcardListener(Listener):
     """A Listener that notes where each datagram came to, and sends to a client from there."""
 
-    _last = Peer()  # for a program that makes the address anew: of one client in hand it is the right one
+    _last = DatagramPeer()  # for a program that makes the address anew: of one client in hand it is the right one
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         data, ancillary, _, address = self.recvmsg(bufsize, _ROOM, flags)
         for level, kind, information in ancillary:
             answer = _answer(level, kind, information)
             if answer is not None:
-                self._last = address = Peer(address)
+                self._last = address = DatagramPeer(address)
                 address.answer = answer
         return data, address
 
     def sendto(self, data: Any, *where: Any) -> int:
         """Send as socket.sendto does: `(data, address)` or `(data, flags, address)`."""
         flags, address = where if len(where) == 2 else (0, where[-1])
-        peer = address if isinstance(address, Peer) else self._last
+        peer = address if isinstance(address, DatagramPeer) else self._last
         if peer.answer is not None and (peer is address or address == peer):
             try:
                 return self.sendmsg((data,), (peer.answer,), flags, address)

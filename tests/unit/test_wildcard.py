@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prefork.sockets.listener import Listener
-from prefork.sockets.wildcard import Peer, WildcardListener, answer_as_addressed
+from prefork.sockets.wildcard import DatagramPeer, WildcardListener, answer_as_addressed
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 ASKED = ("127.0.0.2", "127.0.0.1", "127.8.9.10")
 
-Answer = Callable[[Listener, Peer], object]
+Answer = Callable[[Listener, DatagramPeer], object]
 ANSWERS: dict[str, Answer] = {
     "as it came": lambda listener, peer: listener.sendto(b"answer", peer),
     "made anew": lambda listener, peer: listener.sendto(b"answer", (peer[0], *peer[1:])),
