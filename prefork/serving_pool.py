@@ -331,10 +331,9 @@ class Preforked(Accompanied):
             WorkerLimits(server.max_requests, server.max_memory), graceful_timeout=server.graceful_timeout,
             elsewhere=self.threaded(), rehearsal=process.rehearsing(), one_request=one_request,
             hang_up=server.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
-            metrics=server.metrics_address is not None,
+            metrics=server.metrics_address is not None, nudge=self.supervisor.nudge,
             on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
-            nudge=self.supervisor.nudge,
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         return self.worker.run()
