@@ -10,6 +10,7 @@ Owns the import of the user's module and the creation of the server; must not se
 the master. Mistakes raise ConfigError; an exception in the user's own code raises UserCodeError, with it as the cause.
 """
 
+import contextlib
 import errno
 import importlib
 import inspect
@@ -23,10 +24,10 @@ from typing import Any
 from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
 from ..mixins import ThreadingMixIn
-from ..pool import PreForkingMixIn
+from ..pool import PreForkingMixIn, pool_of
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
-from ..sockets.addresses import Address, Kind, parse_address
+from ..sockets.addresses import Address, Kind, address_text, parse_address
 
 __all__ = ["Server", "Target", "applies", "build", "holder", "load"]
 
@@ -114,13 +115,13 @@ def build(target: Target, address: Address | None, values: Mapping[str, Any]) ->
     """Return the bound server for `target`, with the settings in `values`. Raises ConfigError or BindError."""
     found = target.found
     if isinstance(found, type):
-        return _from_class(target, found, address, values)
+        return _at_its_address(target, _from_class(target, found, address, values), address)
     if _is_server(found):
         if address is not None:
             raise target.refused("it is an instance, bound by its own module; leave --bind out", address)
         return _configured(target, found, values)
     if callable(found):
-        return _configured(target, _from_factory(target, found, address), values)
+        return _at_its_address(target, _configured(target, _from_factory(target, found, address), values), address)
     raise target.refused(f"it is {_a(type(found))}, not a handler class, server class, server or factory")
 
 
@@ -228,7 +229,38 @@ def _two_lines(name: str, signature: inspect.Signature) -> str:
         for each in signature.parameters.values()
         if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
-    return f"    def make(address):\n        return {name}({', '.join(['address', *needed[1:]])})"
+    named = [each.name for each in signature.parameters.values() if "addr" in each.name and each.name not in needed]
+    arguments = [*needed, f"{named[0]}=address"] if named else ["address", *needed[1:]]
+    return f"    def make(address):\n        return {name}({', '.join(arguments)})"
+
+
+def _at_its_address(target: Target, server: Server, address: Address | None) -> Server:
+    """Return the server if it is bound to the address that was asked for: its first parameter may be another one."""
+    origin = pool_of(server).origin
+    bound = None if origin is None else origin.bound_to
+    if address is None or address.fd is not None or bound is None or _is_at(bound, address):
+        return server
+    server.server_close()
+    module = target.text.partition(":")[0]
+    reason = f"it binds {address_text(bound)}; write a function that takes the address, and serve {module}:make"
+    error = target.refused(reason, address)
+    error.add_note(_two_lines(getattr(target.found, "__name__", "Server"), inspect.signature(target.found)))
+    raise error
+
+
+def _is_at(bound: Any, address: Address) -> bool:
+    asked = address.address
+    if isinstance(asked, str):
+        path = os.fsdecode(bound)
+        return asked == path or ("\0" not in asked + path and os.path.realpath(asked) == os.path.realpath(path))
+    return asked[1] == bound[1] and (asked[0] == bound[0] or bool(_hosts(asked[0]) & _hosts(bound[0])))
+
+
+def _hosts(host: str) -> set[Any]:
+    """Return the addresses of a host name; a host that is not said is every IPv4 address."""
+    with contextlib.suppress(OSError):
+        return {found[4][0] for found in socket.getaddrinfo(host or "0.0.0.0", None)}
+    return {host}
 
 
 def _from_factory(target: Target, factory: Callable[..., Any], address: Address | None) -> Server:

@@ -74,6 +74,7 @@ class Listener(socket.socket):
     access = Access()  # mode and owner of a Unix path that it binds
     flags = 0
     unreachable = False  # its path is removed, and no other leads to it
+    bound_to: Any = None  # what the program has asked `bind()` for
     asked = ""  # the key of `asked_for()`, by which a reload finds it again
     backlog = 128  # what `listen()` was last asked for
     path: str | None = None
@@ -126,6 +127,7 @@ class Listener(socket.socket):
         Raises BindError, with the errno; ConfigError if it is no address, or if a mode or an owner is set and there is
         no Unix path to bind.
         """
+        self.bound_to = address
         try:
             self._bind_or_say(address)
         except TypeError as exc:

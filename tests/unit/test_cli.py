@@ -7,12 +7,15 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefork import BindError, BootError, __version__
 from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
+from prefork.cli.targets import _is_at
+from prefork.sockets.addresses import parse_address
 from prefork.workers import sinks
 
 APP = Path(__file__).parent / "programs" / "targets_app.py"
@@ -126,6 +129,32 @@ def test_a_constructor_with_arguments_of_its_own(refused: Callable[..., str]) ->
     said, *lines = refused("run", "app:Bare", "--bind", ":0").splitlines()
     assert said.endswith("it cannot be called with an address alone; write a function, and serve app:make")
     assert lines == ["    def make(address):", "        return Bare(address, RequestHandlerClass)"]
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_first_parameter_that_is_no_address(command: str, refused: Callable[..., str]) -> None:
+    """A class that takes something else first, and binds elsewhere, is refused, with the two lines that have it served
+    where that was asked for."""
+    said, *lines = refused(command, "app:Modbus", "--bind", "127.0.0.1:0").splitlines()[-3:]
+    assert said.endswith(
+        "could not serve app:Modbus at 127.0.0.1:0: it binds 127.0.0.2:0; write a function that takes the address, and "
+        "serve app:make"
+    )
+    assert lines == ["    def make(address):", "        return Modbus(context, address=address)"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "bound", "same"),
+    [
+        ("127.0.0.1:5", ("127.0.0.1", 5), True), ("127.0.0.1:5", ("127.0.0.1", 6), False),
+        ("127.0.0.1:5", ("0.0.0.0", 5), False), (":5", ("", 5), True), (":5", ("0.0.0.0", 5), True),
+        ("localhost:5", ("127.0.0.1", 5), True), ("[::1]:5", ("::1", 5, 0, 0), True),
+        ("unix:a.sock", "./a.sock", True), ("unix:a.sock", b"b.sock", False), ("unix:@a", "\0a", True),
+    ],
+)  # fmt: skip
+def test_bound_and_asked(asked: str, bound: Any, same: bool) -> None:
+    """An address is the same however it is written; every address is not one of them."""
+    assert _is_at(bound, parse_address(asked)) is same
 
 
 def test_what_does_not_fit_together_names_both_sources(

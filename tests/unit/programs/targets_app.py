@@ -23,6 +23,13 @@ class Bare(prefork.PreForkingTCPServer):
     """Wants a handler class that nobody gives it."""
 
 
+class Modbus(prefork.PreForkingTCPServer):
+    """Takes something else before the address, as servers of protocols do."""
+
+    def __init__(self, context: Any, address: Any = ("127.0.0.2", 0)) -> None:
+        super().__init__(address, prefork.BaseRequestHandler)
+
+
 class Other:
     pass
 
