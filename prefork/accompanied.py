@@ -36,6 +36,12 @@ class Accompanied(Supervised):
         super().__init__(server)
         self.companion: Companion | None = None  # in a companion
 
+    def handle_one(self) -> None:
+        """Implement `handle_request()`. Raises RuntimeError in a companion, which has no listener."""
+        if self.companion is not None:
+            raise RuntimeError("handle_request() needs a listener, and a companion has none")
+        super().handle_one()
+
     def check_companions(self) -> None:
         checked(self.server)
 

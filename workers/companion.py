@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic_ns, time_ns
+from time import monotonic, monotonic_ns, time_ns
 from types import FrameType
 from typing import Any
 
@@ -43,6 +43,8 @@ from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .wakeup import Wakeup
 
 log = logging.getLogger("prefork.server")
+
+KEEP_UP_EVERY_S = 60.0  # in a wait without an end: else a log file that was renamed would be kept for as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +182,15 @@ class Companion:
 
     def wait_draining(self, seconds: float | None) -> bool:
         """Wait until the companion is told to end, at most `seconds`; return whether it is. In any thread."""
-        self._keep_up()
         main = threading.current_thread() is threading.main_thread() and not self._forked
-        return self._told.wait(seconds, self._wakeup if main else None)
+        until = None if seconds is None else monotonic() + seconds
+        while True:
+            self._keep_up()
+            left = KEEP_UP_EVERY_S if until is None else max(0.0, until - monotonic())
+            if self._told.wait(min(left, KEEP_UP_EVERY_S), self._wakeup if main else None):
+                return True
+            if until is not None and monotonic() >= until:
+                return False
 
     def _take_signals(self) -> None:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)

@@ -4,13 +4,12 @@ Owns one eventfd, which is written once and never read, so that it stays readabl
 copy, and is told when its parent is. Runs in a companion.
 """
 
+import contextlib
 import os
 import select
 from time import monotonic
 
 from .wakeup import Wakeup
-
-LONGEST_MS = 3_600_000  # of one poll(2), whose timeout must fit an int
 
 
 class Latch:
@@ -20,10 +19,11 @@ class Latch:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def set(self) -> None:
-        os.eventfd_write(self._fd, 1)
+        with contextlib.suppress(OSError):  # the program has closed it; raised here, that would be anywhere in its code
+            os.eventfd_write(self._fd, 1)
 
-    def wait(self, seconds: float | None, wakeup: Wakeup | None = None) -> bool:
-        """Wait until it is set, at most `seconds`; return whether it is.
+    def wait(self, seconds: float, wakeup: Wakeup | None = None) -> bool:
+        """Wait until it is set, at most `seconds`, of which there are few; return whether it is.
 
         `wakeup`: given in the main thread, whose signal handlers may have to run first.
         """
@@ -31,13 +31,12 @@ class Latch:
         poll.register(self._fd, select.POLLIN)
         if wakeup is not None:
             poll.register(wakeup.fileno(), select.POLLIN)
-        until = None if seconds is None else monotonic() + seconds
+        until = monotonic() + seconds
         while True:
-            left_ms = LONGEST_MS if until is None else max(0.0, until - monotonic()) * 1000
-            ready = [fd for fd, _ in poll.poll(min(left_ms, LONGEST_MS))]
+            ready = [fd for fd, _ in poll.poll(max(0.0, until - monotonic()) * 1000)]
             if wakeup is not None and wakeup.fileno() in ready:
                 wakeup.drain()
             if self._fd in ready:
                 return True
-            if until is not None and monotonic() >= until:
+            if monotonic() >= until:
                 return False

@@ -108,9 +108,16 @@ def _companion(companion: CompanionFacts, facts: ServiceFacts) -> dict[str, Any]
         "run_age_s": _rounded(_age(counts.run_started_ns, facts)),
         "last_run_ago_s": _rounded(max(0, facts.wall_ns - counts.run_ended_at_ns) / NS if ran else None),
         "last_run_took_s": _rounded(counts.run_took_ns / NS if ran else None),
-        "next_run_in_s": _rounded(max(0, counts.next_run_ns - facts.board.now_ns) / NS if counts.next_run_ns else None),
+        "next_run_in_s": _rounded(_next_run(counts, facts.board.now_ns)),
         "cpu_s": companion.cpu_s, "rss_bytes": companion.rss, "private_memory_bytes": companion.private_memory or None,
     }  # fmt: skip
+
+
+def _next_run(counts: CompanionCounts, now_ns: int) -> float | None:
+    """Return in how many seconds the next run is due; None if one is on that takes longer than until then."""
+    left_ns = counts.next_run_ns - now_ns
+    known = counts.next_run_ns and (left_ns >= 0 or not counts.run_started_ns)
+    return max(0, left_ns) / NS if known else None
 
 
 def _age(started_ns: int, facts: ServiceFacts) -> float | None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -46,6 +47,20 @@ def test_a_pool_serves_and_counts() -> None:
         watch = Watch(pool.pid)
     with watch:
         assert watch.alive() == []
+
+
+@pytest.mark.once
+def test_companions_given_to_a_class_without_any(tmp_path: Path) -> None:
+    """As every setting is: one that the class declares or has by default, and this one, which has no default."""
+
+    def run(server: PreForkingTCPServer) -> None:
+        (tmp_path / "ran").touch()
+        server.wait_draining()
+
+    with running(PreForkingTCPServer, Upper, companions={"one": run}):
+        deadline = monotonic() + HUNG
+        while not (tmp_path / "ran").exists():
+            assert monotonic() < deadline
 
 
 def test_classes_made_in_the_test() -> None:

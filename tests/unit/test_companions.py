@@ -4,14 +4,16 @@ import asyncio
 import functools
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from prefork import ConfigError, PreForkingTCPServer, ThreadingTCPServer, every
+from prefork import ConfigError, PreForkingTCPServer, StreamRequestHandler, ThreadingTCPServer, every
 from prefork.accompanied import checked
 from prefork.commands import Command
+from prefork.control import report
 from prefork.control.render import companion_states, companion_table
 from prefork.master.children import ChildState
 from prefork.master.companions import Companions
@@ -27,6 +29,7 @@ from prefork.metrics.companions import (
     CompanionTable,
 )
 from prefork.metrics.facts import ChildKind, ExitReason, ForkFailure
+from prefork.pool import pool_of
 from prefork.settings.companions import Declared, declared, refuse_without_pool
 from prefork.workers.companion import first_run, next_run
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -132,6 +135,16 @@ def test_without_a_pool() -> None:
         refuse_without_pool(server)
     for theirs in ([], {}, {"Ada": 3}, ["Ada"], None):
         refuse_without_pool(type("Server", (ThreadingTCPServer,), {"companions": theirs}))
+
+
+def test_a_companion_has_no_listener() -> None:
+    """To handle a request in one is refused by a sentence."""
+    with PreForkingTCPServer(("127.0.0.1", 0), StreamRequestHandler) as server:
+        pool_of(server).companion = object()  # type: ignore[assignment]
+        pool_of(server).done = threading.Event()  # as it was in the master
+        with pytest.raises(RuntimeError, match=r"handle_request\(\) needs a listener, and a companion has none"):
+            server.handle_request()
+        pool_of(server).companion = pool_of(server).done = None
 
 
 def test_the_grid_of_a_job() -> None:
@@ -292,6 +305,17 @@ def test_the_row_of_a_job() -> None:
     assert [found[name] for name in ("runs", "failed", "run", "next")] == ["15", "6", "2.0s", "1m01s"]
     found = dict(zip(heading, other, strict=True))
     assert [found[name] for name in ("runs", "failed", "run", "next")] == ["-"] * 4
+
+
+@pytest.mark.parametrize(("due_s", "on", "shown"), [
+    (0, False, None), (4, False, 4.0), (-1, False, 0.0), (4, True, 4.0), (-1, True, None),
+])  # fmt: skip
+def test_when_the_next_run_is(due_s: int, on: bool, shown: float | None) -> None:
+    """Late, it is due now; but not beside one that takes longer than its interval: who can know when that will end?"""
+    now_ns = 100 * 10**9
+    due_ns = now_ns + due_s * 10**9 if due_s else 0
+    counts = CompanionCounts("tidy", 60.0, True, 0, 0, 0, 0, 0, due_ns, now_ns * on, 0, 0, 0)
+    assert report._next_run(counts, now_ns) == shown
 
 
 # Runs of a periodic job.
