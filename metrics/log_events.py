@@ -36,7 +36,7 @@ class LogEvent(Enum):
     CONTROL_REQUEST = "`peer` asked for `verb` on the control socket"
     CONTROL_DENIED = "`peer` may not do that on the control socket"
     FULL = "every lane is busy and clients have been waiting for `waited_s`, `queued` of them"
-    FULL_ENDED = "the service is no longer full, which `lasted_s`; at most `queued` clients waited at once"
+    FULL_ENDED = "the service is no longer full, as it was for `lasted_s`; at most `queued` clients waited at once"
     DATAGRAMS_DROPPED = "the kernel has begun to drop datagrams for want of room, `dropped` of them"
     DATAGRAMS_DROPPED_ENDED = "the kernel drops no more datagrams: `dropped` in `lasted_s`"
     NO_EFFECT = "the setting or hook `name` has no effect here, and `why`"

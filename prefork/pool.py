@@ -4,6 +4,7 @@ Owns the public interface; the pool's parts are in serving_pool.py. Runs in the 
 the pool; a worker runs the request hooks of the same object.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_pool import Preforked
 from .settings.companions import CompanionFunction, Every
-from .settings.effects import without_effect
+from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
 from .sockets.listener import Listener
@@ -135,7 +136,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if run_mode() is RunMode.SINGLE:
             super().serve_forever(poll_interval)
             return
-        say_no_effect(without_effect(self, PoolSettings))
+        say_no_effect(no_effect(self, PoolSettings, os.environ if own.launch is None else {}))
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         supervisor = own.serve_pool(poll_interval)
         if supervisor is None:

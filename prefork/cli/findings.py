@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..pool_settings import PoolSettings
-from ..settings.effects import without_effect
+from ..settings.effects import no_effect
 from ..settings.units import number_text
 
 __all__ = ["findings"]
@@ -22,7 +22,7 @@ def findings(server: Any) -> Iterator[str]:
     yield from _threads()
     yield from _default_timeout()
     yield from _handshakes(server)
-    for name, why in without_effect(server, PoolSettings):
+    for name, why in no_effect(server, PoolSettings, {}):
         yield f"{name} has no effect: {why}"
 
 

@@ -5,12 +5,16 @@ anything: what cannot work at all is refused elsewhere.
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["hooks_without_a_pool", "without_effect"]
+from .fields import Field, settings
+
+__all__ = ["hooks_without_a_pool", "misspelt", "no_effect", "unread", "without_effect"]
 
 POOL_HOOKS = ("worker_started", "worker_stopping", "worker_draining")
+READ_BY_OTHERS = ("PREFORK_CONTROL", "PREFORK_METRICS")  # prefork ctl and top, which ask the service
+ALIKE = 0.8  # of two names, one of which is then taken for the other misspelt
 
 
 def _has_no_threads(server: Any) -> bool:
@@ -53,12 +57,49 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
+def no_effect(server: Any, defaults: type, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each setting and hook of a pool that is set or defined for nothing, and why.
+
+    `environ`: the environment, where nobody reads settings from it.
+    """
+    fields = settings(type(server))
+    yield from without_effect(server, defaults)
+    yield from misspelt(server, fields)
+    yield from unread(fields, environ)
+
+
 def without_effect(server: Any, defaults: type) -> Iterator[tuple[str, str]]:
     """Yield the name of each setting of a pool that was changed from its default for nothing, and why it is nothing."""
     for name, useless, why in _WITHOUT_EFFECT:
         default = getattr(defaults, name, False)
         if getattr(server, name, default) != default and useless(server):
             yield name, why
+
+
+def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
+    """Yield each name that the program's classes define, which is none of ours and close to a setting or a hook."""
+    for cls in type(server).__mro__:
+        if cls is not object and not cls.__module__.startswith("prefork."):
+            for name, value in vars(cls).items():
+                known = POOL_HOOKS if callable(value) else fields
+                if name not in known and (near := _near(name, known)):
+                    yield name, f"it is none that prefork knows; did you mean {near}?"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    alike = [each for each in known if each[:4] == name[:4]]
+    if not alike:
+        return ""
+    import difflib  # only needed after a mistake, or nearly so
+
+    return next(iter(difflib.get_close_matches(name, alike, n=1, cutoff=ALIKE)), "")
+
+
+def unread(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable that sets a setting, in the environment of a program that `prefork run` has not started."""
+    for field in fields.values():
+        if environ.get(field.variable) and field.variable not in READ_BY_OTHERS:
+            yield field.variable, "only `prefork run` reads it, and this program serves by itself"
 
 
 def hooks_without_a_pool(server: Any) -> Iterator[tuple[str, str]]:

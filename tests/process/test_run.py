@@ -78,6 +78,17 @@ def test_abstract_name(here: Path) -> None:
     assert not (here / f"@{name}").exists()
 
 
+def test_control_socket_of_another(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PREFORK_CONTROL is a service's own: where another has it, the refusal says what is for `prefork ctl` alone."""
+    monkeypatch.setenv("PREFORK_CTL", "c")  # which means nothing to either
+    with running(["run", "app:Who", "--bind", ANY_PORT, "--max-children", "1", "--control", "c"], cwd=here):
+        monkeypatch.setenv("PREFORK_CONTROL", "./c")
+        with running(["run", "app:Who", "--bind", ANY_PORT, "--max-children", "1"], cwd=here) as other:
+            assert other.ended() == 4
+        assert "could not bind ./c: another server is listening there\n" in other.log
+        assert "PREFORK_CONTROL is this service's own socket; for prefork ctl alone, set PREFORK_CTL.\n" in other.log
+
+
 def test_datagrams(here: Path) -> None:
     """udp:// and unixgram: serve a datagram handler."""
     argv = ["run", "prefork.examples:UpperDatagram", "--max-children", "1", "--bind"]

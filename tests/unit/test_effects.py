@@ -7,7 +7,8 @@ import pytest
 
 import prefork
 from prefork.pool_settings import PoolSettings
-from prefork.settings.effects import hooks_without_a_pool, without_effect
+from prefork.settings.effects import hooks_without_a_pool, misspelt, no_effect, unread, without_effect
+from prefork.settings.fields import settings
 
 
 class Pool(PoolSettings):
@@ -26,7 +27,7 @@ def test_defaults_are_nobodys_mistake() -> None:
     """A server that sets nothing is told nothing, of whatever kind it is."""
     for name in ("TCP", "UDP", "UnixStream", "UnixDatagram"):
         cls = getattr(prefork, f"PreForking{name}Server")
-        assert list(without_effect(cls.__new__(cls), PoolSettings)) == []
+        assert list(no_effect(cls.__new__(cls), PoolSettings, {})) == []
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,41 @@ def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
 def test_an_effect(values: dict[str, object]) -> None:
     """Where it has one, nothing is told."""
     assert of(**values) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_childern", "max_children"),
+        ("request_timout", "request_timeout"),
+        ("graceful_timeouts", "graceful_timeout"),
+        ("worker_start", "worker_started"),
+        ("worker_stop", "worker_stopping"),
+        ("worker_drain", "worker_draining"),
+    ],
+)
+def test_a_name_that_is_nearly_one(name: str, meant: str) -> None:
+    """A setting or hook whose name is misspelt is told, wherever in the program's classes it stands."""
+    value = (lambda self: None) if name.startswith("worker_") else 4
+    base = type("Base", (prefork.PreForkingTCPServer,), {name: value})
+    cls: Any = type("Server", (base,), {})
+    (found,) = misspelt(cls.__new__(cls), settings(cls))
+    assert found == (name, f"it is none that prefork knows; did you mean {meant}?")
+
+
+def test_names_of_the_program() -> None:
+    """Names that a program has for things of its own are nobody's mistake."""
+    names = dict.fromkeys(("max_size", "timeout", "socket", "requests", "control", "server_name", "metrics"), 1)
+    hooks = dict.fromkeys(("worker_loop", "worker_count", "process", "handle_error"), lambda self: None)
+    cls: Any = type("Server", (prefork.PreForkingTCPServer,), {**names, **hooks})
+    assert list(misspelt(cls.__new__(cls), settings(cls))) == []
+
+
+def test_variables_that_nobody_reads() -> None:
+    """They set nothing in a program that serves by itself; those that `prefork ctl` and `top` read, and empty ones, are
+    left alone."""
+    environ = {"PREFORK_MAX_CHILDREN": "4", "PREFORK_CONTROL": "/c", "PREFORK_LOG": "x", "PREFORK_MAX_THREADS": ""}
+    assert [name for name, _ in unread(settings(PoolSettings), environ)] == ["PREFORK_MAX_CHILDREN"]
 
 
 def test_hooks_of_a_pool_without_one() -> None:
