@@ -15,7 +15,8 @@ from typing import Any
 import setproctitle
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers import access_log, sinks, user_forks
+from prefork.workers import sinks, user_forks
+from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.descriptor_limit import raised
@@ -324,9 +325,7 @@ class Preforked(Accompanied):
         one_request = hasattr(server, "collect_children")
         if one_request:
             process_in_place(server)
-        if server.access_log:
-            where = address_text(server.socket.getsockname())
-            access_log.log_accesses(server, access_log.LogContext(where, number, address_text))
+        where = address_text(server.socket.getsockname())
         terms = WorkerTerms(
             WorkerLimits(server.max_requests, server.max_memory), graceful_timeout=server.graceful_timeout,
             elsewhere=self.threaded(), rehearsal=process.rehearsing(), one_request=one_request,
@@ -334,6 +333,7 @@ class Preforked(Accompanied):
             metrics=server.metrics_address is not None, nudge=self.supervisor.nudge,
             on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
+            access_log=AccessLog(LogContext(where, number, address_text)) if server.access_log else None,
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         return self.worker.run()

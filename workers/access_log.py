@@ -1,7 +1,7 @@
 """The access log: one record for each request if `access_log` asks for it, and no cost otherwise.
 
-Runs in a worker. Wraps the request hooks on the server *instance*: around those of the class, inside the counting of
-lanes.py. Reports only requests that ended here; the master reports those that died with a worker.
+Runs in a worker. Lanes tell it of each request that they begin and count, so that its outcome is the one in the
+metrics. Reports only requests that ended here; the master reports those that died with a worker.
 """
 
 import logging
@@ -9,14 +9,26 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import ref
 
 from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER, REJECTED
 
 log = logging.getLogger("prefork.access")
 
+OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", REJECTED: "rejected", HANDED_OVER: "handed_over"}
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
+
+
+class _Request(NamedTuple):
+    accepted_ns: int
+    waited_ns: int | None
+    client_address: Any
+    process: str | None  # of a client without an address
+    datagram: int | None  # its length
+    request: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,82 +40,46 @@ class LogContext:
     address_text: Callable[[Any], str]
 
 
-def log_accesses(server: Any, place: LogContext) -> None:
-    """Log each request that this server instance receives from now on."""
-    log.setLevel(logging.INFO)
-    book = _Book(place)
-    server.verify_request = book.verifying(server.verify_request)
-    elsewhere = hasattr(server, "process_request_thread")
-    server.process_request = book.processing(server.process_request, elsewhere=elsewhere)
-    server.finish_request = book.finishing(server.finish_request)
-    server.close_request = book.closing(server.close_request)
-
-
-class _Book:
-    """The current requests by id: when each was accepted and how long it had waited, until its record is written."""
+class AccessLog:
+    """The requests in hand by their lanes: when each was accepted, by whom it was sent, and how long it had waited."""
 
     def __init__(self, place: LogContext) -> None:
+        log.setLevel(logging.INFO)
         self._place = place
-        self._open: dict[int, tuple[int, int | None]] = {}
+        self._open: dict[int, _Request] = {}
 
-    def verifying(self, verify: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-        def verify_request(request: Any, client_address: Any) -> bool:
-            self._open[id(request)] = (monotonic_ns(), queue_wait_ns(request))
-            try:
-                good = verify(request, client_address)
-            except BaseException:
-                self._record(request, client_address, "error")
-                raise
-            if not good:
-                self._record(request, client_address, "rejected")
-            return good
+    def begin(self, lane: memoryview, request: Any, client_address: Any) -> None:
+        """Note a request that was accepted on this lane."""
+        process = None if client_address else unix_peer_text(request)
+        datagram = len(request[0]) if isinstance(request, tuple) else None
+        self._open[id(lane)] = _Request(
+            monotonic_ns(), queue_wait_ns(request), client_address, process, datagram, _weakly(request)
+        )
 
-        return verify_request
-
-    def processing(self, process: Callable[[Any, Any], None], *, elsewhere: bool) -> Callable[[Any, Any], None]:
-        def process_request(request: Any, client_address: Any) -> None:
-            try:
-                process(request, client_address)
-            except BaseException:
-                self._record(request, client_address, "error")
-                raise
-            if not elsewhere:
-                self._record(request, client_address, "handed_over")
-
-        return process_request
-
-    def finishing(self, finish: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        def finish_request(request: Any, client_address: Any) -> None:
-            try:
-                finish(request, client_address)
-            except BaseException:
-                self._record(request, client_address, "error")
-                raise
-            self._record(request, client_address, "ok")
-
-        return finish_request
-
-    def closing(self, close: Callable[[Any], None]) -> Callable[[Any], None]:
-        def close_request(request: Any) -> None:
-            self._open.pop(id(request), None)  # no thread could be started for it
-            close(request)
-
-        return close_request
-
-    def _record(self, request: Any, client_address: Any, outcome: str) -> None:
-        """Write the record of a request, once; later calls for the same request do nothing."""
-        begun = self._open.pop(id(request), None)
+    def end(self, lane: memoryview, outcome: int, request: Any = None) -> None:
+        """Write the record of the request on this lane. `request` is what its handler was given, where one was."""
+        begun = self._open.pop(id(lane), None)
         if begun is None:
             return
-        accepted_ns, waited_ns = begun
-        received, sent = _bytes(request)
+        request = begun.request() if request is None else request
+        received, sent = (begun.datagram, None) if begun.datagram is not None else tcp_bytes(request)
+        waited_ns = begun.waited_ns
         fields = {
             "listener": self._place.listener,
-            "peer": self._place.address_text(client_address) if client_address else unix_peer_text(request),
-            "slot": self._place.slot, "outcome": outcome, "duration_ms": (monotonic_ns() - accepted_ns) // 1000 / 1000,
-            "received": received, "sent": sent, "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
+            "peer": self._place.address_text(begun.client_address) if begun.client_address else begun.process,
+            "slot": self._place.slot, "outcome": OUTCOME_WORDS[outcome],
+            "duration_ms": (monotonic_ns() - begun.accepted_ns) // 1000 / 1000, "received": received, "sent": sent,
+            "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
         }  # fmt: skip
         log.info("request %s", Fields(fields), extra=event(LogEvent.REQUEST, **fields))
+
+
+def _weakly(request: Any) -> Callable[[], Any]:
+    """Return a function that returns the request while it exists: we must not keep open what the program drops."""
+    try:
+        return ref(request)
+    except TypeError:
+        return lambda: None
 
 
 class Fields:
@@ -127,10 +103,3 @@ def _escaped(c: str) -> str:
     if c in '"\\':
         return "\\" + c
     return c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-
-
-def _bytes(request: Any) -> tuple[int | None, int | None]:
-    """Return the bytes received from and sent to the client: of TCP as the kernel counts, of a datagram its length."""
-    if isinstance(request, tuple):
-        return len(request[0]), None
-    return tcp_bytes(request)

@@ -37,6 +37,7 @@ from prefork.metrics.scoreboard import (
 
 from . import strays, user_forks
 from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAccepted, is_shortage
+from .access_log import AccessLog
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
 from .definitions import is_the_programs
@@ -74,6 +75,7 @@ class Lanes:
         on_accept: Callable[[], None] | None = None,
         queue_waits: bool = False,
         guarded: bool = False,
+        access_log: AccessLog | None = None,
     ) -> None:
         self.elsewhere = elsewhere
         self._next_queue_wait_ns = 0 if queue_waits else NEVER_NS
@@ -81,6 +83,7 @@ class Lanes:
         self._on_free = on_free
         self._more = more
         self._on_accept = on_accept
+        self._log = access_log
         self._guarded = guarded
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
@@ -157,8 +160,14 @@ class Lanes:
 
     def _hand_over(self, lane: Lane) -> None:
         """Give back the lane of a request that nobody begins."""
-        lane[HANDED_OVER] += 1
+        self._end(lane, HANDED_OVER)
         self.give_back(lane)
+
+    def _end(self, lane: Lane, outcome: int, request: Any = None) -> None:
+        """Count a request."""
+        lane[outcome] += 1
+        if self._log is not None:
+            self._log.end(lane, outcome, request)
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
@@ -203,6 +212,8 @@ class Lanes:
             self._next_queue_wait_ns = now_ns + QUEUE_WAIT_EVERY_NS
             if (wait := queue_wait_ns(request)) is not None:
                 QUEUE_WAIT.observe(lane, wait)
+        if self._log is not None:
+            self._log.begin(lane, request, client_address)
         current = self._current
         if self.elsewhere:
             self._begin_to_pass_on(server, lane, place)
@@ -229,7 +240,7 @@ class Lanes:
                 self._end_passing_on(server)
             else:
                 if current.lane is not None:
-                    lane[HANDED_OVER] += 1
+                    self._end(lane, HANDED_OVER)
                     self.handed_over.note(place)
                 lane[STATE] = IDLE
                 current.lane = None
@@ -256,14 +267,14 @@ class Lanes:
         """Count this thread's request, unless it is counted already."""
         lane, self._current.lane = self._current.lane, None
         if lane is not None:
-            lane[outcome] += 1
+            self._end(lane, outcome)
         elif (context := self.contexts.claim_own()) is not None:
-            context.lane[outcome] += 1
+            self._end(context.lane, outcome)
             self.give_back(context.lane)
 
     def _counting(self, server: Any) -> Callable[[Any, Any], None]:
         current, finish = self._current, server.finish_request
-        observe = DURATION.observe
+        observe, access_log = DURATION.observe, self._log
 
         def finish_request(request: Any, client_address: Any) -> None:
             lane = current.lane
@@ -276,13 +287,15 @@ class Lanes:
             except BaseException as exc:
                 if self.forked:
                     strays.end(exc)
-                lane[FAILED] += 1
+                self._end(lane, FAILED, request)
                 DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
                 raise
             if self.forked:
                 leave(0)
             lane[COMPLETED] += 1
             observe(lane, monotonic_ns() - lane[STARTED_NS])
+            if access_log is not None:
+                access_log.end(lane, COMPLETED, request)
 
         return finish_request
 

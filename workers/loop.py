@@ -65,7 +65,7 @@ class Worker:
         opened = OpenLanes(birth.slot)
         self.lanes = Lanes(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
-            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True,
+            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
         )  # fmt: skip
         self._waits = True  # for the listener; False where the kernel had no memory for it
         self._in_hand = InHand()

@@ -1,12 +1,16 @@
 """The log of `prefork run`: what a record of a request says, and a level that can be changed while it runs."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+import pytest
 
 from tests.support.clients.connections import ask
 from tests.support.programs.service import HUNG, Service, script
@@ -75,6 +79,30 @@ def test_threads_have_records(tmp_path: Path) -> None:
         service.settled()
     assert len(found) == 20
     assert {each["outcome"] for each in found} == {"ok"}
+
+
+OWN_WAYS = "from tests.process.programs.own_ways import Handler, Hooks"
+WAYS = ("wrapped", "shed", "dropped", "thread", "body", "raised")
+
+
+@pytest.mark.parametrize(("bases", "ways"), [("PreForkingTCPServer", WAYS),
+                                             ("PreForkingMixIn, ThreadingTCPServer", (*WAYS, "executor"))])  # fmt: skip
+def test_the_outcome_is_that_of_the_metrics(bases: str, ways: tuple[str, ...], tmp_path: Path) -> None:
+    """However the program processes a request, even if it raises after it has handed it on: it is counted once, and
+    has one record, with the same outcome."""
+    with run(tmp_path, OWN_WAYS, "--access-log", "yes", bases=bases) as service:
+        service.allow("RuntimeError.*raised after it was handed on", "could not finish the request")
+        for way in ways * 2:
+            with contextlib.suppress(ConnectionResetError):
+                ask(service.address, way.encode())
+        records = wait_events(service, "request", 2 * len(ways))
+        counts = service.settled()
+    assert counts["accepted"] == len(records) == 2 * len(ways)
+    found = Counter(record["outcome"] for record in records)
+    outcomes = {"ok": "completed", "error": "failed", "rejected": "rejected", "handed_over": "handed_over"}
+    assert {name: found[name] for name in outcomes} == {name: counts[word] for name, word in outcomes.items()}
+    assert found["ok"] >= 2
+    assert {record["peer"][:10] for record in records} == {"127.0.0.1:"}
 
 
 def test_no_record_without_asking(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class Hooks(Told):
     def in_executor(self, request: Any, client_address: Any) -> None:
         executor.submit(self.process_request_thread, request, client_address)
 
+    def in_raised(self, request: Any, client_address: Any) -> None:
+        """Raises after it has handed the request on."""
+        super().process_request(request, client_address)
+        raise RuntimeError("raised after it was handed on")
+
     def _serve(self, request: Any, client_address: Any) -> None:
         self.finish_request(request, client_address)
         self.shutdown_request(request)
