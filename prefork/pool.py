@@ -26,7 +26,6 @@ from .settings.companions import CompanionFunction, Every
 from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
-from .sockets.listener import Listener
 from .sockets.wildcard import answer_as_addressed
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
@@ -72,11 +71,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     @property
     def socket(self) -> "socket.socket":
-        """The listening socket. The first one assigned becomes a Listener; see sockets/listener.py."""
-        listener: Listener | None = self._prefork_.listener
-        if listener is None:
+        """The listening socket, as the program has assigned it; see listening.py."""
+        own: Preforked = self._prefork_
+        if not own.assigned:
             raise AttributeError("this server has no socket yet")
-        return listener
+        return own.listener  # type: ignore[no-any-return]
 
     @socket.setter
     def socket(self, sock: "socket.socket") -> None:

@@ -1,6 +1,6 @@
 """The pool behind `serve_forever()`: how it is built from its server, and the body of a worker.
 
-Runs in the master, and in each worker as a copy. Owns the listener, the control socket's listener, and what
+Runs in the master, and in each worker as a copy. Owns the control socket's listener, and what
 `serve_forever()` changes in the master's process (signals, title, garbage collector, the listener's flags). It must
 restore all of that when it ends.
 """
@@ -34,6 +34,7 @@ from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
 from .errors import PreforkError
 from .inheritance.standard_classes import process_in_place
+from .listening import Listened
 from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
@@ -45,71 +46,28 @@ from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
 from .sockets.addresses import address_text
-from .sockets.listener import Listener, asked_once_more, prepared, widen
-from .sockets.ownership import Access
+from .sockets.listener import Listener
+from .sockets.shared import prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
-from .systemd import stored
 
 log = logging.getLogger("prefork.supervisor")
 
 
-class Preforked(Accompanied):
+class Preforked(Accompanied, Listened):
     """State of a server that serves from a pool."""
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
-        self.listener: Any = None  # ours, or the program's wrapper of it (TLS)
-        self.closing = False  # server_close() has been called
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside
-        self._first: Listener | None = None  # what the program assigned to `socket` first
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
-
-    # The listener.
-
-    @property
-    def origin(self) -> Listener | None:
-        """The listener itself, also where the program has wrapped it (TLS): it knows where it came from."""
-        return self.listener if isinstance(self.listener, Listener) else self._first
-
-    def listen_on(self, sock: Any) -> None:
-        """Store what the program assigns to `socket`. The first becomes a Listener; see sockets/listener.py."""
-        server, self.closing = self.server, False
-        if self.listener is None:
-            sock = self._first_socket(sock)
-        self.listener = Listener.adopt(sock) if type(sock).__module__ == "socket" else sock
-        if isinstance(self.listener, Listener):
-            self.listener.access = Access(server.socket_mode, server.socket_owner)
-
-    def _first_socket(self, sock: Any) -> Listener:
-        """Return the listener that was handed over, inherited, or stored by systemd; else adopt the new socket."""
-        server = self.server
-        fd = server.inherited_fd
-        address = getattr(server, "server_address", None) if fd is None else f"fd://{fd}"
-        asked = asked_once_more(address, sock.type)
-        given = handed()
-        listener = given.listener("listener", asked) if given is not None else None
-        if listener is None and fd is not None:
-            listener = Listener.inherit(fd)
-        if listener is None and (kept := stored(asked)) is not None:
-            listener = Listener.recover(kept)
-        if listener is None:
-            listener = Listener.adopt(sock)
-        else:
-            listener.settimeout(sock.gettimeout())
-            sock.close()
-        listener.asked = asked
-        self._first = listener
-        if listener.inherited:
-            vars(server).update(address_family=listener.family, socket_type=listener.type)
-        return listener
 
     # Serving.
 
@@ -126,7 +84,7 @@ class Preforked(Accompanied):
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()
-            stack.enter_context(prepared(self.listener, lambda: given is None or given.taken, self.origin))
+            stack.enter_context(prepared(self.listener, lambda: given is None or given.taken))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
             process.import_psutil(server)
@@ -158,7 +116,7 @@ class Preforked(Accompanied):
 
     def handle_one(self) -> None:
         if self.done is None:
-            widen(self.server.socket, self.origin)
+            widen(self.server.socket)
             answer_as_addressed(self.listener)
         super().handle_one()
 
@@ -198,8 +156,8 @@ class Preforked(Accompanied):
         lanes, lanes_open = lanes_of(server.max_threads if self.threaded() else 1)
         service = Service(
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
-            listener=self.listener, origin=self.origin, max_lifetime=server.max_lifetime,
-            application_bytes=self.application_bytes(), companions=self.companions(),
+            listener=self.listener, max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
+            companions=self.companions(),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -254,8 +212,8 @@ class Preforked(Accompanied):
 
     def _pack(self, record: Record) -> None:
         """Add to the record what the next image needs of this server."""
-        assert self._first is not None
-        record.add("listener", pack_listener(self._first, self.listener.fileno()))
+        assert self.origin is not None
+        record.add("listener", pack_listener(self.origin, self.listener.fileno()))
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
         record.add("own", pack_own(self.counting.own))

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..process import RunMode, run_as
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, bound_elsewhere
+from ..sockets.listener import Beneath, bound_elsewhere
 from ..sockets.ownership import owner
 from ..sockets.unix_paths import is_stale
 
@@ -32,7 +32,7 @@ class DryRun:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
 
-    def instead(self, listener: Listener, address: Any, path: str | None) -> Any:
+    def instead(self, listener: Beneath, address: Any, path: str | None) -> Any:
         """Examine the address; return another for the listener. Raises OSError as bind() would, unless it is in use."""
         try:
             known = _inet(listener) or listener.family == socket.AF_UNIX
@@ -47,11 +47,11 @@ class DryRun:
         return ("127.0.0.1", 0) if _inet(listener) else ""  # autobind to an abstract name, see unix(7)
 
 
-def _inet(listener: Listener) -> bool:
+def _inet(listener: Beneath) -> bool:
     return listener.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def _looked_at(listener: Listener, address: Any, path: str | None) -> str:
+def _looked_at(listener: Beneath, address: Any, path: str | None) -> str:
     if path is not None:
         return _path(listener, path)
     with socket.socket(listener.family, listener.type) as probe:
@@ -64,9 +64,10 @@ def _looked_at(listener: Listener, address: Any, path: str | None) -> str:
     return FREE
 
 
-def _path(listener: Listener, path: str) -> str:
-    if listener.access.owner is not None:
-        owner(listener.access.owner)
+def _path(listener: Beneath, path: str) -> str:
+    access = listener._prefork_.access
+    if access.owner is not None:
+        owner(access.owner)
     # Connecting a socket of another type always fails, with one error for a live socket and another for a stale one.
     kind = socket.SOCK_SEQPACKET if listener.type == socket.SOCK_STREAM else listener.type
     stale = is_stale(path, kind)

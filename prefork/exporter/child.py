@@ -27,7 +27,8 @@ from ..master.guard import say_failed
 from ..master.policy import TICK_S
 from ..master.signalling import retire
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, queued
+from ..sockets.listener import Listener
+from ..sockets.shared import queued
 
 log = logging.getLogger("prefork.supervisor")
 

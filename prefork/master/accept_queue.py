@@ -8,19 +8,20 @@ import socket
 
 from prefork.metrics.kernel import accept_queue, datagram_queue
 
-from ..sockets.listener import Listener, narrow, queued
+from ..sockets.listener import origin_of
+from ..sockets.shared import narrow, queued
 
 
 class AcceptQueue:
     """The accept queue of one listener, or of none.
 
     `queued_at` is when something was last queued for us. It is no longer updated once the queue is not ours to serve.
-    `origin` is the Listener underneath one that the program has wrapped (TLS).
+    `origin` is the Listener that knows it, also where the program has wrapped it (TLS).
     """
 
-    def __init__(self, listener: socket.socket | None, origin: Listener | None = None) -> None:
+    def __init__(self, listener: socket.socket | None) -> None:
         self._listener = listener
-        self.origin = listener if isinstance(listener, Listener) else origin
+        self.origin = origin_of(listener)
         self._narrowed = False
         self._serves_queue = listener is not None
         self.queued_at = 0.0
@@ -30,7 +31,7 @@ class AcceptQueue:
         another process holds the listener too."""
         if not self._narrowed:
             self._narrowed = True
-            self._serves_queue = self._listener is not None and narrow(self._listener, self.origin)
+            self._serves_queue = self._listener is not None and narrow(self._listener)
             self.queued_at = now if self._serves_queue else float("-inf")
 
     def look(self, now: float) -> bool:

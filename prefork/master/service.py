@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 
-from ..sockets.listener import Listener
-
 
 @dataclass(frozen=True, slots=True)
 class CompanionSpec:
@@ -33,7 +31,6 @@ class Service:
     lanes: int = 1  # in one worker
     lanes_open: int = 0  # at first; 0: all
     listener: socket.socket | None = None
-    origin: Listener | None = None  # the listener itself, where the program has wrapped it (TLS)
     max_lifetime: float | None = None
     application_bytes: int = 0  # for the user's own metrics
     companions: tuple[CompanionSpec, ...] = ()

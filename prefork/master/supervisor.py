@@ -88,7 +88,7 @@ class Supervisor:
         nudge = None if resumed is None else resumed["nudge"]
         self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queue = AcceptQueue(service.listener, service.origin)
+        self._accept_queue = AcceptQueue(service.listener)
         self.companions = Companions(
             None if service.work is None else service.companions,
             None if resumed is None else resumed.get("companions"),

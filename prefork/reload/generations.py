@@ -22,8 +22,9 @@ from .. import systemd
 from ..master.children import Child, ChildState
 from ..master.policy import BOOT_DEATHS_MAX, QUIET_S
 from ..master.succession import Workings
+from ..sockets import shared
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, narrow, queued
+from ..sockets.listener import Listener
 from .handover import LISTENERS, Handed, Record, has_lost_its_path, pack_board, pack_child, resume_child
 from .left_over import LeftOver
 from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run, require_descriptors
@@ -139,14 +140,10 @@ class Generations:
         for name, listener in zip(LISTENERS, vanished, strict=False):
             if listener is not None:
                 where = address_text(listener.getsockname())
-                lost = has_lost_its_path(handed.values[name])
-                log.info(
-                    "no longer listening on %s%s",
-                    where,
-                    " as it was before its path was removed" if lost else "",
-                    extra=event(LogEvent.LISTENER_GIVEN_UP, address=where),
-                )
-                if name == "listener" and narrow(listener):
+                lost = " as it was before its path was removed" if has_lost_its_path(handed.values[name]) else ""
+                log.info("no longer listening on %s%s", where, lost,
+                         extra=event(LogEvent.LISTENER_GIVEN_UP, address=where))  # fmt: skip
+                if name == "listener" and shared.narrow(listener):
                     self._left = listener
                 else:
                     listener.unlink()
@@ -160,7 +157,7 @@ class Generations:
         """
         if self._left is None:
             return self.current
-        if queued(self._left):
+        if shared.queued(self._left):
             self._quiet_since = now
         self._quiet_since = self._quiet_since or now
         if now - self._quiet_since < QUIET_S:

@@ -113,11 +113,29 @@ class Handed:
 
     def resume(self, name: str) -> Listener:
         """Return the socket of that role as it is, whoever asks for it."""
+        return self._resumed(name, self.values[name]["fd"])
+
+    def again(self, name: str) -> Listener:
+        """Return the socket of that role once more, under another descriptor: the program has closed the first."""
+        return self._resumed(name, os.dup(self._spares[self.values[name]["fd"]]))
+
+    def _resumed(self, name: str, fd: int) -> Listener:
         packed = self.values[name]
-        listener = self._given[name] = Listener.resume(packed["fd"], quiet=self.rehearsal)
+        listener = self._given[name] = Listener.resume(fd, quiet=self.rehearsal)
         self.lend(listener)
         listener.asked, listener.inherited = packed["asked"], packed["inherited"]
         return listener
+
+    def moved(self, before: Listener, after: Listener, sock: socket.socket) -> None:
+        """Note that `after` knows from now on what `before` did, and that `sock` has the descriptor (TLS).
+
+        One of another number, such as a duplicate, is the program's own to close.
+        """
+        for name, listener in self._given.items():
+            if listener is before:
+                self._given[name] = after
+                if sock.fileno() == self.values[name]["fd"]:
+                    self.lend(sock)
 
     def board(self) -> Board:
         if self._board is None:
@@ -194,7 +212,7 @@ def handed() -> Handed | None:
 
 
 def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int]]:
-    """Pack a listener. `fd` is given because the user may have wrapped the socket (TLS): then the wrapper has it."""
+    """Pack a listener. `fd` is given because an object of the program's may have the descriptor (TLS)."""
     return {
         "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
         "identity": listener.identity,

@@ -11,7 +11,7 @@ not know, in whatever thread they answer.
 import socket
 from typing import Any
 
-from .listener import Listener
+from .listener import Listener, SideValue
 
 IP_PKTINFO = 8  # socket has it since Python 3.12
 WILDCARDS = ("0.0.0.0", "::")
@@ -40,7 +40,11 @@ def answer_as_addressed(sock: socket.socket | None) -> None:
 class WildcardListener(Listener):
     """A Listener that notes where each datagram came to, and sends to a client from there."""
 
-    _last = DatagramPeer()  # for a program that makes the address anew: of one client in hand it is the right one
+    __slots__ = ()
+
+    _last = SideValue(
+        DatagramPeer()
+    )  # for a program that makes the address anew: of one client in hand it is the right one
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         data, ancillary, _, address = self.recvmsg(bufsize, _ROOM, flags)

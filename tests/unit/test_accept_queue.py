@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefork.master.accept_queue import AcceptQueue
-from prefork.sockets.listener import Listener
+from prefork.sockets.listener import Listener, put_beneath
 
 FOREVER_AGO = float("-inf")
 
@@ -141,16 +141,22 @@ def test_nothing_to_narrow() -> None:
 def test_what_a_manager_may_keep(change: dict[str, Any], kept: bool) -> None:
     """A listener of ours that has a name; what the manager gave us it has itself."""
     with listening() as listener:
-        vars(listener).update(change)
+        for name, value in change.items():
+            setattr(listener, name, value)
         assert AcceptQueue(listener).kept() == ((listener.fileno(), "asked for") if kept else None)
+
+
+class Wrapped(socket.socket):
+    """Stands for any class of the program's, as ssl.SSLSocket."""
 
 
 def test_a_wrapped_listener() -> None:
     """It is kept, or left open, as the listener underneath is: that one knows where it came from."""
     with listening() as listener:
         asked, inherited = listener.asked, listener.inherited = "asked for", True
-        with socket.socket(fileno=listener.detach()) as wrapped:
-            accept_queue = AcceptQueue(wrapped, listener)
+        with Wrapped(fileno=listener.detach()) as wrapped:
+            put_beneath(wrapped, listener)
+            accept_queue = AcceptQueue(wrapped)
             assert (accept_queue.kept(), inherited) == (None, True)
             accept_queue.narrow(11.0)
             assert accept_queue.queued_at == FOREVER_AGO

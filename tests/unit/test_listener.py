@@ -14,16 +14,15 @@ import pytest
 from prefork.errors import BindError, ConfigError
 from prefork.metrics.kernel import somaxconn
 from prefork.sockets.listener import (
+    Beneath,
     Listener,
     asked_for,
     asked_once_more,
     bound_elsewhere,
-    narrow,
-    prepared,
-    queued,
-    widen,
+    put_beneath,
 )
 from prefork.sockets.ownership import Access
+from prefork.sockets.shared import narrow, prepared, queued, widen
 from prefork.sockets.unix_paths import is_stale
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -61,6 +60,17 @@ def unix(path: str = "s", kind: int = STREAM) -> Iterator[Listener]:
         yield listener
 
 
+class Theirs(socket.socket):
+    """A class of the program's."""
+
+
+def theirs(plain: socket.socket) -> Theirs:
+    """The same socket in an object of the program's class, which has been assigned."""
+    wrapped = Theirs(fileno=plain.detach())
+    put_beneath(wrapped, Listener.without_descriptor())
+    return wrapped
+
+
 def connects(listener: socket.socket) -> bool:
     """Say if a client is let in."""
     with socket.socket(listener.family, STREAM) as client:
@@ -90,12 +100,11 @@ def test_asked_for() -> None:
 
 @pytest.mark.parametrize("timeout", [None, 0.0, 3.0])
 def test_adopted(timeout: float | None) -> None:
-    """The descriptor is taken from a plain socket, with its timeout; it is ours to bind."""
+    """A plain socket becomes a listener, with its timeout, and stays the object that it was; it is ours to bind."""
     plain = socket.socket(socket.AF_INET, DATAGRAM)
     plain.settimeout(timeout)
-    fd = plain.fileno()
     with Listener.adopt(plain) as listener:
-        assert (listener.fileno(), plain.fileno()) == (fd, -1)
+        assert listener is plain
         assert (listener.family, listener.type, listener.gettimeout()) == (socket.AF_INET, DATAGRAM, timeout)
         assert (listener.inherited, listener.resumed, listener.quiet) == (False, False, False)
 
@@ -281,7 +290,7 @@ def test_bound_elsewhere() -> None:
     """`bind()` in a rehearsal takes what it is given, with the path where there is one; a port as it is, no path."""
     seen = []
 
-    def instead(listener: Listener, address: object, path: str | None) -> object:
+    def instead(listener: Beneath, address: object, path: str | None) -> object:
         seen.append((address, path))
         return ("127.0.0.1", 0) if path is None else "other"
 
@@ -342,7 +351,7 @@ def test_a_datagram_that_a_sibling_took() -> None:
             assert listener.recvfrom(10, socket.MSG_PEEK)[0] == b"x"
             assert listener.recvmsg(10, 0, socket.MSG_PEEK)[0] == b"x"
             assert listener.recv(10) == b"x"
-        assert (listener.flags, listener.gettimeout()) == (0, 3.0)
+        assert (type(listener), listener.gettimeout()) == (Listener, 3.0)
 
 
 @pytest.mark.parametrize("before", [None, 0.0, 2.0])
@@ -354,7 +363,7 @@ def test_a_connection_that_a_sibling_took(before: float | None) -> None:
         with prepared(listener, ours):
             listener.settimeout(7.0 if before is None else before)
             listener.setblocking(before is None)
-            assert (listener.gettimeout(), listener.flags) == (0.0, 0)
+            assert listener.gettimeout() == 0.0
             with socket.socket(fileno=os.dup(listener.fileno())) as siblings:
                 assert not os.get_blocking(siblings.fileno())
         assert listener.gettimeout() == (None if before is None else 0.0)
@@ -368,7 +377,7 @@ def test_a_connection_that_a_sibling_took(before: float | None) -> None:
 def test_put_back(blocks: bool, wrapped: bool) -> None:
     """Ours, or what the program has put in its place, blocks or not as it was found, though Python knew otherwise."""
     plain = socket.create_server(("127.0.0.1", 0))
-    with plain if wrapped else Listener.adopt(plain) as listener:
+    with theirs(plain) if wrapped else Listener.adopt(plain) as listener:
         os.set_blocking(listener.fileno(), blocks)
         with prepared(listener, ours):
             assert not os.get_blocking(listener.fileno())
@@ -468,9 +477,9 @@ def test_narrow_what_others_hold() -> None:
 
 def test_narrow_a_wrapped_one() -> None:
     """What the program has put in its place is narrowed too."""
-    with socket.create_server(("127.0.0.1", 0)) as theirs:
-        assert narrow(theirs)
-        assert not connects(theirs)
+    with theirs(socket.create_server(("127.0.0.1", 0))) as wrapped:
+        assert narrow(wrapped)
+        assert not connects(wrapped)
 
 
 def test_prepared_is_widened() -> None:

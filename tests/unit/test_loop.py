@@ -48,7 +48,7 @@ from prefork.metrics.scoreboard import (
     Slot,
     Stacks,
 )
-from prefork.sockets.listener import prepared
+from prefork.sockets.shared import prepared
 from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits

@@ -1,0 +1,113 @@
+"""The socket of a server that has a pool: what the program assigns to `server.socket`, and what becomes of it.
+
+Runs in the master, in constructors above all. Owns which Listener knows the socket, and by what name a reload finds it
+again. The object that the program has assigned stays what it is, with its class and its other names: a plain socket
+becomes a Listener, another class gets our methods beneath its own, and of a wrapper that is no socket (pyOpenSSL) the
+socket inside is seen to.
+"""
+
+import os
+import socket
+from typing import Any
+
+from .reload.handover import handed
+from .sockets.addresses import over
+from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
+from .sockets.ownership import Access
+from .supervised import Supervised
+from .systemd import stored
+
+
+class Listened(Supervised):
+    """State of a server whose socket is shared with workers, and goes over a reload."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.listener: Any = None  # what the program has assigned, such as its own wrapper (TLS)
+        self.assigned = False
+        self.closing = False  # server_close() has been called
+        self._asked: str | None = None
+        self._inode: int | None = None  # by which a socket is known under each of its objects and descriptors
+
+    @property
+    def origin(self) -> Listener | None:
+        """The Listener that knows where the socket came from: the socket itself, or one without a descriptor."""
+        return origin_of(self.listener)
+
+    def listen_on(self, sock: Any) -> None:
+        """Store what the program assigns to `socket`."""
+        self.closing, self.assigned = False, True
+        own = beneath(sock)
+        if own is not None and own.fileno() != -1:
+            self._know(own)
+        self.listener = sock
+
+    def _know(self, own: socket.socket) -> None:
+        """Let a Listener know of this socket: if the program has only wrapped it, all that the one before knew."""
+        before, server = self.origin, self.server
+        same = os.fstat(own.fileno()).st_ino == self._inode
+        origin = self._adopted(own)
+        if not same:
+            self._claim(own, origin, before)
+        elif before is not None and before is not origin:
+            before.tell(origin)
+            self._lend(before, origin, own)
+        self._inode = os.fstat(own.fileno()).st_ino
+        origin.access = Access(server.socket_mode, server.socket_owner)
+        if origin.serving:
+            os.set_blocking(own.fileno(), False)  # wrap_socket() of ssl changes that, and workers are serving there
+
+    @staticmethod
+    def _adopted(own: socket.socket) -> Listener:
+        if (known := origin_of(own)) is not None:
+            return known
+        if type(own) is socket.socket:
+            return Listener.adopt(own)
+        origin = Listener.without_descriptor()
+        put_beneath(own, origin)
+        return origin
+
+    def _claim(self, own: socket.socket, origin: Listener, before: Listener | None) -> None:
+        """Put what was handed over, inherited, or stored by systemd in the place of what the program made."""
+        server = self.server
+        fd = server.inherited_fd
+        if self._asked is None:
+            address = getattr(server, "server_address", None) if fd is None else f"fd://{fd}"
+            self._asked = asked_once_more(address, own.type)
+        origin.asked = self._asked
+        passed = self._passed(fd, before)
+        if passed is None:
+            return
+        passed.tell(origin)
+        origin.asked = self._asked
+        timeout = own.gettimeout()
+        take_over(own, passed.detach())
+        own.settimeout(timeout)
+        self._lend(passed, origin, own)
+        if origin.inherited:
+            vars(server).update(address_family=own.family, socket_type=own.type)
+
+    def _passed(self, fd: int | None, before: Listener | None) -> Listener | None:
+        given, asked = handed(), self._asked or ""
+        if before is not None and (before.inherited or before.resumed):  # the program has put one in its place
+            return self._once_more(before)
+        if given is not None and (listener := given.listener("listener", asked)) is not None:
+            return listener
+        if fd is not None:
+            return Listener.inherit(fd)
+        return None if (kept := stored(asked)) is None else Listener.recover(kept)
+
+    def _once_more(self, before: Listener) -> Listener | None:
+        """Return the socket that the one before stood for; None if it is closed, and nobody else has it."""
+        own, given = beneath(self.listener), handed()
+        if own is not None and own.fileno() != -1:
+            listener = over(own.detach(), Listener)
+            before.tell(listener)
+            self._lend(before, listener, listener)
+            return listener
+        return given.again("listener") if given is not None and before.resumed else None
+
+    @staticmethod
+    def _lend(before: Listener, after: Listener, own: socket.socket) -> None:
+        if (given := handed()) is not None:
+            given.moved(before, after, own)

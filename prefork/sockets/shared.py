@@ -1,0 +1,141 @@
+"""A listening socket that several processes share: prepared, narrowed, widened.
+
+Runs in the master. The socket is whatever the program has assigned: a Listener, or its own wrapper (TLS).
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prefork.metrics.log_events import LogEvent, event
+
+from ..errors import BindError, ConfigError, reason_of
+from .addresses import address_text
+from .listener import beneath, origin_of
+
+log = logging.getLogger("prefork.supervisor")
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+# Classic BPF. On a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun is
+# completed, a new one is not answered, and its client tries again a second later.
+DROP_BARE_SYN = (
+    (0x30, 0, 0, 13),  # A = flags
+    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+    (0x15, 0, 1, 0x02),  # if A == SYN
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFF),  # else pass
+)
+DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
+
+
+class SharedDatagrams(socket.socket):
+    """The receives of a datagram socket that a pool serves: none blocks for what a sibling took, but replies may."""
+
+    __slots__ = ()
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        return super().recv(bufsize, flags | socket.MSG_DONTWAIT)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        return super().recvfrom(bufsize, flags | socket.MSG_DONTWAIT)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return super().recvmsg(bufsize, ancbufsize, flags | socket.MSG_DONTWAIT)
+
+
+@contextlib.contextmanager
+def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
+    """Prepare a listener for the workers, inside: none may block for what a sibling took, nor wait in an accept for as
+    long as the program's own timeout.
+
+    O_NONBLOCK belongs to the open file description, so all processes share it. Datagram sockets stay blocking because
+    handlers reply on them. Both are put back at the end if the socket is `ours()` then; if not, workers of the previous
+    image go on with it. Raises BindError as `widen()` does.
+    """
+    origin, own = origin_of(sock), beneath(sock)
+    if origin is None or own is None:
+        raise ConfigError(f"could not serve from a pool: no socket is found in {sock!r}, which stands for the listener")
+    widen(sock)
+    blocking = origin.resumed or os.get_blocking(own.fileno())  # if resumed, the previous image made it non-blocking
+    kind = type(own)
+    if datagrams := own.type == socket.SOCK_DGRAM:
+        own.__class__ = type(kind.__name__, (kind, SharedDatagrams), {"__slots__": (), "__module__": kind.__module__})
+    origin.serve_by_pool(None if datagrams else 0.0, own)
+    try:
+        yield
+    finally:
+        own.__class__ = kind
+        if own.fileno() != -1 and ours():
+            try:
+                origin.served_by_pool(own)
+                if not blocking:  # it was inherited non-blocking, which its Python timeout did not show
+                    os.set_blocking(own.fileno(), False)
+            except OSError as exc:  # the service has ended well: only a program that uses the socket will notice
+                what = "put back the timeout of the program's socket"
+                log.error("could not %s: %s", what, reason_of(exc), extra=event(LogEvent.STEP_FAILED, step=what))
+
+
+def queued(sock: socket.socket) -> bool:
+    """Return whether something is queued now. False for a closed socket, and where the kernel does not tell."""
+    if sock.fileno() == -1:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    try:
+        return bool(poll.poll(0))
+    except OSError:
+        return False
+
+
+def narrow(sock: socket.socket) -> bool:
+    """Refuse new clients, and keep the accept queue, which the workers serve to its end.
+
+    Returns False, with nothing changed, for a closed socket, and for a listener that another process holds as well
+    (systemd): its queue is for the process that serves it next.
+    """
+    origin = origin_of(sock)
+    if sock.fileno() == -1 or (origin is not None and origin.inherited):
+        return False
+    if origin is not None:
+        origin.unlink()
+    program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
+    if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
+        if _is_abstract(sock) and (own := beneath(sock)) is not None:
+            socket.socket.listen(own, 0)
+        return True  # without its path no client can reach it
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
+    except OSError:
+        if sock.type != socket.SOCK_DGRAM:
+            with contextlib.suppress(OSError):
+                sock.listen(0)
+    return True
+
+
+def widen(sock: socket.socket) -> None:
+    """Undo `narrow()`, so that a server can serve again after `shutdown()`.
+
+    Raises BindError for a Unix socket whose path was removed by an earlier drain.
+    """
+    origin = origin_of(sock)
+    if origin is not None and origin.unreachable:
+        where = address_text(sock.getsockname())
+        raise BindError(errno.ENOENT, f"could not serve again on {where}: its path is removed; make a new server")
+    if origin is not None and _is_abstract(sock):
+        sock.listen(origin.backlog)
+    with contextlib.suppress(OSError):  # there was no filter
+        sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _is_abstract(sock: socket.socket) -> bool:
+    """Return whether a stream socket has an abstract name, which no unlink takes from its clients."""
+    name = sock.getsockname() if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM else None
+    return isinstance(name, bytes) and name[:1] == b"\0"
