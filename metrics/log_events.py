@@ -74,6 +74,7 @@ class LogEvent(Enum):
     REQUEST = "the access log's record of a request"
     REQUEST_FAILED = "a handler raised; `peer`"
     CONNECTION_LOST = "the client broke the connection; `peer`"
+    HANDSHAKE_FAILED = "the TLS handshake with a client failed; `peer`, `reason`"
     ACCEPT_FAILED = "nothing can be accepted for the moment"
     GET_REQUEST_FAILED = "the program's get_request() raised"
     SCRAPE = "a scrape of the exporter"

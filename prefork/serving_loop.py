@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.definitions import is_the_programs_class
+from prefork.workers.handshake import failure
 from prefork.workers.wakeup import Wakeup
 
 from .inheritance.own import Own
@@ -309,11 +310,14 @@ class ServingMixIn:
         """Log the exception that is being handled, with its traceback. Override it.
 
         Called in the `except` block of the code that processes the request. A connection that the client broke is
-        logged at DEBUG, everything else at ERROR.
+        logged at DEBUG, a TLS handshake that failed in one line at INFO, everything else at ERROR.
         """
         exc = sys.exception()
         peer = address_text(client_address or "an unnamed client")  # a Unix client may have no name
-        if isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
+        if (why := failure(exc)) is not None:
+            log.info("TLS handshake with %s failed: %s", peer, why,
+                     extra=event(LogEvent.HANDSHAKE_FAILED, peer=peer, reason=why))  # fmt: skip
+        elif isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
             log.debug(
                 "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
             )

@@ -15,6 +15,8 @@ from prefork.metrics.facts import AcceptError
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import ACCEPT_ERRORS
 
+from .handshake import failure
+
 log = logging.getLogger("prefork.server")
 
 # Seconds without accepting when descriptors or memory are short: ten attempts a second instead of 190,000.
@@ -57,6 +59,7 @@ class NotAccepted:
         if isinstance(exc, BlockingIOError):
             return NOTHING
         self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
+        _told_of_handshake(exc)
         return NO_RESOURCES if is_resource_error(exc) else NOTHING
 
     def count_unexpected(self, exc: Exception) -> Accepted:
@@ -65,6 +68,9 @@ class NotAccepted:
         Only the frame of the call holds that connection, so clearing the frame closes it.
         """
         self._words[ACCEPT_ERRORS + AcceptError.OTHER] += 1
+        if _told_of_handshake(exc):
+            clear_frames(exc.__traceback__)
+            return NOTHING
         self.in_a_row += 1
         now = monotonic()
         if now - self._said_at >= ACCEPT_SAID_EVERY_S:
@@ -77,6 +83,14 @@ class NotAccepted:
             )
         clear_frames(exc.__traceback__)
         return NO_RESOURCES if self.in_a_row >= FAILED_IN_A_ROW else NOTHING
+
+
+def _told_of_handshake(exc: Exception) -> bool:
+    """Tell of a TLS handshake that failed inside `get_request()`, if this is one."""
+    why = failure(exc)
+    if why is not None:
+        log.info("TLS handshake with a client failed: %s", why, extra=event(LogEvent.HANDSHAKE_FAILED, reason=why))
+    return why is not None
 
 
 def accept_error(exc: OSError) -> AcceptError:

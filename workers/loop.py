@@ -22,7 +22,7 @@ from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
-from . import ending, sinks, strays, user_forks
+from . import ending, handshake, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
 from .bootstrap import Birth, Master, leave, note_failure
 from .hangup import InHand
@@ -50,8 +50,7 @@ class Worker:
         self.birth = birth
         self.master = master
         self.draining = False
-        hook = None if terms.on_drain is None else self._calling(terms.on_drain)
-        self._drain_hook = ending.DrainHook(hook)
+        self._drain_hook = ending.DrainHook(terms.on_drain and self._calling(terms.on_drain))
         self._leaving = ExitReason.DRAINED
         self._served = 0
         self._memory: deque[int] = deque(maxlen=SAMPLES)
@@ -105,6 +104,7 @@ class Worker:
             for _, error in import_lazy():
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
+        handshake.in_its_lane(self.server)
         strays.end_in_hooks(self.server, lambda: self.lanes.forked)
         self.lanes.bind(self.server)
         if self.terms.hang_up:

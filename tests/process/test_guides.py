@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from prefork.testing import running
 from tests.support.clients.connections import ask, free_port
 from tests.support.programs import command
 from tests.support.programs.service import HUNG
+from tests.support.tools.certificates import client_context, make_certificate
 from tests.support.tools.guides import PAGES, ROOT, Block, blocks
 from tests.support.tools.transcript import Session, matches, normal, session
 
@@ -116,19 +116,37 @@ def test_servers(server: str, answer: bytes) -> None:
 
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of "TLS" answers over TLS, also while another client says nothing."""
-    openssl = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
-    assert run(openssl, tmp_path).returncode == 0
+    make_certificate(tmp_path)
     monkeypatch.chdir(tmp_path)
     example = next(block.text for block in python(WRITING) if block.file == "tls_upper.py")
     names: dict[str, Any] = {"__name__": "tls_upper"}
     exec(example, names)
-    trust = ssl.create_default_context(cafile="cert.pem")
-    trust.check_hostname = False
+    trust = client_context(tmp_path, certified=False)
     with running(names["Server"], max_children=2) as pool, socket.create_connection(pool.address):
         for _ in range(4):
-            with trust.wrap_socket(socket.create_connection(pool.address, HUNG)) as client:
+            with trust.wrap_socket(socket.create_connection(pool.address, HUNG), server_hostname="localhost") as client:
                 client.sendall(b"hello\n")
                 assert client.recv(6) == b"HELLO\n"
+
+
+def test_a_wrapped_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The site of "TLS" serves openssl's client over HTTPS, not without a certificate, nor in plain text, while another
+    client says nothing."""
+    make_certificate(tmp_path)
+    (tmp_path / "clients.pem").hardlink_to(tmp_path / "cert.pem")
+    (tmp_path / "page.html").write_text("the page")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(source(WRITING), names)
+    with running(names["SecureSite"], max_children=1) as pool, socket.create_connection(pool.address):
+        where = "%s:%d" % pool.address
+        argv = ["openssl", "s_client", "-connect", where, "-CAfile", "cert.pem", "-verify_return_error", "-quiet"]
+        for shown in (["-cert", "cert.pem", "-key", "key.pem"], []):
+            asked = subprocess.run(
+                [*argv, *shown], input="GET /page.html HTTP/1.0\r\n\r\n", capture_output=True, text=True, timeout=HUNG
+            )
+            assert ("the page" in asked.stdout) is bool(shown), asked.stderr
+        assert b"the page" not in ask(pool.address, b"GET /page.html HTTP/1.0\r\n\r\n")
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

@@ -12,6 +12,7 @@ import pytest
 
 from prefork import (
     BaseServer,
+    DatagramRequestHandler,
     PreForkingTCPServer,
     PreForkingUDPServer,
     PreForkingUnixStreamServer,
@@ -297,7 +298,7 @@ def test_a_datagram_socket_of_the_programs_class() -> None:
 
     class Server(PreForkingUDPServer):
         def __init__(self, address: Any) -> None:
-            BaseServer.__init__(self, address, StreamRequestHandler)
+            BaseServer.__init__(self, address, DatagramRequestHandler)
             self.socket = Own(socket.AF_INET, socket.SOCK_DGRAM)
             self.server_bind()
 
