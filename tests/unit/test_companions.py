@@ -1,6 +1,7 @@
 """Companions: what may be declared, when a job is due, and the back-off of the simulated ones."""
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
@@ -74,6 +75,13 @@ def test_functions(function: Any) -> None:
     """Whatever can be called with the server, by itself or at an interval."""
     found = declared(server_with({"a": function, "b-1.c_2": every(60, function, timeout=30.5)}))
     assert found == (Declared("a", function), Declared("b-1.c_2", function, 60, 30.5))
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [(0.01, True), (0.0099, False), (1e9, True), (1.01e9, False)])
+def test_the_bounds_of_an_interval(seconds: float, allowed: bool) -> None:
+    """A hundredth of a second to thirty years."""
+    with contextlib.nullcontext() if allowed else pytest.raises(ConfigError):
+        checked(server_with({"a": every(seconds, run)}))
 
 
 @pytest.mark.parametrize("none", [{}, None, ()])

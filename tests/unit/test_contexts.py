@@ -12,7 +12,7 @@ import pytest
 
 from prefork import BaseServer, ThreadingMixIn
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, REJECTED, Slot
-from prefork.workers.contexts import place_of
+from prefork.workers.contexts import Contexts, place_of
 from prefork.workers.lanes import Lanes
 from tests.support.programs.serving import HUNG
 
@@ -323,3 +323,13 @@ def test_what_the_instance_had() -> None:
 def finish_then_close(server: Any, request: Any) -> None:
     server.finish_request(request, "somebody")
     server.shutdown_request(request)
+
+
+def test_one_that_was_begun_while_it_was_dropped() -> None:
+    """By another thread: it is looked for no more."""
+    contexts = Contexts(lambda lane: None, lambda: None)
+    contexts._dropped.add(7)
+    contexts.patience = 0.02
+    contexts.look()
+    assert not contexts._dropped
+    assert contexts.patience is None

@@ -6,11 +6,21 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prefork.control.access import CLIENTS_MAX, ControlTerms, bind_control, listen, resumed_terms, try_out
+from prefork.control import access
+from prefork.control.access import (
+    CLIENTS_MAX,
+    ControlTerms,
+    bind_control,
+    listen,
+    resumed_listener,
+    resumed_terms,
+    try_out,
+)
 from prefork.errors import BindError, ConfigError
 from prefork.sockets.listener import Listener
 
@@ -193,3 +203,18 @@ def test_tried_out() -> None:
         assert tried is not None
         with tried:
             assert os.path.lexists("d")
+
+
+def test_the_listener_goes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never blocks, and knows its path by the inode, so that only that is removed; without a path it has none."""
+    lent: list[socket.socket] = []
+    monkeypatch.setattr(access, "handed", lambda: SimpleNamespace(lend=lent.append))
+    with bound(terms()) as listener:
+        with resumed_listener(packed(listener, terms())) as next_ones:
+            assert lent == [next_ones]
+            assert (next_ones.gettimeout(), next_ones.identity, next_ones.stands) == (0.0, listener.identity, True)
+        listener.path = listener.identity = None
+        with resumed_listener(packed(listener, terms())) as next_ones:
+            assert (next_ones.identity, next_ones.stands) == (None, False)
+        monkeypatch.setattr(access, "handed", lambda: None)
+        resumed_listener(packed(listener, terms())).close()

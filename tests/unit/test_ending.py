@@ -11,7 +11,7 @@ import threading
 from _thread import get_ident
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +119,42 @@ def test_what_is_not_loaded_is_not_loaded_for_that(
     assert all(registries)
     assert at_exit._registered == [weak._exitfunc]
     assert not {module.__name__ for module, _ in REGISTRIES} & set(sys.modules)
+
+
+class Measured:
+    """What coverage.py has begun in the master."""
+
+    def __init__(self, done: list[str], **data: object) -> None:
+        self._data = SimpleNamespace(**data) if data else None
+        self.stop, self.save = (partial(done.append, name) for name in ("stop", "save"))
+
+
+@pytest.mark.parametrize(("suffix", "own"), [(None, True), ("a", "a"), ("", True)])
+def test_what_coverage_has_measured(
+    suffix: str | None, own: object, at_exit: AtExit, weak: Weak, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is saved last of all, to a file of the worker's own."""
+    measured: Any = Measured(done, _suffix=suffix)
+    monkeypatch.setitem(sys.modules, "coverage", SimpleNamespace(Coverage=SimpleNamespace(current=lambda: measured)))
+    monkeypatch.setattr(weak, "_exitfunc", lambda: done.append("finalize"), raising=False)
+    for module, _ in REGISTRIES:
+        monkeypatch.delitem(sys.modules, module.__name__, raising=False)
+    ending.forget_master()
+    at_exit._run_exitfuncs()
+    assert done == ["finalize", "stop", "save"]
+    assert measured._data._suffix == own
+
+
+def test_coverage_of_another_version(done: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """What it does not have is left alone; what it raises is no matter; and nothing may have been measured."""
+    without, unknown = Measured(done), Measured(done, other=1)
+    ending._save_coverage(None)
+    ending._save_coverage(without)
+    ending._save_coverage(unknown)
+    assert done == ["stop", "save"] * 2
+    assert vars(unknown._data) == {"other": 1}
+    ending._save_coverage(SimpleNamespace())
+    assert "could not save what coverage measured" in caplog.text
 
 
 def test_queues_and_managers_begin_anew(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,9 @@ def test_a_kind_of_failure_is_said_once_in_its_time(time: Time, caplog: pytest.L
     time.now += 0.1
     say_failed("open it", EMFILE)
     assert len(caplog.messages) == 2
+    time.now += SAID_EVERY_S
+    say_failed("open it", EMFILE)
+    assert len(caplog.messages) == 3
 
 
 def test_what_is_another_kind_is_said_for_itself(caplog: pytest.LogCaptureFixture) -> None:

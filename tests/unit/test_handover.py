@@ -105,6 +105,7 @@ def test_a_listener_is_given_once_and_only_where_it_was_asked_for() -> None:
     handed, before = given()
     with before:
         assert handed.listener("listener", "127.0.0.1:1") is None
+        assert handed.listener("metrics", "127.0.0.1:0") is None
         found = handed.listener("listener", "127.0.0.1:0")
         assert found is not None
         assert found.getsockname() == before.getsockname()

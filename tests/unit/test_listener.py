@@ -399,8 +399,9 @@ def test_of_an_image_before() -> None:
     with tcp() as before:
         before.setblocking(False)
         with Listener.resume(os.dup(before.fileno()), quiet=False) as listener:
-            listener.settimeout(4.0)
-            assert not os.get_blocking(listener.fileno()), "its workers go on accepting"
+            for timeout in (None, 4.0):
+                listener.settimeout(timeout)
+                assert not os.get_blocking(listener.fileno()), "its workers go on accepting"
             with prepared(listener, ours):
                 pass
             assert listener.gettimeout() == 4.0

@@ -616,3 +616,13 @@ def test_the_end_does_not_spin() -> None:
     for queued_at in (float("-inf"), NOW - 5.0, NOW):
         ending = seen(worker(1), phase=Phase.DRAINING, phase_since=NOW - 1, queued_at=queued_at)
         assert NOW + QUIET_S / 3 <= plan(ending, FOUR, NOW).wake_at <= NOW + QUIET_S
+
+
+@pytest.mark.parametrize(("state", "now", "told"), [
+    (ChildState.READY, NOW + 1, True), (ChildState.STARTING, NOW + 1, True), (ChildState.DRAINING, NOW + 1, False),
+    (ChildState.KILLING, NOW + 1, False), (ChildState.READY, NOW + 0.01, False),
+])  # fmt: skip
+def test_one_that_was_cut_is_drained_once_its_stacks_are_there(state: ChildState, now: float, told: bool) -> None:
+    """A moment later, unless it was told to leave by then; and it is not cut twice."""
+    cut = worker(1, state, cut_at=NOW, cut_for=ExitReason.TIMEOUT, busy_since=(NOW - 99,))
+    assert drained(seen(cut, worker(2)), LIMITS, now) == ({1: ExitReason.TIMEOUT} if told else {})

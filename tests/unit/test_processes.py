@@ -3,12 +3,14 @@
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from prefork.master import processes
-from prefork.master.processes import KERNEL, End, OrphanReaper
+from prefork.master.processes import KERNEL, End, OrphanReaper, _zombies_of_proc
 from prefork.metrics.log_events import LogEvent
 
 PATIENCE_S, LOOK_EVERY_S = 5.0, 1.0  # as documented
@@ -208,3 +210,23 @@ def test_without_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "waitid", none)
     assert processes._zombies() == set()
+
+
+class Relative:
+    """A child as psutil has it."""
+
+    def __init__(self, pid: int, status: str | None) -> None:
+        self.pid = pid
+        self._status = status
+
+    def status(self) -> str:
+        if self._status is None:
+            raise psutil.NoSuchProcess(self.pid)
+        return self._status
+
+
+def test_orphans_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those that live, nor one that is gone by now."""
+    found = [Relative(7, psutil.STATUS_ZOMBIE), Relative(8, psutil.STATUS_SLEEPING), Relative(9, None)]
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(children=lambda: found))
+    assert _zombies_of_proc() == {7}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefork.reload.start_context import ENTRY, StartContext, split, started_in, started_with
+from prefork.reload.start_context import ENTRY, StartContext, children, split, started_in, started_with
 
 COMMANDS = {
     "a script": (["service.py", "-m", "x"], [], ["service.py", "-m", "x"]),
@@ -181,3 +181,17 @@ def test_a_relative_program_of_another_directory(tmp_path: Path) -> None:
         origin = StartContext("python", (), program, {}, str(started))
         assert origin.command(7, str(other)) == ["python", ENTRY, "7", *expected]
         assert origin.command(7, str(started)) == ["python", ENTRY, "7", *program]
+
+
+def test_children_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of every thread; one that has just ended has none."""
+    of = {"/proc/self/task/1/children": "7 8 ", "/proc/self/task/3/children": "9 "}
+
+    def read(path: Path) -> str:
+        if str(path) not in of:
+            raise FileNotFoundError(path)
+        return of[str(path)]
+
+    monkeypatch.setattr(os, "listdir", lambda path: ["1", "2", "3"])
+    monkeypatch.setattr(Path, "read_text", read)
+    assert children() == {7, 8, 9}

@@ -22,7 +22,7 @@ from prefork.master.supervisor import PHASE_MAY_FOLLOW, Supervisor
 from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason, ForkFailure
 from prefork.metrics.log_events import LogEvent
-from prefork.metrics.scoreboard import LEAVING, Slot
+from prefork.metrics.scoreboard import LEAVING, REPLACE_ASKED, YES, Slot
 from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
 
@@ -439,7 +439,9 @@ def test_an_error_of_service_actions(simulation: Simulation, caplog: pytest.LogC
     assert "could not run service_actions()" in caplog.text
 
 
-def test_what_service_actions_takes_is_no_pause(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_service_actions_takes_is_no_pause(
+    simulation: Simulation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Before it calls the turn and after it, where that takes as long each time: what is more than the last time may
     have been a stop in the midst of it."""
     supervisor = simulation.supervisor
@@ -451,8 +453,23 @@ def test_what_service_actions_takes_is_no_pause(simulation: Simulation, monkeypa
         supervisor.turn()
         simulation.ns += 2 * 10**9
 
+    caplog.clear()
     paused = []
     for _ in range(4):
         supervisor._act(hook)
         paused.append(supervisor.clock.paused)
     assert paused == [pytest.approx(each) for each in (3.0, 5.0, 5.0, 5.0)]
+    assert events(caplog) == [LogEvent.MASTER_PAUSED] * 2
+
+
+@pytest.mark.parametrize("phase", ORDER[:3])
+def test_a_worker_that_was_sent_term(phase: Phase, simulation: Simulation) -> None:
+    """Is replaced, as long as there are replacements."""
+    simulation.settle()
+    supervisor = simulation.supervisor
+    (child, *_) = supervisor.table
+    simulation.living()[0].slot.words[REPLACE_ASKED] = YES
+    supervisor.phase = phase
+    supervisor._note_report(child, 7.0)
+    assert child.replace == (phase is not P.DRAINING)
+    supervisor.phase = P.RUNNING

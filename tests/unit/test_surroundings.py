@@ -251,12 +251,13 @@ def early(monkeypatch: pytest.MonkeyPatch) -> Iterator[EarlySignals]:
 def test_early_signals(early: EarlySignals, monkeypatch: pytest.MonkeyPatch) -> None:
     """Are noted; TERM ends the import too, by an exception, and the next one by all means."""
     notes: list[int] = []
+    statuses: list[int] = []
     monkeypatch.setattr(early, "_post", notes.append)
+    monkeypatch.setattr(os, "_exit", statuses.append)
     signal.raise_signal(HUP)
     with pytest.raises(AskedToEnd):
         signal.raise_signal(TERM)
-    statuses: list[int] = []
-    monkeypatch.setattr(os, "_exit", statuses.append)
+    assert statuses == []
     with pytest.raises(AskedToEnd):  # as nothing has ended
         signal.raise_signal(signal.SIGQUIT)
     assert statuses == [0]

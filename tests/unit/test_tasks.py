@@ -40,6 +40,8 @@ class Part:
         return self.next_at
 
     def fileno(self) -> int:
+        if "close" in self.calls:
+            raise ValueError("closed")
         return self.fd
 
     def forget(self) -> None:

@@ -353,3 +353,11 @@ def test_a_log_that_is_kept(pool: tuple[Simulation, Verbs, Clock], monkeypatch: 
     assert next(work) is None
     clock.now += 1.0
     assert answer(work)["error"].startswith("reopened by 2 of 3 processes; going on in the old log file: worker slot=2")
+
+
+def test_stacks_of_nobody() -> None:
+    """Where there is no process there are none."""
+    simulation = Simulation()
+    result = answer(stacks(Verbs(simulation.supervisor, simulation.generations)))["result"]
+    assert result == {"workers": [], "companions": []}
+    simulation.close()
