@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, PreforkError
 from .inheritance.own import Own
-from .inheritance.precedence import loop_not_called
+from .inheritance.precedence import find_first, loop_not_called
 from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
@@ -63,6 +63,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Turn `allow_reuse_address` off by default for datagrams: with it, a stranger could share the port."""
         super().__init_subclass__(**kwargs)
+        find_first(cls, "socket", vars(PreForkingMixIn)["socket"])
         chosen_by = next(base for base in cls.__mro__ if "allow_reuse_address" in vars(base))
         if chosen_by is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
             cls.allow_reuse_address = False

@@ -13,7 +13,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,7 @@ class ServingLoop:
     def serve_within(self, theirs: Callable[..., None], poll_interval: float | None) -> None:
         """Run the program's own `serve_forever()`, which calls the standard library's; that is ours."""
         self.within_theirs = True
-        StandardLoop.stand_in(self.server, partial(self.serve, poll_interval), partial(self.shutdown, wait=True))
+        StandardLoop.stand_in(self.server, self, poll_interval)
         try:
             theirs(self.server, *(() if poll_interval == POLL_INTERVAL else (poll_interval,)))
         finally:
@@ -122,7 +121,7 @@ class ServingLoop:
     def serving(self) -> Iterator[Wakeup]:
         """Cover the time from the first check of the shutdown flag to the return that `shutdown()` waits for."""
         done = threading.Event()
-        StandardLoop.stand_in(self.server, partial(self.serve, None), partial(self.shutdown, wait=True))
+        StandardLoop.stand_in(self.server, self)
         self.serving_thread = threading.get_ident()
         try:
             wakeup = self.wakeup = Wakeup()

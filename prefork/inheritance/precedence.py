@@ -10,6 +10,7 @@ library's own mix-ins define wins over the class behind them there, and so it do
 
 from collections.abc import Iterator
 from types import FunctionType
+from typing import Any
 
 from prefork.workers.definitions import is_ours, is_the_programs_class
 
@@ -31,6 +32,13 @@ def give_way(cls: type) -> None:
         theirs = next(filter(is_the_programs_class, definers), None)
         if is_ours(definers[0]) and theirs is not None:
             setattr(cls, name, vars(theirs)[name])
+
+
+def find_first(cls: type, name: str, ours: Any) -> None:
+    """Have a descriptor of ours found where the program's class has a plain value of that name, such as None."""
+    nearest = next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    if not hasattr(nearest, "__set__"):
+        setattr(cls, name, ours)
 
 
 def resolve_aliases(cls: type) -> None:

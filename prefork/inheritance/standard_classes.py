@@ -36,23 +36,30 @@ class StandardLoop:
     """The loop of BaseServer: where its `serve_forever()` and `shutdown()` are called, ours run instead.
 
     All they have in common is an event, cleared as the loop begins and waited for by `shutdown()`; this stands in for
-    the one of one server. `serve` runs our loop, `wait` ends it and waits for that."""
+    the one of one server."""
 
-    def __init__(self, attributes: dict[str, Any], serve: Callable[[], None], wait: Callable[[], None]) -> None:
-        self._attributes = attributes
-        self._serve = serve
-        self.wait = wait
+    def __init__(self, server: Any, loop: Any, poll_interval: float | None) -> None:
+        self._attributes = vars(server)
+        self._loop = loop
+        self._poll_interval = poll_interval
 
     @classmethod
-    def stand_in(cls, server: Any, serve: Callable[[], None], wait: Callable[[], None]) -> None:
+    def stand_in(cls, server: Any, loop: Any, poll_interval: float | None = None) -> None:
         """Take the event's place, where this server has one and nobody has taken it."""
         attributes = vars(server)
         if EVENT in attributes and not isinstance(attributes[EVENT], cls):
-            attributes[EVENT] = cls(attributes, serve, wait)
+            attributes[EVENT] = cls(server, loop, poll_interval)
+
+    def is_set(self) -> bool:
+        return self._loop.done is None
+
+    def wait(self) -> None:
+        """End our loop, and wait for that."""
+        self._loop.shutdown(wait=True)
 
     def clear(self) -> None:
         """Serve; then let the loop that begins here end at once, also where the listener is closed by now."""
-        self._serve()
+        self._loop.serve(self._poll_interval)
         self._attributes[REQUESTED] = True
         self._attributes["fileno"] = lambda: 0
 

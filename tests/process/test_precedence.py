@@ -273,3 +273,12 @@ def test_active_children_of_the_program() -> None:
         assert server.active_children is None
         server.active_children = {1}
         assert server.active_children == {1}
+
+
+@pytest.mark.parametrize("place", PLACES[1:])
+def test_socket_with_a_default(place: str) -> None:
+    """A class that says that there is no socket yet has one all the same."""
+    cls = made(place, (prefork.PreForkingMixIn,), socketserver.TCPServer, type("Mine", (), {"socket": None}))
+    server = cls(LOOPBACK, Answer)
+    with serving(server):
+        assert ask(server.server_address, b"word") == b"word"

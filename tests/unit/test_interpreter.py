@@ -14,12 +14,13 @@ import logging
 import re
 import signal
 import socket
+import socketserver
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -91,6 +92,31 @@ def _executors_threads() -> object:
         return set(executor._threads) <= set(importlib.import_module("concurrent.futures.thread")._threads_queues)
 
 
+def _standard_loop() -> object:
+    """The event is cleared as the loop begins, and set at its end; `shutdown()` waits for it."""
+
+    class Event:
+        calls: ClassVar[list[str]] = []
+
+        def clear(self) -> None:
+            self.calls.append("clear")
+            vars(server)["_BaseServer__shutdown_request"] = True
+
+        def set(self) -> None:
+            self.calls.append("set")
+
+        def wait(self) -> None:
+            self.calls.append("wait")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        assert "_BaseServer__is_shut_down" in vars(server)
+        vars(server)["_BaseServer__is_shut_down"] = Event()
+        server.serve_forever()
+        server.shutdown()
+    return Event.calls == ["clear", "set", "wait"]
+
+
+LOOP = "inheritance/standard_classes.py has our loop run where the program calls the standard library's by it"
 ENDING = "workers/ending.py ends a worker by it as Python ends a process; look at multiprocessing/popen_fork.py"
 
 
@@ -143,6 +169,8 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
     "logging._lock": (_lock_of_logging, "os.fork() waits for it, without a bound; workers/log_locks.py has one"),
     "logging.Logger._log": (_logs_by_it, "our loggers override it, so that nothing that is raised below it reaches who "
                                          "logs; override each of debug(), info(), … instead"),
+    "_BaseServer__is_shut_down": (_standard_loop, LOOP),
+    "_BaseServer__shutdown_request": (_standard_loop, LOOP),
     "argparse.ArgumentParser._actions": (_actions, "a wrong option is told the nearest one, which is found there"),
     "argparse.RawDescriptionHelpFormatter._fill_text": (_fill_text, "the pages of help are filled by it, overridden"),
 }  # fmt: skip
@@ -176,6 +204,8 @@ def _private(tree: ast.Module) -> Iterator[str]:
             name = f"{known[node.value.id]}.{node.attr}"
             if _is_private(name) and name not in DOCUMENTED and not _is_private(known[node.value.id]):
                 yield name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and MANGLED.fullmatch(node.value):
+            yield node.value
         elif isinstance(node, ast.ClassDef):
             for base in map(ast.unparse, node.bases):
                 first, _, rest = base.partition(".")
@@ -183,6 +213,7 @@ def _private(tree: ast.Module) -> Iterator[str]:
                     yield from _of_base(node, f"{known[first]}.{rest}".rstrip("."))
 
 
+MANGLED = re.compile(r"_[A-Z][a-zA-Z]*__[a-z]\w*")
 DOCUMENTED = {"os._exit", "sys._current_frames", "sys._getframe"}
 
 
