@@ -29,7 +29,8 @@ class Overload:
     dropped_since: float | None = None
     dropped_until: float = 0.0
     dropped: int = 0  # datagrams, since `dropped_since`
-    counted: int | None = None  # datagrams that the kernel had dropped at the last look
+    counted: int | None = None  # datagrams that the kernel had dropped at the last look,
+    counted_at: float = 0.0  # and when that was
 
     @classmethod
     def resumed(cls, packed: dict[str, Any] | None) -> "Overload":
@@ -73,12 +74,13 @@ class Overload:
 
     def _look_at_drops(self, dropped: int | None, now: float) -> None:
         before, self.counted = self.counted, dropped
+        before_at, self.counted_at = self.counted_at, now
         more = 0 if dropped is None or before is None else dropped - before
         if more > 0:
             self.dropped += more
             self.dropped_until = now
             if self.dropped_since is None:
-                self.dropped_since = now
+                self.dropped_since = before_at
                 log.warning(
                     "the kernel drops datagrams, for which it has no room: %d", more,
                     extra=event(LogEvent.DATAGRAMS_DROPPED, dropped=more),

@@ -1,11 +1,14 @@
 """deploy/container: the Dockerfile by its linter, and its steps run by hand: tests have no Docker engine."""
 
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 
@@ -43,6 +46,18 @@ def test_the_dockerfile_keeps_its_promises() -> None:
     for name in context():
         assert (ROOT / name).exists(), name
     assert {"prefork", "workers", "metrics", "pyproject.toml", "deploy/container/service.toml"} <= set(context())
+
+
+def test_the_page_says_what_is_there() -> None:
+    """The page's commands build this Dockerfile and run what they have built, with the ports that it serves."""
+    lines = [line for line in (HERE / "README.md").read_text().splitlines() if line.startswith("    docker ")]
+    build, run = map(shlex.split, lines)
+    assert (ROOT / build[build.index("-f") + 1]).samefile(HERE / "Dockerfile")
+    assert (build[1], build[-1], run[1], run[-1]) == ("build", ".", "run", build[build.index("-t") + 1])
+    published = {word.rpartition(":")[2] for flag, word in pairwise(run) if flag == "-p"}
+    served = tomllib.loads((HERE / "service.toml").read_text())["prefork"]
+    assert published == {served[name].rpartition(":")[2] for name in ("bind", "metrics")}
+    assert f"\nEXPOSE {' '.join(sorted(published, reverse=True))}\n" in (HERE / "Dockerfile").read_text()
 
 
 def test_compose_mounts_what_is_there() -> None:

@@ -1,5 +1,6 @@
 """deploy/kubernetes: built by kustomize, valid to the API, and saying the same thing in every file."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,16 @@ def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return next(each for each in objects if each["kind"] == kind)
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/example"])
+FOLDERS = ("base", "overlays/example")
+
+
+def test_the_page_applies_what_is_tested() -> None:
+    """The folder of the page's command is one of those that are built here."""
+    (folder,) = re.findall(r"^    kubectl apply -k deploy/kubernetes/(\S+)$", (HERE / "README.md").read_text(), re.M)
+    assert folder in FOLDERS
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_api_would_take_it(folder: str, tmp_path: Path) -> None:
     """Every object is valid to the published schemas, strictly; PodMonitor, the operator's own kind, has none there."""
     objects = [each for each in build(folder) if each["kind"] != "PodMonitor"]
@@ -43,7 +53,7 @@ def test_the_api_would_take_it(folder: str, tmp_path: Path) -> None:
     assert found.stdout.count("passed") + found.stderr.count("passed") == len(objects), found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/example"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_every_selector_finds_the_pods(folder: str) -> None:
     """Service, budget, policy, monitor and autoscaler mean the pods of the Deployment, and ports have their names."""
     objects = build(folder)
@@ -68,7 +78,7 @@ def test_every_selector_finds_the_pods(folder: str) -> None:
     assert set(named) <= ports
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/example"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_service_file_is_of_known_settings_and_fits_the_grace_period(folder: str) -> None:
     """Each name in service.toml is a setting; drain_delay and graceful_timeout fit before Kubernetes kills."""
     objects = build(folder)
