@@ -28,7 +28,8 @@ beside the service. Ask prefork.rehearsing() in a program that has what may exis
 a migration): it is true here, as in the rehearsal of a reload.
 
 What shows only under load is a warning: a thread that is alive at the fork, a default timeout of sockets, a TLS
-handshake in accept(), a setting without effect. The service would start all the same, and the exit status is 0.
+handshake that is waited for, a setting without effect, a handler that does nothing. The service would start all the
+same, and the exit status is 0.
 
 {launch.TARGET_TEXT}
 """

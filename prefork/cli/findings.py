@@ -10,6 +10,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from prefork.workers.definitions import is_the_programs
+from prefork.workers.handshake import FIRST_HOOKS, HANDSHAKE_TIMEOUT_S
+
 from ..pool_settings import PoolSettings
 from ..settings.effects import no_effect
 from ..settings.units import number_text
@@ -22,6 +25,7 @@ def findings(server: Any) -> Iterator[str]:
     yield from _threads()
     yield from _default_timeout()
     yield from _handshakes(server)
+    yield from _handler(server)
     for name, why in no_effect(server, PoolSettings, {}):
         yield f"{name} has no effect: {why}"
 
@@ -47,9 +51,33 @@ def _default_timeout() -> Iterator[str]:
 def _handshakes(server: Any) -> Iterator[str]:
     remedy = "say do_handshake_on_connect=False"
     if getattr(server.socket, "do_handshake_on_connect", False):
-        yield f"the TLS handshake is waited for in accept(): a client that says nothing stops its worker; {remedy}"
+        what = "its worker" if any(is_the_programs(server, name) for name in FIRST_HOOKS) else "its lane"
+        yield (
+            "the listener is wrapped so that the TLS handshake is waited for: a client that says nothing holds "
+            f"{what} for {HANDSHAKE_TIMEOUT_S:g} s; {remedy}, and the handler's timeout counts"
+        )
     elif _waits_in(type(server).get_request):
         yield f"get_request() waits for the TLS handshake: a client that says nothing stops its worker; {remedy}"
+
+
+def _handler(server: Any) -> Iterator[str]:
+    handler = getattr(server, "RequestHandlerClass", None)
+    if not isinstance(handler, type):
+        return
+    try:
+        inspect.signature(handler).bind(None, None, None)
+    except TypeError:
+        yield f"{handler.__name__} cannot be called with a request, an address and a server, as each request will do"
+    except ValueError:  # it is written in C, and tells nothing
+        pass
+    if all(_does_nothing(handler, name) for name in ("__init__", "setup", "handle")):
+        yield f"{handler.__name__} does nothing with a request: nobody has written its handle()"
+
+
+def _does_nothing(handler: type, name: str) -> bool:
+    """Return whether a handler class has this method as socketserver's own classes have it."""
+    owner = next((cls for cls in handler.__mro__ if name in vars(cls)), object)
+    return owner.__module__ in ("socketserver", "prefork.handlers")
 
 
 def _waits_in(get_request: Any) -> bool:
