@@ -8,10 +8,10 @@ from tests.support.programs.service import Service, script
 
 
 def assert_shared_out(pids: list[int], each: int) -> None:
-    """Among four; one that the machine has not let run for a moment is passed over once."""
+    """Among four. To the unit on an idle machine; one that it has not let run for a moment is passed over."""
     counts = Counter(pids).values()
     assert len(counts) == 4
-    assert each - 4 < min(counts) <= max(counts) < each + 4, counts
+    assert each / 2 < min(counts) <= max(counts) < each * 2, counts
 
 
 def test_shared_out_without_a_limit(tmp_path: Path) -> None:
