@@ -11,6 +11,7 @@ process of the command line, and written in every process.
     systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
 """
 
+import errno
 import ipaddress
 import os
 import re
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from .. import systemd
-from ..errors import ConfigError, reason_of
+from ..errors import BindError, ConfigError, reason_of
 from ..log_formats import escaped
 
 __all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address"]
@@ -198,7 +199,8 @@ def bindable(address: Any) -> Any:
     """Return an address as `socket.bind()` takes it: a tuple for a list, a text for a path, a number for the text of a
     port, and the scope of an IPv6 address in its place. Anything else is returned as it is.
 
-    Of `("fe80::1%eth0", 80)` socket.bind() itself drops the scope; see ip(7) and ipv6(7).
+    Of `("fe80::1%eth0", 80)` socket.bind() itself drops the scope; see ipv6(7). Raises BindError if there is no such
+    interface.
     """
     if isinstance(address, os.PathLike):
         return os.fspath(address)
@@ -209,10 +211,10 @@ def bindable(address: Any) -> Any:
         port = int(port)
     bare, _, interface = str(host).partition("%")
     if interface and len(rest) < 2 and _family(bare) is socket.AF_INET6:
-        return bare, port, *(rest or (0,)), _scope_id(interface)
+        try:
+            scope = int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+        except OSError:
+            reason = f"could not bind {address_text((host, port))}: there is no interface {interface}"
+            raise BindError(errno.ENODEV, reason) from None
+        return bare, port, *(rest or (0,)), scope
     return host, port, *rest
-
-
-def _scope_id(interface: str) -> int:
-    """Return the number of a network interface. Raises OSError if there is none of that name."""
-    return int(interface) if interface.isdigit() else socket.if_nametoindex(interface)

@@ -215,8 +215,8 @@ class Listener(Beneath, socket.socket):
             raise ConfigError(f"could not set {self.access} of {where}: it is no Unix path, or bound by somebody else")
         if self.inherited or self.resumed:
             return
+        address = bindable(address)
         try:
-            address = bindable(address)
             self._bind_by(sock, bind, address, path if named else None)
         except OSError as exc:
             raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}") from exc

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import StreamRequestHandler, UnixStreamServer
-from prefork.errors import ConfigError
+from prefork.errors import BindError, ConfigError
 from prefork.sockets.addresses import UNNAMED, Address, address_text, bindable, control_path, parse_address
 
 
@@ -154,8 +154,8 @@ def test_what_can_be_bound(address: object, bound: object) -> None:
 
 
 def test_no_such_interface() -> None:
-    """An interface that does not exist is an error of the system's, as an address that does not exist is."""
-    with pytest.raises(OSError, match="interface"):
+    """An interface that does not exist is one sentence, as an address that does not exist is."""
+    with pytest.raises(BindError, match=r"^could not bind \[fe80::1%none\]:80: there is no interface none$"):
         bindable(("fe80::1%none", 80))
 
 
