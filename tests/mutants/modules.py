@@ -38,7 +38,7 @@ MODULES = {
     ),
     "supervisor": Module(
         "prefork/master/supervisor.py",
-        ("supervisor", "reloading", "simulation", "simulated_reloads"),
+        ("supervisor", "reloading", "companions", "simulation", "simulated_reloads"),
         ("process/pool", "process/pool_master", "process/draining", "process/metrics_move", "faults/boot"),
     ),
     "children": Module(

@@ -333,3 +333,15 @@ def test_one_that_was_begun_while_it_was_dropped() -> None:
     contexts.look()
     assert not contexts._dropped
     assert contexts.patience is None
+
+
+def test_in_a_process_that_the_program_forked() -> None:
+    """Nothing is known there of what its parent passes on."""
+    lanes: list[memoryview] = []
+    contexts = Contexts(lanes.append, lambda: None)
+    contexts.begin(memoryview(b""), None)
+    contexts.forget()
+    assert contexts._accepting.number == 0
+    assert contexts.claim_own() is None
+    contexts.drop(1)
+    assert lanes == []

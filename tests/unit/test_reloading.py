@@ -464,9 +464,12 @@ def test_a_reload_is_one_until_it_is_told(pool: Reloadable, told: list[bool]) ->
 
 def test_an_end_that_comes_while_it_arrives(pool: Reloadable) -> None:
     """What is lent is then its own: nobody takes it back."""
-    pool.generations._arriving = True
+    results = told_by(pool)
+    pool.generations._arriving = pool.generations._owed = True
     pool.generations.cancel()
     assert not pool.generations.arriving
+    assert not pool.generations.reloading
+    assert [result.ok for result in results] == [False]
 
 
 def test_a_new_child_lets_go(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) -> None:

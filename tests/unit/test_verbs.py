@@ -361,3 +361,14 @@ def test_stacks_of_nobody() -> None:
     result = answer(stacks(Verbs(simulation.supervisor, simulation.generations)))["result"]
     assert result == {"workers": [], "companions": []}
     simulation.close()
+
+
+def test_one_that_is_slow_to_start_again(accompanied: tuple[Simulation, Verbs]) -> None:
+    """Is waited for, though it has ended before."""
+    simulation, found = accompanied
+    simulation.companions()[0].exit(1)
+    simulation.advance(1.0)
+    assert len(simulation.companions()) == 2
+    work = named(found, "restart", "one")
+    assert next(work) is None
+    assert next(work) is None
