@@ -345,3 +345,18 @@ def test_in_a_process_that_the_program_forked() -> None:
     assert contexts.claim_own() is None
     contexts.drop(1)
     assert lanes == []
+
+
+def test_a_connection_that_no_accept_of_ours_has_caused() -> None:
+    """Has no lane, and least of all another one's."""
+    contexts = Contexts(lambda lane: None, lambda: None)
+    with contextlib.ExitStack() as stack:
+        ours, theirs = (stack.enter_context(each) for each in socket.socketpair())
+        lane = memoryview(b"")
+        contexts.begin(lane, place_of(ours))
+        contexts.passed_on()
+        assert contexts.claim(theirs) is None
+        context = contexts.claim(ours)
+        assert context is not None
+        assert context.lane is lane
+        assert contexts.claim(ours) is None
