@@ -90,6 +90,10 @@ MODULES = {
         ("queue_watch", "policy", "simulation"),
         ("process/pool_limits", "faults/lost_wakeup"),
     ),
+    "overload": Module("prefork/master/overload.py", ("overload",), ("process/pool_limits",)),
+    "stacks": Module("prefork/master/stacks.py", ("stacks",), ("process/logs",)),
+    "peers": Module("prefork/sockets/peers.py", ("peers",), ("process/control", "process/unix_service")),
+    "effects": Module("prefork/settings/effects.py", ("effects",), ("process/check",)),
     "companions": Module(
         "prefork/master/companions.py", ("companion_table", "companions", "simulation"), ("process/companions",)
     ),

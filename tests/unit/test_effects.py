@@ -68,6 +68,13 @@ def test_an_effect(values: dict[str, object]) -> None:
     assert of(**values) == {}
 
 
+def test_all_of_it() -> None:
+    """A server is told of each kind: a setting without effect, a name that is nearly one, a variable nobody reads."""
+    cls: Any = type("Server", (prefork.PreForkingTCPServer,), {"max_threads": 4, "max_childern": 4})
+    found = [name for name, _ in no_effect(cls.__new__(cls), PoolSettings, {"PREFORK_MAX_REQUESTS": "4"})]
+    assert found == ["max_threads", "max_childern", "PREFORK_MAX_REQUESTS"]
+
+
 @pytest.mark.parametrize(
     ("name", "meant"),
     [

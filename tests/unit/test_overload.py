@@ -80,6 +80,16 @@ def test_moments_are_not_told(looks: Looks) -> None:
     assert looks.events == []
 
 
+def test_how_many_is_of_this_time(looks: Looks) -> None:
+    """Neither a queue that was not told nor one that was told is counted in the next."""
+    looks.look(50)
+    looks.look(0)
+    for waiting in (7, 3):
+        looks.look(waiting, saturated=True, seconds=2)
+        looks.look(0, seconds=OVER_S + 1)
+        assert (looks.events[-1], looks.last("queued")) == (LogEvent.FULL_ENDED, waiting)
+
+
 def test_datagrams(looks: Looks) -> None:
     """The first that are dropped are told, and their sum at the end; what was dropped before we looked is not."""
     looks.look(dropped=1000, seconds=5)

@@ -11,7 +11,7 @@ import pytest
 
 from prefork.sockets.peers import PEERS_MAX, peers_of
 
-MANY = PEERS_MAX + 4
+MANY = 20
 SOON_S = 10.0
 
 
@@ -44,10 +44,25 @@ def test_sixteen_and_all(pidfd: int) -> None:
     ):
         until = monotonic() + SOON_S
         some = peers_of(os.getpid(), pidfd, listener, until)
-        assert len(some) == PEERS_MAX
+        assert len(some) == PEERS_MAX == 16
         assert set(some) < clients
         assert set(peers_of(os.getpid(), pidfd, listener, until, None)) == clients
         assert peers_of(os.getpid(), pidfd, listener, monotonic()) == ()
+
+
+def test_of_a_unix_listener(pidfd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client there is its process, or the name that it has bound; a client of another path is none."""
+    monkeypatch.chdir(tmp_path)
+    with contextlib.ExitStack() as stack:
+        here, other = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        for listener, path in ((here, "here"), (other, "other")):
+            listener.bind(path)
+            listener.listen()
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.bind(f"client of {path}")
+            client.connect(path)
+            stack.enter_context(listener.accept()[0])
+        assert peers_of(os.getpid(), pidfd, here, monotonic() + SOON_S) == ("client of here",)
 
 
 def test_where_there_is_none(pidfd: int, tmp_path: Path) -> None:
