@@ -105,7 +105,10 @@ class Slots:
         self._arrivals = Arrivals(feed)
         self.failed: OSError | None = None  # why a slot was lost on its way: only a new exporter knows every one again
         fd = read_only(board.fd)
-        self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+        try:
+            self._board = BoardReader(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+        finally:
+            os.close(fd)
         self._readers: dict[int, SlotReader] = {}
         self._last = 0  # the highest serial seen on the board
         self._most = SPARE_SLOTS  # with more slots than these it is time to look which are folded

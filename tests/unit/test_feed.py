@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefork.metrics.feed import NAME, Arrivals, Feed
+from prefork.metrics.board import Board, BoardReader
+from prefork.metrics.facts import ChildKind
+from prefork.metrics.feed import NAME, SPARE_SLOTS, Arrivals, Feed, Slots
 from prefork.metrics.scoreboard import Slot, SlotReader
+
+LIVING = 8
 
 
 @pytest.fixture
@@ -52,3 +56,34 @@ def test_a_slot_that_comes_without_its_descriptor(feed: Feed) -> None:
     feed._ours.send(NAME.pack(1, 1, 1, 8))
     with pytest.raises(OSError, match="open files"):
         list(arrivals.take())
+
+
+def test_looks_for_folded_slots_now_and_then(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where processes come and go by the hundred an exporter looks at the board once for many, and holds few that are
+    folded, even if it is never scraped."""
+    looks, serials = list[BoardReader](), BoardReader.serials
+
+    def look(reader: BoardReader) -> frozenset[int]:
+        looks.append(reader)
+        return serials(reader)
+
+    monkeypatch.setattr(BoardReader, "serials", look)
+    monkeypatch.setattr(BoardReader, "snapshot", None)
+    board, living, most = Board(), list[tuple[int, Slot]](), 0
+    slots = Slots(board, feed.theirs)
+    board.announce = feed.send
+    for _ in range(400):
+        slot = Slot(1)
+        living.append((board.enter(ChildKind.WORKER, SlotReader(slot)), slot))
+        if len(living) > LIVING:
+            serial, slot = living.pop(0)
+            board.fold(serial)
+            slot.close()
+        slots.receive()
+        most = max(most, len(slots._readers))
+    assert most <= 2 * LIVING + SPARE_SLOTS
+    assert 400 // (LIVING + SPARE_SLOTS) <= len(looks) <= 400 // SPARE_SLOTS
+    assert {serial for serial, _ in living} <= set(slots._readers)
+    for _, slot in living:
+        slot.close()
+    board.forget()
