@@ -5,9 +5,12 @@ Owns the files that a handler reads and writes. Must not close the connection it
 https://docs.python.org/3/library/socketserver.html#request-handler-objects
 """
 
+import inspect
 import io
 import socket
 from typing import Any
+
+from .settings.handlers import why_not_run
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
@@ -28,7 +31,9 @@ class BaseRequestHandler:
         self.server = server  # Any: a handler is written for one server class and knows its attributes
         self.setup()
         try:
-            self.handle()
+            ran: object = self.handle()  # type: ignore[func-returns-value]
+            if ran is not None:
+                _refuse_what_did_not_run(self, ran)
         finally:
             self.finish()
 
@@ -94,6 +99,15 @@ class DatagramRequestHandler(BaseRequestHandler):
 
     def finish(self) -> None:
         self.socket.sendto(self.wfile.getvalue(), self.client_address)
+
+
+def _refuse_what_did_not_run(handler: BaseRequestHandler, ran: object) -> None:
+    """Raise TypeError for a `handle()` that is async or a generator. A server refuses such a class before it is bound;
+    this one was made by a function, into which nobody can look."""
+    if inspect.iscoroutine(ran) or inspect.isgenerator(ran) or inspect.isasyncgen(ran):
+        if not inspect.isasyncgen(ran):
+            ran.close()
+        raise TypeError(f"{type(handler).__qualname__}.handle() {why_not_run(type(handler).handle)}")
 
 
 class _SocketWriter(io.BufferedIOBase):

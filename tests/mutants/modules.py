@@ -149,6 +149,8 @@ MODULES = {
             "faults/unix_paths",
         ),
     ),
+    "wildcard": Module("prefork/sockets/wildcard.py", ("wildcard",), ("process/datagram_answers",)),
+    "handlers": Module("prefork/settings/handlers.py", ("handler_checks", "handlers", "companions"), ()),
     "ownership": Module(
         "prefork/sockets/ownership.py",
         ("ownership", "listener", "control_access"),

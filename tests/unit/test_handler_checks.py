@@ -182,3 +182,11 @@ class Decorated(StreamRequestHandler):
 def test_not_refused(server: Any, handler: Any) -> None:
     """What a program may have made to work is its own business."""
     server(("127.0.0.1", 0), handler).server_close()
+
+
+@pytest.mark.parametrize("handler", [Awaited, GeneratedLater])
+def test_a_function_that_makes_handlers(handler: Any) -> None:
+    """Nobody can look into it before; so each request fails, by the name of its handler, instead of being ok."""
+    server, client = socket.socketpair()
+    with server, client, pytest.raises(TypeError, match=rf"{handler.__name__}\.handle\(\) is async, and nobody would"):
+        handler(server, "", None)

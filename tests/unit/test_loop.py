@@ -49,7 +49,7 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.sockets.shared import prepared
-from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks
+from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks, waiters
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits
 from prefork.workers.loop import Worker
@@ -841,3 +841,21 @@ def test_without_a_descriptor(runs: Callable[..., Run]) -> None:
     assert 3 <= len(tries) <= 5, "every tenth of a second, and one before it leaves"
     assert len(run.rested) <= 2 * len(tries)
     assert all(each is not None and 0 < each <= 100 for each in run.rested)
+
+
+def test_no_memory_to_wait_for_the_listener(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where epoll_ctl(2) has none a worker leaves the listener alone for a while and tries again: it is not deaf."""
+    run, refused = runs(Threaded, lanes=4, elsewhere=True), [OSError(errno.ENOMEM, "no memory")] * 3
+
+    def wait_for(epoll: select.epoll, listener: int) -> None:
+        if refused:
+            raise refused.pop()
+        epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    run.come("x", "x", "leave")
+    monkeypatch.setattr(loop, "ACCEPT_PAUSE", 0.001)
+    monkeypatch.setattr(waiters, "wait_for", wait_for)
+    with threads_end():
+        run.run()
+    assert not refused
+    assert run.answered == [True] * 3
