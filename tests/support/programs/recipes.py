@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 from tests.support.programs.command import MODULE, Run, watched
@@ -51,18 +52,24 @@ class Recipe(Run):
     def kill_each_worker(self) -> None:
         """SIGKILL to one worker after the other, each when the one before has been replaced."""
         for pid in re.findall(r"pid=(\d+): ready$", self.log, re.MULTILINE)[-self.workers :]:
-            self.allow(rf"pid={pid}: killed \(killed by SIGKILL\)")
-            os.kill(int(pid), signal.SIGKILL)
-            self.read_until("ready$", 1)
+            self.kill(int(pid))
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL to this worker, until it has been replaced."""
+        self.allow(rf"pid={pid}: killed \(killed by SIGKILL\)")
+        os.kill(pid, signal.SIGKILL)
+        self.read_until("ready$", 1)
 
 
 @contextlib.contextmanager
-def recipe(target: str, bind: str, *options: str, **env: str) -> Iterator[Recipe]:
+def recipe(
+    target: str, bind: str, *options: str, command: Sequence[str] = MODULE, cwd: Path = RECIPES, **env: str
+) -> Iterator[Recipe]:
     """`prefork run TARGET` with two workers until the block ends."""
     process = subprocess.Popen(
-        [*MODULE, "run", target, "--bind", bind, "--max-children", str(Recipe.workers), *options],
-        cwd=RECIPES, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [*command, "run", target, "--bind", bind, "--max-children", str(Recipe.workers), *options],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True, pipesize=1 << 20,
     )  # fmt: skip
     run = None
     try:

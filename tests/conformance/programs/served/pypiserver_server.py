@@ -1,0 +1,30 @@
+"""pypiserver over wsgiref's server, which it takes by default, from a pool; asked for its list of packages."""
+
+import wsgiref.simple_server
+from pathlib import Path
+from typing import Any
+
+import pypiserver
+
+from prefork import PreForkingMixIn, ThreadingMixIn
+
+from .http_questions import request
+
+
+class Server(PreForkingMixIn, ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    pass
+
+
+def server(address: tuple[str, int]) -> Any:
+    packages = Path("packages")
+    packages.mkdir(exist_ok=True)
+    (packages / "example-1.0.tar.gz").write_bytes(b"")
+    made = Server(address, wsgiref.simple_server.WSGIRequestHandler)
+    made.set_app(pypiserver.app(roots=[packages.resolve()], disable_fallback=True))
+    return made
+
+
+def ask(host: str, port: int) -> None:
+    status, body = request(host, port, "GET", "/simple/example/")
+    assert status == 200, status
+    assert b"example-1.0.tar.gz" in body, body

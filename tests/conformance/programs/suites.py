@@ -1,0 +1,130 @@
+"""A program's own tests, run over the standard socketserver and over ours, and the two compared outcome by outcome.
+
+Each run is a pytest of its own in a copy of the source distribution; over ours, standing_in/ is on its PYTHONPATH, so
+that processes which the tests start are served by us as well. Runs in the process that tests.
+"""
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.support.programs.service import readable
+
+from .catalogue import Program, Suite
+from .installed import ROOT, environment, source
+
+HUNG = 600.0  # seconds; never reached unless something hangs
+STANDING_IN = Path(__file__).with_name("standing_in")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcomes of one run, a word by test, and why for each that is not "passed"."""
+
+    outcomes: Mapping[str, str]
+    details: Mapping[str, str]
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of both runs. `wrong` is empty where the program does over us what it does over the original."""
+
+    stock: Run
+    ours: Run
+    wrong: tuple[str, ...]
+
+    def __str__(self) -> str:
+        counts = Counter(self.ours.outcomes.values())
+        return ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+
+
+def run_suite(program: Program, folder: Path) -> Verdict:
+    """Run the tests of this program both ways, at the same time. Raises NotInstalled."""
+    suite = program.suite
+    assert suite is not None
+    python = environment()
+    copies = [folder / "stock", folder / "ours"]
+    for copy in copies:
+        shutil.copytree(source(program.distribution), copy, symlinks=True)
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for copy in copies:
+            with open(folder / f"{copy.name}.log", "wb") as log:
+                process = subprocess.Popen(
+                    _command(python, suite), cwd=copy / suite.folder, env=_environ(python, copy, suite),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                )  # fmt: skip
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)  # before it is waited for; nothing when it has ended
+        used = [_finished(process) for process in processes]
+    stock, ours = (_read(folder, copy, cpu_s) for copy, cpu_s in zip(copies, used, strict=True))
+    return Verdict(stock, ours, tuple(_compared(suite, stock, ours)))
+
+
+def _command(python: Path, suite: Suite) -> Sequence[str]:
+    return [
+        str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", *suite.options,
+        "--junitxml=outcomes.xml", *suite.tests,
+    ]  # fmt: skip
+
+
+def _environ(python: Path, copy: Path, suite: Suite) -> dict[str, str]:
+    paths = [str(python.parents[2] / "ours"), *([str(STANDING_IN)] if copy.name == "ours" else []), *suite.path]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    return {**environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths), **suite.env}
+
+
+def _finished(process: "subprocess.Popen[bytes]") -> float:
+    """Wait for the end; return the CPU seconds of the process and of all that it has waited for."""
+    with readable(os.pidfd_open(process.pid)) as pidfd:
+        assert select.select([pidfd], [], [], HUNG)[0], f"hung: {process.args!r}"
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _read(folder: Path, copy: Path, cpu_s: float) -> Run:
+    report = next(copy.rglob("outcomes.xml"), None)
+    assert report is not None, (folder / f"{copy.name}.log").read_text(errors="replace")
+    outcomes, details = {}, {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        trouble = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        outcomes[name] = "passed" if trouble is None else trouble.tag
+        if trouble is not None:
+            details[name] = f"{trouble.get('message')}\n{trouble.text}"
+    return Run(outcomes, details, cpu_s)
+
+
+def _compared(suite: Suite, stock: Run, ours: Run) -> Sequence[str]:
+    """The sentences about what is not as it should be."""
+    wrong = []
+    for name in sorted(stock.outcomes.keys() | ours.outcomes.keys()):
+        one, other = stock.outcomes.get(name, "absent"), ours.outcomes.get(name, "absent")
+        if one != other and not _known(suite.differs, name):
+            wrong.append(f"{name}: {one} over socketserver, {other} over prefork\n{ours.details.get(name, '')}")
+        if one not in ("passed", "skipped") and not _known(suite.own_faults, name):
+            wrong.append(f"{name}: {one} over socketserver already\n{stock.details.get(name, '')}")
+    for known, runs in ((suite.differs, (ours,)), (suite.own_faults, (stock,))):
+        missed = {pattern for pattern in known if not any(_fails(pattern, run) for run in runs)}
+        wrong += [f"{pattern}: is recorded, and passes now" for pattern in sorted(missed)]
+    if "passed" not in ours.outcomes.values():
+        wrong.append("none has passed")
+    return wrong
+
+
+def _known(recorded: Mapping[str, str], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in recorded)
+
+
+def _fails(pattern: str, run: Run) -> bool:
+    return any(re.search(pattern, name) and outcome != "passed" for name, outcome in run.outcomes.items())
