@@ -2,12 +2,13 @@
 
 import configparser
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from impacket.smbserver import SMBSERVER
 
 from prefork import PreForkingMixIn
+
+from .shared_files import shared
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 
@@ -17,9 +18,7 @@ class Server(PreForkingMixIn, SMBSERVER):
 
 
 def server(address: tuple[str, int]) -> Any:
-    folder = Path("shared")
-    folder.mkdir(exist_ok=True)
-    (folder / "file").write_text("of the share")
+    folder = shared("file", "of the share")
     settings = configparser.ConfigParser()
     settings.read_dict({
         "global": {
@@ -27,7 +26,7 @@ def server(address: tuple[str, int]) -> Any:
             "credentials_file": "", "challenge": "4141414141414141", "SMB2Support": "True",
         },
         "IPC$": {"comment": "", "read only": "yes", "share type": "3", "path": ""},
-        "SHARE": {"comment": "", "read only": "yes", "share type": "0", "path": str(folder.resolve())},
+        "SHARE": {"comment": "", "read only": "yes", "share type": "0", "path": str(folder)},
     })  # fmt: skip
     made = Server(address, config_parser=settings)
     made.processConfigFile()

@@ -2,13 +2,14 @@
 
 import configparser
 import socket
-from pathlib import Path
 from typing import Any
 
 from pygopherd import initialization
 from pygopherd.server import ForkingTCPServer, GopherRequestHandler, ThreadingTCPServer
 
 from prefork import PreForkingMixIn
+
+from .shared_files import shared
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 
@@ -30,14 +31,12 @@ def forked(address: tuple[str, int]) -> Any:
 
 
 def _served_by(server: Any, address: tuple[str, int]) -> Any:
-    folder = Path("shared")
-    folder.mkdir(exist_ok=True)
-    (folder / "file.txt").write_text("of the hole\n")
-    Path("mime.types").write_text("text/plain txt\n")
+    shared("mime.types", "text/plain txt\n")
+    folder = shared("file.txt", "of the hole\n")
     settings = configparser.ConfigParser()
     settings.read_dict({
         "pygopherd": {
-            "root": str(folder.resolve()), "mimetypes": "mime.types", "encoding": "[]", "tracebacks": "yes",
+            "root": str(folder), "mimetypes": str(folder / "mime.types"), "encoding": "[]", "tracebacks": "yes",
             "servername": "localhost", "abstract_headers": "off", "abstract_entries": "off",
         },
         "protocols.ProtocolMultiplexer": {"protocols": "[rfc1436.GopherProtocol]"},

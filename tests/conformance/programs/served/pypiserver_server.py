@@ -1,7 +1,6 @@
 """pypiserver over wsgiref's server, which it takes by default, from a pool; asked for its list of packages."""
 
 import wsgiref.simple_server
-from pathlib import Path
 from typing import Any
 
 import pypiserver
@@ -9,6 +8,7 @@ import pypiserver
 from prefork import PreForkingMixIn, ThreadingMixIn
 
 from .http_questions import request
+from .shared_files import shared
 
 
 class Server(PreForkingMixIn, ThreadingMixIn, wsgiref.simple_server.WSGIServer):
@@ -16,11 +16,9 @@ class Server(PreForkingMixIn, ThreadingMixIn, wsgiref.simple_server.WSGIServer):
 
 
 def server(address: tuple[str, int]) -> Any:
-    packages = Path("packages")
-    packages.mkdir(exist_ok=True)
-    (packages / "example-1.0.tar.gz").write_bytes(b"")
+    packages = shared("example-1.0.tar.gz", "")
     made = Server(address, wsgiref.simple_server.WSGIRequestHandler)
-    made.set_app(pypiserver.app(roots=[packages.resolve()], disable_fallback=True))
+    made.set_app(pypiserver.app(roots=[packages], disable_fallback=True))
     return made
 
 
