@@ -19,9 +19,11 @@ from xml.etree import ElementTree
 from tests.support.programs.service import readable
 
 from .catalogue import Program, Suite
-from .installed import ROOT, environment, source
+from .installed import environment, source
 
 HUNG = 600.0  # seconds; never reached unless something hangs
+UNITTEST = re.compile(r"^\w+ \(([\w.]+)\)(?:\n.*?)? \.\.\. (ok|FAIL|ERROR|skipped)", re.MULTILINE)
+WORDS = {"ok": "passed", "FAIL": "failure", "ERROR": "error", "skipped": "skipped"}
 STANDING_IN = Path(__file__).with_name("standing_in")
 
 
@@ -53,34 +55,30 @@ def run_suite(program: Program, folder: Path) -> Verdict:
     assert suite is not None
     python = environment()
     copies = [folder / "stock", folder / "ours"]
-    for copy in copies:
-        shutil.copytree(source(program.distribution), copy, symlinks=True)
     with contextlib.ExitStack() as stack:
         processes = []
         for copy in copies:
-            with open(folder / f"{copy.name}.log", "wb") as log:
+            shutil.copytree(source(program.distribution), copy, symlinks=True)
+            with open(_log(copy), "wb") as log:
                 process = subprocess.Popen(
-                    _command(python, suite), cwd=copy / suite.folder, env=_environ(python, copy, suite),
+                    [python, *suite.command], cwd=copy / suite.folder, env=_environ(python, copy),
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 )  # fmt: skip
             processes.append(stack.enter_context(process))
             stack.callback(process.kill)  # before it is waited for; nothing when it has ended
         used = [_finished(process) for process in processes]
-    stock, ours = (_read(folder, copy, cpu_s) for copy, cpu_s in zip(copies, used, strict=True))
+    stock, ours = (_read(copy, cpu_s) for copy, cpu_s in zip(copies, used, strict=True))
     return Verdict(stock, ours, tuple(_compared(suite, stock, ours)))
 
 
-def _command(python: Path, suite: Suite) -> Sequence[str]:
-    return [
-        str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=short", *suite.options,
-        "--junitxml=outcomes.xml", *suite.tests,
-    ]  # fmt: skip
+def _log(copy: Path) -> Path:
+    return copy.with_suffix(".log")
 
 
-def _environ(python: Path, copy: Path, suite: Suite) -> dict[str, str]:
-    paths = [str(python.parents[2] / "ours"), *([str(STANDING_IN)] if copy.name == "ours" else []), *suite.path]
+def _environ(python: Path, copy: Path) -> dict[str, str]:
+    paths = [*([STANDING_IN] if copy.name == "ours" else []), python.parents[2] / "ours"]
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    return {**environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": ":".join(paths), **suite.env}
+    return {**environ, "PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": ":".join(map(str, paths))}
 
 
 def _finished(process: "subprocess.Popen[bytes]") -> float:
@@ -92,16 +90,20 @@ def _finished(process: "subprocess.Popen[bytes]") -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _read(folder: Path, copy: Path, cpu_s: float) -> Run:
-    report = next(copy.rglob("outcomes.xml"), None)
-    assert report is not None, (folder / f"{copy.name}.log").read_text(errors="replace")
+def _read(copy: Path, cpu_s: float) -> Run:
+    """The outcomes as pytest has written them, or as the lines of unittest's runner say."""
+    log = _log(copy).read_text(errors="replace")
     outcomes, details = {}, {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = f"{case.get('classname')}::{case.get('name')}"
-        trouble = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
-        outcomes[name] = "passed" if trouble is None else trouble.tag
-        if trouble is not None:
-            details[name] = f"{trouble.get('message')}\n{trouble.text}"
+    for report in copy.rglob("outcomes.xml"):
+        for case in ElementTree.parse(report).iter("testcase"):
+            name = f"{case.get('classname')}::{case.get('name')}"
+            trouble = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+            outcomes[name] = "passed" if trouble is None else trouble.tag
+            details[name] = "" if trouble is None else f"{trouble.get('message')}\n{trouble.text}"
+    if not outcomes:
+        outcomes = {name: WORDS[word] for name, word in UNITTEST.findall(log)}
+        details = dict.fromkeys(outcomes, log)
+    assert outcomes, log
     return Run(outcomes, details, cpu_s)
 
 

@@ -14,7 +14,7 @@ HUNG = 30.0  # seconds; never reached unless something hangs
 
 
 class Holding:
-    """For the length of a block: what connects to `address` is connected to the service, and heard once it is let go."""
+    """In its block, what connects to `address` is connected to the service, and heard by it once it is let go."""
 
     def __init__(self, service: tuple[str, int]) -> None:
         self._service = service

@@ -88,13 +88,14 @@ class Asking:
     """One client that asks again and again, in a thread, until the end of the block."""
 
     ask: Callable[[], object]  # raises where the answer is not what it should be
+    pause: float = 0.0  # seconds between two questions
     answered: int = 0
     failed: list[str] = field(default_factory=list)
     _enough: threading.Event = field(default_factory=threading.Event)
     _first: threading.Event = field(default_factory=threading.Event)
 
     def _run(self) -> None:
-        while not self._enough.is_set():
+        while not self._enough.wait(self.pause):
             try:
                 self.ask()
                 self.answered += 1

@@ -5,7 +5,9 @@ import http.client
 HUNG = 30.0  # seconds; never reached unless something hangs
 
 
-def request(host: str, port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def request(
+    host: str, port: int, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     """The status and the body that answer, over a connection of its own."""
     connection = http.client.HTTPConnection(host, port, timeout=HUNG)
     try:

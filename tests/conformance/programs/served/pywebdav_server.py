@@ -20,7 +20,9 @@ def server(address: tuple[str, int]) -> Any:
     folder = shared("file", "of the folder")
     DAVRequestHandler.DO_AUTH = False
     DAVRequestHandler._config = setupDummyConfig(
-        chunked_http_response=1, http_request_use_iterator=0, http_response_use_iterator=0,
+        chunked_http_response=1,
+        http_request_use_iterator=0,
+        http_response_use_iterator=0,
     )
     DAVRequestHandler.IFACE_CLASS = FilesystemHandler(str(folder), "http://localhost/")
     DAVRequestHandler.IFACE_CLASS.mimecheck, DAVRequestHandler.IFACE_CLASS.baseurl = True, ""
