@@ -1,8 +1,8 @@
 """Everything about other people's programs, as a table: `python -m tests.conformance.programs [NAME…]`.
 
 Their own tests over the standard socketserver and over ours, and each of them served from a pool and asked by a real
-client under kill, reload and drain. `--suites` and `--served` do one of the two. The exit status is 1 where something is
-not as it should be, and what that is stands below the table.
+client under kill, reload and drain. `--suites` and `--served` do one of the two. The exit status is 1 where something
+is not as it should be, and what that is stands below the table.
 """
 
 import argparse

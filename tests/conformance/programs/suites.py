@@ -1,4 +1,4 @@
-"""A program's own tests, run over the standard socketserver and over ours, and the two compared outcome by outcome.
+"""A program's own tests, run over the standard socketserver and over ours, and compared outcome by outcome.
 
 Each run is a pytest of its own in a copy of the source distribution; over ours, standing_in/ is on its PYTHONPATH, so
 that processes which the tests start are served by us as well. Runs in the process that tests.
@@ -50,25 +50,27 @@ class Verdict:
 
 
 def run_suite(program: Program, folder: Path) -> Verdict:
-    """Run the tests of this program both ways, at the same time. Raises NotInstalled."""
-    suite = program.suite
-    assert suite is not None
+    """Run the tests of this program both ways, one after the other: some listen on a port of their choice.
+
+    Raises NotInstalled.
+    """
+    assert program.suite is not None
+    stock, ours = (_run(program, program.suite, folder / which) for which in ("stock", "ours"))
+    return Verdict(stock, ours, tuple(_compared(program.suite, stock, ours)))
+
+
+def _run(program: Program, suite: Suite, copy: Path) -> Run:
     python = environment()
-    copies = [folder / "stock", folder / "ours"]
+    shutil.copytree(source(program.distribution), copy, symlinks=True)
     with contextlib.ExitStack() as stack:
-        processes = []
-        for copy in copies:
-            shutil.copytree(source(program.distribution), copy, symlinks=True)
-            with open(_log(copy), "wb") as log:
-                process = subprocess.Popen(
-                    [python, *suite.command], cwd=copy / suite.folder, env=_environ(python, copy),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                )  # fmt: skip
-            processes.append(stack.enter_context(process))
-            stack.callback(process.kill)  # before it is waited for; nothing when it has ended
-        used = [_finished(process) for process in processes]
-    stock, ours = (_read(copy, cpu_s) for copy, cpu_s in zip(copies, used, strict=True))
-    return Verdict(stock, ours, tuple(_compared(suite, stock, ours)))
+        log = stack.enter_context(open(_log(copy), "wb"))
+        process = subprocess.Popen(
+            [python, *suite.command], cwd=copy / suite.folder, env=_environ(python, copy),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        stack.enter_context(process)
+        stack.callback(process.kill)  # before it is waited for; nothing when it has ended
+        return _read(copy, _finished(process))
 
 
 def _log(copy: Path) -> Path:
