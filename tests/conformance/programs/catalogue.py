@@ -31,6 +31,7 @@ class Program:
     suite: Suite | None = None
     why_no_suite: str = ""
     datagrams: bool = False
+    elsewhere: bool = False  # a request runs where no worker holds it, in a process that the program forks itself
     debian: Mapping[str, str] = field(default_factory=dict)  # commands that its client needs, and their packages
     quick: bool = True  # is served in CI
 
@@ -64,7 +65,7 @@ PROGRAMS = (
     Program("pyzor", "pyzor", "pyzor_server:server", datagrams=True, why_no_suite=NO_TESTS),
     Program("Radicale", "radicale", "radicale_server:server", why_no_suite=NO_TESTS),
     Program("jsonrpclib-pelix", "jsonrpclib-pelix", "jsonrpclib_server:plain", JSONRPCLIB),
-    Program("jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above"),
+    Program("jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above", quick=False),
     Program(
         "PyWebDAV3", "pywebdav3", "pywebdav_server:server",
         why_no_suite="its source distribution builds with git-versioner only, which the package index does not have",
@@ -85,5 +86,5 @@ PROGRAMS = (
         "pygopherd", "pygopherd", "pygopherd_server:threaded",
         why_no_suite="its source distribution lacks conf/ and testdata/, without which none of its tests starts",
     ),
-    Program("pygopherd, forking", "pygopherd", "pygopherd_server:forked", why_no_suite="as above"),
+    Program("pygopherd, forking", "pygopherd", "pygopherd_server:forked", why_no_suite="as above", elsewhere=True),
 )  # fmt: skip

@@ -34,8 +34,8 @@ def run_served(program: Program, folder: Path) -> int:
     with _started(program, folder) as run, _client(program, folder) as client:
         address = run.address.rpartition(":")[0].removeprefix("udp://"), int(run.address.rpartition(":")[2])
         client.ask(address)
-        if program.datagrams:
-            answered = _datagrams(run, partial(client.ask, address))
+        if program.datagrams or program.elsewhere:
+            answered = _asked_all_the_while(run, partial(client.ask, address))
         else:
             with _client(program, folder) as other:
                 _killed(run, folder, client, address)
@@ -61,7 +61,7 @@ def _client(program: Program, folder: Path) -> Client:
     return Client([str(environment())], module, folder, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def _datagrams(run: Recipe, ask: Any) -> int:
+def _asked_all_the_while(run: Recipe, ask: Any) -> int:
     """Every question is answered while workers are killed one after the other, and over a reload."""
     ask()
     run.kill_each_worker()
