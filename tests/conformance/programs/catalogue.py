@@ -65,7 +65,9 @@ PROGRAMS = (
     Program("pyzor", "pyzor", "pyzor_server:server", datagrams=True, why_no_suite=NO_TESTS),
     Program("Radicale", "radicale", "radicale_server:server", why_no_suite=NO_TESTS),
     Program("jsonrpclib-pelix", "jsonrpclib-pelix", "jsonrpclib_server:plain", JSONRPCLIB),
-    Program("jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above", quick=False),
+    Program(
+        "jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above", quick=False
+    ),
     Program(
         "PyWebDAV3", "pywebdav3", "pywebdav_server:server",
         why_no_suite="its source distribution builds with git-versioner only, which the package index does not have",

@@ -35,7 +35,7 @@ def run_served(program: Program, folder: Path) -> int:
         address = run.address.rpartition(":")[0].removeprefix("udp://"), int(run.address.rpartition(":")[2])
         client.ask(address)
         if program.datagrams or program.elsewhere:
-            answered = _asked_all_the_while(run, partial(client.ask, address))
+            answered = _asked_all_the_while(run, folder, partial(client.ask, address))
         else:
             with _client(program, folder) as other:
                 _killed(run, folder, client, address)
@@ -61,10 +61,11 @@ def _client(program: Program, folder: Path) -> Client:
     return Client([str(environment())], module, folder, {**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def _asked_all_the_while(run: Recipe, ask: Any) -> int:
-    """Every question is answered while workers are killed one after the other, and over a reload."""
-    ask()
-    run.kill_each_worker()
+def _asked_all_the_while(run: Recipe, folder: Path, ask: Any) -> int:
+    """Every question is answered after workers were killed one after the other, and over a reload."""
+    for worker in _asked(folder, "workers")["workers"]:
+        if worker["state"] == "idle":
+            run.kill(worker["pid"])
     ask()
     with Asking(ask, PAUSE) as asking:
         run.reload()
