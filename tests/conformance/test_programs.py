@@ -3,13 +3,14 @@
 They are installed from the package index in an environment of their own. What cannot be installed is a failure.
 """
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.programs.catalogue import PROGRAMS, Program
-from tests.conformance.programs.installed import pins
+from tests.conformance.programs.installed import ROOT, pins
 from tests.conformance.programs.serving import run_served
 from tests.conformance.programs.suites import run_suite
 
@@ -38,3 +39,11 @@ def test_the_catalogue_is_whole() -> None:
     """Each program is pinned, and has tests that run, or the reason why not."""
     assert {each.distribution for each in PROGRAMS} <= set(pins())
     assert [each.name for each in PROGRAMS if (each.suite is None) != bool(each.why_no_suite)] == []
+
+
+def test_the_page_names_them() -> None:
+    """FIT.md's table has each program, with the version that is tested, and no other."""
+    table = (ROOT / "prefork" / "FIT.md").read_text().partition("## Programs known to work")[2]
+    rows = dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", table, re.MULTILINE))
+    tested = {each.distribution: pins()[each.distribution].partition("==")[2] for each in PROGRAMS}
+    assert {name.lower(): version for name, version in rows.items()} == tested

@@ -1,6 +1,6 @@
 """A program served from a pool as its user would serve it, asked by a real client under kill, reload and drain.
 
-Runs in the process that tests; the pool and its client run in the environment of the programs.
+Runs in the process that tests; the pool and its client (programs/client.py) run in the environment of the programs.
 """
 
 import contextlib
