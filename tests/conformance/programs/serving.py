@@ -20,7 +20,7 @@ from .catalogue import Program
 from .client import HUNG, Client
 from .installed import ROOT, environment
 
-SERVED = "tests.conformance.programs.served"
+SERVED = f"{__package__}.served"
 CONTROL = "control.sock"
 PAUSE = 0.02  # seconds between two questions of one client, which would take a core otherwise
 Address = tuple[str, int]
