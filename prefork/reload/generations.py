@@ -16,7 +16,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.descriptor_limit import pack_limit
 from prefork.workers.flushing import flush_here, given_up_sentence
-from prefork.workers.signals import HEARD, blocked, handled, interrupted_after
+from prefork.workers.signals import HEARD, blocked, interrupted_after
 
 from .. import systemd
 from ..master.children import Child, ChildState
@@ -282,9 +282,7 @@ class Generations:
         """Return the whole record, for the next image."""
         record = self._rehearsal_record()
         record.add("board", pack_board(self._board))
-        record.values["generation"] = self.current
-        record.values["again"] = self._reloading.again
-        record.values["children"] = []
+        record.values.update(generation=self.current, again=self._reloading.again, children=[])
         for child in self._table:
             values, fds = pack_child(child)
             record.values["children"].append(values)
@@ -309,7 +307,8 @@ class Generations:
             try:
                 require_descriptors()
                 record = self._record()
-                record.values.update(mask=sorted(mask - HEARD), handled=sorted(handled()), soft_limit=pack_limit())
+                record.values |= {"mask": sorted(mask - HEARD), "handled": START.attributes.theirs()}
+                record.values["soft_limit"] = pack_limit()
                 self._execute(record, self._workings.asked)
             except OSError as exc:
                 self._reloading.done(ReloadResult(False, not_run(exc)))

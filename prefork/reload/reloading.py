@@ -251,7 +251,7 @@ def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:
     master.tell_us_when_dying(signal.SIGKILL)
     record.values["mask"] = sorted(birth.mask)  # until it holds still, every signal stays blocked
     try:
-        with handed_on(record) as fd, START.as_at_start():
+        with handed_on(record) as fd, START.attributes.restored(len(record.fds)):
             os.execve(START.executable, START.command(fd, there), environment)
     except OSError as exc:
         say(record.values["pipe"], failed=not_run(exc))
@@ -293,7 +293,7 @@ def execute(record: Record, asked: Callable[[], bool]) -> None:
     program needs no signal for that. Raises OSError if the exec fails, and then nothing has changed either.
     """
     there = record.values["directory"]
-    with _back_again(), handed_on(record) as fd, START.as_at_start():
+    with _back_again(), handed_on(record) as fd, START.attributes.restored(len(record.fds)):
         os.chdir(there)
         if not asked():
             os.execve(START.executable, START.command(fd, there), START.environment)

@@ -9,11 +9,12 @@ its path leads to it. Must be made early: process titles are written over the me
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import systemd
+from .attributes import Attributes
 
 ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py")  # where every new image begins
 WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter options that take an argument; python(1)
@@ -30,8 +31,7 @@ class StartContext:
     directory: str
     pid: int = field(default_factory=os.getpid)
     children: frozenset[int] = frozenset()  # of this process, before the program has started any
-    nice: int = 0
-    umask: int = 0o022
+    attributes: Attributes = field(default_factory=Attributes.read)
 
     def refusal(self) -> str | None:
         """Return why this program cannot be started again; None if it can."""
@@ -44,18 +44,6 @@ class StartContext:
             interactive = sys.flags.interactive or hasattr(sys, "ps1") or (sys.stdin is not None and sys.stdin.isatty())
             return "it is an interactive interpreter" if interactive else "its program was read from stdin"
         return None
-
-    @contextlib.contextmanager
-    def as_at_start(self) -> Iterator[None]:
-        """Give this process, inside, the nice value and the umask of the start: the program will set them again, and
-        nice(2) adds up. Undone on the way out, which is reached only if there was no exec."""
-        nice, umask = os.getpriority(os.PRIO_PROCESS, 0), os.umask(self.umask)
-        _be_nice(self.nice)
-        try:
-            yield
-        finally:
-            os.umask(umask)
-            _be_nice(nice)
 
     def command(self, fd: int, directory: str) -> list[str]:
         """Return the command line of a new image in `directory`, which reads its record from descriptor `fd`."""
@@ -70,13 +58,6 @@ class StartContext:
         if path in ("-m", "-c") or directory == self.directory or os.path.exists(os.path.join(directory, path)):
             return self.program
         return (os.path.join(self.directory, path), *self.program[1:])
-
-
-def _be_nice(value: int) -> None:
-    """Take this nice value, if we have another: a filter of system calls may end whoever only asks."""
-    with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
-        if os.getpriority(os.PRIO_PROCESS, 0) != value:
-            os.setpriority(os.PRIO_PROCESS, 0, value)
 
 
 def split(argv: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -192,10 +173,8 @@ def _start_context() -> StartContext:
     except OSError:  # the working directory was removed
         directory = "/"
     systemd.note_sockets(environment)
-    os.umask(umask := os.umask(0o077))  # it can only be read by setting it
     return StartContext(
-        _executable(), flags, program, environment, directory, children=frozenset(children()),
-        nice=os.getpriority(os.PRIO_PROCESS, 0), umask=umask,
+        _executable(), flags, program, environment, directory, children=frozenset(children())
     )  # fmt: skip
 
 

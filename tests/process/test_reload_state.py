@@ -106,8 +106,9 @@ del os.environ["TEST_REMOVED"]
 os.chdir("/")
 """
 ENVIRON = """
+from tests.process.programs.changing import change
 RELEASE = os.environ["TEST_ROUNDS"]
-tell("began", umask=os.umask(0o027), nice=os.nice(1))
+tell("began", **change())
 class Handler(Who):
     def do_release(self):
         return RELEASE
@@ -116,14 +117,15 @@ class Handler(Who):
 
 def test_what_the_program_changed_of_its_process(tmp_path: Path) -> None:
     """The environment and the directory of a reload are those of the start, and not what was made of them before
-    prefork was imported; so are the umask and the nice value, which would add up."""
+    prefork was imported; so are the umask and the nice value, which would add up, the CPUs, the soft limits, and the
+    signals that are ignored."""
     (tmp_path / "service.py").write_text(ELSEWHERE + script(ENVIRON, max_children=WORKERS))
     with Released(tmp_path, argv=["service.py"], env={"TEST_REMOVED": "1"}) as service:
         service.wait_ready(WORKERS)
         reload(service, "", 2)
         assert service.answering() == "x"
-    first, second = [(fact["nice"], fact["umask"]) for fact in service.facts if fact["event"] == "began"]
-    assert first == second
+    first, second = [fact for fact in service.facts if fact["event"] == "began"]
+    assert {**first, "at": second["at"]} == second
 
 
 def test_started_under_a_name_that_leads_nowhere(tmp_path: Path) -> None:

@@ -129,43 +129,6 @@ def test_the_environment_at_the_start(name: str) -> None:
     assert started_with(content, otherwise) == (otherwise if expected is None else expected)
 
 
-class Priorities:
-    """os.umask(), os.getpriority() and os.setpriority() of a process of these."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, nice: int, umask: int) -> None:
-        self.nice, self.mask = nice, umask
-        self.set: list[int] = []
-        monkeypatch.setattr(os, "umask", self._umask)
-        monkeypatch.setattr(os, "getpriority", lambda which, who: self.nice)
-        monkeypatch.setattr(os, "setpriority", self._set)
-
-    def _umask(self, mask: int) -> int:
-        before, self.mask = self.mask, mask
-        return before
-
-    def _set(self, which: int, who: int, value: int) -> None:
-        assert (which, who) == (os.PRIO_PROCESS, 0)
-        self.nice = value
-        self.set.append(value)
-
-
-@pytest.mark.parametrize(("nice", "asked"), [(7, [2, 7]), (2, [])])
-def test_nice_and_umask_of_the_start(nice: int, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inside they are what they were at the start, and afterwards what they were before; a process that has that nice
-    value does not ask for it."""
-    process = Priorities(monkeypatch, nice, 0o027)
-    start = StartContext("python", (), (), {}, "/", nice=2, umask=0o077)
-
-    def fails() -> None:
-        with start.as_at_start():
-            assert (process.nice, process.mask) == (2, 0o077)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fails()
-    assert (process.nice, process.mask, process.set) == (nice, 0o027, asked)
-
-
 def test_a_relative_program_of_another_directory(tmp_path: Path) -> None:
     """In another directory than it was started in, a relative path is of that one where it leads to something there,
     else of the first; modules, texts and whole paths stay as they are."""

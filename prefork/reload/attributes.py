@@ -1,0 +1,112 @@
+"""The attributes of a process that execve(2) keeps and that its program may change: a new image must not find them
+changed.
+
+Runs in the process that becomes the master, and in a rehearsal. Owns values only. Must change nothing that is as it
+was: a filter of system calls may end whoever only asks.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from prefork.workers.signals import dispose, handled
+
+LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
+FOR_AN_IMPORT = 64  # descriptors that a new image has open at once while it starts
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """Those of this process at one moment."""
+
+    nice: int
+    umask: int
+    cpus: frozenset[int]  # on which it may run; empty if the kernel does not tell
+    soft_limits: Mapping[int, int]  # of setrlimit(2), by its numbers
+    ignored: frozenset[int]  # signals
+
+    @classmethod
+    def read(cls) -> Self:
+        os.umask(umask := os.umask(0o077))  # it can only be read by setting it
+        return cls(os.getpriority(os.PRIO_PROCESS, 0), umask, _cpus(), _soft_limits(), _ignored())
+
+    @contextlib.contextmanager
+    def restored(self, descriptors: int) -> Iterator[None]:
+        """Give this process, inside, these attributes: the program will set them again, nice(2) adds up, and defaults
+        are computed from the others. Undone on the way out, which is reached only if there was no exec.
+
+        `descriptors`: how many are handed on; where they leave no room under the soft limit, that stays as it is. Call
+        it in the main thread, with every signal blocked.
+        """
+        before, ignored = self.read(), self.newly_ignored()
+        limits = {**self.soft_limits}
+        if limits.get(resource.RLIMIT_NOFILE, 0) < 2 * descriptors + FOR_AN_IMPORT:
+            limits.pop(resource.RLIMIT_NOFILE, None)
+        dispose(ignored, signal.SIG_DFL)
+        os.umask(self.umask)
+        _be_nice(self.nice)
+        if self.cpus - before.cpus:  # more of them may have been given to the service since
+            _run_on(self.cpus)
+        _limit(limits)
+        try:
+            yield
+        finally:
+            _limit(before.soft_limits)
+            _run_on(before.cpus)
+            _be_nice(before.nice)
+            os.umask(before.umask)
+            dispose(ignored, signal.SIG_IGN)
+
+    def theirs(self) -> list[int]:
+        """Return the signals that the program handles, or has ignored since then: a new image notes them until it does
+        so again, for their default action may end it."""
+        return sorted(handled() | self.newly_ignored())
+
+    def newly_ignored(self) -> frozenset[int]:
+        """Return the signals that the program has ignored since then."""
+        return _ignored() - self.ignored
+
+
+def _ignored() -> frozenset[int]:
+    return frozenset(int(each) for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN)
+
+
+def _be_nice(value: int) -> None:
+    with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
+        if os.getpriority(os.PRIO_PROCESS, 0) != value:
+            os.setpriority(os.PRIO_PROCESS, 0, value)
+
+
+def _cpus() -> frozenset[int]:
+    try:
+        return frozenset(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # another system; a filter of system calls
+        return frozenset()
+
+
+def _run_on(cpus: frozenset[int]) -> None:
+    if cpus and cpus != _cpus():
+        with contextlib.suppress(OSError):  # none of them is left; see cpuset(7)
+            os.sched_setaffinity(0, cpus)
+
+
+def _soft_limits() -> dict[int, int]:
+    found = {}
+    for which in LIMITS:
+        with contextlib.suppress(OSError):
+            found[which] = resource.getrlimit(which)[0]
+    return found
+
+
+def _limit(soft_limits: Mapping[int, int]) -> None:
+    """Take these soft limits, as far as the hard ones allow."""
+    for which, soft in soft_limits.items():
+        with contextlib.suppress(OSError, ValueError):  # ValueError is what EPERM becomes
+            now, hard = resource.getrlimit(which)
+            above = hard != resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft > hard)
+            if soft != now:
+                resource.setrlimit(which, (hard if above else soft, hard))
