@@ -44,7 +44,10 @@ def _run(args: argparse.Namespace) -> int:
     if handed() is not None:  # a reload, which notes signals itself, or its rehearsal, which takes none
         return _serve(args, None)
     put_right(EVERY)  # nothing of the program has run: whatever is blocked or running was inherited
-    early = EarlySignals()
+    try:
+        early = EarlySignals()
+    except OSError:  # the kernel refuses what a pool needs as well, and that is said by its name
+        return _serve(args, None)
     early.begin()
     try:
         return _serve(args, early)

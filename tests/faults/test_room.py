@@ -94,11 +94,13 @@ class Server(PreForkingTCPServer):
 """
 
 
-def refused(tmp_path: Path, *what: str, options: tuple[str, ...] = ("--bind", "127.0.0.1:0")) -> tuple[int, str]:
+def refused(
+    tmp_path: Path, *what: str, options: tuple[str, ...] = ("--bind", "127.0.0.1:0"), target: str = "app:Server"
+) -> tuple[int, str]:
     """How `prefork run` ends in these surroundings, where it does not serve: its status, and all that it says."""
     (tmp_path / "app.py").write_text(APP)
     ended = subprocess.run(
-        [*surrounded(*what), sys.executable, "-m", "prefork", "run", "app:Server", *options], cwd=tmp_path,
+        [*surrounded(*what), sys.executable, "-m", "prefork", "run", target, *options], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, timeout=HUNG, check=False,
     )  # fmt: skip
     return ended.returncode, ended.stderr
@@ -121,13 +123,30 @@ def test_more_workers_than_the_table_has_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM], ids=["ENOSYS", "EPERM"])
-@pytest.mark.parametrize("call", ["pidfd_open", "pidfd_send_signal", "memfd_create", "eventfd2"])
+@pytest.mark.parametrize(
+    "call", ["pidfd_open", "pidfd_send_signal", "memfd_create", "eventfd2", "epoll_create1", "socketpair"]
+)
 def test_a_call_that_a_filter_refuses(call: str, error: int, tmp_path: Path) -> None:
     """What a pool cannot do without is tried before it serves; one sentence names the call, and the status is 1."""
     status, said = refused(tmp_path, f"refused={CALLS[call]}:{error}")
     assert status == 1
     reason = os.strerror(error).lower()
     assert f"prefork: could not start a pool: the kernel refuses {call.rstrip('2')}: {reason}\n" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("without", "called"),
+    [("select.epoll", "epoll_create1"), ("os.pidfd_open", "pidfd_open"), ("os.eventfd", "eventfd"),
+     ("os.memfd_create", "memfd_create"), ("signal.pidfd_send_signal", "pidfd_send_signal")],
+)  # fmt: skip
+def test_a_call_that_this_python_lacks(without: str, called: str, tmp_path: Path) -> None:
+    """An interpreter that was built where a call was unknown, and a program that deletes it, as monkey-patching
+    libraries do, is refused by the name of the call."""
+    (tmp_path / "lacking.py").write_text(f"import os, select, signal\ndel {without}\nfrom app import *\n")
+    status, said = refused(tmp_path, target="lacking:Server")
+    assert status == 1
+    assert f"prefork: could not start a pool: this Python has no {called}: " in said
     assert "Traceback" not in said
 
 

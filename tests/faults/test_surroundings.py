@@ -1,4 +1,5 @@
-"""What a service inherits from whoever starts it: closed descriptors, blocked and ignored signals, timers."""
+"""What a service inherits from whoever starts it: closed descriptors, blocked and ignored signals, timers, a locale,
+limits, and a file system that nobody may write."""
 
 import itertools
 import os
@@ -6,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -14,9 +16,14 @@ import psutil
 import pytest
 
 from tests.support.clients.connections import ask
+from tests.support.clients.controlling import asked
 from tests.support.clients.terminal import terminal
+from tests.support.hosts.users import become
 from tests.support.programs.releases import Released, numbered
+from tests.support.programs.served import RELOADS
 from tests.support.programs.service import HUNG, ROOT, Service, kill_session, script
+from tests.support.tools.figures import figure, ms
+from tests.support.tools.proc import no_descriptor_left
 
 pytestmark = pytest.mark.once
 
@@ -202,3 +209,123 @@ def test_a_background_job_of_a_terminal(tmp_path: Path) -> None:
         assert seen.ended() == 0
     assert seen.shown.count("printed") == 10
     assert "pool:" not in seen.shown
+
+
+# Locale, file system, limits, PID 1.
+
+BYTES = """
+def hexed(*texts):
+    return [os.fsencode(each).hex() for each in texts]
+tell("began", found=hexed(os.environ["STRANGE"], *sys.argv))
+logging.getLogger().warning("said \\xfc")
+"""
+STRANGE = "\udcff"  # the byte 0xFF, as os.fsdecode() gives it
+
+
+@pytest.mark.parametrize("utf8", ["1", "0"], ids=["UTF-8 mode", "ASCII"])
+def test_a_locale_without_characters(utf8: str, tmp_path: Path) -> None:
+    """Under LC_ALL=C, with bytes that are no UTF-8 in arguments, paths and environment, it serves and is reloaded; the
+    program finds the same bytes, and the log has what was said."""
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", f"unix:s{STRANGE}", "--log-file", f"log{STRANGE}"]
+    env = {"LC_ALL": "C", "PYTHONUTF8": utf8, "STRANGE": STRANGE, RELOADS: "1"}
+    source = script(BYTES, bases="PreForkingUnixStreamServer", max_children=1)
+    with Service(tmp_path, source, argv=[*argv, "--control", f"unix:c{STRANGE}"], env=env) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGHUP)
+        service.wait_ready(1, replaced=1)
+        first, second = (fact["found"] for fact in service.wait_each("began", 2))
+        assert first == second
+        assert first[0] == "ff"
+        assert int(ask(service.address, b"pid\n"))
+        assert asked(tmp_path / f"c{STRANGE}", "status")["address"] == r"s\udcff"
+    log = (tmp_path / f"log{STRANGE}").read_bytes()
+    assert b"listening on s" in log
+    assert b"in service" in log
+    assert b"Logging error" not in log
+
+
+READ_ONLY = (
+    'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && mount -o remount,bind,ro / && shift && exec "$@"'
+)
+
+
+def test_a_file_system_that_is_read_only(tmp_path: Path) -> None:
+    """Nothing of it is needed: it serves, is scraped, reloads and ends where no file can be written. What was asked to
+    be there, a Unix path or a control socket, is refused in one sentence, with status 4."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    before = ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(tmp_path))
+    with Released(tmp_path, before=before, max_children=1, metrics_address=("127.0.0.1", 0)) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGHUP)
+        service.wait_ready(1, replaced=1)
+        assert service.answering() == "r1"
+    (tmp_path / "app.py").write_text("from prefork.examples import Upper\n")
+    for options in (("unix:s",), ("127.0.0.1:0", "--control", "unix:c"), ("127.0.0.1:0", "--metrics", "unix:m")):
+        ended = subprocess.run(
+            [*before, sys.executable, "-m", "prefork", "run", "app:Upper", "--bind", *options], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True, timeout=HUNG, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr.count("\n")) == (4, 1), ended.stderr
+        assert "read-only file system" in ended.stderr
+
+
+ENOUGH = 100
+USER = 54322  # nobody else's: the kernel counts the processes of a user
+
+
+def test_too_few_processes_for_its_user(tmp_path: Path) -> None:
+    """Under `ulimit -u` it serves with the workers that there may be, says what the kernel refuses, and fails a reload
+    by name; the limit lifted, the pool is full within two seconds."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: for root there is no such limit")
+    before = [*surrounded(f"limit=NPROC:2:{ENOUGH}"), *become(USER)]
+    with Released(tmp_path, before=before, max_children=2, metrics_address=("127.0.0.1", 0)) as service:
+        service.expect(
+            "could not fork a worker: Resource temporarily unavailable; trying again every 0.5 s",
+            "could not start the exporter: resource temporarily unavailable",
+            "reload failed: could not start the rehearsal: Resource temporarily unavailable",
+        )
+        service.wait_pool(lambda pool: pool["ready"] == 1 and pool["fork_failures"] > 1)
+        assert service.answering() == "r1"
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        lifted = time.monotonic()
+        subprocess.run([*become(USER), "prlimit", f"--pid={service.pid}", f"--nproc={ENOUGH}"], check=True)
+        took = service.wait_ready(2)["at"] - lifted
+    figure("ulimit -u lifted: a full pool after", ms(took), "2000 ms")
+    assert took < 2
+
+
+ORPHANS = """
+class Handler(Who):
+    def do_orphan(self):
+        pid = os.fork()
+        if not pid:
+            os.fork()
+            os._exit(3)
+        os.waitpid(pid, 0)
+"""
+
+
+def test_pid_1_without_a_descriptor(tmp_path: Path) -> None:
+    """As PID 1 with no descriptor left, for which /proc cannot be read, it reaps the orphans nevertheless, and serves
+    on."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with Service(tmp_path, script(ORPHANS, max_children=1), before=AS_PID_1) as service:
+        service.allow("could not list the orphans: too many open files")
+        service.wait_ready(1)
+        (master,) = psutil.Process(service.pid).children()
+        (worker,) = master.children()
+        with no_descriptor_left(master.pid):
+            for _ in range(3):
+                assert int(ask(service.address, b"orphan\n"))
+            deadline = time.monotonic() + HUNG
+            while (left := master.children()) != [worker]:
+                assert time.monotonic() < deadline, f"hung: {left} are never reaped"
+                time.sleep(0.2)  # a poll: nothing tells
+        assert int(ask(service.address, b"pid\n")) > 1
+        service.signal(signal.SIGTERM, master.pid)
+        assert service.wait_exit() == 0
+    assert service.log.count("reaped an orphan") == 3

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.clients.controlling import OTHER, as_other, asked, ctl, open_folder
 from tests.support.clients.scraping import Answer, get, total
+from tests.support.hosts.users import become
 from tests.support.programs.releases import Released, numbered
 from tests.support.programs.service import Service, script
 
@@ -24,10 +25,7 @@ pytestmark = pytest.mark.once
 
 ROOT = os.getuid() == 0
 USER = 54321 if ROOT else os.getuid()
-AS_USER = (
-    "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=+dac_read_search",
-    "--ambient-caps=+dac_read_search",
-) if ROOT else ()  # fmt: skip
+AS_USER = become(USER) if ROOT else ()
 WORKERS = 2
 
 
