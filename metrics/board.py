@@ -403,7 +403,8 @@ class Board:
         self.words.release()
         self._view.release()
         self.memory.close()
-        os.close(self.fd)
+        with contextlib.suppress(OSError):  # the program has closed it
+            os.close(self.fd)
 
     def snapshot(self) -> Snapshot:
         with self.lock:

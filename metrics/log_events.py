@@ -51,7 +51,7 @@ class LogEvent(Enum):
     CHILD_DRAINING = "a child was told to leave when it has finished"
     CHILD_STOPPING = "a child was told to leave now"
     CHILD_ENDED = "a child has ended: `reason`, and what it had to say as `detail`"
-    CHILD_KILLED = "a child was killed at its deadline, `after_s` in `state`"
+    CHILD_KILLED = "a child was killed at its deadline, `after_s` in `state`; `why` it had not left, if that is known"
     CHILD_LEFT_BEHIND = "a child could not be killed and reaped in time"
     REQUESTS_DIED = "requests ended with their worker: `requests` of `outcome`"
     REQUEST_TIMEOUT = "a request has run for longer than request_timeout: that of one of `peers`"

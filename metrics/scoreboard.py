@@ -2,15 +2,18 @@
 
 One memfd per child, sealed against shrinking, new for each child and never reused. All cells are 8-byte words, written
 by assignment. First the header, the child's report about itself; then one group of words per lane, each written by one
-request at a time; then the region of the user's own metrics. Nothing in a slot may ever be used as a pid, an index or
-an address: the reader checks every word against its possible values, and rejects and counts impossible ones.
+request at a time; then the region of the user's own metrics. One word of the header is the master's: it tells the child
+to drain. Nothing in a slot may ever be used as a pid, an index or an address: the reader checks every word against its
+possible values, and rejects and counts impossible ones. Longer than most files: both views are one contract.
 
                    creates   writes                    closes
-    slot           master    only the child            master at the reap; the child's copy ends with it
+    slot           master    the child; the master    master at the reap; the child's copy ends with it
+                             one word
     stacks (text)  after the words of the slot, in the same memfd: faulthandler and bootstrap append, the master takes
     board          master    master (board.py)         with the server object
 """
 
+import contextlib
 import copy
 import ctypes
 import fcntl
@@ -38,6 +41,7 @@ REPLACE_ASKED = 19  # a flag: the child was sent TERM by somebody else than its 
 LOG_FOLLOWED = 20  # how often the log file had been reopened when this process went on in it
 LOG_KEPT = 21  # the same, when it had to go on with the old file instead
 LANES_OPEN = 22  # lanes that have been in use, of a child that takes them as it needs them; 0: all
+TOLD_TO_DRAIN = 23  # a flag, at this place in every layout: the master writes it before it sends the signal to drain
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
@@ -62,6 +66,7 @@ _SUMS = {DURATION.end - 1 - ACCEPTED, QUEUE_WAIT.end - 1 - ACCEPTED}
 _MOST = [MOST_SUM_GROWTH if word in _SUMS else MOST_GROWTH for word in range(COUNT_WORDS)]
 STACKS_MAX = 256 * 1024
 
+_TOLD = slice(TOLD_TO_DRAIN * 8, TOLD_TO_DRAIN * 8 + 8)
 _REASONS = {int(reason): reason for reason in ExitReason}
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # the mapped part stays; text may grow after it
 FALLOC_PUNCH_HOLE_KEEP_SIZE = 0x03
@@ -133,12 +138,13 @@ class Slot:
         self.words[LANES_OPEN] = opened
 
     @classmethod
-    def map_read_only(cls, fd: int) -> Self:
-        """Map the slot of another process, and take over its descriptor.
+    def resume(cls, fd: int) -> Self:
+        """Map a slot that an earlier image of this process has made, and take over its descriptor. It can be read, and
+        its child told to drain.
 
         Raises ValueError when it is not a slot of this version; then the descriptor remains the caller's.
         """
-        memory = mapped(fd, _mapped_bytes(fd) or os.fstat(fd).st_size, mmap.PROT_READ)
+        memory = mapped(fd, _mapped_bytes(fd) or os.fstat(fd).st_size)
         words = memoryview(memory)[: len(memory) // 8 * 8].cast("Q")
         lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
         if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
@@ -146,6 +152,7 @@ class Slot:
         words.release()
         slot = cls.__new__(cls)
         slot._use(fd, memory, lanes)
+        slot._told = memoryview(memory)[_TOLD].cast("Q")
         return slot
 
     @property
@@ -174,6 +181,16 @@ class Slot:
         whole = memoryview(memory) if writable else memoryview(memory).toreadonly()
         self.words = whole[: words * 8].cast("Q")
         self.application = whole[words * 8 :]
+        self._told = whole[_TOLD].cast("Q")
+
+    @property
+    def told_to_drain(self) -> bool:
+        """True once the master has told the child to drain."""
+        return bool(self._told[0] == YES)
+
+    def tell_to_drain(self) -> None:
+        """Say that the signal to drain, which is sent next, is the master's. Called in the master only."""
+        self._told[0] = YES
 
     def lane(self, index: int) -> memoryview:
         start = HEADER_WORDS + (self.first + index) * LANE_WORDS
@@ -188,13 +205,25 @@ class Slot:
     def close(self) -> None:
         """Close the descriptor, and the mapping as soon as no lane of it is held."""
         if self.fd != -1:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):  # the program has closed it
+                os.close(self.fd)
         try:
+            self._told.release()
             self.words.release()
             self.application.release()
             self.memory.close()
         except BufferError:
             pass  # a request in this process still holds a lane: the mapping goes with the last view of it
+
+
+def leave_to_drain(fd: int) -> None:
+    """Close the slot of a child that cannot be read, as that of another layout. Nobody could tell the child to drain
+    any more, so it is told beforehand, and then obeys whoever sends the signal."""
+    with contextlib.suppress(OSError, ValueError):  # there is less of it than the word takes
+        memory = mapped(fd, _TOLD.stop)
+        memory[_TOLD] = YES.to_bytes(8, sys.byteorder)
+        memory.close()
+    os.close(fd)
 
 
 def _mapped_bytes(fd: int) -> int:

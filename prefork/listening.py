@@ -10,6 +10,8 @@ import os
 import socket
 from typing import Any
 
+from prefork.workers.identity import Descriptors
+
 from .reload.handover import handed
 from .sockets.addresses import over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
@@ -26,6 +28,7 @@ class Listened(Supervised):
         self.listener: Any = None  # what the program has assigned, such as its own wrapper (TLS)
         self.assigned = False
         self.closing = False  # server_close() has been called
+        self.descriptors = Descriptors()  # the socket's
         self._asked: str | None = None
         self._inode: int | None = None  # by which a socket is known under each of its objects and descriptors
 
@@ -37,9 +40,10 @@ class Listened(Supervised):
     def listen_on(self, sock: Any) -> None:
         """Store what the program assigns to `socket`."""
         self.closing, self.assigned = False, True
-        own = beneath(sock)
+        own, self.descriptors = beneath(sock), Descriptors()
         if own is not None and own.fileno() != -1:
             self._know(own)
+            self.descriptors = Descriptors(own.fileno())
         self.listener = sock
 
     def _know(self, own: socket.socket) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
+from prefork.workers.identity import CLOSED_BY_PROGRAM
+
 from .errors import ConfigError, PreforkError
 from .inheritance.own import Own
 from .inheritance.precedence import find_first, loop_not_called
@@ -18,7 +20,7 @@ from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
 from .process import RunMode, rehearsing, run_mode
-from .reload.handover import handed
+from .reload.handover import NEEDED, handed
 from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_pool import Preforked
@@ -26,6 +28,7 @@ from .settings.companions import CompanionFunction, Every
 from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
+from .sockets.listener import leave_descriptor
 from .sockets.wildcard import answer_as_addressed
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
@@ -127,9 +130,14 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         check_handler(self, getattr(self, "socket_type", 0))
         if run_mode() is not RunMode.SINGLE:
             check_kernel()
-            given = handed()
-            lent = 0 if given is None else 2 * len(given.values.get("children", ()))
-            check_room(self.max_children, len(own.companions()), lent, rehearsing=rehearsing())
+            lent = spares = 0
+            if (given := handed()) is not None:
+                given.require(*NEEDED)
+                lent, spares = 2 * len(given.values.get("children", ())), given.spares
+            check_room(self.max_children, len(own.companions()), lent, spares, rehearsing=rehearsing())
+        if own.descriptors.lost() and not own.closing:
+            leave_descriptor(self.socket)
+            raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")
         answer_as_addressed(own.listener)
         if rehearsing():
             rehearse(own.rehearsal())

@@ -279,7 +279,6 @@ class Preforked(Accompanied, Listened):
         self.counting.leave(birth)
         self.leave_metrics_listener()
         self.take_slot(number)
-        title = f"prefork: worker {number}"
         one_request = hasattr(server, "collect_children")
         if one_request:
             process_in_place(server)
@@ -290,7 +289,7 @@ class Preforked(Accompanied, Listened):
             hang_up=server.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
             metrics=server.metrics_address is not None, nudge=self.supervisor.nudge,
             on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
-            set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
+            set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
             access_log=AccessLog(LogContext(where, number, address_text)) if server.access_log else None,
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)

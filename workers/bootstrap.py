@@ -5,6 +5,7 @@ a child notices the master's death. Must never return: a child always leaves by 
 master's program after `serve_forever()` runs twice.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -19,6 +20,7 @@ from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
 from .flushing import disown_output, flush_last, given_up_sentence
+from .identity import DescriptorsLost
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
@@ -90,7 +92,12 @@ def note_failure(birth: Birth, exc: BaseException) -> int:
     SystemExit raised by the user's code counts as the exit reason `exited`. The traceback of any other exception is
     written to `stacks`, from where the master logs it: logging may be what is broken in this process.
     """
-    if not isinstance(exc, SystemExit):
+    if isinstance(exc, DescriptorsLost):
+        birth.slot.words[LEAVING] = ExitReason.CRASHED
+        with contextlib.suppress(OSError):  # there is no /proc, or the program has changed its user
+            birth.stacks.fd = os.open(f"/proc/{birth.master_pid}/fd/{birth.stacks.fd}", os.O_WRONLY | os.O_APPEND)
+            birth.stacks.write(f"{exc}\n")
+    elif not isinstance(exc, SystemExit):
         birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
         birth.stacks.write("".join(traceback.format_exception(exc)))
     else:

@@ -36,6 +36,7 @@ from prefork.metrics.scoreboard import LEAVING, READY, REPLACE_ASKED, YES
 
 from . import ending, sinks, strays, user_forks
 from .bootstrap import Birth, Master, note_failure
+from .identity import Descriptors
 from .latch import Latch
 from .limits import SAMPLE_EVERY_S, record
 from .loop import IGNORED
@@ -88,6 +89,7 @@ class Companion:
         self._told = Latch()
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
+        self._descriptors = Descriptors(self._wakeup.fileno(), self._wakeup.write_fileno(), birth.slot.fd)
 
     def run(self) -> int:
         """Run the function until it ends. Return the exit status."""
@@ -109,7 +111,7 @@ class Companion:
             self._run()
         except BaseException as exc:
             self._end_stray()
-            status = note_failure(self.birth, exc)
+            status = note_failure(self.birth, self._descriptors.told(exc))
             self.terms.nudge()  # the master holds the deadline
         self._end_stray()
         ending.finish()
@@ -200,10 +202,12 @@ class Companion:
         user_forks.on_fork_by_user(self._forked_by_user)
 
     def _on_drain(self, signum: int, frame: FrameType | None) -> None:
-        """Note that the master has said so, or that it is gone: then this is PDEATHSIG."""
+        """Note that the master has said so, or that it is gone: then this is PDEATHSIG. From others it is nothing."""
         if not self._orphan and self.master.gone():
             self._orphan = True
             self._signals.kill_me_after(self.terms.graceful_timeout)
+        elif not self._orphan and not self.birth.slot.told_to_drain:
+            return
         self.draining = True
         self._told.set()
 

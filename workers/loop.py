@@ -2,7 +2,7 @@
 
 Runs in a worker process only. Owns the process's epoll and its copy of the listener; of the shared memory it must write
 nothing but its slot. Signals and the master's death tell it what to do; it asks for things through its slot and the
-nudge.
+nudge. Longer than most files: the worker's life, from boot to drain, reads here in its order.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from . import ending, handshake, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
 from .bootstrap import Birth, Master, leave, note_failure
 from .hangup import InHand
+from .identity import Descriptors, DescriptorsLost
 from .lanes import Lanes
 from .lazy_imports import import_lazy
 from .limits import SAMPLES, WorkerLimits, jittered, record
@@ -70,6 +71,9 @@ class Worker:
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
+        self._descriptors = Descriptors(
+            self._wakeup.fileno(), self._wakeup.write_fileno(), master.fileno(), self._epoll.fileno(), birth.slot.fd
+        )
 
     # Set-up and end.
 
@@ -100,6 +104,8 @@ class Worker:
         if self.birth.slot.application:
             begin(self.birth.slot.application)
         self._calling(self.server.worker_started)()
+        if self._descriptors.lost():
+            raise DescriptorsLost
         if self.terms.rehearsal:
             for _, error in import_lazy():
                 raise error
@@ -139,7 +145,7 @@ class Worker:
         """Take nothing new, and tell the master why: it has a replacement and a deadline for us. Return the status."""
         if self.lanes.forked:
             strays.end(exc)
-        status = note_failure(self.birth, exc)
+        status = note_failure(self.birth, self._descriptors.told(exc))
         self.draining = True
         with contextlib.suppress(Exception):
             self._close_listener()
@@ -158,6 +164,10 @@ class Worker:
         set_mask(self.birth.mask)
 
     def _on_drain(self, signum: int, frame: FrameType | None) -> None:
+        if self.birth.slot.told_to_drain:  # else it is from somebody else than the master
+            self._obey_drain()
+
+    def _obey_drain(self) -> None:
         self._begin_to_drain()
         self._wakeup.wake()  # the program may have replaced the signals' wake-up descriptor, as asyncio.run() does
         self._in_hand.hang_up()
@@ -165,7 +175,7 @@ class Worker:
     def _on_term(self, signum: int, frame: FrameType | None) -> None:
         """Ask the master for a replacement, and serve on until it says DRAIN_SIGNAL: there may be a queue to serve."""
         if self.master.gone():  # this is PDEATHSIG: the request may take its time, but the port must be freed now
-            self._on_drain(signum, frame)
+            self._obey_drain()
             self._orphaned()
         else:
             self.birth.slot.words[REPLACE_ASKED] = YES
@@ -274,6 +284,9 @@ class Worker:
             if fd == self._wakeup.fileno():
                 self._wakeup.drain()
                 sinks.follow()
+                if self.birth.slot.told_to_drain:  # the program may have taken the signal for itself
+                    self._begin_to_drain()
+                    self._in_hand.hang_up()
             elif fd == self.master.fileno():
                 self._orphaned()
 

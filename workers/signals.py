@@ -34,9 +34,10 @@ TIMERS = {
     signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_PROF: signal.SIGPROF,
 }  # fmt: skip
 
-# By this a master tells its child to drain. TERM would not do: it is sent to a whole process group by a terminal, a
-# service manager or an operator, and Python does not tell a handler who has sent it. This one does nothing where nobody
-# handles it, as in a process that the program forks (signal(7)).
+# By this a master tells its child to drain, after it has written so in the child's slot: from anybody else it does
+# nothing, for Python does not tell a handler who has sent it. TERM would not do: it is sent to a whole process group by
+# a terminal, a service manager or an operator. This one does nothing where nobody handles it, as in a process that the
+# program forks (signal(7)).
 DRAIN_SIGNAL = signal.SIGURG
 
 # What a process of ours has to hear. A program that blocks signals, for a thread of its own that waits for them, does
@@ -119,6 +120,12 @@ def disarm() -> None:
         signal.setitimer(timer, 0)
     while signal.sigtimedwait(TIMERS.values(), 0):
         pass
+
+
+def dispose(signums: Iterable[int], how: signal.Handlers) -> None:
+    """Give these signals their default action, or have the kernel ignore them."""
+    for signum in signums:
+        signal.signal(signum, how)
 
 
 def ignore(signum: int, frame: FrameType | None) -> None:

@@ -256,7 +256,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     )
     handlers |= {
         POKE: lambda signum, frame: exporter._prefork_.wake(),
-        DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait(),
+        DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait() if birth.slot.told_to_drain else None,
         signal.SIGTERM: lambda signum, frame: exporter.shutdown_nowait() if master.gone() else None,
     }
     signals.take(handlers)

@@ -129,7 +129,12 @@ class Child:
         A child that is gone needs none, and counts as sent. A child that has changed its user may be out of our reach
         (kill(2), CAP_KILL); that is logged.
         """
-        return self.pidfd < 0 or attempt(f"signal {self}", lambda: self.processes.signal(self.pidfd, signum))
+        return self.pidfd < 0 or attempt(f"signal {self}", lambda: self._send(signum))
+
+    def _send(self, signum: int) -> None:
+        if signum == self.drain_signal:
+            self.slot.tell_to_drain()
+        self.processes.signal(self.pidfd, signum)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ CUT_KILL_S = 0.3  # from asking for them to SIGKILL, if only such requests are l
 CUT_LOOK_S = 0.1
 OUT_OF_REACH_S = 2.0  # from its deadline on the end waits so long for a child that SIGKILL does not reach
 REMIND_S = 0.25  # a draining worker is told again after this: hangup.py
+ROUSE_S = 1.0  # a draining child that is still there is roused after this, again and again
 QUIET_S = 0.03  # the queue counts as empty when nothing came for this long
 QUEUE_LOOK_S = 0.05
 FIRST_RESTART_DELAY_S = 0.5
@@ -199,6 +200,7 @@ class Plan:
     slow: tuple[int, ...] = ()  # over slow_request_timeout: ask for stacks
     poke: tuple[int, ...] = ()
     remind: tuple[int, ...] = ()  # to hang up connections that were too young for it when it was told
+    rouse: tuple[int, ...] = ()  # told to leave and still there: it may have been stopped, or have not heard
     wake_at: float = 0.0
 
 
@@ -213,7 +215,8 @@ def plan(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     slow = tuple(c.serial for c in snapshot.children if _over(c, limits.slow_request_timeout, now))
     drain = tuple({**dict(result.drain), **cut}.items())
     remind = tuple(c.serial for c in snapshot.children if _hanging_up(c, limits) and now >= c.told + REMIND_S)
-    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow, remind=remind)
+    rouse = tuple(c.serial for c in snapshot.children if _told_to_leave(c) and now >= c.told + ROUSE_S)
+    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow, remind=remind, rouse=rouse)
     return replace(result, wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
 
 
@@ -405,6 +408,11 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
     return all(now >= since + limits.request_timeout for since in child.busy_since)
 
 
+def _told_to_leave(child: ChildView) -> bool:
+    """Return whether the child is to leave, and not by itself."""
+    return child.state is ChildState.DRAINING and child.reason is not None
+
+
 def _hanging_up(child: ChildView, limits: Limits) -> bool:
     """Return whether the child may still have connections to hang up."""
     return limits.hang_up and child.state is ChildState.DRAINING and bool(child.busy_since)
@@ -464,6 +472,8 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
             yield child.deadline
         if child.state is ChildState.STARTING:
             yield child.started + limits.boot_timeout
+        if _told_to_leave(child):
+            yield child.told + ROUSE_S
         if _hanging_up(child, limits):
             yield from (child.told + REMIND_S, now + REMIND_S)
         if child.cut_at is not None:

@@ -5,6 +5,7 @@ decide anything: when and which child is up to `policy.plan()`, and the loop is 
 """
 
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,7 @@ from .children import CHILD_MAY_FOLLOW, Child, ChildState, ChildTable
 from .guard import guarded
 from .policy import STOP_GRACE_S, Plan
 from .stacks import shortened
+from .staying import why_it_stays
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -48,6 +50,8 @@ def carry_out(
         leave(table, table[serial], reason, table[serial].drain_signal, now, leave_by)
     for serial in plan.remind:
         remind(table[serial], now)
+    for serial in plan.rouse:
+        rouse(table[serial], now)
     for serial in plan.poke:
         table[serial].signal(POKE)
 
@@ -65,13 +69,15 @@ def make_room(withdrawn: Iterable[Child], table: ChildTable, now: float, leave_b
 
 
 def leave(table: ChildTable, child: Child, reason: ExitReason, signum: int, now: float, deadline: float) -> None:
-    """Drain or stop (QUIT) the child. A deadline that it already has is never put off."""
+    """Drain or stop (QUIT) the child. A deadline that it already has is never put off. SIGCONT is for a process that
+    was stopped."""
     child.reason, child.told = reason, now
     child.deadline = deadline if child.deadline is None else min(child.deadline, deadline)
     state = ChildState.STOPPING if signum == signal.SIGQUIT else ChildState.DRAINING
     if child.state in CHILD_MAY_FOLLOW[state]:
         table.set_state(child, state, now)
     child.signal(signum)
+    child.signal(signal.SIGCONT)
 
 
 def let_go(table: ChildTable, child: Child, now: float, deadline: float) -> None:
@@ -84,17 +90,34 @@ def retire(child: Child, now: float) -> bool:
     """Tell an exporter to end that has a successor or is no longer wanted; it has RETIRED_S to finish its scrapes."""
     child.reason = ExitReason.REPLACED
     child.deadline = now + RETIRED_S
-    return child.signal(child.drain_signal)
+    return child.signal(child.drain_signal) and child.signal(signal.SIGCONT)
 
 
 def remind(child: Child, now: float) -> None:
     """Tell a draining child again: its loop may have been between two checks the first time."""
     child.told = now
     child.signal(child.drain_signal)
+    child.signal(signal.SIGCONT)
+
+
+def rouse(child: Child, now: float) -> None:
+    """Continue a draining child, which may have been stopped after it was told. Once, end the wait of an idle one: it
+    looks at its slot then, whatever the program does with the signal to drain."""
+    first, child.told = child.told == child.changed, now
+    child.signal(signal.SIGCONT)
+    if first and child.kind in POKED and child.report is not None and not child.report.busy:
+        child.signal(POKE)
+
+
+def abandon(child: Child) -> None:
+    """Tell a child to end by its pid, where the pidfd is lost; that is ours as long as nobody has reaped it."""
+    child.slot.tell_to_drain()
+    os.kill(child.pid, signal.SIGKILL if child.kind is ChildKind.REHEARSAL else child.drain_signal)
 
 
 def kill(table: ChildTable, child: Child, now: float) -> None:
     """Kill a child past its deadline. One that cannot be signalled stays what it is, and a later turn kills it."""
+    why = why_it_stays(child)
     if not child.signal(signal.SIGKILL):
         return
     if child.cut_at is not None:
@@ -104,12 +127,17 @@ def kill(table: ChildTable, child: Child, now: float) -> None:
     elif child.reason is None:
         child.reason = ExitReason.BOOT_FAILED
     log.warning(
-        "%s: killed after %.1f s in state %s",
+        "%s: killed after %.1f s in state %s%s",
         child,
         now - child.changed,
         child.state.name.lower(),
+        f"; {why}" if why else "",
         extra=event(
-            LogEvent.CHILD_KILLED, **child.fields, after_s=round(now - child.changed, 1), state=child.state.name.lower()
+            LogEvent.CHILD_KILLED,
+            **child.fields,
+            after_s=round(now - child.changed, 1),
+            state=child.state.name.lower(),
+            why=why or None,
         ),
     )
     table.set_state(child, ChildState.KILLING, now)

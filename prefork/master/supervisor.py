@@ -1,13 +1,15 @@
 """The supervisor: wait, note commands and exits, plan, apply. Sole owner of the phase, the child table and the timers.
 
 Runs in the process that serves: in a pool it is the master's whole loop; in a plain server with children the server's
-loop calls `turn()`, which never waits. Must not handle a request, start a thread, or write a live child's slot, nor
-decide what to do: `policy.plan()` does. Longer than most files: the one loop reads here, from top to bottom.
+loop calls `turn()`, which never waits. Must not handle a request, start a thread, or write a live child's slot (but for
+the word that tells it to drain), nor decide what to do: `policy.plan()` does. Longer than most files: the one loop
+reads here, from top to bottom.
 """
 
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any
 
@@ -18,11 +20,13 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.holding import held, holds_some
+from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.wakeup import Wakeup
 
 from .. import logs
 from ..commands import Command
-from ..errors import BootError
+from ..errors import BootError, PreforkError
+from ..sockets.listener import leave_descriptor
 from ..sockets.peers import peers_of
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
@@ -136,6 +140,7 @@ class Supervisor:
             self.generations.arrive()
             self.tasks.retire_exporters(self.clock.now())
         parting = Parting(self.mailbox.post)
+        ours = Descriptors(*self._waiting.descriptors(), self.board.fd)
         while self.phase is not Phase.STOPPED:
             try:
                 turns = self.turns
@@ -145,14 +150,27 @@ class Supervisor:
                     strays.end()
                 if self.turns == turns:
                     self.turn()
+                if ours.lost():
+                    break
                 self.wait(at_most)
             except BaseException as exc:  # SystemExit by a signal handler of the program's; an error of ours
                 if self.forgotten:
                     strays.end(exc)
                 self._waiting.hear_again()
                 parting.note(exc, self.limits.drain_delay + self.limits.graceful_timeout)
+        if self.phase is not Phase.STOPPED:
+            self._abandon()
+            raise PreforkError(f"could not go on: {CLOSED_BY_PROGRAM}")
         if parting.raised is not None:
             raise parting.raised
+
+    def _abandon(self) -> None:
+        """Leave everything as it is: the children finish what they have, and no descriptor may be closed, for its
+        number may be the program's by now."""
+        self.closed = True
+        for child in self.table:
+            attempt(f"tell {child} to end", partial(signalling.abandon, child))
+        leave_descriptor(self.service.listener)
 
     def _act(self, service_actions: Callable[[], None]) -> None:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""

@@ -60,6 +60,9 @@ class Waiting:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
+    def descriptors(self) -> tuple[int, ...]:
+        return self._epoll.fileno(), self._wakeup.fileno(), self._wakeup.write_fileno(), self._nudge
+
     def add(self, pidfd: int) -> None:
         """Wait for this pidfd, too. Raises OSError when memory is short or max_user_watches is reached; epoll(7)."""
         self._epoll.register(pidfd, select.EPOLLIN)

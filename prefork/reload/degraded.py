@@ -12,13 +12,16 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from prefork.workers.descriptor_limit import raised
 from prefork.workers.signals import Signals, handled, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL, Command
 from ..control.access import resumed_listener, resumed_terms
 from ..control.server import open_control
+from ..errors import PreforkError
 from ..exporter.child import Exported, ExporterChild
+from ..logs import complain
 from ..master.guard import attempt, insist
 from ..master.mailbox import Mailbox
 from ..master.policy import HANDED_ON, NO_POOL, Limits
@@ -35,12 +38,16 @@ def serve_degraded(handed: Handed, why: str) -> int:
 
     Every signal must be blocked when this is called.
     """
-    handed.take_back()  # before a new descriptor of ours takes a number that the program has closed
+    try:
+        handed.take_back()  # before a new descriptor of ours takes a number that the program has closed
+    except PreforkError as exc:
+        attempt("say why this is the end", partial(complain, f"prefork: {exc}\n"))
+        return exc.exit_code
     wakeup = insist("make a wake-up", Wakeup)
     mailbox = Mailbox(wakeup.wake)
     signals = Signals(wakeup, lambda signum: mailbox.post(BY_SIGNAL[signum]))
     title = f"prefork: master {handed.values['name']} degraded"
-    with unharmed():
+    with unharmed(), raised():
         supervisor, listeners = insist(
             "go on without the program", lambda: _start(handed, why, wakeup, mailbox, signals)
         )

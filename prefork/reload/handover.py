@@ -10,6 +10,7 @@ well, so that they go on wherever the name still has a meaning.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -22,10 +23,12 @@ from typing import Any
 from prefork.metrics.board import Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
+from prefork.metrics.scoreboard import Slot, SlotReader, Stacks, leave_to_drain
+from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.signals import Signals
 
 from .. import systemd
+from ..errors import PreforkError
 from ..master.children import Child, ChildState
 from ..sockets.listener import Listener
 from ..sockets.unix_paths import identity_of
@@ -73,7 +76,9 @@ def handed_on(record: Record) -> Iterator[int]:
         os.close(fd)
 
 
+SPARES_FROM = 512  # above what such programs close, below the usual soft limit
 LISTENERS: tuple[str, ...] = ("listener", "metrics")
+NEEDED = ("metrics", "control", "board", "companions")  # by whoever serves; the program may have another listener
 
 
 class Handed:
@@ -93,13 +98,15 @@ class Handed:
         self._given: dict[str, Listener] = {}
         self._lent: list[socket.socket] = []
         self._spares: dict[int, int] = {}
+        first = [values[name]["fd"] for name in ("listener", *NEEDED) if values.get(name)]
+        self._descriptors = Descriptors(*first)
         try:
-            for name in (*LISTENERS, "control", "board", "companions"):
-                if (packed := values.get(name)) is not None:
-                    self._spares[packed["fd"]] = os.dup(packed["fd"])
-        except OSError:
-            self._close_spares()
-            raise
+            for fd in dict.fromkeys((*first, *values.get("fds", ()))):
+                self._spares[fd] = _spare(fd)
+        except OSError:  # none is free: without spares of the children the service goes on, without the first it cannot
+            if not {*first} <= {*self._spares}:
+                self._close_spares()
+                raise
 
     def listener(self, name: str, asked: str) -> Listener | None:
         """Return the socket of that role if it was asked for by the same `asked`, once; else None.
@@ -113,6 +120,7 @@ class Handed:
 
     def resume(self, name: str) -> Listener:
         """Return the socket of that role as it is, whoever asks for it."""
+        self.require(name)
         return self._resumed(name, self.values[name]["fd"])
 
     def again(self, name: str) -> Listener:
@@ -166,21 +174,45 @@ class Handed:
         while self._lent:
             self._lent.pop().detach()
 
+    @property
+    def spares(self) -> int:
+        """The number of descriptors that are open only until the program has taken over."""
+        return len(self._spares)
+
+    def require(self, *names: str) -> None:
+        """Raise PreforkError if the program has closed what was handed over under one of these names."""
+        fds = [self.values[name]["fd"] for name in names if self.values.get(name)]
+        if fds and self._descriptors.lost(*fds):
+            raise PreforkError(f"could not take over: {CLOSED_BY_PROGRAM}")
+
     def _close_spares(self) -> None:
         while self._spares:
-            os.close(self._spares.popitem()[1])
+            with contextlib.suppress(OSError):  # the program has closed it
+                os.close(self._spares.popitem()[1])
 
     def vanished(self, name: str) -> Listener | None:
         """Return the socket of that role if the program did not ask for it; else None."""
         return None if self.values.get(name) is None or name in self._given else self.resume(name)
 
     def take_back(self) -> None:
-        """Restore, after the program failed, the descriptors that it may have closed."""
+        """Restore, after the program failed, the descriptors that it may have closed. Raises PreforkError if it has
+        closed the spares as well."""
         self.detach()
         self._given.clear()
         self._board = None
         for fd, spare in self._spares.items():
-            os.dup2(spare, fd, inheritable=False)
+            with contextlib.suppress(OSError):
+                os.dup2(spare, fd, inheritable=False)
+        self.require("listener", *NEEDED)
+
+
+def _spare(fd: int) -> int:
+    """Return a duplicate, with a high number if there may be such: a program that closes what it has not opened begins
+    at the low ones."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPARES_FROM)
+    except (OSError, ValueError):
+        return os.dup(fd)
 
 
 def has_lost_its_path(packed: Mapping[str, Any]) -> bool:
@@ -276,11 +308,11 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
     if "stacks" in packed:  # version 2 had a separate descriptor for them
         os.close(packed["stacks"])
     try:
-        slot = Slot.map_read_only(packed["slot"])
+        slot = Slot.resume(packed["slot"])
         reader = SlotReader(slot, number)
         board.resume(packed["serial"], reader)
     except (ValueError, KeyError):
-        os.close(packed["slot"])
+        leave_to_drain(packed["slot"])
         slot = Slot(0)
         reader = SlotReader(slot, number)
         packed["serial"] = board.enter(kind, reader)
@@ -301,7 +333,7 @@ def pack_own(own: Sequence[tuple[int, Slot]]) -> tuple[list[dict[str, int]], lis
 def fold_own(packed: Sequence[dict[str, int]], board: Board) -> None:
     for each in packed:
         try:
-            slot = Slot.map_read_only(each["slot"])
+            slot = Slot.resume(each["slot"])
             board.resume(each["serial"], SlotReader(slot))
             board.fold(each["serial"])
         except (ValueError, KeyError):

@@ -7,6 +7,7 @@ removes a stale Unix path, leaves an inherited descriptor as it was bound, and s
 """
 
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -248,6 +249,14 @@ class Listener(Beneath, socket.socket):
         self.serving = False
         socket.socket.settimeout(self if sock is None else sock, self.later)
 
+    def close(self) -> None:
+        """Close as socket.close does, also where the program has closed the number already."""
+        try:
+            super().close()
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                raise
+
     def unlink(self) -> None:
         """Remove the Unix path if it is still ours.
 
@@ -298,6 +307,12 @@ def beneath(sock: Any) -> socket.socket | None:
         return sock if isinstance(sock, socket.socket) else None
     fd, own = sock.fileno(), getattr(sock, "__dict__", {})
     return next((each for each in own.values() if isinstance(each, socket.socket) and each.fileno() == fd), None)
+
+
+def leave_descriptor(sock: Any) -> None:
+    """Have the object close nothing: the program has closed its descriptor, whose number may be another file's."""
+    if (own := beneath(sock)) is not None:
+        own.detach()
 
 
 def origin_of(sock: Any) -> Listener | None:

@@ -6,6 +6,7 @@ missing.
 """
 
 import os
+import select
 import signal
 from collections.abc import Callable
 from errno import EFBIG
@@ -13,6 +14,7 @@ from errno import EFBIG
 from prefork.metrics.board import BOARD_BYTES
 from prefork.metrics.scoreboard import sealed_memory
 from prefork.workers import descriptor_limit
+from prefork.workers.wakeup import Wakeup
 
 from ..commands import WORKERS_MAX
 from ..errors import ConfigError, PreforkError, reason_of
@@ -27,6 +29,12 @@ def check_kernel() -> None:
     for call, attempt in _CALLS:
         try:
             attempt()
+        except AttributeError as exc:
+            error = PreforkError(f"could not start a pool: this Python has no {call}: {exc}")
+            error.add_note(
+                "It must have been built on Linux 5.10 or newer, and no library may take it away (gevent does)."
+            )
+            raise error from None
         except OSError as exc:
             error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason_of(exc)}")
             if exc.errno == EFBIG:
@@ -58,20 +66,33 @@ def _try_eventfd() -> None:
     os.close(os.eventfd(0, os.EFD_CLOEXEC))
 
 
+def _try_epoll() -> None:
+    with select.epoll():
+        pass
+
+
+def _try_socketpair() -> None:
+    Wakeup().close()
+
+
 _CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("pidfd_open", _try_pidfd_open),
     ("pidfd_send_signal", _try_pidfd_send_signal),
     ("memfd_create", _try_memory),
     ("eventfd", _try_eventfd),
+    ("epoll_create1", _try_epoll),
+    ("socketpair", _try_socketpair),
 )
 
 
-def check_room(max_children: int, companions: int = 0, lent: int = 0, *, rehearsing: bool = False) -> None:
+def check_room(
+    max_children: int, companions: int = 0, lent: int = 0, spares: int = 0, *, rehearsing: bool = False
+) -> None:
     """Raise ConfigError if so many workers and companions, and as many of a reload's other generation, cannot be
     watched.
 
-    `lent`: how many descriptors are open for children of another generation. A rehearsal must not pass what its new
-    image would then refuse, which has some descriptors more.
+    `lent`: how many descriptors are open for children of another generation; `spares`: how many only until this process
+    serves. A rehearsal must not pass what its new image would then refuse, which has some descriptors more.
     """
     children, asked = max_children + companions, f"max_children={max_children}"
     if companions:
@@ -79,7 +100,7 @@ def check_room(max_children: int, companions: int = 0, lent: int = 0, *, rehears
     if children > WORKERS_MAX:
         raise ConfigError(f"could not serve with {asked}: together they must be at most {WORKERS_MAX}")
     both = 2 * children + max(2 * children, lent)  # two for each: its pidfd and its memory
-    most, needed = descriptor_limit.hard_limit(), _open_now() - lent + both + RESERVE * (1 + rehearsing)
+    most, needed = descriptor_limit.hard_limit(), _open_now() - lent - spares + both + RESERVE * (1 + rehearsing)
     if needed > most:
         error = ConfigError(
             f"could not serve with {asked}: with both generations of a reload that may take "

@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.scraping import get
 from tests.support.programs.releases import Released, numbered
+from tests.support.programs.served import RELOADS
 from tests.support.programs.service import HUNG, Service, script
 from tests.support.tools.figures import figure
 
@@ -89,6 +91,33 @@ def test_term_to_one_worker_is_a_replacement(tmp_path: Path) -> None:
         service.wait_ready(1, replaced=1)
         assert service.workers() == [fresh]
     assert service.log.count("was sent TERM; to be replaced") == 1
+
+
+def test_the_masters_signal_from_somebody_else(tmp_path: Path) -> None:
+    """URG, by which a master tells its children to drain, does nothing when it comes from elsewhere, to the group or to
+    each child; from the master it does, also from the new image after a reload."""
+    metrics = str(tmp_path / "m")
+    source = "from tests.process.programs.accompanied import *\nclass Hooks: companions = {'steady': steady}"
+    with Service(
+        tmp_path, script(source, max_children=WORKERS, metrics_address=metrics), env={RELOADS: "1"}
+    ) as service:
+        for image in range(2):
+            service.wait_ready(WORKERS, **({"replaced": WORKERS} if image else {}))
+            service.wait_each("begun", image + 1)
+            children = [*sorted(service.workers()), exporter(service)]
+            os.killpg(service.pid, DRAIN_SIGNAL)
+            for child in psutil.Process(service.pid).children():
+                child.send_signal(DRAIN_SIGNAL)
+            with contextlib.ExitStack() as stack:
+                held = [stack.enter_context(service.hold()).pid for _ in range(WORKERS)]
+                assert [*sorted(held), exporter(service)] == children
+            assert len([fact for fact in service.facts if fact["event"] == "told"]) == image
+            if not image:
+                service.signal(signal.SIGHUP)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"replaced": WORKERS, "drained": WORKERS}
+    assert "killed after" not in service.log
 
 
 def test_hup_and_usr_to_the_group_at_any_moment_of_a_reload(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefork.master.policy import ROUSE_S, TICK_S
 from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.connections import Load, ask
 from tests.support.programs.service import Service, Watch, script
@@ -20,9 +21,10 @@ SLACK = 0.6  # seconds beyond a deadline
 DEAF = """
 class Hooks:
     def worker_started(self):
-        signal.signal(self.deaf_to, signal.SIG_IGN)
+        %s
         super().worker_started()
 """
+IGNORES, BLOCKS = "signal.signal(signal.%s, signal.SIG_IGN)", "signal.pthread_sigmask(0, signal.valid_signals())"
 SITECUSTOMIZE = Path(__file__).parent / "programs" / "shifted_clock.py"
 CLOCK = """
 class Handler(Who):
@@ -60,25 +62,34 @@ def test_service_with_a_worker_that_ignores_term(tmp_path: Path) -> None:
             assert service.wait_exit() == 0
         ended = service.wait("ended")
     took = ended["at"] - sent_at
+    assert "in state draining; it has 1 request in hand" in service.log
     figure("service with a worker that ignores TERM: ended after", ms(took), ms(GRACEFUL + SLACK))
     assert ended["exits"] == {"drained": 1, "killed": 1}
     assert GRACEFUL <= took < GRACEFUL + SLACK
 
 
-@pytest.mark.parametrize(("deaf_to", "end"), [(signal.SIGTERM, "drained"), (DRAIN_SIGNAL, "killed")])
-def test_idle_workers_that_are_deaf(deaf_to: signal.Signals, end: str, tmp_path: Path) -> None:
-    """User code that ignores TERM changes nothing; code that ignores the master's own signal gets its workers killed at
-    the deadline, not a service that never ends."""
-    settings: dict[str, Any] = {"max_children": 2, "graceful_timeout": GRACEFUL, "deaf_to": int(deaf_to)}
-    with Service(tmp_path, script(DEAF, **settings)) as service:
+@pytest.mark.parametrize(
+    ("deaf", "graceful", "end", "after"),
+    [
+        (IGNORES % "SIGTERM", GRACEFUL, "drained", 0.0),
+        (IGNORES % DRAIN_SIGNAL.name, 30.0, "drained", ROUSE_S),
+        (BLOCKS, GRACEFUL, "killed", GRACEFUL),
+    ],
+    ids=["ignore TERM", "ignore the master's signal", "block all"],
+)
+def test_idle_workers_that_are_deaf(deaf: str, graceful: float, end: str, after: float, tmp_path: Path) -> None:
+    """User code that ignores TERM changes nothing; where it ignores the master's own signal an idle worker learns a
+    second later that it is to leave; one that blocks all of them is killed at the deadline, and the log says why."""
+    with Service(tmp_path, script(DEAF % deaf, max_children=2, graceful_timeout=graceful)) as service:
         service.wait_ready(2)
         sent_at = service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
         ended = service.wait("ended")
     took = ended["at"] - sent_at
-    figure(f"idle workers that ignore {deaf_to.name}: ended after", ms(took), ms(GRACEFUL + SLACK))
+    figure(f"idle workers with {deaf}: ended after", ms(took), ms(after + SLACK))
     assert ended["exits"] == {end: 2}
-    assert (GRACEFUL if end == "killed" else 0) <= took < GRACEFUL + SLACK
+    assert after <= took < after + TICK_S + SLACK
+    assert service.log.count(f"in state draining; it blocks {DRAIN_SIGNAL.name}") == 2 * (end == "killed")
 
 
 @pytest.mark.quick_faults
@@ -99,6 +110,37 @@ def test_idle_worker_stopped(tmp_path: Path) -> None:
         assert service.statistics()["exits"] == {}
     figure("idle worker stopped: slowest answer", ms(slowest), "1200 ms")
     assert slowest < 1.2
+
+
+@pytest.mark.quick_faults
+def test_whoever_is_told_to_leave_is_continued(tmp_path: Path) -> None:
+    """Workers and companions in SIGSTOP leave when they are replaced and when the service drains, within a second or
+    two and not at graceful_timeout; so does one that is stopped after it was told."""
+    accompanied = "from tests.process.programs.accompanied import *\nclass Hooks: companions = {'steady': steady}"
+    with Service(tmp_path, script(accompanied, max_children=2)) as service:
+        service.wait_ready(2)
+        companion = service.wait("begun")["pid"]
+        began = time.monotonic()
+        for pid in (*service.workers(), companion):
+            service.signal(signal.SIGSTOP, pid)
+        mark = service.mark()
+        service.signal(signal.SIGUSR2)
+        replaced = service.wait_ready(2, replaced=2)["at"]
+        companion = service.wait("begun", after=mark)["pid"]
+        service.signal(signal.SIGSTOP, companion)
+        with service.hold() as held, Watch(held.pid) as watch:
+            service.signal(signal.SIGTERM)
+            service.wait_pool(lambda pool: pool["draining"] > 0)
+            service.signal(signal.SIGSTOP, held.pid)
+            stopped = time.monotonic()
+            held.close()
+            roused = watch.wait_dead() - stopped
+        assert service.wait_exit() == 0
+        assert service.wait("ended")["exits"] == {"replaced": 2, "drained": 2}
+    figure("all stopped: replaced after", ms(replaced - began), "2 s")
+    figure("stopped while draining: gone after", ms(roused), ms(ROUSE_S + TICK_S + SLACK))
+    assert roused < ROUSE_S + TICK_S + SLACK
+    assert "killed after" not in service.log
 
 
 @pytest.mark.quick_faults

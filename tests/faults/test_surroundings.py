@@ -282,9 +282,9 @@ def test_too_few_processes_for_its_user(tmp_path: Path) -> None:
     before = [*surrounded(f"limit=NPROC:2:{ENOUGH}"), *become(USER)]
     with Released(tmp_path, before=before, max_children=2, metrics_address=("127.0.0.1", 0)) as service:
         service.expect(
-            "could not fork a worker: Resource temporarily unavailable; trying again every 0.5 s",
+            "could not fork a worker: resource temporarily unavailable; trying again every 0.5 s",
             "could not start the exporter: resource temporarily unavailable",
-            "reload failed: could not start the rehearsal: Resource temporarily unavailable",
+            "reload failed: could not start the rehearsal: resource temporarily unavailable",
         )
         service.wait_pool(lambda pool: pool["ready"] == 1 and pool["fork_failures"] > 1)
         assert service.answering() == "r1"

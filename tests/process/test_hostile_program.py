@@ -7,8 +7,9 @@ from time import monotonic
 import pytest
 
 from tests.support.clients.connections import ask
-from tests.support.programs.served import RELOADS
-from tests.support.programs.service import Service, script
+from tests.support.programs.releases import Released, numbered
+from tests.support.programs.served import LOOK, RELOADS
+from tests.support.programs.service import Service, Watch, script
 from tests.support.tools.figures import figure, ms
 
 PROGRAM = "from tests.process.programs.hostile import Hooks"
@@ -113,3 +114,76 @@ def test_descriptors_closed_at_import(tmp_path: Path) -> None:
         service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
     assert "drained (exit status 0)" in service.log
+
+
+CLOSING = "from tests.process.programs.closing_all import Handler, Hooks\n"
+SAID = "the program has closed descriptors that are not its own"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("where", "status", "said"),
+    [
+        ("__init__", 1, "prefork: could not serve: " + SAID),
+        ("worker_started", 3, f"prefork: could not start a worker: 3 died before they were ready, the last of: {SAID}"),
+    ],
+)
+def test_descriptors_closed_before_it_serves(where: str, status: int, said: str, tmp_path: Path) -> None:
+    """One sentence says so, with the exit status of what could not be done."""
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    with Service(tmp_path, script(CLOSING, max_children=1), argv=argv, env={"CLOSES": where}) as service:
+        service.allow("boot_failed", "could not")
+        assert service.wait_exit() == status
+    assert said in service.log
+    assert "Traceback" not in service.log
+
+
+@pytest.mark.once
+def test_descriptors_closed_while_it_serves(tmp_path: Path) -> None:
+    """A handler that closes them costs its worker, which says why. In the master they cannot be done without: it says
+    so, leaves with 1, and its workers finish what they have."""
+    argv = ["-m", "prefork", "run", "program:Server", "--bind", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    env = {"CLOSES": "service_actions"}
+    with Service(tmp_path, script(CLOSING, max_children=1), argv=argv, env=env, accounts=False) as service:
+        service.allow(rf"crashed \(exit status 1\)\n +{SAID}", "could not go on", "could not finish the request")
+        service.wait_ready(1)
+        with service.connect() as client:
+            client.send(b"close")
+        service.wait_ready(1, crashed=1)
+        assert f"crashed (exit status 1)\n    {SAID}" in service.log
+        with service.hold() as held, Watch(held.pid) as watch:
+            (tmp_path / "close").touch()
+            service.signal(LOOK)
+            assert service.wait_exit() == 1
+            assert int(held.ask(b"pid")) == held.pid
+            held.close()
+            watch.wait_dead()
+        service.wait_gone()
+    assert f"prefork: could not go on: {SAID}" in service.log
+    assert service.log.count("Traceback") == 1, "the handler's"
+
+
+@pytest.mark.once
+def test_descriptors_closed_after_a_reload(tmp_path: Path) -> None:
+    """A new release that closes them fails in its rehearsal, and the old one serves on; so it does where they are
+    closed only afterwards, and the next release mends that."""
+    closes = "from tests.process.programs.closing_all import %s as Hooks\n"
+    with Released(tmp_path, max_children=1, metrics_address=("127.0.0.1", 0)) as service:
+        service.expect(
+            rf"(?s)reload failed: the rehearsal ended .*PreforkError: could not take over: {SAID}",
+            "reload failed: the program failed: PreforkError: could not take over: " + SAID,
+        )
+        service.allow("Traceback (?s:.*)PreforkError", "signal wakeup fd")
+        service.wait_ready(1)
+        service.release(numbered(2, closes % "Early"))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(failed=1)
+        service.release(numbered(3, closes % "Late"))
+        service.signal(signal.SIGHUP)
+        service.wait("closed")
+        service.release(numbered(4))
+        assert service.answering() == "r1"
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.wait_ready(1, replaced=1)
+        assert service.answering() == "r4"

@@ -150,6 +150,7 @@ def test_told_to_drain(runs: Callable[..., Run]) -> None:
     def does(run: Run) -> None:
         thread = threading.Thread(target=lambda: seen.append(run.made.wait_draining(HUNG_S)))
         thread.start()
+        run.slot.tell_to_drain()
         os.kill(os.getpid(), DRAIN_SIGNAL)
         seen.append(run.made.wait_draining(HUNG_S))
         thread.join()
@@ -184,10 +185,10 @@ def test_who_waits_by_the_wake_up(runs: Callable[..., Run], monkeypatch: pytest.
 
 
 def test_signals_that_do_nothing(runs: Callable[..., Run]) -> None:
-    """They are the master's to hear."""
+    """They are the master's to hear; the signal to drain is the master's to send."""
 
     def does(run: Run) -> None:
-        for signum in IGNORED:
+        for signum in (*IGNORED, DRAIN_SIGNAL):
             os.kill(os.getpid(), signum)
         assert not told(run)
 
@@ -458,7 +459,7 @@ def test_a_process_that_the_function_forks(
     assert "finish" not in run.seen
     assert (run.row[RUNS_OK], run.row[RUNS_FAILED], len(run.nudged)) == (0, 0, 1)
     assert "a run raised" not in caplog.text
-    masters = Slot.map_read_only(os.dup(run.slot.fd))
+    masters = Slot.resume(os.dup(run.slot.fd))
     assert (run.slot.words[DUE], masters.words[DUE]) == (5, 0)
     assert (masters.words[LEAVING], run.birth.stacks.size()) == (0, 0)
     masters.close()

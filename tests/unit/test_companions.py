@@ -355,7 +355,9 @@ def test_a_run_over_its_time(pool: Simulation) -> None:
     assert one.told == []
     pool.advance(1.0)
     moments = [(signum, round((at - began) / 1e9, 1)) for signum, at in one.told]
-    assert moments == [(signal.SIGUSR1, 3.0), (signal.SIGCONT, 3.0), (DRAIN_SIGNAL, 3.2), (signal.SIGKILL, 3.3)]
+    assert moments == [
+        (signal.SIGUSR1, 3.0), (signal.SIGCONT, 3.0), (DRAIN_SIGNAL, 3.2), (signal.SIGCONT, 3.2), (signal.SIGKILL, 3.3),
+    ]  # fmt: skip
     found = counts_of(pool, "one")
     assert (found.runs_timed_out, found.runs_lost, found.restarts, found.run_started_ns) == (1, 0, 0, 0)
     assert round(found.run_took_ns / 1e9, 1) == 3.3

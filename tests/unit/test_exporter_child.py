@@ -99,7 +99,7 @@ def test_one_of_an_earlier_image(started: tuple[ExporterChild, Played]) -> None:
     old.reach = True
     for now in (2.0, 3.0):
         exporter.turn(now)
-    assert (old.signals, old.deadline) == ([signal.SIGTERM], 12.0)
+    assert (old.signals, old.deadline) == ([signal.SIGTERM, signal.SIGCONT], 12.0)
     old.slot.close()
 
 

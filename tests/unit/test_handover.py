@@ -75,7 +75,7 @@ def test_sockets_that_were_passed(passed: bool, pipe: tuple[int, int], monkeypat
     kept: list[set[int]] = []
     monkeypatch.setattr("prefork.systemd.keep_only", kept.append)
     with handed_on(Record({"passed": [77]} if passed else {}, [pipe[0]])) as fd:
-        handover.receive(os.dup(fd))
+        handover.receive(os.dup(fd))._close_spares()
     assert kept == [{77} if passed else {pipe[0]}]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefork.workers.identity import identity, lost
+from prefork.workers.identity import Descriptors, DescriptorsLost, identity, lost
 
 
 def test_another_file_has_its_number(tmp_path: Path) -> None:
@@ -35,3 +35,21 @@ def test_a_kernel_that_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert identity(fd) is None
     assert not lost(fd, None), "nobody knows what it was"
     os.close(fd)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_the_program_has_closed_one(reused: bool) -> None:
+    """One of them is enough, also where another file has its number; it is told as the reason of what failed by it."""
+    read, write = os.pipe()
+    ours, failed, theirs = Descriptors(read, write), OSError(errno.EBADF, "Bad file descriptor"), KeyError("x")
+    assert not ours.lost()
+    assert ours.told(failed) is failed
+    os.close(write)
+    if reused:
+        assert os.open(os.devnull, os.O_RDONLY) == write
+    assert ours.lost()
+    assert isinstance(ours.told(failed), DescriptorsLost)
+    assert ours.told(theirs) is theirs
+    os.close(read)
+    if reused:
+        os.close(write)

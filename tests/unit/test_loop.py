@@ -62,6 +62,12 @@ from tests.support.tools.proc import no_descriptor_left
 HUNG_S = 20.0
 
 
+def drain(server: Any) -> None:
+    """Tell this worker to drain, as its master does."""
+    server._prefork_.worker.birth.slot.tell_to_drain()
+    os.kill(os.getpid(), DRAIN_SIGNAL)
+
+
 class Handler(StreamRequestHandler):
     """Does what its client's line says."""
 
@@ -92,6 +98,10 @@ class Server(PreForkingTCPServer):
     def do(self, line: str) -> None:
         match line:
             case "leave":
+                drain(self)
+            case "told":
+                self._prefork_.worker.birth.slot.tell_to_drain()
+            case "URG":
                 os.kill(os.getpid(), DRAIN_SIGNAL)
             case "TERM":
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -135,7 +145,7 @@ class Packets(PreForkingUDPServer):
 class Packet(DatagramRequestHandler):
     def handle(self) -> None:
         self.wfile.write(b"answered\n")
-        os.kill(os.getpid(), DRAIN_SIGNAL)
+        drain(self.server)
 
 
 TERMS = WorkerTerms(
@@ -303,6 +313,19 @@ def test_signals_that_do_nothing(runs: Callable[..., Run]) -> None:
     assert run.answered == [True] * 3
 
 
+@pytest.mark.parametrize("handler", [None, signal.SIG_IGN, signal.SIG_DFL])
+def test_the_signal_to_drain_is_the_masters(handler: Any, runs: Callable[..., Run]) -> None:
+    """From anybody else it does nothing. The word of the master is obeyed at the next wake-up, whatever the program has
+    made of the signal."""
+    run = runs()
+    if handler is not None:
+        run.server.worker_started = lambda: signal.signal(DRAIN_SIGNAL, handler)
+    run.come("URG", "after it", "leave" if handler is None else "told", "nothing")
+    run.run()
+    assert run.answered == [True] * 4
+    assert run.slot.words[LEAVING] == ExitReason.DRAINED
+
+
 def test_a_term_from_elsewhere(runs: Callable[..., Run]) -> None:
     """TERM while the master lives is passed on to it, and the worker serves until it is told to drain."""
     run = runs()
@@ -323,7 +346,7 @@ def test_told_to_stop(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch)
 
     def ends_not(status: int) -> None:
         ends.append((status, run.slot.words[LEAVING]))
-        os.kill(os.getpid(), DRAIN_SIGNAL)
+        drain(run.server)
 
     monkeypatch.setattr(os, "_exit", ends_not)
     run.come("QUIT", "leave")
@@ -416,7 +439,7 @@ def test_a_process_that_a_handler_forks(runs: Callable[..., Run], stray_ends: li
         run.run()
     assert stray_ends[0] == 0
     assert seen == [-1, signal.SIG_DFL, False]
-    masters = Slot.map_read_only(os.dup(run.slot.fd))
+    masters = Slot.resume(os.dup(run.slot.fd))
     assert (run.slot.lane(0)[STATE], masters.lane(0)[STATE]) == (IDLE, BUSY)
     masters.close()
 
@@ -692,6 +715,7 @@ def test_who_drains_is_woken(dead: bool, runs: Callable[..., Run]) -> None:
     followed: list[None] = []
     run.master.dead = dead
     worker._watch()
+    run.slot.tell_to_drain()
     worker._on_term(signal.SIGTERM, None) if dead else worker._on_drain(DRAIN_SIGNAL, None)
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert select.select([worker._wakeup], [], [], 0)[0]
@@ -821,6 +845,7 @@ def test_without_a_descriptor(runs: Callable[..., Run]) -> None:
     """An accept that fails for lack of one is tried again after a while, not at once, and TERM is heard meanwhile."""
     run = runs()
     run.come("never")
+    run.slot.tell_to_drain()
 
     def drains_soon() -> None:
         signal.signal(signal.SIGALRM, lambda signum, frame: os.kill(os.getpid(), DRAIN_SIGNAL))

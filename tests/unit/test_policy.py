@@ -35,6 +35,7 @@ FIRST_RESTART_DELAY_S = 0.5
 FORK_RETRY_S = 0.5
 QUIET_S = 0.03
 RESIZE_EVERY_S = 1.0
+ROUSE_S = 1.0
 SPAWN_BURST_MAX = 32
 STOP_GRACE_S = 1.0
 TICK_S = 1.0
@@ -246,6 +247,7 @@ def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> N
     assert set(between.stuck) <= set(first.stuck)
     assert between.slow == first.slow
     assert set(between.remind) == set(first.remind)
+    assert set(between.rouse) == set(first.rouse)
     assert set(between.companions) <= set(first.companions)
     cut = [{serial for serial, why in p.drain if why in CUT} for p in (first, between)]
     assert cut[0] == cut[1]
@@ -254,6 +256,14 @@ def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> N
         assert between.phase is first.phase
     if limits.min_children == limits.max_children:
         assert between.spawn == first.spawn
+
+
+@given(snapshots(), limits())
+def test_who_was_told_and_is_still_there_is_roused(snapshot: PoolSnapshot, limits: Limits) -> None:
+    """Each child that drains, a second after it was told, in every phase; and nobody else."""
+    told = [c for c in snapshot.children if c.state is ChildState.DRAINING and c.reason is not None]
+    late = [c.serial for c in told if c.told <= NOW - ROUSE_S]
+    assert list(plan(snapshot, limits, NOW).rouse) == late
 
 
 @given(snapshots(RUNNING))

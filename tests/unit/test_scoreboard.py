@@ -40,11 +40,13 @@ from prefork.metrics.scoreboard import (
     STARTED_NS,
     STATE,
     TEXT_AT,
+    TOLD_TO_DRAIN,
     VERSION,
     YES,
     Slot,
     SlotReader,
     Stacks,
+    leave_to_drain,
 )
 
 WORD = st.integers(0, (1 << 64) - 1)
@@ -92,14 +94,35 @@ def test_memory_cannot_be_resized(slot: Slot) -> None:
         assert refused.value.errno == errno.EPERM
 
 
-def test_read_only_mapping(slot: Slot) -> None:
-    """Another process's view shows what the child writes, and cannot write."""
-    view = Slot.map_read_only(os.dup(slot.fd))
+def test_a_slot_of_the_previous_image(slot: Slot) -> None:
+    """It shows what the child writes; all that can be written there is that the child is to drain."""
+    again = Slot.resume(os.dup(slot.fd))
     slot.lane(1)[ACCEPTED] = 7
-    assert view.lane(1)[ACCEPTED] == 7
+    assert again.lane(1)[ACCEPTED] == 7
     with pytest.raises(TypeError):
-        view.lane(1)[ACCEPTED] = 8
-    view.close()
+        again.lane(1)[ACCEPTED] = 8
+    before = slot.words.tolist()
+    again.tell_to_drain()
+    assert slot.told_to_drain
+    assert [at for at, word in enumerate(slot.words) if word != before[at]] == [TOLD_TO_DRAIN]
+    again.close()
+    with pytest.raises(ValueError, match="released"):
+        again.tell_to_drain()
+
+
+def test_a_slot_that_cannot_be_read(slot: Slot) -> None:
+    """Its child, whom nobody could tell any more, is told to drain before it is closed, however little of it there is;
+    what is too small for the word stays as it is."""
+    slot.words[VERSION] = LAYOUT_VERSION + 1
+    leave_to_drain(fd := os.dup(slot.fd))
+    assert slot.told_to_drain
+    small = os.memfd_create("small")
+    os.ftruncate(small, 8)
+    leave_to_drain(os.dup(small))
+    assert os.pread(small, 9, 0) == bytes(8)
+    os.close(small)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 NO_SLOT = [(VERSION, LAYOUT_VERSION + 1), (LANES, 3), (LANES, 1 << 63), (TEXT_AT, HEADER_WORDS * 8 + 3)]
@@ -123,7 +146,7 @@ def test_no_slot_is_refused(slot: Slot, word: int, value: int) -> None:
     """Memory of another version, of more lanes than it has room for, or cut off in a word, is not mapped."""
     slot.words[word] = value
     with pytest.raises(ValueError, match="no slot of this version"):
-        Slot.map_read_only(slot.fd)
+        Slot.resume(slot.fd)
 
 
 def test_region_is_behind_the_lanes() -> None:

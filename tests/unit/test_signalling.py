@@ -114,15 +114,16 @@ ordered = partial(Plan, Phase.RUNNING, Pool())
 
 ORDERS: list[tuple[Plan, ChildState, list[int], ChildState, ExitReason | None, float | None, float]] = [
     # plan                          in          signals       then        why            deadline      told
-    (ordered(stop=(1,)),               S.STARTING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.READY,    [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.DRAINING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.STOPPING, [QUIT],       S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(stop=(1,)),               S.KILLING,  [QUIT],       S.KILLING,  R.STOPPED,     NOW + 1.0,    NOW),
-    (ordered(drain=((1, R.REPLACED),)), S.READY,   [DRAIN],       S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
-    (ordered(remind=(1,)),             S.DRAINING, [DRAIN],       S.DRAINING, None,          None,         NOW),
+    (ordered(stop=(1,)),               S.STARTING, [QUIT, CONT], S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.READY,    [QUIT, CONT], S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.DRAINING, [QUIT, CONT], S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.STOPPING, [QUIT, CONT], S.STOPPING, R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(stop=(1,)),               S.KILLING,  [QUIT, CONT], S.KILLING,  R.STOPPED,     NOW + 1.0,    NOW),
+    (ordered(drain=((1, R.REPLACED),)), S.READY,   [DRAIN, CONT], S.DRAINING, R.REPLACED,    LEAVE_BY,     NOW),
+    (ordered(remind=(1,)),             S.DRAINING, [DRAIN, CONT], S.DRAINING, None,         None,         NOW),
+    (ordered(rouse=(1,)),              S.DRAINING, [CONT],       S.DRAINING, None,          None,         NOW),
     (ordered(poke=(1,)),               S.DRAINING, [HUP],        S.DRAINING, None,          None,         0.0),
-    (ordered(drain=((1, R.REPLACED),)), S.STOPPING, [DRAIN],      S.STOPPING, R.REPLACED,    LEAVE_BY,     NOW),
+    (ordered(drain=((1, R.REPLACED),)), S.STOPPING, [DRAIN, CONT], S.STOPPING, R.REPLACED,    LEAVE_BY,     NOW),
     (ordered(kill=(1,)),               S.STARTING, [KILL],       S.KILLING,  R.BOOT_FAILED, None,         0.0),
     (ordered(dump=(1,)),               S.READY,    [USR1, CONT], S.READY,    None,          None,         0.0),
     (ordered(slow=(1,)),               S.READY,    [],           S.READY,    None,          None,         0.0),
@@ -148,7 +149,7 @@ def test_a_kill_comes_before_what_is_gentler(child: Child, table: ChildTable, se
     child.state = S.DRAINING
     plan = ordered(kill=(1,), dump=(1,), stop=(1,), drain=((1, R.DRAINED),), remind=(1,), poke=(1,))
     signalling.carry_out(plan, table, NOW, LEAVE_BY, slow_before_ns=0)
-    assert sent == [KILL, USR1, CONT, QUIT, DRAIN, DRAIN, HUP]
+    assert sent == [KILL, USR1, CONT, QUIT, CONT, DRAIN, CONT, DRAIN, CONT, HUP]
 
 
 @pytest.mark.parametrize(("has", "gets"), [(None, 80.0), (70.0, 70.0), (90.0, 80.0)])
@@ -192,14 +193,32 @@ def test_room_is_made(
     """Who is not READY yet has nothing to finish."""
     child.state = state
     signalling.make_room([child], table, NOW, LEAVE_BY)
-    assert (sent, child.deadline, child.reason) == ([signum], deadline, R.REPLACED)
+    assert (sent, child.deadline, child.reason) == ([signum, CONT], deadline, R.REPLACED)
 
 
 def test_an_exporter_is_retired(child: Child, sent: list[int]) -> None:
     """It has its seconds to finish its scrapes, from now."""
     child.deadline = 3.0
     signalling.retire(child, NOW)
-    assert (sent, child.deadline, child.reason) == ([DRAIN], NOW + 10.0, R.REPLACED)
+    assert (sent, child.deadline, child.reason) == ([DRAIN, CONT], NOW + 10.0, R.REPLACED)
+
+
+@pytest.mark.parametrize(("busy", "signals"), [((), [CONT, HUP, CONT]), ((30,), [CONT, CONT])])
+def test_who_has_not_left_is_roused(busy: tuple[int, ...], signals: list[int], child: Child, sent: list[int]) -> None:
+    """Continued each time, for it may have been stopped; an idle one has its wait ended once."""
+    child.state, child.changed, child.told = S.DRAINING, NOW, NOW
+    busy_since(child, *busy)
+    signalling.rouse(child, NOW + 1)
+    signalling.rouse(child, NOW + 2)
+    assert (sent, child.told) == (signals, NOW + 2)
+
+
+@pytest.mark.parametrize(("signum", "told"), [(DRAIN, True), (signal.SIGTERM, False), (QUIT, False), (CONT, False)])
+def test_the_word_of_the_master(signum: int, told: bool, child: Child, sent: list[int]) -> None:
+    """It stands in the slot when the signal to drain is sent, and no other signal writes it."""
+    assert not child.slot.told_to_drain
+    child.signal(signum)
+    assert (sent, child.slot.told_to_drain) == ([signum], told)
 
 
 def test_a_request_over_its_time_is_noted(child: Child, sent: list[int]) -> None:

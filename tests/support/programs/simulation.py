@@ -184,7 +184,7 @@ class FakeProcess:
             return
         if signum == signal.SIGUSR1:
             self.stacks.write("Current thread (most recent call first):\n")
-        elif signum == DRAIN_SIGNAL and not self.deaf:
+        elif signum == DRAIN_SIGNAL and not self.deaf and self.slot.told_to_drain:
             self.draining = True
             self._leave_when_empty()
         elif signum == signal.SIGQUIT and not self.deaf:
