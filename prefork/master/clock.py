@@ -5,8 +5,11 @@ for the master's own pause. A `service_actions()` of the program's that always t
 on. One object per supervisor; it holds no descriptor. Runs in the process that serves.
 """
 
+from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
+
+PAUSES_MAX = 100  # that are told apart; what began before them counts those before for its own
 
 
 class Clock:
@@ -15,7 +18,7 @@ class Clock:
         meaning. `stamp_ns`: the clock that all processes of the machine share."""
         self.stamp_ns = stamp_ns
         self._paused = paused
-        self._pause = (0.0, 0.0)  # the last one, in monotonic seconds
+        self._pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES_MAX)  # of this image, in monotonic seconds
 
     @property
     def paused(self) -> float:
@@ -28,11 +31,13 @@ class Clock:
         """Note that this process did not run for the last `seconds`."""
         end = self.stamp_ns() / 1e9
         self._paused += seconds
-        self._pause = (end - seconds, end)
+        self._pauses.appendleft((end - seconds, end))
 
     def at(self, stamp_ns: int) -> float:
         """Convert a `monotonic_ns()` stamp of another process to a time of this clock."""
-        stamp, (begin, end) = stamp_ns / 1e9, self._pause
-        if stamp >= end:
-            return stamp - self._paused
-        return min(stamp, begin) - (self._paused - (end - begin))
+        stamp, paused = stamp_ns / 1e9, self._paused
+        for begin, end in self._pauses:
+            if stamp >= end:
+                break
+            stamp, paused = min(stamp, begin), paused - (end - begin)
+        return stamp - paused

@@ -44,6 +44,21 @@ def test_stamps_of_before_in_and_after_a_pause() -> None:
     assert clock.at(machine.ns) == clock.now() == began + 4
 
 
+def test_stamps_of_before_several_pauses() -> None:
+    """None of them counts for what began before: no request is over its time because the master was stopped twice."""
+    machine = Machine()
+    clock = Clock(stamp_ns=machine)
+    before, began = machine.ns, clock.now()
+    stamps = []
+    for _ in range(3):
+        machine.passes(30)
+        clock.note_pause(30)
+        machine.passes(1)
+        stamps.append(machine.ns)
+    assert clock.at(before) == began
+    assert [clock.at(stamp) for stamp in stamps] == [began + 1, began + 2, began + 3]
+
+
 def test_an_earlier_image_s_pauses() -> None:
     """Over an exec the clock goes on: what was noted before means the same."""
     machine = Machine()

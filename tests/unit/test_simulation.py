@@ -23,6 +23,7 @@ from prefork.commands import Command
 from prefork.errors import BootError
 from prefork.master.children import ChildState
 from prefork.master.policy import Phase
+from prefork.metrics.companions import RUN_LATE_NS, RUN_STARTED_NS
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.scoreboard import LEAVING
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -71,6 +72,7 @@ class Pool(RuleBasedStateMachine):
         self.ever_ready = False
         self.delay = 0.0  # of the drain, for which all goes on
         self.companions = sorted(companions)
+        self.runs_begun = self.runs_ended = 0  # of periodic jobs; the others end with their process
         self.simulation = self.simulated(
             limits, lanes=lanes, max_lifetime=max_lifetime, companions=companions, **self.options
         )
@@ -172,6 +174,10 @@ class Pool(RuleBasedStateMachine):
         assert len({child.name for child in companions}) == len(companions), "one process of a companion"
         if supervisor.phase is Phase.STOPPED:
             assert states + companions == [], "nobody is left"
+        for child in companions if self.simulation.processes.reach else ():
+            late_at = supervisor.companions.run_late_at(child, supervisor.clock)
+            late = late_at is not None and supervisor.clock.now() - late_at
+            assert late <= CUT_KILL_S + ON_TIME, "a run over its time is ended"
 
     @invariant()
     def accounts_balance(self) -> None:
@@ -181,6 +187,16 @@ class Pool(RuleBasedStateMachine):
         in_hand = sum(len(process.busy) for process in self.simulation.processes.all.values())
         ended = statistics.completed + statistics.failed + statistics.timed_out + statistics.lost
         assert statistics.accepted == ended + in_hand
+
+    @invariant()
+    def runs_balance(self) -> None:
+        """A run that has begun has come to an end, is on, or has ended with its process."""
+        table = self.simulation.supervisor.companions.table
+        if table is not None:
+            counts = table.read()
+            on = sum(each.run_started_ns != 0 for each in counts)
+            died = sum(each.runs_lost + each.runs_timed_out for each in counts)
+            assert self.runs_begun == self.runs_ended + on + died
 
     # What may happen.
 
@@ -271,6 +287,33 @@ class Pool(RuleBasedStateMachine):
         else:
             process.exit(int(how == "crashes"), ExitReason.EXITED if how == "returns" else None)
         self.simulation.turn()
+
+    def row(self, process: FakeProcess) -> memoryview:
+        supervisor = self.simulation.supervisor
+        (name,) = (child.name for child in supervisor.table if child.pid == process.pid)
+        assert supervisor.companions.table is not None
+        return supervisor.companions.table.words(name)
+
+    @precondition(lambda self: self.serves and self.simulation.companions())
+    @rule(number=st.integers(0, 5), timeout=st.sampled_from([None, 1.0, 5.0]))
+    def a_run_begins(self, number: int, timeout: float | None) -> None:
+        process = self.one(number, self.simulation.companions())
+        assert process is not None
+        process.boot()
+        words = self.row(process)
+        if process.alive and not words[RUN_STARTED_NS]:
+            words[RUN_LATE_NS] = 0 if timeout is None else self.simulation.ns + round(timeout * 1e9)
+            words[RUN_STARTED_NS] = self.simulation.ns
+            self.runs_begun += 1
+            process.nudge()
+
+    @precondition(lambda self: self.serves)
+    @rule(number=st.integers(0, 5))
+    def a_run_ends(self, number: int) -> None:
+        process = self.one(number, self.simulation.companions())
+        if process is not None and (words := self.row(process))[RUN_STARTED_NS]:
+            words[RUN_STARTED_NS] = 0
+            self.runs_ended += 1
 
     @precondition(lambda self: self.serves)
     @rule(number=st.integers(0, 5))
@@ -414,7 +457,10 @@ class Queued(Pool):
         assert passed >= self.delay, "nobody leaves within drain_delay"
         if passed < self.delay + limits.graceful_timeout / 2 - 1e-3:
             assert not self.simulation.queued, "who was let in is served"
-            assert self.simulation.now - self.last_queued >= QUIET_S / 2, "the queue has been quiet"
+            # A companion need not wait for that where no worker is left.
+            assert process.companion or self.simulation.now - self.last_queued >= QUIET_S / 2, (
+                "the queue has been quiet"
+            )
 
     @precondition(lambda self: self.serves)
     @rule()
