@@ -171,7 +171,8 @@ def _walk(root: ast.expr) -> Iterator[ast.expr]:
     for child in ast.iter_child_nodes(root):
         if isinstance(child, ast.expr):
             yield from _walk(child)
-        else:  # a comprehension, an argument's name, the arguments of a lambda
+        elif not (isinstance(child, ast.keyword) and child.arg == "strict"):  # zip's, which only says what must be
+            # A comprehension, an argument's name, the arguments of a lambda.
             for inner in ast.iter_child_nodes(child):
                 if isinstance(inner, ast.expr):
                     yield from _walk(inner)

@@ -141,7 +141,7 @@ def test_without_a_pool() -> None:
         ConfigError, match="could not start the companions a: they need a pool; put PreForkingMixIn first"
     ):
         refuse_without_pool(server)
-    for theirs in ([], {}, {"Ada": 3}, ["Ada"], None):
+    for theirs in ([], {}, {"Ada": 3}, {"Ada": 3, "run": run}, ["Ada"], None):
         refuse_without_pool(type("Server", (ThreadingTCPServer,), {"companions": theirs}))
 
 

@@ -157,6 +157,21 @@ def test_coverage_of_another_version(done: list[str], caplog: pytest.LogCaptureF
     assert "could not save what coverage measured" in caplog.text
 
 
+def test_what_multiprocessing_has_started(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is ended before its program is, where that is asked for; that it cannot be is no matter."""
+
+    def fails() -> None:
+        done.append("ended")
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(multiprocessing.util, "_run_finalizers", fails)
+    ending.end_processes()
+    assert done == ["ended"]
+    monkeypatch.delitem(sys.modules, "multiprocessing.util")
+    ending.end_processes()
+    assert done == ["ended"]
+
+
 def test_queues_and_managers_begin_anew(done: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that multiprocessing has forked."""
     monkeypatch.setattr(multiprocessing.util, "_run_after_forkers", lambda: done.append("anew"))

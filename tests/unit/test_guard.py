@@ -159,3 +159,11 @@ def test_a_mistake_is_not_insisted_on(time: Time) -> None:
 def test_the_kernels_reason(exc: OSError, said: str) -> None:
     """In small letters but for a name at its beginning, and with the errno's name, where there is one; never empty."""
     assert named_reason(exc) == said
+
+
+def test_a_refusal_that_the_program_asked_for(time: Time, caplog: pytest.LogCaptureFixture) -> None:
+    """Has its traceback, for the program's author."""
+    say_failed("run service_actions()", EMFILE, theirs=True)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.getMessage().startswith("could not run service_actions(): OSError: ")

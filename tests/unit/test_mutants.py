@@ -68,6 +68,7 @@ def test_what_says_nothing_is_left_alone() -> None:
             if c:
                 raise AssertionError(5)
             return f"{c:6}"
+        d = zip(e, f, strict=True)
     ''')
     assert mutants(text) == []
 

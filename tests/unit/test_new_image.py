@@ -18,6 +18,7 @@ from prefork.process import RunMode
 from prefork.reload import new_image
 from prefork.reload.new_image import TookTooLong, take_over
 from prefork.reload.program import run
+from prefork.workers import sinks
 from prefork.workers.signals import EVERY, Signals
 from prefork.workers.wakeup import Wakeup
 
@@ -182,6 +183,18 @@ def test_a_program_that_serves(image: Image) -> None:
     image.program = image.serve
     assert take_over(9, ["app.py"]) == 0
     assert image.done == [*BEGUN, "no alarm"]
+
+
+@pytest.mark.parametrize("handed_on", [True, False])
+def test_the_log_goes_on(handed_on: bool, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first line of the new image on, where the previous one wrote one."""
+    monkeypatch.setattr(sinks, "resume", lambda log: image.done.append(f"log {log}"))
+    image.program = image.serve
+    if handed_on:
+        image.handed.values["log"] = "here"
+    assert take_over(9, ["app.py"]) == 0
+    assert image.done[:2] == ["disarmed", "log here" if handed_on else image.done[1]]
+    assert image.done.count("log here") == handed_on
 
 
 def test_a_program_that_catches_the_alarm(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from prefork.reload import on_change
 from prefork.reload.on_change import Changes
 
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
@@ -168,3 +169,10 @@ def test_what_comes_during_a_reload_is_one_more(program: Path) -> None:
     following = Changes(time.reload, before=changes.pack())
     assert time.pass_until_settled(following) == 1
     assert time.pass_until_settled(following) == 0
+
+
+def test_how_a_file_is_named(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here, or by its whole path where it is elsewhere."""
+    monkeypatch.chdir(program)
+    assert on_change._shown(str(program / "a" / "b.py")) == "a/b.py"
+    assert on_change._shown("/elsewhere/b.py") == "/elsewhere/b.py"

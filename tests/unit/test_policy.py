@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from prefork.master import policy
 from prefork.master.children import ChildState
 from prefork.master.policy import (
     NO_POOL,
@@ -636,3 +637,15 @@ def test_one_that_was_cut_is_drained_once_its_stacks_are_there(state: ChildState
     """A moment later, unless it was told to leave by then; and it is not cut twice."""
     cut = worker(1, state, cut_at=NOW, cut_for=ExitReason.TIMEOUT, busy_since=(NOW - 99,))
     assert drained(seen(cut, worker(2)), LIMITS, now) == ({1: ExitReason.TIMEOUT} if told else {})
+
+
+@pytest.mark.parametrize(("state", "lanes", "busy", "passed_over"), [
+    (ChildState.READY, 3, 2, (1,)), (ChildState.READY, 3, 3, ()), (ChildState.READY, 1, 0, ()),
+    (ChildState.STARTING, 3, 0, ()), (ChildState.DRAINING, 3, 0, ()),
+])  # fmt: skip
+def test_whom_a_connection_may_have_passed_over(
+    state: ChildState, lanes: int, busy: int, passed_over: tuple[int, ...]
+) -> None:
+    """A worker that is READY, and of whose threads one is free."""
+    child = worker(1, state, lanes=lanes, busy_since=(NOW,) * busy)
+    assert policy._passed_over(replace(seen(child), saturated=True)) == passed_over

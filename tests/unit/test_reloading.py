@@ -13,6 +13,7 @@ import pytest
 
 from prefork.commands import Command
 from prefork.master.policy import Phase
+from prefork.metrics.board import Word
 from prefork.reload import reloading
 from prefork.reload.handover import Record
 from prefork.reload.reloading import WELL, ReloadResult, Stage
@@ -479,3 +480,13 @@ def test_a_new_child_lets_go(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pool.generations._left_over, "forget", lambda: forgotten.append("left over"))
     pool.generations.forget()
     assert forgotten == ["reloading", "left over"]
+
+
+def test_when_a_reload_ended(pool: Reloadable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is on the board, with how."""
+    monkeypatch.setattr("prefork.reload.generations.time_ns", lambda: 77)
+    words = pool.generations._board.words
+    for ok, word in ((True, Word.RELOADS_OK), (False, Word.RELOADS_FAILED)):
+        words[Word.LAST_RELOAD_AT_NS], words[Word.LAST_RELOAD_OK], before = 0, not ok, words[word]
+        pool.generations._count(ok)
+        assert (words[word], words[Word.LAST_RELOAD_OK], words[Word.LAST_RELOAD_AT_NS]) == (before + 1, ok, 77)

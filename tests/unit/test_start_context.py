@@ -158,3 +158,9 @@ def test_children_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listdir", lambda path: ["1", "2", "3"])
     monkeypatch.setattr(Path, "read_text", read)
     assert children() == {7, 8, 9}
+
+
+def test_a_program_that_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Does not tell where we were started."""
+    monkeypatch.chdir(tmp_path)
+    assert started_in({}, ("bin/app.py",), "/elsewhere/other.py") == str(tmp_path)

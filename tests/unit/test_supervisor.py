@@ -473,3 +473,16 @@ def test_a_worker_that_was_sent_term(phase: Phase, simulation: Simulation) -> No
     supervisor._note_report(child, 7.0)
     assert child.replace == (phase is not P.DRAINING)
     supervisor.phase = P.RUNNING
+
+
+def test_a_process_that_service_actions_forks(simulation: Simulation) -> None:
+    """Has its own error: it is no master that could log it and go on."""
+    supervisor = simulation.supervisor
+
+    def hook() -> None:
+        supervisor.forgotten = True
+        raise ValueError("of the program")
+
+    with pytest.raises(ValueError, match="of the program"):
+        supervisor._act(hook)
+    supervisor.forgotten = False
