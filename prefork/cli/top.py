@@ -10,7 +10,7 @@ import sys
 import time
 
 from ..errors import PreforkError
-from ..settings.sources import CTL_VARIABLE
+from ..settings.sources import CTL_VARIABLE, URL_VARIABLE
 from ..top.http import parse_url
 from ..top.screen import View, lines
 from ..top.sources import ControlSource, MetricsSource, Source
@@ -19,21 +19,22 @@ from .pages import Parser, Section, Subcommand, unusable
 
 __all__ = ["TOP"]
 
-METRICS_VARIABLE = "PREFORK_METRICS"  # also read by prefork run
+METRICS_VARIABLE = "PREFORK_METRICS"  # the service's own setting, as it stands in a container's environment
 ONCE_S = 1.0  # between the two looks that are compared
 WIDE = 200  # without a terminal
 _DESCRIPTION = f"""\
 Show a running service: rate, latency, saturation and queue, and what each worker does, since when and for whom.
 
 Asked is the control socket (--control, or {CTL_VARIABLE}, or PREFORK_CONTROL); or, read-only, its metrics (--url, or
-{METRICS_VARIABLE} where no control socket is given), which tell of all workers together and of none alone. Rates and
-latencies are those of the last five seconds.
+{URL_VARIABLE}, or {METRICS_VARIABLE}, where no control socket is given), which tell of all workers together and of none
+alone. Rates and latencies are those of the last five seconds.
 """
 
 
 def _add_arguments(parser: Parser) -> None:
     add_control(parser)
-    help = f"the service's metrics: http://HOST:PORT, HOST:PORT or unix:/PATH (default: {METRICS_VARIABLE})"
+    asked = f"(default: {URL_VARIABLE}, then {METRICS_VARIABLE})"
+    help = f"the service's metrics: http://HOST:PORT, HOST:PORT or unix:/PATH {asked}"
     parser.add_argument("--url", metavar="URL", help=help)
     parser.add_argument("--once", action="store_true", help="print the figures of one second, as plain text")
 
@@ -54,7 +55,9 @@ def _source(control: str | None, url: str | None) -> Source:
     if control and url:
         raise unusable("--control and --url are both given; say one")
     if not control and not url:
-        control, url = told(), os.environ.get(METRICS_VARIABLE)
+        control, url = os.environ.get(CTL_VARIABLE), os.environ.get(URL_VARIABLE)
+        if not control and not url:  # then what the service itself is told
+            control, url = told(), os.environ.get(METRICS_VARIABLE)
         if not control and not url:
             raise unusable(f"no service is given; say --control PATH or --url URL, or set {CTL_VARIABLE}")
     return ControlSource(path_of(control)) if control else MetricsSource(parse_url(str(url)))

@@ -12,13 +12,15 @@ from typing import Any
 from ..errors import ConfigError, nearest, reason_of
 from .fields import Field, parse, show
 
-__all__ = ["CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "Found", "gather"]
+__all__ = ["CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "URL_VARIABLE", "Found", "gather"]
 
 PREFIX = "PREFORK_"
 FILE_VARIABLE = "PREFORK_CONFIG"
 CTL_VARIABLE = "PREFORK_CTL"  # no setting: the control socket that `prefork ctl` and `top` ask, of whatever service
+URL_VARIABLE = "PREFORK_URL"  # no setting: the metrics that `prefork top` asks, of whatever service
 SLOT_VARIABLE = "PREFORK_SLOT"  # no setting: set in a worker, for what that starts, such as another service
 TOML_TABLE = "prefork"
+NO_SETTINGS = (FILE_VARIABLE, CTL_VARIABLE, URL_VARIABLE, SLOT_VARIABLE)
 
 # Variables that Kubernetes sets in every pod of a namespace with a Service whose name begins with prefork, and Docker
 # for links: PREFORK_SERVICE_HOST, PREFORK_PORT=tcp://…, PREFORK_METRICS_PORT_9465_TCP_ADDR. No setting may have such a
@@ -64,7 +66,7 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
         if variable in known:
             field = known[variable]
             yield field.name, Found(parse(field, text, variable), "variable", variable)
-        elif variable not in (FILE_VARIABLE, CTL_VARIABLE, SLOT_VARIABLE) and not FROM_A_SERVICE.fullmatch(variable):
+        elif variable not in NO_SETTINGS and not FROM_A_SERVICE.fullmatch(variable):
             near = nearest(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
 

@@ -82,7 +82,11 @@ def test_once_from_metrics_on_a_unix_socket(tmp_path: Path, form: str) -> None:
     with Service(tmp_path, script(max_children=1, metrics_address=str(tmp_path / "m"))) as service:
         service.wait_ready(1)
         url = form.format(tmp_path / "m")
-        for done in (run(top("--once", "--url", url)), run(top("--once"), PREFORK_METRICS=url)):
+        for done in (
+            run(top("--once", "--url", url)),
+            run(top("--once"), PREFORK_URL=url, PREFORK_CONTROL="no"),
+            run(top("--once"), PREFORK_METRICS=url),
+        ):
             assert done.returncode == 0, done.stderr
             assert "ready  generation 1" in done.stdout
 

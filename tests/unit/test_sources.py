@@ -49,10 +49,14 @@ def test_option_over_variable_over_file(at: Path) -> None:
     }
 
 
+ASKED = {"PREFORK_URL": "http://app1.example.net:9465/metrics"}
+
+
 def test_the_control_socket_is_said_alike() -> None:
-    """PREFORK_CONTROL takes what `prefork ctl` takes; PREFORK_CTL, which is ctl's alone, means nothing to a service."""
+    """PREFORK_CONTROL takes what `prefork ctl` takes; PREFORK_CTL and PREFORK_URL, which say whom ctl and top ask, mean
+    nothing to a service."""
     for text in ("/run/c.sock", "unix:/run/c.sock"):
-        found = gather(FIELDS, {}, {"PREFORK_CONTROL": text, "PREFORK_CTL": "/run/other.sock"}, None)
+        found = gather(FIELDS, {}, {"PREFORK_CONTROL": text, "PREFORK_CTL": "/run/other.sock", **ASKED}, None)
         assert found == {"control_socket": Found("/run/c.sock", "variable", "PREFORK_CONTROL")}
 
 
