@@ -1,11 +1,14 @@
 """Programs that process requests in ways of their own: a threaded server goes on to hear, and its counts are right."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.clients.connections import ask
+from prefork import BaseRequestHandler, ThreadingTCPServer
+from tests.support.clients.connections import ask, dial
 from tests.support.programs.service import Service, script
 
 THREADS = 2
@@ -37,3 +40,18 @@ def test_every_way(bases: str, tmp_path: Path) -> None:
     assert {name: ended[name] for name in ("accepted", "completed", "handed_over", "lost")} == {
         "accepted": 6 * TIMES, "completed": 3 * TIMES, "handed_over": 3 * TIMES, "lost": 0
     }  # fmt: skip
+
+
+def test_closed_while_the_program_has_a_connection() -> None:
+    """A server that is closed looks no longer after what the program has kept: it is counted, and nothing is left."""
+    kept: list[socket.socket] = []
+
+    class Keeps(ThreadingTCPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            kept.append(request)
+
+    with Keeps(("127.0.0.1", 0), BaseRequestHandler) as server, dial(server.server_address):
+        server.handle_request()
+    statistics = server.statistics()
+    assert (statistics.accepted, statistics.handed_over) == (1, 1)
+    kept.pop().close()

@@ -360,3 +360,14 @@ def test_a_connection_that_no_accept_of_ours_has_caused() -> None:
         assert context is not None
         assert context.lane is lane
         assert contexts.claim(ours) is None
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_nothing_is_kept_of_a_request(way: str) -> None:
+    """After a request nothing is known of it any more, whatever became of it."""
+    with service(Threads, WAYS[way][0]) as made:
+        made.serve(TIMES)
+        made.end()
+        contexts = made.lanes.contexts
+        assert (contexts._waiting, contexts._numbers_at, contexts._dropped) == ({}, {}, set())
