@@ -134,6 +134,7 @@ def test_terminated(here: Path) -> None:
 IGNORING = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *MODULE)
 
 
+@pytest.mark.once
 def test_an_interrupt_that_was_inherited_as_ignored(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a script's background job it ends by INT all the same, as a pool does; the log says so."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
