@@ -468,7 +468,7 @@ def test_an_end_that_comes_while_it_arrives(pool: Reloadable) -> None:
     results = told_by(pool)
     pool.generations._arriving = pool.generations._owed = True
     pool.generations.cancel()
-    assert not pool.generations.arriving
+    assert not pool.generations._arriving
     assert not pool.generations.reloading
     assert [result.ok for result in results] == [False]
 
