@@ -18,6 +18,7 @@ class Suite:
     folder: str = "."
     own_faults: Mapping[str, str] = field(default_factory=dict)  # what fails over socketserver too: pattern and reason
     differs: Mapping[str, str] = field(default_factory=dict)  # what is meant to differ over us: pattern and reason
+    alone: bool = False  # it listens at an address of its choice: the two runs follow each other
     quick: bool = False  # runs in CI
 
 
@@ -44,8 +45,8 @@ def pytest(*tests: str) -> tuple[str, ...]:
 JSONRPCLIB = Suite(
     pytest(*(f"tests/test_{name}.py" for name in (
         "cgi", "config", "dispatch", "history", "jsonclass", "jsonlib", "protocol", "register_instance", "server",
-        "threadpool", "unix",
-    ))),  # the others import tests/utilities.py, which its source distribution lacks
+        "threadpool",
+    ))),  # the others import tests/utilities.py, which it lacks; test_unix has a path of its choice
     own_faults={
         r"test_cgi.CGIHandlerTests::test_server": "its source distribution lacks the script that the test asks for",
     },
@@ -66,7 +67,7 @@ PROGRAMS = (
     Program("Radicale", "radicale", "radicale_server:server", why_no_suite=NO_TESTS),
     Program("jsonrpclib-pelix", "jsonrpclib-pelix", "jsonrpclib_server:plain", JSONRPCLIB),
     Program(
-        "jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above", quick=False
+        "jsonrpclib-pelix, pooled", "jsonrpclib-pelix", "jsonrpclib_server:pooled", why_no_suite="as above"
     ),
     Program(
         "PyWebDAV3", "pywebdav3", "pywebdav_server:server",
@@ -83,7 +84,7 @@ PROGRAMS = (
         "impacket", "impacket", "impacket_server:server", Suite(pytest("tests/SMB_RPC/test_smbserver.py")),
         debian={"smbclient": "smbclient"}, quick=False,
     ),
-    Program("hl7apy", "hl7apy", "hl7apy_server:server", Suite(pytest("tests/test_mllp.py"), quick=True)),
+    Program("hl7apy", "hl7apy", "hl7apy_server:server", Suite(pytest("tests/test_mllp.py"), alone=True, quick=True)),
     Program(
         "pygopherd", "pygopherd", "pygopherd_server:threaded",
         why_no_suite="its source distribution lacks conf/ and testdata/, without which none of its tests starts",

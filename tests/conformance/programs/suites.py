@@ -12,7 +12,9 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,13 +52,12 @@ class Verdict:
 
 
 def run_suite(program: Program, folder: Path) -> Verdict:
-    """Run the tests of this program both ways, one after the other: some listen on a port of their choice.
-
-    Raises NotInstalled.
-    """
-    assert program.suite is not None
-    stock, ours = (_run(program, program.suite, folder / which) for which in ("stock", "ours"))
-    return Verdict(stock, ours, tuple(_compared(program.suite, stock, ours)))
+    """Run the tests of this program both ways. Raises NotInstalled."""
+    suite = program.suite
+    assert suite is not None
+    with ThreadPoolExecutor(1 if suite.alone else 2) as at_once:
+        stock, ours = at_once.map(partial(_run, program, suite), (folder / "stock", folder / "ours"))
+    return Verdict(stock, ours, tuple(_compared(suite, stock, ours)))
 
 
 def _run(program: Program, suite: Suite, copy: Path) -> Run:
