@@ -101,10 +101,7 @@ def _reloaded(run: Recipe, folder: Path, client: Client, ask: Any, address: Addr
 
 def _accounted(folder: Path) -> None:
     """The one whose worker was killed is lost; each other request is counted once, as one that went well."""
-    deadline = monotonic() + HUNG
-    while (found := _asked(folder, "status"))["lanes_busy"]:
-        assert monotonic() < deadline, f"hung: a request does not end: {found}"
-    requests = found["requests"]
+    requests = _settled(folder)["requests"]
     assert requests == {**requests, "error": 0, "timeout": 0, "lost": 1}, requests
     assert requests["accepted"] == requests["ok"] + requests["lost"], requests
 
@@ -123,6 +120,7 @@ def _drained(run: Recipe, folder: Path, client: Client, address: Address) -> Non
 
 def _held(folder: Path, held: Holding, client: Client) -> tuple[int, int]:
     """Have the client ask, until a worker has the question in hand; the pids of that worker and of an idle one."""
+    _settled(folder)  # a client has its answer before the worker has counted it
     client.begin(held.address)
     held.wait_asked()
     deadline = monotonic() + HUNG
@@ -133,6 +131,14 @@ def _held(folder: Path, held: Holding, client: Client) -> tuple[int, int]:
         if len(busy) == 1 and idle:
             return busy[0], idle[0]
     raise AssertionError(f"hung: no worker takes the question: {workers}")
+
+
+def _settled(folder: Path) -> Any:
+    """The status once no request runs."""
+    deadline = monotonic() + HUNG
+    while (found := _asked(folder, "status"))["lanes_busy"]:
+        assert monotonic() < deadline, f"hung: a request does not end: {found}"
+    return found
 
 
 def _asked(folder: Path, verb: str) -> Any:
