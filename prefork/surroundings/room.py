@@ -9,7 +9,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from errno import EFBIG
+from errno import EFBIG, ENOMEM
 
 from prefork.metrics.board import BOARD_BYTES
 from prefork.metrics.scoreboard import sealed_memory
@@ -22,6 +22,12 @@ from ..errors import ConfigError, PreforkError, reason_of
 __all__ = ["check_kernel", "check_room"]
 
 RESERVE = 32  # descriptors: control clients, exporter, rehearsal, and what an interpreter needs at its start
+
+_HINT = "It needs Linux 5.10, and no filter of system calls (seccomp) in its way."
+_HINTS = {
+    EFBIG: f"A limit of file sizes (ulimit -f) must be above {BOARD_BYTES} bytes.",
+    ENOMEM: "Memory is short, or its limit (ulimit -v) is.",
+}
 
 
 def check_kernel() -> None:
@@ -37,10 +43,7 @@ def check_kernel() -> None:
             raise error from None
         except OSError as exc:
             error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason_of(exc)}")
-            if exc.errno == EFBIG:
-                error.add_note(f"A limit of file sizes (ulimit -f) must be above {BOARD_BYTES} bytes.")
-            else:
-                error.add_note("It needs Linux 5.10, and no filter of system calls (seccomp) in its way.")
+            error.add_note(_HINTS.get(exc.errno or 0, _HINT))
             raise error from None
 
 

@@ -158,6 +158,29 @@ def test_a_limit_of_file_sizes(tmp_path: Path) -> None:
     assert "ulimit -f" in said
 
 
+MEASURED = """
+from pathlib import Path
+import app, sys
+class Server(app.Server):
+    def serve_forever(self):
+        if not Path("measured").exists():
+            sys.exit(Path("/proc/self/status").read_text().partition("VmPeak:")[2].split()[0])
+        super().serve_forever()
+"""
+
+
+def test_a_limit_of_memory(tmp_path: Path) -> None:
+    """Under an `ulimit -v` that leaves room for the program, but not for a pool, one sentence says so, with a hint."""
+    (tmp_path / "measuring.py").write_text(MEASURED)
+    kilobytes = int(refused(tmp_path, target="measuring:Server")[1].split()[-1])
+    (tmp_path / "measured").touch()
+    most = (kilobytes + 512) * 1024
+    status, said = refused(tmp_path, f"limit=AS:{most}:{most}", target="measuring:Server")
+    assert (status, said.count("\n")) == (1, 2), said
+    assert "prefork: could not start a pool: the kernel refuses memfd_create: cannot allocate memory\n" in said
+    assert "ulimit -v" in said
+
+
 def test_affinity_that_a_filter_refuses(tmp_path: Path) -> None:
     """Where the CPUs cannot be asked for, all of the machine count, and it serves."""
     before = surrounded(f"refused={CALLS['sched_getaffinity']}:{errno.EPERM}")
