@@ -18,7 +18,7 @@ from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import address_text
-from .listener import beneath, origin_of
+from .listener import Listener, beneath, origin_of
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -57,11 +57,9 @@ def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
 
     O_NONBLOCK belongs to the open file description, so all processes share it. Datagram sockets stay blocking because
     handlers reply on them. Both are put back at the end if the socket is `ours()` then; if not, workers of the previous
-    image go on with it. Raises BindError as `widen()` does.
+    image go on with it. Raises BindError as `widen()` does, ConfigError for a socket on which nobody can come.
     """
-    origin, own = origin_of(sock), beneath(sock)
-    if origin is None or own is None:
-        raise ConfigError(f"could not serve from a pool: no socket is found in {sock!r}, which stands for the listener")
+    origin, own = _known(sock)
     widen(sock)
     blocking = origin.resumed or os.get_blocking(own.fileno())  # if resumed, the previous image made it non-blocking
     kind = type(own)
@@ -80,6 +78,22 @@ def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
             except OSError as exc:  # the service has ended well: only a program that uses the socket will notice
                 what = "put back the timeout of the program's socket"
                 log.error("could not %s: %s", what, reason_of(exc), extra=event(LogEvent.STEP_FAILED, step=what))
+
+
+def _known(sock: Any) -> tuple[Listener, socket.socket]:
+    """Return the Listener that knows the socket, and the object that has it. Raises ConfigError for one on which nobody
+    can come: workers would try to accept for ever."""
+    origin, own = origin_of(sock), beneath(sock)
+    if own is not None and own.fileno() == -1:
+        raise ConfigError("could not serve from a pool: the listening socket is closed")
+    if origin is None or own is None:
+        raise ConfigError(f"could not serve from a pool: no socket is found in {sock!r}, which stands for the listener")
+    if own.type == socket.SOCK_STREAM and not own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        where = address_text(own.getsockname()) or "a socket without a name"
+        raise ConfigError(
+            f"could not serve on {where}: it does not listen; server_bind() and server_activate() see to it"
+        )
+    return origin, own
 
 
 def queued(sock: socket.socket) -> bool:

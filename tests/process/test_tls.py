@@ -31,7 +31,8 @@ THREADS, STANDARD_THREADS = "PreForkingMixIn, ThreadingTCPServer", "PreForkingMi
 STANDARD, STANDARD_FORKS = "PreForkingMixIn, socketserver.TCPServer", "PreForkingMixIn, socketserver.ForkingTCPServer"
 QUICK = [("handler", PLAIN), ("before_bind", STANDARD_THREADS)]
 CASES = [
-    *QUICK, *((way, PLAIN) for way in WAYS if way != "handler"), ("after", THREADS), ("process_request", THREADS), ("openssl_before_bind", THREADS),
+    *QUICK, *((way, PLAIN) for way in WAYS if way != "handler"), ("after", THREADS), ("process_request", THREADS),
+    ("openssl_before_bind", THREADS),
     ("get_request", FORKS), ("before_bind", FORKS), ("before_bind", STANDARD), ("handler", STANDARD_THREADS),
     ("get_request", STANDARD_THREADS), ("after", STANDARD_FORKS), ("process_request", STANDARD_FORKS),
 ]  # fmt: skip

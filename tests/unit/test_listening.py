@@ -18,7 +18,7 @@ from prefork import (
     PreForkingUnixStreamServer,
     StreamRequestHandler,
 )
-from prefork.errors import BindError
+from prefork.errors import BindError, ConfigError
 from prefork.reload import handover
 from prefork.reload.handover import Handed, pack_listener
 from prefork.sockets.listener import Listener
@@ -323,7 +323,37 @@ def test_no_socket(value: Any) -> None:
     server = PreForkingTCPServer(LOOPBACK, StreamRequestHandler)
     server.socket = value
     assert server.socket is value
-    with pytest.raises(Exception, match="could not serve from a pool: no socket is found in"):
+    with pytest.raises(ConfigError, match="could not serve from a pool: no socket is found in"):
+        server.serve_forever()
+
+
+def deaf(sock: socket.socket) -> socket.socket:
+    return sock
+
+
+def bound(sock: socket.socket) -> socket.socket:
+    sock.bind(LOOPBACK)
+    return sock
+
+
+def paired(sock: socket.socket) -> socket.socket:
+    sock.close()
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return ours
+
+
+@pytest.mark.parametrize("made_by", [deaf, bound, paired])
+@pytest.mark.parametrize("wrap", [plain, subclass, Delegating])
+def test_nobody_can_come(wrap: Callable[[socket.socket], Any], made_by: Callable[[socket.socket], Any]) -> None:
+    """A socket that does not listen, or is closed, is refused by a sentence: workers would try for ever."""
+    server = PreForkingTCPServer(LOOPBACK, StreamRequestHandler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = wrap(made_by(socket.socket()))
+    with pytest.raises(ConfigError, match=r"could not serve on .*: it does not listen; server_bind\(\)"):
+        server.serve_forever()
+    server.socket.close()
+    with pytest.raises(ConfigError, match="could not serve from a pool: the listening socket is closed"):
         server.serve_forever()
 
 
