@@ -81,7 +81,7 @@ PROGRAMS = (
         Suite(pytest("tests/test_server.py", "tests/test_web.py", "tests/compat/test_server.py")),
     ),
     Program(
-        "impacket", "impacket", "impacket_server:server", Suite(pytest("tests/SMB_RPC/test_smbserver.py")),
+        "impacket", "impacket", "impacket_server:server", Suite(pytest("tests/SMB_RPC/test_smbserver.py"), alone=True),
         debian={"smbclient": "smbclient"}, quick=False,
     ),
     Program("hl7apy", "hl7apy", "hl7apy_server:server", Suite(pytest("tests/test_mllp.py"), alone=True, quick=True)),
