@@ -6,23 +6,32 @@ on. One object per supervisor; it holds no descriptor. Runs in the process that 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic_ns
 
 PAUSES_MAX = 100  # that are told apart; what began before them counts those before for its own
 
 
 class Clock:
-    def __init__(self, paused: float = 0.0, *, stamp_ns: Callable[[], int] = monotonic_ns) -> None:
-        """`paused`: the seconds that earlier images of this process were stopped, so that times they noted keep their
-        meaning. `stamp_ns`: the clock that all processes of the machine share."""
+    def __init__(
+        self, paused: float = 0.0, pauses: Iterable[tuple[float, float]] = (), *,
+        stamp_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:  # fmt: skip
+        """`paused`, `pauses`: what the image before had, so that times it noted keep their meaning. `stamp_ns`: the
+        clock that all processes of the machine share."""
         self.stamp_ns = stamp_ns
         self._paused = paused
-        self._pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES_MAX)  # of this image, in monotonic seconds
+        self._pauses = deque(pauses, PAUSES_MAX)  # the last first, each its begin and end in monotonic seconds
 
     @property
     def paused(self) -> float:
+        """The seconds that this process was stopped, earlier images of it included."""
         return self._paused
+
+    @property
+    def pauses(self) -> list[tuple[float, float]]:
+        """The last hundred of its pauses, the newest first."""
+        return list(self._pauses)
 
     def now(self) -> float:
         return self.stamp_ns() / 1e9 - self._paused

@@ -82,7 +82,8 @@ class Supervisor:
         self.generations: Succession = generations or OneGeneration()
         self.mailbox = Mailbox(wakeup.wake) if mailbox is None else mailbox
         resumed = self.generations.resumed
-        self.clock = Clock(resumed["paused"] if resumed is not None else 0.0, stamp_ns=stamp_ns)
+        before_us = resumed or {"paused": 0.0}
+        self.clock = Clock(before_us["paused"], before_us.get("pauses", ()), stamp_ns=stamp_ns)
         self.turns = 0
         self._phase_since = self.clock.now()
         with board.change() as words:
@@ -489,8 +490,8 @@ class Supervisor:
     def _values(self) -> dict[str, Any]:
         """Return what the next image must know of the supervisor."""
         return {
-            "paused": self.clock.paused, "name": self.service.name, "target": self.pool.target, **self.limits.packed(),
-            "overload": self._overload.pack(),
+            "paused": self.clock.paused, "pauses": self.clock.pauses, "name": self.service.name,
+            "target": self.pool.target, **self.limits.packed(), "overload": self._overload.pack(),
             "seen": None if self.tasks.changes is None else self.tasks.changes.pack(),
         }  # fmt: skip
 

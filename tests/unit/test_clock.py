@@ -63,9 +63,12 @@ def test_an_earlier_image_s_pauses() -> None:
     """Over an exec the clock goes on: what was noted before means the same."""
     machine = Machine()
     clock = Clock(stamp_ns=machine)
+    before = machine.ns
     machine.passes(10)
     clock.note_pause(4)
-    assert Clock(clock.paused, stamp_ns=machine).now() == clock.now()
+    other = Clock(clock.paused, clock.pauses, stamp_ns=machine)
+    assert other.now() == clock.now()
+    assert other.at(before) == clock.at(before) == clock.now() - 6
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=10))
