@@ -85,7 +85,7 @@ def test_in_one_of_two_workers(bases: str, tmp_path: Path) -> None:
 def test_in_the_master(tmp_path: Path) -> None:
     """A master without descriptors starts no worker, says so once, serves with those it has, and recovers by itself."""
     with Service(tmp_path, script(max_children=2)) as service:
-        service.expect("could not fork a worker: Too many open files")
+        service.expect("could not fork a worker: too many open files")
         service.wait_ready(2)
         cpu = cpu_seconds(service.pid)
         with no_descriptor_left(service.pid):
@@ -109,7 +109,7 @@ def test_in_the_master(tmp_path: Path) -> None:
     assert spent < CPU * passed
     assert took < RECOVERED
     assert load.tally.failures == 0
-    assert log.count("could not fork a worker: Too many open files") == 1
+    assert log.count("could not fork a worker: too many open files") == 1
 
 
 def test_in_a_forking_server(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from prefork import BindError, PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
+from prefork import BaseRequestHandler, BindError, PreForkingTCPServer, PreForkingUDPServer, PreForkingUnixStreamServer
 from tests.support.clients.connections import Connection
 from tests.support.programs.releases import Released
-from tests.support.programs.served import Who
 from tests.support.programs.service import HUNG, Service, Watch, readable, script
 from tests.support.tools.figures import figure, ms
 
@@ -27,7 +26,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 REUSABLE = 0.5  # seconds after the kill
 
 FORKING = """
-class Handler(Who):
+class Handler(BaseRequestHandler):
     def do_fork(self):
         if (pid := os.fork()) == 0:
             signal.pause()
@@ -36,11 +35,12 @@ class Handler(Who):
 CALCULATING = """
 import hashlib
 
-class Handler(Who):
+class Handler(BaseRequestHandler):
     def do_calculate(self, rounds):
         tell("calculating")
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(rounds))
 """
+DATAGRAM = "from tests.faults.programs.trapped import Datagram as Handler"
 FORKED_BY_MASTER = "from tests.faults.programs.forking_master import Hooks"
 
 
@@ -49,7 +49,7 @@ def reusable_at(address: Any, kind: Any = None) -> float:
     kind = kind or (PreForkingUnixStreamServer if isinstance(address, str) else PreForkingTCPServer)
     deadline = time.monotonic() + HUNG
     while time.monotonic() < deadline:
-        with contextlib.suppress(BindError), kind(address, Who):
+        with contextlib.suppress(BindError), kind(address, BaseRequestHandler):
             return time.monotonic()
         select.select([], [], [], 0.002)
     raise AssertionError(f"hung: {address} is still taken")
@@ -79,7 +79,7 @@ def pool(tmp_path: Path, listening: str, definitions: str = "", **settings: Any)
 @pytest.mark.parametrize("listening", ["tcp", "unix", "udp"])
 def test_idle(listening: str, tmp_path: Path) -> None:
     """Idle workers are gone and the port, or path, is reusable within half a second."""
-    with pool(tmp_path, listening) as service:
+    with pool(tmp_path, listening, DATAGRAM if listening == "udp" else "") as service:
         service.wait_ready(2)
         killed_at = service.signal(signal.SIGKILL)
         reusable = reusable_at(service.address, KINDS[listening][0]) - killed_at

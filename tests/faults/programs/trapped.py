@@ -25,13 +25,22 @@ class Hooks(Told):
                 pass
             else:
                 tell("trapped")
-                os.kill(os.getpid(), signal.Signals[f"SIG{self.trap}"])
+                self.spring()
                 raise BlockingIOError
         return super().get_request()
 
+    def spring(self) -> None:
+        os.kill(os.getpid(), signal.Signals[f"SIG{self.trap}"])
+
 
 class Unpoked(Hooks):
-    """The master's poke is not felt: nobody makes a lost wake-up good."""
+    """The master's poke is not felt: nobody makes a lost wake-up good. What the trap sends counts as the master's."""
+
+    _prefork_: Any
+
+    def spring(self) -> None:
+        self._prefork_.worker.birth.slot.tell_to_drain()
+        super().spring()
 
     def worker_started(self) -> None:
         super().worker_started()
