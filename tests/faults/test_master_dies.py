@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 REUSABLE = 0.5  # seconds after the kill
 
 FORKING = """
-class Handler(BaseRequestHandler):
+class Handler(Who):
     def do_fork(self):
         if (pid := os.fork()) == 0:
             signal.pause()
@@ -35,7 +35,7 @@ class Handler(BaseRequestHandler):
 CALCULATING = """
 import hashlib
 
-class Handler(BaseRequestHandler):
+class Handler(Who):
     def do_calculate(self, rounds):
         tell("calculating")
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(rounds))
