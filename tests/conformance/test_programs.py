@@ -14,7 +14,7 @@ from tests.conformance.programs.installed import ROOT, pins
 from tests.conformance.programs.serving import run_served
 from tests.conformance.programs.suites import run_suite
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.programs]
 
 SERVED = [pytest.param(each, id=each.name) for each in PROGRAMS if each.quick]
 SUITES = [pytest.param(each, id=each.name) for each in PROGRAMS if each.suite is not None and each.suite.quick]
