@@ -40,7 +40,6 @@ class Handler(Who):
         tell("calculating")
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(rounds))
 """
-DATAGRAM = "from tests.faults.programs.trapped import Datagram as Handler"
 FORKED_BY_MASTER = "from tests.faults.programs.forking_master import Hooks"
 
 
@@ -79,7 +78,7 @@ def pool(tmp_path: Path, listening: str, definitions: str = "", **settings: Any)
 @pytest.mark.parametrize("listening", ["tcp", "unix", "udp"])
 def test_idle(listening: str, tmp_path: Path) -> None:
     """Idle workers are gone and the port, or path, is reusable within half a second."""
-    with pool(tmp_path, listening, DATAGRAM if listening == "udp" else "") as service:
+    with pool(tmp_path, listening) as service:
         service.wait_ready(2)
         killed_at = service.signal(signal.SIGKILL)
         reusable = reusable_at(service.address, KINDS[listening][0]) - killed_at

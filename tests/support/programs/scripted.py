@@ -6,7 +6,7 @@ Imported by the program that `Service` starts, whose log is set up here.
 import logging  # noqa: F401
 import os  # noqa: F401
 import signal  # noqa: F401
-import socket  # noqa: F401
+import socket
 import socketserver  # noqa: F401
 import sys  # noqa: F401
 import threading  # noqa: F401
@@ -30,5 +30,8 @@ def serve(server_class: Any, address: Any, settings: dict[str, Any], name: str) 
     for setting, value in settings.items():
         setattr(server_class, setting, value)
     if name == "__main__":
-        with server_class(address, server_class.RequestHandlerClass) as server:
+        handler = server_class.RequestHandlerClass
+        if handler is Who and server_class.socket_type == socket.SOCK_DGRAM:
+            handler = DatagramRequestHandler  # noqa: F405  # a datagram has no lines to obey
+        with server_class(address, handler) as server:
             server.serve_forever()
