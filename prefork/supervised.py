@@ -276,13 +276,14 @@ class SupervisedMixIn(_AnyServer):
         """
         super().__init_subclass__(**kwargs)
         before = cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]
-        hiding = next((base for base in before if not issubclass(base, SupervisedMixIn) and hides(base)), None)
-        if hiding is not None and not take_back(cls, hiding):
-            first = next(direct for direct in cls.__bases__ if issubclass(direct, hiding))
-            raise TypeError(
-                f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
-                f"write the mix-in first"
-            )
+        others = [base for base in before if not issubclass(base, SupervisedMixIn)]
+        for hiding in filter(hides, others):
+            if not take_back(cls, hiding, SupervisedMixIn):
+                first = next(base for base in others if issubclass(base, hiding))
+                raise TypeError(
+                    f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
+                    f"write the mix-in first"
+                )
         give_way(cls)
         resolve_aliases(cls)
 

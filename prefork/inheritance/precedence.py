@@ -56,21 +56,28 @@ def hides(base: type) -> bool:
 
     One whose `serve_forever()` calls the next is what it should be.
     """
-    if not hasattr(base, "finish_request"):
+    if not _is_server(base):
         return False
     loop = vars(base).get("serve_forever")
     return _is_base_server(base) or (loop is not None and not _calls_the_next(loop))
 
 
-def take_back(cls: type, hiding: type) -> bool:
-    """Put what BaseServer hides on the class itself; return False if that is not enough.
+def take_back(cls: type, hiding: type, mixin: type) -> bool:
+    """Put what BaseServer hides of the mix-in on the class itself; return False if that is not enough.
 
-    The program has a class with hooks only, over BaseServer, before the mix-in. Where one of its hooks calls the next
-    definition, that is BaseServer's, and what ours does would be left out.
+    The program has a class with hooks only, over BaseServer, before the mix-in. A server class there hides more than
+    BaseServer does. Where one of the hooks calls the next definition, that is BaseServer's, and what ours does would be
+    left out; where a class with the mix-in stands before, it is what was put on that one.
     """
     mro = cls.__mro__
-    hooks = [vars(base) for base in mro[1 : mro.index(hiding)] if is_the_programs_class(base)]
-    if not _is_base_server(hiding) or any(_calls_the_next(each) for names in hooks for each in names.values()):
+    over = [base for base in mro[1 : mro.index(hiding)] if issubclass(base, hiding)]
+    standard = [base for base in mro[: mro.index(hiding)] if _is_server(base) and not issubclass(base, mixin)]
+    if not _is_base_server(hiding) or not over or not all(map(is_the_programs_class, standard)):
+        return False
+    if any(issubclass(base, mixin) for base in over):
+        return True
+    hooks = [vars(base) for base in mro[: mro.index(hiding)] if is_the_programs_class(base)]
+    if any(_calls_the_next(each) for names in hooks for each in names.values()):
         return False
     for name in vars(hiding).keys() - _OF_EVERY_CLASS:
         definers = [base for base in mro if name in vars(base)]
@@ -81,6 +88,10 @@ def take_back(cls: type, hiding: type) -> bool:
 
 
 _OF_EVERY_CLASS = frozenset({"__dict__", "__doc__", "__module__", "__weakref__"})
+
+
+def _is_server(cls: type) -> bool:
+    return hasattr(cls, "finish_request")
 
 
 def _is_base_server(cls: type) -> bool:

@@ -84,6 +84,57 @@ def test_hooks_before_the_mixin_hide_nothing(mixin: Any, base: type) -> None:
         type("Server", (below, mixin), {})
 
 
+SERVERS = [
+    socketserver.BaseServer, socketserver.TCPServer, socketserver.UDPServer, socketserver.ThreadingTCPServer,
+    prefork.TCPServer, prefork.UnixStreamServer, prefork.UnixDatagramServer,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mixin", [prefork.PreForkingMixIn, prefork.ForkingMixIn, prefork.ThreadingMixIn])
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("shape", ["alone", "derived", "behind hooks", "behind a class", "behind a mix-in"])
+def test_a_server_class_before_the_mixin(shape: str, server: Any, mixin: Any) -> None:
+    """The class that comes before the mix-in is named, whatever stands before it."""
+    hooks = type("Hooks", (socketserver.BaseServer,), {"verify_request": lambda self, *args: True})
+    other = prefork.ForkingMixIn if mixin is not prefork.ForkingMixIn else prefork.PreForkingMixIn
+    mine = type("Mine", (server,), {"process_request": lambda self, *args: None})
+    bases, named = {
+        "alone": ((server, mixin), server.__name__),
+        "derived": ((type("Mine", (mine,), {"timeout": 1}), mixin), "Mine"),
+        "behind hooks": ((hooks, server, mixin), "Hooks|" + server.__name__),
+        "behind a class": ((type("Names", (), {"timeout": 1}), server, mixin), server.__name__),
+        "behind a mix-in": ((other, server, mixin), server.__name__),
+    }[shape]
+    if server is socketserver.BaseServer and shape in ("derived", "behind hooks"):
+        accepted: Any = type("Server", bases, {})
+        assert accepted.service_actions is prefork.SupervisedMixIn.service_actions
+        return
+    with pytest.raises(TypeError, match=f"^could not define Server: ({named}) comes before the mix-in and would hide"):
+        type("Server", bases, {})
+
+
+@pytest.mark.parametrize("base", [prefork.ForkingTCPServer, prefork.ThreadingTCPServer, prefork.PreForkingTCPServer])
+def test_classes_over_one_with_hooks(base: Any) -> None:
+    """A class with hooks first can be derived from, also by one that extends ours, and by the command line."""
+    hooks = type("Hooks", (socketserver.BaseServer,), {"verify_request": lambda self, *args: True})
+    first: Any = type("First", (hooks, base), {})
+
+    class Second(first):  # type: ignore[misc]
+        def server_close(self) -> None:
+            super().server_close()
+
+    assert first.server_close is base.server_close
+    assert not issubclass(first, prefork.PreForkingMixIn) or Second.serve_forever is base.serve_forever
+    if not issubclass(first, prefork.PreForkingMixIn):
+        pool: Any = type("First", (prefork.PreForkingMixIn, Second), {})
+        assert pool.serve_forever is prefork.PreForkingMixIn.serve_forever
+    with pytest.raises(TypeError, match=r"^could not define Extending: Hooks comes before the mix-in"):
+
+        class Extending(hooks, base):  # type: ignore[misc, valid-type]
+            def server_close(self) -> None:
+                super().server_close()
+
+
 @pytest.mark.parametrize("freeze", [True, False])
 def test_everything_is_put_back(freeze: bool, tmp_path: Path) -> None:
     """After serve_forever() signals, wake-up fd, mask, title, collector and listener are what they were before."""
