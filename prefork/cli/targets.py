@@ -216,10 +216,25 @@ def _callable_with(target: Target, function: Callable[..., Any], count: int) -> 
     except TypeError:
         module = target.text.partition(":")[0]
         wanted = "an address" if count == 1 else "an address and a handler class"
-        error = target.refused(f"it cannot be called with {wanted} alone; write a function, and serve {module}:make")
-        error.add_note(_two_lines(getattr(function, "__name__", "Server"), signature))
+        name = getattr(function, "__name__", "Server")
+        easy = f"set RequestHandlerClass in {name}, or " if _lacks_handler(function, signature) else ""
+        error = target.refused(
+            f"it cannot be called with {wanted} alone; {easy}write a function, and serve {module}:make"
+        )
+        error.add_note(_two_lines(name, signature))
         raise error from None
     return function
+
+
+def _lacks_handler(function: Callable[..., Any], signature: inspect.Signature) -> bool:
+    """Return True if this is a server class that could be called if it had a `RequestHandlerClass`."""
+    if not isinstance(function, type) or hasattr(function, "RequestHandlerClass"):
+        return False
+    try:
+        second = [*signature.bind(None, None).arguments][1]
+    except TypeError:
+        return False
+    return second == "RequestHandlerClass"
 
 
 def _two_lines(name: str, signature: inspect.Signature) -> str:

@@ -127,7 +127,10 @@ def test_mistake_is_one_sentence(argv: list[str], said: str, refused: Callable[.
 def test_a_constructor_with_arguments_of_its_own(refused: Callable[..., str]) -> None:
     """A class that takes more than an address is refused with the two lines that have it served."""
     said, *lines = refused("run", "app:Bare", "--bind", ":0").splitlines()
-    assert said.endswith("it cannot be called with an address alone; write a function, and serve app:make")
+    assert said.endswith(
+        "it cannot be called with an address alone; set RequestHandlerClass in Bare, or write a function, and serve "
+        "app:make"
+    )
     assert lines == ["    def make(address):", "        return Bare(address, RequestHandlerClass)"]
 
 
