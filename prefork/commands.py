@@ -55,14 +55,16 @@ class Row:
     ends: bool = False  # the service is gone afterwards
 
 
-_SLOT = Argument("slot", "the number of one worker, or the name of a companion", "companion", optional=True)
+_SLOT = Argument("slot", "the number of one worker", optional=True)
+_CHILD = Argument("slot", "the number of one worker, or the name of a companion", "companion", optional=True)
 
 COMMAND_TABLE = (
     Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),
     Row(Command.WORKERS, (), "every worker: what it does, since when, for whom, what it costs; of one, all its peers",
         "workers", _SLOT, looks=True),
     Row(Command.RELOAD, (signal.SIGHUP,), "put new code and settings in service, with the same pid", "reload"),
-    Row(Command.RESTART, (signal.SIGUSR2,), "replace every worker, one by one, with the same code", "restart", _SLOT),
+    Row(Command.RESTART, (signal.SIGUSR2,),
+        "replace every worker, one by one, then every companion, with the same code", "restart", _CHILD),
     Row(Command.SCALE, (), "set max_children; min_children follows where it was equal or would be above", "scale",
         Argument("workers", "how many at most")),
     Row(Command.MORE, (signal.SIGTTIN,), "one more worker: min_children and max_children plus one"),
@@ -71,7 +73,7 @@ COMMAND_TABLE = (
         ends=True),
     Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop", ends=True),
     Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children", "reopen"),
-    Row(Command.STACKS, (), "what every thread of every worker and companion is doing now", "stacks", _SLOT,
+    Row(Command.STACKS, (), "what every thread of every worker and companion is doing now", "stacks", _CHILD,
         looks=True),
     Row(Command.LOG_LEVEL, (), "log from this level on, in the master and in every worker", "log-level",
         Argument("level", "what is logged", choices=LEVELS)),

@@ -32,7 +32,7 @@ class PoolSettings:
     ] = None
     max_threads: Annotated[
         int | None,
-        Setting("most requests at once in one worker of a threading pool; off: no limit", group="Pool", at_least=1),
+        Setting("most requests at once in one worker of a threading pool; off: up to 4,096", group="Pool", at_least=1),
     ] = 10
     gc_freeze: Annotated[
         bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")

@@ -38,6 +38,7 @@ _EXIT_STATUS = {
     0: "it would start",
     3: "the worker could not start",
     4: "an address cannot be had",
+    130: "interrupted before it was done",
 }
 _EXAMPLES = """\
   prefork check app:Server --config service.toml && systemctl reload service

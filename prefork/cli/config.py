@@ -26,7 +26,10 @@ bound. Without a TARGET anywhere, what a pool has by itself.
 
 {launch.TARGET_TEXT}
 """
-_EXIT_STATUS = {status: text for status, text in launch.EXIT_STATUS.items() if status < 3} | {0: "printed"}
+_EXIT_STATUS = {status: text for status, text in launch.EXIT_STATUS.items() if status < 3} | {
+    0: "printed",
+    130: "interrupted before it was done",
+}
 JSON_TEXT = """\
 With --json: an object with "target", and under "settings" for each by its name in a file: "value" (seconds, bytes,
 true or false, a text, or null for off), "source" (option, variable, file, class, instance or default), "from" (its

@@ -42,6 +42,7 @@ _EXIT_STATUS = (
     ("0", "done"),
     ("1", "the service could not be reached, may not be asked, or could not do it"),
     ("2", "wrong usage"),
+    ("130", "interrupted before it was done"),
 )
 
 
@@ -144,7 +145,7 @@ def _shown(argument: Argument) -> str:
 
 
 CTL = Subcommand(
-    "VERB [ARGUMENT] [--control PATH] [--timeout TIME] [--json]",
+    "VERB [ARGUMENT] [--control PATH] [--no-wait] [--timeout TIME]\n                   [--json]",
     _DESCRIPTION,
     _add_arguments,
     _run,

@@ -43,7 +43,7 @@ def show(source: Source) -> int:
         from rich.live import Live
         from rich.text import Text
     except ImportError:
-        raise PreforkError("could not show the screen: rich is not installed; pip install 'prefork[top]'") from None
+        raise PreforkError("could not show the screen: rich is not installed; the extra top has it") from None
     console = Console()
     if console.is_dumb_terminal:
         raise PreforkError("could not show the screen: TERM is dumb; --once prints it")

@@ -25,7 +25,7 @@ DEPLOY = ROOT / "deploy" / "systemd"
 PAGE = DEPLOY / "README.md"
 FILES, UNITS = "/opt/deploy/systemd", "/etc/systemd/system"  # in there
 # The line of the page that installed() is for.
-FETCH = "python3 -m venv /opt/prefork && /opt/prefork/bin/pip install prefork"
+FETCH = "python3 -m venv /opt/prefork && /opt/prefork/bin/pip install ../.."
 INSTANCE = "upper"
 SERVICE, METRICS = ("127.0.0.1", 9999), ("127.0.0.1", 9465)  # the network is its own: these are free there
 RELEASES = {"bookworm": 252, "trixie": 257}  # of Debian, and the version of their systemd

@@ -35,8 +35,9 @@ are read.
 ## Settings
 
 `max_children` is a class attribute, the option `--max-children`, the variable `PREFORK_MAX_CHILDREN` and a key of the
-file. What begins with dashes here, and `TARGET`, is no attribute. [Configuration](README.md#configuration) says which
-source wins.
+file. Where another option stands in brackets, the variable and the key are called like that: `metrics_address` is
+`PREFORK_METRICS` and `metrics`. What begins with dashes here, and `TARGET`, is no attribute.
+[Configuration](README.md#configuration) says which source wins.
 
 {settings}
 ## Options
