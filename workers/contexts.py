@@ -68,13 +68,13 @@ class Carrier:
     __slots__ = ("_carry", "_contexts", "_number")
     __name__ = "process_request_thread"  # threads are named after it
 
-    def __init__(self, contexts: "Contexts", number: int, carry: Callable[..., None]) -> None:
+    def __init__(self, contexts: "Contexts", number: int, carry: Callable[..., Any]) -> None:
         self._contexts = contexts
         self._number = number
         self._carry = carry
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._carry(self._contexts.claim_number(self._number), *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._carry(self._contexts.claim_number(self._number), *args, **kwargs)
 
     def __del__(self) -> None:
         self._contexts.drop(self._number)

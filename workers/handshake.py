@@ -12,7 +12,8 @@ from .definitions import is_the_programs
 # For the whole handshake of a connection whose listener the program has wrapped. Clients take three round trips.
 HANDSHAKE_TIMEOUT_S = 10.0
 
-FIRST_HOOKS = ("get_request", "verify_request", "process_request")  # they get the connection before the handler does
+# They get the connection before the handler does.
+FIRST_HOOKS = ("get_request", "verify_request", "process_request", "process_request_thread")
 
 
 def in_its_lane(server: Any) -> None:
@@ -31,9 +32,9 @@ def in_its_lane(server: Any) -> None:
         return
     finish = server.finish_request
 
-    def finish_request(request: Any, client_address: Any) -> None:
+    def finish_request(request: Any, *more: Any, **named: Any) -> Any:
         shake_hands(request)
-        finish(request, client_address)
+        return finish(request, *more, **named)
 
     server.finish_request = finish_request
 

@@ -55,15 +55,14 @@ class InHand:
         end_quietly()
         finish, connections = server.finish_request, self._connections
 
-        def finish_request(request: Any, client_address: Any) -> None:
+        def finish_request(request: Any, *more: Any, **named: Any) -> Any:
             fd = request.fileno() if hasattr(request, "fileno") else -1  # a datagram has none
             if fd < 0:
-                finish(request, client_address)
-                return
+                return finish(request, *more, **named)
             key = object()
             connections[key] = fd, os.fstat(fd).st_ino, monotonic_ns()
             try:
-                finish(request, client_address)
+                return finish(request, *more, **named)
             finally:
                 connections.pop(key, None)
 

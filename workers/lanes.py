@@ -48,7 +48,7 @@ QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
 THREAD_BODY = "process_request_thread"
 
-Finish = Callable[[Any, Any], None]
+Finish = Callable[..., Any]
 
 
 class _Current(threading.local):
@@ -272,18 +272,17 @@ class Lanes:
             self._end(context.lane, outcome)
             self.give_back(context.lane)
 
-    def _counting(self, server: Any) -> Callable[[Any, Any], None]:
+    def _counting(self, server: Any) -> Finish:
         current, finish = self._current, server.finish_request
         observe, access_log = DURATION.observe, self._log
 
-        def finish_request(request: Any, client_address: Any) -> None:
+        def finish_request(request: Any, client_address: Any, *more: Any, **named: Any) -> Any:
             lane = current.lane
             if lane is None:
-                self._finish_in_its_own_way(finish_request, finish, request, client_address)
-                return
+                return self._finish_in_its_own_way(finish_request, finish, request, client_address, *more, **named)
             current.lane = None
             try:
-                finish(request, client_address)
+                result = finish(request, client_address, *more, **named)
             except BaseException as exc:
                 if self.forked:
                     strays.end(exc)
@@ -296,31 +295,32 @@ class Lanes:
             observe(lane, monotonic_ns() - lane[STARTED_NS])
             if access_log is not None:
                 access_log.end(lane, COMPLETED, request)
+            return result
 
         return finish_request
 
-    def _finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, client_address: Any) -> None:
+    def _finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a request in a thread that has no lane: the request's own where it has one, else uncounted."""
         context = self.contexts.claim(request)
         if context is not None:
             self._current.lane = context.lane
             try:
-                counted(request, client_address)
+                return counted(request, *more, **named)
             finally:
                 self.give_back(context.lane)
-            return
         with self.handed_over.finishing():
-            finish(request, client_address)
+            return finish(request, *more, **named)
 
-    def _carry(self, context: Context | None, *args: Any, **kwargs: Any) -> None:
+    def _carry(self, context: Context | None, *args: Any, **kwargs: Any) -> Any:
         """Process a request in this thread, on the lane that has come along with it; give that back at the end."""
         assert self._process is not None
         forked = self.forked
         self._current.lane = None if context is None else context.lane
         try:
-            self._process(*args, **kwargs)
+            result = self._process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)
+            return result
         finally:
             if context is not None:
                 if self._current.lane is not None:

@@ -34,11 +34,11 @@ def end(exc: BaseException | None = None) -> NoReturn:
 def ending(call: Callable[..., Any], forked: Callable[[], bool]) -> Callable[..., Any]:
     """Return `call`, with an end for every process that is forked in it."""
 
-    def ends_strays(*args: Any) -> Any:
+    def ends_strays(*args: Any, **named: Any) -> Any:
         if forked():  # before this call: a process of the program's makes it for purposes of its own
-            return call(*args)
+            return call(*args, **named)
         try:
-            result = call(*args)
+            result = call(*args, **named)
         except BaseException as exc:
             if forked():
                 end(exc)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from prefork import (
+    BaseRequestHandler,
     BindError,
     ConfigError,
     PreForkingTCPServer,
@@ -44,7 +45,7 @@ def mode(path: Path) -> int:
 @pytest.mark.parametrize("wanted", [0o600, 0o660, 0o777, 0o000])
 def test_mode_whatever_the_umask(base: type, wanted: int, umask: int, tmp_path: Path) -> None:
     """The path has the mode that was asked for, under every umask, and the umask is as it was."""
-    with type("S", (base,), {"socket_mode": wanted})(str(tmp_path / "s"), Who):
+    with type("S", (base,), {"socket_mode": wanted})(str(tmp_path / "s"), BaseRequestHandler):
         assert mode(tmp_path / "s") == wanted
     assert os.umask(umask) == umask
 

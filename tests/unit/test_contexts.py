@@ -14,6 +14,7 @@ from prefork import BaseServer, ThreadingMixIn
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, REJECTED, Slot
 from prefork.workers.contexts import Contexts, place_of
 from prefork.workers.lanes import Lanes
+from prefork.workers.strays import ending
 from tests.support.programs.serving import HUNG
 
 LANES = 2
@@ -280,6 +281,28 @@ def test_a_finish_that_no_accept_caused(kind: type[Program]) -> None:
         made.serve(1)
         made.end()
         assert made.counts() == {"completed": 1}
+
+
+@pytest.mark.parametrize("kind", [Threads, OneByOne])
+def test_a_hook_takes_and_returns_what_the_program_says(kind: type[Program]) -> None:
+    """Arguments of its own reach a `finish_request()`, by name too, and its result comes back, counted or not."""
+    results = []
+
+    class Tagged(kind):  # type: ignore[valid-type, misc]
+        def finish_request(self, request: Any, client_address: Any, *more: Any, tag: str = "") -> Any:
+            super().finish_request(request, client_address)
+            return (*more, tag)
+
+    def inline(server: Any, request: Any, client_address: Any) -> None:
+        results.append(server.finish_request(request, client_address, 1, tag="a"))
+        results.append(ending(server.finish_request, lambda: False)(request, client_address, tag="b"))
+        server.shutdown_request(request)
+
+    with service(Tagged, inline) as served:
+        served.serve(1)
+        served.end()
+        assert served.counts() == {"completed": 1}
+    assert results == [(1, "a"), ("b",)]
 
 
 def test_a_place() -> None:

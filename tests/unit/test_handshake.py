@@ -165,8 +165,7 @@ class Listening:
         self.served.append(request.getpeercert()["subject"])
 
 
-for name in handshake.FIRST_HOOKS:
-    vars(Listening)[name].__module__ = "socketserver"
+Listening.__module__ = "socketserver"  # no hook of it is the program's
 
 
 class Verifying(Listening):
