@@ -17,6 +17,7 @@ import prefork
 from prefork import (
     BaseRequestHandler,
     BaseServer,
+    DatagramRequestHandler,
     ForkingTCPServer,
     StreamRequestHandler,
     TCPServer,
@@ -150,12 +151,13 @@ SERVERS = sorted(name for name in prefork.__all__ if name.endswith("Server") and
 def test_failing_constructors_leak_nothing(name: str) -> None:
     """1,024 servers of every class that fail to bind leave no descriptor, collected or not."""
     address, error = ("/no/such/path", OSError) if "Unix" in name else (("127.0.0.1", -1), OverflowError)
+    handler = DatagramRequestHandler if "UDP" in name or "Datagram" in name else Upper
     gc.disable()
     try:
         before = descriptors()
         for _ in range(1024):
             with pytest.raises(error):
-                getattr(prefork, name)(address, Upper)
+                getattr(prefork, name)(address, handler)
         assert descriptors().keys() == before.keys()
     finally:
         gc.enable()

@@ -99,7 +99,7 @@ WRONG = {
                "could not change to the directory {here}/app.py (from --working-directory): not a directory"),
     "relative": (["--working-directory", "here"],
                  "could not set working_directory to 'here' (from --working-directory): it must be an absolute path, "
-                 "or none"),
+                 "or off"),
     "in a file named by a relative path": (
         ["--config", "s.toml"],
         "could not set working_directory (from s.toml: working_directory): a reload starts there, where s.toml means "
