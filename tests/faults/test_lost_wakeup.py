@@ -112,12 +112,13 @@ def test_one_connection_wakes_one_worker(tmp_path: Path) -> None:
     with Service(tmp_path, script(max_children=IDLE)) as service:
         service.wait_ready(IDLE)
         assert ask(service.address, b"pid\n")
-        before = {pid: switches(pid) for pid in service.workers()}
+        workers, woken = service.workers(), 0
         for _ in range(CONNECTIONS):
-            assert ask(service.address, b"pid\n")
-        slept = sum(switches(pid) - count for pid, count in before.items())
-    figure("eight idle workers: times one went to sleep, for each connection", slept / CONNECTIONS, "1 to 3")
-    assert 0.9 < slept / CONNECTIONS < 3  # one more may be within the request
+            before = {pid: switches(pid) for pid in workers}
+            answered = int(ask(service.address, b"pid\n"))
+            woken += sum(switches(pid) != count for pid, count in before.items() if pid != answered)
+    figure("eight idle workers: others that woke, for each connection", woken / CONNECTIONS, 1)
+    assert woken / CONNECTIONS < 1  # one may still be on its way to sleep, from the connection before
 
 
 def test_leaving_worker_takes_what_it_was_woken_for(tmp_path: Path) -> None:
