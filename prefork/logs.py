@@ -17,6 +17,7 @@ from prefork.workers import sinks
 
 from .errors import ConfigError, reason_of
 from .log_formats import JournalFormat, JsonFormat, TextFormat
+from .master.guard import attempt
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -41,9 +42,17 @@ def set_up(level: str = "info", format: str = "text", path: str | None = None) -
 
 
 def say_no_effect(found: Iterable[tuple[str, str]]) -> None:
-    """Log a line for each setting or hook that has no effect, and why; see settings/effects.py."""
-    for name, why in found:
-        log.warning("%s has no effect: %s", name, why, extra=event(LogEvent.NO_EFFECT, name=name, why=why))
+    """Log a line for each setting or hook that has no effect, and why; see settings/effects.py.
+
+    An attribute of the program's may raise, or an import fail after a chroot: that is said, and keeps nobody from
+    serving.
+    """
+
+    def say() -> None:
+        for name, why in found:
+            log.warning("%s has no effect: %s", name, why, extra=event(LogEvent.NO_EFFECT, name=name, why=why))
+
+    attempt("look for settings without effect", say)
 
 
 def check(path: str | None) -> None:

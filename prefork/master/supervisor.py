@@ -7,7 +7,7 @@ reads here, from top to bottom.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from time import monotonic, monotonic_ns, time_ns
@@ -82,25 +82,21 @@ class Supervisor:
         self.generations: Succession = generations or OneGeneration()
         self.mailbox = Mailbox(wakeup.wake) if mailbox is None else mailbox
         resumed = self.generations.resumed
-        before_us = resumed or {"paused": 0.0}
-        self.clock = Clock(before_us["paused"], before_us.get("pauses", ()), stamp_ns=stamp_ns)
+        known: Mapping[str, Any] = resumed or {}
+        self.clock = Clock(known.get("paused", 0.0), known.get("pauses", ()), stamp_ns=stamp_ns)
         self.turns = 0
         self._phase_since = self.clock.now()
         with board.change() as words:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self.pool = Pool()  # the state of policy, from plan to plan
         self.board = board
-        nudge = None if resumed is None else resumed["nudge"]
-        self._waiting = Waiting(wakeup, self.clock.now, service.listener, nudge)
+        self._waiting = Waiting(wakeup, self.clock.now, service.listener, known.get("nudge"))
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._accept_queue = AcceptQueue(service.listener)
-        self.companions = Companions(
-            None if service.work is None else service.companions,
-            None if resumed is None else resumed.get("companions"),
-        )
+        self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
         self._spawner = Spawner(service, self.table, board, self._waiting, self.companions)
         self._gauges = Gauges(board, self.clock.now())
-        self._overload = Overload.resumed((resumed or {}).get("overload"))
+        self._overload = Overload.resumed(known.get("overload"))
         self._wake_at = self._looked_at = self.clock.now()
         self._exits = Exits(board)
         self._reaper = Reaper(self.table, self._waiting, self._note_exit)
@@ -119,9 +115,9 @@ class Supervisor:
         self.generations.begin(workings)
         self.companions.enter(self.table)
         if resumed is not None:
-            self.pool = replace(self.pool, ever_ready=True, target=resumed.get("target", 0))
+            self.pool = replace(self.pool, ever_ready=True, target=known.get("target", 0))
             self._spawner.any_served = True
-        kept, before = self._accept_queue.kept(), (resumed or {}).get("listener")
+        kept, before = self._accept_queue.kept(), known.get("listener")
         notifier = None if not limits.pool else Notifier(
             self._facts, resumed=resumed is not None, listener=kept,
             before=None if before is None else (before["fd"], before["asked"]),

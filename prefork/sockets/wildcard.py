@@ -42,9 +42,8 @@ class WildcardListener(Listener):
 
     __slots__ = ()
 
-    _last = SideValue(
-        DatagramPeer()
-    )  # for a program that makes the address anew: of one client in hand it is the right one
+    # For a program that makes the address anew: of one client in hand it is the right one.
+    _last = SideValue(DatagramPeer())
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         data, ancillary, _, address = self.recvmsg(bufsize, _ROOM, flags)

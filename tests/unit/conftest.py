@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+from prefork.workers import lanes, loop, strays
+from tests.support.programs.inside import Stray
 
 STARTS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 _started: list[str] = []
@@ -24,3 +27,17 @@ def no_process_is_started() -> Iterator[None]:
     _started.clear()
     yield
     assert _started == []
+
+
+@pytest.fixture
+def stray_ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The statuses of processes that a program forks, in a test that has only one: each end raises Stray."""
+    statuses: list[int] = []
+
+    def leave(status: int) -> NoReturn:
+        statuses.append(status)
+        raise Stray
+
+    for module in (lanes, loop, strays):
+        monkeypatch.setattr(module, "leave", leave)
+    return statuses

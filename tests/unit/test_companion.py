@@ -23,12 +23,12 @@ from prefork.metrics.companions import (
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DUE, LEAVING, READY, REPLACE_ASKED, YES, Slot, Stacks
 from prefork.workers import companion as module
-from prefork.workers import sinks, strays, user_forks
+from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.companion import Companion, CompanionTerms
 from prefork.workers.loop import IGNORED
 from prefork.workers.signals import DRAIN_SIGNAL, set_mask
-from tests.support.programs.inside import NoMaster, as_a_child
+from tests.support.programs.inside import NoMaster, Stray, as_a_child
 
 HUNG_S = 20.0
 NS = 1_000_000_000
@@ -414,23 +414,6 @@ def test_a_run_that_raises(
 
 
 # Processes that it forks.
-
-
-class Stray(BaseException):
-    """The end of a process that the program has forked."""
-
-
-@pytest.fixture
-def stray_ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With these statuses."""
-    statuses: list[int] = []
-
-    def leave(status: int) -> NoReturn:
-        statuses.append(status)
-        raise Stray
-
-    monkeypatch.setattr(strays, "leave", leave)
-    return statuses
 
 
 @pytest.mark.parametrize("interval", [None, 10.0])

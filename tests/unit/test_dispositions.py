@@ -12,6 +12,7 @@ import pytest
 from prefork.workers import signals
 from prefork.workers.signals import EVERY, TIMERS, Alarm, Signals, blocked, disarm, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
+from tests.support.programs.inside import signals_put_back
 
 TERM, INT, HUP, USR1, CHLD, ALRM, TTIN, TTOU = map(
     int,
@@ -31,17 +32,10 @@ OTHERS: dict[int, Any] = {
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
     """The signals of these tests as a program that handles none has them; afterwards all is as it was."""
-    touched = (TERM, INT, HUP, USR1, CHLD, ALRM, TTIN, TTOU)
-    before = {signum: signal.getsignal(signum) for signum in touched}
-    mask, fd = set_mask(()), signal.set_wakeup_fd(-1)
-    for signum, handler in OTHERS.items():
-        signal.signal(signum, handler)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    signal.set_wakeup_fd(fd)
-    set_mask(mask)
+    with signals_put_back((TERM, INT, HUP, USR1, CHLD, ALRM, TTIN, TTOU)):
+        for signum, handler in OTHERS.items():
+            signal.signal(signum, handler)
+        yield
 
 
 class Taken:

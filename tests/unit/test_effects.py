@@ -1,11 +1,13 @@
 """Settings without effect, and hooks that nobody calls: each with its reason, and none beside."""
 
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import prefork
+from prefork.logs import say_no_effect
 from prefork.pool_settings import PoolSettings
 from prefork.settings.effects import hooks_without_a_pool, misspelt, no_effect, unread, without_effect
 from prefork.settings.fields import settings
@@ -118,3 +120,17 @@ def test_hooks_of_a_pool_without_one() -> None:
     assert [name for name, _ in hooks_without_a_pool(plain.__new__(plain))] == ["worker_started()", "worker_draining()"]
     for cls in (pool, prefork.ThreadingTCPServer):
         assert list(hooks_without_a_pool(cls.__new__(cls))) == []
+
+
+def test_looking_keeps_nobody_from_serving(caplog: pytest.LogCaptureFixture) -> None:
+    """What raises meanwhile, an attribute of the program's or an import after a chroot, is said and no more."""
+
+    def found() -> Iterator[tuple[str, str]]:
+        yield "max_threads", "of a reason"
+        raise ModuleNotFoundError("No module named 'difflib'")
+
+    say_no_effect(found())
+    assert [record.getMessage() for record in caplog.records] == [
+        "max_threads has no effect: of a reason",
+        "could not look for settings without effect: ModuleNotFoundError: No module named 'difflib'",
+    ]

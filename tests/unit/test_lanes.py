@@ -30,10 +30,11 @@ from prefork.metrics.scoreboard import (
     STATE,
     Slot,
 )
-from prefork.workers import accepting, strays, user_forks
+from prefork.workers import accepting, user_forks
 from prefork.workers import lanes as module
 from prefork.workers.accepting import Accepted
 from prefork.workers.lanes import Lanes
+from tests.support.programs.inside import Stray
 
 COUNTS = {"completed": COMPLETED, "failed": FAILED, "rejected": REJECTED, "handed_over": HANDED_OVER}
 NOW_NS = 5_000
@@ -458,26 +459,8 @@ def test_how_long_it_waited_is_asked_now_and_then(
     assert make().serve("completed") is Accepted.REQUEST, "nobody asks where that is not wanted"
 
 
-class Left(BaseException):
-    """The end of a process that the program has forked."""
-
-
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With these statuses."""
-    statuses: list[int] = []
-
-    def leave(status: int) -> None:
-        statuses.append(status)
-        raise Left
-
-    monkeypatch.setattr(module, "leave", leave)
-    monkeypatch.setattr(strays, "leave", leave)
-    return statuses
-
-
 @pytest.mark.parametrize(("will", "status"), [("completed", 0), ("exits", 3), ("failed", 1)])
-def test_a_process_that_a_handler_forks(will: str, status: int, harness: Harness, left: list[int]) -> None:
+def test_a_process_that_a_handler_forks(will: str, status: int, harness: Harness, stray_ends: list[int]) -> None:
     """Ends with the handler, with its status, and counts nothing: its parent does."""
 
     def forked() -> None:
@@ -487,15 +470,15 @@ def test_a_process_that_a_handler_forks(will: str, status: int, harness: Harness
     harness.server.look = forked
     lane = harness.lanes.take()
     assert lane is not None
-    with pytest.raises(Left):
+    with pytest.raises(Stray):
         harness.lanes.serve_one(harness.server, lane, NOW_NS)
     harness.lanes.give_back(lane)
-    assert left[0] == status
+    assert stray_ends[0] == status
     assert harness.counts() == {}
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness], left: list[int]) -> None:
+def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness], stray_ends: list[int]) -> None:
     """Ends where the thread would; one that was forked before, and serves by itself, goes on."""
     harness = make(elsewhere=True)
     lanes = harness.lanes
@@ -507,11 +490,11 @@ def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness
     lanes._process = process
     if before:
         lanes._carry(None, object(), "somebody")
-        assert left == []
+        assert stray_ends == []
     else:
-        with pytest.raises(Left):
+        with pytest.raises(Stray):
             lanes._carry(None, object(), "somebody")
-        assert left == [0]
+        assert stray_ends == [0]
 
 
 def test_in_a_process_that_the_program_forks_requests_are_its_parents(make: Callable[..., Harness]) -> None:

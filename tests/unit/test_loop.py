@@ -49,13 +49,13 @@ from prefork.metrics.scoreboard import (
     Stacks,
 )
 from prefork.sockets.shared import prepared
-from prefork.workers import ending, hangup, lanes, limits, loop, sinks, strays, user_forks, waiters
+from prefork.workers import ending, hangup, lanes, limits, loop, sinks, user_forks, waiters
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.terms import WorkerTerms
-from tests.support.programs.inside import NoMaster, as_a_child
+from tests.support.programs.inside import NoMaster, Stray, as_a_child
 from tests.support.programs.serving import threads_end
 from tests.support.tools.proc import no_descriptor_left
 
@@ -403,24 +403,6 @@ def test_a_handler_that_keeps_reading(
     with threads_end():
         run.run()
     assert run.seen.count("read b''") == 1
-
-
-class Stray(BaseException):
-    """The end of a process that the program has forked."""
-
-
-@pytest.fixture
-def stray_ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """With these statuses."""
-    statuses: list[int] = []
-
-    def leave(status: int) -> NoReturn:
-        statuses.append(status)
-        raise Stray
-
-    for module in (loop, lanes, strays):
-        monkeypatch.setattr(module, "leave", leave)
-    return statuses
 
 
 def test_a_process_that_a_handler_forks(runs: Callable[..., Run], stray_ends: list[int]) -> None:

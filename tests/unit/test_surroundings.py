@@ -18,6 +18,7 @@ from prefork.surroundings.inherited import forget_inherited, open_standard_descr
 from prefork.surroundings.room import check_kernel, check_room
 from prefork.surroundings.taken import keeping, signals_taken
 from prefork.workers.signals import set_mask
+from tests.support.programs.inside import signals_put_back
 
 TOUCHED = tuple(map(int, (*BY_SIGNAL, signal.SIGALRM, signal.SIGCHLD, signal.SIGURG)))
 TERM, HUP, USR1, ALRM, CHLD = map(int, (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM, signal.SIGCHLD))
@@ -26,18 +27,12 @@ TERM, HUP, USR1, ALRM, CHLD = map(int, (signal.SIGTERM, signal.SIGHUP, signal.SI
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No program handles a signal, nothing was inherited; afterwards all is as it was."""
-    before = {signum: signal.getsignal(signum) for signum in TOUCHED}
-    mask, fd = set_mask(()), signal.set_wakeup_fd(-1)
-    for signum in TOUCHED:
-        signal.signal(signum, signal.SIG_DFL)
-    monkeypatch.setattr(inherited, "_blocked", set())
-    monkeypatch.setattr(inherited, "_running", set())
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
-    signal.set_wakeup_fd(fd)
-    set_mask(mask)
+    with signals_put_back(TOUCHED):
+        for signum in TOUCHED:
+            signal.signal(signum, signal.SIG_DFL)
+        monkeypatch.setattr(inherited, "_blocked", set())
+        monkeypatch.setattr(inherited, "_running", set())
+        yield
 
 
 def in_a_thread(call: Callable[[], Any]) -> Any:

@@ -4,11 +4,11 @@ import contextlib
 import faulthandler
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prefork.workers import user_forks
 from prefork.workers.loop import IGNORED
-from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.signals import DRAIN_SIGNAL, set_mask
 
 OF_A_CHILD = (DRAIN_SIGNAL, signal.SIGTERM, signal.SIGQUIT, *IGNORED, signal.SIGALRM)
 
@@ -38,19 +38,32 @@ class NoMaster:
         os.eventfd_write(self.pidfd, 1)
 
 
+class Stray(BaseException):
+    """The end of a process that the program has forked."""
+
+
 @contextlib.contextmanager
-def as_a_child() -> Iterator[None]:
-    """As after a fork of ours: every signal is blocked inside. Afterwards all of this process's is as it was."""
-    before, mask = {each: signal.getsignal(each) for each in OF_A_CHILD}, signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    wakeup = signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def signals_put_back(signums: Iterable[int]) -> Iterator[None]:
+    """No signal is blocked inside, and none has a wake-up. Afterwards all, with the handlers of these, is as it was."""
+    before = {signum: signal.getsignal(signum) for signum in signums}
+    mask, wakeup = set_mask(()), signal.set_wakeup_fd(-1)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
         signal.set_wakeup_fd(wakeup)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        set_mask(mask)
+
+
+@contextlib.contextmanager
+def as_a_child() -> Iterator[None]:
+    """As after a fork of ours: every signal is blocked inside. Afterwards all of this process's is as it was."""
+    try:
+        with signals_put_back(OF_A_CHILD):
+            set_mask(signal.valid_signals())
+            yield
+    finally:
         faulthandler.unregister(signal.SIGUSR1)
         user_forks.on_fork_by_user(None)
