@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.workers.identity import CLOSED_BY_PROGRAM
 
 from .errors import ConfigError, PreforkError
-from .inheritance.own import Own
+from .inheritance.own import Computed, Own
 from .inheritance.precedence import find_first, loop_not_called
 from .logs import say_no_effect
 from .master.policy import Phase
@@ -153,7 +153,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             PreForkingMixIn.server_close(self)  # called in this thread earlier, which could not wait for itself
         supervisor.raise_if_hopeless()
 
-    @property
+    @Computed
     def draining(self) -> bool:
         """True if this process finishes its requests and accepts no new ones."""
         own: Preforked = self._prefork_
@@ -204,7 +204,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """
         self._prefork_.reload()
 
-    @property
+    @Computed
     def rehearsing(self) -> bool:
         """True if this process only tries what a reload would put in service. See `prefork.rehearsing()`."""
         return rehearsing()

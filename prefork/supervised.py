@@ -25,7 +25,7 @@ from prefork.workers.wakeup import Wakeup
 
 from .counting import ENDING, Counting
 from .exporter.child import Exported, ExporterChild, bind_metrics
-from .inheritance.own import Own, SlotNumber
+from .inheritance.own import Computed, Own
 from .inheritance.precedence import give_way, hides, resolve_aliases, take_back
 from .log_formats import escaped
 from .master.policy import NO_POOL
@@ -262,9 +262,6 @@ class SupervisedMixIn(_AnyServer):
                 unit="address", kinds=("tcp", "unix")),
     ] = None  # fmt: skip
 
-    # The number of this worker, from 1, which no other that lives has; None elsewhere. PREFORK_SLOT for what it starts.
-    slot: int | None = SlotNumber()  # type: ignore[assignment]
-
     _prefork_: Any = Own(Supervised)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -298,7 +295,13 @@ class SupervisedMixIn(_AnyServer):
             raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
         return own.counting.statistics()
 
-    @property
+    @Computed
+    def slot(self) -> int | None:
+        """The number of this worker, from 1, which no other that lives has; None elsewhere."""
+        own: Supervised = self._prefork_
+        return own.slot
+
+    @Computed
     def metrics_server_address(self) -> Any:
         """The address at which metrics are served: `metrics_address`, with the port that the kernel chose for 0.
 
@@ -306,7 +309,7 @@ class SupervisedMixIn(_AnyServer):
         """
         return self._prefork_.metrics_bound
 
-    @property
+    @Computed
     def draining(self) -> bool:
         """True if this process finishes its requests and accepts no new ones."""
         own: Supervised = self._prefork_

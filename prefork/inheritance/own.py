@@ -1,10 +1,13 @@
-"""The only attribute that we put on a program's server object, and a public one that is read from there.
+"""The only attribute that we put on a program's server object, and the public values that are read from there.
 
 Runs in any process that has the object.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
+
+Public = TypeVar("Public")
 
 
 class Own:
@@ -34,8 +37,17 @@ def _of_kinds(kinds: tuple[type[Any], ...]) -> type[Any]:
     return bases[0] if len(bases) == 1 else type("Own", bases, {})
 
 
-class SlotNumber:
-    """Descriptor of `server.slot`, and no property: a program that assigns to that name has its own there."""
+class Computed(Generic[Public]):
+    """Decorator for a public value of ours, and no property: a program that assigns to that name has its own there."""
 
-    def __get__(self, server: Any, owner: type) -> Any:
-        return self if server is None else server._prefork_.slot
+    def __init__(self, compute: Callable[[Any], Public]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, server: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, server: object, owner: type) -> Public: ...
+
+    def __get__(self, server: object | None, owner: type) -> Self | Public:
+        return self if server is None else self._compute(server)

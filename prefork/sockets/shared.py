@@ -49,6 +49,15 @@ class SharedDatagrams(socket.socket):
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         return super().recvmsg(bufsize, ancbufsize, flags | socket.MSG_DONTWAIT)
 
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        return super().recv_into(buffer, nbytes, flags | socket.MSG_DONTWAIT)
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        return super().recvfrom_into(buffer, nbytes, flags | socket.MSG_DONTWAIT)
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        return super().recvmsg_into(buffers, ancbufsize, flags | socket.MSG_DONTWAIT)
+
 
 @contextlib.contextmanager
 def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:

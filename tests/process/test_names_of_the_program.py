@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,22 @@ def test_every_former_name_in_a_plain_server(cls: type[TCPServer], tmp_path: Pat
         server.shutdown()
     assert {name: getattr(server, name) for name in FORMER} == names
     assert [name for name in vars(server) if name.startswith("_") and name not in FORMER] == [OURS]
+
+
+VALUES = {"draining": "mine", "metrics_server_address": "mine", "rehearsing": "mine", "slot": "mine"}
+
+
+@pytest.mark.parametrize("bases", [(prefork.ThreadingMixIn, TCPServer), (prefork.PreForkingMixIn, TCPServer)])
+@pytest.mark.parametrize("in_class", [True, False])
+def test_a_value_of_ours_may_be_the_programs(bases: tuple[type, ...], in_class: bool) -> None:
+    """A program that has something of its own under such a name keeps it, in its class or on the object."""
+    server_class: Any = type("Server", bases, VALUES if in_class else {})
+    with server_class(("127.0.0.1", 0), BaseRequestHandler) as server:
+        if not in_class:
+            assert {getattr(server, name) for name in VALUES if hasattr(server, name)} <= {None, False}
+            for name, value in VALUES.items():
+                setattr(server, name, value)
+        assert {name: getattr(server, name) for name in VALUES} == VALUES
 
 
 @pytest.mark.parametrize("name", [name for name in prefork.__all__ if name.endswith(("Server", "MixIn"))])

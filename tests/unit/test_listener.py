@@ -337,13 +337,18 @@ def ours() -> bool:
 
 
 def test_a_datagram_that_a_sibling_took() -> None:
-    """Prepared, a receive does not block for one that is gone, in none of the three ways; afterwards it may again."""
+    """Prepared, a receive does not block for one that is gone, in none of the six ways; afterwards it may again."""
     with udp() as listener:
         listener.settimeout(3.0)
         with prepared(listener, ours):
             assert listener.gettimeout() is None
             assert os.get_blocking(listener.fileno()), "a reply on the same socket may block"
-            for receive in (lambda: listener.recv(10), lambda: listener.recvfrom(10), lambda: listener.recvmsg(10)):
+            room = bytearray(10)
+            for receive in (
+                lambda: listener.recv(10), lambda: listener.recvfrom(10), lambda: listener.recvmsg(10),
+                lambda: listener.recv_into(room), lambda: listener.recvfrom_into(room),
+                lambda: listener.recvmsg_into([room]),
+            ):  # fmt: skip
                 with pytest.raises(BlockingIOError):
                     receive()
             sends(listener)
