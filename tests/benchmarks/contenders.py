@@ -1,153 +1,74 @@
-"""The servers that are compared: each answers one line in upper case and closes the connection.
+"""Who is compared, and how one of them is run.
 
-    python -m tests.benchmarks.contenders NAME STYLE WORKERS READY_FD CGROUP_PROCS
-
-Runs as a process of its own, the root of one server tree; `started()` makes it, from the harness. It enters its control
-group first, then every process of it that serves writes the port, as one line, to READY_FD. A *style* is a handler
-class: `recv` (BaseRequestHandler, recv and sendall) or `stream` (StreamRequestHandler).
+The table is names alone: a contender is imported in the process that is its root (launch.py), and nowhere else.
 """
 
 import contextlib
+import json
 import os
 import signal
-import socket
-import socketserver
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import prefork
-from prefork import logs
 
 from .meter import Meter
+from .traffic import LOOPBACK, Address
 
-ADDRESS = ("127.0.0.1", 0)
-STYLES = ("recv", "stream")
 ROOT = Path(__file__).parents[2]
+BARE, POOL = "bare loop", "pool"
 
-Handler = Callable[[Any, Any, Any], Any]
-Ready = Callable[[socket.socket], None]
-
-
-class Recv(prefork.BaseRequestHandler):
-    def handle(self) -> None:
-        self.request.sendall(self.request.recv(1024).upper())
-
-
-class Stream(prefork.StreamRequestHandler):
-    def handle(self) -> None:
-        self.wfile.write(self.rfile.readline().upper())
-
-
-class StandardRecv(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        self.request.sendall(self.request.recv(1024).upper())
-
-
-class StandardStream(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        self.wfile.write(self.rfile.readline().upper())
-
-
-OURS = {"recv": Recv, "stream": Stream}
-STANDARD = {"recv": StandardRecv, "stream": StandardStream}
-
-
-class PreForkingThreadingTCPServer(prefork.PreForkingMixIn, prefork.ThreadingTCPServer):
-    """A pool of workers, each with threads."""
+STREAMS = ("recv", "stream", "line", "unix", "http")
+ALL = (*STREAMS, "udp")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`pool`: several processes serve; `most`: as many connections as one measurement needs to be exact."""
+    """`run`: module and function in servers/. `processes`: how many say that they serve, None: as many as workers.
+
+    `standard`: the contender of the standard library that it is compared with, beside the bare loop. `checkout`: where
+    its prefork is imported from; `beside`: the contender that is the same of another checkout.
+    """
 
     name: str
-    run: Callable[[str, int, Ready], None]
-    pool: bool = False
-    most: int = 1000
-    styles: tuple[str, ...] = STYLES
+    run: str
+    traffic: tuple[str, ...] = ALL
+    processes: int | None = None
+    standard: str = ""
+    arguments: tuple[str, ...] = ()
+    checkout: str = str(ROOT)
+    beside: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return self.run.startswith("ours.")
 
 
-def plain(server_class: Any, handlers: dict[str, Any]) -> Callable[[str, int, Ready], None]:
-    """One serving process, whatever it does for a request."""
-
-    def run(style: str, workers: int, ready: Ready) -> None:
-        with server_class(ADDRESS, handlers[style]) as server:
-            ready(server.socket)
-            server.serve_forever()
-
-    return run
-
-
-def pool(server_class: Any, **settings: Any) -> Callable[[str, int, Ready], None]:
-    def run(style: str, workers: int, ready: Ready) -> None:
-        with server_class(ADDRESS, OURS[style]) as server:
-            vars(server).update(settings)
-            server.max_children = workers
-            server.worker_started = lambda: ready(server.socket)
-            server.serve_forever()
-
-    return run
-
-
-def logged(format: str) -> Callable[[str, int, Ready], None]:
-    """The pool with an access log, as `prefork run` sets it up, to a file that lies in memory."""
-
-    def run(style: str, workers: int, ready: Ready) -> None:
-        file = os.memfd_create("access-log")
-        logs.set_up("warning", format, f"/proc/{os.getpid()}/fd/{file}")
-        pool(prefork.PreForkingTCPServer, access_log=True)(style, workers, ready)
-
-    return run
-
-
-def bare(loop: Callable[[socket.socket, Handler], None]) -> Callable[[str, int, Ready], None]:
-    """What one writes by hand: a listener, as many forks as the pool has workers, and a blocking accept in each."""
-
-    def run(style: str, workers: int, ready: Ready) -> None:
-        listener = socket.create_server(ADDRESS, backlog=1024)
-        for _ in range(workers):
-            if os.fork() == 0:
-                ready(listener)
-                loop(listener, OURS[style])
-        os.wait()
-
-    return run
-
-
-def accept_and_handle(listener: socket.socket, handler: Handler) -> None:
-    while True:
-        connection, address = listener.accept()
-        handler(connection, address, None)
-        connection.close()
-
-
-def accept_and_answer(listener: socket.socket, handler: Handler) -> None:
-    """Without any handler class: the floor."""
-    while True:
-        connection, _ = listener.accept()
-        connection.sendall(connection.recv(1024).upper())
-        connection.close()
-
-
+STANDARD, THREADING, FORKING = "standard", "standard threading", "standard forking"
 CONTENDERS = (
-    Contender("bare loop, no handler", bare(accept_and_answer), pool=True, styles=("recv",)),
-    Contender("bare loop", bare(accept_and_handle), pool=True),
-    Contender("PreForkingTCPServer", pool(prefork.PreForkingTCPServer), pool=True),
-    Contender("PreForkingTCPServer, metrics", pool(prefork.PreForkingTCPServer, metrics_address=ADDRESS), pool=True),
-    Contender("PreForkingTCPServer, access log", logged("text"), pool=True, styles=("recv",)),
-    Contender("PreForkingTCPServer, access log as JSON", logged("json"), pool=True, styles=("recv",)),
-    Contender("PreForking + Threading", pool(PreForkingThreadingTCPServer), pool=True, most=500),
-    Contender("prefork TCPServer", plain(prefork.TCPServer, OURS)),
-    Contender("prefork ThreadingTCPServer", plain(prefork.ThreadingTCPServer, OURS), most=500),
-    Contender("prefork ForkingTCPServer", plain(prefork.ForkingTCPServer, OURS), most=80),
-    Contender("standard TCPServer", plain(socketserver.TCPServer, STANDARD)),
-    Contender("standard ThreadingTCPServer", plain(socketserver.ThreadingTCPServer, STANDARD), most=500),
-    Contender("standard ForkingTCPServer", plain(socketserver.ForkingTCPServer, STANDARD), most=80),
+    Contender("bare loop, no handler", "bare.unhandled", ("recv", "unix")),
+    Contender(BARE, "bare.handled"),
+    Contender(POOL, "ours.pool", standard=STANDARD),
+    Contender("pool, metrics", "ours.measured", ("recv",), standard=STANDARD),
+    Contender("pool, access log", "ours.logged", ("recv",), standard=STANDARD, arguments=("text",)),
+    Contender("pool, access log as JSON", "ours.logged", ("recv",), standard=STANDARD, arguments=("json",)),
+    Contender("pool, threads", "ours.pool", ("recv", "http", "udp"), standard=THREADING, arguments=("threading",)),
+    Contender("plain", "ours.plain", ("recv", "unix", "udp"), 1, STANDARD),
+    Contender("plain threading", "ours.plain", ("recv",), 1, THREADING, ("threading",)),
+    Contender("plain forking", "ours.plain", ("recv",), 1, FORKING, ("forking",)),
+    Contender(STANDARD, "standard.plain", processes=1),
+    Contender(THREADING, "standard.plain", ("recv", "http", "udp"), 1, arguments=("threading",)),
+    Contender(FORKING, "standard.plain", ("recv",), 1, arguments=("forking",)),
 )
+
+
+def beside(contenders: Sequence[Contender], checkout: Path) -> Iterator[Contender]:
+    """Those of ours once more, from another checkout."""
+    for each in contenders:
+        other = replace(each, name=f"{each.name} of {checkout.name}", checkout=str(checkout.resolve()))
+        yield from (replace(each, beside=other.name), other) if each.ours else (each,)
 
 
 @dataclass(frozen=True)
@@ -155,38 +76,54 @@ class Started:
     """A running contender, as the harness holds it."""
 
     contender: Contender
-    style: str
+    traffic: str
     pid: int
-    port: int
+    address: Address
     meter: Meter
 
 
 @contextlib.contextmanager
-def started(contender: Contender, style: str, workers: int) -> Iterator[Started]:
-    """Run a contender with this interpreter; serving when entered, all of it killed and reaped on leaving."""
-    name = f"benchmark-{os.getpid()}-{CONTENDERS.index(contender)}-{style}"
-    with Meter(name) as meter, contextlib.ExitStack() as stack:
+def started(contenders: Sequence[Contender], traffic: str, workers: int) -> Iterator[list[Started]]:
+    """Run contenders with this interpreter; serving when entered, all of it killed and reaped on leaving."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        starting = [
+            stack.enter_context(_starting(each, traffic, workers, f"{folder}/{number}"))
+            for number, each in enumerate(contenders)
+        ]
+        yield [serving() for serving in starting]
+
+
+@contextlib.contextmanager
+def _starting(contender: Contender, traffic: str, workers: int, path: str) -> Iterator[Callable[[], Started]]:
+    """What it gives waits until the contender serves."""
+    with Meter(f"prefork-tests-benchmark-{os.getpid()}-{Path(path).name}") as meter, contextlib.ExitStack() as stack:
         read, write = os.pipe()
         lines = stack.enter_context(open(read))
-        command = [sys.executable, "-m", __spec__.name, contender.name, style, str(workers), str(write), meter.procs]
-        process = subprocess.Popen(command, cwd=ROOT, pass_fds=[write], start_new_session=True)
+        order = {
+            "run": contender.run,
+            "arguments": contender.arguments,
+            "checkout": contender.checkout if contender.ours else "",
+            "traffic": traffic,
+            "workers": workers,
+            "address": path if traffic == "unix" else LOOPBACK,
+            "procs": meter.procs,
+            "ready_fd": write,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.benchmarks.launch", json.dumps(order)], cwd=ROOT, pass_fds=[write],
+            start_new_session=True,
+        )  # fmt: skip
         stack.callback(process.wait)
         stack.callback(os.killpg, process.pid, signal.SIGKILL)  # a group of its own: the root and all it forked
         os.close(write)
-        ports = {int(lines.readline()) for _ in range(workers if contender.pool else 1)}
-        yield Started(contender, style, process.pid, ports.pop(), meter)
 
+        def serving() -> Started:
+            for _ in range(contender.processes or workers):
+                if not (line := lines.readline()):
+                    raise RuntimeError(f"{contender.name} does not start; see what it printed")
+            address = json.loads(line)
+            return Started(
+                contender, traffic, process.pid, address if isinstance(address, str) else tuple(address), meter
+            )
 
-def main(name: str, style: str, workers: str, ready_fd: str, procs: str) -> None:
-    if procs:
-        Path(procs).write_text("0")  # this process, and so all that it forks
-
-    def ready(listener: socket.socket) -> None:
-        os.write(int(ready_fd), b"%d\n" % listener.getsockname()[1])
-
-    contender = next(each for each in CONTENDERS if each.name == name)
-    contender.run(style, int(workers), ready)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        yield serving

@@ -11,13 +11,12 @@ import argparse
 import json
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .connections import BASE, CLIENTS, POOL, burst
-from .contenders import CONTENDERS, Started, started
+from .contenders import BARE, CONTENDERS, POOL, Started, started
 from .meter import children, cpu_clock_ns
+from .traffic import drive
 
 SERVED = 4000
 QUIET_S = 1.0  # after the last request, before idleness is measured
@@ -77,10 +76,10 @@ def rest(processes: Iterable[Process], seconds: float) -> None:
 
 def measure(name: str, workers: int, seconds: float) -> list[Process]:
     contender = next(each for each in CONTENDERS if each.name == name)
-    with ProcessPoolExecutor(CLIENTS) as clients, started(contender, "stream", workers) as server:
+    with started([contender], "stream", workers) as (server,):
         time.sleep(QUIET_S)
         processes = fresh(server)
-        burst(clients, server, SERVED)
+        drive(server.traffic, server.address, 0, SERVED)
         for process in processes:
             figures = memory(process.pid)
             process.rss, process.pss, process.private = figures["Rss"], figures["Pss"], private(process.pid)
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the pool is left idle")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
-    processes = [p for name in (BASE, POOL) for p in measure(name, options.workers, options.seconds)]
+    processes = [p for name in (BARE, POOL) for p in measure(name, options.workers, options.seconds)]
     report(processes, options.seconds)
     if options.json:
         options.json.write_text(json.dumps([asdict(process) for process in processes], indent=1) + "\n")

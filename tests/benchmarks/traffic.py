@@ -1,0 +1,102 @@
+"""The traffic: what a client asks, how often, and what must be answered.
+
+Runs in client processes. A *traffic* is a way of asking; a *load* is how many clients ask, each in a closed loop.
+"""
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+Address = tuple[str, int] | str  # a Unix path
+Ready = Callable[[socket.socket], None]
+Ask = Callable[[], None]
+
+LOOPBACK = ("127.0.0.1", 0)
+LINE = b"THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG\n"  # in upper case, so that an echo answers it as well
+BODY = b"the quick brown fox jumps over the lazy dog\n"
+GET = b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+LINES = 2  # of a connection of the line protocol
+TIMEOUT = struct.pack("ll", 20, 0)  # s; SO_RCVTIMEO costs no poll() for each recv()
+
+TRAFFIC = {
+    "recv": "a TCP connection for each line: BaseRequestHandler, recv() and sendall(); the server closes",
+    "stream": "a TCP connection for each line: StreamRequestHandler, rfile.readline() and wfile.write()",
+    "line": f"a TCP connection of {LINES} lines, each answered: `for line in self.rfile`; the client closes",
+    "unix": "as recv, over a Unix stream socket",
+    "udp": "a datagram and its answer",
+    "http": "GET of 44 bytes, a connection for each: BaseHTTPRequestHandler",
+}
+LOADS = {"saturated": 2, "sequential": 1}  # clients
+
+
+class WrongAnswer(Exception):
+    """A contender did not answer as it must: what it costs says nothing."""
+
+
+def connected(address: Address, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET, kind)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEOUT)
+    sock.connect(address)
+    return sock
+
+
+def to_the_end(sock: socket.socket) -> bytes:
+    answer = b""
+    while more := sock.recv(4096):
+        answer += more
+    return answer
+
+
+def ask_line(address: Address) -> None:
+    with connected(address) as sock:
+        sock.sendall(LINE)
+        if (answer := to_the_end(sock)) != LINE:
+            raise WrongAnswer(f"{address} answered {answer!r}")
+
+
+def ask_lines(address: Address) -> None:
+    with connected(address) as sock:
+        for _ in range(LINES):
+            sock.sendall(LINE)
+            answer = b""
+            while not answer.endswith(b"\n") and (more := sock.recv(1024)):
+                answer += more
+            if answer != LINE:
+                raise WrongAnswer(f"{address} answered {answer!r}")
+
+
+def ask_http(address: Address) -> None:
+    with connected(address) as sock:
+        sock.sendall(GET)
+        answer = to_the_end(sock)
+        if not answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200")) or not answer.endswith(BODY):
+            raise WrongAnswer(f"{address} answered {answer!r}")
+
+
+@contextlib.contextmanager
+def asking(traffic: str, address: Address) -> Iterator[Ask]:
+    """A client: what it gives asks once and has the answer."""
+    if traffic != "udp":
+        ask = {"line": ask_lines, "http": ask_http}.get(traffic, ask_line)
+        yield lambda: ask(address)
+        return
+    with connected(address, socket.SOCK_DGRAM) as sock:
+
+        def datagram() -> None:
+            sock.send(LINE)
+            if (answer := sock.recv(1024)) != LINE:
+                raise WrongAnswer(f"{address} answered {answer!r}")
+
+        yield datagram
+
+
+def drive(traffic: str, address: Address, seconds: float, least: int = 1) -> int:
+    """Ask for so long, one after another, and at least so often; return how often."""
+    with asking(traffic, address) as ask:
+        deadline, done = time.monotonic() + seconds, 0
+        while done < least or time.monotonic() < deadline:
+            ask()
+            done += 1
+    return done
