@@ -17,6 +17,7 @@ from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.definitions import gives_way
 from prefork.workers.signals import set_mask
 from prefork.workers.threads import Threads
 
@@ -122,6 +123,7 @@ class ActiveChildren:
         return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
 
 
+@gives_way
 class ForkingMixIn(SupervisedMixIn):
     """Process each request in its own child, forked after the accept.
 
@@ -156,6 +158,7 @@ class ForkingMixIn(SupervisedMixIn):
         self.close_request(request)
 
 
+@gives_way
 class ThreadingMixIn(SupervisedMixIn):
     """Process each request in its own thread, at most `max_threads` at once if set. See socketserver.ThreadingMixIn."""
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from socket import SOCK_DGRAM
 from typing import TYPE_CHECKING, Any
 
+from prefork.workers.definitions import definer, gives_way
 from prefork.workers.identity import CLOSED_BY_PROGRAM
 
 from .errors import ConfigError, PreforkError
@@ -45,6 +46,7 @@ def pool_of(server: "PreForkingMixIn") -> Preforked:
     return own
 
 
+@gives_way
 class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     """Serve from a pool of pre-forked processes. Put it first in the bases, before other mix-ins and the server.
 
@@ -67,8 +69,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """Turn `allow_reuse_address` off by default for datagrams: with it, a stranger could share the port."""
         super().__init_subclass__(**kwargs)
         find_first(cls, "socket", vars(PreForkingMixIn)["socket"])
-        chosen_by = next(base for base in cls.__mro__ if "allow_reuse_address" in vars(base))
-        if chosen_by is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
+        if definer(cls, "allow_reuse_address") is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
             cls.allow_reuse_address = False
 
     # The listener.

@@ -7,12 +7,15 @@ Evaluated in any process, when the class is defined.
 import os
 from typing import Annotated
 
+from prefork.workers.definitions import gives_way
+
 from .commands import WORKERS_MAX
 from .server import TCPServer
 from .settings.cpus import usable_cpus
 from .settings.fields import Setting
 
 
+@gives_way
 class PoolSettings:
     """The settings of a pool, listed in REFERENCE.md. All durations are in seconds, all sizes in bytes."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
-from prefork.workers.definitions import is_the_programs_class
+from prefork.workers.definitions import gives_way, is_the_programs_class
 from prefork.workers.handshake import failure
 from prefork.workers.wakeup import Wakeup
 
@@ -259,6 +259,7 @@ class ServingLoop:
         return True
 
 
+@gives_way
 class ServingMixIn:
     """Public methods of the loop, for BaseServer, and with the mix-ins for the standard library's servers too."""
 

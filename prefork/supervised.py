@@ -19,6 +19,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers.accepting import Accepted
 from prefork.workers.bootstrap import Birth
+from prefork.workers.definitions import gives_way
 from prefork.workers.lanes import Lanes
 from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
@@ -26,7 +27,7 @@ from prefork.workers.wakeup import Wakeup
 from .counting import ENDING, Counting
 from .exporter.child import Exported, ExporterChild, bind_metrics
 from .inheritance.own import Computed, Own
-from .inheritance.precedence import give_way, hides, resolve_aliases, take_back
+from .inheritance.precedence import hides, resolve_aliases, take_back
 from .log_formats import escaped
 from .master.policy import NO_POOL
 from .master.service import Service
@@ -247,6 +248,7 @@ class Supervised(ServingLoop):
                 self.pause_accepting()
 
 
+@gives_way
 class SupervisedMixIn(_AnyServer):
     """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
 
@@ -265,11 +267,10 @@ class SupervisedMixIn(_AnyServer):
     _prefork_: Any = Own(Supervised)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the program's definitions win over ours. Refuse a class in which a server class would hide the mix-in.
+        """Raise TypeError for a class in which a server class would hide the mix-in.
 
-        A server class hides it if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come
-        first are fine, since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one. Raises
-        TypeError.
+        One does if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come first are fine,
+        since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one.
         """
         super().__init_subclass__(**kwargs)
         before = cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]
@@ -281,7 +282,6 @@ class SupervisedMixIn(_AnyServer):
                     f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
                     f"write the mix-in first"
                 )
-        give_way(cls)
         resolve_aliases(cls)
 
     def statistics(self) -> Statistics:

@@ -1,16 +1,96 @@
-"""The nearest definition of a method of the program's server: the program's own, ours, or the standard library's.
+"""The nearest definition of a name of the program's server: the program's own, ours, or the standard library's.
 
 Pure. Runs in any process.
 """
 
-from typing import Any
+from typing import Any, TypeVar
+
+Mixin = TypeVar("Mixin", bound=type)
+
+# Ours call the next definition, or have to be found first: `socket` is where a listener becomes ours.
+COOPERATIVE = frozenset({"serve_forever", "server_close", "service_actions", "socket"})
+OF_STANDARD_MIXINS = frozenset(
+    {
+        "active_children", "block_on_close", "collect_children", "daemon_threads", "handle_timeout", "process_request",
+        "process_request_thread", "timeout",
+    }
+)  # fmt: skip
+
+
+class GivesWay:
+    """A definition of ours that stands in front of the program's, in a mix-in: the program's is the one in force.
+
+    Asked anew each time, since a program may define, assign and patch whenever it likes, and whoever asks: the server,
+    its class, or `super()` in a class over the mix-in.
+    """
+
+    def __init__(self, mixin: type, name: str) -> None:
+        self.ours = vars(mixin)[name]
+        self.__doc__ = self.ours.__doc__
+        self._mixin = mixin
+        self._name = name
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        found = self._in_force(owner)
+        if server is not None and not hasattr(found, "__set__") and self._name in vars(server):
+            return vars(server)[self._name]
+        bind = getattr(type(found), "__get__", None)
+        return found if bind is None else bind(found, server, owner)
+
+    def __set__(self, server: Any, value: Any) -> None:
+        found = self._in_force(type(server))
+        if hasattr(found, "__set__"):
+            found.__set__(server, value)
+        else:
+            vars(server)[self._name] = value
+
+    def __delete__(self, server: Any) -> None:
+        found = self._in_force(type(server))
+        if hasattr(found, "__delete__"):
+            found.__delete__(server)
+        elif vars(server).pop(self._name, self) is self:
+            raise AttributeError(self._name)
+
+    def _in_force(self, cls: type) -> Any:
+        theirs = self.behind(cls)
+        return self.ours if theirs is None else vars(theirs)[self._name]
+
+    def behind(self, cls: type) -> type | None:
+        """Return the program's class whose definition is in force, behind ours; None if ours is.
+
+        What stands behind a server class that defines the name would not be found without the mix-in either.
+        """
+        mro, name = cls.__mro__, self._name
+        for base in mro[mro.index(self._mixin) + 1 :]:
+            if name in base.__dict__:
+                if is_the_programs_class(base):
+                    return None if _is_behind_the_server(mro, self._mixin) else base
+                if _is_server(base):
+                    return None
+        return None
+
+
+def gives_way(mixin: Mixin) -> Mixin:
+    """Class decorator for a mix-in of ours: its public definitions give way to the program's behind it.
+
+    What the standard library's own mix-ins define wins over the class behind them there, and so it does here.
+    """
+    for name in [name for name in vars(mixin) if not name.startswith("_")]:
+        if name not in COOPERATIVE | OF_STANDARD_MIXINS:
+            setattr(mixin, name, GivesWay(mixin, name))
+    return mixin
+
+
+def definer(cls: type, name: str) -> type | None:
+    """Return the class whose definition of a name is in force; None if there is none."""
+    first = next((base for base in cls.__mro__ if name in vars(base)), None)
+    found = None if first is None else vars(first)[name]
+    return (found.behind(cls) or first) if isinstance(found, GivesWay) else first
 
 
 def is_the_programs(server: Any, name: str) -> bool:
     """Return True if the program defines this method of its server, in a class or on the object."""
-    if name in vars(server):
-        return True
-    return is_the_programs_class(next((cls for cls in type(server).__mro__ if name in vars(cls)), object))
+    return name in vars(server) or is_the_programs_class(definer(type(server), name) or object)
 
 
 def is_ours(cls: type) -> bool:
@@ -19,3 +99,12 @@ def is_ours(cls: type) -> bool:
 
 def is_the_programs_class(cls: type) -> bool:
     return cls is not object and cls.__module__ != "socketserver" and not is_ours(cls)
+
+
+def _is_server(cls: type) -> bool:
+    return hasattr(cls, "server_activate") and not is_the_programs_class(cls)
+
+
+def _is_behind_the_server(mro: tuple[type, ...], mixin: type) -> bool:
+    """Return True for the base of our BaseServer, which has that one's methods."""
+    return any(base.__name__ == "BaseServer" and _is_server(base) for base in mro[: mro.index(mixin)])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from prefork.workers.definitions import definer
+
 from ..settings.fields import Field, settings, show
 from . import launch
 from .dry_run import dry_run
@@ -82,7 +84,7 @@ def _by_program(owner: object, cls: type, name: str) -> tuple[str, str]:
     """Return the kind and the name of the source in the program: default, class or instance."""
     if owner is not cls and name in vars(owner) and cls is not Launch:
         return "instance", f"the instance of {cls.__qualname__}"
-    klass = next(base for base in cls.__mro__ if name in vars(base))
+    klass = definer(cls, name) or cls
     ours = klass.__module__.partition(".")[0] == "prefork" and klass.__module__ != "prefork.examples"
     return ("default", "default") if ours else ("class", f"class {klass.__module__}.{klass.__qualname__}")
 

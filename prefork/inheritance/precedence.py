@@ -3,9 +3,8 @@
     class Site(PreForkingMixIn, Base)       Base is the program's, over ours or over the standard library's
 
 Evaluated when a class is defined, in any process. A setting, a hook or a method of ours gives way to the program's,
-although the mix-in stands first. Where ours call the next definition there is nothing to do, over our classes; a
-class over the standard library's would be hidden, since ours have replaced the last of these. What the standard
-library's own mix-ins define wins over the class behind them there, and so it does here.
+although the mix-in stands first: workers/definitions.py sees to that whenever one is asked for. Here is what can be
+said of a class once and for all.
 """
 
 from collections.abc import Iterator
@@ -14,24 +13,7 @@ from typing import Any
 
 from prefork.workers.definitions import is_ours, is_the_programs_class
 
-# Ours call the next definition, or have to be found first: `socket` is where a listener becomes ours.
-COOPERATIVE = frozenset({"serve_forever", "server_close", "service_actions", "socket"})
-OF_STANDARD_MIXINS = frozenset(
-    {
-        "active_children", "block_on_close", "collect_children", "daemon_threads", "handle_timeout", "process_request",
-        "process_request_thread", "timeout",
-    }
-)  # fmt: skip
 LOOP = frozenset({"handle_request", "serve_forever", "shutdown"})
-
-
-def give_way(cls: type) -> None:
-    """Put the program's definitions that stand behind ours on the class itself."""
-    for name in _names_of_mixins(cls) - COOPERATIVE - OF_STANDARD_MIXINS:
-        definers = [base for base in cls.__mro__ if name in vars(base)]
-        theirs = next(filter(is_the_programs_class, definers), None)
-        if is_ours(definers[0]) and theirs is not None:
-            setattr(cls, name, vars(theirs)[name])
 
 
 def find_first(cls: type, name: str, ours: Any) -> None:
@@ -113,12 +95,6 @@ def loop_not_called(cls: type, ours: type) -> Iterator[tuple[str, str]]:
     """Yield a `serve_forever()` of the program's that a pool cannot use, and why."""
     if (base := loop_behind(cls, ours)) is not None:
         yield f"serve_forever() of {base.__qualname__}", f"a pool is served by the one of {ours.__name__}"
-
-
-def _names_of_mixins(cls: type) -> set[str]:
-    """Return the public names that our mix-ins of this class define; the server classes are no mix-ins."""
-    mixins = [base for base in cls.__mro__ if is_ours(base) and not hasattr(base, "server_activate")]
-    return {name for base in mixins for name in vars(base) if not name.startswith("_")}
 
 
 def _method_of_the_loop(value: object) -> str | None:

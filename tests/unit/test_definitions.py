@@ -1,12 +1,15 @@
 """Whose definition a server has, told from the class that has it."""
 
+import abc
+import inspect
 import socketserver
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import prefork
-from prefork.workers.definitions import is_the_programs
+from prefork.workers.definitions import GivesWay, definer, is_the_programs
 
 
 class Mine(prefork.ThreadingTCPServer):
@@ -34,3 +37,88 @@ def test_the_program_defines_it(cls: Any, name: str, theirs: bool) -> None:
     assert is_the_programs(server, name) is theirs
     vars(server)[name] = len
     assert is_the_programs(server, name)
+
+
+BASES: dict[str, Any] = {"over ours": prefork.TCPServer, "over the standard library's": socketserver.TCPServer}
+MIXINS = (prefork.PreForkingMixIn, prefork.ThreadingMixIn)
+GIVING = sorted(
+    {name for cls in type("All", (*MIXINS, prefork.TCPServer), {}).__mro__ for name, value in vars(cls).items()
+     if isinstance(value, GivesWay)}
+)  # fmt: skip
+
+
+def chained(name: str, word: str) -> Any:
+    """A method, or a value, that tells its word and what the next definition tells."""
+
+    def method(self: Any, *args: Any) -> list[str]:
+        mine = next(cls for cls in type(self).__mro__ if vars(cls).get(name) is method)
+        following = getattr(super(mine, self), name, None)
+        told = following() if word in ("over", "other") and callable(following) else []
+        return [word, *(told if isinstance(told, list) else [])]
+
+    return method
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", GIVING)
+def test_the_next_definition_is_the_programs(name: str, base: str) -> None:
+    """`super()` over the mix-in leads to the program's class behind it, also in a diamond, and to what has been
+    assigned or patched there since the classes were made."""
+    their: Any = type("Base", (BASES[base],), {name: chained(name, "base")})
+    other: Any = type("Other", (their,), {name: chained(name, "other")})
+    over: Any = type("Over", (*MIXINS, their), {name: chained(name, "over")})
+    server: Any = over.__new__(over)
+    assert getattr(server, name)() == ["over", "base"]
+    diamond: Any = type("Diamond", (over, other), {})
+    assert getattr(diamond.__new__(diamond), name)() == ["over", "other", "base"]
+    with mock.patch.object(their, name, chained(name, "patched")):
+        assert getattr(server, name)() == ["over", "patched"]
+    setattr(their, name, lambda self: ["later"])
+    assert getattr(server, name)() == ["over", "later"]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", GIVING)
+def test_values_change_where_they_are(name: str, base: str) -> None:
+    """A value in the program's class behind the mix-in may be assigned, patched, or be a property, whenever; the
+    object's own comes first, as everywhere."""
+    their: Any = type("Base", (BASES[base],), {name: 1})
+    cls: Any = type("Server", (*MIXINS, their), {})
+    server = cls.__new__(cls)
+    assert (getattr(server, name), getattr(cls, name), is_the_programs(server, name)) == (1, 1, True)
+    setattr(their, name, 2)
+    assert getattr(server, name) == 2
+    with mock.patch.object(server, name, 3):
+        assert getattr(server, name) == 3
+    assert getattr(server, name) == 2
+    with pytest.raises(AttributeError):
+        delattr(server, name)
+    kept: list[int] = []
+    setattr(
+        their, name, property(lambda self: kept[-1], lambda self, value: kept.append(value), lambda self: kept.clear())
+    )
+    setattr(server, name, 4)
+    assert (getattr(server, name), kept) == (4, [4])
+    delattr(server, name)
+    assert not kept
+    delattr(their, name)
+    assert definer(cls, name) not in (None, their)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("name", sorted({"handle_error", "handle_request", "shutdown", "request_queue_size"}))
+def test_what_stands_behind_the_server_is_not_found(name: str, base: str) -> None:
+    """A class behind the server class has what that one has not; no more than without the mix-in."""
+    behind = type("Helpers", (), {name: "helper's", "worker_started": "helper's"})
+    server: Any = type("Server", (*MIXINS, BASES[base], behind), {})
+    assert getattr(server, name) != "helper's"
+    assert server.worker_started == "helper's"
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_abstract_classes(base: str) -> None:
+    """What a program's class declares abstract in front of the mix-in, or behind the server, ours implement."""
+    interface = abc.ABCMeta("Interface", (), {"shutdown": abc.abstractmethod(lambda self: None)})
+    for bases in ((*MIXINS, BASES[base], interface), (*MIXINS, type("Impl", (BASES[base],), {}), interface)):
+        cls = abc.ABCMeta("Server", bases, {})
+        assert not inspect.isabstract(cls)
