@@ -183,7 +183,7 @@ class ThreadingMixIn(SupervisedMixIn):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread for this request. Raises RuntimeError if the system cannot start one."""
         if self._prefork_.in_place:
-            BaseServer.process_request(self, request, client_address)
+            self.process_request_thread(request, client_address)
             return
         thread = threading.Thread(
             target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads

@@ -26,8 +26,11 @@ def _in_place(server: Any, elsewhere: Callable[[Any, Any, Any], None]) -> Callab
         if self is not server:
             elsewhere(self, request, client_address)
             return
-        self.finish_request(request, client_address)
-        self.shutdown_request(request)
+        if hasattr(self, "process_request_thread"):  # what is begun before it may be ended there
+            self.process_request_thread(request, client_address)
+        else:
+            self.finish_request(request, client_address)
+            self.shutdown_request(request)
 
     return process_request
 

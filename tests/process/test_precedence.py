@@ -33,6 +33,7 @@ STANDARD = (socketserver.ThreadingMixIn, socketserver.ForkingMixIn)
 ONCE = ["serve_forever", "server_bind", "server_activate", "server_close", "shutdown"]
 EACH = ["get_request", "verify_request", "process_request", "finish_request", "shutdown_request", "close_request"]
 HOOKS = [*ONCE, *EACH, "handle_error", "service_actions"]
+OF_THREADS = ["process_request_thread"]
 OF_POOLS = ["worker_started", "worker_stopping"]
 
 
@@ -123,9 +124,15 @@ def expected(place: str, mixin: str, names: list[str], *, pool: bool) -> set[str
         wanted -= {"serve_forever"}
     if {prefork.ThreadingMixIn, prefork.ForkingMixIn, *STANDARD} & set(mixins):
         wanted -= {"process_request"}
+        wanted -= set(OF_THREADS)
     if socketserver.ForkingMixIn in mixins:
         wanted -= {"service_actions"}
     return wanted
+
+
+def hooks_of(mixin: str) -> list[str]:
+    threaded = {prefork.ThreadingMixIn, socketserver.ThreadingMixIn} & set(MIXINS[mixin])
+    return [*HOOKS, *(OF_THREADS if threaded else [])]
 
 
 def served(server: Any) -> None:
@@ -143,7 +150,7 @@ def test_hooks(place: str, mixin: str, base: str, ledger: Ledger, caplog: pytest
     """Each is called, in the process where it runs."""
     mixins = MIXINS[mixin]
     pool = prefork.PreForkingMixIn in mixins
-    names = HOOKS + (OF_POOLS if pool else [])
+    names = hooks_of(mixin) + (OF_POOLS if pool else [])
     server = made(place, mixins, BASES[base], hooks(ledger, names))(LOOPBACK, Answer)
     if place == "on the instance":
         put_on(server, ledger, names)
@@ -171,13 +178,14 @@ def single(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("place", PLACES)
 def test_hooks_with_single(place: str, mixin: str, base: str, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     """The same in the one process that there is, whatever mix-ins would have done."""
-    server = made(place, MIXINS[mixin], BASES[base], hooks(ledger, HOOKS))(LOOPBACK, Answer)
+    names = hooks_of(mixin)
+    server = made(place, MIXINS[mixin], BASES[base], hooks(ledger, names))(LOOPBACK, Answer)
     process_in_place(server)
     if place == "on the instance":
-        put_on(server, ledger, HOOKS)
+        put_on(server, ledger, names)
     served(server)
     caplog.clear()
-    assert ledger.called() == expected(place, mixin, HOOKS, pool=False)
+    assert ledger.called() == expected(place, mixin, names, pool=False)
     assert (server.statistics().completed, server.statistics().failed) == (1, 1)
 
 

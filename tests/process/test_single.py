@@ -94,7 +94,7 @@ def test_ctrl_c_and_quit_at_the_prompt(at_terminal: tuple[Terminal, tuple[str, i
     assert f"stopping {shown.process.pid}" in shown.shown
 
 
-@pytest.mark.parametrize("target", ["Handler", "Server", "Threads", "Forks", "Standard"])
+@pytest.mark.parametrize("target", ["Handler", "Server", "Threads", "Forks", "Standard", "Bounded"])
 def test_everything_runs_in_the_one_process(target: str, here: Path) -> None:
     """Whatever the class does in a pool, requests run here, without a thread or a child; a failed one is logged."""
     with running(["run", f"app:{target}", "--bind", ANY_PORT, "--single"], cwd=here) as run:

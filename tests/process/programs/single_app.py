@@ -4,6 +4,7 @@ test runs it, as `app`."""
 import os
 import socketserver
 import threading
+from typing import Any
 
 import prefork
 
@@ -52,3 +53,20 @@ class Forks(Hooks, prefork.PreForkingMixIn, prefork.ForkingTCPServer):
 
 class Standard(Hooks, prefork.PreForkingMixIn, socketserver.ThreadingTCPServer):  # type: ignore[misc]
     pass
+
+
+class Bounded(Standard):
+    """Takes in `process_request()` what `process_request_thread()` gives back, as programs do that bound their threads
+    themselves."""
+
+    bound = threading.BoundedSemaphore(1)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.bound.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.bound.release()
