@@ -30,6 +30,7 @@ from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
 from .sockets.listener import leave_descriptor
+from .sockets.shared import take_away_path
 from .sockets.wildcard import answer_as_addressed
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
@@ -194,7 +195,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
                 return
             done.wait(self.drain_delay + self.graceful_timeout + CLOSE_SLACK_S)
         if own.origin is not None:
-            own.origin.unlink()
+            take_away_path(own.origin)
         super().server_close()
 
     def reload(self) -> None:

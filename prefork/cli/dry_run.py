@@ -2,22 +2,26 @@
 
 Runs in the processes of these commands. Each address is only examined, and the listener is bound to an unused one
 instead. It must not disturb what listens there now, perhaps this very service: a free TCP or UDP address is bound for a
-moment but never listened on, and a Unix path is probed without connecting.
+moment but never listened on, and a Unix path is probed without connecting. What the program does to a Unix path itself
+must do no harm and fail as little as in the service: a path that is in use is kept, a free one is there until the end,
+and the listener has another in a folder of its own.
 """
 
 import contextlib
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..process import RunMode, run_as
 from ..sockets.addresses import address_text
+from ..sockets.kept_paths import listened_on, paths_kept
 from ..sockets.listener import Beneath, bound_elsewhere
 from ..sockets.ownership import owner
-from ..sockets.unix_paths import is_stale
+from ..sockets.unix_paths import identity_of, is_stale
 
 __all__ = ["DryRun", "dry_run"]
 
@@ -27,10 +31,11 @@ STALE = "a stale socket, which would be removed"
 
 
 class DryRun:
-    """The requested addresses and the state of each."""
+    """The requested addresses and the state of each. `ended` undoes at the end of the dry run what it has made."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: contextlib.ExitStack) -> None:
         self.seen: list[tuple[str, str]] = []
+        self._ended = ended
 
     def instead(self, listener: Beneath, address: Any, path: str | None) -> Any:
         """Examine the address; return another for the listener. Raises OSError as bind() would, unless it is in use."""
@@ -42,9 +47,19 @@ class DryRun:
                 raise
             verdict = IN_USE
         self.seen.append((address_text(address), verdict))
+        if path is not None and verdict == FREE:
+            self._ended.callback(_remove, path, _take(path))
         if listener.family == socket.AF_INET6:
             return ("::1", 0)
-        return ("127.0.0.1", 0) if _inet(listener) else ""  # autobind to an abstract name, see unix(7)
+        if _inet(listener):
+            return ("127.0.0.1", 0)
+        return "" if path is None else self._elsewhere()  # autobind to an abstract name, see unix(7)
+
+    def _elsewhere(self) -> str:
+        try:
+            return os.path.join(self._ended.enter_context(tempfile.TemporaryDirectory(prefix="prefork-check-")), "s")
+        except OSError:  # nothing may be written anywhere
+            return ""
 
 
 def _inet(listener: Beneath) -> bool:
@@ -79,12 +94,24 @@ def _path(listener: Beneath, path: str) -> str:
     return STALE if stale else FREE
 
 
+def _take(path: str) -> tuple[int, int] | None:
+    """Put there what the program finds once it has bound its socket, to change its mode; nobody ever listens there."""
+    with socket.socket(socket.AF_UNIX) as stand_in:
+        stand_in.bind(path)
+    return identity_of(path)
+
+
+def _remove(path: str, identity: tuple[int, int] | None) -> None:
+    if identity is not None and identity == identity_of(path):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 @contextlib.contextmanager
 def dry_run() -> Iterator[DryRun]:
     """Make the block a dry run: servers are only tried, and `prefork.rehearsing()` returns True."""
-    tried, before = DryRun(), run_as(RunMode.CHECK)
-    try:
+    with contextlib.ExitStack() as ended, paths_kept(listened_on):
+        tried = DryRun(ended)
+        ended.callback(run_as, run_as(RunMode.CHECK))
         with bound_elsewhere(tried.instead):
             yield tried
-    finally:
-        run_as(before)

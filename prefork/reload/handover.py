@@ -30,6 +30,7 @@ from prefork.workers.signals import Signals
 from .. import systemd
 from ..errors import PreforkError
 from ..master.children import Child, ChildState
+from ..sockets.kept_paths import is_one_of, listened_on
 from ..sockets.listener import Listener
 from ..sockets.unix_paths import identity_of
 
@@ -168,6 +169,12 @@ class Handed:
     def lend(self, sock: socket.socket) -> None:
         """Note a socket object whose descriptor is only lent until `take()`."""
         self._lent.append(sock)
+
+    def keeps(self, path: str) -> bool:
+        """Return whether the service is found by this path: the program must not remove it before it serves."""
+        packed = [self.values[name]["path"] for name in LISTENERS if self.values.get(name)]
+        known = [each for each in (*packed, self.values.get("control_path")) if each]
+        return not self.taken and is_one_of(path, known) and listened_on(path)
 
     def detach(self) -> None:
         """Detach every lent socket after the program failed, so that no object left behind closes its descriptor."""

@@ -5,9 +5,11 @@ a program which does not reach its `serve_forever()`. Must not let the previous 
 kernel keeps over an exec is undone first.
 """
 
+import contextlib
 import signal
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import FrameType
 
 from prefork.workers import sinks
@@ -21,6 +23,7 @@ from ..log_formats import escaped
 from ..logs import complain
 from ..master.guard import attempt, insist
 from ..process import RunMode, run_as
+from ..sockets.kept_paths import paths_kept
 from ..surroundings.inherited import forget_inherited
 from .degraded import serve_degraded
 from .handover import Handed, receive
@@ -43,18 +46,21 @@ def take_over(fd: int, program: list[str]) -> int:
         run_as(RunMode.REHEARSE)
         Signals.hold_still(BY_SIGNAL)
         set_mask(handed.values.get("mask", ()))
-        run(program)
+        with paths_kept(handed.keeps):
+            run(program)
         return 1  # it did not reach a serve_forever()
     resume_limit(handed.values.get("soft_limit"))
     if "log" in handed.values:
         attempt("go on with the log of the previous image", lambda: sinks.resume(handed.values["log"]))
     watch = BootWatch(handed)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
-    handed.on_taken = watch.end
     set_mask(handed.values["mask"])
     watch.begin(handed.values["boot_timeout"])
     try:
-        run(program)
+        with contextlib.ExitStack() as keeping:
+            keeping.enter_context(paths_kept(handed.keeps))
+            handed.on_taken = partial(_taken, watch, keeping)
+            run(program)
         why = "the program ended before its serve_forever() was ready"
     except TookTooLong:
         why = watch.why
@@ -65,6 +71,11 @@ def take_over(fd: int, program: list[str]) -> int:
     if handed.taken:
         return 0
     return watch.go_on(why)
+
+
+def _taken(watch: "BootWatch", keeping: contextlib.ExitStack) -> None:
+    watch.end()
+    keeping.close()
 
 
 def _say_why(exc: BaseException) -> str:

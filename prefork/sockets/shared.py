@@ -18,6 +18,7 @@ from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import address_text
+from .kept_paths import may_be_gone
 from .listener import Listener, beneath, origin_of
 
 log = logging.getLogger("prefork.supervisor")
@@ -127,7 +128,7 @@ def narrow(sock: socket.socket) -> bool:
     if sock.fileno() == -1 or (origin is not None and origin.inherited):
         return False
     if origin is not None:
-        origin.unlink()
+        take_away_path(origin)
     program = DROP_ALL if sock.type == socket.SOCK_DGRAM else DROP_BARE_SYN
     if sock.family == socket.AF_UNIX and sock.type != socket.SOCK_DGRAM:
         if _is_abstract(sock) and (own := beneath(sock)) is not None:
@@ -141,6 +142,14 @@ def narrow(sock: socket.socket) -> bool:
             with contextlib.suppress(OSError):
                 sock.listen(0)
     return True
+
+
+def take_away_path(origin: Listener) -> None:
+    """Remove the Unix path, which the program may do as well afterwards."""
+    path = origin.path
+    origin.unlink()
+    if path is not None:
+        may_be_gone(path)
 
 
 def widen(sock: socket.socket) -> None:

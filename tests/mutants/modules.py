@@ -149,6 +149,7 @@ MODULES = {
             "faults/unix_paths",
         ),
     ),
+    "kept_paths": Module("prefork/sockets/kept_paths.py", ("kept_paths",), ("process/removing",)),
     "wildcard": Module("prefork/sockets/wildcard.py", ("wildcard",), ("process/datagram_answers",)),
     "handlers": Module("prefork/settings/handlers.py", ("handler_checks", "handlers", "companions"), ()),
     "ownership": Module(

@@ -1,5 +1,6 @@
 """The record: what goes in on one side of an exec comes out on the other, and only what should survives."""
 
+import contextlib
 import json
 import os
 import signal
@@ -166,6 +167,25 @@ def test_the_masters_own_memory_of_another_layout_is_given_up() -> None:
 
 
 # What was lent to the program.
+
+
+def test_the_paths_that_it_must_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those by which the service is found, while somebody listens there, until it has taken over; no other."""
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {"metrics": None, "control_path": str(tmp_path / "c")}
+    handed = Handed({})
+    handed.values = {**values, "listener": {"path": str(tmp_path / "s")}}
+    with contextlib.ExitStack() as stack:
+        for name in "csx":
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(name)
+        assert [name for name in "csx" if handed.keeps(name)] == ["c", "s"]
+        handed.values["listener"] = {"path": None}  # one that came bound
+        assert [name for name in "csx" if handed.keeps(name)] == ["c"]
+        handed.take()
+        assert not any(map(handed.keeps, "csx"))
+    handed.taken = False
+    assert not any(map(handed.keeps, "csx"))
 
 
 @pytest.mark.parametrize("let_go", [Handed.detach, Handed.take_back])

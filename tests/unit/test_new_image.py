@@ -109,7 +109,7 @@ class Image:
     def __init__(self) -> None:
         self.done: list[Any] = []
         self.handed = SimpleNamespace(
-            rehearsal=False, taken=False, early=None, on_taken=lambda: None,
+            rehearsal=False, taken=False, early=None, on_taken=lambda: None, keeps=lambda path: path == "/kept",
             values={"mask": {int(signal.SIGHUP)}, "boot_timeout": 7.0},
         )  # fmt: skip
         self.program: Callable[[], object] = lambda: None
@@ -119,9 +119,12 @@ class Image:
         self.program()
 
     def serve(self) -> None:
-        """The program is ready to serve."""
+        """The program is ready to serve. Until then the service's path stays where it is, for whoever removes it."""
+        os.unlink("/kept")
         self.handed.taken = True
         self.handed.on_taken()
+        with pytest.raises(FileNotFoundError):
+            os.unlink("/kept")
 
     def alarm(self, ring: Callable[[], None]) -> SimpleNamespace:
         self.ring = ring
