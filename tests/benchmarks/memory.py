@@ -1,0 +1,217 @@
+"""The memory that a worker has for itself, and what `import prefork` costs; beside a bare loop, and gunicorn.
+
+    python -m tests.benchmarks.memory [--preload MB] [--workers N] [--json FILE]      from the checkout; a minute
+
+Memory is Private_Clean + Private_Dirty of /proc/PID/smaps_rollup (also called USS): what goes away with the process.
+It is read in every worker when the pool is ready, after a thousand requests and a full collection, and of a worker that
+replaced a killed one, after as much. The median of the workers is printed. A full collection is what happens by itself
+sooner or later: it writes into each object that is not frozen, and so takes the page that this is in for the worker.
+With `--preload` the program has made so many MB of objects before the fork; gunicorn serves with `--preload` too.
+
+An import is CPU time, of `python -c 'import …'` less that of `python -c pass`, in turn; the median of many.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from .meter import children
+
+ROOT = Path(__file__).parents[2]
+KEEPING = f"{__package__}.servers.keeping"
+REQUESTS = 1000
+HUNG = 60.0
+REST_S = 1.0  # until the last worker is ready, and the master at rest
+BARE, GUNICORN = "bare loop", "gunicorn, sync workers"
+CONTENDERS = {
+    BARE: ["-m", KEEPING, "{fd}", "{workers}"],
+    "prefork run": [
+        "-m", "prefork", "run", f"{KEEPING}:Handler", "--bind", "fd://{fd}", "--max-children", "{workers}",
+        "--log-file", "/dev/null",
+    ],
+    GUNICORN: [
+        "-m", "gunicorn", f"{KEEPING}:application", "--preload", "--bind", "fd://{fd}", "--workers", "{workers}",
+        "--log-level", "critical",
+    ],
+}  # fmt: skip
+IMPORTS = {
+    "import prefork": ["-c", "import prefork"],
+    "import socketserver": ["-c", "import socketserver"],
+    "prefork --version": ["-m", "prefork", "--version"],
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Private memory in MB, the median of the workers. `replaced` is None where nobody replaces a killed worker."""
+
+    server: str
+    preloaded: int
+    ready: float
+    served: float
+    collected: float
+    replaced: float | None
+    master: float
+
+
+@dataclass(frozen=True)
+class Import:
+    """CPU time in ms beyond that of an interpreter that does nothing."""
+
+    what: str
+    cpu_ms: float
+
+
+def private(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+@contextlib.contextmanager
+def started(name: str, workers: int, megabytes: int) -> Iterator[tuple[int, tuple[str, int]]]:
+    """Run a contender in the block; its master's pid, and where it listens."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        argv = [word.format(fd=listener.fileno(), workers=workers) for word in CONTENDERS[name]]
+        process = subprocess.Popen(
+            [sys.executable, *argv], cwd=ROOT, pass_fds=[listener.fileno()], start_new_session=True,
+            env={**os.environ, "KEPT_MB": str(megabytes)}, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield process.pid, listener.getsockname()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # a group of its own: the master and all that it forked
+            process.wait()
+
+
+def ask(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, HUNG) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answered_by(connection)
+
+
+def answered_by(connection: socket.socket) -> int:
+    """Read the answer to its end, and return the pid of the worker."""
+    answer = b""
+    while more := connection.recv(4096):
+        answer += more
+    return int(answer.rpartition(b"\r\n")[2])
+
+
+def collect(address: tuple[str, int], workers: Sequence[int]) -> None:
+    """Have each of these workers make a full collection. They are held busy together, so that all get their turn."""
+    missing, until = set(workers), time.monotonic() + HUNG
+    while missing:
+        with contextlib.ExitStack() as stack:
+            held = [stack.enter_context(socket.create_connection(address, HUNG)) for _ in workers]
+            for connection in held:
+                connection.sendall(b"GET /collect HTTP/1.0\r\nX-Held: ")
+            time.sleep(0.05)  # the longer, the fewer rounds
+            for connection in held:
+                connection.sendall(b"yes\r\n\r\n")
+                missing.discard(answered_by(connection))
+        if time.monotonic() > until:
+            raise TimeoutError(f"no answer from the workers {missing}")
+
+
+def workers_of(master: int, count: int, but: Sequence[int] = ()) -> list[int]:
+    """Wait until the master has so many children, none of them of `but`, and return them."""
+    until = time.monotonic() + HUNG
+    while time.monotonic() < until:
+        found = [pid for pid in children(master) if pid not in but]
+        if len(found) == count:
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"no {count} workers of {master}")
+
+
+def used(address: tuple[str, int], workers: Sequence[int]) -> tuple[float, float]:
+    """Private memory of the workers after REQUESTS requests to all of them, and after a full collection."""
+    for _ in range(REQUESTS):
+        ask(address)
+    served = median(map(private, workers))
+    collect(address, workers)
+    return served, median(map(private, workers))
+
+
+def measure(name: str, workers: int, megabytes: int) -> Memory:
+    with started(name, workers, megabytes) as (master, address):
+        ask(address)
+        first = workers_of(master, workers)
+        time.sleep(REST_S)
+        ready = median(map(private, first))
+        served, collected = used(address, first)
+        replaced = None
+        if name != BARE:
+            for pid in first:
+                os.kill(pid, signal.SIGKILL)
+                workers_of(master, workers, [pid])
+            second = workers_of(master, workers, first)
+            time.sleep(REST_S)
+            _, replaced = used(address, second)
+        return Memory(name, megabytes, ready, served, collected, replaced, private(master))
+
+
+def cpu_ms(argv: Sequence[str], cache: str) -> float:
+    """CPU time of a Python that is started with these arguments, and finds its byte code in the directory `cache`."""
+    environ = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"python {' '.join(argv)} failed")
+    return (usage.ru_utime + usage.ru_stime) * 1000
+
+
+def imports(rounds: int) -> list[Import]:
+    samples: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    with tempfile.TemporaryDirectory() as cache:
+        for argv in IMPORTS.values():
+            cpu_ms(argv, cache)  # compiles
+        for _ in range(rounds):
+            nothing = cpu_ms(["-c", "pass"], cache)
+            for name, argv in IMPORTS.items():
+                samples[name].append(cpu_ms(argv, cache) - nothing)
+    return [Import(name, median(values)) for name, values in samples.items()]
+
+
+def report(memory: Sequence[Memory], imported: Sequence[Import]) -> Iterator[str]:
+    columns = ("preloaded", "ready", "served", "collected", "replaced", "master")
+    yield f"{'private MB of a worker':24}" + "".join(f"{column:>11}" for column in columns)
+    for one in memory:
+        figures = (one.preloaded, one.ready, one.served, one.collected, one.replaced, one.master)
+        yield f"{one.server:24}" + "".join(f"{'-' if x is None else format(x, '.2f'):>11}" for x in figures)
+    yield ""
+    yield from (f"{one.what:24}{one.cpu_ms:11.1f} ms of CPU beyond `python -c pass`" for one in imported)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preload", type=int, default=200, metavar="MB", help="made before the fork; default 200")
+    parser.add_argument("--workers", type=int, default=4, help="default 4")
+    parser.add_argument("--rounds", type=int, default=30, help="of imports; default 30")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    there = [name for name in CONTENDERS if name != GUNICORN or importlib.util.find_spec("gunicorn")]
+    sizes = sorted({0, options.preload})
+    memory = [measure(name, options.workers, megabytes) for megabytes in sizes for name in there]
+    imported = imports(options.rounds)
+    print("\n".join(report(memory, imported)))
+    if options.json:
+        figures = {"memory": [asdict(one) for one in memory], "imports": [asdict(one) for one in imported]}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
