@@ -10,6 +10,8 @@ import io
 import socket
 from typing import Any
 
+from prefork.workers.socket_files import open_rfile
+
 from .settings.handlers import why_not_run
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
@@ -65,7 +67,7 @@ class StreamRequestHandler(BaseRequestHandler):
             self.connection.settimeout(self.timeout)
         if self.disable_nagle_algorithm:
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.rfile: io.BufferedIOBase = self.connection.makefile("rb", self.rbufsize)
+        self.rfile: io.BufferedIOBase = open_rfile(self.connection, self.rbufsize)
         if self.wbufsize == 0:
             self.wfile: io.BufferedIOBase = _SocketWriter(self.connection)
         else:
@@ -113,16 +115,30 @@ def _refuse_what_did_not_run(handler: BaseRequestHandler, ran: object) -> None:
 class _SocketWriter(io.BufferedIOBase):
     """Unbuffered `wfile`: `write()` returns when the kernel has taken all the data."""
 
+    __slots__ = ("_sock", "closed")
+
+    closed: bool
+
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.closed = False
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
         self._sock.sendall(data)
+        if type(data) is bytes:
+            return len(data)
         with memoryview(data) as view:
             return view.nbytes
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def flush(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+
+    def close(self) -> None:
+        self.closed = True

@@ -45,6 +45,7 @@ from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
+from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
 from .sockets.shared import prepared, widen
@@ -282,6 +283,7 @@ class Preforked(Accompanied, Listened):
         one_request = hasattr(server, "collect_children")
         if one_request:
             process_in_place(server)
+        accept_for(server.socket, server.RequestHandlerClass)
         where = address_text(server.socket.getsockname())
         terms = WorkerTerms(
             WorkerLimits(server.max_requests, server.max_memory), graceful_timeout=server.graceful_timeout,

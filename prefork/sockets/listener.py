@@ -27,7 +27,7 @@ from .unix_paths import clear_stale, identity_of
 log = logging.getLogger("prefork.supervisor")
 
 Kept = TypeVar("Kept")
-_family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
+family_of, type_of = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
 
 
 def asked_for(address: Any, kind: int, ordinal: int = 1) -> str:
@@ -107,7 +107,7 @@ class Beneath(socket.socket):
         They are a tenth of the cost of a short connection.
         """
         fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
-        return socket.socket(_family(self), _type(self), self.proto, fd), address or UNNAMED
+        return socket.socket(family_of(self), type_of(self), self.proto, fd), address or UNNAMED
 
     def settimeout(self, value: float | None, /) -> None:
         """Set the timeout as socket.settimeout does; while a pool serves here, the one to have afterwards.

@@ -2,8 +2,9 @@
 
     python -m tests.conformance.harness ours report.json test.test_socketserver
 
-With "ours", `prefork` stands in `socketserver`'s place before anything imports that; with "stock" nothing is replaced,
-which tells what the same tests do on this machine without us. The report is JSON: `outcomes` (a word by the id of the
+With "ours", `prefork` stands in `socketserver`'s place before anything imports that; with "accepted", AcceptedSocket is
+`socket.socket` itself, so that every file of a socket is ours; with "stock" nothing is replaced, which tells what the
+same tests do on this machine without us. The report is JSON: `outcomes` (a word by the id of the
 test), `details` (why, where the word is not "passed") and `left` (what was left behind).
 """
 
@@ -49,6 +50,17 @@ def stand_in() -> None:
         assert TCPServer in user.__mro__, user.__mro__
     assert issubclass(http.server.BaseHTTPRequestHandler, prefork.StreamRequestHandler)
     assert vars(logging.config)["ThreadingTCPServer"] is prefork.ThreadingTCPServer
+
+
+def accept_ours() -> None:
+    """Have everything that makes a socket make an AcceptedSocket."""
+    import socket
+
+    from prefork.workers.socket_files import AcceptedSocket
+
+    early = [name for name in ("socketserver", *USERS_OF_SOCKETSERVER) if name in sys.modules]
+    assert not early, f"imported too early to see our sockets: {early}"
+    socket.socket = AcceptedSocket  # type: ignore[misc]
 
 
 class Recorder(unittest.TestResult):
@@ -141,6 +153,8 @@ def run(names: list[str]) -> dict[str, Any]:
 def main(which: str, report: str, *names: str) -> None:
     if which == "ours":
         stand_in()
+    elif which == "accepted":
+        accept_ours()
     Path(report).write_text(json.dumps(run(list(names))))
 
 

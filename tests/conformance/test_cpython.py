@@ -92,3 +92,38 @@ def test_users_of_socketserver(names: list[str], tmp_path: Path) -> None:
     assert ours.outcomes == stock.outcomes, ours.explain(differing)
     assert "passed" in ours.outcomes.values()
     assert ours.left == stock.left == []
+
+
+# Where test_socket speaks of files.
+FILES = [
+    f"test.test_socket.{name}"
+    for name in (
+        "FileObjectClassTestCase",
+        "UnbufferedFileObjectClassTestCase",
+        "LineBufferedFileObjectClassTestCase",
+        "SmallBufferedFileObjectClassTestCase",
+        "UnicodeReadFileObjectClassTestCase",
+        "UnicodeWriteFileObjectClassTestCase",
+        "UnicodeReadWriteFileObjectClassTestCase",
+        "GeneralModuleTests.test_dealloc_warn",
+        "GeneralModuleTests.test_makefile_invalid_mode",
+        "GeneralModuleTests.test_makefile_mode",
+        "GeneralModuleTests.test_name_closed_socketio",
+        "GeneralModuleTests.test_pickle",
+        "GeneralModuleTests.test_unusable_closed_socketio",
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [FILES, ["test.test_socketserver", "test.test_httpservers"]],
+    ids=["files", "servers"],
+)
+def test_accepted_sockets(names: list[str], tmp_path: Path) -> None:
+    """With AcceptedSocket as `socket.socket`, tests of sockets' files and of servers do what they do without."""
+    ours, stock = run(tmp_path, ("accepted", "stock"), names)
+    differing = {name for name, _ in ours.outcomes.items() ^ stock.outcomes.items()}
+    assert ours.outcomes == stock.outcomes, ours.explain(differing)
+    assert "passed" in ours.outcomes.values()
+    assert ours.left == stock.left == []

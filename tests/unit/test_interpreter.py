@@ -41,6 +41,17 @@ def _accept() -> object:
         return address == client.getsockname()
 
 
+def _socket_io() -> object:
+    ours: Any
+    ours, peer = socket.socketpair()
+    with ours, peer, ours.makefile("rb", 0) as file:
+        assert file._sock is ours
+        assert file._timeout_occurred is False
+        assert ours._io_refs == 1
+        ours._decref_socketios()
+        return ours._io_refs == 0
+
+
 def _run_module_as_main() -> object:
     import runpy
 
@@ -117,6 +128,8 @@ def _standard_loop() -> object:
 
 
 LOOP = "inheritance/standard_classes.py has our loop run where the program calls the standard library's by it"
+FILES = ("SocketReader of workers/socket_files.py overrides what SocketIO does with it, and counts its files in "
+         "`_io_refs`; socket.makefile() does the same, for more")  # fmt: skip
 ENDING = "workers/ending.py ends a worker by it as Python ends a process; look at multiprocessing/popen_fork.py"
 
 
@@ -143,6 +156,8 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
                               "signal.pthread_sigmask() does the same, and makes enums of it all"),
     "socket.socket._accept": (_accept, "Listener.accept() takes a connection by it, a tenth cheaper; "
                                        "socket.accept() does the same"),
+    "socket.SocketIO._sock": (_socket_io, FILES),
+    "socket.SocketIO._timeout_occurred": (_socket_io, FILES),
     "runpy._run_module_as_main": (_run_module_as_main, "a reload runs `python -m MODULE` and archives again by it; "
                                                        "look at what `python -m` calls now (Modules/main.c)"),
     "atexit._clear": (_of_module("atexit", "_clear", BuiltinFunctionType), ENDING),
