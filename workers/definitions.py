@@ -3,6 +3,7 @@
 Pure. Runs in any process.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 Mixin = TypeVar("Mixin", bound=type)
@@ -79,6 +80,65 @@ def gives_way(mixin: Mixin) -> Mixin:
         if name not in COOPERATIVE | OF_STANDARD_MIXINS:
             setattr(mixin, name, GivesWay(mixin, name))
     return mixin
+
+
+class Covered:
+    """A property of the program's, or its like, by the name of a hook: what we put on an object comes first.
+
+    An object's own attributes come before everything else of its class, but not before these.
+    """
+
+    def __init__(self, theirs: Any, name: str) -> None:
+        self.theirs = theirs
+        self._name = name
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        if server is not None and self._name in vars(server):
+            return vars(server)[self._name]
+        return self.theirs.__get__(server, owner)
+
+    def __set__(self, server: Any, value: Any) -> None:
+        self.theirs.__set__(server, value)
+
+    def __delete__(self, server: Any) -> None:
+        self.theirs.__delete__(server)
+
+
+def put(server: Any, name: str, ours: Any) -> None:
+    """Put a hook of ours on the object, over whatever its class defines."""
+    cls, found = definer(type(server), name), _raw(server, name)
+    if cls is not None and _comes_first(found):
+        setattr(cls, name, Covered(found, name))
+    vars(server)[name] = ours
+
+
+def evaluated(server: Any, name: str) -> Callable[..., Any]:
+    """Return a hook as the program has it; a property is asked anew at each call."""
+    found = _raw(server, name)
+    if name in vars(server) and not _comes_first(found):
+        hook: Callable[..., Any] = vars(server)[name]
+        return hook
+    return of_class(server, name)
+
+
+def of_class(server: Any, name: str) -> Callable[..., Any]:
+    """Return a hook as the class has it, whatever is on the object; a property is asked anew at each call."""
+    found = _raw(server, name)
+    found = found.theirs if isinstance(found, Covered) else found
+    bind = getattr(type(found), "__get__", None)
+    if bind is not None and hasattr(found, "__set__"):
+        return lambda *args, **named: bind(found, server, type(server))(*args, **named)
+    hook: Callable[..., Any] = found if bind is None else bind(found, server, type(server))
+    return hook
+
+
+def _comes_first(found: Any) -> bool:
+    return hasattr(found, "__set__") and not isinstance(found, GivesWay | Covered)
+
+
+def _raw(server: Any, name: str) -> Any:
+    cls = definer(type(server), name)
+    return None if cls is None else vars(cls)[name]
 
 
 def definer(cls: type, name: str) -> type | None:

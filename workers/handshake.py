@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from .definitions import is_the_programs
+from .definitions import evaluated, is_the_programs, put
 
 # For the whole handshake of a connection whose listener the program has wrapped. Clients take three round trips.
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -30,13 +30,13 @@ def in_its_lane(server: Any) -> None:
         accept = listener.accept
         listener.accept = lambda: _accepted(*accept())
         return
-    finish = server.finish_request
+    finish = evaluated(server, "finish_request")
 
     def finish_request(request: Any, *more: Any, **named: Any) -> Any:
         shake_hands(request)
         return finish(request, *more, **named)
 
-    server.finish_request = finish_request
+    put(server, "finish_request", finish_request)
 
 
 def _accepted(request: Any, address: Any) -> tuple[Any, Any]:

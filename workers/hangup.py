@@ -11,6 +11,8 @@ import sys
 from time import monotonic_ns
 from typing import Any
 
+from .definitions import evaluated, put
+
 # The first bytes of a connection that was just accepted may still be on their way: shut down, it would end before it
 # began. Less than the 250 ms after which the master signals a draining worker again.
 FIRST_BYTES_NS = 200_000_000
@@ -53,7 +55,7 @@ class InHand:
     def bind(self, server: Any) -> None:
         """Track the requests that this server instance finishes from now on."""
         end_quietly()
-        finish, connections = server.finish_request, self._connections
+        finish, connections = evaluated(server, "finish_request"), self._connections
 
         def finish_request(request: Any, *more: Any, **named: Any) -> Any:
             fd = request.fileno() if hasattr(request, "fileno") else -1  # a datagram has none
@@ -66,7 +68,7 @@ class InHand:
             finally:
                 connections.pop(key, None)
 
-        server.finish_request = finish_request
+        put(server, "finish_request", finish_request)
 
     def hang_up(self) -> None:
         """Shut down the read side of each connection that is old enough. Data sent so far can still be read."""

@@ -40,13 +40,14 @@ from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
-from .definitions import is_the_programs
+from .definitions import evaluated, is_the_programs, of_class, put
+from .thread_body import THREAD_BODY, ThreadBody
 
 # How often at most a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms, and
 # asking costs 4 µs: for one connection in eight, that was a sixteenth of the cost of a short connection.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
-THREAD_BODY = "process_request_thread"
+FINISH = "finish_request"
 
 Finish = Callable[..., Any]
 
@@ -93,9 +94,9 @@ class Lanes:
         self._current = _Current()
         self._placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
-        self._found: dict[str, Any] = {}  # what the instance had of its own before `bind()`
-        self._bound: dict[str, Any] = {}
-        self._process: Callable[..., None] | None = None  # the program's process_request_thread
+        self._found: Finish | None = None  # what the instance had of its own before `bind()`
+        self._bound: Finish | None = None
+        self._body: ThreadBody | None = None
         self._add(slot)
         _every.add(self)
 
@@ -171,22 +172,22 @@ class Lanes:
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
-        attributes = vars(server)
         self._placed = any(is_the_programs(server, name) for name in ("process_request", THREAD_BODY))
-        self._found = {name: attributes[name] for name in ("finish_request", THREAD_BODY) if name in attributes}
-        self._bound["finish_request"] = self._counting(server)
+        self._found = vars(server).get(FINISH)
+        self._bound = self._counting(server)
+        put(server, FINISH, self._bound)
         if self.elsewhere and hasattr(server, THREAD_BODY):
-            self._process = self._bound[THREAD_BODY] = server.process_request_thread
-        attributes.update(self._bound)
+            self._body = ThreadBody(server)
 
     def unbind(self, server: Any) -> None:
         """Put back what the instance had of its own; what the program has put there meanwhile stays."""
         attributes = vars(server)
-        for name, ours in self._bound.items():
-            if attributes.get(name) is ours:
-                del attributes[name]
-                attributes.update({name: self._found[name]} if name in self._found else {})
-        self._bound = {}
+        if attributes.get(FINISH) is self._bound:
+            del attributes[FINISH]
+            if self._found is not None:
+                attributes[FINISH] = self._found
+        if self._body is not None:
+            self._body.leave(server)
 
     def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Accept one request and process it on `lane`, which is the caller's again unless that went elsewhere."""
@@ -250,15 +251,12 @@ class Lanes:
         number = self.contexts.begin(lane, place)
         if self._on_accept is not None:
             self._on_accept()
-        if self._process is not None:
-            attributes = vars(server)
-            if attributes.get(THREAD_BODY) is not self._process:  # the program has put another one there since
-                self._process = server.process_request_thread
-            attributes[THREAD_BODY] = Carrier(self.contexts, number, self._carry)
+        if self._body is not None:
+            self._body.carry(server, Carrier(self.contexts, number, self._carry))
 
     def _end_passing_on(self, server: Any) -> None:
-        if self._process is not None:
-            vars(server)[THREAD_BODY] = self._process  # so that the carrier is gone, unless somebody has taken it
+        if self._body is not None:
+            self._body.carried(server)
         else:
             self.contexts.drop_own()
         self.contexts.passed_on()
@@ -273,10 +271,15 @@ class Lanes:
             self.give_back(context.lane)
 
     def _counting(self, server: Any) -> Finish:
-        current, finish = self._current, server.finish_request
+        current, finish, cls = self._current, evaluated(server, FINISH), type(server)
         observe, access_log = DURATION.observe, self._log
+        noted = cls.finish_request
+        own = FINISH in vars(server)
 
         def finish_request(request: Any, client_address: Any, *more: Any, **named: Any) -> Any:
+            nonlocal finish, noted
+            if cls.finish_request is not noted and not own:  # the program has put another one into its class since
+                finish, noted = of_class(server, FINISH), cls.finish_request
             lane = current.lane
             if lane is None:
                 return self._finish_in_its_own_way(finish_request, finish, request, client_address, *more, **named)
@@ -313,11 +316,11 @@ class Lanes:
 
     def _carry(self, context: Context | None, *args: Any, **kwargs: Any) -> Any:
         """Process a request in this thread, on the lane that has come along with it; give that back at the end."""
-        assert self._process is not None
+        assert self._body is not None
         forked = self.forked
         self._current.lane = None if context is None else context.lane
         try:
-            result = self._process(*args, **kwargs)
+            result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)
             return result

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from prefork.metrics.log_events import LogEvent, event
 
 from .bootstrap import exit_status, leave
+from .definitions import evaluated, put
 
 log = logging.getLogger("prefork.server")
 
@@ -56,4 +57,4 @@ def end_in_hooks(server: Any, forked: Callable[[], bool]) -> None:
         hook = getattr(server, name)
         module = getattr(getattr(hook, "__func__", hook), "__module__", "") or ""
         if module != "socketserver" and not module.startswith("prefork."):
-            setattr(server, name, ending(hook, forked))
+            put(server, name, ending(evaluated(server, name), forked))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.definitions import evaluated, put
 from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
@@ -77,7 +78,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
     run_as(RunMode.SINGLE)
     own = pool_of(server)
     process_in_place(server)
-    vars(server)["handle_error"] = _unless_left(server.handle_error)
+    put(server, "handle_error", _unless_left(evaluated(server, "handle_error")))
     if server.metrics_address is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None

@@ -55,8 +55,11 @@ class Ledger:
     def note(self, name: str) -> None:
         os.write(self._write, f"{name}\n".encode())
 
+    def calls(self) -> list[str]:
+        return os.read(self._read, 1 << 16).decode().split()
+
     def called(self) -> set[str]:
-        return set(os.read(self._read, 1 << 16).decode().split())
+        return set(self.calls())
 
     def close(self) -> None:
         os.close(self._read)

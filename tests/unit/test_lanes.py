@@ -6,6 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ from prefork.workers import accepting, user_forks
 from prefork.workers import lanes as module
 from prefork.workers.accepting import Accepted
 from prefork.workers.lanes import Lanes
+from prefork.workers.thread_body import ThreadBody
 from tests.support.programs.inside import Stray
 
 COUNTS = {"completed": COMPLETED, "failed": FAILED, "rejected": REJECTED, "handed_over": HANDED_OVER}
@@ -487,7 +489,7 @@ def test_a_process_that_a_thread_forks(before: bool, make: Callable[..., Harness
     def process(request: object, client_address: object) -> None:
         lanes.forked = True
 
-    lanes._process = process
+    lanes._body = ThreadBody(SimpleNamespace(process_request_thread=process))
     if before:
         lanes._carry(None, object(), "somebody")
         assert stray_ends == []
