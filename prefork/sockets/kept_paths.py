@@ -42,13 +42,12 @@ def _real(path: str) -> str:
 IsKept = Callable[[str], bool]
 _in_force: list[tuple[IsKept, frozenset[str]]] = []
 _removed: set[str] = set()
-_forgiving = contextlib.ExitStack()  # never closed: the program may have its own end after ours
 
 
 def may_be_gone(path: str) -> None:
     """Let the program remove, from now on, a path that we have removed before it, as if it had been there."""
-    if not _removed:
-        _forgiving.enter_context(paths_kept(_is_gone, ("unlink", "remove")))
+    if not _removed:  # for good: the program may have its own end after ours
+        _begin((_is_gone, frozenset(("unlink", "remove"))))
     _removed.add(_real(path))
 
 
@@ -63,22 +62,25 @@ def paths_kept(kept: IsKept, names: Iterable[str] = REMOVING) -> Iterator[None]:
     A function that the program has imported by its name inside goes on to work afterwards. What is removed relative to
     a descriptor, as shutil.rmtree() does it, is not looked at.
     """
-    one = (kept, frozenset(names))
-    _in_force.append(one)
-    if len(_in_force) == 1:
-        for name in REMOVING:
-            keeping = _Keeping(getattr(os, name))
-            setattr(os, name, keeping)
-            os.supports_dir_fd.add(keeping)
+    _begin(one := (kept, frozenset(names)))
     try:
         yield
     finally:
-        _in_force.remove(one)
-        if not _in_force:
-            _put_back()
+        _end(one)
 
 
-def _put_back() -> None:
+def _begin(one: tuple[IsKept, frozenset[str]]) -> None:
+    _in_force.append(one)
+    for name in REMOVING if len(_in_force) == 1 else ():
+        keeping = _Keeping(getattr(os, name))
+        setattr(os, name, keeping)
+        os.supports_dir_fd.add(keeping)
+
+
+def _end(one: tuple[IsKept, frozenset[str]]) -> None:
+    _in_force.remove(one)
+    if _in_force:
+        return
     for name in REMOVING:
         if isinstance(keeping := getattr(os, name), _Keeping):  # the program may have put its own in the place
             setattr(os, name, keeping.__wrapped__)

@@ -15,8 +15,9 @@ from prefork.sockets.kept_paths import REMOVING, is_one_of, listened_on, may_be_
 
 def forget() -> None:
     """What other tests of this process have removed, or this one."""
-    kept_paths._forgiving.close()
     kept_paths._removed.clear()
+    for one in [*kept_paths._in_force]:
+        kept_paths._end(one)
 
 
 forget()
