@@ -29,7 +29,7 @@ from prefork.workers.wakeup import Wakeup
 
 from . import process
 from .accompanied import Accompanied
-from .commands import BY_SIGNAL, Command
+from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
 from .errors import PreforkError
@@ -186,7 +186,7 @@ class Preforked(Accompanied, Listened):
             boot_timeout=server.boot_timeout, graceful_timeout=server.graceful_timeout,
             max_restart_delay=server.max_restart_delay, drain_delay=server.drain_delay,
             stall_timeout=server.stall_timeout,
-            hang_up=server.drain_connections == "eof",
+            hang_up=server.drain_connections == "eof", room=WORKERS_MAX - len(self.companions()),
         )  # fmt: skip
 
     @staticmethod

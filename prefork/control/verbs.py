@@ -231,15 +231,15 @@ class Verbs:
         return f"{said}, {_counted(companions, 'companion')} left" if companions else said
 
     def _scale(self, workers: int) -> Answer:
+        if workers > (room := self._supervisor.limits.room):
+            return protocol.error(f"could not scale: beside the companions there is room for {room} workers at most")
         limits = self._supervisor.scale(workers)
         return protocol.result({"min_children": limits.min_children, "max_children": limits.max_children})
 
     def _log_level(self, level: str) -> Work:
         """Change the level. Workers read it from `prefork run`'s log handler; without that, they are replaced."""
         logs.set_level(level)
-        answer: Answer = protocol.result({})
-        if sinks.installed() is None:
-            answer = yield from self._restart(None)
+        answer: Answer = protocol.result({}) if sinks.installed() else (yield from self._restart(None))
         return protocol.result({"level": level}) if answer["ok"] else answer
 
     def _restart(self, slot: int | str | None) -> Work:

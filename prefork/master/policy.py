@@ -73,6 +73,7 @@ class Limits:
     drain_delay: float = 0.0
     stall_timeout: float | None = None
     hang_up: bool = False  # drain_connections = "eof"
+    room: int = WORKERS_MAX  # for workers: companions count as well
 
     def packed(self) -> dict[str, float | bool | None]:
         """Return what holds for the workers that are there, whoever supervises them after a reload."""
@@ -80,7 +81,7 @@ class Limits:
 
     def resized(self, step: int) -> "Limits":
         """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
-        low, high = (min(max(1, each + step), WORKERS_MAX) for each in (self.min_children, self.max_children))
+        low, high = (min(max(1, each + step), self.room) for each in (self.min_children, self.max_children))
         return replace(self, min_children=low, max_children=high)
 
     def scaled(self, workers: int) -> "Limits":
@@ -91,7 +92,8 @@ class Limits:
 
 
 # What means nothing to a master that starts no worker.
-FOR_STARTS = {"pool", "max_children", "min_children", "min_spare_children", "max_spare_children", "max_restart_delay"}
+FOR_STARTS = {"pool", "max_children", "min_children", "min_spare_children", "max_spare_children", "max_restart_delay",
+              "room"}  # fmt: skip
 HANDED_ON = [field.name for field in fields(Limits) if field.name not in FOR_STARTS]
 
 # For a plain server: it starts its children itself, and they end by themselves.

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,16 @@ def test_who_may_only_look(pool: Controlled, monkeypatch: pytest.MonkeyPatch) ->
     assert pool.counted(ControlCommand.SCALE, DENIED) == 1
     assert pool.supervisor.limits.max_children == 2
     assert client.ask("version")[0]["ok"], "the connection goes on"
+
+
+def test_workers_beside_companions(pool: Controlled) -> None:
+    """As many as there is room for can be asked for, and no more."""
+    pool.supervisor.limits = replace(pool.supervisor.limits, room=7)
+    client = pool.client()
+    (refused,) = client.ask("scale", workers=8)
+    assert refused["error"] == "could not scale: beside the companions there is room for 7 workers at most"
+    assert client.ask("scale", workers=7)[0]["ok"]
+    assert pool.supervisor.limits.max_children == 7
 
 
 def test_a_stranger(pool: Controlled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -612,6 +612,13 @@ def test_resized(limits: tuple[int, int], step: int, result: tuple[int, int]) ->
     assert (resized.min_children, resized.max_children) == result
 
 
+def test_resized_beside_companions() -> None:
+    """There is room for so many workers less, and TTIN moves neither above it."""
+    resized = replace(LIMITS, min_children=1019, max_children=1019, room=1019).resized(1)
+    assert (resized.min_children, resized.max_children) == (1019, 1019)
+    assert replace(LIMITS, min_children=1019, max_children=1019).resized(1).max_children == 1020
+
+
 @pytest.mark.parametrize(
     ("limits", "workers", "result"),
     [((4, 4), 2, (2, 2)), ((4, 4), 9, (9, 9)), ((2, 6), 3, (2, 3)), ((4, 6), 2, (2, 2))],
