@@ -11,6 +11,7 @@ import resource
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from prefork.workers.signals import dispose, handled
@@ -28,11 +29,16 @@ class Attributes:
     cpus: frozenset[int]  # on which it may run; empty if the kernel does not tell
     soft_limits: Mapping[int, int]  # of setrlimit(2), by its numbers
     ignored: frozenset[int]  # signals
+    scheduling: tuple[int, int] | None = None  # policy and priority of sched(7); None if the kernel does not tell
+    oom_score_adj: str = ""  # as proc(5) has it; empty if it does not tell
 
     @classmethod
     def read(cls) -> Self:
         os.umask(umask := os.umask(0o077))  # it can only be read by setting it
-        return cls(os.getpriority(os.PRIO_PROCESS, 0), umask, _cpus(), _soft_limits(), _ignored())
+        return cls(
+            os.getpriority(os.PRIO_PROCESS, 0), umask, _cpus(), _soft_limits(), _ignored(), _scheduling(),
+            _oom_score_adj(),
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def restored(self, descriptors: int) -> Iterator[None]:
@@ -48,7 +54,9 @@ class Attributes:
             limits.pop(resource.RLIMIT_NOFILE, None)
         dispose(ignored, signal.SIG_DFL)
         os.umask(self.umask)
+        _be_scheduled(self.scheduling)
         _be_nice(self.nice)
+        _be_killed_by(self.oom_score_adj)
         if self.cpus - before.cpus:  # more of them may have been given to the service since
             _run_on(self.cpus)
         _limit(limits)
@@ -57,6 +65,8 @@ class Attributes:
         finally:
             _limit(before.soft_limits)
             _run_on(before.cpus)
+            _be_killed_by(before.oom_score_adj)
+            _be_scheduled(before.scheduling)
             _be_nice(before.nice)
             os.umask(before.umask)
             dispose(ignored, signal.SIG_IGN)
@@ -79,6 +89,35 @@ def _be_nice(value: int) -> None:
     with contextlib.suppress(OSError):  # only some may become less nice; getrlimit(2), RLIMIT_NICE
         if os.getpriority(os.PRIO_PROCESS, 0) != value:
             os.setpriority(os.PRIO_PROCESS, 0, value)
+
+
+def _scheduling() -> tuple[int, int] | None:
+    try:
+        return os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    except (AttributeError, OSError):
+        return None
+
+
+def _be_scheduled(asked: tuple[int, int] | None) -> None:
+    if asked is not None and asked != _scheduling():
+        with contextlib.suppress(OSError):  # only some may leave a policy, or take one; see sched(7)
+            os.sched_setscheduler(0, asked[0], os.sched_param(asked[1]))
+
+
+OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+
+
+def _oom_score_adj() -> str:
+    try:
+        return OOM_SCORE_ADJ.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _be_killed_by(asked: str) -> None:
+    if asked and asked != _oom_score_adj():
+        with contextlib.suppress(OSError):  # only some may lower it
+            OOM_SCORE_ADJ.write_text(asked)
 
 
 def _cpus() -> frozenset[int]:

@@ -5,6 +5,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,7 @@ def test_the_start_is_restored_for_an_exec(start: Attributes) -> None:
     """Everything is inside the block as it was, and outside as the program has made it."""
     umask, mine = os.umask(0o013), min(start.cpus)
     os.sched_setaffinity(0, {mine})
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     soft, hard = resource.getrlimit(CORE)
     resource.setrlimit(CORE, (0 if soft else min(4096, hard) if hard >= 0 else 4096, hard))
     signal.signal(signal.SIGVTALRM, signal.SIG_IGN)
@@ -42,6 +44,7 @@ def test_the_start_is_restored_for_an_exec(start: Attributes) -> None:
     finally:
         os.umask(umask)
         os.sched_setaffinity(0, start.cpus)
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         resource.setrlimit(CORE, (soft, hard))
         signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
 
@@ -119,3 +122,49 @@ def test_nice_and_umask_of_the_start(nice: int, asked: list[int], monkeypatch: p
     with pytest.raises(ZeroDivisionError):
         fails()
     assert (process.nice, process.mask, process.set) == (nice, 0o027, asked)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_the_kernel_does_when_memory_is_short(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside it is what it was at the start, afterwards what it was before; who may not lower it goes on as it is."""
+    monkeypatch.setattr(attributes, "OOM_SCORE_ADJ", adjusted := tmp_path / "oom_score_adj")
+    assert Attributes.read().oom_score_adj == ""
+    adjusted.write_text("10\n")
+    start = Attributes.read()
+    assert start.oom_score_adj == "10"
+    adjusted.write_text("20\n")
+    if refused:
+        monkeypatch.setattr(Path, "write_text", lambda *args: (_ for _ in ()).throw(PermissionError()))
+    with start.restored(0):
+        assert adjusted.read_text().strip() == ("20" if refused else "10")
+    assert adjusted.read_text().strip() == "20"
+
+
+def test_what_a_filter_of_system_calls_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left as it is."""
+
+    def refused(*args: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getscheduler", refused)
+    monkeypatch.setattr(os, "sched_setscheduler", print)
+    start = Attributes.read()
+    assert start.scheduling is None
+    with start.restored(0):
+        pass
+
+
+def test_a_policy_that_may_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reload goes on without it."""
+    asked: list[tuple[int, int]] = []
+
+    def refused(pid: int, policy: int, param: os.sched_param) -> None:
+        asked.append((policy, param.sched_priority))
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with replace(Attributes.read(), scheduling=(os.SCHED_FIFO, 3)).restored(0):
+        pass
+    assert asked == [(os.SCHED_FIFO, 3)]
