@@ -25,6 +25,7 @@ from ..master.succession import Workings
 from ..sockets import shared
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener
+from . import still_held
 from .handover import LISTENERS, Handed, Record, has_lost_its_path, pack_board, pack_child, resume_child
 from .left_over import LeftOver
 from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run, require_descriptors
@@ -291,6 +292,7 @@ class Generations:
         record.add("nudge", self._workings.waiting.pack_nudge())
         record.add("companions", self._workings.companions())
         self.pack_more(record)
+        record.add("held", (held := still_held.found(record.fds), held))
         return record
 
     def _exec(self) -> None:

@@ -6,6 +6,7 @@ kernel keeps over an exec is undone first.
 """
 
 import contextlib
+import errno
 import signal
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,17 +20,21 @@ from prefork.workers.signals import EVERY, Alarm, Signals, disarm, set_mask
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import BY_SIGNAL, Command
+from ..errors import BindError, ConfigError
 from ..log_formats import escaped
 from ..logs import complain
 from ..master.guard import attempt, insist
 from ..process import RunMode, run_as
 from ..sockets.kept_paths import paths_kept
 from ..surroundings.inherited import forget_inherited
+from ..surroundings.leading import may_lead_already
 from .degraded import serve_degraded
 from .handover import Handed, receive
 from .program import run
 from .reloading import ABOUT_TO_END
+from .still_held import StillHeld
 
+IN_USE_AMONG = (ConfigError.exit_code, BindError.exit_code)
 END_WITHIN_S = 0.5  # for the program to reach its serve_forever() once the service is told to end
 
 
@@ -46,20 +51,23 @@ def take_over(fd: int, program: list[str]) -> int:
         run_as(RunMode.REHEARSE)
         Signals.hold_still(BY_SIGNAL)
         set_mask(handed.values.get("mask", ()))
-        with paths_kept(handed.keeps):
+        with paths_kept(handed.keeps), may_lead_already():
             run(program)
         return 1  # it did not reach a serve_forever()
     resume_limit(handed.values.get("soft_limit"))
     if "log" in handed.values:
         attempt("go on with the log of the previous image", lambda: sinks.resume(handed.values["log"]))
-    watch = BootWatch(handed)
+    held = StillHeld(handed.values.get("held", ()))
+    watch = BootWatch(handed, held)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
+    attempt("let go of what the old workers still have", held.let_go)
     set_mask(handed.values["mask"])
     watch.begin(handed.values["boot_timeout"])
     try:
         with contextlib.ExitStack() as keeping:
             keeping.enter_context(paths_kept(handed.keeps))
-            handed.on_taken = partial(_taken, watch, keeping)
+            keeping.enter_context(may_lead_already())
+            handed.on_taken = partial(_taken, watch, keeping, held)
             run(program)
         why = "the program ended before its serve_forever() was ready"
     except TookTooLong:
@@ -68,14 +76,17 @@ def take_over(fd: int, program: list[str]) -> int:
         if handed.taken:
             raise
         why = _say_why(exc)
+        if _is_in_use(exc) and (told := held.told()):
+            why = f"{why}; {told}"
     if handed.taken:
         return 0
     return watch.go_on(why)
 
 
-def _taken(watch: "BootWatch", keeping: contextlib.ExitStack) -> None:
+def _taken(watch: "BootWatch", keeping: contextlib.ExitStack, held: StillHeld) -> None:
     watch.end()
     keeping.close()
+    held.close()
 
 
 def _say_why(exc: BaseException) -> str:
@@ -85,6 +96,15 @@ def _say_why(exc: BaseException) -> str:
     text = "".join(traceback.format_exception(exc))
     attempt("print what the program failed of", lambda: complain(text))  # in one write: the workers write there too
     return escaped(f"the program failed: {type(exc).__name__}: {exc}")
+
+
+def _is_in_use(exc: BaseException | None) -> bool:
+    """Return whether an address was in use; the command line tells it by its exit status only."""
+    while exc is not None:
+        if getattr(exc, "errno", None) == errno.EADDRINUSE or getattr(exc, "code", None) in IN_USE_AMONG:
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 class TakeoverSignals(Signals):
@@ -120,12 +140,12 @@ class TakeoverSignals(Signals):
 class BootWatch:
     """Sees to it that the service goes on without a program that does not reach its `serve_forever()` in time."""
 
-    def __init__(self, handed: Handed) -> None:
+    def __init__(self, handed: Handed, held: StillHeld) -> None:
         self._alarm = Alarm(self._ring)
         self.why = (
             f"the program's serve_forever() was not ready within {handed.values['boot_timeout']:g} s (boot_timeout)"
         )
-        self._handed = handed
+        self._handed, self._held = handed, held
         self._raised = False
 
     def begin(self, seconds: float) -> None:
@@ -150,4 +170,5 @@ class BootWatch:
         """Go on without the program, with the generation that is there."""
         set_mask(EVERY)
         self.end()
+        attempt("take again what the old workers have", self._held.take_again)
         return serve_degraded(self._handed, why)

@@ -11,6 +11,7 @@ the caller does it, with `execute()`.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from ..master.children import Child
 from ..master.guard import attempt, named_reason, say_failed
 from .handover import Record, handed_on
 from .start_context import START
+from .still_held import addresses, found
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -213,8 +215,15 @@ class Reloading:
             reason = (
                 said.get("failed")
                 or f"the rehearsal ended before its serve_forever() was ready: {how}{WELL.get(how, '')}"
-            )
+            ) + self._second_port(output)
         self._end(ReloadResult(False, escaped(reason), output))
+
+    def _second_port(self, output: str) -> str:
+        """Return what to do where the program has failed to open once more what it has open here."""
+        if f"[Errno {errno.EADDRINUSE}]" not in output.rpartition("\n")[2]:
+            return ""
+        names = ", ".join(addresses(found(self._record().fds)))
+        return f"; the service has {names} itself: open it only if not prefork.rehearsing()" if names else ""
 
     def _close(self) -> None:
         while self._pipes:

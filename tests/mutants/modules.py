@@ -136,6 +136,7 @@ MODULES = {
         ),
         ("process/reload", "process/check", "process/reload_settings"),
     ),
+    "still_held": Module("prefork/reload/still_held.py", ("still_held", "new_image"), ("process/second_port",)),
     "on_change": Module("prefork/reload/on_change.py", ("on_change",), ("process/reload_on_change",)),
     "listener": Module(
         "prefork/sockets/listener.py",
@@ -159,6 +160,8 @@ MODULES = {
     ),
     "systemd": Module("prefork/systemd.py", ("systemd",), ("process/systemd", "faults/manager")),
     "inherited": Module("prefork/surroundings/inherited.py", ("surroundings",), ("faults/surroundings",)),
+    "leading": Module("prefork/surroundings/leading.py", ("leading",), ("process/reload_state",)),
+    "attributes": Module("prefork/reload/attributes.py", ("attributes",), ("process/reload_state",)),
     "taken": Module("prefork/surroundings/taken.py", ("surroundings",), ("faults/surroundings", "faults/signals")),
     "early_signals": Module("prefork/surroundings/early_signals.py", ("surroundings",), ("faults/surroundings",)),
     "room": Module("prefork/surroundings/room.py", ("surroundings", "room"), ("faults/room",)),

@@ -9,6 +9,7 @@ from time import monotonic
 
 import pytest
 
+from tests.support.clients.controlling import ctl
 from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, Released, numbered
 from tests.support.programs.served import LOOK
 from tests.support.programs.service import HUNG, Fact, script
@@ -117,8 +118,8 @@ class Handler(Who):
 
 def test_what_the_program_changed_of_its_process(tmp_path: Path) -> None:
     """The environment and the directory of a reload are those of the start, and not what was made of them before
-    prefork was imported; so are the umask and the nice value, which would add up, the CPUs, the soft limits, and the
-    signals that are ignored."""
+    prefork was imported; so are the umask and the nice value, which would add up, the CPUs, the soft limits, the
+    policy of scheduling, what the kernel thinks of it when memory is short, and the signals that are ignored."""
     (tmp_path / "service.py").write_text(ELSEWHERE + script(ENVIRON, max_children=WORKERS))
     with Released(tmp_path, argv=["service.py"], env={"TEST_REMOVED": "1"}) as service:
         service.wait_ready(WORKERS)
@@ -126,6 +127,26 @@ def test_what_the_program_changed_of_its_process(tmp_path: Path) -> None:
         assert service.answering() == "x"
     first, second = [fact for fact in service.facts if fact["event"] == "began"]
     assert {**first, "at": second["at"]} == second
+
+
+BEGINS_ANOTHER = ["sh", "-c", '"$@"; exit $?', "sh"]  # a shell that waits: the program leads nothing
+
+
+@pytest.mark.parametrize("becomes", ["os.setsid()", "os.setpgrp()", "os.setpgid(0, 0)"])
+def test_a_program_that_makes_itself_a_leader(becomes: str, tmp_path: Path) -> None:
+    """It does so at each reload, in the rehearsal and afterwards, where it is the leader already."""
+    leads = f"import os\n{becomes}\ntell('leads', group=os.getpgrp(), session=os.getsid(0))\n" + DEFINITIONS
+    source = script(leads, max_children=1, control_socket="c")
+    with Released(tmp_path, source=source, before=BEGINS_ANOTHER) as service:
+        service.wait_ready(1)
+        for number in (2, 3):
+            service.release(numbered(number))
+            assert f"generation {number} is in service" in ctl(tmp_path / "c", "reload").stdout
+        leaders = service.wait_each("leads", 3)
+        assert {fact["group"] for fact in leaders} == {leaders[0]["pid"]}
+        assert len({fact["session"] for fact in leaders}) == 1
+        assert ctl(tmp_path / "c", "drain").returncode == 0
+        assert service.wait_exit() == 0
 
 
 def test_started_under_a_name_that_leads_nowhere(tmp_path: Path) -> None:
