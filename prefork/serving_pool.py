@@ -48,7 +48,7 @@ from .reload.start_context import START
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
-from .sockets.shared import prepared, widen
+from .sockets.shared import SharedDatagrams, prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
@@ -295,6 +295,7 @@ class Preforked(Accompanied, Listened):
             access_log=AccessLog(LogContext(where, number, address_text)) if server.access_log else None,
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
+        SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)
         return self.worker.run()
 
     def _forget_master(self) -> None:

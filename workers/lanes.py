@@ -8,7 +8,8 @@
 Runs in any process that serves: a worker, or the single process of a plain server. A lane is a view of words in a slot;
 only its holder writes it, and gives it back once. Where requests run in threads, contexts.py has the lane go along.
 `bind()` wraps the `finish_request` of the class on the instance, so that an override is counted as well. A
-`finish_request` that no accept of ours caused has no lane and is not counted.
+`finish_request` that no accept of ours caused has no lane and is not counted. Longer than most files: here a request's
+counts can be read in their order.
 """
 
 import threading
@@ -89,6 +90,8 @@ class Lanes:
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
         self._total = 0
+        self._all: list[Lane] = []
+        self._accepts = threading.get_ident()  # the thread of the loop
         self._free: deque[Lane] = deque()
         self.contexts = Contexts(self._hand_over, on_free)
         self._current = _Current()
@@ -102,7 +105,9 @@ class Lanes:
 
     def _add(self, slot: Slot) -> None:
         self._total += slot.lanes
-        self._free.extend(slot.lane(index) for index in range(slot.lanes))
+        added = [slot.lane(index) for index in range(slot.lanes)]
+        self._free.extend(added)
+        self._all += added
 
     def take(self) -> Lane | None:
         """Return a free lane, or None at the cap; then `on_free` is called as soon as one is free."""
@@ -158,6 +163,14 @@ class Lanes:
         self._starved = True
         self.look()
         return len(self._free) + (held is not None) == self._total
+
+    def in_get_request(self) -> bool:
+        """Return True if this thread is in a call of `get_request()`, and not in a handler."""
+        return self._accepts == threading.get_ident() and any(lane[STATE] == ACCEPTING for lane in self._all)
+
+    def may_have_requests(self) -> bool:
+        """Return True if a request is in hand, or where the program may have some in its own hands."""
+        return self._placed or any(lane[STATE] == BUSY for lane in self._all)
 
     def _hand_over(self, lane: Lane) -> None:
         """Give back the lane of a request that nobody begins."""

@@ -192,7 +192,9 @@ class Worker:
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
         faulthandler.unregister(signal.SIGUSR1)
-        self.server.socket.close()
+        # It must not hold the port. But a datagram's socket is its request's as well, and this may be to answer it.
+        if self.server.socket.type != socket.SOCK_DGRAM or not self.lanes.may_have_requests():
+            self.server.socket.close()
 
     def _watch(self) -> None:
         for fd in (self._wakeup.fileno(), self.master.fileno()):

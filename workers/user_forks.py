@@ -1,8 +1,9 @@
 """The clean-up in a process that *user code* forks from master or worker (multiprocessing, os.fork): it is neither.
 
 Owns one hook, registered once, which os.fork() runs in the new process. It detaches the slot (the copy counts
-privately), closes the listener (a foreign process must not hold the port) and restores the signals (so that TERM ends
-it). Under a plain server nothing needs that protection: only the current request is left for the parent to count.
+privately), closes the listener (a foreign process must not hold the port; but one may be there to answer a datagram)
+and restores the signals (so that TERM ends it). Under a plain server nothing needs that protection: only the current
+request is left for the parent to count.
 """
 
 import contextlib

@@ -12,7 +12,8 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 from prefork.metrics.log_events import LogEvent, event
 
@@ -22,6 +23,8 @@ from .kept_paths import may_be_gone
 from .listener import Listener, beneath, origin_of
 
 log = logging.getLogger("prefork.supervisor")
+
+Received = TypeVar("Received")
 
 SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 # Classic BPF. On a TCP header: drop a segment with SYN and without ACK, pass the rest. So a handshake that has begun is
@@ -37,27 +40,57 @@ DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
 
 
 class SharedDatagrams(socket.socket):
-    """The receives of a datagram socket that a pool serves: none blocks for what a sibling took, but replies may."""
+    """The receives of a datagram socket that a pool serves.
+
+    In `get_request()` none blocks for what a sibling took. A handler that receives waits for its client, as it would
+    without a pool: as long as the timeout says that the program has given the socket. Replies may block as well. The
+    descriptor is blocking throughout, because O_NONBLOCK would be every worker's.
+    """
 
     __slots__ = ()
 
+    in_get_request: Callable[[], bool] = staticmethod(lambda: True)  # a worker says it for its own process
+
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        return super().recv(bufsize, flags | socket.MSG_DONTWAIT)
+        return self._received(lambda flags: super(SharedDatagrams, self).recv(bufsize, flags), flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        return super().recvfrom(bufsize, flags | socket.MSG_DONTWAIT)
+        return self._received(lambda flags: super(SharedDatagrams, self).recvfrom(bufsize, flags), flags)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return super().recvmsg(bufsize, ancbufsize, flags | socket.MSG_DONTWAIT)
+        return self._received(lambda flags: super(SharedDatagrams, self).recvmsg(bufsize, ancbufsize, flags), flags)
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        return super().recv_into(buffer, nbytes, flags | socket.MSG_DONTWAIT)
+        return self._received(lambda flags: super(SharedDatagrams, self).recv_into(buffer, nbytes, flags), flags)
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
-        return super().recvfrom_into(buffer, nbytes, flags | socket.MSG_DONTWAIT)
+        return self._received(lambda flags: super(SharedDatagrams, self).recvfrom_into(buffer, nbytes, flags), flags)
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return super().recvmsg_into(buffers, ancbufsize, flags | socket.MSG_DONTWAIT)
+        return self._received(
+            lambda flags: super(SharedDatagrams, self).recvmsg_into(buffers, ancbufsize, flags), flags
+        )
+
+    def gettimeout(self) -> float | None:
+        """Return the program's own, which `settimeout()` has kept: what its receives wait."""
+        own: Listener = self._prefork_  # type: ignore[attr-defined]
+        return own.later if own.serving else super().gettimeout()
+
+    def _received(self, receive: Callable[[int], Received], flags: int) -> Received:
+        if SharedDatagrams.in_get_request():
+            return receive(flags | socket.MSG_DONTWAIT)
+        timeout = self.gettimeout()
+        if not timeout:
+            return receive(flags if timeout is None else flags | socket.MSG_DONTWAIT)
+        until, poll = monotonic() + timeout, select.poll()
+        poll.register(self, select.POLLIN)
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return receive(flags | socket.MSG_DONTWAIT)
+            left = until - monotonic()
+            if left <= 0 or flags & socket.MSG_DONTWAIT:
+                raise TimeoutError("timed out")
+            poll.poll(left * 1000)
 
 
 @contextlib.contextmanager

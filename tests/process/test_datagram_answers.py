@@ -1,9 +1,11 @@
-"""Datagrams to a pool that listens at every address of the host."""
+"""Answers to datagrams: from which address, from which process, and after more of them."""
 
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,65 @@ def test_over_ipv6(bound: str, asked: tuple[str, ...], tmp_path: Path) -> None:
                     client.send(b"hello")
                     assert client.recv(100) == b"HELLO"
     assert f"listening on [{bound}]:{port}\n" in service.log
+
+
+FROM_CHILDREN = ["fork", "returning", "process", "finish", "thread"]
+
+
+def asking(service: Service) -> socket.socket:
+    client = socket.socket(type=socket.SOCK_DGRAM)
+    client.settimeout(HUNG)
+    client.connect(("127.0.0.1", service.address[1]))
+    return client
+
+
+def datagrams(bases: str, host: str = "127.0.0.1", **settings: Any) -> str:
+    hooks = "Hooks" if "PreFork" in bases else "Plain as Hooks"
+    definitions = f"from tests.process.programs.datagrams import Handler, {hooks}"
+    return script(definitions, bases=bases, address=(host, 0), **settings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize(
+    "bases", ["PreForkingUDPServer", "PreForkingMixIn, ThreadingUDPServer", "PreForkingMixIn, ForkingUDPServer",
+              "PreForkingMixIn, socketserver.UDPServer", "SupervisedMixIn, UDPServer", "ThreadingUDPServer"]
+)  # fmt: skip
+def test_from_processes_of_the_program(bases: str, host: str, tmp_path: Path) -> None:
+    """A process that a handler or a hook forks, in whichever way, answers as it would without a pool."""
+    settings = {"max_children": 2} if "PreFork" in bases else {}
+    with Service(tmp_path, datagrams(bases, host, **settings)) as service, asking(service) as client:
+        for way in FROM_CHILDREN:
+            if way == "returning" and "PreFork" not in bases:
+                continue  # there it would go on to serve
+            client.send(way.encode())
+            assert client.recv(100) == way.upper().encode()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("bases", ["PreForkingUDPServer", "SupervisedMixIn, UDPServer"])
+def test_a_conversation(bases: str, host: str, tmp_path: Path) -> None:
+    """A handler that receives on the server's socket waits for it, as long as the timeout says that it sets."""
+    settings = {"max_children": 1} if "PreFork" in bases else {}
+    with Service(tmp_path, datagrams(bases, host, **settings)) as service, asking(service) as client:
+        for _ in range(2):
+            client.send(b"conversation")
+            assert client.recv(100) == b"go on"
+            client.send(b"more")
+            assert client.recv(100) == b"MORE"
+
+
+@pytest.mark.parametrize("bases", ["PreForkingUDPServer", "PreForkingTCPServer"])
+def test_a_process_that_outlives_the_service(bases: str, tmp_path: Path) -> None:
+    """One that a worker has started for itself, before any request, does not hold the port after the service's end."""
+    held, ours = os.pipe()
+    definitions = "from tests.process.programs.datagrams import Handler, Lasting as Hooks"
+    source = script(definitions, bases=bases, max_children=1)
+    with Service(tmp_path, source, env={"HELD": str(held)}, fds=[held]) as service:
+        service.wait_ready(1)
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        with socket.socket(type=socket.SOCK_DGRAM if "UDP" in bases else socket.SOCK_STREAM) as another:
+            another.bind(service.address)
+        os.close(held)
+        os.close(ours)
+        service.wait_gone()

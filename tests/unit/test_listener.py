@@ -341,7 +341,7 @@ def test_a_datagram_that_a_sibling_took() -> None:
     with udp() as listener:
         listener.settimeout(3.0)
         with prepared(listener, ours):
-            assert listener.gettimeout() is None
+            assert (listener.gettimeout(), os.get_blocking(listener.fileno())) == (3.0, True)
             assert os.get_blocking(listener.fileno()), "a reply on the same socket may block"
             room = bytearray(10)
             for receive in (
