@@ -19,7 +19,7 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import gives_way
 from prefork.workers.signals import set_mask
-from prefork.workers.threads import Threads
+from prefork.workers.threads import RequestThread, Threads
 
 from .inheritance.own import Own
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -185,15 +185,15 @@ class ThreadingMixIn(SupervisedMixIn):
         if self._prefork_.in_place:
             self.process_request_thread(request, client_address)
             return
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
-        )
+        threads: Threads = self._prefork_.threads
+        arguments = request, client_address
+        thread = RequestThread(threads, self.process_request_thread, arguments, daemon=self.daemon_threads)
         if self.block_on_close:
-            self._prefork_.threads.append(thread)
+            threads.append(thread)
         try:
             thread.start()
         except BaseException:
-            self._prefork_.threads.forget(thread)
+            threads.forget(thread)
             raise
 
 

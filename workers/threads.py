@@ -4,31 +4,60 @@ Runs in any process that serves. Must not limit their number: lanes.py does.
 """
 
 import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class RequestThread(threading.Thread):
+    """A thread that says when it is about to end: to find that out, each that lives would have to be asked.
+
+    That was half the cost of a request beside a thousand threads.
+    """
+
+    def __init__(self, threads: "Threads", target: Callable[..., Any], args: tuple[Any, ...], *, daemon: bool) -> None:
+        super().__init__(target=target, args=args, daemon=daemon)
+        self._prefork_threads = threads
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self._prefork_threads.note_end(self)
 
 
 class Threads:
     """The non-daemonic threads of one server. Only the serving thread appends; any thread may join."""
 
     def __init__(self) -> None:
-        self._threads: list[threading.Thread] = []
+        self._running: dict[threading.Thread, None] = {}
+        self._ending: deque[threading.Thread] = deque()  # they have said so, and may still be in their last steps
 
-    def append(self, thread: threading.Thread) -> None:
-        self.forget_finished()
+    def append(self, thread: RequestThread) -> None:
+        """Keep a thread that is about to be started."""
+        self._forget_ended()
         if not thread.daemon:
-            self._threads.append(thread)
+            self._running[thread] = None
 
-    def forget(self, thread: threading.Thread) -> None:
+    def forget(self, thread: RequestThread) -> None:
         """Forget a thread that could not be started."""
-        self._threads = [each for each in self._threads if each is not thread]
+        self._running.pop(thread, None)
 
-    def forget_finished(self) -> None:
-        self._threads = [thread for thread in self._threads if thread.is_alive() or thread.ident is None]
+    def note_end(self, thread: RequestThread) -> None:
+        """Note that this thread, the caller's own, is about to end."""
+        if thread in self._running:
+            self._ending.append(thread)  # first, so that join() finds it in one place or the other
+            self._running.pop(thread, None)
 
     def join(self) -> None:
         """Wait for all of them."""
-        threads, self._threads = self._threads, []
-        for thread in threads:
+        for thread in (*self._running, *self._ending):
             thread.join()
+            self._running.pop(thread, None)  # in a process that was forked beside it, it can say nothing
 
     def __len__(self) -> int:
-        return len(self._threads)
+        return len(self._running) + sum(thread.is_alive() for thread in (*self._ending,))
+
+    def _forget_ended(self) -> None:
+        while self._ending and not self._ending[0].is_alive():
+            self._ending.popleft()
