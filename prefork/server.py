@@ -15,6 +15,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Annotated, Any, Self
 
+from prefork.workers.accepting import accepted_by
+
 from .serving_loop import ServingMixIn
 from .settings.fields import Setting
 from .sockets.addresses import UNNAMED, bindable
@@ -143,7 +145,7 @@ class TCPServer(BaseServer):
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a request; return it and the client's address. Raises OSError if it is already gone. Override it."""
-        return self.socket.accept()
+        return accepted_by(self.socket)
 
     def shutdown_request(self, request: Any) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The result of an accept, and the meaning of an error of `get_request()` to the loop that accepts.
+"""An accept, its result, and the meaning of an error of `get_request()` to the loop that accepts.
 
 The same for every loop: that of a worker, and that of a process that serves by itself. Writes the counts of errors in
 the slot of this process; all else is pure.
@@ -6,10 +6,12 @@ the slot of this process; all else is pure.
 
 import errno
 import logging
+import socket
 import sys
 from enum import Enum, auto
 from time import monotonic
 from traceback import clear_frames
+from typing import Any
 
 from prefork.metrics.facts import AcceptError
 from prefork.metrics.log_events import LogEvent, event
@@ -33,6 +35,21 @@ _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
 NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
 FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
+
+
+_accept = socket.socket.accept
+_family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
+
+
+def accepted_by(listener: Any) -> tuple[Any, Any]:
+    """Accept as `listener.accept()` does; where that is socket's own, without its two enum members, 2 µs each time."""
+    if type(listener).accept is not _accept:
+        return listener.accept()  # type: ignore[no-any-return]
+    fd, address = listener._accept()
+    request = socket.socket(_family(listener), _type(listener), listener.proto, fd)
+    if listener.gettimeout() and socket.getdefaulttimeout() is None:
+        request.setblocking(True)
+    return request, address
 
 
 class Accepted(Enum):

@@ -1,12 +1,14 @@
 """What an error of accept means: a shortage, a request that is gone, or nothing we know."""
 
 import errno
+import socket
 import ssl
+from collections.abc import Iterator
 
 import pytest
 
 from prefork.metrics.facts import AcceptError
-from prefork.workers.accepting import accept_error, is_resource_error
+from prefork.workers.accepting import accept_error, accepted_by, is_resource_error
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,42 @@ def test_numbers_that_are_no_errno(exc: OSError) -> None:
     """The number of a TLS error is OpenSSL's, and an OSError may have none."""
     assert accept_error(exc) is AcceptError.OTHER
     assert not is_resource_error(exc)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A listener with one client in its queue."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        yield listener
+
+
+@pytest.mark.parametrize("timeout", [None, 10.0])
+@pytest.mark.parametrize("default", [None, 5.0])
+def test_accepted(timeout: float | None, default: float | None, listener: socket.socket) -> None:
+    """What is accepted is what socket.accept() returns: class, kind, address, and timeout."""
+    listener.settimeout(timeout)
+    socket.setdefaulttimeout(default)
+    try:
+        with socket.create_connection(listener.getsockname()):
+            (ours, ours_address), (theirs, theirs_address) = accepted_by(listener), listener.accept()
+    finally:
+        socket.setdefaulttimeout(None)
+    with ours, theirs:
+        assert type(ours) is type(theirs) is socket.socket
+        kinds = [(each.family, each.type, each.proto, each.gettimeout(), each.getblocking()) for each in (ours, theirs)]
+        assert kinds[0] == kinds[1]
+        assert ours_address[0] == theirs_address[0]
+        assert ours.getpeername() == ours_address
+
+
+def test_accept_of_the_programs_own(listener: socket.socket) -> None:
+    """A class of sockets with an `accept()` of its own has it called."""
+
+    class Own(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            return super().accept()[0], "mine"
+
+    with Own(fileno=listener.detach()) as own:
+        request, address = accepted_by(own)
+        request.close()
+    assert address == "mine"
