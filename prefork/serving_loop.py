@@ -8,7 +8,6 @@ loop and each worker its own.
 import contextlib
 import logging
 import select
-import selectors
 import sys
 import threading
 import weakref
@@ -20,6 +19,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
 from prefork.workers.definitions import gives_way, is_the_programs_class
 from prefork.workers.handshake import failure
+from prefork.workers.polling import READ, Poll, ms
 from prefork.workers.wakeup import Wakeup
 
 from .inheritance.own import Own
@@ -31,13 +31,8 @@ from .sockets.addresses import address_text
 
 log = logging.getLogger("prefork.server")
 
-# Neither needs its own descriptor; an epoll would, and a child would share it.
-_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
-
-Heard = list[tuple[selectors.SelectorKey, int]]
 LOG_SHORTAGE_EVERY = 10.0  # seconds
 POLL_INTERVAL = 0.5  # seconds; the standard library's default
-LISTENING = "listening"  # marks the key of the listener
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
@@ -74,6 +69,9 @@ class ServingLoop:
     def extra_fds(self) -> Iterable[int]:
         """Return the descriptors that end the wait when readable. Called once, before the first wait."""
         return ()
+
+    def note_heard(self, others: bool) -> None:
+        """Note the end of a wait, before `service_actions()` is called; `others`: one of `extra_fds()` is readable."""
 
     def next_turn(self) -> float | None:
         """Return the monotonic time by which `service_actions()` must run; None if nothing is pending."""
@@ -158,12 +156,12 @@ class ServingLoop:
         if not self._wait_for_room(deadline):
             server.handle_timeout()
             return
-        with _Selector() as selector:
-            selector.register(server, selectors.EVENT_READ)
-            while not selector.select(_left(deadline)):
-                if deadline is not None and monotonic() >= deadline:
-                    server.handle_timeout()
-                    return
+        poll = Poll()
+        poll.register(server.fileno(), READ)
+        while not poll.poll(ms(_left(deadline))):
+            if deadline is not None and monotonic() >= deadline:
+                server.handle_timeout()
+                return
         server._handle_request_noblock()
 
     def pause_accepting(self, reason: object = "descriptors or memory are short") -> None:
@@ -189,43 +187,48 @@ class ServingLoop:
     # Inside the loop.
 
     def _serve(self, wakeup: Wakeup, poll_interval: float | None) -> None:
-        server = self.server
-        with _Selector() as selector:
-            selector.register(server, selectors.EVENT_READ, LISTENING)  # a closed listener raises here, as ever
-            selector.register(wakeup, selectors.EVENT_READ)
-            for fd in self.extra_fds():
-                selector.register(fd, selectors.EVENT_READ)
-            listening = True
-            while not self.shutdown_requested:
-                # If another thread closes the server, its socket would be reported as ready for ever.
-                if listening is not (server.fileno() >= 0 and self._may_accept()):
-                    listening = not listening
-                    if listening:
-                        selector.register(server, selectors.EVENT_READ, LISTENING)
-                    else:
-                        selector.unregister(server)
-                self._turn(self._select(selector, self._patience(poll_interval)), wakeup)
+        server, poll, woken = self.server, Poll(), wakeup.fileno()
+        listener = server.fileno()
+        poll.register(listener, READ)  # a closed listener raises here, as ever
+        for fd in (woken, *self.extra_fds()):
+            poll.register(fd, READ)
+        listening = True
+        while not self.shutdown_requested:
+            # If another thread closes the server, its socket would be reported as ready for ever.
+            if listening is not (server.fileno() >= 0 and self._may_accept()):
+                listening = not listening
+                if listening:
+                    listener = server.fileno()
+                    poll.register(listener, READ)
+                else:
+                    poll.unregister(listener)
+            ready = self._wait(poll, self._patience(poll_interval))
+            if ready is None:
+                return
+            come = others = False
+            for fd, _ in ready:
+                if fd == listener:
+                    come = True
+                elif fd == woken:
+                    wakeup.drain()
+                else:
+                    others = True
+            self.note_heard(others)
+            if come:
+                server._handle_request_noblock()
+            server.service_actions()
 
-    def _select(self, selector: selectors.BaseSelector, seconds: float | None) -> Heard:
-        """Wait; return nothing, after a pause, where the kernel is short of memory for it."""
+    def _wait(self, poll: Any, seconds: float | None) -> list[tuple[int, int]] | None:
+        """Wait; return what is ready, or None to end. Pause where the kernel is short of memory for it."""
+        ready: list[tuple[int, int]] = []
         try:
-            return selector.select(seconds)
+            ready = poll.poll(ms(seconds))
         except OSError as exc:
             if not is_resource_error(exc):
                 raise
             self.pause_accepting(exc)
             sleep(ACCEPT_PAUSE)
-            return []
-
-    def _turn(self, ready: Heard, wakeup: Wakeup) -> None:
-        if self.shutdown_requested:
-            return
-        for key, _ in ready:
-            if key.fileobj is wakeup:
-                wakeup.drain()
-            elif key.data == LISTENING:
-                self.server._handle_request_noblock()
-        self.server.service_actions()
+        return None if self.shutdown_requested else ready
 
     def _may_accept(self) -> bool:
         if self._accept_again_at is not None:
@@ -236,11 +239,13 @@ class ServingLoop:
 
     def _patience(self, longest: float | None) -> float | None:
         """Return how long the next wait may take, in seconds."""
-        moments = [moment for moment in (self.next_turn(), self._accept_again_at) if moment is not None]
-        if moments:
-            left = max(0.0, min(moments) - monotonic())
-            return left if longest is None else min(left, longest)
-        return longest
+        moment, again_at = self.next_turn(), self._accept_again_at
+        if again_at is not None:
+            moment = again_at if moment is None else min(moment, again_at)
+        if moment is None:
+            return longest
+        left = max(0.0, moment - monotonic())
+        return left if longest is None else min(left, longest)
 
     def _wait_for_room(self, deadline: float | None) -> bool:
         """Run turns until a request may be accepted. Return False if the deadline has passed."""
@@ -248,14 +253,14 @@ class ServingLoop:
         if self._may_accept():
             return True
         server.service_actions()
-        with _Selector() as selector:
-            for fd in self.extra_fds():
-                selector.register(fd, selectors.EVENT_READ)
-            while not self._may_accept():
-                if deadline is not None and monotonic() >= deadline:
-                    return False
-                selector.select(self._patience(_left(deadline)))
-                server.service_actions()
+        poll = Poll()
+        for fd in self.extra_fds():
+            poll.register(fd, READ)
+        while not self._may_accept():
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            poll.poll(ms(self._patience(_left(deadline))))
+            server.service_actions()
         return True
 
 

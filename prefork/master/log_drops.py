@@ -4,7 +4,7 @@ Runs in the master, as a part of the supervisor's turn. Owns how many have been 
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 
 from prefork.metrics.board import Board, Word
@@ -22,14 +22,15 @@ TELL_EVERY_S = 1.0  # dropped lines are reported at most this often
 class Drops:
     """The dropped lines of the master, counted on the board, and of its children, counted in their slots."""
 
-    def __init__(self, board: Board, children: Iterable[Child]) -> None:
+    def __init__(self, board: Board, children: Iterable[Child], nudge: Callable[[], object]) -> None:
+        """`nudge`: asks for a turn, which a plain server has only when there is something to do in it."""
         self._board = board
         self._children = children
         self._told = board.words[Word.LOG_DROPPED]
         self._next = -inf
         handler = self._handler = sinks.installed()
         if handler is not None:
-            handler.count_with(lambda number: board.add(Word.LOG_DROPPED, number))
+            handler.count_with(lambda number: board.add(Word.LOG_DROPPED, number), nudge)
             with board.change() as words:
                 words[Word.LOGS_COUNTED] = 1
 

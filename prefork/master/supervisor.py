@@ -122,7 +122,7 @@ class Supervisor:
             self._facts, resumed=resumed is not None, listener=kept,
             before=None if before is None else (before["fd"], before["asked"]),
         )  # fmt: skip
-        drops, origin = log_drops.Drops(board, self.table), self._accept_queue.origin
+        drops, origin = log_drops.Drops(board, self.table, self.nudge), self._accept_queue.origin
         self.tasks = Tasks(self.table, self._waiting, drops, notifier, origin)
 
     # The loop, and one turn of it.
@@ -203,6 +203,10 @@ class Supervisor:
 
     def until_next_turn(self) -> float:
         return max(0.0, self._wake_at - self.clock.now())
+
+    def is_due(self) -> bool:
+        """Return True if a turn has something to do in a plain server, even where `fileno()` is not readable."""
+        return self._wake_at <= self.clock.now()
 
     def turn(self) -> None:
         """Note what has happened, plan, apply. Never waits.

@@ -1,6 +1,8 @@
 """The loop of a process that serves by itself: how it ends, what it calls, and that it sleeps."""
 
+import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -248,3 +250,55 @@ def test_error_in_verify_request(caplog: pytest.LogCaptureFixture) -> None:
     with serving(server):
         assert [ask(server.server_address, b"") for _ in range(2)] == [b"", b""]
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+
+
+# Turns of the supervisor
+
+
+def turns(server: ThreadingTCPServer) -> int:
+    return int(server._prefork_.supervisor.turns)
+
+
+def test_a_request_needs_no_turn() -> None:
+    """Requests in threads leave nothing for a supervisor to do: it has no turn for them."""
+    server = ThreadingTCPServer(LOOPBACK, Upper)
+    with serving(server):
+        ask(server.server_address, b"x")
+        before = turns(server)
+        for _ in range(20):
+            ask(server.server_address, b"x")
+        assert turns(server) == before
+
+
+def test_service_actions_called_by_the_program_is_a_turn() -> None:
+    """Outside our loop nobody knows whether there is something to do, so each call is a turn."""
+    with ThreadingTCPServer(LOOPBACK, Upper) as server, dial(server.server_address) as client:
+        client.shutdown(socket.SHUT_WR)
+        server.handle_request()
+        before = turns(server)
+        server.service_actions()
+        server.service_actions()
+        assert turns(server) == before + 2
+
+
+@pytest.mark.parametrize("calls_super", [True, False])
+def test_children_are_reaped_whatever_service_actions_does(calls_super: bool) -> None:
+    """A child that ends is reaped at once, also where an override of service_actions() leaves out `super()`."""
+
+    class Polled(ForkingTCPServer):
+        called = 0
+
+        def service_actions(self) -> None:
+            self.called += 1
+            if calls_super:
+                super().service_actions()
+
+    server = Polled(LOOPBACK, Upper)
+    with serving(server, poll_interval=HUNG):
+        for _ in range(3):
+            assert ask(server.server_address, b"x") == b"X"
+            deadline = time.monotonic() + HUNG
+            while server.active_children:
+                assert time.monotonic() < deadline
+                os.sched_yield()
+        assert server.called >= 3
