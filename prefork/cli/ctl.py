@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import textwrap
 from typing import Any
 
 from prefork.metrics.loggers import HeldUp
@@ -22,7 +23,7 @@ from ..logs import complain
 from ..settings.fields import Field, Setting, parse
 from ..settings.sources import CTL_VARIABLE
 from ..sockets.addresses import control_path
-from .pages import Parser, Section, Subcommand, unusable
+from .pages import Parser, Section, Subcommand, columns, unusable
 
 __all__ = ["CTL", "Client", "add_control", "path_of", "term", "told"]
 
@@ -139,6 +140,24 @@ def term(row: Row) -> str:
     return f"{row.verb} {_shown(row.argument)}" if row.argument is not None else row.verb
 
 
+def page(args: argparse.Namespace) -> str:
+    """Return the page of one verb: `prefork ctl VERB --help`. Empty if none is named."""
+    row = BY_VERB.get(args.verb or "")
+    if row is None:
+        return ""
+    options = ["--control PATH", *(["--no-wait"] if row.ends else []), "--timeout TIME", "--json"]
+    usage = f"usage: prefork ctl {term(row)} " + " ".join(f"[{each}]" for each in options)
+    parts = [textwrap.fill(line, columns()) for line in (f"prefork ctl {row.verb} - {row.help}", usage)]
+    if (wanted := row.argument) is not None:
+        values = ", ".join(wanted.choices) or f"{wanted.at_least} to {wanted.at_most}"
+        parts.append(Section("argument", [(_shown(wanted), f"{wanted.help}: {values}")]).formatted(columns()))
+    if signals := [signum.name.removeprefix("SIG") for signum in row.signals]:
+        parts.append(f"The signal {' or '.join(signals)} does the same.")
+    if row.looks:
+        parts.append("It changes nothing, and is open to those in control_allow_read.")
+    return "\n\n".join([*parts, "prefork ctl --help has the options, and all verbs."]) + "\n"
+
+
 def _shown(argument: Argument) -> str:
     name = "/".join(filter(None, (argument.name, argument.or_name))).upper()
     return f"[{name}]" if argument.optional else name
@@ -153,4 +172,5 @@ CTL = Subcommand(
         Section("verbs", [(term(row), row.help) for row in COMMAND_TABLE if row.verb]),
         Section("exit status", _EXIT_STATUS),
     ),
+    page,
 )

@@ -6,6 +6,7 @@ command line.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import textwrap
@@ -46,6 +47,7 @@ class Subcommand:
     add_arguments: Callable[["Parser"], None]
     run: Callable[[argparse.Namespace], int]
     sections: tuple[Section, ...] = ()
+    narrower: Callable[[argparse.Namespace], str] = lambda args: ""  # the page of what was named before --help, if any
 
 
 def columns() -> int:
@@ -69,7 +71,10 @@ class Parser(argparse.ArgumentParser):
             epilog=sections,
             allow_abbrev=False,
             formatter_class=_Help,
+            add_help=False,
         )
+        self.command = command
+        self.add_argument("-h", "--help", action=_Page, help="show this page and exit")
         if sys.version_info >= (3, 14):
             self.color = False  # like the page of `prefork --help`, which argparse does not make
         self._headline = f"prefork {name} - {help}\n\n"
@@ -84,10 +89,36 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message: str) -> NoReturn:
-        raise unusable(message)
+        raise unusable(_in_our_words(message))
 
     def format_help(self) -> str:
         return self._headline + super().format_help()
+
+
+_OUR_WORDS = (
+    (r"the following arguments are required: (.*)", r"\1 is missing; --help says what it may be"),
+    (r"argument (\S+): expected .*argument.*", r"\1 needs a value"),
+    (r"argument (\S+): ignored explicit argument (.*)", r"\1 takes no value, and \2 was given"),
+)
+
+
+def _in_our_words(message: str) -> str:
+    """Return a message of argparse's, which calls an option and its value an argument each, as it is said here."""
+    for theirs, ours in _OUR_WORDS:
+        if found := re.fullmatch(theirs, message):
+            return found.expand(ours)
+    return message
+
+
+class _Page(argparse.Action):
+    """--help: print the page and exit."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *args: Any) -> NoReturn:
+        sys.stdout.write(parser.command.narrower(namespace) or parser.format_help())
+        sys.exit(0)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -130,20 +130,22 @@ def exits(status: dict[str, Any]) -> str:
 
 
 def _status(status: dict[str, Any]) -> list[str]:
-    requests = status["requests"]
+    requests = {what: count for what, count in status["requests"].items() if count or what != "handed_over"}
     lines = [
         f"{status['name']}  pid {status['pid']}  {status['phase']}  generation {status['generation']}"
         f"  up {duration(status['uptime_s'])}  prefork {status['prefork']}, Python {status['python']}",
         f"listening  {status['address'] or '-'}{_queue(status)}",
         f"workers    {states(status)}",
         f"lanes      {status['lanes_busy']} of {status['lanes']} busy, saturated for {duration(status['saturated_s'])}",
-        "requests   " + ", ".join(f"{count} {what}" for what, count in requests.items()),
+        "requests   " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in requests.items()),
         f"exits      {exits(status)}",
     ]
     if companions := status.get("companions"):  # an image of an earlier version has none
         lines.append(f"companions {companion_states(companions)}")
     if status["reloading"]:
         lines.append("reload     on its way")
+    elif status.get("last_reload_ok") is False and not status["degraded"]:
+        lines.append(f"reload     failed {duration(status['last_reload_ago_s'])} ago: {status['last_reload_error']}")
     if status["degraded"]:
         lines.append(f"degraded   {status['degraded']}")
     if status["backing_off"]:

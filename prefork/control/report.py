@@ -11,7 +11,7 @@ from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, REJECTED
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, HANDED_OVER, REJECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,7 @@ class ServiceFacts:
     queue_limit: int | None
     last_error: str
     backing_off: bool
+    reload_failed: str  # why the last reload has; empty if it has not
     wall_ns: int
     board: Snapshot
     workers: tuple[WorkerFacts, ...]
@@ -81,7 +82,8 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
     words = facts.board.words
     return {
         "name": facts.name, "pid": facts.pid, **version(facts), "phase": facts.phase, "generation": facts.generation,
-        "reloading": facts.reloading, "degraded": facts.degraded or None, "address": facts.address,
+        "reloading": facts.reloading, **_last_reload(facts), "degraded": facts.degraded or None,
+        "address": facts.address,
         "uptime_s": round((facts.wall_ns - words[Word.STARTED_AT_NS]) / NS, 3),
         "min_children": facts.min_children, "max_children": facts.max_children,
         "workers": _by_state(facts.workers), "backing_off": facts.backing_off,
@@ -94,6 +96,16 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
         "companions": [_companion(each, facts) for each in facts.companions],
     }  # fmt: skip
+
+
+def _last_reload(facts: ServiceFacts) -> dict[str, Any]:
+    words = facts.board.words
+    at_ns = words[Word.LAST_RELOAD_AT_NS]
+    return {
+        "last_reload_ok": bool(words[Word.LAST_RELOAD_OK]) if at_ns else None,
+        "last_reload_ago_s": _rounded(max(0, facts.wall_ns - at_ns) / NS if at_ns else None),
+        "last_reload_error": facts.reload_failed or None,
+    }
 
 
 def _companion(companion: CompanionFacts, facts: ServiceFacts) -> dict[str, Any]:
@@ -139,6 +151,7 @@ def _requests(board: Snapshot) -> dict[str, int]:
     return {
         "accepted": board.count(ACCEPTED), "ok": board.count(COMPLETED), "error": board.count(FAILED),
         "timeout": board.words[Word.TIMED_OUT], "lost": board.words[Word.LOST], "rejected": board.count(REJECTED),
+        "handed_over": board.count(HANDED_OVER),
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class Verbs:
             supervisor.service.name, os.getpid(), __version__, platform.python_version(),
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
             self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
-            pool.backing_off, time_ns(), supervisor.board.snapshot(), workers,
+            pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
             tuple(self._companions(until if look else 0.0)),
         )  # fmt: skip
 

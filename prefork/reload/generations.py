@@ -53,7 +53,7 @@ class Generations:
     ) -> None:
         """`pack` adds to the record what is not the supervisor's; `refusal`: why there can be no reload. `handed`: what
         the previous image of this process handed over; `failed`: why the program did not take it over."""
-        self.degraded = ""  # the reason, in one sentence
+        self.degraded = self.failure = ""  # the reason, in one sentence; why the last reload failed
         self.told: Callable[[ReloadResult | str], None] = lambda result: None
         self.pack_more: Callable[[Record], None] = lambda record: None  # adds what is not the pool's own
         self.resumed: Mapping[str, Any] | None = None if handed is None else handed.values
@@ -262,7 +262,7 @@ class Generations:
             self.degraded = ""
 
     def _arrived(self) -> None:
-        self._arriving, self.degraded = False, ""
+        self._arriving, self.degraded, self.failure = False, "", ""
         said = f"generation {self.current} is in service"
         if self._owed:
             self._owed = False
@@ -322,6 +322,7 @@ class Generations:
             log.info("reload: %s", told, extra=event(LogEvent.RELOAD_PROGRESS, step=told))
         else:
             self._count(told.ok)
+            self.failure = "" if told.ok else told.reason
             if told.ok:
                 log.info("reload: %s", told.reason, extra=event(LogEvent.RELOADED, reason=told.reason))
             else:

@@ -15,6 +15,7 @@ from prefork import BindError, BootError, __version__
 from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
 from prefork.cli.targets import _is_at
+from prefork.commands import BY_VERB, Row
 from prefork.sockets.addresses import parse_address
 from prefork.workers import sinks
 
@@ -75,7 +76,7 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Handler", *BIND, "--max-childs", "4"], "--max-childs; did you mean --max-children?"),
         (["run", "app:Handler", *BIND, "--max-child=4"], "--max-child=4; did you mean --max-children?"),
         (["run", "app:Handler", *BIND, "more"], "no option or argument more"),
-        (["run", "app:Handler", *BIND, "--max-children"], "argument --max-children: expected one argument"),
+        (["run", "app:Handler", *BIND, "--max-children"], "--max-children needs a value"),
         (["run", "app:Handler", *BIND, "--max-children", "-3"], "could not set max_children to '-3'"),
         (["run", "app:Handler", *BIND, "--max-children", "many"], "it must be a whole number, at least 1"),
         (["run", "app:Handler", *BIND, "--min-children", "9", "--max-children", "8"], "at most max_children, which"),
@@ -96,6 +97,12 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Handler", *BIND, "--config", "none.toml"], "could not read none.toml: no such file or directory"),
         (["run", "app:Handler", *BIND, "--control", "unix:m", "--metrics", "unix:m"], "that is taken by --"),
         (["run", "app:Handler", *BIND, "--single", "--reload-on-change"], "with --single there is nobody who reloads"),
+        (["ctl"], "could not read the command line: VERB is missing; --help says what it may be"),
+        (["run", "app:Handler", "--bind"], "could not read the command line: --bind needs a value"),
+        (
+            ["top", "127.0.0.1:1", "--once=7"],
+            "could not read the command line: --once takes no value, and '7' was given",
+        ),
         (["run", "app", *BIND], "could not read the target 'app': it must be module:attribute"),
         (["run", "app.py:Handler", *BIND], "packages; leave .py out"),
         (["run", "./app.py:Handler", *BIND], "a module is named without .py and slashes"),
@@ -245,6 +252,27 @@ def test_every_command_has_a_page(
     assert out.startswith(f"prefork {row.name} - {row.help}\n\nusage: prefork {row.name} ")
     assert "\nexit status:\n" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("row", BY_VERB.values(), ids=lambda row: row.verb)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_verb_has_a_page(
+    row: Row, option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prefork ctl VERB --help` begins with the verb, and says what it takes and which signals do the same."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as left:
+        main(["ctl", row.verb, option])
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    flat = " ".join(out.split())
+    assert flat.startswith(f"prefork ctl {row.verb} - {row.help} usage: prefork ctl {row.verb} ")
+    assert [f"{signum.name.removeprefix('SIG')} " in flat for signum in row.signals] == [True] * len(row.signals)
+    assert ("--no-wait" in flat, "control_allow_read" in flat) == (row.ends, row.looks)
+    if row.argument is not None:
+        assert f"{row.argument.help}: {', '.join(row.argument.choices) or '1 to 1020'}" in flat
+    assert ("argument:" in flat) == (row.argument is not None)
 
 
 def test_help_explains_everything_in_80_columns(

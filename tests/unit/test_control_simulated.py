@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from prefork.commands import BY_VERB
+from prefork.control import render
 from prefork.control.access import ControlTerms, listen
 from prefork.control.server import ControlServer, open_control
 from prefork.master.policy import Limits, Phase
@@ -20,6 +23,7 @@ from prefork.metrics.board import Word, control_requests
 from prefork.metrics.facts import ControlCommand, ControlResult
 from prefork.metrics.log_events import LogEvent
 from prefork.reload.handover import Handed
+from prefork.reload.reloading import ReloadResult
 from tests.support.programs.simulated_reload import Program, Reloadable
 from tests.support.programs.simulation import LIMITS
 from tests.support.tools.proc import no_descriptor_left
@@ -169,6 +173,34 @@ def test_workers_beside_companions(pool: Controlled) -> None:
     assert refused["error"] == "could not scale: beside the companions there is room for 7 workers at most"
     assert client.ask("scale", workers=7)[0]["ok"]
     assert pool.supervisor.limits.max_children == 7
+
+
+def test_what_became_of_the_last_reload(pool: Controlled) -> None:
+    """`status` has it, with the reason where it failed; text names that only then. Requests handed over are counted."""
+
+    def shown() -> tuple[dict[str, Any], str]:
+        result = pool.client().ask("status")[0]["result"]
+        return result, render.text(BY_VERB["status"], result)
+
+    result, text = shown()
+    assert [result[f"last_reload_{key}"] for key in ("ok", "ago_s", "error")] == [None, None, None]
+    assert "reload" not in text
+    assert ("handed over" in text, result["requests"]["handed_over"]) == (False, 0)
+    generations: Any = pool.supervisor.generations
+    generations._tell(ReloadResult(False, "no database"))
+    result, text = shown()
+    assert (result["last_reload_ok"], result["last_reload_error"]) == (False, "no database")
+    assert result["last_reload_ago_s"] < 60
+    assert re.search(r"^reload     failed \S+ ago: no database$", text, re.MULTILINE)
+    generations.degraded = "the program failed"
+    assert "ago: no database" not in shown()[1], "degraded is said, with its own reason"
+    generations.degraded = ""
+    generations._tell(ReloadResult(True, "generation 2 is in service"))
+    result, text = shown()
+    assert (result["last_reload_ok"], result["last_reload_error"]) == (True, None)
+    assert "reload" not in text
+    result["requests"]["handed_over"] = 3
+    assert ", 0 rejected, 3 handed over\n" in render.text(BY_VERB["status"], result)
 
 
 def test_a_stranger(pool: Controlled, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
