@@ -26,7 +26,9 @@ class Histogram:
         return len(self.bounds_ns) + 2  # one bucket above the last bound, and the sum
 
     def observe(self, window: memoryview, value_ns: int) -> None:
-        window[self.start + bisect_left(self.bounds_ns, value_ns)] += 1
+        bounds_ns = self.bounds_ns
+        bucket = bisect_left(bounds_ns, value_ns) if value_ns > bounds_ns[0] else 0  # most are short
+        window[self.start + bucket] += 1
         window[self.end - 1] += value_ns
 
 

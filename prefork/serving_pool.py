@@ -48,6 +48,7 @@ from .reload.start_context import START
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
+from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
@@ -293,6 +294,7 @@ class Preforked(Accompanied, Listened):
             on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
             access_log=AccessLog(LogContext(where, number, address_text)) if server.access_log else None,
+            get_request=partial(shortest, server),
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)

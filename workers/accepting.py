@@ -8,6 +8,7 @@ import errno
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from enum import Enum, auto
 from time import monotonic
 from traceback import clear_frames
@@ -36,6 +37,8 @@ NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
 FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
 
+
+GetRequest = Callable[[], tuple[Any, Any]]
 
 _accept = socket.socket.accept
 _family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member

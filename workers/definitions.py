@@ -153,6 +153,14 @@ def is_the_programs(server: Any, name: str) -> bool:
     return name in vars(server) or is_the_programs_class(definer(type(server), name) or object)
 
 
+def is_base_servers(server: Any, name: str) -> bool:
+    """Return True if this method of the server is that of BaseServer, ours or the standard library's."""
+    if definer(type(server), "__getattribute__") is not object:
+        return False
+    cls = definer(type(server), name) or object
+    return cls.__name__ == "BaseServer" and not is_the_programs_class(cls)
+
+
 def is_ours(cls: type) -> bool:
     return cls.__module__ == "prefork" or cls.__module__.startswith("prefork.")
 

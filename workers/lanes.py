@@ -80,12 +80,12 @@ class Lanes:
         access_log: AccessLog | None = None,
     ) -> None:
         self.elsewhere = elsewhere
-        self._next_queue_wait_ns = 0 if queue_waits else NEVER_NS
+        self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS
         self._not_accepted = NotAccepted(slot.words)
         self._on_free = on_free
         self._more = more
         self._on_accept = on_accept
-        self._log = access_log
+        self.access_log = access_log
         self._guarded = guarded
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
@@ -97,8 +97,8 @@ class Lanes:
         self._current = _Current()
         self._placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
-        self._found: Finish | None = None  # what the instance had of its own before `bind()`
-        self._bound: Finish | None = None
+        self.found: Finish | None = None  # what the instance had of its own before `bind()`
+        self.bound: Finish | None = None
         self._body: ThreadBody | None = None
         self._add(slot)
         _every.add(self)
@@ -180,25 +180,25 @@ class Lanes:
     def _end(self, lane: Lane, outcome: int, request: Any = None) -> None:
         """Count a request."""
         lane[outcome] += 1
-        if self._log is not None:
-            self._log.end(lane, outcome, request)
+        if self.access_log is not None:
+            self.access_log.end(lane, outcome, request)
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
         self._placed = any(is_the_programs(server, name) for name in ("process_request", THREAD_BODY))
-        self._found = vars(server).get(FINISH)
-        self._bound = self._counting(server)
-        put(server, FINISH, self._bound)
+        self.found = vars(server).get(FINISH)
+        self.bound = self._counting(server)
+        put(server, FINISH, self.bound)
         if self.elsewhere and hasattr(server, THREAD_BODY):
             self._body = ThreadBody(server)
 
     def unbind(self, server: Any) -> None:
         """Put back what the instance had of its own; what the program has put there meanwhile stays."""
         attributes = vars(server)
-        if attributes.get(FINISH) is self._bound:
+        if attributes.get(FINISH) is self.bound:
             del attributes[FINISH]
-            if self._found is not None:
-                attributes[FINISH] = self._found
+            if self.found is not None:
+                attributes[FINISH] = self.found
         if self._body is not None:
             self._body.leave(server)
 
@@ -208,26 +208,12 @@ class Lanes:
         lane[STATE] = ACCEPTING
         try:
             request, client_address = server.get_request()
-        except OSError as exc:
-            lane[STATE] = IDLE
-            return self._not_accepted.count(exc)
         except BaseException as exc:
-            lane[STATE] = IDLE
-            if self._guarded and isinstance(exc, Exception):
-                return self._not_accepted.count_unexpected(exc)
-            if self.elsewhere:
-                self.give_back(lane)
-            raise
-        self._not_accepted.in_a_row = 0
+            return self.got_none(lane, exc)
         place = place_of(request) if self._placed else None
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if now_ns >= self._next_queue_wait_ns:
-            self._next_queue_wait_ns = now_ns + QUEUE_WAIT_EVERY_NS
-            if (wait := queue_wait_ns(request)) is not None:
-                QUEUE_WAIT.observe(lane, wait)
-        if self._log is not None:
-            self._log.begin(lane, request, client_address)
+        self.begin(lane, request, client_address, now_ns)
         current = self._current
         if self.elsewhere:
             self._begin_to_pass_on(server, lane, place)
@@ -260,6 +246,34 @@ class Lanes:
                 current.lane = None
         return REQUEST
 
+    def got_none(self, lane: Lane, exc: BaseException) -> Accepted:
+        """Return what it means that `get_request()` raised this, or raise it."""
+        lane[STATE] = IDLE
+        if isinstance(exc, OSError):
+            return self._not_accepted.count(exc)
+        if self._guarded and isinstance(exc, Exception):
+            return self._not_accepted.count_unexpected(exc)
+        if self.elsewhere:
+            self.give_back(lane)
+        raise exc
+
+    def begin(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> None:
+        """Note what is to be known of a request that was just accepted."""
+        self._not_accepted.in_a_row = 0
+        if now_ns >= self.next_queue_wait_ns:
+            self.next_queue_wait_ns = now_ns + QUEUE_WAIT_EVERY_NS
+            if (wait := queue_wait_ns(request)) is not None:
+                QUEUE_WAIT.observe(lane, wait)
+        if self.access_log is not None:
+            self.access_log.begin(lane, request, client_address)
+
+    def fail(self, lane: Lane, request: Any, exc: BaseException) -> None:
+        """Count a request whose handler raised this; a process that the handler has forked ends here."""
+        if self.forked:
+            strays.end(exc)
+        self._end(lane, FAILED, request)
+        DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
+
     def _begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
         number = self.contexts.begin(lane, place)
         if self._on_accept is not None:
@@ -285,7 +299,7 @@ class Lanes:
 
     def _counting(self, server: Any) -> Finish:
         current, finish, cls = self._current, evaluated(server, FINISH), type(server)
-        observe, access_log = DURATION.observe, self._log
+        observe, access_log = DURATION.observe, self.access_log
         noted = cls.finish_request
         own = FINISH in vars(server)
 
@@ -300,10 +314,7 @@ class Lanes:
             try:
                 result = finish(request, client_address, *more, **named)
             except BaseException as exc:
-                if self.forked:
-                    strays.end(exc)
-                self._end(lane, FAILED, request)
-                DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
+                self.fail(lane, request, exc)
                 raise
             if self.forked:
                 leave(0)

@@ -51,6 +51,34 @@ class WorkerLimits:
         return CONFIRM_EVERY_S if over else SAMPLE_EVERY_S
 
 
+class Usage:
+    """The requests and the memory that a worker has used so far; it looks at that now and then, between requests.
+
+    `measures`: look even where there is no limit, because somebody may want to know.
+    """
+
+    def __init__(self, limits: WorkerLimits, words: memoryview, *, measures: bool) -> None:
+        if limits.max_requests is not None:
+            limits = WorkerLimits(max(1, round(jittered(limits.max_requests, random.Random()))), limits.max_memory)
+        self.limits = limits
+        self.served = 0
+        self.memory: deque[int] = deque(maxlen=SAMPLES)
+        self.next_sample_ns = 0
+        self._words = words
+        self._measures = measures or limits.max_memory is not None
+
+    def due(self, now_ns: int) -> ExitReason | None:
+        """Return the limit that is reached, if any; look at the memory first where that is due."""
+        if self._measures and now_ns >= self.next_sample_ns:
+            self.sample(now_ns)
+        return self.limits.due(self.served, self.memory)
+
+    def sample(self, now_ns: int) -> None:
+        if (seen := record(self._words)) is not None:
+            self.memory.append(seen.private_memory)
+        self.next_sample_ns = now_ns + int(self.limits.next_sample_s(self.memory) * 1e9)
+
+
 @dataclass(frozen=True, slots=True)
 class CostSample:
     """The memory, descriptors and CPU time that a process of ours measured of itself."""

@@ -8,11 +8,9 @@ nudge. Longer than most files: the worker's life, from boot to drain, reads here
 import contextlib
 import faulthandler
 import os
-import random
 import select
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable
 from time import monotonic, monotonic_ns, sleep
 from types import FrameType
@@ -29,14 +27,18 @@ from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .lanes import Lanes
 from .lazy_imports import import_lazy
-from .limits import SAMPLES, WorkerLimits, jittered, record
+from .limits import Usage
 from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
+from .straight import way_of
 from .terms import WorkerTerms
 from .waiters import go_to_the_back, wait_for
 from .wakeup import Wakeup
 
 HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
+DATAGRAMS_AT_ONCE = 16  # received without a wait in between
+TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
+MOST_EVENTS = 8  # of one wait: the default is 12 kB
 LOOK_EVERY_NS = 100_000_000  # memory is checked at most this often
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
@@ -53,13 +55,7 @@ class Worker:
         self.draining = False
         self._drain_hook = ending.DrainHook(terms.on_drain and self._calling(terms.on_drain))
         self._leaving = ExitReason.DRAINED
-        self._served = 0
-        self._memory: deque[int] = deque(maxlen=SAMPLES)
-        self._next_sample_ns = 0
-        limits = terms.limits
-        if limits.max_requests is not None:
-            limits = WorkerLimits(max(1, round(jittered(limits.max_requests, random.Random()))), limits.max_memory)
-        self._limits = limits
+        self._usage = Usage(terms.limits, birth.slot.words, measures=terms.metrics)
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
         opened = OpenLanes(birth.slot)
@@ -116,7 +112,7 @@ class Worker:
         if self.terms.hang_up:
             self._in_hand.bind(self.server)
         if self.terms.metrics:
-            self._sample(monotonic_ns())
+            self._usage.sample(monotonic_ns())
         self.terms.set_title("")
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
@@ -209,31 +205,39 @@ class Worker:
 
         Waiting first costs one cheap system call; an accept that finds nothing costs ten times as much. The first wait
         sees connections already queued, because registering checks the queue; a connection that arrives while this
-        worker is busy and no other waits shows up in its next wait. The accept before leaving is for a connection for
+        worker is busy and no other waits shows up in its next wait. Datagrams are received without a wait in between
+        as long as there are several: that is half the system calls. The accept before leaving is for a connection for
         which only this worker was woken. If it was killed instead, the master wakes the idle workers, and any of them
         accepts.
         """
         server, lanes, wait, listener = self.server, self.lanes, self._epoll.poll, self.server.fileno()
+        serve_one, contexts = way_of(lanes, server, self.terms.get_request), lanes.contexts
+        at_once = DATAGRAMS_AT_ONCE if server.socket.type == socket.SOCK_DGRAM and not lanes.elsewhere else 1
+        left = asked = 0  # accepts before the next wait: of now, and of the last wait
+        several = False  # since the last wait
         next_look_ns = 0
-        most = self._limits.max_requests or 0
+        usage, most = self._usage, self._usage.limits.max_requests or 0
         lane = None
         while True:
             leaving = self.draining
             if lane is None and (lane := lanes.take()) is None:
                 if leaving:
                     return
-                self._rest(self.lanes.contexts.patience_ms)
+                self._rest(contexts.patience_ms)
                 continue
             if not (self._waits or leaving):
                 self._pause()
                 self._go_to_the_back()
                 continue
-            if not leaving:
-                ready = wait(lanes.contexts.patience)
+            if not (left or leaving):
+                left = asked = at_once if several or not usage.served % TRY_EVERY else 1
+                several = False
+                ready = wait(contexts.patience, MOST_EVENTS)
                 if len(ready) != 1 or ready[0][0] != listener:
                     self._note(ready)
+            left -= 1
             now_ns = monotonic_ns()
-            outcome = lanes.serve_one(server, lane, now_ns)
+            outcome = serve_one(server, lane, now_ns)
             if lanes.forked:
                 leave(0)
             if outcome is REQUEST or outcome is NOT_BEGUN:
@@ -241,8 +245,9 @@ class Worker:
                     lane = None
                 else:
                     self._signals.keep()
-                self._served += 1
-                if self._served == most or now_ns >= next_look_ns:
+                usage.served += 1
+                several = left < asked - 1
+                if usage.served == most or now_ns >= next_look_ns:
                     next_look_ns = now_ns + LOOK_EVERY_NS
                     self._look(now_ns)
                 if outcome is NOT_BEGUN and not leaving:
@@ -251,8 +256,10 @@ class Worker:
                     self._leaving = ExitReason.MAX_REQUESTS
                     leaving = True
                     self._begin_to_drain()
-            elif outcome is NO_RESOURCES and not leaving:
-                self._pause()
+            else:
+                left = 0
+                if outcome is NO_RESOURCES and not leaving:
+                    self._pause()
             if leaving:  # after a single accept: while the queue is never empty it would never leave
                 if lane is not None:
                     lanes.give_back(lane)
@@ -296,17 +303,10 @@ class Worker:
         """Check between two requests, now and then, whether a limit is reached."""
         sinks.follow()
         self.lanes.look()
-        if now_ns >= self._next_sample_ns and (self.terms.metrics or self._limits.max_memory is not None):
-            self._sample(now_ns)
-        due = self._limits.due(self._served, self._memory)
+        due = self._usage.due(now_ns)
         if due is not None and not self.birth.slot.words[DUE]:
             self.birth.slot.words[DUE] = due
             self.terms.nudge()
-
-    def _sample(self, now_ns: int) -> None:
-        if (seen := record(self.birth.slot.words)) is not None:
-            self._memory.append(seen.private_memory)
-        self._next_sample_ns = now_ns + int(self._limits.next_sample_s(self._memory) * 1e9)
 
     # Leaving.
 

@@ -6,6 +6,7 @@ Made by the master before the fork, read in the worker. Holds values and callbac
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .accepting import GetRequest
 from .access_log import AccessLog
 from .limits import WorkerLimits
 
@@ -23,6 +24,7 @@ class WorkerTerms:
     queue_waits: bool  # ask the kernel now and then how long a connection waited
     metrics: bool  # metrics are served: take the measurements that cost something too
     access_log: AccessLog | None
+    get_request: Callable[[], GetRequest | None]  # makes a shorter one, where there is one
     on_drain: Callable[[], None] | None  # the program's hook; None if it has none
     set_title: Callable[[str], None]
     nudge: Callable[[], None]

@@ -9,19 +9,38 @@ not know, in whatever thread they answer.
 """
 
 import socket
+from functools import lru_cache
 from typing import Any
 
-from .listener import Listener, SideValue
+from .listener import Listener
 
 IP_PKTINFO = 8  # socket has it since Python 3.12
 WILDCARDS = ("0.0.0.0", "::")
-_ROOM = 128  # for a packet's information, beside what the program itself has asked for
+ROOM = 128  # for a packet's information, beside what the program itself has asked for
+
+Information = tuple[int, int, bytes]  # as recvmsg() has it and sendmsg() takes it
 
 
 class DatagramPeer(tuple[Any, ...]):
     """A client's address, equal to the plain tuple. `answer` is the ancillary data for what is sent back."""
 
-    answer: tuple[int, int, bytes] | None = None
+    answer: Information | None = None
+
+
+# By descriptor, the client that was heard last: for a program that makes the address anew. Of one client in hand it is
+# the right one. Not kept by the object, which cannot be given a place for it.
+_last: dict[int, DatagramPeer] = {}
+_NOBODY = DatagramPeer()
+
+
+def peer_of(sock: socket.socket, address: Any, ancillary: list[Information]) -> Any:
+    """Return the address of the client whose datagram this socket has received, with what came with that."""
+    for information in ancillary:
+        answer = _answer(*information)
+        if answer is not None:
+            _last[sock.fileno()] = address = DatagramPeer(address)
+            address.answer = answer
+    return address
 
 
 def answer_as_addressed(sock: socket.socket | None) -> None:
@@ -42,22 +61,14 @@ class WildcardListener(Listener):
 
     __slots__ = ()
 
-    # For a program that makes the address anew: of one client in hand it is the right one.
-    _last = SideValue(DatagramPeer())
-
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        data, ancillary, _, address = self.recvmsg(bufsize, _ROOM, flags)
-        for level, kind, information in ancillary:
-            answer = _answer(level, kind, information)
-            if answer is not None:
-                self._last = address = DatagramPeer(address)
-                address.answer = answer
-        return data, address
+        data, ancillary, _, address = self.recvmsg(bufsize, ROOM, flags)
+        return data, peer_of(self, address, ancillary)
 
     def sendto(self, data: Any, *where: Any) -> int:
         """Send as socket.sendto does: `(data, address)` or `(data, flags, address)`."""
         flags, address = where if len(where) == 2 else (0, where[-1])
-        peer = address if isinstance(address, DatagramPeer) else self._last
+        peer = address if isinstance(address, DatagramPeer) else _last.get(self.fileno(), _NOBODY)
         if peer.answer is not None and (peer is address or address == peer):
             try:
                 return self.sendmsg((data,), (peer.answer,), flags, address)
@@ -68,7 +79,8 @@ class WildcardListener(Listener):
         return super().sendto(data, *where)
 
 
-def _answer(level: int, kind: int, information: bytes) -> tuple[int, int, bytes] | None:
+@lru_cache(maxsize=256)
+def _answer(level: int, kind: int, information: bytes) -> Information | None:
     """Return the ancillary data that makes an answer leave from where this datagram came to; None if it says nothing.
 
     The interface is the routes' to choose, except of a link-local address, which is none without it.

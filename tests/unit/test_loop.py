@@ -151,7 +151,7 @@ class Packet(DatagramRequestHandler):
 TERMS = WorkerTerms(
     WorkerLimits(None, None), graceful_timeout=20.0, elsewhere=False, rehearsal=False, one_request=False,
     hang_up=False, queue_waits=False, metrics=False, access_log=None, on_drain=None, set_title=lambda title: None,
-    nudge=lambda: None,
+    nudge=lambda: None, get_request=lambda: None,
 )  # fmt: skip
 
 
@@ -486,15 +486,15 @@ def test_a_few_fewer(runs: Callable[..., Run]) -> None:
     run = runs(limits=WorkerLimits(1000, None))
     run.come("leave")
     run.run()
-    assert 900 <= run.worker._limits.max_requests <= 1000
-    assert runs(limits=WorkerLimits(1, None)).made()._limits.max_requests == 1
+    assert 900 <= run.worker._usage.limits.max_requests <= 1000
+    assert runs(limits=WorkerLimits(1, None)).made()._usage.limits.max_requests == 1
 
 
 def test_looks_are_few(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first request, and then no more often than every LOOK_EVERY_NS, but for the last that it may serve."""
     looks: list[int] = []
     monkeypatch.setattr(loop, "LOOK_EVERY_NS", 3600 * 10**9)
-    monkeypatch.setattr(Worker, "_look", lambda worker, now_ns: looks.append(worker._served))
+    monkeypatch.setattr(Worker, "_look", lambda worker, now_ns: looks.append(worker._usage.served))
     run = runs(limits=WorkerLimits(3, None))
     run.come("one", "two", "three", "four", "leave")
     run.run()
@@ -513,7 +513,7 @@ def test_when_it_is_measured(
     monkeypatch.setattr(loop, "LOOK_EVERY_NS", 0)
     monkeypatch.setattr("prefork.workers.limits.SAMPLE_EVERY_S", every_s)
     taken: list[object] = []
-    monkeypatch.setattr(loop, "record", taken.append)
+    monkeypatch.setattr(limits, "record", taken.append)
     run = runs(limits=WorkerLimits(None, most), metrics=metrics)
     run.come("one", "two", "leave")
     run.run()
@@ -525,14 +525,14 @@ def test_what_is_measured(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPa
     worker = runs().made()
     words = worker.birth.slot.words
     monkeypatch.setattr(limits, "sample", lambda: CostSample(1, 2, 3, 4.5, 6.25))
-    worker._sample(1000)
+    worker._usage.sample(1000)
     assert [words[word] for word in (PRIVATE_MEMORY, OPEN_FDS, FDS_LIMIT)] == [1, 2, 3]
     assert [words[word] for word in (CPU_USER_NS, CPU_SYSTEM_NS)] == [4_500_000_000, 6_250_000_000]
-    assert worker._next_sample_ns == 1000 + 10_000_000_000
+    assert worker._usage.next_sample_ns == 1000 + 10_000_000_000
     monkeypatch.setattr(limits, "sample", lambda: None)
-    worker._sample(2000)
-    assert (words[OPEN_FDS], worker._next_sample_ns) == (2, 2000 + 10_000_000_000)
-    assert list(worker._memory) == [1]
+    worker._usage.sample(2000)
+    assert (words[OPEN_FDS], worker._usage.next_sample_ns) == (2, 2000 + 10_000_000_000)
+    assert list(worker._usage.memory) == [1]
 
 
 def test_too_much_memory(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -866,3 +866,122 @@ def test_no_memory_to_wait_for_the_listener(runs: Callable[..., Run], monkeypatc
         run.run()
     assert not refused
     assert run.answered == [True] * 3
+
+
+class Sender(PreForkingUDPServer):
+    """Of datagrams that say what to do, and a queue of them."""
+
+    seen: list[str]
+    master: NoMaster
+    held: threading.Event
+    do = Server.do
+
+    def __init__(self, address: Any, handler: object) -> None:
+        super().__init__(address, Said)
+        self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    def send(self, *words: str) -> None:
+        for word in words:
+            self.client.sendto(word.encode(), self.server_address)
+
+
+class Said(DatagramRequestHandler):
+    def handle(self) -> None:
+        self.server.seen.append(self.packet.decode())
+        self.server.do(self.packet.decode())
+
+    def finish(self) -> None: ...
+
+
+class Epoll:
+    """The kernel's, which counts waits, and does something before each."""
+
+    def __init__(self) -> None:
+        self.real = select.epoll()
+        self.waits = 0
+        self.before: Callable[[], None] = lambda: None
+        self.register, self.unregister, self.fileno = self.real.register, self.real.unregister, self.real.fileno
+        self.close = self.real.close
+
+    def poll(self, *arguments: Any) -> list[tuple[int, int]]:
+        self.waits += 1
+        self.before()
+        return self.real.poll(*arguments)
+
+
+@pytest.fixture
+def datagrams(
+    runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Run, Epoll, Callable[..., None]]]:
+    """A worker of datagrams, its epoll, and what sends some."""
+    epoll = Epoll()
+    run = runs(Sender)
+    with run.server.client:
+        monkeypatch.setattr(Worker, "_serve", serve_with(epoll))
+        yield run, epoll, run.server.send
+    epoll.close()
+
+
+def serve_with(epoll: Epoll) -> Callable[[Worker], None]:
+    serve = Worker._serve
+
+    def _serve(worker: Worker) -> None:
+        waiters.wait_for(cast(select.epoll, epoll), worker.server.fileno())
+        for fd in (worker._wakeup.fileno(), worker.master.fileno()):
+            epoll.register(fd, select.EPOLLIN)
+        worker._epoll.close()
+        worker._epoll = cast(select.epoll, epoll)
+        serve(worker)
+
+    return _serve
+
+
+def test_datagrams_that_wait(datagrams: tuple[Run, Epoll, Callable[..., None]]) -> None:
+    """Those that are queued are received one after another, sixteen between two waits; before it leaves it receives one
+    more."""
+    run, epoll, send = datagrams
+    send(*["x"] * 40, "leave", "last", "not mine")
+    run.run()
+    assert run.seen.count("x") == 40
+    assert [word for word in run.seen if word in ("leave", "last", "not mine")] == ["leave", "last"]
+    assert epoll.waits == 3
+    assert run.slot.lane(0)[ACCEPTED] == 42
+
+
+def test_datagrams_do_not_make_it_deaf(datagrams: tuple[Run, Epoll, Callable[..., None]]) -> None:
+    """However many wait, it hears that it is told to drain, by the word alone, at the next wait."""
+    run, _, send = datagrams
+    run.server.worker_started = lambda: signal.signal(DRAIN_SIGNAL, signal.SIG_IGN)
+    send("told", "nothing", *["x"] * 100)
+    run.run()
+    assert run.seen.count("x") == 16, "with one when it hears it, and one before it leaves"
+    assert run.slot.words[LEAVING] == ExitReason.DRAINED
+
+
+def test_datagrams_that_come_singly(datagrams: tuple[Run, Epoll, Callable[..., None]]) -> None:
+    """Are asked for in vain now and then, not each time: an ask that finds none costs as much as a wait."""
+    run, epoll, send = datagrams
+    words = ["x"] * 64 + ["leave"]
+    epoll.before = lambda: send(words.pop(0))
+    asked: list[None] = []
+    get_request = run.server.get_request
+
+    def count() -> Any:
+        asked.append(None)
+        return get_request()
+
+    run.server.get_request = count
+    run.run()
+    assert run.seen.count("x") == 64
+    assert len(asked) - epoll.waits <= 64 / 8 + 1
+
+
+def test_how_many_datagrams_are_enough(runs: Callable[..., Run]) -> None:
+    """`max_requests` is looked at after each, also without a wait in between."""
+    run = runs(Sender, limits=WorkerLimits(3, None))
+    with run.server.client:
+        run.server.send("1", "2", "3", "4", "leave")
+        run.run()
+    due = run.seen.index("nudge due ready")
+    assert run.seen[:due][-1] in ("2", "3")
+    assert run.slot.words[DUE] == ExitReason.MAX_REQUESTS

@@ -1,0 +1,70 @@
+"""The `get_request()` of a worker by the shortest way, where neither the server's nor the socket's is the program's.
+
+Runs in a worker. What it leaves out are the calls between the server's method and the one of the socket that accepts or
+receives, which cost as much as a handler. What it returns is the same.
+"""
+
+import socket
+from typing import Any
+
+from prefork.workers.accepting import GetRequest
+from prefork.workers.definitions import is_the_programs
+from prefork.workers.socket_files import AcceptedSocket
+
+from .accepted import FileListener
+from .addresses import UNNAMED
+from .listener import Beneath, Listener, family_of, type_of
+from .shared import SharedDatagrams
+from .wildcard import ROOM, WildcardListener, peer_of
+
+_CONNECTIONS = {Beneath: socket.socket, FileListener: AcceptedSocket}  # by whose accept() it is
+_DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+
+
+def shortest(server: Any) -> GetRequest | None:
+    """Return what does the same as `server.get_request()`; None where there is nothing shorter."""
+    sock = server.socket
+    if is_the_programs(server, "get_request") or not isinstance(sock, Listener):
+        return None
+    accept, recvfrom = _whose(sock, "accept"), _whose(sock, "recvfrom")
+    if sock.type == socket.SOCK_STREAM and accept in _CONNECTIONS:
+        return _accepting(sock, _CONNECTIONS[accept])
+    if recvfrom is SharedDatagrams:
+        return _receiving(server, sock)
+    if recvfrom is WildcardListener and _whose(sock, "recvmsg") is SharedDatagrams:
+        return _receiving_everywhere(server, sock)
+    return None
+
+
+def _whose(sock: Any, name: str) -> type:
+    return next(cls for cls in type(sock).__mro__ if name in vars(cls))
+
+
+def _accepting(sock: Any, connection: type[socket.socket]) -> GetRequest:
+    accept, family, kind, proto = sock._accept, family_of(sock), type_of(sock), sock.proto
+
+    def get_request() -> tuple[Any, Any]:
+        fd, address = accept()
+        return connection(family, kind, proto, fd), address or UNNAMED
+
+    return get_request
+
+
+def _receiving(server: Any, sock: Any) -> GetRequest:
+    recvfrom = socket.SocketType.recvfrom.__get__(sock)
+
+    def get_request() -> tuple[Any, Any]:
+        data, address = recvfrom(server.max_packet_size, _DONTWAIT)
+        return (data, sock), address
+
+    return get_request
+
+
+def _receiving_everywhere(server: Any, sock: Any) -> GetRequest:
+    recvmsg = socket.SocketType.recvmsg.__get__(sock)
+
+    def get_request() -> tuple[Any, Any]:
+        data, ancillary, _, address = recvmsg(server.max_packet_size, ROOM, _DONTWAIT)
+        return (data, sock), peer_of(sock, address, ancillary)
+
+    return get_request

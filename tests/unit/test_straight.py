@@ -1,0 +1,419 @@
+"""The straight way of a request: chosen only where no hook of the program's would be left out, asked anew each time;
+and the same outcomes, counts and calls as by the long way."""
+
+import errno
+import socketserver
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prefork
+from prefork.metrics.scoreboard import (
+    ACCEPTED,
+    COMPLETED,
+    DURATION,
+    FAILED,
+    HANDED_OVER,
+    LANE_WORDS,
+    REJECTED,
+    STARTED_NS,
+    STATE,
+    Slot,
+)
+from prefork.workers import lanes as lanes_module
+from prefork.workers import straight, strays
+from prefork.workers.accepting import Accepted
+from prefork.workers.contexts import Lane
+from prefork.workers.lanes import Lanes
+from prefork.workers.straight import PASSED_BY, ServeOne, way_of
+from tests.support.programs.inside import Stray
+
+NOW_NS = 5_000
+
+
+class Gone(BaseException):
+    """What no `except Exception` stops."""
+
+
+class Log:
+    """An access log that remembers."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.begin = lambda lane, request, client_address: seen.append(f"log {client_address}")
+        self.end = lambda lane, outcome, request=None: seen.append(f"logged {outcome} {request}")
+
+
+class Hooks:
+    """What a program may define and still have the straight way. Each does what the event says."""
+
+    event = "ok"
+    seen: list[str]
+
+    def get_request(self) -> Any:
+        self.seen.append("get_request")
+        match self.event:
+            case "nothing":
+                raise BlockingIOError(errno.EAGAIN, "nothing")
+            case "shortage":
+                raise OSError(errno.EMFILE, "no descriptor")
+            case "no sense":
+                raise ValueError("no sense")
+            case "exit in get_request":
+                raise SystemExit(3)
+        return self.event, "somebody"
+
+    def shutdown_request(self, request: Any) -> None:
+        self.seen.append(f"shutdown_request {request}")
+        if self.event == "shutdown raises" and self.seen.count(f"shutdown_request {request}") == 1:
+            raise ValueError(self.event)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.seen.append(f"handle_error {request} {client_address}")
+
+    def close_request(self, request: Any) -> None:
+        self.seen.append(f"close_request {request}")
+
+
+class Handler(prefork.BaseRequestHandler):
+    """Does what its request says."""
+
+    def handle(self) -> None:
+        self.server.seen.append("handler")
+        match self.request:
+            case "fails":
+                raise ValueError(self.request)
+            case "exits":
+                raise SystemExit(3)
+            case "gone":
+                raise Gone
+            case "again":  # a handler that has the server finish it once more: that is not counted
+                self.request = "ok"
+                self.server.finish_request("ok", "somebody else")
+            case "forks" | "forks and fails":
+                self.server.forked()
+                if self.request == "forks and fails":
+                    raise SystemExit(4)
+
+
+class Over(Hooks, prefork.BaseServer):
+    seen: list[str]
+    forked: Callable[[], None]
+
+
+class OverTheStandard(Hooks, socketserver.BaseServer):
+    seen: list[str]
+    forked: Callable[[], None]
+
+
+class LongWay(Over):
+    """The same, by the long way: a hook is defined, which does what it does anyway."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
+EVENTS = (
+    "ok", "fails", "exits", "gone", "again", "nothing", "shortage", "no sense", "exit in get_request",
+    "shutdown raises",
+)  # fmt: skip
+
+
+class Harness:
+    """A server of this class with one lane, and the way that is chosen."""
+
+    def __init__(self, server_class: Any, logged: bool = False) -> None:
+        self.slot = Slot(1)
+        self.server = server_class("nowhere", Handler)
+        self.seen = self.server.seen = list[str]()
+        log: Any = Log(self.seen) if logged else None
+        self.lanes = Lanes(self.slot, elsewhere=False, on_free=lambda: None, guarded=True, access_log=log)
+        self.server.forked = lambda: setattr(self.lanes, "forked", True)
+        self.lanes.bind(self.server)
+        lane = self.lanes.take()
+        assert lane is not None
+        self.lane: Lane = lane
+        self.serve_one: ServeOne = way_of(self.lanes, self.server, lambda: None)
+
+    @property
+    def is_straight(self) -> bool:
+        return self.serve_one != self.lanes.serve_one
+
+    def serve(self, event: str) -> Accepted | BaseException:
+        self.server.event = event
+        self.seen.append(f"-- {event}")
+        try:
+            return self.serve_one(self.server, self.lane, NOW_NS)
+        except BaseException as exc:
+            return exc
+
+    def close(self) -> None:
+        self.lanes.unbind(self.server)
+        self.slot.close()
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+    for module in (straight, lanes_module):
+        monkeypatch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
+
+    def make(server_class: Any = Over, **values: Any) -> Harness:
+        made.append(Harness(server_class, **values))
+        return made[-1]
+
+    yield make
+    for harness in made:
+        harness.close()
+
+
+def told(harness: Harness, events: list[str]) -> list[Any]:
+    """All that can be seen of these events: results, the words of the slot after each, and the calls in their order."""
+    results = []
+    for event in events:
+        result = harness.serve(event)
+        words = harness.slot.words.tolist()
+        results.append((repr(result), words))
+    return [results, harness.seen]
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@pytest.mark.parametrize("server_class", [Over, OverTheStandard])
+def test_both_ways_are_the_same(server_class: Any, logged: bool, make: Callable[..., Harness]) -> None:
+    """Outcomes, words of shared memory, and the calls of the program's hooks, whatever happens to a request."""
+    short, long = make(server_class, logged=logged), make(LongWay, logged=logged)
+    assert (short.is_straight, long.is_straight) == (True, False)
+    script = [each for event in EVENTS for each in (event, "ok")]
+    assert told(short, script) == told(long, script)
+    lane = short.lane
+    assert lane[ACCEPTED] == lane[COMPLETED] + lane[FAILED] + lane[REJECTED] + lane[HANDED_OVER]
+    assert lane[FAILED] == 3
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=12))
+def test_both_ways_are_the_same_in_any_order(script: list[str]) -> None:
+    """So they are in any order of events."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (straight, lanes_module):
+            patch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
+        short, long = Harness(Over), Harness(LongWay)
+        assert told(short, script) == told(long, script)
+        short.close()
+        long.close()
+
+
+@pytest.mark.parametrize("event", ["forks", "forks and fails"])
+@pytest.mark.parametrize("server_class", [Over, LongWay])
+def test_a_process_that_a_handler_forks(
+    server_class: Any, event: str, make: Callable[..., Harness], stray_ends: list[int]
+) -> None:
+    """Ends with the handler, and counts nothing."""
+    harness = make(server_class)
+    assert isinstance(harness.serve(event), Stray)
+    assert stray_ends[0] == (0 if event == "forks" else 4)
+    assert [harness.lane[word] for word in (ACCEPTED, COMPLETED, FAILED)] == [1, 0, 0]
+
+
+class Written(dict[int, int]):
+    """A lane that remembers what was written to it, in its order."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(range(LANE_WORDS), 0))
+        self.order: list[tuple[int, int]] = []
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self.order.append((word, value))
+        super().__setitem__(word, value)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_both_write_in_the_same_order(event: str, make: Callable[..., Harness]) -> None:
+    """What a dying worker leaves between any two writes tells the same."""
+    orders = []
+    for server_class in (Over, LongWay):
+        harness, lane = make(server_class), Written()
+        harness.lane = lane  # type: ignore[assignment]
+        harness.serve(event)
+        orders.append(lane.order)
+    assert orders[0] == orders[1]
+    assert [word for word, _ in orders[0]][:2] == [STARTED_NS, STATE]
+
+
+def hook(name: str, seen: list[str]) -> Any:
+    """One that a program may define, as a function that is called with or without the object."""
+
+    def method(*arguments: Any) -> bool:
+        seen.append(f"my {name}")
+        return True
+
+    return method
+
+
+def behind(name: str, seen: list[str]) -> Any:
+    """The program's class stands behind the mix-in."""
+    return type("Behind", (prefork.PreForkingMixIn, type("Base", (Over,), {name: hook(name, seen)})), {})
+
+
+def before(name: str, seen: list[str]) -> Any:
+    return type("Before", (type("Mine", (), {name: hook(name, seen)}), prefork.PreForkingMixIn, Over), {})
+
+
+def of_a_kind(name: str, seen: list[str]) -> Any:
+    return type("Mine", (Over,), {name: property(lambda server: hook(name, seen))})
+
+
+PLACES: dict[str, Callable[[str, list[str]], Any]] = {
+    "behind": behind, "before": before, "a property": of_a_kind,
+    "its class": lambda name, seen: type("Mine", (Over,), {name: hook(name, seen)}),
+    "its base": lambda name, seen: type("Mine", (type("Base", (Over,), {name: hook(name, seen)}),), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PASSED_BY)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_hook_is_called(name: str, place: str, make: Callable[..., Harness]) -> None:
+    """A hook that the straight way leaves out is the program's nowhere."""
+    seen: list[str] = []
+    harness = make(PLACES[place](name, seen))
+    assert not harness.is_straight
+    harness.serve("ok")
+    assert f"my {name}" in seen
+
+
+def on_the_object(harness: Harness, name: str, ours: Any) -> None:
+    setattr(harness.server, name, ours)
+
+
+def in_its_class(harness: Harness, name: str, ours: Any) -> None:
+    setattr(type(harness.server), name, ours)
+
+
+def in_its_base(harness: Harness, name: str, ours: Any) -> None:
+    setattr(type(harness.server).__mro__[1], name, ours)
+
+
+def by_another_class(harness: Harness, name: str, ours: Any) -> None:
+    harness.server.__class__ = type("Another", (type(harness.server),), {name: ours})
+
+
+CHANGES = (on_the_object, in_its_class, in_its_base, by_another_class)
+# The counting `finish_request` stays with the class that it was put over.
+LATER = [(each, name) for each in CHANGES for name in PASSED_BY if (each, name) != (by_another_class, "finish_request")]
+
+
+@pytest.mark.parametrize(("change", "name"), LATER)
+def test_a_hook_that_is_put_there_later(
+    name: str, change: Callable[[Harness, str, Any], None], make: Callable[..., Harness]
+) -> None:
+    """Between two requests of a worker that serves: the next has it called."""
+    harness = make(type("Mine", (type("Base", (Over,), {}),), {}))
+    assert harness.is_straight
+    harness.serve("ok")
+    change(harness, name, hook(name, harness.seen))
+    harness.serve("ok")
+    assert harness.seen.count(f"my {name}") == 1
+    harness.seen.clear()
+    if change is on_the_object:
+        delattr(harness.server, name)
+        harness.serve("ok")
+        assert f"my {name}" not in harness.seen
+        assert "handler" in harness.seen
+
+
+def test_a_hook_on_the_object_before_it_serves(make: Callable[..., Harness]) -> None:
+    """`finish_request` of the object is under the counting one, and no less the program's."""
+    for name in PASSED_BY:
+        harness = make(type("Mine", (Over,), {}))
+        harness.lanes.unbind(harness.server)
+        setattr(harness.server, name, hook(name, harness.seen))
+        harness.lanes.bind(harness.server)
+        harness.serve_one = way_of(harness.lanes, harness.server, lambda: None)
+        harness.serve("ok")
+        assert f"my {name}" in harness.seen
+
+
+def test_what_else_is_put_over_finish_request(make: Callable[..., Harness]) -> None:
+    """`drain_connections = "eof"` is, after the counting: its connections are known."""
+    harness = make()
+    counted = harness.server.finish_request
+
+    def finish_request(request: Any, client_address: Any) -> None:
+        harness.seen.append("over it")
+        counted(request, client_address)
+
+    harness.server.finish_request = finish_request
+    harness.serve("ok")
+    assert "over it" in harness.seen
+
+
+def test_a_server_that_looks_up_its_attributes_itself(make: Callable[..., Harness]) -> None:
+    """Nobody can tell what it would find."""
+
+    class Proxy(Over):
+        def __getattribute__(self, name: str) -> Any:
+            return super().__getattribute__(name)
+
+    assert not make(Proxy).is_straight
+
+
+def test_who_serves_elsewhere(make: Callable[..., Harness]) -> None:
+    """Threads have the long way: a lane goes along with each."""
+    harness = make()
+    harness.lanes.elsewhere = True
+    assert way_of(harness.lanes, harness.server, lambda: None) == harness.lanes.serve_one
+
+
+def test_what_is_refused_later(make: Callable[..., Harness]) -> None:
+    """A program that stops serving by verify_request() is obeyed and counted."""
+    harness = make()
+    harness.serve("ok")
+    harness.server.verify_request = lambda request, client_address: False
+    harness.serve("ok")
+    assert [harness.lane[word] for word in (ACCEPTED, COMPLETED, REJECTED)] == [2, 1, 1]
+    assert sum(harness.lane[DURATION.start : DURATION.end - 1]) == 1
+
+
+def test_the_handler_class_is_asked_anew(make: Callable[..., Harness]) -> None:
+    """As it is in `finish_request()`."""
+    harness = make()
+    harness.serve("ok")
+    harness.server.RequestHandlerClass = lambda *arguments: harness.seen.append("another")
+    harness.serve("ok")
+    assert "another" in harness.seen
+
+
+@pytest.mark.parametrize("change", [None, on_the_object, in_its_class])
+def test_the_shorter_get_request(change: Any, make: Callable[..., Harness]) -> None:
+    """It is called in place of the server's, until the program puts another one there."""
+    harness = make(type("Mine", (Over,), {}))
+    serve_one = way_of(harness.lanes, harness.server, lambda: lambda: ("short", "somebody"))
+    serve_one(harness.server, harness.lane, NOW_NS)
+    assert "get_request" not in harness.seen
+    if change is not None:
+        change(harness, "get_request", lambda *arguments: (f"mine{len(arguments)}", "somebody"))
+        serve_one(harness.server, harness.lane, NOW_NS)
+        assert f"shutdown_request mine{int(change is in_its_class)}" in harness.seen
+
+
+def test_failures_in_a_row(make: Callable[..., Harness]) -> None:
+    """One request between them ends the row, by which a get_request() that always fails is known."""
+    harness = make()
+    for _ in range(2):
+        outcomes = [harness.serve("no sense") for _ in range(100)]
+        assert outcomes == [Accepted.NOTHING] * 99 + [Accepted.NO_RESOURCES]
+        harness.serve("ok")
+
+
+def test_where_it_ends(make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked process ends before anything of the request is counted or closed."""
+    harness, ends = make(), list[list[str]]()
+
+    def end(exc: BaseException | None = None) -> None:
+        ends.append(list(harness.seen))
+        raise Stray
+
+    monkeypatch.setattr(strays, "end", end)
+    harness.serve("forks")
+    assert [line for line in ends[0] if line.startswith("shutdown")] == []

@@ -1,0 +1,90 @@
+"""The straight way of a request: from its accept to its handler, where the program has nothing of its own in between.
+
+    get_request ─▶ handler ─▶ shutdown_request          as Lanes.serve_one(), with the same counts in the same order
+
+Runs in a worker that serves one request at a time. What it leaves out are the calls of `verify_request()`,
+`process_request()` and `finish_request()` of BaseServer, which would lead to the handler, and the search for this
+thread's lane on the way: a microsecond or two, a twentieth of a short connection. All other hooks are called.
+"""
+
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from prefork.metrics.scoreboard import ACCEPTED, ACCEPTING, BUSY, COMPLETED, DURATION, IDLE, STARTED_NS, STATE
+
+from . import strays
+from .accepting import REQUEST, Accepted, GetRequest
+from .contexts import Lane
+from .definitions import is_base_servers
+from .lanes import Lanes
+
+PASSED_BY = ("verify_request", "process_request", "finish_request")
+
+ServeOne = Callable[[Any, Lane, int], Accepted]
+
+
+def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) -> ServeOne:
+    """Return what serves one request of this server: the straight way, or `lanes.serve_one`.
+
+    `shorter` returns what does the same as the server's `get_request()`, or None. Call this when `lanes` are bound.
+
+    A program that changes a hook while it serves, on the object or in its class, has it called from the next request
+    on: that is asked each time, for a tenth of what is saved.
+    """
+    counted = lanes.bound
+    if lanes.elsewhere or lanes.found is not None or not all(is_base_servers(server, name) for name in PASSED_BY):
+        return lanes.serve_one
+    cls, own, short = type(server), vars(server), shorter()
+    verify, process, finish, get = (getattr(cls, name) for name in (*PASSED_BY, "get_request"))
+    observe, log, begin = DURATION.observe, lanes.access_log, lanes.begin
+    failed = True  # the last get_request()
+
+    def serve_one(server: Any, lane: Lane, now_ns: int) -> Accepted:
+        nonlocal failed
+        now = type(server)
+        if (
+            server.finish_request is not counted or "verify_request" in own or "process_request" in own
+            or now.verify_request is not verify or now.process_request is not process
+            or now.finish_request is not finish
+        ):  # fmt: skip
+            return lanes.serve_one(server, lane, now_ns)
+        lane[STARTED_NS] = now_ns
+        lane[STATE] = ACCEPTING
+        try:
+            if short is None or now.get_request is not get or "get_request" in own:
+                request, client_address = server.get_request()
+            else:
+                request, client_address = short()
+        except BaseException as exc:
+            failed = True
+            return lanes.got_none(lane, exc)
+        lane[ACCEPTED] += 1
+        lane[STATE] = BUSY
+        if failed or now_ns >= lanes.next_queue_wait_ns or log is not None:
+            failed = False
+            begin(lane, request, client_address, now_ns)
+        try:
+            try:
+                server.RequestHandlerClass(request, client_address, server)
+            except BaseException as exc:
+                lanes.fail(lane, request, exc)
+                raise
+            if lanes.forked:
+                strays.end()
+            lane[COMPLETED] += 1
+            observe(lane, monotonic_ns() - now_ns)
+            if log is not None:
+                log.end(lane, COMPLETED, request)
+            server.shutdown_request(request)
+        except Exception:
+            server.handle_error(request, client_address)
+            server.shutdown_request(request)
+        except BaseException:
+            server.shutdown_request(request)
+            raise
+        finally:
+            lane[STATE] = IDLE
+        return REQUEST
+
+    return serve_one
