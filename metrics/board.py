@@ -18,7 +18,7 @@ from enum import IntEnum
 from time import monotonic_ns
 from typing import TypeVar
 
-from .application.region import FOLDED_BYTES, Copy, Folded, Region
+from .application.region import FOLDED_BYTES, Folded, Glance, Region
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure
 from .histogram import Histogram, bounds
 from .scoreboard import (
@@ -158,7 +158,7 @@ class Snapshot:
     accept_errors: list[int]
     words_rejected: int
     live: tuple[Live, ...]
-    application: tuple[Copy, ...]  # the user's metrics, if asked for: the youngest process first, the dead last
+    application: tuple[Glance, ...]  # the user's metrics, if asked for: the youngest process first, the dead last
     serials: frozenset[int]  # of every slot on the board, including those the reader does not have
     now_ns: int
 
@@ -255,7 +255,7 @@ class BoardReader:
         errors = words[ACCEPT_ERRORS_DEAD : ACCEPT_ERRORS_DEAD + len(AcceptError)]
         rejected = words[Word.WORDS_REJECTED]
         live = []
-        copies = []
+        looks = []
         now_ns = monotonic_ns()
         rows = list(self._rows(words[Word.ROWS_USED]))
         for serial, role, condition in sorted(rows, reverse=True):
@@ -269,11 +269,11 @@ class BoardReader:
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
             if application:
-                copies.append(reader.region.copy())
+                looks.append(reader.region.view())
         if application:
-            copies.append(self._dead.copy())
+            looks.append(self._dead.copy())
         serials = frozenset(row[0] for row in rows)
-        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(copies), serials, now_ns)
+        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, now_ns)
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[LIVE_TABLE : LIVE_TABLE + used * ROW_WORDS].tolist()

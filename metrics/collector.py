@@ -12,7 +12,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from .application.region import Merged
+from .application.sums import Merged
 from .board import (
     BOOT,
     FORK_FAILURES,

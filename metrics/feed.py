@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from .board import Board, BoardReader, Snapshot
 from .scoreboard import Slot, SlotReader
 
+REST_S = 0.1  # what comes within it is taken at once; the feed holds 277 slots
 SPARE_SLOTS = 64  # folded slots that may be held, beside as many as there are live ones
 NAME = struct.Struct("=QQQQ")  # the packet of a slot: its serial, the number of its child, and its shape
 
@@ -81,6 +82,11 @@ class Arrivals:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
+    def rest(self, resting: bool) -> None:
+        """Be readable no more until told so, whatever comes; but for the end of file."""
+        if not self._ended:
+            self._epoll.modify(self._feed, 0 if resting else select.EPOLLIN)
+
     def take(self) -> Iterator[tuple[bytes, int]]:
         """Yield each packet, and the descriptor that came with it. Raises OSError if it came without, which is how the
         kernel tells that none is free (recvmsg(2), MSG_CTRUNC)."""
@@ -99,10 +105,15 @@ class Arrivals:
 
 
 class Slots:
-    """The slots that the exporter knows, read-only: those it was forked with, and those that came over the feed."""
+    """The slots that the exporter knows, read-only: those it was forked with, and those that came over the feed.
+
+    A process that lives for one request costs an exporter that nobody scrapes next to nothing: what comes is taken by
+    the batch, and mapped when it is first read, or is still there when the board is looked at for many.
+    """
 
     def __init__(self, board: Board, feed: socket.socket) -> None:
         self._arrivals = Arrivals(feed)
+        self.look_again_at: float | None = None  # monotonic; until then what comes wakes nobody
         self.failed: OSError | None = None  # why a slot was lost on its way: only a new exporter knows every one again
         fd = read_only(board.fd)
         try:
@@ -110,11 +121,12 @@ class Slots:
         finally:
             os.close(fd)
         self._readers: dict[int, SlotReader] = {}
+        self._arrived: dict[int, tuple[int, int, tuple[int, int]]] = {}  # number, descriptor and shape: not mapped yet
         self._last = 0  # the highest serial seen on the board
         self._most = SPARE_SLOTS  # with more slots than these it is time to look which are folded
         for serial, reader in board.readers().items():
             fd = read_only(reader.slot.fd)
-            self._add(serial, reader.number, fd, reader.slot.shape)
+            self._map(serial, reader.number, fd, reader.slot.shape)
         self._lock = threading.Lock()
 
     def snapshot(self, *, application: bool = False) -> Snapshot:
@@ -132,33 +144,49 @@ class Slots:
         self._last = max(self._last, 0, *on_board)
         for serial in [each for each in self._readers if each not in on_board and each <= self._last]:
             self._readers.pop(serial).slot.close()
+        for serial in [each for each in self._arrived if each not in on_board and each <= self._last]:
+            os.close(self._arrived.pop(serial)[1])
         self._most = 2 * len(self._readers) + SPARE_SLOTS
 
-    def receive(self) -> None:
+    def receive(self, now: float) -> None:
         """Receive the slots that came over the feed, and let go of those that have been folded.
 
-        Otherwise an exporter that is never scraped would hold every slot there ever was. Only now and then: a look at
-        the board for each slot took a fifth of a core at 300 forks a second.
+        Otherwise an exporter that is never scraped would hold every slot there ever was. Only when it is quiet, or
+        there are many: at 300 forks a second a look for each took a fifth of a core, and a turn for each a twelfth.
         """
         with self._lock:
-            self._receive()
-            if len(self._readers) > self._most:
+            came = self._receive()
+            quiet = not came and self.look_again_at is not None
+            if came or quiet:
+                self._arrivals.rest(came)
+                self.look_again_at = now + REST_S if came else None
+            if quiet or len(self._readers) + len(self._arrived) > self._most or len(self._arrived) > SPARE_SLOTS:
                 self._forget_folded(self._board.serials())
+                for serial in list(self._arrived):
+                    self._reader(serial)
 
     def _reader(self, serial: int) -> SlotReader | None:
         if serial not in self._readers:
             self._receive()
+            if serial in self._arrived:
+                try:
+                    self._map(serial, *self._arrived.pop(serial))
+                except OSError as exc:
+                    self.failed = exc
         return self._readers.get(serial)
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Receive what has come; return whether anything has."""
+        before = len(self._arrived)
         try:
             for name, fd in self._arrivals.take():
-                serial, number, *shape = NAME.unpack(name)
-                self._add(serial, number, fd, (shape[0], shape[1]))
+                serial, number, lanes, size = NAME.unpack(name)
+                self._arrived[serial] = number, fd, (lanes, size)
         except OSError as exc:
             self.failed = exc
+        return len(self._arrived) > before
 
-    def _add(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
+    def _map(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
         """Map a slot by the shape that the master sent: a child that corrupts its slot must not hide the others."""
         self._readers[serial] = SlotReader(Slot.view(fd, shape), number)
 

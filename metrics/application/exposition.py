@@ -26,8 +26,8 @@ from prometheus_client import (
 )
 
 from ..log_events import LogEvent, event
-from .region import Merged
 from .series import Family, Series
+from .sums import Merged
 from .values import OURS, Value
 
 log = logging.getLogger("prefork.metrics")

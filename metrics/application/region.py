@@ -22,13 +22,15 @@ value was written (`mostrecent`) or 1, and zero until then.
 """
 
 import threading
+from array import array
 from binascii import crc32
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
+from typing import NamedTuple
 
-from .series import Family, Rule, Series, added, family_of, prevails, series_of, total
+from .series import Family, Rule, Series, added, family_of, prevails, series_of
 
 FORMAT = 0x7072_6566_6F72_0001
 VERSION, USED, DROPPED = range(3)
@@ -45,22 +47,14 @@ REGION_BYTES = 1 << 20
 FOLDED_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RegionRecord:
+class RegionRecord(NamedTuple):
     """A record of a region: its place, and its contents as written there."""
 
     at: int
     family: int
     key: bytes
     whole: bool  # its check is right
-
-    @property
-    def value_at(self) -> int:
-        return self.at + 1
-
-    @property
-    def end(self) -> int:
-        return self.at + _size(self.family, len(self.key))
+    end: int
 
 
 def _size(family: int, length: int) -> int:
@@ -79,7 +73,7 @@ def _record(memory: bytes | memoryview, words: memoryview, at: int) -> RegionRec
         return None
     start = (end - (length + 7) // 8) * 8
     key = bytes(memory[start : start + length])
-    return RegionRecord(at, family, key, crc32(key, family) == head >> 32)
+    return RegionRecord(at, family, key, crc32(key, family) == head >> 32, end)
 
 
 class Writer:
@@ -101,7 +95,7 @@ class Writer:
         used = self._words[: self._words[USED]]
         while (record := _record(self._memory, used, self._end)) is not None:
             self._end = record.end
-            self._know(record.family, record.key, record.value_at)
+            self._know(record.family, record.key, record.at + 1)
 
     def place(self, family: bytes, keys: Sequence[bytes]) -> list[int] | None:
         """Return the indexes in `cells` of the values of these series, or None if there is no room for all of them.
@@ -167,11 +161,11 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A region at one moment. Taking the copy is quick; the slower `read()` can follow later."""
+class Glance:
+    """A region at one moment. Taking it is quick; the slower reading can follow later."""
 
     region: "Region"
-    memory: bytes
+    memory: bytes | memoryview
     sound: bool  # the header made sense
 
     def read(self) -> Reading:
@@ -191,54 +185,90 @@ class Region:
         self._lock = threading.Lock()
         self._parsed = REGION_HEADER_WORDS
         self._families: list[Family | None] = []
-        self._series: list[tuple[Series, int]] = []
+        self.series: list[Series] = []  # what it has learnt, and
+        self.places = array("I")  # the word of the value of each
+        self.in_order = True  # of their places
         self._doubtful: dict[int, int] = {}  # records incomplete when last seen: the number of families before each
         self._refused = 0
         self._rejected = 0
 
-    def copy(self) -> Copy:
+    def copy(self) -> Glance:
         """Copy the region as it is now."""
+        return self._look(lambda part: part.tobytes())
+
+    def view(self) -> Glance:
+        """Look at the region of a process, whose values may go on while they are read. It stays mapped meanwhile."""
+        return self._look(lambda part: part)
+
+    def _look(self, take: Callable[[memoryview], bytes | memoryview]) -> Glance:
         if len(self._memory) < REGION_HEADER_WORDS * 8:
-            return Copy(self, b"", True)
+            return Glance(self, b"", True)
         version, used, *_ = self._memory[: REGION_HEADER_WORDS * 8].cast("Q").tolist()
         if version == 0 and self._parsed == REGION_HEADER_WORDS:
-            return Copy(self, b"", True)
+            return Glance(self, b"", True)
         sound = version == FORMAT and self._parsed <= used <= len(self._memory) // 8
-        return Copy(self, self._memory[: 8 * (used if sound else self._parsed)].tobytes(), sound)
+        return Glance(self, take(self._memory[: 8 * (used if sound else self._parsed)]), sound)
 
-    def _read(self, copy: Copy) -> Reading:
-        words, floats = memoryview(copy.memory).cast("Q"), memoryview(copy.memory).cast("d")
+    def learn(self, look: Glance) -> None:
+        """Learn the records that are new in this look, and those whose time has come."""
         with self._lock:
-            self._learn(copy.memory, words)
-            cells, implausible = [], 0
-            for series, at in self._series:
-                if at + 1 >= len(words):
-                    continue  # learnt from a later copy
-                value, second = floats[at], floats[at + 1]
-                if (second == 0.0 and 0.0 <= value < MOST) or _plausible(series, value, second):
-                    cells.append((series, value, second))
+            memory, words = look.memory, memoryview(look.memory).cast("Q")
+            doubtful, self._doubtful = self._doubtful, {}
+            for at, families in doubtful.items():
+                self.in_order = False
+                if (record := _record(memory, words, at)) is not None:
+                    self._take(record, families)
                 else:
-                    implausible += 1
-            stuck = self._parsed < len(words)
-            rejected = self._refused + len(self._doubtful) + implausible + stuck + (not copy.sound)
-            self._rejected = max(self._rejected, rejected)
-            dropped = words[DROPPED] if len(words) else 0
-            return Reading(cells, dropped if dropped < MOST else 0, self._rejected)
+                    self._doubtful[at] = families
+            if self._parsed < len(words):
+                self._parsed += self._learn(bytes(memory[self._parsed * 8 :]), self._parsed)
 
-    def _learn(self, memory: bytes, words: memoryview) -> None:
-        doubtful, self._doubtful = self._doubtful, {}
-        for at, families in doubtful.items():
-            record = _record(memory, words, at)
-            if record is None:
-                self._doubtful[at] = families
+    def rejected(self, look: Glance, implausible: int) -> int:
+        """Return how many words of it were refused, never fewer than before; `implausible`: values of this look."""
+        with self._lock:
+            stuck = self._parsed < len(look.memory) // 8
+            rejected = self._refused + len(self._doubtful) + implausible + stuck + (not look.sound)
+            self._rejected = max(self._rejected, rejected)
+            return self._rejected
+
+    def _read(self, look: Glance) -> Reading:
+        self.learn(look)
+        floats = memoryview(look.memory).cast("d")
+        cells, implausible = [], 0
+        for series, at in zip(self.series, self.places, strict=False):
+            if at + 1 >= len(floats):
+                continue  # learnt from a later look
+            value, second = floats[at], floats[at + 1]
+            if (second == 0.0 and 0.0 <= value < MOST) or plausible(series, value, second):
+                cells.append((series, value, second))
             else:
-                self._take(record, families)
-        while (record := _record(memory, words, self._parsed)) is not None:
-            self._parsed = record.end
-            families = len(self._families)
+                implausible += 1
+        return Reading(cells, dropped(look), self.rejected(look, implausible))
+
+    def _learn(self, memory: bytes, base: int) -> int:
+        """Learn the records of `memory`, whose first word is this one of the region; return how many words they take.
+        What is known already costs little: with 10,000 series in each of 64 workers this is the first scrape."""
+        words, at = memoryview(memory).cast("Q"), 0
+        known = [_names(family) for family in self._families]
+        while at < len(words):
+            head = words[at]
+            number, length = head >> LENGTH_BITS & FAMILY, head & LENGTH_MASK
+            if number < len(known) and length:
+                key = memory[8 * (at + 3) : 8 * (at + 3) + length]
+                series, end = known[number].get(key), at + 3 + (length + 7) // 8
+                if series is not None and crc32(key, number) == head >> 32 and end <= len(words):
+                    self.series.append(series)
+                    self.places.append(base + at + 1)
+                    at = end
+                    continue
+            if (record := _record(memory, words, at)) is None:
+                break
+            families, at = len(self._families), record.end
             if record.family == FAMILY:
                 self._families.append(None)
-            self._take(record, families)
+            self._take(record._replace(at=base + record.at), families)
+            known += map(_names, self._families[families:])
+        return at
 
     def _take(self, record: RegionRecord, families: int) -> None:
         """Learn a record that comes after `families` families, or put it off if incomplete: it may yet become whole."""
@@ -257,10 +287,22 @@ class Region:
             return
         if family.rule is Rule.EACH and self._slot is not None:
             series = series.at_slot(self._slot)
-        self._series.append((series, record.value_at))
+        self.series.append(series)
+        self.places.append(record.at + 1)
 
 
-def _plausible(series: Series, value: float, second: float) -> bool:
+def _names(family: Family | None) -> Mapping[bytes, Series]:
+    """Return the series of a family that are known, where a record of it says all there is to say."""
+    return {} if family is None or family.rule is Rule.EACH else family.known
+
+
+def dropped(look: Glance) -> int:
+    """Return how many series the process had no room for; a number that cannot be is none."""
+    count: int = memoryview(look.memory).cast("Q")[DROPPED] if len(look.memory) else 0
+    return count if count < MOST else 0
+
+
+def plausible(series: Series, value: float, second: float) -> bool:
     family = series.family
     if family.rule is not Rule.SUM:
         return 0 <= second < MOST
@@ -269,44 +311,6 @@ def _plausible(series: Series, value: float, second: float) -> bool:
     if family.kind == "gauge":
         return True
     return isfinite(value) if series.suffix == "_sum" else 0 <= value < MOST
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """The user's metrics over all processes, dead and live."""
-
-    values: dict[Series, float]
-    dropped: int
-    rejected: int
-
-
-def merge(copies: Iterable[Copy]) -> Merged:
-    """Add up the values of the live processes, the youngest first, and finally the totals of the dead.
-
-    Where two disagree about a metric's definition, as two generations of a program may, the first prevails.
-    """
-    cells: dict[Series, list[float]] = {}
-    dropped = rejected = 0
-    for copy in copies:
-        reading = copy.read()
-        dropped += reading.dropped
-        rejected += reading.rejected
-        for series, value, second in reading.cells:
-            found = cells.get(series)
-            rule = series.family.rule
-            if found is None:
-                cells[series] = [value, second]
-            elif rule is Rule.SUM:
-                found += (value, second)
-            elif prevails(rule, value, second, *found):
-                found[:] = value, second
-    values = {}
-    for series, parts in cells.items():
-        if series.family.rule is Rule.SUM:
-            values[series] = total(parts)
-        elif parts[1] or series.family.rule is not Rule.EACH:
-            values[series] = parts[0]
-    return Merged(values, dropped, rejected)
 
 
 class Folded:

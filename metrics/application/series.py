@@ -8,7 +8,7 @@ no strings.
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import fsum, inf, isfinite, nextafter
 from weakref import WeakValueDictionary
@@ -57,6 +57,7 @@ class Family:
     labelnames: tuple[str, ...]
     rule: Rule
     key: bytes
+    known: "WeakValueDictionary[bytes, Series]" = field(default_factory=WeakValueDictionary)  # its series, by key
 
     @property
     def live(self) -> bool:
@@ -87,7 +88,6 @@ class Series:
 
 
 _families: WeakValueDictionary[tuple[str, ...], Family] = WeakValueDictionary()
-_series: WeakValueDictionary[tuple[Family, bytes], Series] = WeakValueDictionary()
 _interning = threading.Lock()
 
 
@@ -103,7 +103,7 @@ def family_of(key: bytes) -> Family:
 
 def series_of(family: Family, key: bytes) -> Series:
     """Return the series with this key. Raises ValueError if it is not the key of a series of this family."""
-    known = _series.get((family, key))
+    known = family.known.get(key)
     if known is not None:
         return known
     suffix, *labelvalues = _texts(key)
@@ -113,7 +113,7 @@ def series_of(family: Family, key: bytes) -> Series:
     if is_bucket and float(labelvalues[-1]) != float(labelvalues[-1]):
         raise ValueError(f"no bucket of {family.name}")
     with _interning:
-        return _series.setdefault((family, key), Series(family, suffix, tuple(labelvalues), key))
+        return family.known.setdefault(key, Series(family, suffix, tuple(labelvalues), key))
 
 
 def _texts(key: bytes) -> list[str]:

@@ -26,7 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
 from prefork.metrics.application.exposition import application_families, encoded
-from prefork.metrics.application.region import merge
+from prefork.metrics.application.sums import Sums
 from prefork.metrics.board import Word
 from prefork.metrics.companions import CompanionTable
 from prefork.metrics.feed import Slots
@@ -76,6 +76,10 @@ class ExporterLoop(ServingLoop):
     def extra_fds(self) -> Iterable[int]:
         return self.server.slots.fileno(), self.server.master.fileno()
 
+    def next_turn(self) -> float | None:
+        again: float | None = self.server.slots.look_again_at
+        return again
+
 
 class Exporter(TCPServer):
     """The HTTP server. Every connection has a deadline; too many without a request, and the oldest is closed."""
@@ -91,6 +95,7 @@ class Exporter(TCPServer):
         self.master = master
         self.slot = slot
         self.open_requests: set[socket.socket] = set()
+        self._sums, self._summing = Sums(), threading.Lock()
         self._unread: dict[socket.socket, None] = {}
 
     def serving_master(self) -> bool:
@@ -102,8 +107,9 @@ class Exporter(TCPServer):
 
     def collect(self) -> list[Metric]:
         """Return all metric families."""
-        snapshot = self.slots.snapshot(application=True)
-        merged = merge(snapshot.application)
+        with self._summing:
+            snapshot = self.slots.snapshot(application=True)
+            merged = self._sums.merge(snapshot.application)
         scrape = collector.Scrape(
             snapshot,
             self._queues(),
@@ -171,7 +177,7 @@ class Exporter(TCPServer):
         if self.master.gone():
             os._exit(0)
         sinks.follow()
-        self.slots.receive()
+        self.slots.receive(time.monotonic())
         if self.slots.failed is not None:
             say_failed("take a slot", self.slots.failed, "the exporter starts again")
             os._exit(1)

@@ -1,45 +1,51 @@
-"""What a scrape costs: with 4 and 64 workers, with 10,000 series of the program's own, after 1,000 dead workers.
+"""What a scrape costs: of a pool, of 10,000 series of the program's own in each worker, after 1,000 dead workers.
 
-    python -m tests.benchmarks.scrape [--scrapes N] [--json FILE]        from the checkout; a minute
-
-A scrape is one GET over a Unix socket from connect to EOF, in wall time, and the exporter's own CPU time for it. The
-ratio compares one pool before and after 1,000 of its workers were killed: the same workers, the same series.
+A scrape is one GET over a Unix socket from connect to EOF, in wall time, and the exporter's own CPU time for it; the
+first one learns every name. `memory` is what the exporter shares with nobody, after the scrapes.
 """
 
-import argparse
+import contextlib
 import io
-import json
-import os
-import platform
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import monotonic
-from typing import Any
 
 import psutil
 
-from tests.support.clients.connections import ask
 from tests.support.clients.scraping import get
 from tests.support.programs.service import Service, script
 
-from .meter import cpu_clock_ns
+from .figures import table
+from .meter import cpu_clock_ns, private_mb
 
-DEAD = 1000
 SERIES = 10_000
-
 COUNTING = f"""
 import prometheus_client
-SEEN = prometheus_client.Counter("seen", "by what", ["what"])
+COUNTER = prometheus_client.Counter("seen", "by what", ["what"])
+SEEN = [COUNTER.labels(str(number)) for number in range({SERIES})]
 
-class Handler(Who):
-    def do_series(self):
-        for number in range({SERIES}):
-            SEEN.labels(str(number)).inc()
+class Hooks:
+    def worker_started(self):
+        for each in SEEN:
+            each.inc()
 """
+
+
+@dataclass(frozen=True)
+class Scrapes:
+    what: str
+    workers: int
+    first_ms: float
+    ms: float
+    worst_ms: float
+    cpu_ms: float
+    kb: float
+    memory_mb: float
 
 
 @contextmanager
@@ -56,52 +62,43 @@ def exporter(master: int) -> int:
     return next(c.pid for c in psutil.Process(master).children() if c.cmdline()[:1] == ["prefork: exporter"])
 
 
-def measure(name: str, service: Service, address: str, scrapes: int) -> dict[str, Any]:
-    get(address)  # what is new is read once
+def measure(what: str, service: Service, address: str, scrapes: int) -> Scrapes:
     pid, times, size = exporter(service.pid), [], 0
+    began = monotonic()
+    get(address)
+    first = (monotonic() - began) * 1000
     before = cpu_clock_ns(pid)
     for _ in range(scrapes):
         began = monotonic()
         size = len(get(address).body)
         times.append((monotonic() - began) * 1000)
     cpu = (cpu_clock_ns(pid) - before) / 1e6 / scrapes
-    row = {"name": name, "ms": median(times), "p99": quantiles(times, n=100)[98], "cpu_ms": cpu, "kB": size / 1000}
-    print(f"{name:52}{row['ms']:9.2f}{row['p99']:9.2f}{cpu:9.2f}{row['kB']:9.1f}", flush=True)
-    return row
+    workers = len(service.workers())
+    return Scrapes(what, workers, first, median(times), max(times), cpu, size / 1000, private_mb(pid))
 
 
 def kill(service: Service, count: int, workers: int) -> None:
     for done in range(0, count, workers):
         for pid in service.workers():
-            service.signal(signal.SIGKILL, pid)
+            with contextlib.suppress(ProcessLookupError):
+                service.signal(signal.SIGKILL, pid)
         service.wait_ready(workers, killed=done + workers)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scrapes", type=int, default=100)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    about = {"python": platform.python_version(), "kernel": platform.release(), "load": round(os.getloadavg()[0], 1)}
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
-    print(f"{'scrape':52}{'ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'kB':>9}")
-    rows = []
-    for workers in (4, 64):
+def run(scrapes: int = 100, dead: int = 1000, most: int = 64) -> Iterator[Scrapes]:
+    for workers in (4, most):
         with pool(workers) as (service, address):
-            rows.append(measure(f"{workers} workers", service, address, options.scrapes))
-    for definitions, what in (("", ""), (COUNTING, f", {SERIES} series")):
-        with pool(4, definitions) as (service, address):
-            if definitions:
-                ask(service.address, b"series\n")
-            before = measure(f"4 workers{what}, none dead", service, address, options.scrapes)
-            kill(service, DEAD, 4)
-            after = measure(f"4 workers{what}, {DEAD} dead", service, address, options.scrapes)
-            ratios = [after[key] / before[key] for key in ("ms", "cpu_ms")]
-            print("  after ÷ before: %.2f in time, %.2f in CPU" % tuple(ratios))
-            rows += [before, after]
-    if options.json:
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            yield measure("no series of its own", service, address, scrapes)
+    for workers in (4, most):
+        with pool(workers, COUNTING) as (service, address):
+            yield measure(f"{SERIES} series in each", service, address, scrapes)
+            if workers == 4:
+                kill(service, dead, workers)
+                yield measure(f"{SERIES} series in each, {dead} dead", service, address, scrapes)
 
 
-if __name__ == "__main__":
-    main()
+def report(found: list[Scrapes]) -> Iterator[str]:
+    head = ("scrape", "workers", "first, ms", "ms", "worst", "CPU ms", "kB", "memory, MB")
+    figures = ([each.first_ms, each.ms, each.worst_ms, each.cpu_ms, each.kb, each.memory_mb] for each in found)
+    rows = zip(found, figures, strict=True)
+    yield table(head, [[each.what, str(each.workers), *(f"{figure:.1f}" for figure in row)] for each, row in rows])

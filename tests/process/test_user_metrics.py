@@ -18,8 +18,9 @@ from typing import NoReturn
 import pytest
 
 from prefork.metrics.application import values as user_values
-from prefork.metrics.application.region import Folded, Region, merge
+from prefork.metrics.application.region import Folded, Region
 from prefork.metrics.application.series import Series
+from prefork.metrics.application.sums import merge
 from prefork.metrics.application.values import Value
 from tests.support.programs.command import ROOT
 

@@ -21,12 +21,11 @@ from prefork.metrics.application.region import (
     REGION_BYTES,
     REGION_HEADER_WORDS,
     Folded,
-    Merged,
     Region,
     Writer,
-    merge,
 )
 from prefork.metrics.application.series import RULES, Rule, encode
+from prefork.metrics.application.sums import Merged, merge
 from prefork.metrics.application.values import Value
 
 HITS = encode(("counter", "", "hits", "Hits.", "path"))

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
-from prefork.metrics.application.region import Merged
+from prefork.metrics.application.sums import Merged
 from prefork.metrics.board import (
     BOOT,
     EXITS,

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from prefork.metrics.application import exposition
 from prefork.metrics.application.exposition import application_families, encoded
-from prefork.metrics.application.region import Merged
+from prefork.metrics.application.sums import Merged
 
 ACCEPTS = ["text/plain", "application/openmetrics-text; version=1.0.0"]
 

@@ -8,10 +8,15 @@ import pytest
 
 from prefork.metrics.board import Board, BoardReader
 from prefork.metrics.facts import ChildKind
-from prefork.metrics.feed import NAME, SPARE_SLOTS, Arrivals, Feed, Slots
+from prefork.metrics.feed import NAME, REST_S, SPARE_SLOTS, Arrivals, Feed, Slots
 from prefork.metrics.scoreboard import Slot, SlotReader
 
 LIVING = 8
+
+
+def close(slots: Slots) -> None:
+    for _, fd, _ in slots._arrived.values():
+        os.close(fd)
 
 
 @pytest.fixture
@@ -72,18 +77,75 @@ def test_looks_for_folded_slots_now_and_then(feed: Feed, monkeypatch: pytest.Mon
     board, living, most = Board(), list[tuple[int, Slot]](), 0
     slots = Slots(board, feed.theirs)
     board.announce = feed.send
-    for _ in range(400):
+    for turn in range(400):
         slot = Slot(1)
         living.append((board.enter(ChildKind.WORKER, SlotReader(slot)), slot))
         if len(living) > LIVING:
             serial, slot = living.pop(0)
             board.fold(serial)
             slot.close()
-        slots.receive()
-        most = max(most, len(slots._readers))
+        slots.receive(turn)
+        most = max(most, len(slots._readers) + len(slots._arrived))
     assert most <= 2 * LIVING + SPARE_SLOTS
     assert 400 // (LIVING + SPARE_SLOTS) <= len(looks) <= 400 // SPARE_SLOTS
-    assert {serial for serial, _ in living} <= set(slots._readers)
+    assert {serial for serial, _ in living} <= {*slots._readers, *slots._arrived}
+    close(slots)
     for _, slot in living:
+        slot.close()
+    board.forget()
+
+
+def test_what_comes_by_the_hundred_wakes_now_and_then(feed: Feed) -> None:
+    """A slot wakes the exporter, and what follows within a moment is taken at once; then it sleeps again."""
+    board = Board()
+    slots = Slots(board, feed.theirs)
+    slot = Slot(1)
+
+    def comes() -> bool:
+        assert feed.send(next(board.serials), SlotReader(slot))
+        return bool(select.select([slots], [], [], 0)[0])
+
+    assert comes()
+    slots.receive(10.0)
+    assert not any(comes() for _ in range(20))
+    assert slots.look_again_at == 10.0 + REST_S
+    slots.receive(11.0)
+    assert len(slots._arrived) == 21
+    slots.receive(12.0)
+    assert not slots._arrived  # it was quiet: time to look which of them are to be kept
+    assert comes()
+    close(slots)
+    slot.close()
+    board.forget()
+
+
+def test_short_lives_are_never_mapped(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody scrapes, of hundreds of processes that are gone before the board is looked at none is mapped, and no
+    descriptor is left; one that lives is read all the same, and so is one that has just come."""
+    mapped: list[int] = []
+    view = Slot.view
+
+    def seen(fd: int, shape: tuple[int, int]) -> Slot:
+        mapped.append(fd)
+        return view(fd, shape)
+
+    monkeypatch.setattr(Slot, "view", seen)
+    board = Board()
+    slots, before = Slots(board, feed.theirs), len(os.listdir("/proc/self/fd"))
+    board.announce = feed.send
+    long = Slot(1)
+    board.enter(ChildKind.WORKER, SlotReader(long))
+    for turn in range(300):
+        slot = Slot(1)
+        serial = board.enter(ChildKind.REQUEST, SlotReader(slot))
+        slots.receive(turn)
+        board.fold(serial)
+        slot.close()
+        assert len(os.listdir("/proc/self/fd")) - before <= SPARE_SLOTS + 3
+    assert 1 <= len(mapped) <= 300 // SPARE_SLOTS + 2
+    new = Slot(1)
+    board.enter(ChildKind.WORKER, SlotReader(new))
+    assert len(slots.snapshot().live) == 2
+    for slot in (long, new):
         slot.close()
     board.forget()

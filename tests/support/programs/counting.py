@@ -21,13 +21,14 @@ if sys.argv[1:] == ["imported_early"]:
 
 import prefork  # noqa: F401  # which leaves the hook
 from prefork.metrics.application import values as user_values
-from prefork.metrics.application.region import FOLDED_BYTES, REGION_BYTES, Copy, Folded, Region, merge
+from prefork.metrics.application.region import FOLDED_BYTES, REGION_BYTES, Folded, Glance, Region
+from prefork.metrics.application.sums import merge
 
 GAUGE_MODES = ["all", "liveall", "sum", "livesum", "min", "livemin", "max", "livemax", "mostrecent", "livemostrecent"]
 WORKERS = 3
 
 
-def scrape(copies: list[Copy]) -> None:
+def scrape(copies: list[Glance]) -> None:
     """Print what the exporter would serve."""
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -44,7 +45,7 @@ def scrape(copies: list[Copy]) -> None:
     assert generate_openmetrics(registry).endswith(b"# EOF\n")  # type: ignore[no-untyped-call]
 
 
-def in_workers(work: Callable[[int], None]) -> list[Copy]:
+def in_workers(work: Callable[[int], None]) -> list[Glance]:
     """Run `work(number)` in workers, of which the first is dead and the others are alive when they are read."""
     regions = []
     master, totals = memoryview(mmap.mmap(-1, REGION_BYTES)), memoryview(mmap.mmap(-1, FOLDED_BYTES))

@@ -16,7 +16,7 @@ from prefork.cli.main import SUBCOMMAND_TABLE as SUBCOMMANDS
 from prefork.cli.pages import Parser, Subcommand
 from prefork.commands import COMMAND_TABLE as COMMANDS
 from prefork.commands import Row
-from prefork.metrics.application.region import Merged
+from prefork.metrics.application.sums import Merged
 from prefork.metrics.board import Board, Word
 from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, Spec
 from prefork.metrics.log_events import LogEvent
