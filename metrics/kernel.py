@@ -18,12 +18,11 @@ TCP_LISTEN = 10  # Unix listeners are in this state too
 SO_MEMINFO = 55
 
 # struct tcp_info of linux/tcp.h: these offsets have been the same since Linux 4.6.
-STATE_AT, UNACKED_AT, LAST_DATA_SENT_AT, DATA_SEGS_OUT_AT = 0, 24, 44, 156
-TCP_INFO_SIZE = 160
-# Since Linux 4.19: bytes not sent yet; bytes received, sent and retransmitted.
-NOTSENT = struct.Struct("=144xI")
-BYTES = struct.Struct("=128xQ64xQQ")
-BYTES_INFO_SIZE = 216
+STATE_AT, UNACKED_AT = 0, 24
+WAIT = struct.Struct("=44xI108xI")  # milliseconds since data were sent, segments of data sent
+TCP_INFO_SIZE = WAIT.size
+# Since Linux 4.19: the state, bytes received, not sent yet, sent, retransmitted.
+BYTES = struct.Struct("=B127xQ8xI52xQQ")
 AFTER_FIN = (6, 8, 9, 11)  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the client's FIN was counted as a byte
 
 UCRED = struct.Struct("=iII")  # pid, uid, gid, unix(7)
@@ -112,19 +111,18 @@ def queue_wait_ns(sock: object) -> int | None:
         return None
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)  # type: ignore[attr-defined]
-    except (OSError, AttributeError):  # a request can be any object: a datagram is a tuple
+        since_sent_ms, sent = WAIT.unpack(info)
+    except (OSError, AttributeError, struct.error):  # a request can be any object: a datagram is a tuple
         return None
-    if len(info) < TCP_INFO_SIZE or _u32(info, DATA_SEGS_OUT_AT):
-        return None
-    return _u32(info, LAST_DATA_SENT_AT) * 1_000_000
+    return None if sent else since_sent_ms * 1_000_000
 
 
 def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
     """Return the bytes received from the peer of a TCP connection and written to it; unknown once it is closed."""
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES_INFO_SIZE)  # type: ignore[attr-defined]
-        received, sent, again = BYTES.unpack_from(info)
-        return received - (info[STATE_AT] in AFTER_FIN), sent - again + NOTSENT.unpack_from(info)[0]
+        info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES.size)  # type: ignore[attr-defined]
+        state, received, unsent, sent, again = BYTES.unpack(info)
+        return received - (state in AFTER_FIN), sent - again + unsent
     except (OSError, AttributeError, struct.error):
         return None, None
 

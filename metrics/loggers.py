@@ -23,7 +23,7 @@ from .log_events import LogEvent, event
 NAMES = ("prefork.supervisor", "prefork.server", "prefork.access", "prefork.exporter", "prefork.metrics")
 HELD_UP_S = 0.5  # a handler that takes longer is left out
 LEFT_OUT_S = 60.0
-_DEFAULT = int(signal.SIG_DFL)
+_DEFAULT, _SIGPIPE = int(signal.SIG_DFL), int(signal.SIGPIPE)
 FAILED_EVERY_S = 10.0  # a handler that raises is told of at most this often
 
 Limit = Callable[[float], AbstractContextManager[object]]
@@ -180,10 +180,15 @@ def writable(target: Any, within_s: float = 0.0) -> bool:
         return True
 
 
+def sigpipe_kills() -> bool:
+    """Return True if a write whose reader is gone ends this process: the default action of SIGPIPE."""
+    return bool(_signal.getsignal(_SIGPIPE) == _DEFAULT)
+
+
 @contextlib.contextmanager
 def without_sigpipe() -> Iterator[None]:
-    """Have writes in the block fail whose reader is gone, where SIGPIPE would end this process: its default action."""
-    if _signal.getsignal(signal.SIGPIPE) != _DEFAULT:
+    """Have writes in the block fail whose reader is gone, where SIGPIPE would end this process."""
+    if not sigpipe_kills():
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})

@@ -9,26 +9,26 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER, REJECTED
 
+from .log_templates import LogTemplate
+
 log = logging.getLogger("prefork.access")
 
+FIELDS = ("listener", "peer", "slot", "outcome", "duration_ms", "received", "sent", "queue_wait_ms")
+VARYING = tuple(name for name in FIELDS if name not in ("listener", "slot"))
+MESSAGE = "request %s"
 OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", REJECTED: "rejected", HANDED_OVER: "handed_over"}
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
 
-
-class _Request(NamedTuple):
-    accepted_ns: int
-    waited_ns: int | None
-    client_address: Any
-    process: str | None  # of a client without an address
-    datagram: int | None  # its length
-    request: Callable[[], Any]
+# The time of the accept, the wait before it, the client's address, the process of one that has none, the length of a
+# datagram, and the request.
+_Begun = tuple[int, int | None, Any, str | None, int | None, Callable[[], Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,40 +46,54 @@ class AccessLog:
     def __init__(self, place: LogContext) -> None:
         log.setLevel(logging.INFO)
         self._place = place
-        self._open: dict[int, _Request] = {}
+        self._open: dict[int, _Begun] = {}
+        self._template = LogTemplate(log, VARYING, self._record, _plain)
 
     def begin(self, lane: memoryview, request: Any, client_address: Any) -> None:
         """Note a request that was accepted on this lane."""
         process = None if client_address else unix_peer_text(request)
         datagram = len(request[0]) if isinstance(request, tuple) else None
-        self._open[id(lane)] = _Request(
-            monotonic_ns(), queue_wait_ns(request), client_address, process, datagram, _weakly(request)
-        )
+        try:
+            accepted: Callable[[], Any] = ref(request)  # we must not keep open what the program drops
+        except TypeError:
+            accepted = _gone
+        self._open[id(lane)] = monotonic_ns(), queue_wait_ns(request), client_address, process, datagram, accepted
 
     def end(self, lane: memoryview, outcome: int, request: Any = None) -> None:
         """Write the record of the request on this lane. `request` is what its handler was given, where one was."""
         begun = self._open.pop(id(lane), None)
         if begun is None:
             return
-        request = begun.request() if request is None else request
-        received, sent = (begun.datagram, None) if begun.datagram is not None else tcp_bytes(request)
-        waited_ns = begun.waited_ns
-        fields = {
-            "listener": self._place.listener,
-            "peer": self._place.address_text(begun.client_address) if begun.client_address else begun.process,
-            "slot": self._place.slot, "outcome": OUTCOME_WORDS[outcome],
-            "duration_ms": (monotonic_ns() - begun.accepted_ns) // 1000 / 1000, "received": received, "sent": sent,
-            "queue_wait_ms": None if waited_ns is None else waited_ns // 1_000_000,
-        }  # fmt: skip
-        log.info("request %s", Fields(fields), extra=event(LogEvent.REQUEST, **fields))
+        accepted_ns, waited_ns, address, process, datagram, accepted = begun
+        received, sent = (
+            (datagram, None) if datagram is not None else tcp_bytes(accepted() if request is None else request)
+        )
+        values = (
+            self._place.address_text(address) if address else process, OUTCOME_WORDS[outcome],
+            (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
+            None if waited_ns is None else waited_ns // 1_000_000,
+        )  # fmt: skip
+        if not self._template.write(values):
+            fields = self._fields(dict(zip(VARYING, values, strict=True)))
+            log.info(MESSAGE, Fields(fields), extra=event(LogEvent.REQUEST, **fields))
+
+    def _fields(self, varying: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a record in their order."""
+        known = {**varying, "listener": self._place.listener, "slot": self._place.slot}
+        return {name: known[name] for name in FIELDS}
+
+    def _record(self, shown: dict[str, Any], fields: dict[str, Any]) -> logging.LogRecord:
+        """Return a sample for the template."""
+        fields["outcome"] = str(fields["outcome"])  # in quotes, in JSON
+        record = logging.LogRecord(
+            log.name, logging.INFO, __file__, 0, MESSAGE, (Fields(self._fields(shown)),), None, "end"
+        )
+        vars(record).update(event(LogEvent.REQUEST, **self._fields(fields)))
+        return record
 
 
-def _weakly(request: Any) -> Callable[[], Any]:
-    """Return a function that returns the request while it exists: we must not keep open what the program drops."""
-    try:
-        return ref(request)
-    except TypeError:
-        return lambda: None
+def _gone() -> None:
+    """Stand for a request of which nobody can tell how long it exists."""
 
 
 class Fields:

@@ -13,8 +13,6 @@ import contextlib
 import logging
 import mmap
 import os
-import select
-import socket
 import stat
 from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
@@ -22,18 +20,17 @@ from time import monotonic
 from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.loggers import sigpipe_kills, without_sigpipe
 from prefork.metrics.scoreboard import LOG_DROPPED, LOG_FOLLOWED, LOG_KEPT
 
-from .identity import identity, lost
+from .destinations import PIPE_BUF, Opened, opened_stderr
+from .identity import identity, is_marked, lost, mark
 from .log_handing import LogHanding
 
-PIPE_BUF = select.PIPE_BUF  # writes to a pipe of up to this many bytes are atomic (pipe(7))
 PATH_LOOK_EVERY_S = 1.0  # check that the path still names our file, for processes that cannot be told to reopen
 FOLLOW_AGAIN_S = 1.0  # until a process that could not go on in the new file tries again
 
 REOPENED, LEVEL, TORN = range(3)  # words of the shared page; a process that leaves a line half-written sets TORN
-
-Write = Callable[[int, bytes], int]
 
 
 class Sink:
@@ -49,8 +46,7 @@ class Sink:
         self.kept = 0  # of the last one that it could not go on in
         self._next_look = self._next_try = 0.0
         self._inode = (0, 0)  # of the file at `path`, as we opened it
-        self.fd, self._write_some, self._at_once = self._opened() if path is not None else _stderr()
-        self._identity = identity(self.fd)
+        self._take(self._opened() if path is not None else opened_stderr())
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the constructor failed; the interpreter ends
@@ -58,8 +54,9 @@ class Sink:
 
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
-        self.follow()
-        if lost(self.fd, self._identity):
+        if self._shared is not None and (self.words[REOPENED] != self.number or monotonic() >= self._next_look):
+            self.follow()
+        if not is_marked(self.fd) if self._marked else lost(self.fd, self._identity):
             self._open_anew()
         if self.words[TORN]:
             line = b"\n" + line
@@ -112,33 +109,38 @@ class Sink:
         if (found.st_dev, found.st_ino) != self._inode:
             self._renew(self._opened(create=False))
 
-    def _renew(self, opened: tuple[int, Write, int]) -> None:
+    def _renew(self, opened: Opened) -> None:
         self._close(self.fd)
-        self.fd, self._write_some, self._at_once = opened
+        self._take(opened)
+
+    def _take(self, opened: Opened) -> None:
+        """Write there from now on."""
+        self.fd, self._write_some, self._at_once, ours, self.breaks = opened
         self._identity = identity(self.fd)
+        self._marked = ours and mark(self.fd)
 
     def _open_anew(self) -> None:
         with contextlib.suppress(OSError):
             fd = None if self._shared is None else self._shared.handing.look(self.number)
             if fd is not None:
-                self.fd, self._write_some, self._at_once = self._with(fd)
+                self._take(self._with(fd))
             else:
-                self.fd, self._write_some, self._at_once = self._opened() if self.path is not None else _stderr()
-            self._identity = identity(self.fd)
+                self._take(self._opened() if self.path is not None else opened_stderr())
 
     def _close(self, fd: int) -> None:
         if fd > 2 and not lost(fd, self._identity):
             os.close(fd)
 
-    def _opened(self, *, create: bool = True) -> tuple[int, Write, int]:
+    def _opened(self, *, create: bool = True) -> Opened:
         assert self.path is not None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         return self._with(os.open(self.path, flags | (os.O_CREAT if create else 0), 0o640))
 
-    def _with(self, fd: int) -> tuple[int, Write, int]:
+    def _with(self, fd: int) -> Opened:
         found = os.fstat(fd)
         self._inode = (found.st_dev, found.st_ino)
-        return fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30
+        regular = stat.S_ISREG(found.st_mode)
+        return Opened(fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30, True, not regular)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,58 +173,13 @@ def _shared() -> Shared:
     return Shared(page, LogHanding())
 
 
-def _stderr() -> tuple[int, Write, int]:
-    """Return a descriptor of stderr, how to write to it without blocking, and the most bytes to write at once.
-
-    It is one of our own: the program may close descriptor 2, and the next connection would have its number.
-    """
-    try:
-        mode = os.fstat(2).st_mode
-    except OSError:
-        return -1, os.write, 1 << 30  # closed: every write fails
-    try:
-        fd = os.dup(2)
-    except OSError:  # no descriptor is left
-        fd = 2
-    if stat.S_ISSOCK(mode):  # the journal's
-        return fd, _send, 1 << 30
-    if stat.S_ISFIFO(mode) or os.isatty(2):
-        try:
-            again = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        except OSError:  # it belongs to another user, or has no reader now
-            return fd, _write_if_ready, PIPE_BUF
-        if fd != 2:
-            os.close(fd)
-        return again, os.write, PIPE_BUF
-    return fd, os.write, 1 << 30  # a file, whose position all writers share
-
-
-def _send(fd: int, data: bytes) -> int:
-    sock = socket.socket(fileno=fd)
-    try:
-        return sock.send(data, socket.MSG_DONTWAIT)
-    finally:
-        sock.detach()
-
-
-def _write_if_ready(fd: int, data: bytes) -> int:
-    """Write to a pipe that cannot be opened again, if it is ready: then it has room for PIPE_BUF bytes.
-
-    It can block only if another process takes that room in between. Raises BlockingIOError when it is not ready.
-    """
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(0):
-        raise BlockingIOError
-    return os.write(fd, data)
-
-
 class SinkHandler(logging.Handler):
     """Format records and write them to a sink; count those that it drops, where this process may count."""
 
     def __init__(self, sink: Sink) -> None:
         super().__init__()
         self.sink = sink
+        self.own_formatter: logging.Formatter | None = None  # the one that `prefork run` has set
         self.prefix = ""  # names the process, in a child
         self._pid = os.getpid()
         self._uncounted = 0
@@ -244,16 +201,27 @@ class SinkHandler(logging.Handler):
         if not self.write(line):
             self._note_drop()
 
+    def put(self, line: str) -> None:
+        """Write a line that is formatted already, as `handle()` writes a record."""
+        with self.lock or contextlib.nullcontext():
+            if self.sink.breaks and sigpipe_kills():
+                with without_sigpipe():
+                    written = self.write(line)
+            else:
+                written = self.write(line)
+            if not written:
+                self._note_drop()
+
     def write(self, line: str) -> bool:
         written = self.sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
-        self._say_which()
+        if (self.sink.number, self.sink.kept) != self._said:
+            self._say_which()
         return written
 
     def _say_which(self) -> None:
         """Say in this process's slot, where it has one, which file it writes."""
-        which = self.sink.number, self.sink.kept
-        if self._own is not None and which != self._said and os.getpid() == self._pid:
-            self._own[LOG_FOLLOWED], self._own[LOG_KEPT] = self._said = which
+        if self._own is not None and os.getpid() == self._pid:
+            self._own[LOG_FOLLOWED], self._own[LOG_KEPT] = self._said = self.sink.number, self.sink.kept
 
     def _note_drop(self) -> None:
         if self._count is None:
@@ -300,6 +268,8 @@ _handler: SinkHandler | None = None  # of `prefork run`; None in a program that 
 def install(handler: SinkHandler | None) -> None:
     global _handler
     _handler = handler
+    if handler is not None:
+        handler.own_formatter = handler.formatter
 
 
 def installed() -> SinkHandler | None:

@@ -1,6 +1,8 @@
 """FAULTS.md, Outside: a log that stalls, closes, fills up or is rotated never stops service, and loses no count."""
 
+import json
 import os
+import random
 import re
 import select
 import shutil
@@ -15,6 +17,7 @@ import pytest
 
 from tests.support.clients.connections import Load, ask
 from tests.support.programs.service import HUNG, Service, script
+from tests.support.programs.storm import Storm
 from tests.support.tools.figures import figure
 
 ACCESS = re.compile(
@@ -172,3 +175,32 @@ def wait_for(path: Path) -> None:
     deadline = monotonic() + HUNG
     while not path.exists():
         assert monotonic() < deadline, f"hung: {path.name} is not made anew"
+
+
+@pytest.mark.quick_faults
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_no_line_is_torn_by_a_kill(format: str, tmp_path: Path, rng: random.Random) -> None:
+    """Workers are killed at random under load: each line is whole, and there as soon as the request has ended. None is
+    missing but of a worker that was killed after it had counted the request and before it had written the record."""
+    log = tmp_path / "access"
+    with run(tmp_path, "--log-file", str(log), "--log-format", format, workers=4) as service:
+        service.wait_ready(4)
+        storm = Storm(service, rng)
+        with Load(service.address, 4, processes=1) as load:
+            load.wait_answered()
+            storm.rage(3.0)
+            storm.wait_full(4)
+            load.stop()
+        statistics = service.settled()
+        lines = log.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    records = [line for line in lines if b"prefork.access" in line]
+    whole = ACCESS.fullmatch if format == "text" else json.loads
+    assert all(map(whole, records))
+    assert all(line.startswith((b"20", b"{")) for line in lines)
+    missing = statistics["completed"] - len(records)
+    figure(
+        f"{format}: records missing, of requests completed; kills",
+        f"{missing}, {statistics['completed']}; {storm.kills}",
+    )
+    assert 0 <= missing <= storm.kills

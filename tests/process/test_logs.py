@@ -158,3 +158,29 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
         assert service.log == "prefork: could not open the log file no/such/file: no such file or directory\n"
     finally:
         service.__exit__(AssertionError, None, None)
+
+
+CHANGED = "from tests.process.programs.logging_changed import Handler"
+
+
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "ThreadingMixIn, PreForkingTCPServer"])
+def test_the_programs_configuration_of_logging(tmp_path: Path, bases: str) -> None:
+    """What the program sets on loggers while it serves is in force for the very next record, and for none when it is
+    taken away: filters, a factory of records, what is disabled, handlers."""
+    with run(tmp_path, CHANGED, "--access-log", "yes", bases=bases) as service:
+
+        def records(*words: str) -> list[dict[str, Any]]:
+            before = len(events(service, "request"))
+            for word in words:
+                ask(service.address, f"{word}\n".encode())
+                service.settled()
+            return events(service, "request")[before:]
+
+        assert len(records("pid", "pid")) == 2
+        assert records("filter", "pid") == []
+        assert len(records("unfilter", "pid")) == 2
+        assert records("quiet", "pid") == []
+        assert len(records("loud", "pid")) == 2
+        assert [record.get("trace") for record in records("pid", "factory", "pid")] == [None, "t-1", "t-1"]
+        assert len(records("handler", "pid")) == 2
+    assert (tmp_path / "theirs").read_text().count("request listener=") == 2
