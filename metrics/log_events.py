@@ -76,6 +76,7 @@ class LogEvent(Enum):
     CONNECTION_LOST = "the client broke the connection; `peer`"
     HANDSHAKE_FAILED = "the TLS handshake with a client failed; `peer`, `reason`"
     ACCEPT_FAILED = "nothing can be accepted for the moment"
+    THREAD_REFUSED = "a worker could not start one more thread, and serves with those that it has"
     GET_REQUEST_FAILED = "the program's get_request() raised"
     SCRAPE = "a scrape of the exporter"
     SCRAPE_FAILED = "a scrape did not end well"

@@ -12,10 +12,10 @@ only its holder writes it, and gives it back once. Where requests run in threads
 counts can be read in their order.
 """
 
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from time import monotonic_ns
 from typing import Any
 
@@ -44,17 +44,12 @@ from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place
 from .definitions import evaluated, is_the_programs, of_class, put
 from .thread_body import THREAD_BODY, ThreadBody
 
-# How often at most a process asks the kernel how long a connection waited. The answer is in jiffies of up to 10 ms, and
-# asking costs 4 µs: for one connection in eight, that was a sixteenth of the cost of a short connection.
+# A process asks at most so often how long a connection waited: asking costs 4 µs, the answer is in jiffies of 10 ms.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
 FINISH = "finish_request"
 
 Finish = Callable[..., Any]
-
-
-class _Current(threading.local):
-    lane: Lane | None = None  # carries this thread's request, which is not counted yet
 
 
 class Lanes:
@@ -63,22 +58,15 @@ class Lanes:
     `elsewhere`: requests are finished by a thread or a child of this process, not by the thread that accepts.
     `on_free` is called when a lane comes back after `take()` found none. `more` makes another slot when every lane is
     taken, or returns None at the cap. `on_accept` is called between the accept of a request and its way elsewhere.
-    `guarded`: an exception of `get_request()` costs one client only; otherwise one that is not an OSError ends the
-    loop, as in the standard library.
+    `guarded`: an exception of `get_request()` costs one client; else what is no OSError ends the loop, as in
+    the standard library.
     """
 
     def __init__(
-        self,
-        slot: Slot,
-        *,
-        elsewhere: bool,
-        on_free: Callable[[], None],
-        more: Callable[[], Slot | None] | None = None,
-        on_accept: Callable[[], None] | None = None,
-        queue_waits: bool = False,
-        guarded: bool = False,
-        access_log: AccessLog | None = None,
-    ) -> None:
+        self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None],
+        more: Callable[[], Slot | None] | None = None, on_accept: Callable[[], None] | None = None,
+        queue_waits: bool = False, guarded: bool = False, access_log: AccessLog | None = None,
+    ) -> None:  # fmt: skip
         self.elsewhere = elsewhere
         self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS
         self._not_accepted = NotAccepted(slot.words)
@@ -91,10 +79,12 @@ class Lanes:
         self._starved = False
         self._total = 0
         self._all: list[Lane] = []
-        self._accepts = threading.get_ident()  # the thread of the loop
+        self._accepts = get_ident()  # the thread of the loop
         self._free: deque[Lane] = deque()
         self.contexts = Contexts(self._hand_over, on_free)
-        self._current = _Current()
+        self._current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
+        self.accepted: Callable[[], None] | None = None  # called before a thread processes what it has accepted itself
+        self.of_threads: dict[int, Lane] = {}  # of those that do so
         self._placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
         self.found: Finish | None = None  # what the instance had of its own before `bind()`
@@ -137,22 +127,21 @@ class Lanes:
 
     def pass_on(self) -> None:
         """Give up the request that this thread has accepted, and its lane: a child took both."""
-        self._current.lane = None
+        self._current.pop(get_ident(), None)
         self.contexts.claim_own()
         self._total -= 1
 
     def take_over(self) -> None:
         """Make that request this thread's, in the child that took it."""
-        context = self.contexts.claim_own()
-        if context is not None:
-            self._current.lane = context.lane
+        if (context := self.contexts.claim_own()) is not None:
+            self._current[get_ident()] = context.lane
 
     def leave_requests(self) -> None:
         """Forget every request, in a process that user code forked, as the standard library's ForkingMixIn does.
 
         The parent counts them as handed over.
         """
-        self._current.lane = None
+        self._current.clear()
         self.contexts.forget()
 
     def all_free(self, held: Lane | None = None) -> bool:
@@ -166,7 +155,10 @@ class Lanes:
 
     def in_get_request(self) -> bool:
         """Return True if this thread is in a call of `get_request()`, and not in a handler."""
-        return self._accepts == threading.get_ident() and any(lane[STATE] == ACCEPTING for lane in self._all)
+        thread = get_ident()
+        if (lane := self.of_threads.get(thread)) is not None:
+            return lane[STATE] == ACCEPTING
+        return self._accepts == thread and any(lane[STATE] == ACCEPTING for lane in self._all)
 
     def may_have_requests(self) -> bool:
         """Return True if a request is in hand, or where the program may have some in its own hands."""
@@ -214,11 +206,14 @@ class Lanes:
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
         self.begin(lane, request, client_address, now_ns)
-        current = self._current
+        if self.accepted is not None:
+            self.accepted()
+            return self._process_here(server, lane, place, request, client_address)
+        current, thread = self._current, get_ident()
         if self.elsewhere:
             self._begin_to_pass_on(server, lane, place)
         else:
-            current.lane = lane
+            current[thread] = lane
         try:
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
@@ -239,12 +234,29 @@ class Lanes:
             if self.elsewhere:
                 self._end_passing_on(server)
             else:
-                if current.lane is not None:
+                if current.pop(thread, None) is not None:
                     self._end(lane, HANDED_OVER)
                     self.handed_over.note(place)
                 lane[STATE] = IDLE
-                current.lane = None
         return REQUEST
+
+    def _process_here(self, server: Any, lane: Lane, place: Place | None, *request: Any) -> Accepted:
+        self._current[get_ident()] = lane
+        try:
+            if server.verify_request(*request):
+                server.process_request_thread(*request)
+            else:
+                self._count(REJECTED)
+                server.shutdown_request(request[0])
+        finally:
+            self._leave_it(lane, place)
+            lane[STATE] = IDLE
+        return REQUEST
+
+    def _leave_it(self, lane: Lane, place: Place | None) -> None:
+        if self._current.pop(get_ident(), None) is not None:
+            self._end(lane, HANDED_OVER)
+            self.handed_over.note(place)
 
     def got_none(self, lane: Lane, exc: BaseException) -> Accepted:
         """Return what it means that `get_request()` raised this, or raise it."""
@@ -290,7 +302,7 @@ class Lanes:
 
     def _count(self, outcome: int) -> None:
         """Count this thread's request, unless it is counted already."""
-        lane, self._current.lane = self._current.lane, None
+        lane = self._current.pop(get_ident(), None)
         if lane is not None:
             self._end(lane, outcome)
         elif (context := self.contexts.claim_own()) is not None:
@@ -307,10 +319,9 @@ class Lanes:
             nonlocal finish, noted
             if cls.finish_request is not noted and not own:  # the program has put another one into its class since
                 finish, noted = of_class(server, FINISH), cls.finish_request
-            lane = current.lane
+            lane = current.pop(get_ident(), None)
             if lane is None:
                 return self._finish_in_its_own_way(finish_request, finish, request, client_address, *more, **named)
-            current.lane = None
             try:
                 result = finish(request, client_address, *more, **named)
             except BaseException as exc:
@@ -328,9 +339,8 @@ class Lanes:
 
     def _finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a request in a thread that has no lane: the request's own where it has one, else uncounted."""
-        context = self.contexts.claim(request)
-        if context is not None:
-            self._current.lane = context.lane
+        if (context := self.contexts.claim(request)) is not None:
+            self._current[get_ident()] = context.lane
             try:
                 return counted(request, *more, **named)
             finally:
@@ -339,10 +349,11 @@ class Lanes:
             return finish(request, *more, **named)
 
     def _carry(self, context: Context | None, *args: Any, **kwargs: Any) -> Any:
-        """Process a request in this thread, on the lane that has come along with it; give that back at the end."""
+        """Process a request in this thread, on the lane that has come along with it; then give that back."""
         assert self._body is not None
         forked = self.forked
-        self._current.lane = None if context is None else context.lane
+        if context is not None:
+            self._current[get_ident()] = context.lane
         try:
             result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
@@ -350,9 +361,7 @@ class Lanes:
             return result
         finally:
             if context is not None:
-                if self._current.lane is not None:
-                    self._count(HANDED_OVER)
-                    self.handed_over.note(context.place)
+                self._leave_it(*context)
                 self.give_back(context.lane)
 
 

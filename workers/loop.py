@@ -32,6 +32,7 @@ from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .straight import way_of
 from .terms import WorkerTerms
+from .thread_pool import LOOK_EVERY_NS, ThreadPool, can_stay
 from .waiters import go_to_the_back, wait_for
 from .wakeup import Wakeup
 
@@ -39,7 +40,6 @@ HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request hande
 DATAGRAMS_AT_ONCE = 16  # received without a wait in between
 TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
 MOST_EVENTS = 8  # of one wait: the default is 12 kB
-LOOK_EVERY_NS = 100_000_000  # memory is checked at most this often
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -63,6 +63,7 @@ class Worker:
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
         )  # fmt: skip
+        self._threads: ThreadPool | None = None  # where they stay
         self._waits = True  # for the listener; False where the kernel had no memory for it
         self._in_hand = InHand()
         self._epoll = select.epoll()
@@ -106,6 +107,8 @@ class Worker:
             for _, error in import_lazy():
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
+        if self.terms.elsewhere and can_stay(self.server):
+            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake)
         handshake.in_its_lane(self.server)
         strays.end_in_hooks(self.server, lambda: self.lanes.forked)
         self.lanes.bind(self.server)
@@ -120,7 +123,7 @@ class Worker:
     def _live(self) -> int:
         """Serve and drain, then end as Python does, even if something raised. Return the exit status."""
         try:
-            self._serve()
+            self._serve() if self._threads is None else self._serve_in_threads(self._threads)
             self._drain()
             status = 0
         except BaseException as exc:
@@ -143,6 +146,8 @@ class Worker:
             strays.end(exc)
         status = note_failure(self.birth, self._descriptors.told(exc))
         self.draining = True
+        if self._threads is not None:
+            self._threads.tell_to_leave()
         with contextlib.suppress(Exception):
             self._close_listener()
         self.terms.nudge()
@@ -265,6 +270,23 @@ class Worker:
                     lanes.give_back(lane)
                 return
 
+    def _serve_in_threads(self, threads: ThreadPool) -> None:
+        """Have the threads serve, and see to them. When told to leave, tell them."""
+        for fd in (self._wakeup.fileno(), self.master.fileno()):
+            self._epoll.unregister(fd)
+        threads.open(self._usage.limits.max_requests or 0, self._wakeup.write_fileno())
+        while not self.draining:
+            at_most_ms = threads.see_to()
+            if threads.short:
+                threads.short = False
+                self._pause()
+            else:
+                self._rest(at_most_ms)
+                self._usage.served = threads.served
+                self._look(monotonic_ns())
+            threads.go_to_the_back()  # the master may have woken us, since one waits and we have nothing to do
+        threads.tell_to_leave()
+
     def _go_to_the_back(self) -> None:
         """Let other workers have the next requests. Called between the accept and the start of the thread: a client
         that is quickly answered and comes again must not find us in front."""
@@ -349,5 +371,7 @@ class Worker:
             self._rest(self.lanes.contexts.patience_ms)
         while not self.lanes.handed_over.all_finished():
             self._rest(HANDED_OVER_LOOK_MS)
+        if self._threads is not None:
+            self._threads.join()
         self._drain_hook.wait()
         self.terms.nudge()

@@ -5,24 +5,30 @@ and passes over those that are not waiting at the moment. A worker that serves b
 cache stays warm. With threads it would take every request, since it waits again at once.
 """
 
-import contextlib
 import select
 
+AT_ANY_TIME = select.EPOLLIN | select.EPOLLEXCLUSIVE
+AT_EACH_CHANGE = AT_ANY_TIME | select.EPOLLET  # wakes one thread; at any time, one would wake the next in vain
 
-def wait_for(epoll: select.epoll, listener: int) -> None:
+
+def wait_for(epoll: select.epoll, listener: int, when: int = AT_ANY_TIME) -> None:
     """Become the last of those that wait for it. Raises OSError. What is queued already ends the next wait."""
-    epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    epoll.register(listener, when)
 
 
-def go_to_the_back(epoll: select.epoll, listener: int) -> bool:
+def go_to_the_back(epoll: select.epoll, listener: int, when: int = AT_ANY_TIME) -> bool:
     """Let the others go first from now on: of 60 slow requests each of four workers gets 15, and not one of them 60.
 
     Return False if the kernel has no memory for it; then this process does not wait for the listener at all.
     """
-    with contextlib.suppress(OSError):  # it was refused before, or the listener has been closed
-        epoll.unregister(listener)
     try:
-        wait_for(epoll, listener)
-    except OSError:
+        epoll.unregister(listener)
+    except (OSError, ValueError):  # it was refused before, or the listener has been closed
+        pass
+    try:
+        wait_for(epoll, listener, when)
+    except FileExistsError:  # another thread was faster
+        pass
+    except (OSError, ValueError):
         return False
     return True

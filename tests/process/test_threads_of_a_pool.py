@@ -1,9 +1,15 @@
-"""The threads of a pool's workers: how many there may be, and that requests are shared out among the workers."""
+"""The threads of a pool's workers: how many there may be, that requests are shared out among the workers, and that a
+thread that stays is none that anybody could tell from a new one."""
 
+import ast
 import contextlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from tests.support.clients.connections import ask
 from tests.support.programs.service import Service, script
 
 
@@ -44,3 +50,35 @@ def test_shared_out_where_the_pool_grows(tmp_path: Path) -> None:
         pids += [held.enter_context(service.hold()).pid for _ in range(7)]
         assert Counter(pids) == dict.fromkeys(set(pids), 3)
         assert service.statistics()["spawned"] == 4
+
+
+LEFT = [b"nothing", b"attribute", b"name", b"profile", b"exit", b"nothing", b"nothing"]
+FRESH = {
+    "local": "nothing", "initialised": "made", "variable": "nothing", "precision": 28, "attribute": "nothing",
+    "name": "Thread-N (process_request_thread)", "daemon": False, "main": False, "profile": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hooks", "mixin"),
+    [
+        ("Hooks", "ThreadingTCPServer"), ("Hooks", "socketserver.ThreadingTCPServer"),
+        ("Wrapped", "ThreadingTCPServer"), ("Plain", "ThreadingTCPServer"),
+    ],
+)  # fmt: skip
+def test_each_request_finds_a_new_thread(hooks: str, mixin: str, tmp_path: Path) -> None:
+    """Whatever those before it have left, in threading.local, context variables, or their thread's attributes: so
+    without a pool, where each has a thread of its own, and so in a pool, where threads stay. Values end with the
+    request. No thread is there in worker_stopping()."""
+    definitions = f"import socketserver\nfrom tests.process.programs.threads import Handler, {hooks} as Hooks"
+    bases = mixin if hooks == "Plain" else f"PreForkingMixIn, {mixin}"
+    settings: dict[str, Any] = {} if hooks == "Plain" else {"max_children": 1, "max_threads": 2}
+    with Service(tmp_path, script(definitions, bases=bases, **settings)) as service:
+        service.wait("listening")
+        answers = [ask(service.address, each) for each in LEFT]
+        assert [ast.literal_eval(each.decode()) for each in answers if each] == [FRESH] * (len(LEFT) - 1)
+        service.wait_each("connection closed", len(LEFT))
+    ended = service.wait("ended")
+    assert (ended["completed"], ended["failed"], ended["lost"]) == (len(LEFT) - 1, 1, 0)
+    if hooks != "Plain":
+        assert service.wait("threads")["names"] == ["MainThread"]

@@ -1,0 +1,181 @@
+"""The threads of a worker, which stay: each waits for a request, accepts it, serves it, and waits for the next.
+
+    started, with a lane ─▶ waits ─▶ accepts ─▶ process_request_thread() ─▶ its state is put back ─▶ waits …
+                              │                                                  │ if that is not possible
+                              └─ told to leave, or idle for IDLE_S ─▶ ends ◀─────┘
+
+All wait in one epoll, and the kernel wakes one of them, the last that has begun to wait: no thread is started for a
+request, and none is woken by another. Runs in a worker, where no hook of the program's comes before the thread: those
+run in the main thread, which then starts a thread for each request. Owns the threads, and has the worker's epoll for
+its own. The main thread starts them, one ahead of need, and hears what the master says.
+"""
+
+import contextlib
+import logging
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from time import monotonic, monotonic_ns
+from typing import Any
+
+from prefork.metrics.log_events import LogEvent, event
+
+from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST
+from .bootstrap import leave
+from .contexts import Lane
+from .definitions import is_the_programs
+from .lanes import Lanes
+from .thread_body import THREAD_BODY
+from .thread_state import context_of_threads, state_of_thread
+from .waiters import AT_EACH_CHANGE, go_to_the_back
+
+log = logging.getLogger("prefork.server")
+
+IN_THE_MAIN_THREAD = ("get_request", "verify_request", "process_request")
+IDLE_S = 10.0  # after which a thread leaves, while another one waits
+LOOK_EVERY_NS = 100_000_000  # the main thread checks its limits at most this often
+
+
+def can_stay(server: Any) -> bool:
+    """Return True if requests of this server may be accepted by any thread: no hook of the program's sees it."""
+    return hasattr(server, THREAD_BODY) and not any(is_the_programs(server, name) for name in IN_THE_MAIN_THREAD)
+
+
+class ThreadPool:
+    """The threads of one worker. For its main thread; `wake` ends that one's wait, and then it calls `see_to()`."""
+
+    def __init__(self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None]) -> None:
+        self.served = 0
+        self.short = False  # of descriptors or memory: the listener has to be left alone for a while
+        self._server = server
+        self._listener: int = server.fileno()
+        self._lanes = lanes
+        self._epoll = epoll
+        self._wake = wake
+        self._context = context_of_threads()
+        lanes.accepted, lanes.elsewhere = self._accepted, False
+        self._numbers = count(1)
+        self._most = 0  # requests, after which the main thread is woken
+        self._next_look_ns = 0
+        self._full = False  # no lane is free for one more thread
+        self._leaving = False
+        self._always_ready = -1
+        self._threads: set[threading.Thread] = set()
+        self._waiting: set[threading.Thread] = set()
+        self._ended: deque[threading.Thread] = deque()
+        self._said_at = NEVER_S
+
+    def open(self, most: int, always_ready: int) -> None:
+        """Wait for the listener. `always_ready` is a descriptor that can always be written; `most` see above."""
+        self._most = most
+        self._always_ready = always_ready
+        self._epoll.register(always_ready, 0)
+        self.go_to_the_back()
+
+    def go_to_the_back(self) -> None:
+        """Let other workers have the next requests. What is queued already wakes one of ours that waits."""
+        if not go_to_the_back(self._epoll, self._listener, AT_EACH_CHANGE):
+            self.short = True
+            self._wake()
+
+    def see_to(self) -> float | None:
+        """Start a thread if none waits. Return the milliseconds after which to call this again, if nothing happens."""
+        while self._ended:
+            self._threads.discard(self._ended.popleft())
+        self._full = False
+        while not self._waiting:
+            lane = self._lanes.take()
+            if lane is None:
+                self._full = True
+                return None
+            if not self._start(lane):
+                return ACCEPT_PAUSE * 1000
+        return None
+
+    def _start(self, lane: Lane) -> bool:
+        daemon = self._server.daemon_threads
+        thread = threading.Thread(target=self.process_request_thread, args=(lane,), daemon=daemon)
+        self._threads.add(thread)
+        self._waiting.add(thread)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as exc:
+            self._threads.discard(thread)
+            self._waiting.discard(thread)
+            self._lanes.give_back(lane)
+            if monotonic() - self._said_at >= ACCEPT_SAID_EVERY_S:
+                self._said_at = monotonic()
+                log.error("could not start a thread for requests: %s", exc, extra=event(LogEvent.THREAD_REFUSED))
+            return False
+        return True
+
+    def tell_to_leave(self) -> None:
+        """Have each thread end when it has no request in hand. The last that waits tries to accept once more."""
+        self._leaving = True
+        with contextlib.suppress(OSError, ValueError):  # the program has closed our descriptors
+            self._epoll.modify(self._always_ready, select.EPOLLOUT)
+
+    def join(self) -> None:
+        """Wait until all have ended. Call it when every lane is free."""
+        for thread in list(self._threads):
+            thread.join()
+
+    # In the threads.
+
+    def process_request_thread(self, lane: Lane) -> None:
+        """Serve one request after another. Threads are named after this."""
+        thread = threading.current_thread()
+        self._lanes.of_threads[threading.get_ident()] = lane
+        try:
+            self._serve(thread, lane)
+        finally:
+            del self._lanes.of_threads[threading.get_ident()]
+            self._waiting.discard(thread)
+            self._ended.append(thread)
+            self._lanes.give_back(lane)
+            if not self._waiting:
+                self._wake()
+
+    def _serve(self, thread: threading.Thread, lane: Lane) -> None:
+        wait, waiting, listener = self._epoll.poll, self._waiting, self._listener
+        server, lanes, new_context = self._server, self._lanes, self._context.copy
+        put_back = state_of_thread()
+        leaving = False
+        while not leaving:
+            waiting.add(thread)
+            ready = wait(IDLE_S if len(waiting) > 1 else None, 1)
+            waiting.discard(thread)
+            leaving = self._leaving
+            if not ready or ready[0][0] != listener:
+                if waiting:  # where each that leaves is missing by now: of several at once, the last one does not
+                    return
+                if not leaving:
+                    continue
+            now_ns = monotonic_ns()
+            outcome = new_context().run(lanes.serve_one, server, lane, now_ns)
+            if lanes.forked:
+                leave(0)
+            if outcome is REQUEST:
+                leaving = leaving or self._leaving or not put_back()
+            elif outcome is NO_RESOURCES:
+                self._leave_alone()
+            else:
+                self.go_to_the_back()
+            if now_ns >= self._next_look_ns:
+                self._next_look_ns = now_ns + LOOK_EVERY_NS
+                self._wake()
+
+    def _accepted(self) -> None:
+        """Called between an accept and its handler."""
+        self.go_to_the_back()
+        self.served = served = next(self._numbers)
+        if not (self._waiting or self._full) or served == self._most:
+            self._wake()
+
+    def _leave_alone(self) -> None:
+        with contextlib.suppress(OSError):
+            self._epoll.unregister(self._listener)
+        self.short = True
+        self._wake()
