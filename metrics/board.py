@@ -13,10 +13,9 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from enum import IntEnum
 from time import monotonic_ns
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .application.region import FOLDED_BYTES, Folded, Glance, Region
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure
@@ -111,8 +110,7 @@ def control_requests(command: ControlCommand, result: ControlResult) -> int:
     return CONTROL_REQUESTS + command * len(ControlResult) + result
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(NamedTuple):
     """The work of a service, so far and at this moment. Immutable; every number covers all processes, dead and live.
 
     `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, except for requests that
@@ -134,14 +132,13 @@ class Statistics:
     words_rejected: int = 0
     log_dropped: int = 0
     generation: int = 0  # the one in service
-    reloads: dict[str, int] = field(default_factory=dict)  # by result: ok, failed
-    workers: dict[str, int] = field(default_factory=dict)
-    exits: dict[str, int] = field(default_factory=dict)
-    accept_errors: dict[str, int] = field(default_factory=dict)
+    reloads: dict[str, int] = {}  # by result: ok, failed
+    workers: dict[str, int] = {}
+    exits: dict[str, int] = {}
+    accept_errors: dict[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Live:
+class Live(NamedTuple):
     """One live slot, at the moment of reading."""
 
     role: ChildKind
@@ -149,8 +146,7 @@ class Live:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """The board and every live slot at one moment. Plain numbers, from which statistics and metrics are computed."""
 
     words: list[int]  # of the board, without the table

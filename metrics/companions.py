@@ -9,8 +9,8 @@ those are in the heap of who reads.
 import mmap
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import time_ns
+from typing import NamedTuple
 
 from .scoreboard import mapped, sealed_memory
 
@@ -27,8 +27,7 @@ ROW_BYTES = mmap.ALLOCATIONGRANULARITY
 TABLE_BYTES = ROWS_MAX * ROW_BYTES  # of which only what is written takes memory
 
 
-@dataclass(frozen=True, slots=True)
-class CompanionCounts:
+class CompanionCounts(NamedTuple):
     """A row at one moment. `interval`, in seconds, is that of a periodic job."""
 
     name: str

@@ -9,9 +9,10 @@ from enum import IntEnum
 class Fact(IntEnum):
     """A member of a closed list: `value` in shared memory, `label` for logs, statistics and Prometheus."""
 
-    @property
-    def label(self) -> str:
-        return self.name.lower()
+    label: str
+
+    def __init__(self, _value: int) -> None:
+        self.label = self._name_.lower()
 
 
 class Activity(Fact):

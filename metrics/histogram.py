@@ -5,21 +5,19 @@ that an observation writes only two words; the collector adds them up.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass, field
 
 NS = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
 class Histogram:
     """The place of a histogram of durations in its view, and its upper bounds in nanoseconds."""
 
-    start: int
-    bounds_ns: tuple[int, ...]
-    end: int = field(init=False)  # computed once: every request needs it
+    __slots__ = ("bounds_ns", "end", "start")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "end", self.start + self.words)
+    def __init__(self, start: int, bounds_ns: tuple[int, ...]) -> None:
+        self.start = start
+        self.bounds_ns = bounds_ns
+        self.end = start + self.words  # computed once: every request needs it
 
     @property
     def words(self) -> int:

@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -33,13 +32,13 @@ class HeldUp(BaseException):
     """The call took too long. No Exception: the handlers of logging catch all of these."""
 
 
-@dataclass(slots=True)
 class _LeftOut:
     """A handler that gets nothing until `until`, nor as long as its stream takes nothing; and what it has missed."""
 
-    handler: logging.Handler
-    until: float = 0.0
-    missed: int = 0
+    def __init__(self, handler: logging.Handler, until: float = 0.0) -> None:
+        self.handler = handler
+        self.until = until
+        self.missed = 0
 
 
 _limit: Limit | None = None  # raises HeldUp in a block that takes longer; None: handlers may take their time

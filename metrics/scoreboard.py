@@ -14,14 +14,12 @@ possible values, and rejects and counts impossible ones. Longer than most files:
 """
 
 import contextlib
-import copy
 import ctypes
 import fcntl
 import mmap
 import os
 import sys
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from .application.region import Region
 from .facts import AcceptError, Activity, ExitReason
@@ -198,8 +196,8 @@ class Slot:
 
     def part(self, first: int, lanes: int) -> Self:
         """Return a view of some of its lanes, which is not to be closed."""
-        part = copy.copy(self)
-        part.first, part.lanes = first, lanes
+        part = self.__new__(type(self))
+        vars(part).update(vars(self), first=first, lanes=lanes)
         return part
 
     def close(self) -> None:
@@ -262,8 +260,7 @@ class Stacks:
         return text.replace(b"\0", b"").decode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """A child's report about itself and the state of its lanes, at one moment, with every word checked."""
 
     ready: bool

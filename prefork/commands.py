@@ -5,8 +5,8 @@ add a command. Must not carry out anything. The verbs are those of `prefork ctl`
 """
 
 import signal
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from .logs import LEVELS
 
@@ -29,8 +29,7 @@ class Command(Enum):
     VERSION = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(NamedTuple):
     """The argument of a verb: one word of a list, a whole number, or else the name of something."""
 
     name: str
@@ -42,8 +41,7 @@ class Argument:
     at_most: int = WORKERS_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A command, with a signal, a verb, or both."""
 
     command: Command

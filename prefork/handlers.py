@@ -5,9 +5,9 @@ Owns the files that a handler reads and writes. Must not close the connection it
 https://docs.python.org/3/library/socketserver.html#request-handler-objects
 """
 
-import inspect
 import io
 import socket
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
 from prefork.workers.socket_files import open_rfile
@@ -106,8 +106,8 @@ class DatagramRequestHandler(BaseRequestHandler):
 def _refuse_what_did_not_run(handler: BaseRequestHandler, ran: object) -> None:
     """Raise TypeError for a `handle()` that is async or a generator. A server refuses such a class before it is bound;
     this one was made by a function, into which nobody can look."""
-    if inspect.iscoroutine(ran) or inspect.isgenerator(ran) or inspect.isasyncgen(ran):
-        if not inspect.isasyncgen(ran):
+    if isinstance(ran, CoroutineType | GeneratorType | AsyncGeneratorType):
+        if not isinstance(ran, AsyncGeneratorType):
             ran.close()
         raise TypeError(f"{type(handler).__qualname__}.handle() {why_not_run(type(handler).handle)}")
 

@@ -6,6 +6,7 @@ restore all of that when it ends.
 """
 
 import contextlib
+import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -278,6 +279,8 @@ class Preforked(Accompanied, Listened):
         """Run a worker in its new process. Return its exit status."""
         assert self.supervisor is not None
         server = self.server
+        if server.gc_freeze:
+            gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
         self.take_slot(number)

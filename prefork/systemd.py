@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.identity import lost
@@ -29,16 +29,14 @@ VARIABLES = (  # sd_listen_fds(3), where LISTEN_PIDFDID is the pidfs inode of LI
 STORED = "prefork "  # prefix of the names of our listeners that the manager stores
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(NamedTuple):
     """A socket that the manager passed."""
 
     fd: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """Everything that the environment said. `refusal` is the reason why no sockets are ours."""
 
     passed: tuple[Passed, ...] = ()
@@ -131,7 +129,7 @@ def given() -> Given:
     if _given is None:
         _given = take(os.environ, os.getpid())
         if _only is not None:
-            _given = replace(_given, passed=tuple(each for each in _given.passed if each.fd in _only))
+            _given = _given._replace(passed=tuple(each for each in _given.passed if each.fd in _only))
         for passed in _given.passed:
             with contextlib.suppress(OSError):  # a bad descriptor is reported to the caller that uses it
                 os.set_inheritable(passed.fd, False)

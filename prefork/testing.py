@@ -23,7 +23,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
 from time import monotonic
 from typing import Any
 
@@ -237,7 +236,7 @@ class _Answering:
         with contextlib.suppress(BlockingIOError):
             asked = os.read(self._pipes.life_read, 64)
             for _ in asked:
-                self._say("statistics", asdict(self._server.statistics()))
+                self._say("statistics", self._server.statistics()._asdict())
             if not asked:
                 pool_of(self._server).unwatch(self._pipes.life_read)
                 self._pipes.life_read = -1

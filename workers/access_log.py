@@ -7,9 +7,8 @@ metrics. Reports only requests that ended here; the master reports those that di
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic_ns
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
@@ -31,8 +30,7 @@ _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quo
 _Begun = tuple[int, int | None, Any, str | None, int | None, Callable[[], Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class LogContext:
+class LogContext(NamedTuple):
     """The fields that are the same in every record of a worker, and how to write a client's address."""
 
     listener: str

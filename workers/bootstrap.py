@@ -11,8 +11,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.loggers import be_patient
@@ -28,8 +27,7 @@ CRASHED = 1  # exit status of a child that ended with an exception
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Birth:
+class Birth(NamedTuple):
     """The things that the master hands to a child at the fork."""
 
     slot: Slot

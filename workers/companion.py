@@ -14,10 +14,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.application.values import begin
 from prefork.metrics.companions import (
@@ -48,8 +47,7 @@ log = logging.getLogger("prefork.server")
 KEEP_UP_EVERY_S = 60.0  # in a wait without an end: else a log file that was renamed would be kept for as long
 
 
-@dataclass(frozen=True, slots=True)
-class CompanionTerms:
+class CompanionTerms(NamedTuple):
     """The terms that the master passes on to a companion. `interval` and `timeout`, in seconds, are those of a periodic
     job."""
 

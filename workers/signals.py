@@ -187,7 +187,7 @@ class Signals:
         """Install these handlers, and the wake-up descriptor that ends a wait when a signal arrives."""
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup.write_fileno(), warn_on_full_buffer=False)
         for signum, handler in handlers.items():
-            self._before[signum] = signal.signal(signum, handler)
+            self._before[signum] = _signal.signal(signum, handler)
             self._ours[signum] = handler
 
     def keep(self) -> None:
@@ -264,11 +264,11 @@ class Signals:
             if (wrapper := self._wrappers.pop(signum, None)) is not None and _signal.getsignal(signum) is not wrapper:
                 continue  # the program has another handler by now
             # None: the handler was not installed from Python, so Python cannot restore it either.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            _signal.signal(signum, handler if callable(handler) else int(handler or _DEFAULT))
         if self._wakeup_before is not None:
             signal.set_wakeup_fd(self._wakeup_before)
             self._wakeup_before = None
-        signal.pthread_sigmask(signal.SIG_BLOCK, then_block)
+        _signal.pthread_sigmask(signal.SIG_BLOCK, then_block)
 
     def close(self) -> None:
         """Block every signal, restore the dispositions and close the wake-up. For a process that is about to end."""

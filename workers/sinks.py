@@ -15,9 +15,8 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, MutableSequence, Sequence
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.loggers import sigpipe_kills, without_sigpipe
@@ -143,8 +142,7 @@ class Sink:
         return Opened(fd, os.write, PIPE_BUF if stat.S_ISFIFO(found.st_mode) else 1 << 30, True, not regular)
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(NamedTuple):
     """Descriptors that the sinks of a log file share, in all processes and in the next image of the master."""
 
     page: int

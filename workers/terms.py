@@ -4,15 +4,14 @@ Made by the master before the fork, read in the worker. Holds values and callbac
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .accepting import GetRequest
 from .access_log import AccessLog
 from .limits import WorkerLimits
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerTerms:
+class WorkerTerms(NamedTuple):
     """The pool's settings that a worker needs, passed on by the master."""
 
     limits: WorkerLimits

@@ -5,6 +5,7 @@ elsewhere, before it calls `wake()`. Used in every process that has a loop. Must
 may use it too.
 """
 
+import _signal  # type: ignore[import-not-found]  # `signal` would make enums of the result
 import contextlib
 import signal
 import socket
@@ -81,7 +82,7 @@ class Wakeup:
         # This call checks for pending signals. Since CPython 3.13 nothing else does in a process that was forked by a
         # thread other than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is
         # set on a thread that no longer exists.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        _signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def close(self) -> None:
         """Close both descriptors; that of the write end only once no `wake()` is under way.

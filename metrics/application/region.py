@@ -25,7 +25,6 @@ import threading
 from array import array
 from binascii import crc32
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from math import isfinite
 from typing import NamedTuple
@@ -151,8 +150,7 @@ class Writer:
             self._places[number, key] = value_at
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The contents of a region at one moment, with every word checked."""
 
     cells: list[tuple[Series, float, float]]  # value and second
@@ -160,8 +158,7 @@ class Reading:
     rejected: int  # impossible words
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(NamedTuple):
     """A region at one moment. Taking it is quick; the slower reading can follow later."""
 
     region: "Region"

@@ -8,7 +8,6 @@ no strings.
 import json
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import fsum, inf, isfinite, nextafter
 from weakref import WeakValueDictionary
@@ -46,18 +45,17 @@ def encode(parts: Iterable[str]) -> bytes:
     return json.dumps(list(parts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Family:
-    """One metric of the user's. Its help text is the first one read."""
+    """One metric of the user's. Its help text is the first one read. `mode` is that of a gauge."""
 
-    kind: str
-    mode: str  # of a gauge
-    name: str
-    help: str
-    labelnames: tuple[str, ...]
-    rule: Rule
-    key: bytes
-    known: "WeakValueDictionary[bytes, Series]" = field(default_factory=WeakValueDictionary)  # its series, by key
+    __slots__ = ("__weakref__", "help", "key", "kind", "known", "labelnames", "mode", "name", "rule")
+
+    def __init__(
+        self, kind: str, mode: str, name: str, help: str, labelnames: tuple[str, ...], rule: Rule, key: bytes
+    ) -> None:
+        self.kind, self.mode, self.name, self.help = kind, mode, name, help
+        self.labelnames, self.rule, self.key = labelnames, rule, key
+        self.known: WeakValueDictionary[bytes, Series] = WeakValueDictionary()  # its series, by key
 
     @property
     def live(self) -> bool:
@@ -65,14 +63,13 @@ class Family:
         return self.mode.startswith("live")
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Series:
     """One time series, or one bucket of one."""
 
-    family: Family
-    suffix: str
-    labelvalues: tuple[str, ...]
-    key: bytes
+    __slots__ = ("__weakref__", "family", "key", "labelvalues", "suffix")
+
+    def __init__(self, family: Family, suffix: str, labelvalues: tuple[str, ...], key: bytes) -> None:
+        self.family, self.suffix, self.labelvalues, self.key = family, suffix, labelvalues, key
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -7,8 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.workers.definitions import definer
 
@@ -44,8 +43,7 @@ _EXAMPLES = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
-class EffectiveSetting:
+class EffectiveSetting(NamedTuple):
     field: Field
     value: Any
     kind: str

@@ -7,8 +7,7 @@ variables and file keys come from one list. Must not serve. Runs in the process 
 import argparse
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from .. import logs
 from ..errors import ConfigError
@@ -91,8 +90,7 @@ class Launch:
     ] = False  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
+class LaunchPlan(NamedTuple):
     """A parsed command line with all its settings. Nothing of the program has been imported yet."""
 
     found: Mapping[str, Found]

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import PreforkError, UserCodeError, nearest
 from ..logs import complain
@@ -20,8 +20,7 @@ from .pages import Parser, Section, Subcommand, columns, unusable
 __all__ = ["SUBCOMMAND_TABLE", "SubcommandRow", "main"]
 
 
-@dataclass(frozen=True, slots=True)
-class SubcommandRow:
+class SubcommandRow(NamedTuple):
     """A command. Its module in this package has a `Subcommand` of the same name in capitals."""
 
     name: str

@@ -6,13 +6,12 @@ command line.
 """
 
 import argparse
+import os
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ConfigError, nearest
 
@@ -21,8 +20,7 @@ __all__ = ["Parser", "Section", "Subcommand", "columns", "unusable"]
 TERM_COLUMNS = 24  # in a two-column section, including the indent
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A section of a page after the options: rows of (term, meaning), or paragraphs of text."""
 
     title: str
@@ -35,8 +33,7 @@ class Section:
         return f"{self.title}:\n" + "\n".join(_row(term, meaning, width) for term, meaning in self.body)
 
 
-@dataclass(frozen=True, slots=True)
-class Subcommand:
+class Subcommand(NamedTuple):
     """One command: its arguments, its function, and the text of its page.
 
     `run` gets the parsed arguments and returns the exit status. A PreforkError that it raises is printed by main.py.
@@ -52,7 +49,11 @@ class Subcommand:
 
 def columns() -> int:
     """Return the width of a page."""
-    return min(shutil.get_terminal_size().columns, 80) - 2
+    try:  # as shutil does it, which loads every format of archives
+        found = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(1).columns
+    except (ValueError, OSError):
+        found = 0
+    return min(found or 80, 80) - 2
 
 
 def unusable(reason: str) -> ConfigError:

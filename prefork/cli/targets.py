@@ -13,13 +13,12 @@ the master. Mistakes raise ConfigError; an exception in the user's own code rais
 import contextlib
 import errno
 import importlib
-import inspect
 import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
@@ -28,6 +27,9 @@ from ..pool import PreForkingMixIn, pool_of
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
 from ..sockets.addresses import Address, Kind, address_text, parse_address
+
+if TYPE_CHECKING:
+    from inspect import Signature
 
 __all__ = ["Server", "Target", "applies", "build", "holder", "load"]
 
@@ -210,7 +212,7 @@ def _chooses_family(bases: tuple[type, ...], address: Address) -> bool:
 
 def _callable_with(target: Target, function: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Return `function` if it takes `count` arguments: (address), or (address, handler class)."""
-    signature = inspect.signature(function)
+    signature = _signature(function)
     try:
         signature.bind(*[None] * count)
     except TypeError:
@@ -226,7 +228,13 @@ def _callable_with(target: Target, function: Callable[..., Any], count: int) -> 
     return function
 
 
-def _lacks_handler(function: Callable[..., Any], signature: inspect.Signature) -> bool:
+def _signature(function: Callable[..., Any]) -> "Signature":
+    import inspect  # 3 ms, and for what is no handler only
+
+    return inspect.signature(function)
+
+
+def _lacks_handler(function: Callable[..., Any], signature: "Signature") -> bool:
     """Return True if this is a server class that could be called if it had a `RequestHandlerClass`."""
     if not isinstance(function, type) or hasattr(function, "RequestHandlerClass"):
         return False
@@ -237,7 +245,7 @@ def _lacks_handler(function: Callable[..., Any], signature: inspect.Signature) -
     return second == "RequestHandlerClass"
 
 
-def _two_lines(name: str, signature: inspect.Signature) -> str:
+def _two_lines(name: str, signature: "Signature") -> str:
     """Return the function to write: it calls the class, or the other function, with all that this needs."""
     needed = [
         each.name if each.kind is not each.KEYWORD_ONLY else f"{each.name}=…"
@@ -259,7 +267,7 @@ def _at_its_address(target: Target, server: Server, address: Address | None) -> 
     module = target.text.partition(":")[0]
     reason = f"it binds {address_text(bound)}; write a function that takes the address, and serve {module}:make"
     error = target.refused(reason, address)
-    error.add_note(_two_lines(getattr(target.found, "__name__", "Server"), inspect.signature(target.found)))
+    error.add_note(_two_lines(getattr(target.found, "__name__", "Server"), _signature(target.found)))
     raise error
 
 
@@ -279,7 +287,7 @@ def _hosts(host: str) -> set[Any]:
 
 
 def _from_factory(target: Target, factory: Callable[..., Any], address: Address | None) -> Server:
-    parameters = inspect.signature(factory).parameters.values()
+    parameters = _signature(factory).parameters.values()
     if address is None:
         if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise target.refused("it takes an address; say --bind HOST:PORT")

@@ -9,8 +9,7 @@ import logging
 import os
 import pwd
 import socket
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.log_events import LogEvent, event
 
@@ -27,8 +26,7 @@ log = logging.getLogger("prefork.supervisor")
 CLIENTS_MAX = 16
 
 
-@dataclass(frozen=True, slots=True)
-class ControlTerms:
+class ControlTerms(NamedTuple):
     """The path of the socket and its permissions. Made from the settings, before anything is bound."""
 
     path: str

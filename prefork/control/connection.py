@@ -5,16 +5,14 @@ and read an answer, within REQUEST_WITHIN_S; while the master works on the answe
 """
 
 import socket
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import protocol
 
 REQUEST_WITHIN_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """The process at the other end (SO_PEERCRED, see unix(7)); `looks_only` if it has read-only access."""
 
     pid: int

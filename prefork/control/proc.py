@@ -6,8 +6,8 @@ up.
 
 import os
 import socket
-from dataclasses import dataclass
 from time import monotonic
+from typing import NamedTuple
 
 from ..sockets.peers import PEERS_MAX, peers_of
 
@@ -15,8 +15,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     cpu_s: float | None = None
     rss: int | None = None
     peers: tuple[str, ...] = ()

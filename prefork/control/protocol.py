@@ -12,8 +12,7 @@ other request gets an error of one sentence. Must not read or write a socket. Ru
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..commands import BY_VERB, Argument, Row
 
@@ -29,8 +28,7 @@ class BadRequest(ValueError):
         self.row = row
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request, completely checked."""
 
     row: Row

@@ -4,8 +4,7 @@ Runs in the master. Every number has its unit in its name; an unknown value must
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.companions import CompanionCounts
@@ -14,8 +13,7 @@ from prefork.metrics.histogram import NS
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, HANDED_OVER, REJECTED
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
+class WorkerFacts(NamedTuple):
     """The master's facts about one worker."""
 
     slot: int
@@ -33,8 +31,7 @@ class WorkerFacts:
     rss: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CompanionFacts:
+class CompanionFacts(NamedTuple):
     """The master's facts about one companion. Without a process, `pid` and what only a process has are None."""
 
     counts: CompanionCounts
@@ -48,8 +45,7 @@ class CompanionFacts:
     private_memory: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceFacts:
+class ServiceFacts(NamedTuple):
     """The service at one moment."""
 
     name: str

@@ -10,7 +10,6 @@ import logging
 import select
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -39,14 +38,14 @@ CONTROL_PAUSE_S = 1.0  # pause after an accept that failed for want of descripto
 WORK_EVERY_S = 0.1
 
 
-@dataclass(slots=True)
 class Session:
     """A connection and the work on its answer."""
 
-    connection: Connection
-    since: float  # when it connected or got its last answer
-    work: Work | None = None
-    place: PlaceInQueue = field(default_factory=PlaceInQueue)
+    def __init__(self, connection: Connection, since: float, place: PlaceInQueue | None = None) -> None:
+        self.connection = connection
+        self.since = since  # when it connected or got its last answer
+        self.work: Work | None = None
+        self.place = place or PlaceInQueue()
 
 
 class ControlServer:

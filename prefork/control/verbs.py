@@ -6,10 +6,9 @@ a sentence of progress or None, and returns the answer.
 
 import logging
 import os
-import platform
 import socket
+import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any
 
@@ -45,11 +44,11 @@ Answer = dict[str, Any]
 Work = Generator[str | None, None, Answer]
 
 
-@dataclass(slots=True)
 class PlaceInQueue:
     """A client's place in the queue of reloads, handed over to the next image. None: it waits for no reload."""
 
-    skip: int | None = None  # the number of results to skip, which are for earlier reloads
+    def __init__(self, skip: int | None = None) -> None:
+        self.skip = skip  # the number of results to skip, which are for earlier reloads
 
 
 class Verbs:
@@ -118,7 +117,7 @@ class Verbs:
         workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
         generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
-            supervisor.service.name, os.getpid(), __version__, platform.python_version(),
+            supervisor.service.name, os.getpid(), __version__, sys.version.split()[0],
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
             self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
             pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,

@@ -9,8 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.board import Board, unannounced
 from prefork.metrics.companions import CompanionTable
@@ -39,8 +38,7 @@ RESTART_MAX_S = 30.0
 HEALTHY_S = 10.0  # an exporter that ran longer is restarted at once
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
+class Exported(NamedTuple):
     """The service whose metrics are exported."""
 
     name: str

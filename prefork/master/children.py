@@ -9,9 +9,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind, Condition, ExitReason
@@ -55,7 +54,6 @@ _CONDITIONS = {
 }
 
 
-@dataclass(slots=True, eq=False)
 class Child:
     """The master's record of one process. Times are in seconds of the supervisor's clock."""
 
@@ -79,7 +77,7 @@ class Child:
     cut_at: float | None = None  # when a request over its time was first seen, or that it is stuck outside one
     cut_for: ExitReason = ExitReason.TIMEOUT  # or STALLED
     cut_tried_ns: int = 0  # `Report.tried_ns` then
-    slow_seen: set[int] = field(default_factory=set)  # started_ns of the slow requests that were logged
+    slow_seen: set[int]  # started_ns of the slow requests that were logged
     stacks_seen: int = 0
     stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log
     stacks_text: str = ""
@@ -89,6 +87,16 @@ class Child:
     report: Report | None = None
     processes: Processes = KERNEL
     name: str = ""  # of a companion
+
+    def __init__(
+        self, serial: int, number: int, kind: ChildKind, generation: int, pid: int, pidfd: int, slot: Slot,
+        stacks: Stacks, reader: SlotReader, started: float, **known: Any,
+    ) -> None:  # fmt: skip
+        """`known`: any of the attributes that have a default."""
+        self.serial, self.number, self.kind, self.generation = serial, number, kind, generation
+        self.pid, self.pidfd, self.slot, self.stacks, self.reader = pid, pidfd, slot, stacks, reader
+        self.started, self.slow_seen = started, set()
+        vars(self).update(known)
 
     def __str__(self) -> str:
         place = f"{'name=' + self.name if self.name else f'slot={self.number}'} gen={self.generation} "
@@ -137,8 +145,7 @@ class Child:
         self.processes.signal(self.pidfd, signum)
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """The end of a child."""
 
     child: Child

@@ -7,7 +7,6 @@ companion starts or leaves: policy does; nor fork, which is the spawner's busine
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prefork.metrics.companions import (
@@ -34,7 +33,6 @@ UNASKED = (None, ExitReason.BOOT_FAILED, ExitReason.EXITED, ExitReason.CRASHED) 
 WELL_S = 10.0  # a companion that ran for longer is well: its back-off begins anew
 
 
-@dataclass(slots=True)
 class BackOff:
     """The moment at which a companion may start. Times are in seconds of the supervisor's clock."""
 

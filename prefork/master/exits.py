@@ -6,7 +6,7 @@ decide what a death means for the pool: that is the supervisor's and policy's bu
 
 import logging
 import signal
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from prefork.metrics.board import SIGNAL_DEATHS, Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason, Outcome
@@ -19,8 +19,7 @@ from .guard import guarded
 log = logging.getLogger("prefork.supervisor")
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """Why a child ended, and its last words. Workers and companions have a reason; other kinds have none."""
 
     reason: ExitReason | None

@@ -10,10 +10,10 @@ import socket
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from math import inf
 from time import monotonic
+from typing import NamedTuple
 
 from prefork.metrics.log_events import LogEvent, event
 
@@ -39,8 +39,7 @@ class Announced(Enum):
     STOPPING = "STOPPING=1"
 
 
-@dataclass(frozen=True, slots=True)
-class NotifyFacts:
+class NotifyFacts(NamedTuple):
     """The service as the supervisor knows it. Times are in seconds."""
 
     phase: Phase

@@ -7,7 +7,6 @@ at its limit does not fill the log.
 """
 
 import logging
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
@@ -18,7 +17,6 @@ FULL_S = 1.0
 OVER_S = 5.0
 
 
-@dataclass(slots=True)
 class Overload:
     """The two states. Times are of the supervisor's clock, in seconds; None: it is not so."""
 
@@ -35,10 +33,12 @@ class Overload:
     @classmethod
     def resumed(cls, packed: dict[str, Any] | None) -> "Overload":
         """Go on with what the previous image has packed, which may be of another version."""
-        return cls(**{name: value for name, value in (packed or {}).items() if name in cls.__dataclass_fields__})
+        overload = cls()
+        vars(overload).update((name, value) for name, value in (packed or {}).items() if name in cls.__annotations__)
+        return overload
 
     def pack(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: getattr(self, name) for name in type(self).__annotations__}
 
     def look(self, queued: bool, waiting: int, dropped: int | None, now: float, *, saturated: bool) -> None:
         """Note a look: `waiting` clients are queued (0 for datagrams), the kernel has `dropped` so many datagrams."""

@@ -19,8 +19,8 @@ The invariants, each with a test of its name (STARTING and READY children count 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
 from enum import Enum, auto
+from typing import NamedTuple
 
 from prefork.metrics.facts import ChildKind, ExitReason
 
@@ -56,8 +56,7 @@ class Phase(Enum):
     STOPPED = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """The settings of the pool, in seconds and processes. `pool` is False for the children of a plain server."""
 
     pool: bool
@@ -82,19 +81,19 @@ class Limits:
     def resized(self, step: int) -> "Limits":
         """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
         low, high = (min(max(1, each + step), self.room) for each in (self.min_children, self.max_children))
-        return replace(self, min_children=low, max_children=high)
+        return self._replace(min_children=low, max_children=high)
 
     def scaled(self, workers: int) -> "Limits":
         """Return limits with `max_children` set to `workers`; `min_children` follows if it was equal or would exceed
         it."""
         low = workers if self.min_children == self.max_children else min(self.min_children, workers)
-        return replace(self, min_children=low, max_children=workers)
+        return self._replace(min_children=low, max_children=workers)
 
 
 # What means nothing to a master that starts no worker.
 FOR_STARTS = {"pool", "max_children", "min_children", "min_spare_children", "max_spare_children", "max_restart_delay",
               "room"}  # fmt: skip
-HANDED_ON = [field.name for field in fields(Limits) if field.name not in FOR_STARTS]
+HANDED_ON = [name for name in Limits._fields if name not in FOR_STARTS]
 
 # For a plain server: it starts its children itself, and they end by themselves.
 NO_POOL = Limits(
@@ -103,8 +102,7 @@ NO_POOL = Limits(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ChildView:
+class ChildView(NamedTuple):
     """A child as policy sees it. Times are in seconds of the supervisor's clock."""
 
     serial: int
@@ -147,8 +145,7 @@ class ChildView:
         return self.lanes - len(self.busy_since)
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
+class Pool(NamedTuple):
     """The state of policy, kept from plan to plan."""
 
     target: int = 0  # how many children should serve
@@ -166,16 +163,14 @@ class Pool:
         return self.boot_deaths > 0
 
 
-@dataclass(frozen=True, slots=True)
-class CompanionView:
+class CompanionView(NamedTuple):
     """A companion that the program declares, and before which time it must not be started."""
 
     name: str
     next_start: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
+class PoolSnapshot(NamedTuple):
     phase: Phase
     phase_since: float
     generation: int
@@ -188,8 +183,7 @@ class PoolSnapshot:
     can_start: bool = True  # False in a master without its program
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     phase: Phase
     pool: Pool
     spawn: int = 0
@@ -218,8 +212,8 @@ def plan(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     drain = tuple({**dict(result.drain), **cut}.items())
     remind = tuple(c.serial for c in snapshot.children if _hanging_up(c, limits) and now >= c.told + REMIND_S)
     rouse = tuple(c.serial for c in snapshot.children if _told_to_leave(c) and now >= c.told + ROUSE_S)
-    result = replace(result, drain=drain, kill=kill, dump=dump, slow=slow, remind=remind, rouse=rouse)
-    return replace(result, wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
+    result = result._replace(drain=drain, kill=kill, dump=dump, slow=slow, remind=remind, rouse=rouse)
+    return result._replace(wake_at=min((t for t in _times(snapshot, result, limits, now) if t > now), default=now))
 
 
 # Phases.
@@ -238,7 +232,7 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     queue = _looked_at(snapshot, now)
     return Plan(
         phase,
-        replace(pool, queue=queue),
+        pool._replace(queue=queue),
         spawn=_spawn(pool, limits, serving, leavers, now),
         companions=tuple(view.name for view in _missing(snapshot) if now >= view.next_start),
         drain=_surplus(snapshot, pool, limits, ready, leavers) + _replaced_companions(snapshot, serving),
@@ -258,7 +252,7 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     phase, left = snapshot.phase, [c for c in children if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
     quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
     late = now >= queue_deadline(snapshot, limits)
-    pool = replace(snapshot.pool, served=snapshot.pool.served or quiet or late)
+    pool = snapshot.pool._replace(served=snapshot.pool.served or quiet or late)
     forsaken = phase is Phase.DRAINING and not pool.served and _is_forsaken(snapshot, left)
     if phase is Phase.STOPPED or not (left or forsaken):
         return Plan(Phase.STOPPED, pool)
@@ -299,7 +293,7 @@ def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
     """Return the pool with its new target: more when idle workers are short, fewer when there are too many."""
     pool = snapshot.pool
     low, high = min(limits.min_children, limits.max_children), limits.max_children
-    pool = replace(pool, target=min(max(pool.target, low), high))
+    pool = pool._replace(target=min(max(pool.target, low), high))
     if low == high:
         return pool
     ready = [c for c in snapshot.children if c.ready]
@@ -310,11 +304,11 @@ def _resize(snapshot: PoolSnapshot, limits: Limits, now: float) -> Pool:
     if short and ((saturated and not starting) or now >= pool.next_resize):
         grown = min(high, pool.target + pool.burst)
         burst = min(SPAWN_BURST_MAX, pool.burst * 2)
-        return replace(pool, target=grown, burst=burst, next_resize=now + RESIZE_EVERY_S)
+        return pool._replace(target=grown, burst=burst, next_resize=now + RESIZE_EVERY_S)
     if now >= pool.next_resize:
         too_many = limits.max_spare_children is not None and spare > limits.max_spare_children
         shrunk = pool.target - 1 if too_many and pool.target > low else pool.target
-        return replace(pool, target=shrunk, burst=1, next_resize=now + RESIZE_EVERY_S)
+        return pool._replace(target=shrunk, burst=1, next_resize=now + RESIZE_EVERY_S)
     return pool
 
 
@@ -490,7 +484,7 @@ def _times(snapshot: PoolSnapshot, result: Plan, limits: Limits, now: float) -> 
 
 def after_ready(pool: Pool) -> Pool:
     """Return the pool after a worker became READY: whatever kept others from it is over, and the back-off ends."""
-    return replace(pool, ever_ready=True, boot_deaths=0, boot_kills=0)
+    return pool._replace(ever_ready=True, boot_deaths=0, boot_kills=0)
 
 
 def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) -> Pool:
@@ -499,11 +493,11 @@ def after_boot_death(pool: Pool, limits: Limits, now: float, *, killed: bool) ->
     A SIGKILL is taken for another process's doing, unless it happens three times (BOOT_DEATHS_MAX) in a row.
     """
     if killed:
-        pool = replace(pool, boot_kills=pool.boot_kills + 1)
+        pool = pool._replace(boot_kills=pool.boot_kills + 1)
         if pool.boot_kills < BOOT_DEATHS_MAX:
             return pool
     deaths = pool.boot_deaths + 1
-    return replace(pool, boot_deaths=deaths, next_start=now + restart_delay(deaths, limits))
+    return pool._replace(boot_deaths=deaths, next_start=now + restart_delay(deaths, limits))
 
 
 def restart_delay(deaths: int, limits: Limits) -> float:
@@ -513,7 +507,7 @@ def restart_delay(deaths: int, limits: Limits) -> float:
 
 def after_fork_failure(pool: Pool, now: float) -> Pool:
     """Return the pool after the kernel refused a fork: try again soon, for that is cheap and the shortage may pass."""
-    return replace(pool, next_start=now + FORK_RETRY_S)
+    return pool._replace(next_start=now + FORK_RETRY_S)
 
 
 def hopeless(pool: Pool) -> bool:

@@ -6,11 +6,10 @@ suspicion, however long the queue.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Unmoved:
+class Unmoved(NamedTuple):
     """A READY worker with a free lane that was seen beside a queue at every look since `since`, and did not try."""
 
     serial: int
@@ -19,8 +18,7 @@ class Unmoved:
     empty_handed: bool  # it has no request in hand
 
 
-@dataclass(frozen=True, slots=True)
-class QueueWatch:
+class QueueWatch(NamedTuple):
     """The state of the queue at the last look. Times are in seconds of the supervisor's clock."""
 
     unmoved: tuple[Unmoved, ...] = ()

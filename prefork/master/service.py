@@ -6,14 +6,13 @@ serves.
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 
 
-@dataclass(frozen=True, slots=True)
-class CompanionSpec:
+class CompanionSpec(NamedTuple):
     """A companion that the program declares. `interval`, in seconds, is that of a periodic job."""
 
     name: str
@@ -21,8 +20,7 @@ class CompanionSpec:
     body: Callable[[Birth, Master, memoryview], int]  # given its row of the table
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(NamedTuple):
     name: str
     forget: Callable[[], None]  # in a new child: close its copies of what is the master's alone, except the memory
     end: Callable[[], None] | None = None  # a child of a plain server asks to end its loop; a pool obeys DRAIN

@@ -7,7 +7,6 @@ logged. Must not decide whether to start a child. The fork itself is in processe
 import errno
 import logging
 import os
-import random
 from collections.abc import Callable
 
 from prefork.metrics.board import FORK_FAILURES, Board, Word
@@ -41,7 +40,7 @@ class Spawner:
         self._board = board
         self._waiting = waiting
         self._companions = companions
-        self._rng = random.Random()
+        self._jittered = jittered
         self._logged_at = float("-inf")
         self.any_served = False
 
@@ -55,7 +54,7 @@ class Spawner:
             slot.close()
             raise
         if self._service.max_lifetime is not None:
-            child.lifetime = jittered(self._service.max_lifetime, self._rng)
+            child.lifetime = self._jittered(self._service.max_lifetime)
         return child
 
     def companion(self, name: str, generation: int, now: float) -> Child:

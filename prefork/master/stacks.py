@@ -4,12 +4,12 @@ Used in the master, on what the faulthandler of a worker has written. Of each ru
 and their number; what is below the fork is the master's, and is left out.
 """
 
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 _FRAME = re.compile(r'  File "(.*)", line \S+ in \S')
-_OURS = f"{Path(__file__).parents[1]}/"
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _EXAMPLES = f"{_OURS}examples.py"  # handlers as a program has them
 _FORK = f"{_OURS}master/processes.py"
 MANY = 3  # of our own frames in a row, from which on they are counted

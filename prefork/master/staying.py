@@ -6,7 +6,6 @@ be needed: where the kernel does not tell (proc_pid_status(5)), there are no wor
 
 import re
 import signal
-from pathlib import Path
 
 from .children import Child, ChildState
 
@@ -24,7 +23,8 @@ def why_it_stays(child: Child) -> str:
 
 def _by_the_kernel(pid: int, signum: int | None) -> str:
     try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        with open(f"/proc/{pid}/status", errors="replace") as file:
+            status = file.read()
     except OSError:
         return ""
     found = dict(re.findall(r"^(\w+):\t(\w*)", status, re.MULTILINE))

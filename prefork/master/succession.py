@@ -6,8 +6,7 @@ knows the master; the master must not know it, only this protocol.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from prefork.metrics.board import Board, Word
 from prefork.metrics.facts import ChildKind
@@ -18,8 +17,7 @@ from .children import Child, ChildTable
 from .waiting import Waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Workings:
+class Workings(NamedTuple):
     """The supervisor's own parts, lent to the implementation of Succession."""
 
     board: Board

@@ -8,7 +8,6 @@ reads here, from top to bottom.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any
@@ -115,7 +114,7 @@ class Supervisor:
         self.generations.begin(workings)
         self.companions.enter(self.table)
         if resumed is not None:
-            self.pool = replace(self.pool, ever_ready=True, target=known.get("target", 0))
+            self.pool = self.pool._replace(ever_ready=True, target=known.get("target", 0))
             self._spawner.any_served = True
         kept, before = self._accept_queue.kept(), known.get("listener")
         notifier = None if not limits.pool else Notifier(

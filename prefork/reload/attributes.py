@@ -10,9 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from prefork.workers.signals import dispose, handled
 
@@ -20,8 +18,7 @@ LIMITS = sorted({value for name, value in vars(resource).items() if name.startsw
 FOR_AN_IMPORT = 64  # descriptors that a new image has open at once while it starts
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """Those of this process at one moment."""
 
     nice: int
@@ -104,20 +101,21 @@ def _be_scheduled(asked: tuple[int, int] | None) -> None:
             os.sched_setscheduler(0, asked[0], os.sched_param(asked[1]))
 
 
-OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
+OOM_SCORE_ADJ = "/proc/self/oom_score_adj"
 
 
 def _oom_score_adj() -> str:
     try:
-        return OOM_SCORE_ADJ.read_text().strip()
+        with open(OOM_SCORE_ADJ) as file:
+            return file.read().strip()
     except OSError:
         return ""
 
 
 def _be_killed_by(asked: str) -> None:
     if asked and asked != _oom_score_adj():
-        with contextlib.suppress(OSError):  # only some may lower it
-            OOM_SCORE_ADJ.write_text(asked)
+        with contextlib.suppress(OSError), open(OOM_SCORE_ADJ, "w") as file:  # only some may lower it
+            file.write(asked)
 
 
 def _cpus() -> frozenset[int]:

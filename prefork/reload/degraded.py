@@ -6,7 +6,6 @@ has no handler to run.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -88,7 +87,7 @@ def limits(values: Mapping[str, Any]) -> Limits:
     """Return limits for a pool that starts no worker: as many as are serving now."""
     serving = sum(child["kind"] == "WORKER" and child["state"] in ("STARTING", "READY") for child in values["children"])
     kept = {name: values[name] for name in HANDED_ON if name in values}
-    return replace(NO_POOL, pool=True, max_children=serving or 1, min_children=serving or 1, **kept)
+    return NO_POOL._replace(pool=True, max_children=serving or 1, min_children=serving or 1, **kept)
 
 
 def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:

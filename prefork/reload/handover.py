@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from prefork.metrics.board import Board, Word, exit_word
@@ -45,12 +44,12 @@ NAMED = (
 )  # fmt: skip
 
 
-@dataclass
 class Record:
     """The record to hand on: values that JSON can hold, and the descriptors that they name."""
 
-    values: dict[str, Any]
-    fds: list[int] = field(default_factory=list)
+    def __init__(self, values: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        self.values = values
+        self.fds = list(fds)
 
     def add(self, name: str, packed: tuple[Any, Sequence[int]]) -> None:
         """Add the values and descriptors of one part, as its `pack()` returns them."""

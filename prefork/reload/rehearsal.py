@@ -9,8 +9,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind
@@ -29,8 +28,7 @@ from .handover import handed
 from .reloading import say
 
 
-@dataclass(frozen=True, slots=True)
-class Rehearsal:
+class Rehearsal(NamedTuple):
     """The service that is rehearsed, as the pool passes it here. `boot_timeout` is in seconds."""
 
     directory: str | None

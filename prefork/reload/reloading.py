@@ -17,8 +17,8 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot
@@ -48,8 +48,7 @@ WELL = {  # what a program may have done that ended with a good status
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadResult:
+class ReloadResult(NamedTuple):
     """The result of a reload. `reason` is one sentence; `output` is what the rehearsal printed."""
 
     ok: bool

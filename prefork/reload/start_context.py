@@ -10,8 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from typing import NamedTuple
 
 from .. import systemd
 from .attributes import Attributes
@@ -20,8 +19,7 @@ ENTRY = os.path.join(os.path.dirname(os.path.dirname(__file__)), "takeover.py") 
 WITH_ARGUMENT = {"-W", "-X", "--check-hash-based-pycs"}  # the interpreter options that take an argument; python(1)
 
 
-@dataclass(frozen=True, slots=True)
-class StartContext:
+class StartContext(NamedTuple):
     """The way this process was started. `program` is the command line after the interpreter's own options."""
 
     executable: str
@@ -29,9 +27,9 @@ class StartContext:
     program: tuple[str, ...]
     environment: dict[str, str]
     directory: str
-    pid: int = field(default_factory=os.getpid)
+    pid: int = os.getpid()
     children: frozenset[int] = frozenset()  # of this process, before the program has started any
-    attributes: Attributes = field(default_factory=Attributes.read)
+    attributes: Attributes = Attributes.read()
 
     def refusal(self) -> str | None:
         """Return why this program cannot be started again; None if it can."""
@@ -104,8 +102,9 @@ def children() -> set[int]:
     found: set[int] = set()
     with contextlib.suppress(OSError):
         for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(OSError):  # a thread that has just ended
-                found.update(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+            # Not there: a thread that has just ended.
+            with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children") as file:
+                found.update(map(int, file.read().split()))
     return found
 
 
@@ -132,7 +131,8 @@ def started_with(content: bytes, otherwise: Mapping[str, str]) -> dict[str, str]
 
 def _environment() -> dict[str, str]:
     try:
-        return started_with(Path("/proc/self/environ").read_bytes(), os.environ)
+        with open("/proc/self/environ", "rb") as file:
+            return started_with(file.read(), os.environ)
     except OSError:  # there is no /proc, or this process may not read its own
         return dict(os.environ)
 

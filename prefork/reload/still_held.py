@@ -13,7 +13,6 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from ..sockets.addresses import address_text, over
 
@@ -137,8 +136,9 @@ def _may_be_bound_anew(sock: socket.socket) -> bool:
 
 def _lock(fd: int) -> int:
     """Return how the file is locked by flock(2): LOCK_SH, LOCK_EX, or 0. Locks of fcntl(2) are not shared by a fork."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-        words = line.split()  # lock: 1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF; see proc_pid_fdinfo(5)
-        if words[:1] == ["lock:"] and words[2] == "FLOCK":
-            return LOCKS.get(words[4], 0)
+    with open(f"/proc/self/fdinfo/{fd}") as lines:
+        for line in lines:
+            words = line.split()  # lock: 1: FLOCK ADVISORY WRITE 4711 08:01:1234 0 EOF; see proc_pid_fdinfo(5)
+            if words[:1] == ["lock:"] and words[2] == "FLOCK":
+                return LOCKS.get(words[4], 0)
     return 0

@@ -6,11 +6,9 @@ Owns the declaration and its checks. Runs in the process that calls `serve_forev
 a rehearsal. Must not start anything.
 """
 
-import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .handlers import why_not_run
@@ -23,8 +21,7 @@ COMPANION_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?")
 CompanionFunction = Callable[[Any], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Every:
+class Every(NamedTuple):
     """A periodic job, as `every()` returns it."""
 
     seconds: float
@@ -32,8 +29,7 @@ class Every:
     timeout: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
+class Declared(NamedTuple):
     """A companion as a program declares it. `interval` and `timeout`, in seconds, are those of a periodic job."""
 
     name: str
@@ -86,7 +82,7 @@ def _one(name: object, value: object) -> Declared:
     if (why_not := _why_not(function)) is not None:
         raise ConfigError(f"could not set companion {name} to {function!r:.80}: {why_not}")
     found = Declared(name, function)  # type: ignore[arg-type]  # it is callable
-    return replace(found, interval=value.seconds, timeout=value.timeout) if isinstance(value, Every) else found
+    return found._replace(interval=value.seconds, timeout=value.timeout) if isinstance(value, Every) else found
 
 
 def _check_seconds(what: str, seconds: object) -> None:
@@ -104,7 +100,11 @@ def _why_not(function: object) -> str | None:
     if (why := why_not_run(function)) is not None:
         return f"it {why}"
     try:
+        import inspect  # 3 ms, for the few programs that have companions
+
         inspect.signature(function).bind(None)
+    except ImportError:  # the program has changed its root directory
+        pass
     except TypeError:
         return "it must take one argument, the server"
     except ValueError:  # a builtin without a signature

@@ -5,7 +5,6 @@ Runs in any process, once, when the classes are defined: the default size of a p
 
 import math
 import os
-from pathlib import Path
 
 __all__ = ["cgroup_quota", "usable_cpus"]
 
@@ -17,14 +16,14 @@ def usable_cpus() -> int:
     except (AttributeError, OSError):  # not on every system; refused by a filter
         affinity = os.cpu_count() or 1
     try:
-        membership = Path("/proc/self/cgroup").read_text()
+        membership = _text("/proc/self/cgroup")
     except OSError:
         return affinity
-    quota = cgroup_quota(membership, Path("/sys/fs/cgroup"))
+    quota = cgroup_quota(membership, "/sys/fs/cgroup")
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
-def cgroup_quota(membership: str, root: Path) -> float | None:
+def cgroup_quota(membership: str, root: str) -> float | None:
     """Return the CPUs that a cgroup (v2, or v1's cpu controller) and its ancestors allow; None without a limit.
 
     `membership` is the text of /proc/self/cgroup; see cgroups(7). In a container its path may lie outside the part that
@@ -33,20 +32,27 @@ def cgroup_quota(membership: str, root: Path) -> float | None:
     quotas = []
     for line in membership.splitlines():
         number, controllers, path = line.split(":", 2)
-        base = root if number == "0" else root / "cpu"
+        base = root if number == "0" else os.path.join(root, "cpu")
         if number == "0" or "cpu" in controllers.split(","):
-            start = base / path.lstrip("/")
-            quotas += [_quota_of(folder) for folder in (start, *start.parents) if folder.is_relative_to(base)]
+            folder = os.path.join(base, path.strip("/"))
+            while folder.startswith(base):
+                quotas.append(_quota_of(folder.rstrip("/")))
+                folder = os.path.dirname(folder.rstrip("/"))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_of(folder: Path) -> float | None:
+def _quota_of(folder: str) -> float | None:
     try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
+        if os.path.exists(f"{folder}/cpu.max"):
+            quota, period = _text(f"{folder}/cpu.max").split()
         else:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
+            quota = _text(f"{folder}/cpu.cfs_quota_us").strip()
+            period = _text(f"{folder}/cpu.cfs_period_us").strip()
         return None if quota in ("max", "-1") else int(quota) / int(period)
     except (OSError, ValueError):
         return None
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()

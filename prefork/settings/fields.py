@@ -13,8 +13,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 if sys.version_info >= (3, 14):
     import annotationlib
@@ -25,8 +24,7 @@ from .units import UNITS, UnitName, number_text
 __all__ = ["Field", "Setting", "parse", "settings", "show", "validate"]
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """The description of an annotated class attribute. Bounds are in `unit`; `above` is exclusive."""
 
     help: str
@@ -45,8 +43,7 @@ class Setting:
     reloadable: bool = True  # a reload can change it; otherwise a restart is needed
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One setting of one class: its name, type, default and `Setting`."""
 
     name: str

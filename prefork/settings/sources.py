@@ -6,8 +6,7 @@ which fields.py does. Runs in the process of the command line, before anything i
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import ConfigError, nearest, reason_of
 from .fields import Field, parse, show
@@ -30,8 +29,7 @@ FROM_A_SERVICE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A value and its source: `kind` in one word, `origin` by name."""
 
     value: Any

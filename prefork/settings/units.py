@@ -6,8 +6,7 @@ Must not hold a setting. Runs wherever fields.py does.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 __all__ = ["UNITS", "Unit", "UnitName", "number_text"]
 
@@ -22,8 +21,7 @@ _BYTES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """A unit. `read` raises ValueError or KeyError for an invalid text, and returns whole numbers as int."""
 
     words: str  # completes "it must be …"

@@ -11,13 +11,12 @@ process of the command line, and written in every process.
     systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
 """
 
+import contextlib
 import errno
-import ipaddress
 import os
 import re
 import socket
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from .. import systemd
 from ..errors import BindError, ConfigError, reason_of
@@ -37,8 +36,7 @@ _KINDS: dict[tuple[bool, int], Kind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An address to listen on. `text` is the address as it was asked for."""
 
     kind: Kind
@@ -91,11 +89,12 @@ def _inet(kind: Kind, rest: str, text: str) -> Address:
 
 
 def _family(host: str) -> socket.AddressFamily | None:
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        return None  # a host name, or empty
-    return socket.AF_INET6 if version == 6 else socket.AF_INET
+    address, percent, zone = host.partition("%")
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):  # a host name, or empty
+            socket.inet_pton(family, address)
+            return family if not percent or (zone and family is socket.AF_INET6) else None
+    return None
 
 
 def _unix(kind: Kind, path: str, text: str) -> Address:

@@ -11,16 +11,14 @@ import re
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import ConfigError
 
 KEEP = -1  # chown(2): this id is not changed
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """The mode and owner asked for. None leaves the mode to the umask, and the owner to that of this process."""
 
     mode: int | None = None
@@ -121,5 +119,6 @@ def _id(wrong: str, name: str, what: str, find: Callable[[str], int]) -> int:
 
 def _umask() -> int:
     """Return the umask, read from /proc: umask(2) would have to set it, which affects other threads."""
-    found = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    with open("/proc/self/status") as status:
+        found = re.search(r"^Umask:\s*([0-7]+)$", status.read(), re.MULTILINE)
     return int(found[1], 8) if found else 0o077

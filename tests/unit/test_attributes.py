@@ -4,8 +4,8 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_the_start_is_restored_for_an_exec(start: Attributes) -> None:
 
 def test_cpus_that_were_added_are_kept(start: Attributes) -> None:
     """The service may have been given them: only one of the start that is missing is put back."""
-    with replace(start, cpus=frozenset()).restored(0):
+    with start._replace(cpus=frozenset()).restored(0):
         assert Attributes.read().cpus == start.cpus
 
 
@@ -59,7 +59,7 @@ def test_cpus_that_were_added_are_kept(start: Attributes) -> None:
 def test_room_for_what_is_handed_on(spare: int, put_back: bool, start: Attributes) -> None:
     """The soft limit of descriptors stays raised where so many are handed on that none would be left for an import."""
     soft = start.soft_limits[NOFILE]
-    few = replace(start, soft_limits={NOFILE: soft - 10})
+    few = start._replace(soft_limits={NOFILE: soft - 10})
     with few.restored((soft - 10 - FOR_AN_IMPORT) // 2 - spare):
         assert (Attributes.read().soft_limits[NOFILE] == soft - 10) is put_back
 
@@ -112,7 +112,7 @@ def test_nice_and_umask_of_the_start(nice: int, asked: list[int], monkeypatch: p
     """Inside they are what they were at the start, and afterwards what they were before; a process that has that nice
     value does not ask for it."""
     process = Priorities(monkeypatch, nice, 0o027)
-    start = replace(Attributes.read(), nice=2, umask=0o077)
+    start = Attributes.read()._replace(nice=2, umask=0o077)
 
     def fails() -> None:
         with start.restored(0):
@@ -131,12 +131,18 @@ def test_what_the_kernel_does_when_memory_is_short(
     """Inside it is what it was at the start, afterwards what it was before; who may not lower it goes on as it is."""
     monkeypatch.setattr(attributes, "OOM_SCORE_ADJ", adjusted := tmp_path / "oom_score_adj")
     assert Attributes.read().oom_score_adj == ""
+
+    def unwritable(path: Path, mode: str = "r") -> IO[str]:
+        if mode == "w":
+            raise PermissionError
+        return open(path)
+
     adjusted.write_text("10\n")
     start = Attributes.read()
     assert start.oom_score_adj == "10"
     adjusted.write_text("20\n")
     if refused:
-        monkeypatch.setattr(Path, "write_text", lambda *args: (_ for _ in ()).throw(PermissionError()))
+        monkeypatch.setattr(attributes, "open", unwritable, raising=False)
     with start.restored(0):
         assert adjusted.read_text().strip() == ("20" if refused else "10")
     assert adjusted.read_text().strip() == "20"
@@ -165,6 +171,6 @@ def test_a_policy_that_may_not_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refused)
-    with replace(Attributes.read(), scheduling=(os.SCHED_FIFO, 3)).restored(0):
+    with Attributes.read()._replace(scheduling=(os.SCHED_FIFO, 3)).restored(0):
         pass
     assert asked == [(os.SCHED_FIFO, 3)]

@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -115,7 +114,7 @@ def test_last_words(birth: Birth) -> None:
             said.append(birth.slot.words[LEAVING])
             super().write(text)
 
-    birth = replace(birth, stacks=Heard(birth.slot))
+    birth = birth._replace(stacks=Heard(birth.slot))
     assert entered(birth, fails(KeyError("gone"))) == 1
     assert birth.slot.words[LEAVING] == ExitReason.CRASHED
     assert said == [ExitReason.CRASHED]

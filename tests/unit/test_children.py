@@ -4,7 +4,6 @@ import logging
 import re
 import signal
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ def test_a_child_of_which_nothing_is_known_yet(child: Child) -> None:
     assert child.state is ChildState.STARTING
     known = {"serial", "number", "kind", "generation", "pid", "pidfd", "slot", "stacks", "reader", "started", "state",
              "changed", "drain_signal", "cut_for", "processes"}  # fmt: skip
-    assert {field.name for field in fields(child) if getattr(child, field.name)} <= known
+    assert {name for name in Child.__annotations__ if getattr(child, name)} <= known
     assert child.drain_signal == signal.SIGURG
     slot = Slot(0)
     younger = Child(8, 0, ChildKind.EXPORTER, 3, 4712, -1, slot, Stacks(slot), SlotReader(slot, 0), started=1.0)

@@ -335,7 +335,7 @@ def test_feature_that_is_off_is_absent(scrape: Scrape, word: Word, absent: set[s
 
 def test_no_worker_has_sampled_itself(scrape: Scrape) -> None:
     """Before the first sample memory and descriptors are absent."""
-    bare = replace(scrape, snapshot=replace(scrape.snapshot, live=()))
+    bare = replace(scrape, snapshot=scrape.snapshot._replace(live=()))
     assert names(scrape) - names(bare) == {
         "prefork_worker_private_memory_bytes", "prefork_worker_open_fds_max", "prefork_worker_fds_limit",
     }  # fmt: skip

@@ -6,7 +6,6 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def test_who_may_only_look(pool: Controlled, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_workers_beside_companions(pool: Controlled) -> None:
     """As many as there is room for can be asked for, and no more."""
-    pool.supervisor.limits = replace(pool.supervisor.limits, room=7)
+    pool.supervisor.limits = pool.supervisor.limits._replace(room=7)
     client = pool.client()
     (refused,) = client.ask("scale", workers=8)
     assert refused["error"] == "could not scale: beside the companions there is room for 7 workers at most"

@@ -234,8 +234,8 @@ def test_quota_v2_is_the_smallest_on_the_way_up(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "cpu.max").write_text("max 100000\n")
     (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
-    assert cgroup_quota("0::/a/b\n", tmp_path) == 1.5
-    assert cgroup_quota("0::/\n", tmp_path) is None
+    assert cgroup_quota("0::/a/b\n", str(tmp_path)) == 1.5
+    assert cgroup_quota("0::/\n", str(tmp_path)) is None
 
 
 def test_quota_v1_outside_the_mount(tmp_path: Path) -> None:
@@ -243,12 +243,12 @@ def test_quota_v1_outside_the_mount(tmp_path: Path) -> None:
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cgroup_quota("5:memory:/x\n4:cpu,cpuacct:/docker/1f\n0::/\n", tmp_path) == 0.5
+    assert cgroup_quota("5:memory:/x\n4:cpu,cpuacct:/docker/1f\n0::/\n", str(tmp_path)) == 0.5
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert cgroup_quota("4:cpu,cpuacct:/docker/1f\n", tmp_path) is None
+    assert cgroup_quota("4:cpu,cpuacct:/docker/1f\n", str(tmp_path)) is None
 
 
 def test_quota_that_cannot_be_read_limits_nothing(tmp_path: Path) -> None:
     """A cgroup file of unknown form is no limit and no error."""
     (tmp_path / "cpu.max").write_text("what\n")
-    assert cgroup_quota("0::/../elsewhere\n", tmp_path) is None
+    assert cgroup_quota("0::/../elsewhere\n", str(tmp_path)) is None

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, NoReturn, cast
 
 import pytest
@@ -173,7 +172,7 @@ class Run:
         self.server = server_class(("127.0.0.1", 0), Handler)
         self.server.seen, self.server.master, self.server.held = self.seen, self.master, threading.Event()
         self._clients: list[socket.socket] = []
-        self.terms = replace(TERMS, set_title=self._title, nudge=self._nudge, **terms)
+        self.terms = TERMS._replace(set_title=self._title, nudge=self._nudge, **terms)
         self.birth = Birth(self.slot, Stacks(self.slot), 0, False, lambda: None, set())
 
     def _nudge(self) -> None:

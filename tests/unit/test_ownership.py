@@ -1,6 +1,7 @@
 """Mode and owner of a Unix path: what is asked of the kernel, in which order, and what is left of a failure."""
 
 import errno
+import io
 import os
 import re
 import socket
@@ -205,5 +206,5 @@ def test_who_is_not_there(text: str, reason: str) -> None:
 def test_without_a_umask_in_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel does not say it nobody but the user gets in."""
     assert ownership._umask() == 0o027
-    monkeypatch.setattr(Path, "read_text", lambda self: "Name: python\n")
+    monkeypatch.setattr(ownership, "open", lambda path: io.StringIO("Name: python\n"), raising=False)
     assert ownership._umask() == 0o077

@@ -1,6 +1,5 @@
 """Policy: each invariant of its docstring under Hypothesis, then the decisions one by one. No process, no clock."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,8 +77,8 @@ def children(draw: st.DrawFn, serial: int) -> ChildView:
 @st.composite
 def limits(draw: st.DrawFn) -> Limits:
     most = draw(st.integers(1, 6))
-    return replace(
-        LIMITS, max_children=most, min_children=draw(st.integers(1, most)),
+    return LIMITS._replace(
+        max_children=most, min_children=draw(st.integers(1, most)),
         min_spare_children=draw(st.sampled_from([None, 1, 2])), max_spare_children=draw(st.sampled_from([None, 2, 4])),
         request_timeout=draw(st.sampled_from([None, 2.0])), slow_request_timeout=draw(st.sampled_from([None, 0.2])),
         drain_delay=draw(st.sampled_from([0.0, 0.0, 5.0])), hang_up=draw(st.booleans()),
@@ -240,7 +239,7 @@ def test_wakes_in_time(snapshot: PoolSnapshot, limits: Limits, part: float) -> N
     """`wake_at` is later than now, never later than the next deadline, and nothing new is due before it."""
     first = plan(snapshot, limits, NOW)
     assert NOW < first.wake_at <= NOW + TICK_S
-    snapshot = replace(snapshot, pool=first.pool, phase=first.phase)
+    snapshot = snapshot._replace(pool=first.pool, phase=first.phase)
     between = plan(snapshot, limits, NOW + (first.wake_at - NOW) * part)
     assert between.kill == first.kill
     assert between.stop == first.stop
@@ -291,8 +290,8 @@ def drained(snapshot: PoolSnapshot, limits: Limits, now: float = NOW) -> dict[in
     return dict(plan(snapshot, limits, now).drain)
 
 
-FOUR = replace(LIMITS, max_children=4, min_children=4)
-ELASTIC = replace(LIMITS, max_children=20, min_children=1)
+FOUR = LIMITS._replace(max_children=4, min_children=4)
+ELASTIC = LIMITS._replace(max_children=20, min_children=1)
 
 
 def test_begins_with_all() -> None:
@@ -334,13 +333,13 @@ def test_the_oldest_leaves_first() -> None:
 def test_too_many_are_drained_at_once() -> None:
     """After FEWER what is too much goes: idle ones before busy ones, the youngest first."""
     pool = [worker(1, started=1.0), worker(2, started=2.0), worker(3, started=3.0, busy_since=(NOW,)), worker(4)]
-    fewer = replace(FOUR, max_children=2, min_children=2)
+    fewer = FOUR._replace(max_children=2, min_children=2)
     assert drained(seen(*pool), fewer) == dict.fromkeys((2, 1), ExitReason.SCALED_DOWN)
 
 
 def test_grows_by_doubling() -> None:
     """Short of spare workers the pool grows by one, two, four, as often as once a second."""
-    limits = replace(ELASTIC, min_spare_children=2)
+    limits = ELASTIC._replace(min_spare_children=2)
     pool, now, targets = Pool(ever_ready=True), NOW, []
     for _ in range(5):
         busy = [worker(number, busy_since=(now,)) for number in range(pool.target)]
@@ -354,7 +353,7 @@ def test_grows_by_doubling() -> None:
 
 def test_burst_is_bounded() -> None:
     """However long it grows, no step is above SPAWN_BURST_MAX."""
-    limits = replace(ELASTIC, max_children=1000, min_spare_children=900)
+    limits = ELASTIC._replace(max_children=1000, min_spare_children=900)
     pool = Pool(target=1, ever_ready=True, burst=SPAWN_BURST_MAX)
     assert plan(seen(worker(1), pool=pool), limits, NOW).pool.target == 1 + SPAWN_BURST_MAX
 
@@ -366,7 +365,7 @@ def test_saturation_is_answered_at_once() -> None:
     assert plan(seen(busy, pool=pool), ELASTIC, NOW).spawn == 0
     assert plan(seen(busy, pool=pool, saturated=True), ELASTIC, NOW).spawn == 1
     starting = worker(2, ChildState.STARTING, started=NOW)
-    assert plan(seen(busy, starting, pool=replace(pool, target=2), saturated=True), ELASTIC, NOW).spawn == 0
+    assert plan(seen(busy, starting, pool=pool._replace(target=2), saturated=True), ELASTIC, NOW).spawn == 0
 
 
 def test_a_wake_up_that_passed_over_threads() -> None:
@@ -377,13 +376,13 @@ def test_a_wake_up_that_passed_over_threads() -> None:
     result = plan(seen(full, half, pool=pool, saturated=True), ELASTIC, NOW)
     assert (result.poke, result.spawn) == ((2,), 0)
     assert plan(seen(full, half, pool=pool), ELASTIC, NOW).poke == ()
-    result = plan(seen(full, replace(full, serial=2), pool=pool, saturated=True), ELASTIC, NOW)
+    result = plan(seen(full, full._replace(serial=2), pool=pool, saturated=True), ELASTIC, NOW)
     assert (result.poke, result.spawn) == ((), 1)
 
 
 def test_shrinks_one_a_second() -> None:
     """With more idle workers than max_spare_children one is drained each second, down to min_children."""
-    limits = replace(ELASTIC, min_children=2, max_spare_children=1)
+    limits = ELASTIC._replace(min_children=2, max_spare_children=1)
     pool, targets = Pool(target=4, ever_ready=True), []
     for second in range(4):
         result = plan(seen(*map(worker, range(pool.target)), pool=pool), limits, NOW + second)
@@ -395,10 +394,10 @@ def test_shrinks_one_a_second() -> None:
 
 def test_lanes_are_spare_by_the_worker() -> None:
     """With threads spare is counted in whole workers' worth of free lanes."""
-    limits = replace(ELASTIC, min_spare_children=1)
+    limits = ELASTIC._replace(min_spare_children=1)
     half = worker(1, lanes=4, busy_since=(NOW, NOW))
     assert plan(seen(half, pool=Pool(target=1, ever_ready=True)), limits, NOW).spawn == 1
-    halves = [half, replace(half, serial=2)]
+    halves = [half, half._replace(serial=2)]
     assert plan(seen(*halves, pool=Pool(target=2, ever_ready=True)), limits, NOW).spawn == 0
 
 
@@ -408,14 +407,14 @@ def test_idle_beside_a_queue() -> None:
     first = plan(seen(idle, busy, queued=True), FOUR, NOW)
     assert first.poke == ()
     assert plan(seen(idle, busy, queued=True, pool=first.pool), FOUR, NOW).poke == (1,)
-    assert plan(seen(replace(idle, tried_ns=8), busy, queued=True, pool=first.pool), FOUR, NOW).poke == ()
+    assert plan(seen(idle._replace(tried_ns=8), busy, queued=True, pool=first.pool), FOUR, NOW).poke == ()
     assert plan(seen(idle, busy, pool=first.pool), FOUR, NOW).poke == ()
 
 
 def test_stuck_outside_a_request() -> None:
     """Idle beside a queue for stall_timeout without one try: its stacks, TERM 200 ms later, and SIGKILL 100 ms after
     that unless it has moved meanwhile."""
-    limits, idle, pool = replace(FOUR, stall_timeout=5.0), worker(1, tried_ns=7), Pool(target=4, ever_ready=True)
+    limits, idle, pool = FOUR._replace(stall_timeout=5.0), worker(1, tried_ns=7), Pool(target=4, ever_ready=True)
     for seconds in (0.0, 2.0, 4.9):
         result = plan(seen(idle, queued=True, pool=pool), limits, NOW + seconds)
         pool = result.pool
@@ -425,24 +424,24 @@ def test_stuck_outside_a_request() -> None:
     result = plan(seen(idle, queued=True, pool=pool), limits, at)
     assert (result.stuck, result.drain, result.wake_at) == ((1,), (), at + 0.05)
     assert result.pool.queue.unanswered(5.0, at)
-    cut = replace(idle, cut_at=at, cut_for=ExitReason.STALLED)
+    cut = idle._replace(cut_at=at, cut_for=ExitReason.STALLED)
     result = plan(seen(cut, queued=True, pool=result.pool), limits, at + CUT_TERM_S)
     assert (result.stuck, result.drain, result.kill) == ((), ((1, ExitReason.STALLED),), ())
-    leaving = replace(cut, state=ChildState.DRAINING, deadline=at + 30)
+    leaving = cut._replace(state=ChildState.DRAINING, deadline=at + 30)
     assert plan(seen(leaving), limits, at + CUT_TERM_S).kill == ()
     assert plan(seen(leaving), limits, at + CUT_KILL_S).kill == (1,)
-    assert plan(seen(replace(leaving, moved=True)), limits, at + CUT_KILL_S).kill == ()
+    assert plan(seen(leaving._replace(moved=True)), limits, at + CUT_KILL_S).kill == ()
 
 
 @pytest.mark.parametrize("well", ["tries", "busy", "has a request in hand", "off", "the queue is empty for a moment"])
 def test_never_stuck(well: str) -> None:
     """A worker that tries, even in vain, that is busy or has a request in hand; nor where the queue was empty in
     between, or nobody wants it."""
-    limits, pool = replace(FOUR, stall_timeout=None if well == "off" else 5.0), Pool(target=4, ever_ready=True)
+    limits, pool = FOUR._replace(stall_timeout=None if well == "off" else 5.0), Pool(target=4, ever_ready=True)
     for step in range(200):
         now = NOW + step / 10
         child = worker(1, lanes=2, tried_ns=step // 30 if well == "tries" else 7)
-        child = replace(child, busy_since={"busy": (NOW, NOW), "has a request in hand": (NOW,)}.get(well, ()))
+        child = child._replace(busy_since={"busy": (NOW, NOW), "has a request in hand": (NOW,)}.get(well, ()))
         queued = well != "the queue is empty for a moment" or bool(step % 45)
         result = plan(seen(child, queued=queued, pool=pool), limits, now)
         pool = result.pool
@@ -454,7 +453,7 @@ def test_never_stuck(well: str) -> None:
 
 def test_somebody_takes() -> None:
     """While one of a pool takes from the queue the service answers, though another is stuck."""
-    limits, pool = replace(FOUR, stall_timeout=5.0), Pool(target=4, ever_ready=True)
+    limits, pool = FOUR._replace(stall_timeout=5.0), Pool(target=4, ever_ready=True)
     for step in range(80):
         children = worker(1, tried_ns=7), worker(2, accepted=step // 9, busy_since=(NOW,))
         result = plan(seen(*children, queued=True, pool=pool), limits, NOW + step / 10)
@@ -465,24 +464,24 @@ def test_somebody_takes() -> None:
 
 def test_a_request_over_its_time() -> None:
     """Its stack at once, TERM 200 ms later, the end when only such requests are left."""
-    limits = replace(FOUR, request_timeout=2.0)
+    limits = FOUR._replace(request_timeout=2.0)
     began = NOW - 2.0
     over = worker(1, busy_since=(began,))
     assert plan(seen(over), limits, NOW - 0.01).dump == ()
     assert plan(seen(over), limits, NOW).dump == (1,)
-    cut = replace(over, cut_at=NOW)
+    cut = over._replace(cut_at=NOW)
     assert plan(seen(cut), limits, NOW + CUT_TERM_S / 2).dump == ()
     assert drained(seen(cut), limits, NOW + CUT_TERM_S) == {1: ExitReason.TIMEOUT}
-    leaving = replace(cut, state=ChildState.DRAINING, deadline=NOW + 5)
+    leaving = cut._replace(state=ChildState.DRAINING, deadline=NOW + 5)
     assert plan(seen(leaving), limits, NOW + CUT_KILL_S).kill == (1,)
-    other = replace(leaving, lanes=2, busy_since=(began, NOW - 1.0))
+    other = leaving._replace(lanes=2, busy_since=(began, NOW - 1.0))
     assert plan(seen(other), limits, NOW + CUT_KILL_S).kill == ()
     assert plan(seen(other), limits, NOW + 1.0).kill == (1,)
 
 
 def test_slow_requests_are_shown() -> None:
     """Over slow_request_timeout its stacks are asked for; which were shown already is the supervisor's to know."""
-    limits = replace(FOUR, slow_request_timeout=1.0)
+    limits = FOUR._replace(slow_request_timeout=1.0)
     assert plan(seen(worker(1, busy_since=(NOW - 0.9,))), limits, NOW).slow == ()
     assert plan(seen(worker(1, busy_since=(NOW - 1.0,))), limits, NOW).slow == (1,)
 
@@ -505,7 +504,7 @@ def test_a_queue_that_its_workers_have_left() -> None:
     not for ever, not before its time, and not in a master that cannot start one."""
     ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 1, "queued": True, "queued_at": NOW}
     gone = worker(1, ChildState.DRAINING, deadline=NOW + 5)
-    companion = replace(worker(3), kind=ChildKind.COMPANION, name="one")
+    companion = worker(3)._replace(kind=ChildKind.COMPANION, name="one")
     for left in ((), (gone,), (companion,)):
         result = plan(seen(*left, **ending), FOUR, NOW)
         assert (result.phase, result.spawn, result.drain) == (Phase.DRAINING, 1, ())
@@ -538,7 +537,7 @@ def test_a_queue_that_was_served() -> None:
 
 def test_drain_delay_goes_on_as_before() -> None:
     """While drain_delay lasts the pool is kept up; afterwards the door is narrowed. Never READY, there is none."""
-    limits = replace(FOUR, drain_delay=5.0)
+    limits = FOUR._replace(drain_delay=5.0)
     ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 4.9, "queued_at": float("-inf")}
     assert plan(seen(worker(1), **ending), limits, NOW).spawn == 3
     assert plan(seen(worker(1), **ending), limits, NOW).drain == ()
@@ -570,7 +569,7 @@ def test_backoff_doubles_to_the_cap() -> None:
     assert delays == [FIRST_RESTART_DELAY_S, 1.0, 2.0, 4.0, 4.0, 4.0]
     assert pool.backing_off
     assert not after_ready(pool).backing_off
-    many = replace(pool, boot_deaths=10_000)
+    many = pool._replace(boot_deaths=10_000)
     assert after_boot_death(many, LIMITS, NOW, killed=False).next_start == NOW + LIMITS.max_restart_delay
 
 
@@ -592,7 +591,7 @@ def test_hopeless_only_before_the_first_ready() -> None:
         pool = after_boot_death(pool, LIMITS, NOW, killed=False)
     assert hopeless(pool)
     assert not hopeless(after_ready(pool))
-    assert not hopeless(replace(pool, ever_ready=True))
+    assert not hopeless(pool._replace(ever_ready=True))
 
 
 def test_after_a_failed_fork() -> None:
@@ -608,15 +607,15 @@ def test_after_a_failed_fork() -> None:
 )
 def test_resized(limits: tuple[int, int], step: int, result: tuple[int, int]) -> None:
     """TTIN and TTOU move both by one, never to none."""
-    resized = replace(LIMITS, min_children=limits[0], max_children=limits[1]).resized(step)
+    resized = LIMITS._replace(min_children=limits[0], max_children=limits[1]).resized(step)
     assert (resized.min_children, resized.max_children) == result
 
 
 def test_resized_beside_companions() -> None:
     """There is room for so many workers less, and TTIN moves neither above it."""
-    resized = replace(LIMITS, min_children=1019, max_children=1019, room=1019).resized(1)
+    resized = LIMITS._replace(min_children=1019, max_children=1019, room=1019).resized(1)
     assert (resized.min_children, resized.max_children) == (1019, 1019)
-    assert replace(LIMITS, min_children=1019, max_children=1019).resized(1).max_children == 1020
+    assert LIMITS._replace(min_children=1019, max_children=1019).resized(1).max_children == 1020
 
 
 @pytest.mark.parametrize(
@@ -625,7 +624,7 @@ def test_resized_beside_companions() -> None:
 )
 def test_scaled(limits: tuple[int, int], workers: int, result: tuple[int, int]) -> None:
     """`scale` sets the most; the fewest follows where it was equal or would be above."""
-    scaled = replace(LIMITS, min_children=limits[0], max_children=limits[1]).scaled(workers)
+    scaled = LIMITS._replace(min_children=limits[0], max_children=limits[1]).scaled(workers)
     assert (scaled.min_children, scaled.max_children) == result
 
 
@@ -655,4 +654,4 @@ def test_whom_a_connection_may_have_passed_over(
 ) -> None:
     """A worker that is READY, and of whose threads one is free."""
     child = worker(1, state, lanes=lanes, busy_since=(NOW,) * busy)
-    assert policy._passed_over(replace(seen(child), saturated=True)) == passed_over
+    assert policy._passed_over(seen(child)._replace(saturated=True)) == passed_over

@@ -6,7 +6,6 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,7 +132,7 @@ def test_an_exec_that_fails(missing: str, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(here)
     here.rmdir()
     where = os.stat(".").st_ino
-    monkeypatch.setattr(reloading, "START", replace(START, executable=str(tmp_path / "no python")))
+    monkeypatch.setattr(reloading, "START", START._replace(executable=str(tmp_path / "no python")))
     directory = tmp_path if missing == "interpreter" else tmp_path / "nowhere"
     fd = os.open(os.devnull, os.O_RDONLY)
     try:
@@ -364,8 +363,8 @@ def test_what_is_asked_while_the_record_is_made(pool: Reloadable, told: list[boo
 
 def test_a_pool_that_has_grown() -> None:
     """What it has grown to is the next image's to begin with, also after one that had no program."""
-    pool = Reloadable(replace(LIMITS, min_children=1, max_children=6))
-    pool.supervisor.pool = replace(pool.supervisor.pool, target=4)
+    pool = Reloadable(LIMITS._replace(min_children=1, max_children=6))
+    pool.supervisor.pool = pool.supervisor.pool._replace(target=4)
     pool.settle()
     old = pool.living()
     pool.program = Program.FAILS
@@ -381,8 +380,8 @@ def test_a_pool_that_has_grown() -> None:
 
 def test_what_the_master_knows_without_its_program() -> None:
     """Every limit that still means something where no worker is started is as it was, also in the image after next."""
-    limits = replace(
-        LIMITS, boot_timeout=11.0, graceful_timeout=12.0, request_timeout=13.0, slow_request_timeout=14.0,
+    limits = LIMITS._replace(
+        boot_timeout=11.0, graceful_timeout=12.0, request_timeout=13.0, slow_request_timeout=14.0,
         drain_delay=15.0, stall_timeout=16.0, hang_up=True,
     )  # fmt: skip
     pool = Reloadable(limits)
@@ -391,7 +390,7 @@ def test_what_the_master_knows_without_its_program() -> None:
     for _ in range(2):
         new_image(pool)
         found = pool.supervisor.limits
-        assert found == replace(limits, min_children=LIMITS.max_children, max_restart_delay=found.max_restart_delay)
+        assert found == limits._replace(min_children=LIMITS.max_children, max_restart_delay=found.max_restart_delay)
     pool.close()
 
 

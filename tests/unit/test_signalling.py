@@ -3,7 +3,6 @@
 import logging
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -254,7 +253,7 @@ def test_a_cut_whose_peers_cannot_be_found(child: Child, sent: list[int]) -> Non
 
 
 def busy_since(child: Child, *began_ns: int) -> None:
-    child.report = replace(child.reader.look(0), busy_since_ns=began_ns)
+    child.report = child.reader.look(0)._replace(busy_since_ns=began_ns)
 
 
 def test_a_slow_request_is_shown_once(child: Child, sent: list[int], caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,8 +57,8 @@ class Pool(RuleBasedStateMachine):
         self, most: int, fewer: int, lanes: int, spare: int | None, request_timeout: float | None,
         max_lifetime: float | None, drain_delay: float, companions: tuple[str, ...],
     ) -> None:  # fmt: skip
-        limits = replace(
-            LIMITS, max_children=most, min_children=max(1, most - fewer), min_spare_children=spare,
+        limits = LIMITS._replace(
+            max_children=most, min_children=max(1, most - fewer), min_spare_children=spare,
             max_spare_children=spare and spare + 1, request_timeout=request_timeout, drain_delay=drain_delay,
         )  # fmt: skip
         self.ending_since: float | None = None
@@ -513,7 +512,7 @@ def simulated() -> Iterator[Callable[..., Simulation]]:
     with contextlib.ExitStack() as stack:
 
         def simulate(lanes: int = 1, **limits: Any) -> Simulation:
-            simulation = Simulation(replace(LIMITS, **limits), lanes=lanes, queue=True)
+            simulation = Simulation(LIMITS._replace(**limits), lanes=lanes, queue=True)
             stack.callback(simulation.close)
             return simulation
 

@@ -1,12 +1,15 @@
 """Origin: of a command line, what is the interpreter's and what is the program's."""
 
+import io
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import pytest
 
+from prefork.reload import start_context
 from prefork.reload.start_context import ENTRY, StartContext, children, split, started_in, started_with
 
 COMMANDS = {
@@ -150,13 +153,13 @@ def test_children_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of every thread; one that has just ended has none."""
     of = {"/proc/self/task/1/children": "7 8 ", "/proc/self/task/3/children": "9 "}
 
-    def read(path: Path) -> str:
-        if str(path) not in of:
+    def opened(path: str) -> IO[str]:
+        if path not in of:
             raise FileNotFoundError(path)
-        return of[str(path)]
+        return io.StringIO(of[path])
 
     monkeypatch.setattr(os, "listdir", lambda path: ["1", "2", "3"])
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(start_context, "open", opened, raising=False)
     assert children() == {7, 8, 9}
 
 

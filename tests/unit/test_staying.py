@@ -1,10 +1,9 @@
 """Why a child has not left, in words: what the kernel knows of its signals, and what it says of itself."""
 
+import io
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -34,7 +33,9 @@ def told(monkeypatch: pytest.MonkeyPatch, state: str = "S", *, pending: int = 0,
          thread: int = 0) -> None:  # fmt: skip
     """The kernel says so of the process."""
     sets = [f"{1 << (each - 1) if each else 0:016x}" for each in (thread, pending, ignored, caught)]
-    monkeypatch.setattr(Path, "read_text", lambda path, **how: STATUS.format(*sets, state=state))
+    monkeypatch.setattr(
+        staying, "open", lambda path, **how: io.StringIO(STATUS.format(*sets, state=state)), raising=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_who_was_stopped_was_told_by_another_signal(child: Child, monkeypatch: p
 def test_what_it_says_of_itself(busy: int, said: str, child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel knows of no reason, or of nothing at all."""
     told(monkeypatch)
-    child.report = replace(child.reader.look(0), busy_since_ns=(5,) * busy)
+    child.report = child.reader.look(0)._replace(busy_since_ns=(5,) * busy)
     assert why_it_stays(child) == said
     monkeypatch.undo()
     child.pid = -1

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -51,7 +50,7 @@ class Plain:
         self.board, self.wakeup = Board(), Wakeup()
         self.board.words[Word.STARTED_AT_NS] = began
         service = Service("plain", forget=lambda: None, end=end)
-        limits = replace(LIMITS, pool=False)
+        limits = LIMITS._replace(pool=False)
         self.supervisor = Supervisor(
             service, limits, self.board, self.wakeup, generations, processes=self.processes
         )  # fmt: skip
@@ -352,7 +351,7 @@ def test_the_service_has_begun_once() -> None:
 
 def test_a_request_is_slow_after_its_time() -> None:
     """Its stacks are asked for then, and not before; they are in the log once they are there."""
-    simulation = Simulation(replace(LIMITS, slow_request_timeout=2.0))
+    simulation = Simulation(LIMITS._replace(slow_request_timeout=2.0))
     simulation.settle()
     busy = simulation.living()[0]
     busy.begin()
@@ -388,7 +387,7 @@ def test_the_order_of_the_end(simulation: Simulation, monkeypatch: pytest.Monkey
 
 def test_a_slow_request_beside_a_young_one() -> None:
     """The young one is shown when it is slow itself."""
-    simulation = Simulation(replace(LIMITS, slow_request_timeout=2.0), lanes=2)
+    simulation = Simulation(LIMITS._replace(slow_request_timeout=2.0), lanes=2)
     simulation.settle()
     busy = simulation.living()[0]
     busy.begin()

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -309,7 +308,7 @@ def test_a_restart_that_could_not_end(accompanied: tuple[Simulation, Verbs]) -> 
 def test_a_degraded_master_restarts_nobody(pool: tuple[Simulation, Verbs, Clock]) -> None:
     """It has no program to start anybody from, and says so at once."""
     simulation, found, _ = pool
-    simulation.supervisor.service = replace(simulation.supervisor.service, work=None)
+    simulation.supervisor.service = simulation.supervisor.service._replace(work=None)
     why = simulation.generations.degraded = "the program failed: no database"
     for which in (None, 1, "one"):
         said = found.answer(Request(BY_VERB["restart"], which), PEER, PlaceInQueue())

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
 from socketserver import BaseServer
 from time import monotonic
 from types import FrameType
@@ -63,7 +62,7 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
         finally:
             if _in_main_thread():
                 signal.signal(LOOK, before)
-            tell("ended", **asdict(self.statistics()))
+            tell("ended", **self.statistics()._asdict())
 
     def worker_started(self) -> None:
         super().worker_started()
@@ -86,7 +85,7 @@ class Told(BaseServer if TYPE_CHECKING else object):  # type: ignore[misc]
                  fork_failures=failures, reloads=reloads)  # fmt: skip
         if self._look:
             self._look = False
-            tell("statistics", **asdict(self.statistics()))  # not `now`: that may be older than the signal
+            tell("statistics", **self.statistics()._asdict())  # not `now`: that may be older than the signal
 
     def _note_look(self, signum: int, frame: FrameType | None) -> None:
         self._look = True

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from enum import Enum
 
 from prefork.commands import Command
@@ -96,7 +95,7 @@ class Reloadable(Simulation):
         if self.program is Program.WORKS:
             self.supervisor = self.image(self.service, self._limits, handed)
         else:
-            service = replace(self.service, work=None)
+            service = self.service._replace(work=None)
             self.supervisor = self.image(service, degraded.limits(handed.values), handed, "the program failed")
         self.on_image()
         for command in self.meanwhile:

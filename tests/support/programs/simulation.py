@@ -10,6 +10,7 @@ one: a Unix listener at a path of its own, whose clients connect for good.
 import errno
 import itertools
 import os
+import random
 import select
 import signal
 import socket
@@ -44,6 +45,7 @@ from prefork.reload.generations import Generations
 from prefork.reload.handover import Handed
 from prefork.reload.reloading import say
 from prefork.sockets.listener import Listener
+from prefork.workers.limits import JITTER
 from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.wakeup import Wakeup
 
@@ -294,7 +296,8 @@ class Simulation:
             service, limits, self.board, self.wakeup, self.generations, processes=self.processes, stamp_ns=self.now_ns
         )
         self.generations.arrive()  # as its loop begins
-        supervisor._spawner._rng.seed(0)  # the jitter of lifetimes: the same in every run
+        rng = random.Random(0)
+        supervisor._spawner._jittered = lambda limit: limit * (1 - JITTER * rng.random())  # the same in every run
         return supervisor
 
     def _nudging(self, process: FakeProcess) -> None:
