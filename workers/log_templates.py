@@ -9,7 +9,7 @@ asked once a second.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from time import time_ns
 from types import FunctionType
@@ -30,14 +30,12 @@ JsonText = Callable[[str], str]
 
 
 class _Made(NamedTuple):
-    """A template, and what it was made of: the handler, its formatter, and what this process is called."""
+    """A template, and what it was made of: the second, and what this process is called."""
 
     template: str | None = None  # None: logging has to do it
-    order: Callable[[list[Any]], Any] = tuple  # in which the values stand
+    order: Callable[[Sequence[Any]], Any] = tuple  # in which the values stand
     json_text: JsonText | None = None  # None: the lines are no JSON
     second: int = -1
-    handler: SinkHandler | None = None
-    formatter: logging.Formatter | None = None
     prefix: str = ""
 
 
@@ -52,75 +50,82 @@ class LogTemplate:
         self._names = names
         self._sample = sample
         self._text = text
+        self._handler = sinks.installed()
         self._made = _Made()
 
     def write(self, values: Sequence[Any]) -> bool:
         """Write a record with these values, one for each name. Return False if logging has to do it."""
-        handler = self._alone()
-        if handler is None:
+        handler = self._handler
+        if handler is None or not self._is_alone(handler):
             return False
         second, rest = divmod(time_ns(), 1_000_000_000)
         made = self._made
-        if made.second != second or made.handler is not handler or made.prefix != handler.prefix:
+        if made.second != second or made.prefix != handler.prefix:
             made = self._made = self._make(handler, second)
         if made.template is None:
             return False
-        first, others = values[0], values[1:]
+        first, *others = values
         shown = "-" if first is None else self._text(first)
+        literals, filled = others, others
+        if None in others:
+            filled = ["-" if value is None else value for value in others]
+            literals = ["null" if value is None else value for value in others]
+        time = "%03d" % (rest // 1_000_000)
         if made.json_text is None:
-            filled = ["%03d" % (rest // 1_000_000), shown, *_known(others, "-")]
+            line = made.template % made.order((time, shown, *filled))
         else:
-            filled = ["%03d" % (rest // 1_000_000), made.json_text(shown)[1:-1], *_known(others, "-")]
-            filled += ["null" if first is None else made.json_text(first), *_known(others, "null")]
-        handler.put(made.template % made.order(filled))
+            literal = "null" if first is None else made.json_text(first)
+            shown = made.json_text(shown)[1:-1]
+            line = made.template % made.order((time, shown, *filled, literal, *literals))
+        handler.put(line)
         return True
 
-    def _alone(self) -> SinkHandler | None:
-        """Return the handler of `prefork run`, if nothing else would see or change a record, as it was set up."""
-        handler, at = sinks.installed(), self._log
-        if handler is None or handler.formatter is not handler.own_formatter or handler.level > logging.INFO:
-            return None
-        if at.filters or handler.filters or logging.getLogRecordFactory() is not logging.LogRecord:
-            return None
+    def _is_alone(self, handler: SinkHandler) -> bool:
+        """Return whether nothing but the handler of `prefork run`, as it was set up, would see or change a record."""
+        at = self._log
+        if handler.formatter is not handler.own_formatter or handler.filters or handler.level > logging.INFO:
+            return False
+        if at.filters or logging.getLogRecordFactory() is not logging.LogRecord or not at.isEnabledFor(logging.INFO):
+            return False
         while at.parent is not None:
             if at.handlers or not at.propagate:
-                return None
+                return False
             at = at.parent
-        return handler if at.handlers == [handler] and self._log.isEnabledFor(logging.INFO) else None
+        return at.handlers == [handler]
 
     def _make(self, handler: SinkHandler, second: int) -> _Made:
-        of = second, handler, handler.formatter, handler.prefix
-        if not (all(map(_is_standard, _standard_steps())) and _steps_of_ours() == _OURS):
-            return _Made(None, tuple, None, *of)
-        shown, fields = (
-            {name: _MARKS + at for at, name in enumerate(self._names, start)} for start in (1, 1 + len(self._names))
-        )
-        lines = []
-        for millisecond in _MILLISECONDS:
-            record = self._sample(shown, fields)
-            record.created, record.msecs = second + millisecond / 1000, float(millisecond)
-            record.prefork_process = handler.prefix
-            lines.append(handler.format(record))
-        line = _with_time(*lines)
+        line = _with_time(*self._sample_lines(handler, second))
         if line is None:
-            return _Made(None, tuple, None, *of)
+            return _Made(None, tuple, None, second, handler.prefix)
         order = [int(mark) - _MARKS for mark in _MARK.findall(line)]
         template = "%s".join(part.replace("%", "%%") for part in _MARK.split(line))
         json_text: JsonText | None = None
         if max(order) > len(self._names):
             from json.encoder import encode_basestring_ascii as json_text
-        return _Made(template, itemgetter(*order), json_text, *of)
+        return _Made(template, itemgetter(*order), json_text, second, handler.prefix)
+
+    def _sample_lines(self, handler: SinkHandler, second: int) -> Iterator[str]:
+        """Yield a line for each of _MILLISECONDS; none where a method of logging is not what it was."""
+        if not (all(map(_is_standard, _standard_steps())) and _steps_of_ours() == _OURS):
+            return
+        shown, fields = (
+            {name: _MARKS + at for at, name in enumerate(self._names, start)} for start in (1, 1 + len(self._names))
+        )
+        for millisecond in _MILLISECONDS:
+            record = self._sample(shown, fields)
+            record.created, record.msecs = second + millisecond / 1000, float(millisecond)
+            record.prefork_process = handler.prefix
+            try:
+                yield handler.format(record)
+            except Exception:  # by something of the program's, as Formatter.converter: logging tells of it
+                return
 
 
-def _known(values: Sequence[Any], unknown: str) -> Sequence[Any]:
-    return [unknown if value is None else value for value in values] if None in values else values
-
-
-def _with_time(first: str, second: str) -> str | None:
+def _with_time(first: str = "", second: str = "") -> str | None:
     """Return a line with a mark for the milliseconds, of two that differ in nothing else; None if they do otherwise."""
     at = next((index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     if at is None:
-        return first if first == second else None
+        return first if first and first == second else None
     before, after = first[:at], first[at + 3 :]
     as_expected = [f"{before}{each}{after}" for each in _MILLISECONDS] == [first, second]
     return f"{before}{_MARKS}{after}" if as_expected else None

@@ -57,13 +57,14 @@ class Sink:
             self.follow()
         if not is_marked(self.fd) if self._marked else lost(self.fd, self._identity):
             self._open_anew()
-        if self.words[TORN]:
+        if torn := self.words[TORN]:
             line = b"\n" + line
         taken = 0
         try:
             while taken < len(line):
                 taken += self._write_some(self.fd, line[taken : taken + self._at_once])
-                self.words[TORN] = taken < len(line)
+                if torn != (taken < len(line)):  # no write but where it changes: all processes have this cache line
+                    torn = self.words[TORN] = taken < len(line)
         except OSError:  # stalled, closed or full: BlockingIOError, EPIPE, ENOSPC, …
             return False
         return True

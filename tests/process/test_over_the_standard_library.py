@@ -205,3 +205,26 @@ def test_partial_as_a_handler() -> None:
     server = prefork.TCPServer(LOOPBACK, functools.partial(Upper))
     with serving(server):
         assert ask(server.server_address, b"x") == b"X"
+
+
+class Told(socketserver.StreamRequestHandler):
+    """The classes of the connection and of the file that it is read through."""
+
+    def handle(self) -> None:
+        raw: Any = vars(self)["rfile"].raw
+        self.wfile.write(f"{type(self.connection).__name__} {type(raw).__name__} {self.rfile.readline()!r}".encode())
+
+
+class ToldByOurs(prefork.StreamRequestHandler):
+    handle = Told.handle
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize(("handler", "connection"), [(Told, "AcceptedSocket"), (ToldByOurs, "socket")])
+def test_a_file_costs_less_in_a_pool(handler: Any, connection: str, threads: bool) -> None:
+    """A handler of the standard library's gets a connection whose files are ours; one of ours opens its own, and the
+    connection is what it was."""
+    bases = (Pool, *([prefork.ThreadingMixIn] if threads else []), socketserver.TCPServer)
+    server: Any = type("Server", bases, {})(LOOPBACK, handler)
+    with serving(server):
+        assert ask(server.server_address, b"hello\n") == f"{connection} SocketReader b'hello\\n'".encode()

@@ -133,6 +133,12 @@ def test_what_the_formatter_makes_of_time_is_its_own(handler: SinkHandler, monke
     assert written(handler)[0].startswith("1999-12-31 23:59:58.")
 
 
+def test_a_converter_that_raises(handler: SinkHandler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging tells of it, and the request hears nothing."""
+    monkeypatch.setattr(logging.Formatter, "converter", lambda self, seconds: 1 / 0)
+    assert not access()._template.write(VALUES)
+
+
 def test_a_process_that_is_named_anew(handler: SinkHandler) -> None:
     """The line says which process it is of."""
     log = access()
