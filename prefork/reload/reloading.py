@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
@@ -214,6 +215,7 @@ class Reloading:
             reason = (
                 said.get("failed")
                 or f"the rehearsal ended before its serve_forever() was ready: {how}{WELL.get(how, '')}"
+                f"{_own_words(output)}"
             ) + self._second_port(output)
         self._end(ReloadResult(False, escaped(reason), output))
 
@@ -240,6 +242,12 @@ class Reloading:
         """Called in a new child: close its copies of the descriptors."""
         for fd in self._pipes.values():
             os.close(fd)
+
+
+def _own_words(output: str) -> str:
+    """Return the sentence of an error of ours that has ended the rehearsal, from what Python or the command prints."""
+    said = re.match(r"prefork(?:\.errors\.\w+)?: (.+)", output.rpartition("\n")[2])
+    return f"; {said[1]}" if said else ""
 
 
 def _rehearse(record: Record, birth: Birth, master: Master, output: int) -> int:

@@ -7,6 +7,8 @@ from time import monotonic
 import pytest
 
 from tests.support.clients.connections import ask
+from tests.support.clients.controlling import ctl
+from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered
 from tests.support.programs.served import LOOK, RELOADS
 from tests.support.programs.service import Service, Watch, script
@@ -114,6 +116,19 @@ def test_descriptors_closed_at_import(tmp_path: Path) -> None:
         service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
     assert "drained (exit status 0)" in service.log
+
+
+def test_a_reload_of_what_closes_them(tmp_path: Path) -> None:
+    """It is refused by one sentence, each time: what was handed over is closed. The service goes on."""
+    (tmp_path / "app.py").write_text("import os\nos.closerange(3, 256)\nfrom prefork.examples import Upper\n")
+    argv = ["run", "app:Upper", "--bind", "127.0.0.1:0", "--max-children", "1", "--control", "unix:c"]
+    with running(argv, cwd=tmp_path) as service:
+        service.expect("reload failed: ", "prefork: could not take over: ")
+        for _ in range(2):
+            done = ctl(tmp_path / "c", "reload")
+            assert done.returncode == 1
+            assert f"was ready: exit status 1; could not take over: {SAID}" in done.stderr
+            assert ask(("127.0.0.1", service.port), b"a\n") == b"A\n"
 
 
 CLOSING = "from tests.process.programs.closing_all import Handler, Hooks\n"

@@ -124,6 +124,29 @@ def test_succeeds_by_its_word_only(what: str, pool: Reloadable) -> None:
     assert pool.images == 1
 
 
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ("prefork: could not import app: OSError: no", "could not import app: OSError: no"),
+        ("prefork.errors.BindError: could not bind :80", "could not bind :80"),
+        ("OSError: prefork: no", None),
+        ("preforked: no", None),
+    ],
+)
+def test_the_reason_is_what_ended_it(last: str, words: str | None, pool: Reloadable) -> None:
+    """An error of ours is a sentence for people: it is the reason, however much the program has printed before it."""
+    told = told_by(pool)
+    pool.command(Command.RELOAD)
+    assert pool.rehearsal is not None
+    pool.generations._reloading._output = f"prefork: another\n{last}\n".encode()
+    pool.rehearsal.exit(1)
+    pool.turn()
+    reason = "the rehearsal ended before its serve_forever() was ready: exit status 1"
+    (result,) = told
+    assert isinstance(result, ReloadResult)
+    assert result.reason == (f"{reason}; {words}" if words else reason)
+
+
 @pytest.mark.parametrize("missing", ["directory", "interpreter"])
 def test_an_exec_that_fails(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The directory is the one it was, also where its name is gone, and no descriptor stays inheritable."""
