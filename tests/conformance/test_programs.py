@@ -16,7 +16,7 @@ from tests.conformance.programs.suites import run_suite
 
 pytestmark = [pytest.mark.once, pytest.mark.programs]
 
-SERVED = [pytest.param(each, id=each.name) for each in PROGRAMS if each.quick]
+SERVED = [pytest.param(each, id=each.name) for each in PROGRAMS]
 SUITES = [pytest.param(each, id=each.name) for each in PROGRAMS if each.suite is not None and each.suite.quick]
 
 

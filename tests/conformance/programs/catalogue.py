@@ -34,7 +34,6 @@ class Program:
     datagrams: bool = False
     elsewhere: bool = False  # a request runs where no worker holds it, in a process that the program forks itself
     debian: Mapping[str, str] = field(default_factory=dict)  # commands that its client needs, and their packages
-    quick: bool = True  # is served in CI
 
 
 def pytest(*tests: str) -> tuple[str, ...]:
@@ -82,7 +81,7 @@ PROGRAMS = (
     ),
     Program(
         "impacket", "impacket", "impacket_server:server", Suite(pytest("tests/SMB_RPC/test_smbserver.py"), alone=True),
-        debian={"smbclient": "smbclient"}, quick=False,
+        debian={"smbclient": "smbclient"},
     ),
     Program("hl7apy", "hl7apy", "hl7apy_server:server", Suite(pytest("tests/test_mllp.py"), alone=True, quick=True)),
     Program(
