@@ -107,7 +107,7 @@ def figures_of(pool: ProcessPoolExecutor, todo: Chosen, stages: Sequence[str], *
 def chosen(options: argparse.Namespace) -> Chosen:
     found = {
         name: [each for each in mutants((ROOT / MODULES[name].path).read_text()) if options.only in str(each)]
-        for name in options.modules or MODULES
+        for name in options.modules or [name for name in MODULES if MODULES[name].unit or not options.unit]
     }  # fmt: skip
     if options.again is not None:
         said = {" ".join(line.split()[:1] + line.split()[2:]) for line in options.again.read_text().splitlines()}

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Module:
-    """Paths are from the root; tests are named as below tests/, without `test_` and `.py`."""
+    """Paths are from the root; tests are named as below tests/, without `test_` and `.py`.
+
+    `unit` is empty where only processes tell, as of a pool that is served; such a module is in no sample of unit tests.
+    """
 
     path: str
     unit: tuple[str, ...]
@@ -20,7 +23,7 @@ class Module:
     def stages(self) -> dict[str, list[tuple[str, ...]]]:
         """The test runs of each stage."""
         return {
-            "unit": [tuple(_file(f"unit/{name}") for name in self.unit)],
+            "unit": [tuple(_file(f"unit/{name}") for name in self.unit)] if self.unit else [],
             "further": [(_file(name),) for name in self.further],
         }
 
@@ -235,5 +238,156 @@ MODULES = {
     ),
     "application": Module(
         "metrics/application/region.py", ("layout", "application"), ("process/user_metrics", "process/prometheus")
+    ),
+    "accompanied": Module("prefork/accompanied.py", (), ("process/companions", "process/check")),
+    "check": Module("prefork/cli/check.py", (), ("process/check", "process/removing")),
+    "config": Module("prefork/cli/config.py", ("config", "cli"), ("process/run",)),
+    "ctl": Module("prefork/cli/ctl.py", ("cli",), ("process/control", "process/control_changes")),
+    "dry_run": Module("prefork/cli/dry_run.py", ("cli", "config"), ("process/check", "process/removing")),
+    "findings": Module("prefork/cli/findings.py", (), ("process/check",)),
+    "main": Module("prefork/cli/main.py", ("cli", "config"), ("process/run",)),
+    "options": Module("prefork/cli/options.py", ("cli", "config"), ("process/run",)),
+    "pages": Module("prefork/cli/pages.py", ("cli", "config"), ("process/run",)),
+    "run": Module("prefork/cli/run.py", (), ("process/run", "process/log_operation")),
+    "single": Module("prefork/cli/single.py", (), ("process/single",)),
+    "targets": Module("prefork/cli/targets.py", ("cli", "launch", "config"), ("process/run", "process/check")),
+    "top": Module("prefork/cli/top.py", ("cli",), ("process/top",)),
+    "commands": Module("prefork/commands.py", ("commands", "cli", "verbs"), ("process/control", "process/pool_limits")),
+    "client": Module("prefork/control/client.py", ("control_server",), ("process/control", "process/top")),
+    "protocol": Module(
+        "prefork/control/protocol.py",
+        ("protocol", "control_simulated", "control_server"),
+        ("process/control", "faults/control"),
+    ),
+    "render": Module(
+        "prefork/control/render.py",
+        ("control_simulated", "companions", "top_screen", "top_rows"),
+        ("process/control", "process/top"),
+    ),
+    "report": Module(
+        "prefork/control/report.py", ("control_simulated", "companions"), ("process/control", "process/top")
+    ),
+    "counting": Module("prefork/counting.py", (), ("process/server", "process/composition", "process/metrics_move")),
+    "errors": Module("prefork/errors.py", ("cli", "sources"), ("process/run",)),
+    "examples": Module("prefork/examples.py", (), ("process/documentation_examples", "process/unix_http")),
+    "exporter_child": Module(
+        "prefork/exporter/child.py", ("exporter_child",), ("process/exporter", "faults/metrics_endpoint")
+    ),
+    "exporter": Module("prefork/exporter/server.py", (), ("process/exporter", "faults/metrics_endpoint")),
+    "request_handlers": Module("prefork/handlers.py", ("handlers", "socket_files", "loop"), ("process/server",)),
+    "own": Module("prefork/inheritance/own.py", (), ("process/names_of_the_program", "process/precedence")),
+    "precedence": Module(
+        "prefork/inheritance/precedence.py",
+        (),
+        ("process/precedence", "process/own_ways", "process/over_the_standard_library"),
+    ),
+    "standard_classes": Module(
+        "prefork/inheritance/standard_classes.py", (), ("process/over_the_standard_library", "process/precedence")
+    ),
+    "listening": Module(
+        "prefork/listening.py",
+        ("listening",),
+        ("process/over_the_standard_library", "process/reload_listeners", "process/tls"),
+    ),
+    "log_formats": Module("prefork/log_formats.py", ("log_formats",), ("process/logs",)),
+    "logs": Module("prefork/logs.py", ("cli", "config"), ("process/log_operation", "faults/logs")),
+    "clock": Module("prefork/master/clock.py", ("clock", "simulation", "simulated_reloads"), ("faults/stopped",)),
+    "gauges": Module("prefork/master/gauges.py", (), ("process/exporter", "process/pool_limits")),
+    "log_drops": Module(
+        "prefork/master/log_drops.py", ("simulation", "control_simulated"), ("process/log_operation", "faults/logs")
+    ),
+    "parting": Module("prefork/master/parting.py", (), ("process/worker_troubles", "process/ending")),
+    "path_watch": Module("prefork/master/path_watch.py", ("path_watch", "simulation"), ("process/reload_listeners",)),
+    "reaping": Module(
+        "prefork/master/reaping.py",
+        (),
+        ("process/reaping_program", "process/children"),
+    ),
+    "staying": Module("prefork/master/staying.py", ("staying", "simulation"), ("process/draining",)),
+    "views": Module("prefork/master/views.py", (), ("process/pool",)),
+    "mixins": Module("prefork/mixins.py", (), ("process/server", "process/server_limits", "process/composition")),
+    "pool": Module("prefork/pool.py", (), ("process/pool", "process/pool_master", "process/fit")),
+    "pool_settings": Module("prefork/pool_settings.py", ("fields", "config", "cli"), ("process/run",)),
+    "process": Module(
+        "prefork/process.py", (), ("process/working_directory", "process/log_operation", "process/pool_master")
+    ),
+    "left_over": Module(
+        "prefork/reload/left_over.py", ("reloading", "simulated_reloads"), ("process/reload_processes",)
+    ),
+    "program": Module("prefork/reload/program.py", (), ("process/reload", "process/takeover")),
+    "server": Module("prefork/server.py", (), ("process/server", "process/serving")),
+    "serving_loop": Module(
+        "prefork/serving_loop.py", (), ("process/serving", "process/server", "process/handle_request")
+    ),
+    "serving_pool": Module("prefork/serving_pool.py", (), ("process/pool", "process/reload", "process/pool_master")),
+    "cpus": Module("prefork/settings/cpus.py", (), ("process/pool_limits",)),
+    "fields": Module("prefork/settings/fields.py", ("fields", "sources", "config", "cli"), ("process/run",)),
+    "sources": Module("prefork/settings/sources.py", ("sources", "launch"), ("process/run",)),
+    "units": Module("prefork/settings/units.py", ("config", "sources", "fields"), ("process/run",)),
+    "addresses": Module("prefork/sockets/addresses.py", ("addresses", "cli"), ("process/run", "process/unix_http")),
+    "shared": Module(
+        "prefork/sockets/shared.py",
+        ("listener", "accept_queue"),
+        ("process/draining", "faults/draining", "process/datagram_answers"),
+    ),
+    "supervised": Module("prefork/supervised.py", (), ("process/serving", "process/children", "process/exporter")),
+    "takeover": Module("prefork/takeover.py", (), ("process/takeover", "faults/reload")),
+    "testing": Module("prefork/testing.py", (), ("process/testing",)),
+    "top_http": Module("prefork/top/http.py", ("top_http",), ("process/top",)),
+    "live": Module("prefork/top/live.py", (), ("process/top",)),
+    "rates": Module("prefork/top/rates.py", ("top_rates", "top_screen"), ("process/top",)),
+    "rows": Module("prefork/top/rows.py", ("top_rows", "top_screen"), ("process/top",)),
+    "scrape": Module("prefork/top/scrape.py", ("top_scrape",), ("process/top",)),
+    "screen": Module("prefork/top/screen.py", ("top_screen", "top_scrape"), ("process/top",)),
+    "top_sources": Module("prefork/top/sources.py", ("cli",), ("process/top",)),
+    "accepting": Module("workers/accepting.py", ("accepting", "lanes", "loop"), ("process/pool", "faults/accept_path")),
+    "access_log": Module("workers/access_log.py", (), ("process/logs",)),
+    "definitions": Module(
+        "workers/definitions.py", ("definitions", "loop"), ("process/own_ways", "process/precedence")
+    ),
+    "descriptor_limit": Module("workers/descriptor_limit.py", (), ("faults/descriptor_limit",)),
+    "handshake": Module("workers/handshake.py", ("handshake", "loop"), ("process/tls",)),
+    "hangup": Module("workers/hangup.py", ("hangup", "loop"), ("process/draining", "process/tls")),
+    "holding": Module("workers/holding.py", ("signals",), ("faults/signals",)),
+    "identity": Module("workers/identity.py", ("identity",), ("process/hostile_program",)),
+    "latch": Module("workers/latch.py", ("latch", "companion"), ("process/companions",)),
+    "lazy_imports": Module("workers/lazy_imports.py", (), ("process/lazy_imports",)),
+    "limits": Module("workers/limits.py", ("limits", "loop"), ("process/pool_limits",)),
+    "log_handing": Module("workers/log_handing.py", ("log_handing",), ("process/log_of_another_user",)),
+    "log_locks": Module("workers/log_locks.py", (), ("faults/logs", "process/worker_troubles")),
+    "open_lanes": Module("workers/open_lanes.py", ("open_lanes", "loop"), ("process/threads_of_a_pool",)),
+    "polling": Module("workers/polling.py", (), ("process/pool", "faults/lost_wakeup")),
+    "sinks": Module(
+        "workers/sinks.py",
+        (),
+        ("process/log_operation", "process/log_of_another_user", "faults/logs"),
+    ),
+    "socket_files": Module("workers/socket_files.py", ("socket_files", "handlers"), ("process/server",)),
+    "strays": Module("workers/strays.py", ("loop", "lanes", "companion"), ("faults/user_forks",)),
+    "thread_body": Module("workers/thread_body.py", ("contexts", "lanes"), ("process/composition",)),
+    "threads": Module("workers/threads.py", ("threads", "contexts"), ("process/threads_of_a_pool",)),
+    "wakeup": Module("workers/wakeup.py", ("wakeup", "loop"), ("faults/lost_wakeup",)),
+    "exposition": Module(
+        "metrics/application/exposition.py", ("exposition",), ("process/user_metrics", "process/prometheus")
+    ),
+    "hook": Module("metrics/application/hook.py", (), ("process/user_metrics", "process/imports")),
+    "series": Module("metrics/application/series.py", ("application",), ("process/user_metrics",)),
+    "values": Module("metrics/application/values.py", ("application",), ("process/user_metrics", "process/prometheus")),
+    "collector": Module("metrics/collector.py", ("collector",), ("process/exporter", "process/metrics_move")),
+    "facts": Module("metrics/facts.py", ("facts", "exits"), ("process/metrics_move",)),
+    "feed": Module("metrics/feed.py", ("feed", "exporter_child"), ("process/exporter", "faults/metrics_endpoint")),
+    "histogram": Module("metrics/histogram.py", ("histogram", "scoreboard"), ("process/exporter",)),
+    "kernel": Module("metrics/kernel.py", ("kernel", "accept_queue"), ("process/exporter",)),
+    "loggers": Module("metrics/loggers.py", ("loggers",), ("faults/logs", "process/logs")),
+    "receiving": Module("prefork/sockets/receiving.py", ("receiving",), ("process/datagram_answers",)),
+    "destinations": Module("workers/destinations.py", (), ("process/log_operation", "faults/logs")),
+    "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs",)),
+    "straight": Module("workers/straight.py", ("straight", "loop"), ("process/pool", "process/own_ways")),
+    "sums": Module("metrics/application/sums.py", ("sums", "application", "collector"), ("process/user_metrics",)),
+    "thread_pool": Module(
+        "workers/thread_pool.py", ("thread_pool", "threads"), ("process/threads_of_a_pool", "process/composition")
+    ),
+    "thread_state": Module(
+        "workers/thread_state.py", ("thread_state", "threads"), ("process/threads_of_a_pool", "process/composition")
     ),
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefork.metrics.facts import AcceptError
-from prefork.workers.accepting import accept_error, accepted_by, is_resource_error
+from prefork.workers.accepting import accept_error, accepted_by, is_resource_error, is_shortage
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,16 @@ def test_accept_of_the_programs_own(listener: socket.socket) -> None:
         request, address = accepted_by(own)
         request.close()
     assert address == "mine"
+
+
+@pytest.mark.parametrize(
+    ("exc", "short"),
+    [
+        (OSError(errno.EAGAIN, "no process"), True), (OSError(errno.ENOMEM, "no memory"), True),
+        (OSError(errno.EPERM, "no"), False), (RuntimeError("can't start new thread"), True),
+        (RuntimeError("another"), False), (ValueError("no number"), False),
+    ],
+)  # fmt: skip
+def test_what_a_shortage_is(exc: Exception, short: bool) -> None:
+    """No process or thread can be had; what has no number at all is none."""
+    assert is_shortage(exc) == short

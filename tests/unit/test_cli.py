@@ -1,6 +1,8 @@
 """The command line up to the point where something would be bound: what it reads, and what it says when it cannot."""
 
+import io
 import logging
+import os
 import platform
 import shutil
 import socket
@@ -16,6 +18,7 @@ from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
 from prefork.cli.targets import _is_at
 from prefork.commands import BY_VERB, Row
+from prefork.logs import complain
 from prefork.sockets.addresses import parse_address
 from prefork.workers import sinks
 
@@ -251,6 +254,7 @@ def test_every_command_has_a_page(
     out = capsys.readouterr().out
     assert out.startswith(f"prefork {row.name} - {row.help}\n\nusage: prefork {row.name} ")
     assert "\nexit status:\n" in out
+    assert ("\n  130 " in out) == (row.interrupted == 130)
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -292,3 +296,15 @@ def test_help_explains_everything_in_80_columns(
             choices = f": {', '.join(field.setting.choices)}" if field.setting.choices else ""
             default = "" if field.setting.flag else f" (default {field.default_text})"
             assert f"{field.setting.help}{choices}{default}" in flat
+
+
+@pytest.mark.parametrize(("where", "marked"), [("here", True), ("elsewhere", False), ("", False)])
+def test_an_error_in_the_journal(where: str, marked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each line is marked as an error where stderr is the journal's stream, by the number of its file; sd-daemon(3)."""
+    found, fstat = os.stat(tmp_path), os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: found if fd == 2 else fstat(fd))
+    number = {"here": found.st_ino, "elsewhere": found.st_ino + 1}.get(where)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{number}" if number else "")
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    complain("one\ntwo\n")
+    assert said.getvalue() == ("<3>one\n<3>two\n" if marked else "one\ntwo\n")
