@@ -339,7 +339,7 @@ MODULES = {
     "rows": Module("prefork/top/rows.py", ("top_rows", "top_screen"), ("process/top",)),
     "scrape": Module("prefork/top/scrape.py", ("top_scrape",), ("process/top",)),
     "screen": Module("prefork/top/screen.py", ("top_screen", "top_scrape"), ("process/top",)),
-    "top_sources": Module("prefork/top/sources.py", ("cli",), ("process/top",)),
+    "top_sources": Module("prefork/top/sources.py", ("top_sources", "cli"), ("process/top",)),
     "accepting": Module("workers/accepting.py", ("accepting", "lanes", "loop"), ("process/pool", "faults/accept_path")),
     "access_log": Module("workers/access_log.py", (), ("process/logs",)),
     "definitions": Module(

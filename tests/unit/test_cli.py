@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import socket
+import socketserver
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from prefork import BindError, BootError, __version__
+from prefork import BindError, BootError, PreForkingMixIn, PreForkingTCPServer, PreForkingUnixStreamServer, __version__
 from prefork.cli.launch import fields
 from prefork.cli.main import SUBCOMMAND_TABLE, SubcommandRow, main
-from prefork.cli.targets import _is_at
+from prefork.cli.targets import _chooses_family, _is_at
 from prefork.commands import BY_VERB, Row
 from prefork.logs import complain
-from prefork.sockets.addresses import parse_address
+from prefork.sockets.addresses import Address, parse_address
 from prefork.workers import sinks
 
 APP = Path(__file__).parent / "programs" / "targets_app.py"
@@ -308,3 +309,28 @@ def test_an_error_in_the_journal(where: str, marked: bool, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     complain("one\ntwo\n")
     assert said.getvalue() == ("<3>one\n<3>two\n" if marked else "one\ntwo\n")
+
+
+class _Std(socketserver.TCPServer):
+    pass
+
+
+class _Six(PreForkingTCPServer):
+    address_family = socket.AF_INET6
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "chooses"),
+    [
+        (PreForkingTCPServer, "[::1]:0", True),
+        (PreForkingTCPServer, "127.0.0.1:0", True),
+        (PreForkingTCPServer, "fd://0", False),
+        (_Std, "[::1]:0", False),
+        (_Six, "[::1]:0", False),
+        (PreForkingUnixStreamServer, "unix:s", False),
+    ],
+)
+def test_who_chooses_the_family(base: type, asked: str, chooses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our TCP server, from the address, and `dual_stack` with it; any other class has that of the address."""
+    monkeypatch.setattr("prefork.sockets.addresses._inherited", lambda fd, text: Address("tcp", ("", 0), int(fd), text))
+    assert _chooses_family((PreForkingMixIn, base), parse_address(asked)) == chooses
