@@ -29,7 +29,7 @@ from prefork.workers.signals import Signals
 from .. import systemd
 from ..errors import PreforkError
 from ..master.children import Child, ChildState
-from ..sockets.kept_paths import is_one_of, listened_on
+from ..sockets.kept_paths import is_one_of, keep_path_of, listened_on
 from ..sockets.listener import Listener
 from ..sockets.unix_paths import identity_of
 
@@ -132,6 +132,8 @@ class Handed:
         listener = self._given[name] = Listener.resume(fd, quiet=self.rehearsal)
         self.lend(listener)
         listener.asked, listener.inherited = packed["asked"], packed["inherited"]
+        if listener.inherited:
+            keep_path_of(listener)
         return listener
 
     def moved(self, before: Listener, after: Listener, sock: socket.socket) -> None:
@@ -171,9 +173,8 @@ class Handed:
 
     def keeps(self, path: str) -> bool:
         """Return whether the service is found by this path: the program must not remove it before it serves."""
-        packed = [self.values[name]["path"] for name in LISTENERS if self.values.get(name)]
-        known = [each for each in (*packed, self.values.get("control_path")) if each]
-        return not self.taken and is_one_of(path, known) and listened_on(path)
+        paths = [self.values.get("control_path"), *((self.values.get(name) or {}).get("path") for name in LISTENERS)]
+        return not self.taken and is_one_of(path, filter(None, paths)) and listened_on(path)
 
     def detach(self) -> None:
         """Detach every lent socket after the program failed, so that no object left behind closes its descriptor."""

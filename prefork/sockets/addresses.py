@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from .. import systemd
 from ..errors import BindError, ConfigError, reason_of
 from ..log_formats import escaped
+from .kept_paths import keep_path_of
 
 __all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address"]
 
@@ -127,6 +128,7 @@ def _inherited(number: str, text: str) -> Address:
     except OSError as exc:
         raise _refused(text, f"descriptor {number} is no open socket ({reason_of(exc)})") from None
     try:
+        keep_path_of(sock)  # before the program is imported
         return _described(sock, int(number), text)
     finally:
         sock.detach()

@@ -42,6 +42,7 @@ def _real(path: str) -> str:
 IsKept = Callable[[str], bool]
 _in_force: list[tuple[IsKept, frozenset[str]]] = []
 _removed: set[str] = set()
+_passed: set[str] = set()
 
 
 def may_be_gone(path: str) -> None:
@@ -49,6 +50,14 @@ def may_be_gone(path: str) -> None:
     if not _removed:  # for good: the program may have its own end after ours
         _begin((_is_gone, frozenset(("unlink", "remove"))))
     _removed.add(_real(path))
+
+
+def keep_path_of(passed: socket.socket) -> None:
+    """Keep for good the path of a Unix socket that a parent or a manager has passed on: it is theirs to remove."""
+    if passed.family == socket.AF_UNIX and isinstance(path := passed.getsockname(), str) and path:
+        if not _passed:
+            _begin((lambda path: _real(path) in _passed and listened_on(path), frozenset(REMOVING)))
+        _passed.add(_real(path))
 
 
 def _is_gone(path: str) -> bool:

@@ -21,6 +21,7 @@ from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import UNNAMED, address_text, bindable, over
+from .kept_paths import keep_path_of
 from .ownership import Access
 from .unix_paths import clear_stale, identity_of
 
@@ -176,6 +177,7 @@ class Listener(Beneath, socket.socket):
             os.set_inheritable(fd, False)
         except OSError as exc:
             raise BindError(exc.errno, f"could not take over descriptor {fd}: {reason_of(exc)}") from exc
+        keep_path_of(listener)
         listener.inherited = True
         listener.quiet = _instead is not None
         return listener

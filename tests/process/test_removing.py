@@ -87,6 +87,23 @@ def test_a_reload(target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", CLASSES)
+def test_a_socket_that_was_passed(target: str, tmp_path: Path) -> None:
+    """The path is the manager's: no start, reload or end removes it, or fails of that."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM if target == "Datagrams" else socket.SOCK_STREAM) as passed:
+        passed.bind(str(path))
+        if target != "Datagrams":
+            passed.listen()
+        before = os.stat(path).st_ino
+        argv = ["run", f"{PROGRAM}:{target}", "--bind", f"fd://{passed.fileno()}", "--max-children", "1"]
+        with running([*argv, "--control", "unix:c"], cwd=tmp_path, fds=[passed.fileno()]):
+            serves(path, target)
+            with asked_all_the_while(path, target):
+                assert "generation 2 is in service" in ctl(tmp_path / "c", "reload").stdout
+        assert os.stat(path).st_ino == before
+
+
+@pytest.mark.parametrize("target", CLASSES)
 def test_a_check_beside_the_service(target: str, tmp_path: Path) -> None:
     """It leaves the path to the service, which is found by it all the while."""
     path = tmp_path / "s"

@@ -1,5 +1,6 @@
 """Paths that a program removes itself: what is kept, what is forgiven, and that nothing else is changed by it."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from prefork.sockets import kept_paths
-from prefork.sockets.kept_paths import REMOVING, is_one_of, listened_on, may_be_gone, paths_kept
+from prefork.sockets.kept_paths import REMOVING, is_one_of, keep_path_of, listened_on, may_be_gone, paths_kept
 
 
 def forget() -> None:
     """What other tests of this process have removed, or this one."""
     kept_paths._removed.clear()
+    kept_paths._passed.clear()
     for one in [*kept_paths._in_force]:
         kept_paths._end(one)
 
@@ -148,6 +150,29 @@ def test_what_may_be_gone(kept: Path) -> None:
     kept.touch()
     os.unlink(kept)
     assert not kept.exists()
+
+
+def test_what_was_passed(kept: Path) -> None:
+    """It stays as long as somebody has it, for who removes or moves it; other kinds of sockets have no path."""
+    with contextlib.ExitStack() as stack:
+        for name in ("s", "t"):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+            sock.bind(name)
+            keep_path_of(sock)
+        before = os.stat("s").st_ino
+        os.unlink("s")
+        os.rename("s", "u")
+        os.replace("kept", "t")
+        assert sorted(os.listdir(".")) == ["kept", "other", "s", "t"]
+        assert os.stat("s").st_ino == before
+    os.unlink("s")
+    os.rename("t", "u")
+    assert sorted(os.listdir(".")) == ["kept", "other", "u"]
+    with socket.socket() as inet, socket.socket(socket.AF_UNIX) as abstract, socket.socket(socket.AF_UNIX) as unnamed:
+        abstract.bind(f"\0prefork-test-{os.getpid()}")
+        for sock in (inet, abstract, unnamed):
+            keep_path_of(sock)
+    os.unlink("u")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
