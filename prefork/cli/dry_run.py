@@ -110,7 +110,7 @@ def _remove(path: str, identity: tuple[int, int] | None) -> None:
 @contextlib.contextmanager
 def dry_run() -> Iterator[DryRun]:
     """Make the block a dry run: servers are only tried, and `prefork.rehearsing()` returns True."""
-    with contextlib.ExitStack() as ended, paths_kept(listened_on):
+    with contextlib.ExitStack() as ended, paths_kept(listened_on, exits=True):
         tried = DryRun(ended)
         ended.callback(run_as, run_as(RunMode.CHECK))
         with bound_elsewhere(tried.instead):

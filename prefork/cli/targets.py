@@ -24,6 +24,7 @@ from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn, pool_of
+from ..process import RunMode, run_mode
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
 from ..sockets.addresses import Address, Kind, address_text, parse_address
@@ -75,7 +76,10 @@ def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
     except OSError as exc:
         if exc.errno == errno.EAFNOSUPPORT:  # there is no IPv6
             raise BindError(exc.errno, f"{sentence}: {reason_of(exc)}") from None
-        raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
+        error = UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}")
+        if exc.errno == errno.EADDRINUSE and run_mode() is RunMode.CHECK:
+            error.add_note("The service may run and have it open: open it only if not prefork.rehearsing().")
+        raise error from exc
     except Exception as exc:
         raise UserCodeError(f"{sentence}: {type(exc).__name__}: {exc}") from exc
 

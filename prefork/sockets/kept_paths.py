@@ -7,6 +7,7 @@ processes, and in the master. Must not keep anything else: a stale path is remov
 while it serves.
 """
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -65,17 +66,20 @@ def _is_gone(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def paths_kept(kept: IsKept, names: Iterable[str] = REMOVING) -> Iterator[None]:
+def paths_kept(kept: IsKept, names: Iterable[str] = REMOVING, *, exits: bool = False) -> Iterator[None]:
     """Have the program, inside, remove and rename no path that is `kept`: it is told that it did.
 
     A function that the program has imported by its name inside goes on to work afterwards. What is removed relative to
-    a descriptor, as shutil.rmtree() does it, is not looked at.
+    a descriptor, as shutil.rmtree() does it, is not looked at. `exits`: the process ends after the block, and what the
+    program has registered with atexit inside must keep it as well.
     """
     _begin(one := (kept, frozenset(names)))
+    registered = atexit._ncallbacks()
     try:
         yield
     finally:
-        _end(one)
+        if not exits or atexit._ncallbacks() == registered:
+            _end(one)
 
 
 def _begin(one: tuple[IsKept, frozenset[str]]) -> None:

@@ -18,7 +18,7 @@ from tests.support.clients.controlling import ctl
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
 PROGRAM = "tests.process.programs.removing"
-CLASSES = ("Removing", "ByPathlib", "ByName", "Datagrams")
+CLASSES = ("Removing", "ByPathlib", "ByName", "AtExit", "Datagrams")
 
 
 def run(target: str) -> dict[str, Any]:

@@ -334,3 +334,14 @@ def test_who_chooses_the_family(base: type, asked: str, chooses: bool, monkeypat
     """Our TCP server, from the address, and `dual_stack` with it; any other class has that of the address."""
     monkeypatch.setattr("prefork.sockets.addresses._inherited", lambda fd, text: Address("tcp", ("", 0), int(fd), text))
     assert _chooses_family((PreForkingMixIn, base), parse_address(asked)) == chooses
+
+
+def test_a_second_port_in_a_check(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program opens beside its listener is open in the service that runs: the check says what to ask."""
+    (tmp_path / "second.py").write_text("raise OSError(98, 'Address already in use')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refused("check", "second:Handler", "--bind", "127.0.0.1:0")
+    assert said.endswith("OSError: [Errno 98] Address already in use\nThe service may run and have it open: "
+                         "open it only if not prefork.rehearsing().\n")  # fmt: skip
+    sys.modules.pop("second", None)
+    assert "rehearsing" not in refused("run", "second:Handler", "--bind", "127.0.0.1:0")

@@ -7,6 +7,7 @@ there is instead.
 import _thread
 import argparse
 import ast
+import atexit
 import importlib
 import inspect
 import io
@@ -151,6 +152,14 @@ def _logs_by_it() -> bool:
     return logged == [((logging.WARNING, "%s", (1,)), 1)]
 
 
+def _counts_callbacks() -> bool:
+    before = atexit._ncallbacks()
+    atexit.register(_counts_callbacks)
+    counted = atexit._ncallbacks() == before + 1
+    atexit.unregister(_counts_callbacks)
+    return counted
+
+
 PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
     "_signal": (_signal_mask, "workers/signals.py sets the mask at each fork with it; "
                               "signal.pthread_sigmask() does the same, and makes enums of it all"),
@@ -162,6 +171,8 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
                                                        "look at what `python -m` calls now (Modules/main.c)"),
     "atexit._clear": (_of_module("atexit", "_clear", BuiltinFunctionType), ENDING),
     "atexit._run_exitfuncs": (_of_module("atexit", "_run_exitfuncs", BuiltinFunctionType), ENDING),
+    "atexit._ncallbacks": (_counts_callbacks, "sockets/kept_paths.py keeps what it keeps for them, if the program has "
+                                              "registered any; without it that would have to be for good"),
     "_thread": (_start_new_thread, "workers/ending.py begins a thread with it in a signal handler; threading.Thread "
                                    "takes locks that the interrupted code may hold"),
     "threading._shutdown": (_of_module("threading", "_shutdown", FunctionType), ENDING),

@@ -1,5 +1,6 @@
 """Paths that a program removes itself: what is kept, what is forgiven, and that nothing else is changed by it."""
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -133,6 +134,22 @@ def test_one_within_another(kept: Path) -> None:
     os.remove("kept")
     second.__exit__(None, None, None)
     assert os.listdir(".") == []
+
+
+@pytest.mark.parametrize("exits", [False, True])
+@pytest.mark.parametrize("registers", [False, True])
+def test_until_the_end_of_the_process(exits: bool, registers: bool, kept: Path) -> None:
+    """Where the process ends after the block, what was registered with atexit inside finds the path kept as well."""
+
+    def at_the_end() -> None:
+        os.unlink("kept")
+
+    with paths_kept(lambda path: path == str(kept), exits=exits):
+        if registers:
+            atexit.register(at_the_end)
+    atexit.unregister(at_the_end)
+    at_the_end()
+    assert kept.exists() == (exits and registers)
 
 
 def test_what_may_be_gone(kept: Path) -> None:

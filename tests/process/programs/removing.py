@@ -1,5 +1,6 @@
 """Servers and scripts that remove the path of their Unix socket themselves, as programs over the standard module do."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -54,6 +55,18 @@ class ByName(Removing):
         with contextlib.suppress(FileNotFoundError):
             unlink(self.server_address)
         super().server_bind()
+
+
+class AtExit(Removing):
+    """At the end of its process."""
+
+    def server_bind(self) -> None:
+        path = self.server_address
+        atexit.register(pathlib.Path(path).unlink, missing_ok=True)
+        super().server_bind()
+
+    def server_close(self) -> None:
+        socketserver.UnixStreamServer.server_close(self)
 
 
 class Datagrams(socketserver.UnixDatagramServer):
