@@ -17,6 +17,7 @@ from prefork.workers.companion import Companion, CompanionTerms
 from .errors import ConfigError
 from .master.service import CompanionSpec
 from .settings.companions import Declared, declared
+from .settings.in_force import InForce
 from .settings.sources import SLOT_VARIABLE
 from .supervised import Supervised
 
@@ -60,10 +61,12 @@ class Accompanied(Supervised):
         self.leave_metrics_listener()
         server.socket.close()
         os.environ.pop(SLOT_VARIABLE, None)  # of a worker that started this service
+        setting = InForce(server)
         title = f"prefork: companion {declared.name}"
         terms = CompanionTerms(
             declared.name, partial(declared.function, server), declared.interval, declared.timeout,
-            server.graceful_timeout, measured=server.metrics_address is not None or server.max_memory is not None,
+            setting.graceful_timeout,
+            measured=setting.metrics_address is not None or setting.max_memory is not None,
             set_title=lambda what: setproctitle.setproctitle(f"{title} {what}".rstrip()),
             nudge=self.supervisor.nudge,
         )  # fmt: skip

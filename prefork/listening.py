@@ -13,6 +13,7 @@ from typing import Any
 from prefork.workers.identity import Descriptors
 
 from .reload.handover import handed
+from .settings.in_force import value_of
 from .sockets.addresses import over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
 from .sockets.ownership import Access
@@ -57,7 +58,7 @@ class Listened(Supervised):
             before.tell(origin)
             self._lend(before, origin, own)
         self._inode = os.fstat(own.fileno()).st_ino
-        origin.access = Access(server.socket_mode, server.socket_owner)
+        origin.access = Access(value_of(server, "socket_mode"), value_of(server, "socket_owner"))
         if origin.serving:
             os.set_blocking(own.fileno(), False)  # wrap_socket() of ssl changes that, and workers are serving there
 
@@ -74,7 +75,7 @@ class Listened(Supervised):
     def _claim(self, own: socket.socket, origin: Listener, before: Listener | None) -> None:
         """Put what was handed over, inherited, or stored by systemd in the place of what the program made."""
         server = self.server
-        fd = server.inherited_fd
+        fd = server.inherited_fd if isinstance(server.inherited_fd, int) else None  # else it is the program's own
         if self._asked is None:
             address = getattr(server, "server_address", None) if fd is None else f"fd://{fd}"
             self._asked = asked_once_more(address, own.type)

@@ -24,6 +24,7 @@ from prefork.workers.threads import RequestThread, Threads
 from .inheritance.own import Own
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
+from .settings.in_force import value_of
 from .supervised import Supervised, SupervisedMixIn
 
 
@@ -54,7 +55,7 @@ class ForkedRequests(Supervised):
         return Slot(0)  # each request is counted in the slot of the child that serves it
 
     def more_lanes(self) -> Slot | None:
-        if self.supervise().table.count(ChildKind.REQUEST) >= self.server.max_children:
+        if self.supervise().table.count(ChildKind.REQUEST) >= value_of(self.server, "max_children"):
             return None
         slot = Slot(1, self.application_bytes())
         self._spare = self.counting.enter(slot, ChildKind.REQUEST), slot

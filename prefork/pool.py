@@ -29,6 +29,7 @@ from .settings.companions import CompanionFunction, Every
 from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
+from .settings.in_force import value_of
 from .sockets.listener import leave_descriptor
 from .sockets.shared import take_away_path
 from .sockets.wildcard import answer_as_addressed
@@ -136,7 +137,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             if (given := handed()) is not None:
                 given.require(*NEEDED)
                 lent, spares = 2 * len(given.values.get("children", ())), given.spares
-            check_room(self.max_children, len(own.companions()), lent, spares, rehearsing=rehearsing())
+            check_room(value_of(self, "max_children"), len(own.companions()), lent, spares, rehearsing=rehearsing())
         if own.descriptors.lost() and not own.closing:
             leave_descriptor(self.socket)
             raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")
@@ -193,7 +194,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             own.shutdown(wait=False)
             if own.serving_thread == threading.get_ident():
                 return
-            done.wait(self.drain_delay + self.graceful_timeout + CLOSE_SLACK_S)
+            done.wait(value_of(self, "drain_delay") + value_of(self, "graceful_timeout") + CLOSE_SLACK_S)
         if own.origin is not None:
             take_away_path(own.origin)
         super().server_close()

@@ -29,6 +29,7 @@ from prefork.workers.signals import interrupted_after
 from . import logs
 from .errors import ConfigError, PreforkError, reason_of
 from .master.guard import attempt
+from .settings.in_force import InForce
 from .surroundings.inherited import open_standard_descriptors
 
 __all__ = [
@@ -166,7 +167,8 @@ def titled(name: str) -> Iterator[None]:
 
 def import_psutil(server: Any) -> None:
     """Import it before the fork, if workers need it: they share its memory, and may change to a user who cannot."""
-    if server.metrics_address is not None or server.max_memory is not None:
+    setting = InForce(server)
+    if setting.metrics_address is not None or setting.max_memory is not None:
         import psutil  # noqa: F401
 
 

@@ -19,7 +19,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
 from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.definitions import is_the_programs
+from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
@@ -46,6 +46,7 @@ from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
+from .settings.in_force import InForce, value_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
@@ -82,7 +83,7 @@ class Preforked(Accompanied, Listened):
                 log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
                 return None
             stack.enter_context(process.alone(self.service_name()))
-            stack.enter_context(process.inside(server.working_directory))
+            stack.enter_context(process.inside(value_of(server, "working_directory")))
             stack.enter_context(raised())
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
@@ -92,7 +93,7 @@ class Preforked(Accompanied, Listened):
             stack.enter_context(process.titled(self.service_name()))
             process.import_psutil(server)
             process.import_all()
-            if server.gc_freeze:
+            if value_of(server, "gc_freeze"):
                 stack.enter_context(process.frozen())
             supervisor = self.supervisor = self._pool(wakeup, mailbox)
             try:
@@ -156,11 +157,11 @@ class Preforked(Accompanied, Listened):
 
     def _pool(self, wakeup: Wakeup, mailbox: Mailbox) -> Supervisor:
         server = self.server
-        lanes, lanes_open = lanes_of(server.max_threads if self.threaded() else 1)
+        lanes, lanes_open = lanes_of(value_of(server, "max_threads") if self.threaded() else 1)
         service = Service(
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
-            listener=self.listener, max_lifetime=server.max_lifetime, application_bytes=self.application_bytes(),
-            companions=self.companions(),
+            listener=self.listener, max_lifetime=value_of(server, "max_lifetime"),
+            application_bytes=self.application_bytes(), companions=self.companions(),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -171,7 +172,7 @@ class Preforked(Accompanied, Listened):
         self._bind_control()
         self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)
         supervisor = Supervisor(service, self._limits(), self.counting.board, wakeup, self._generations, mailbox)
-        if server.reload_on_change:
+        if value_of(server, "reload_on_change"):
             from .reload.on_change import Changes
 
             reload = partial(mailbox.post, Command.RELOAD)
@@ -180,7 +181,7 @@ class Preforked(Accompanied, Listened):
         return supervisor
 
     def _limits(self) -> Limits:
-        server = self.server
+        server = InForce(self.server)
         return Limits(
             pool=True, max_children=server.max_children, min_children=server.min_children or server.max_children,
             min_spare_children=server.min_spare_children, max_spare_children=server.max_spare_children,
@@ -200,9 +201,9 @@ class Preforked(Accompanied, Listened):
 
     def rehearsal(self) -> Rehearsal:
         """Return the rehearsal of this service, in which one worker boots and exits."""
-        resumed = self.origin is not None and self.origin.resumed
+        resumed, setting = self.origin is not None and self.origin.resumed, InForce(self.server)
         return Rehearsal(
-            self.server.working_directory, self.server.boot_timeout, self._pool_in_rehearsal, self._work,
+            setting.working_directory, setting.boot_timeout, self._pool_in_rehearsal, self._work,
             lambda: self.counting.board,
             refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=resumed),
             listeners=lambda: (self.origin, self.metrics_listener, self._control_listener),
@@ -225,11 +226,11 @@ class Preforked(Accompanied, Listened):
         record.values["fixed"] = fixed_values(self.server, self.launch)
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
-        record.values["directory"] = self.server.working_directory or START.directory
+        record.values["directory"] = value_of(self.server, "working_directory") or START.directory
 
     def control_terms(self) -> ControlTerms | None:
         """Return the control socket's path, owner and permitted users; None without one. Raises ConfigError."""
-        server = self.server
+        server = InForce(self.server)
         if server.control_socket is None:
             return None
         return ControlTerms.read(
@@ -288,15 +289,15 @@ class Preforked(Accompanied, Listened):
         if one_request:
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
-        where = address_text(server.socket.getsockname())
+        where, setting = address_text(server.socket.getsockname()), InForce(server)
         terms = WorkerTerms(
-            WorkerLimits(server.max_requests, server.max_memory), graceful_timeout=server.graceful_timeout,
+            WorkerLimits(setting.max_requests, setting.max_memory), graceful_timeout=setting.graceful_timeout,
             elsewhere=self.threaded(), rehearsal=process.rehearsing(), one_request=one_request,
-            hang_up=server.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
-            metrics=server.metrics_address is not None, nudge=self.supervisor.nudge,
-            on_drain=server.worker_draining if is_the_programs(server, "worker_draining") else None,
+            hang_up=setting.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
+            metrics=setting.metrics_address is not None, nudge=self.supervisor.nudge,
+            on_drain=hook(server, "worker_draining") if is_the_programs(server, "worker_draining") else None,
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
-            access_log=AccessLog(LogContext(where, number, address_text)) if server.access_log else None,
+            access_log=AccessLog(LogContext(where, number, address_text)) if setting.access_log else None,
             get_request=partial(shortest, server),
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)

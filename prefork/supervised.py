@@ -38,6 +38,7 @@ from .serving_loop import ServingLoop, ServingMixIn
 from .settings.companions import refuse_without_pool
 from .settings.fields import Setting
 from .settings.handlers import check_handler
+from .settings.in_force import InForce, value_of
 from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
 
@@ -69,7 +70,7 @@ class Supervised(ServingLoop):
 
     def export(self, supervisor: Supervisor) -> None:
         """Add an exporter if `metrics_address` is set. Raises BindError."""
-        if self.server.metrics_address is None:
+        if value_of(self.server, "metrics_address") is None:
             return
         self.bind_metrics()
         assert self.metrics_listener is not None
@@ -82,7 +83,7 @@ class Supervised(ServingLoop):
 
     def bind_metrics(self) -> None:
         """Listen on `metrics_address`, if set. Raises BindError."""
-        address = self.server.metrics_address
+        address = value_of(self.server, "metrics_address")
         if address is not None and self.metrics_listener is None:
             asked, given = asked_for(address, socket.SOCK_STREAM), handed()
             resumed = None if given is None else given.listener("metrics", asked)
@@ -94,7 +95,7 @@ class Supervised(ServingLoop):
 
     def application_bytes(self) -> int:
         """Return the bytes to reserve in a slot for the program's own metrics; 0 if metrics are not served."""
-        return REGION_BYTES if self.server.metrics_address is not None else 0
+        return REGION_BYTES if value_of(self.server, "metrics_address") is not None else 0
 
     def _may_fork_exporter(self) -> bool:
         return not self.threaded() or self.counting.at_rest()
@@ -190,13 +191,13 @@ class Supervised(ServingLoop):
         """Return True if the wait in the accept queue is measured: TCP reports it, and metrics show it."""
         sock = self.server.socket
         tcp = sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM
-        return tcp and self.server.metrics_address is not None
+        return tcp and value_of(self.server, "metrics_address") is not None
 
     def first_slot(self) -> Slot:
-        return Slot(getattr(self.server, "max_threads", None) or LANES_AT_ONCE if self.threaded() else 1)
+        return Slot(getattr(InForce(self.server), "max_threads", None) or LANES_AT_ONCE if self.threaded() else 1)
 
     def more_lanes(self) -> Slot | None:
-        if not self.threaded() or getattr(self.server, "max_threads", None) is not None:
+        if not self.threaded() or getattr(InForce(self.server), "max_threads", None) is not None:
             return None
         slot = Slot(LANES_AT_ONCE)
         self.counting.enter(slot, ChildKind.SERVER)
@@ -266,7 +267,6 @@ class SupervisedMixIn(_AnyServer):
     """
 
     service_name: str | None = None  # the service's name in process titles and the log; default module:Class
-
     metrics_address: Annotated[
         tuple[str, int] | str | None,
         Setting("serve Prometheus metrics there, by a process of its own", name="metrics", group="Watching",

@@ -82,6 +82,12 @@ def gives_way(mixin: Mixin) -> Mixin:
     return mixin
 
 
+def hook(server: Any, name: str) -> Callable[[], Any]:
+    """Return a hook of a pool's; what the program has by that name, and nobody can call, is none."""
+    found = getattr(server, name, None)
+    return found if callable(found) else lambda: None
+
+
 class Covered:
     """A property of the program's, or its like, by the name of a hook: what we put on an object comes first.
 

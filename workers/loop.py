@@ -23,6 +23,7 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE
 from . import ending, handshake, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
 from .bootstrap import Birth, Master, leave, note_failure
+from .definitions import hook
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .lanes import Lanes
@@ -87,7 +88,7 @@ class Worker:
         if not self.terms.rehearsal:
             return self._live()
         # It serves nothing, and a thread that never ends would fail the reload.
-        self._calling(self.server.worker_stopping)()
+        self._calling(hook(self.server, "worker_stopping"))()
         self.birth.slot.words[LEAVING] = self._leaving
         return 0
 
@@ -100,7 +101,7 @@ class Worker:
         ending.begin_anew()
         if self.birth.slot.application:
             begin(self.birth.slot.application)
-        self._calling(self.server.worker_started)()
+        self._calling(hook(self.server, "worker_started"))()
         if self._descriptors.lost():
             raise DescriptorsLost
         if self.terms.rehearsal:
@@ -132,7 +133,7 @@ class Worker:
                 ending.finish()
                 return status
         try:
-            self._calling(self.server.worker_stopping)()
+            self._calling(hook(self.server, "worker_stopping"))()
         except BaseException as exc:
             status = self._fail(exc)
         ending.finish()

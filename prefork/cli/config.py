@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from prefork.workers.definitions import definer
 
 from ..settings.fields import Field, settings, show
+from ..settings.in_force import value_of
 from . import launch
 from .dry_run import dry_run
 from .launch import Launch, LaunchPlan
@@ -75,7 +76,7 @@ def effective_settings(plan: LaunchPlan, holder: Any) -> Iterator[EffectiveSetti
                 continue
             found = plan.found.get(name)
             kind, origin = (found.kind, found.origin) if found is not None else _by_program(owner, cls, name)
-            yield EffectiveSetting(field, getattr(owner, name), kind, origin)
+            yield EffectiveSetting(field, value_of(owner, name), kind, origin)
 
 
 def _by_program(owner: object, cls: type, name: str) -> tuple[str, str]:

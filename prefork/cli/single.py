@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.definitions import evaluated, put
+from prefork.workers.definitions import evaluated, hook, put
 from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
@@ -23,6 +23,7 @@ from .. import process
 from ..inheritance.standard_classes import process_in_place
 from ..pool import pool_of
 from ..process import RunMode, rehearsing, run_as
+from ..settings.in_force import value_of
 from ..sockets.addresses import address_text
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _unless_left(handle_error: Callable[[Any, Any], None]) -> Callable[[Any, Any
 
 
 def _stopping(server: "PreForkingMixIn") -> None:
-    server.worker_stopping()
+    hook(server, "worker_stopping")()
     log.info("stopped", extra=event(LogEvent.STOPPED))
 
 
@@ -74,12 +75,12 @@ def serve_single(server: "PreForkingMixIn") -> None:
     """
     if rehearsing():  # which says by name that a reload cannot make it so, and leaves
         server.serve_forever()
-    process.enter(server.working_directory)
+    process.enter(value_of(server, "working_directory"))
     run_as(RunMode.SINGLE)
     own = pool_of(server)
     process_in_place(server)
     put(server, "handle_error", _unless_left(evaluated(server, "handle_error")))
-    if server.metrics_address is not None:
+    if value_of(server, "metrics_address") is not None:
         log.warning("metrics are not served: their server would be another process", extra=event(LogEvent.METRICS_OFF))
         server.metrics_address = None
     if companions := ", ".join(spec.name for spec in own.companions()):
@@ -96,7 +97,7 @@ def serve_single(server: "PreForkingMixIn") -> None:
         taken[signal.SIGINT] = signal.default_int_handler
     signals.take(taken)
     try:
-        server.worker_started()
+        hook(server, "worker_started")()
         log.info(
             "in this process alone, listening on %s",
             address_text(server.socket.getsockname()),

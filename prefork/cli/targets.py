@@ -1,6 +1,7 @@
 """The kinds of TARGET of `prefork run TARGET`, and the server made from each.
 
-    handler class     served by a pre-forking server of the address's kind; with threads if --max-threads is given
+    handler class     served by a pre-forking server of the address's kind; with threads if --max-threads is given; also
+                      a functools.partial of one
     server class      called with the address, and with its class attribute RequestHandlerClass if it has one;
                       PreForkingMixIn is put in front of it unless it has it already
     server instance   bound by its own module, so --bind must not be given
@@ -27,6 +28,7 @@ from ..pool import PreForkingMixIn, pool_of
 from ..process import RunMode, run_mode
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
+from ..settings.handlers import unwrapped, why_not_run
 from ..sockets.addresses import Address, Kind, address_text, parse_address
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ def _import(name: str) -> ModuleType:
 def build(target: Target, address: Address | None, values: Mapping[str, Any]) -> Server:
     """Return the bound server for `target`, with the settings in `values`. Raises ConfigError or BindError."""
     found = target.found
-    if isinstance(found, type):
+    if isinstance(found, type) or _handler_in(found) is not None:
         return _at_its_address(target, _from_class(target, found, address, values), address)
     if _is_server(found):
         if address is not None:
@@ -131,18 +133,29 @@ def build(target: Target, address: Address | None, values: Mapping[str, Any]) ->
     raise target.refused(f"it is {_a(type(found))}, not a handler class, server class, server or factory")
 
 
+def _handler_in(found: object) -> type | None:
+    """Return the handler class that a partial would make; None if it is none."""
+    cls = unwrapped(found)
+    return cls if cls is not found and isinstance(cls, type) and _is_handler(cls) else None
+
+
+def _is_handler(found: type) -> bool:
+    return not _is_server(found) and callable(getattr(found, "handle", None))
+
+
 def _is_server(found: object) -> bool:
     return callable(getattr(found, "serve_forever", None)) and callable(getattr(found, "process_request", None))
 
 
-def _from_class(target: Target, found: type, address: Address | None, values: Mapping[str, Any]) -> Server:
-    if not _is_server(found) and not callable(getattr(found, "handle", None)):
+def _from_class(target: Target, found: Any, address: Address | None, values: Mapping[str, Any]) -> Server:
+    made, found = found, _handler_in(found) or found
+    if not (_is_server(found) or _is_handler(found)):
         raise target.refused(f"the class {found.__name__} has neither handle() nor serve_forever()")
     if address is None:
         raise target.refused("it needs an address; say --bind HOST:PORT")
     cls = _server_class(target, found, address, values)
     if not _is_server(found):
-        return target.call(cls, address.address, found)
+        return target.call(cls, address.address, made)
     if hasattr(cls, "RequestHandlerClass"):
         return target.call(_callable_with(target, cls, 2), address.address, cls.RequestHandlerClass)
     return target.call(_callable_with(target, cls, 1), address.address)
@@ -150,8 +163,8 @@ def _from_class(target: Target, found: type, address: Address | None, values: Ma
 
 def holder(target: Target, address: Address | None, values: Mapping[str, Any]) -> Any:
     """Return the object with the settings in force: the class that would be instantiated, or the instance."""
-    found = target.found
-    if not isinstance(found, type) or not (_is_server(found) or callable(getattr(found, "handle", None))):
+    found = _handler_in(target.found) or target.found
+    if not isinstance(found, type) or not (_is_server(found) or _is_handler(found)):
         return build(target, address, values)
     return _server_class(target, found, address or _any_address(found), values)
 
@@ -291,7 +304,9 @@ def _hosts(host: str) -> set[Any]:
 
 
 def _from_factory(target: Target, factory: Callable[..., Any], address: Address | None) -> Server:
-    parameters = _signature(factory).parameters.values()
+    if (why := why_not_run(factory)) is not None:
+        raise target.refused(f"it {why}")
+    parameters = target.call(_signature, factory).parameters.values()
     if address is None:
         if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise target.refused("it takes an address; say --bind HOST:PORT")
@@ -305,11 +320,17 @@ def _from_factory(target: Target, factory: Callable[..., Any], address: Address 
 
 def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Server:
     """Return an instance that is already bound, with the settings that can still be changed."""
-    if not _is_server(server) or isinstance(server, type):
+    if isinstance(server, type):
+        raise target.refused(f"it returned the class {server.__name__}, not a server; serve that class, or call it")
+    if not _is_server(server):
         raise target.refused(f"it returned {_a(type(server))}, not a server")
     if not isinstance(server, PreForkingMixIn):
         raise target.refused(f"it is {_a(type(server))}, which has no PreForkingMixIn among its bases")
-    if server.socket.type == socket.SOCK_STREAM and not _listens(server.socket):
+    if server.fileno() == -1:
+        raise target.refused("it is closed")
+    if server.socket.type == socket.SOCK_STREAM and not server.socket.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    ):
         raise target.refused("its socket is not listening; it was made with bind_and_activate=False")
     _check_known(target, type(server), values)
     for name, value in values.items():
@@ -320,10 +341,6 @@ def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Se
     validate(server, target.origins)
     server.service_name = target.text
     return server
-
-
-def _listens(sock: socket.socket) -> bool:
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _check_known(target: Target, cls: type, values: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .fields import Field, settings
+from .fields import Field, settings, show
+from .in_force import default_of, is_own, owner_of
 
 __all__ = ["hooks_without_a_pool", "misspelt", "no_effect", "unread", "without_effect"]
 
@@ -64,6 +65,7 @@ def no_effect(server: Any, defaults: type, environ: Mapping[str, str]) -> Iterat
     """
     fields = settings(type(server))
     yield from without_effect(server, defaults)
+    yield from own_values(server, fields)
     yield from misspelt(server, fields)
     yield from unread(fields, environ)
 
@@ -74,6 +76,19 @@ def without_effect(server: Any, defaults: type) -> Iterator[tuple[str, str]]:
         default = getattr(defaults, name, False)
         if getattr(server, name, default) != default and useless(server):
             yield name, why
+
+
+def own_values(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
+    """Yield each attribute of the program's that has the name of a setting or a hook of ours, and can be neither."""
+    for name, field in fields.items():
+        if is_own(value := getattr(server, name)):
+            allowed, stays = field.allowed, show(default_of(server, name), field.setting.unit)
+            why = f"it is a {type(value).__name__}, and prefork's setting of that name is {allowed}; that stays {stays}"
+            yield f"{name} of {owner_of(server, name)}", why
+    for name in POOL_HOOKS:
+        value = getattr(server, name, None)
+        if value is not None and not callable(value):
+            yield f"{name} of {owner_of(server, name)}", f"it is {value!r:.40}, and prefork calls a method of that name"
 
 
 def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ if sys.version_info >= (3, 14):
     import annotationlib
 
 from ..errors import ConfigError
+from .in_force import is_own, owner_of, plain, value_of
 from .units import UNITS, UnitName, number_text
 
 __all__ = ["Field", "Setting", "parse", "settings", "show", "validate"]
@@ -105,16 +106,22 @@ class Field(NamedTuple):
             words += f", at most {number_text(self.setting.at_most)}"
         return words
 
-    def check(self, value: object, origin: str = "") -> None:
+    def check(self, value: object, origin: str = "", owner: str = "") -> None:
         """Raise ConfigError unless `value` has the right type and range.
 
-        `origin` names the source of the value; without one it is the program, where None switches off.
+        `origin` names the source of the value; without one it is the program, where None switches off, and `owner` what
+        has the attribute there.
         """
+        value = plain(value)
         if value is None and self.optional:
             return
         if not self._is_of_type(value) or not self._in_range(value):
             name, allowed = (self.key, self.allowed) if origin else (self.name, self._allowed("None"))
-            raise ConfigError(f"could not set {name} to {value!r}{_from(origin)}: it must be {allowed}")
+            error = ConfigError(f"could not set {name} to {value!r:.80}{_from(origin or owner)}: it must be {allowed}")
+            if not origin:
+                error.add_note(f"prefork takes it for its setting {name}: {self.setting.help}. What is the program's "
+                               f"own needs another name.")  # fmt: skip
+            raise error
 
     def _is_of_type(self, value: object) -> bool:
         if self.setting.unit == "address":
@@ -215,17 +222,27 @@ def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
     `origins` maps settings to their sources, in words for the message. Raises ConfigError, with one sentence that has
     the name, the value and the allowed values.
     """
-    fields = settings(target if isinstance(target, type) else type(target))
+    cls = target if isinstance(target, type) else type(target)
+    fields = settings(cls)
     for name, field in fields.items():
-        field.check(getattr(target, name), (origins or {}).get(name, ""))
+        value = getattr(target, name)
+        if not is_own(value) and not (target is cls and hasattr(value, "__get__")):  # that is asked of the object
+            field.check(value, (origins or {}).get(name, ""), owner_of(target, name))
     for smaller, larger, may_be_equal in _IN_ORDER:
         if smaller in fields and larger in fields:
             _check_order(target, fields[smaller], fields[larger], may_be_equal, origins or {})
 
 
 def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool, origins: Mapping[str, str]) -> None:
-    low, high = getattr(target, smaller.name), getattr(target, larger.name)
-    if low is None or high is None or low < high or (low == high and may_be_equal):
+    low, high = value_of(target, smaller.name), value_of(target, larger.name)
+    if (
+        low is None
+        or high is None
+        or hasattr(low, "__get__")
+        or hasattr(high, "__get__")
+        or low < high
+        or (low == high and may_be_equal)
+    ):
         return
     bound = "at most" if may_be_equal else "less than"
     raise ConfigError(

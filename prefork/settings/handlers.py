@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["check_handler", "why_not_run"]
+__all__ = ["check_handler", "unwrapped", "why_not_run"]
 
 PLAIN_HOOKS = (
     "worker_started", "worker_draining", "worker_stopping", "get_request", "verify_request", "process_request",
@@ -35,15 +35,20 @@ def check_handler(server: Any, kind: int) -> None:
     for name in PLAIN_HOOKS:
         if (why := why_not_run(getattr(server, name, None))) is not None:
             raise ConfigError(f"could not serve with {type(server).__qualname__}: its {name}() {why}")
-    handler = getattr(server, "RequestHandlerClass", None)
-    while isinstance(handler, partial):
-        handler = handler.func
+    handler = unwrapped(getattr(server, "RequestHandlerClass", None))
     if isinstance(handler, type):
         why = _why_not_class(server, handler, kind)
     elif (why := why_not_run(handler)) is not None:
         why = f"it {why}"
     if why is not None:
         raise ConfigError(f"could not serve with {getattr(handler, '__qualname__', repr(handler))}: {why}")
+
+
+def unwrapped(handler: Any) -> Any:
+    """Return what a partial calls in the end; anything else as it is."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return handler
 
 
 def why_not_run(function: object) -> str | None:

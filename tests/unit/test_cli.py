@@ -123,6 +123,16 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:factory"], "it takes an address; say --bind HOST:PORT"),
         (["run", "app:plain", "--bind", "127.0.0.1:0"], "it is a TCPServer, which has no PreForkingMixIn"),
         (["run", "app:plain_instance", *BIND], "it is an instance, bound by its own module; leave --bind out"),
+        (
+            ["run", "app:made_class", *BIND],
+            "app:made_class: it returned the class Server, not a server; serve that class, or",
+        ),
+        (["run", "app:awaited", *BIND], "could not serve app:awaited: it is async, and nobody would await it"),
+        (["run", "app:generator", *BIND], "could not serve app:generator: it is a generator, and calling it would run"),
+        (["run", "app:closed"], "could not serve app:closed: it is closed"),
+        (["run", "app:part", *BIND], "it cannot be called with an address alone"),
+        (["run", "app:instance", *BIND], "could not serve app:instance: it is a Handler, not a handler class, server"),
+        (["run", "app:prefork", *BIND], "could not serve app:prefork: it is a module, not a handler class, server"),
         (["run", "app:plain_instance"], "it is a TCPServer, which has no PreForkingMixIn among its bases"),
     ],
 )

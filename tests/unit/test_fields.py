@@ -107,12 +107,23 @@ def test_an_annotation_that_cannot_be_resolved_harms_no_other(first_line: str, u
     ],
 )
 def test_wrong_value_is_one_sentence(name: str, value: object) -> None:
-    """A value of a wrong type or out of range is refused with its name, the value and what is allowed."""
-    server = Pool()
+    """A value of a wrong type or out of range is refused with its name, the value, whose it is and what is allowed; and
+    what prefork takes it for."""
+    server, cls = Pool(), type("Mine", (Pool,), {name: value})
     setattr(server, name, value)
-    said = sentence(validate, server)
     allowed = FIELDS[name].allowed.removesuffix(", or off")
-    assert said.startswith(f"could not set {name} to {value!r}: it must be {allowed}")
+    for target, whose in (
+        (server, "the instance of Pool"),
+        (cls, f"class {__name__}.Mine"),
+        (cls(), f"class {__name__}.Mine"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            validate(target)
+        assert str(caught.value).startswith(f"could not set {name} to {value!r} (from {whose}): it must be {allowed}")
+        assert caught.value.__notes__ == [
+            f"prefork takes it for its setting {name}: {FIELDS[name].setting.help}. What is the program's own needs "
+            f"another name."
+        ]
 
 
 def test_nothing_has_the_name_that_its_source_gives_it() -> None:

@@ -157,7 +157,7 @@ def test_no_circle() -> None:
 SEES = {
     "workers": {"metrics"},
     "sockets": {"metrics", "workers"},
-    "settings": {"sockets"},
+    "settings": {"sockets", "workers"},
     "inheritance": {"workers"},
     "surroundings": {"metrics", "workers"},
     "master": {"sockets", "workers", "metrics"},

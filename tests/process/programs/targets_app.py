@@ -1,5 +1,6 @@
 """Every kind of target that `prefork run` serves. Copied to where a test runs it, as `app`."""
 
+import functools
 import os
 import socketserver
 import threading
@@ -44,6 +45,15 @@ class Unbootable(Ours):
         raise RuntimeError("no database")
 
 
+class Named(Who):
+    def __init__(self, name: str, *request: Any) -> None:
+        self.name = name
+        super().__init__(*request)
+
+
+named = functools.partial(functools.partial(Named), "somebody")
+
+
 def factory(address: Any) -> prefork.PreForkingTCPServer:
     return prefork.PreForkingTCPServer(address, Who)
 
@@ -54,3 +64,16 @@ def alone() -> prefork.PreForkingTCPServer:
 
 class Inner:
     Handler = Who
+
+
+class Maker:
+    @staticmethod
+    def make(address: Any) -> prefork.PreForkingTCPServer:
+        return Ours(address, Who)
+
+    def __call__(self, address: Any) -> prefork.PreForkingTCPServer:
+        return self.make(address)
+
+
+maker = Maker()
+partly = functools.partial(prefork.PreForkingTCPServer, RequestHandlerClass=Who)

@@ -1,5 +1,6 @@
 """Targets, most of which cannot be served. Copied to where a test names them, as `app`."""
 
+import functools
 import socketserver
 from typing import Any
 
@@ -62,6 +63,22 @@ def unbootable(address: Any) -> Any:
     raise prefork.BootError("no worker got ready")
 
 
+def made_class(address: Any) -> Any:
+    return Server
+
+
+async def awaited(address: Any) -> Any:
+    return nothing(address)
+
+
+def generator(address: Any) -> Any:
+    yield nothing(address)
+
+
 number = 3
+part = functools.partial(nothing, None)
+instance = Handler.__new__(Handler)
+closed = prefork.PreForkingTCPServer(("127.0.0.1", 0), Handler)
+closed.server_close()
 plain_instance = prefork.TCPServer(("127.0.0.1", 0), Handler, bind_and_activate=False)
 plain_instance.server_close()
