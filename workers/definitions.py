@@ -130,7 +130,10 @@ def evaluated(server: Any, name: str) -> Callable[..., Any]:
 def of_class(server: Any, name: str) -> Callable[..., Any]:
     """Return a hook as the class has it, whatever is on the object; a property is asked anew at each call."""
     found = _raw(server, name)
-    found = found.theirs if isinstance(found, Covered) else found
+    if isinstance(found, GivesWay):
+        found = found.ours
+    elif isinstance(found, Covered):
+        found = found.theirs
     bind = getattr(type(found), "__get__", None)
     if bind is not None and hasattr(found, "__set__"):
         return lambda *args, **named: bind(found, server, type(server))(*args, **named)

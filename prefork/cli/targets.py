@@ -9,6 +9,7 @@
 
 Owns the import of the user's module and the creation of the server; must not serve. Runs in the process that becomes
 the master. Mistakes raise ConfigError; an exception in the user's own code raises UserCodeError, with it as the cause.
+Longer than most files: each kind of target, and what is said of one that is none, stand side by side.
 """
 
 import contextlib

@@ -130,7 +130,7 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:awaited", *BIND], "could not serve app:awaited: it is async, and nobody would await it"),
         (["run", "app:generator", *BIND], "could not serve app:generator: it is a generator, and calling it would run"),
         (["run", "app:closed"], "could not serve app:closed: it is closed"),
-        (["run", "app:part", *BIND], "it cannot be called with an address alone"),
+        (["run", "app:part", *BIND], "app:part at unix:never.sock: it takes no address; leave --bind out"),
         (["run", "app:instance", *BIND], "could not serve app:instance: it is a Handler, not a handler class, server"),
         (["run", "app:prefork", *BIND], "could not serve app:prefork: it is a module, not a handler class, server"),
         (["run", "app:plain_instance"], "it is a TCPServer, which has no PreForkingMixIn among its bases"),

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 import prefork
-from prefork.workers.definitions import GivesWay, definer, is_the_programs
+from prefork.workers.definitions import GivesWay, definer, evaluated, is_the_programs, of_class, put
 
 
 class Mine(prefork.ThreadingTCPServer):
@@ -122,3 +122,29 @@ def test_abstract_classes(base: str) -> None:
     for bases in ((*MIXINS, BASES[base], interface), (*MIXINS, type("Impl", (BASES[base],), {}), interface)):
         cls = abc.ABCMeta("Server", bases, {})
         assert not inspect.isabstract(cls)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("kind", ["ours", "a method", "a property", "the object's"])
+@pytest.mark.parametrize("name", ["handle_error", "finish_request", "verify_request"])
+def test_ours_over_the_programs(name: str, kind: str, base: str) -> None:
+    """What we put on the object is found there, and calls what was there: ours, or whatever the program has."""
+    words = {
+        "a method": lambda self, *args: "theirs",
+        "a property": property(lambda self: lambda *args: "theirs"),
+    }
+    their: Any = type("Base", (BASES[base],), {name: words[kind]} if kind in words else {})
+    cls: Any = type("Server", (*MIXINS, their), {})
+    server, other = cls.__new__(cls), cls.__new__(cls)
+    if kind == "the object's":
+        setattr(server, name, lambda *args: "theirs")
+    before = evaluated(server, name)
+    put(server, name, lambda *args: ["ours", before(*args)])
+    if kind == "ours":
+        assert before.__self__ is server  # type: ignore[attr-defined]
+        assert before.__name__ == name
+        return
+    assert getattr(server, name)("request", "address") == ["ours", "theirs"]
+    if kind in words:
+        assert of_class(server, name)("request", "address") == "theirs"
+        assert getattr(other, name)("request", "address") == "theirs"
