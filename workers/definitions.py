@@ -164,10 +164,19 @@ def is_the_programs(server: Any, name: str) -> bool:
 
 def is_base_servers(server: Any, name: str) -> bool:
     """Return True if this method of the server is that of BaseServer, ours or the standard library's."""
+    return _is_of(server, name, "BaseServer")
+
+
+def is_threading_mixins(server: Any, name: str) -> bool:
+    """Return True if this method of the server is that of ThreadingMixIn, ours or the standard library's."""
+    return _is_of(server, name, "ThreadingMixIn")
+
+
+def _is_of(server: Any, name: str, cls_name: str) -> bool:
     if definer(type(server), "__getattribute__") is not object:
         return False
     cls = definer(type(server), name) or object
-    return cls.__name__ == "BaseServer" and not is_the_programs_class(cls)
+    return cls.__name__ == cls_name and not is_the_programs_class(cls)
 
 
 def is_ours(cls: type) -> bool:

@@ -47,7 +47,7 @@ from .thread_body import THREAD_BODY, ThreadBody
 # A process asks at most so often how long a connection waited: asking costs 4 µs, the answer is in jiffies of 10 ms.
 QUEUE_WAIT_EVERY_NS = 5_000_000
 NEVER_NS = 1 << 63
-FINISH = "finish_request"
+FINISH, PROCESS = "finish_request", "process_request"
 
 Finish = Callable[..., Any]
 
@@ -83,7 +83,8 @@ class Lanes:
         self._free: deque[Lane] = deque()
         self.contexts = Contexts(self._hand_over, on_free)
         self._current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
-        self.accepted: Callable[[], None] | None = None  # called before a thread processes what it has accepted itself
+        self.accepted: Callable[[], None] | None = None  # see `serve_in_threads()`
+        self._passed_by: object = None  # there, which is left out
         self.of_threads: dict[int, Lane] = {}  # of those that do so
         self._placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
@@ -177,7 +178,7 @@ class Lanes:
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
-        self._placed = any(is_the_programs(server, name) for name in ("process_request", THREAD_BODY))
+        self._placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
         self.bound = self._counting(server)
         put(server, FINISH, self.bound)
@@ -240,11 +241,19 @@ class Lanes:
                 lane[STATE] = IDLE
         return REQUEST
 
+    def serve_in_threads(self, server: Any, accepted: Callable[[], None]) -> None:
+        """Have each request processed in the thread that calls `serve_one()`, as ThreadingMixIn's do, after a call of
+        `accepted`. Before `bind()`."""
+        self.accepted, self.elsewhere, self._passed_by = accepted, False, type(server).process_request
+
     def _process_here(self, server: Any, lane: Lane, place: Place | None, *request: Any) -> Accepted:
         self._current[get_ident()] = lane
         try:
             if server.verify_request(*request):
-                server.process_request_thread(*request)
+                if type(server).process_request is self._passed_by and PROCESS not in vars(server):
+                    server.process_request_thread(*request)
+                else:  # the program has put one there since
+                    server.process_request(*request)
             else:
                 self._count(REJECTED)
                 server.shutdown_request(request[0])

@@ -109,7 +109,7 @@ class Worker:
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         if self.terms.elsewhere and can_stay(self.server):
-            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake)
+            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake, self.terms.get_request)
         handshake.in_its_lane(self.server)
         strays.end_in_hooks(self.server, lambda: self.lanes.forked)
         self.lanes.bind(self.server)

@@ -2,9 +2,10 @@
 
     get_request ─▶ handler ─▶ shutdown_request          as Lanes.serve_one(), with the same counts in the same order
 
-Runs in a worker that serves one request at a time. What it leaves out are the calls of `verify_request()`,
-`process_request()` and `finish_request()` of BaseServer, which would lead to the handler, and the search for this
-thread's lane on the way: a microsecond or two, a twentieth of a short connection. All other hooks are called.
+Runs in a worker that serves one request at a time, or in one of its threads that stay. What it leaves out are the calls
+of `verify_request()`, `process_request()` and `finish_request()` of BaseServer, or `process_request_thread()` of
+ThreadingMixIn, which would lead to the handler, and the search for this thread's lane on the way: a microsecond or two,
+a twentieth of a short connection. All other hooks are called.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from prefork.metrics.scoreboard import ACCEPTED, ACCEPTING, BUSY, COMPLETED, DUR
 from . import strays
 from .accepting import REQUEST, Accepted, GetRequest
 from .contexts import Lane
-from .definitions import is_base_servers
+from .definitions import is_base_servers, is_threading_mixins
 from .lanes import Lanes
+from .thread_body import THREAD_BODY
 
 PASSED_BY = ("verify_request", "process_request", "finish_request")
 
@@ -85,6 +87,69 @@ def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) 
             raise
         finally:
             lane[STATE] = IDLE
+        return REQUEST
+
+    return serve_one
+
+
+def way_in_threads(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) -> ServeOne:
+    """Return what serves one request in the thread that accepts it, as `way_of()` does; see there."""
+    counted, accepted = lanes.bound, lanes.accepted
+    if (
+        accepted is None or lanes.found is not None
+        or not all(is_base_servers(server, name) for name in ("verify_request", "finish_request"))
+        or not all(is_threading_mixins(server, name) for name in ("process_request", THREAD_BODY))
+    ):  # fmt: skip
+        return lanes.serve_one
+    cls, own, short = type(server), vars(server), shorter()
+    verify, process, finish, body, get = (getattr(cls, name) for name in (*PASSED_BY, THREAD_BODY, "get_request"))
+    observe, log, begin = DURATION.observe, lanes.access_log, lanes.begin
+    failed = True  # some thread's last get_request()
+
+    def serve_one(server: Any, lane: Lane, now_ns: int) -> Accepted:
+        nonlocal failed
+        now = type(server)
+        if (
+            server.finish_request is not counted or "verify_request" in own or "process_request" in own
+            or THREAD_BODY in own or now.verify_request is not verify or now.process_request is not process
+            or now.finish_request is not finish or now.process_request_thread is not body
+        ):  # fmt: skip
+            return lanes.serve_one(server, lane, now_ns)
+        lane[STARTED_NS] = now_ns
+        lane[STATE] = ACCEPTING
+        try:
+            if short is None or now.get_request is not get or "get_request" in own:
+                request, client_address = server.get_request()
+            else:
+                request, client_address = short()
+        except BaseException as exc:
+            failed = True
+            return lanes.got_none(lane, exc)
+        lane[ACCEPTED] += 1
+        lane[STATE] = BUSY
+        if failed or now_ns >= lanes.next_queue_wait_ns or log is not None:
+            failed = False
+            begin(lane, request, client_address, now_ns)
+        accepted()
+        try:
+            try:
+                server.RequestHandlerClass(request, client_address, server)
+            except BaseException as exc:
+                lanes.fail(lane, request, exc)
+                raise
+            if lanes.forked:
+                strays.end()
+            lane[COMPLETED] += 1
+            observe(lane, monotonic_ns() - now_ns)
+            if log is not None:
+                log.end(lane, COMPLETED, request)
+        except Exception:
+            server.handle_error(request, client_address)
+        finally:
+            try:
+                server.shutdown_request(request)
+            finally:
+                lane[STATE] = IDLE
         return REQUEST
 
     return serve_one

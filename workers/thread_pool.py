@@ -22,11 +22,12 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST
+from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST, GetRequest
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
 from .lanes import Lanes
+from .straight import ServeOne, way_in_threads
 from .thread_body import THREAD_BODY
 from .thread_state import context_of_threads, state_of_thread
 from .waiters import AT_EACH_CHANGE, go_to_the_back
@@ -46,7 +47,10 @@ def can_stay(server: Any) -> bool:
 class ThreadPool:
     """The threads of one worker. For its main thread; `wake` ends that one's wait, and then it calls `see_to()`."""
 
-    def __init__(self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None],
+        shorter: Callable[[], GetRequest | None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.served = 0
         self.short = False  # of descriptors or memory: the listener has to be left alone for a while
         self._server = server
@@ -55,7 +59,9 @@ class ThreadPool:
         self._epoll = epoll
         self._wake = wake
         self._context = context_of_threads()
-        lanes.accepted, lanes.elsewhere = self._accepted, False
+        lanes.serve_in_threads(server, self._accepted)
+        self._shorter = shorter
+        self._serve_one: ServeOne = lanes.serve_one
         self._numbers = count(1)
         self._most = 0  # requests, after which the main thread is woken
         self._next_look_ns = 0
@@ -70,6 +76,7 @@ class ThreadPool:
     def open(self, most: int, always_ready: int) -> None:
         """Wait for the listener. `always_ready` is a descriptor that can always be written; `most` see above."""
         self._most = most
+        self._serve_one = way_in_threads(self._lanes, self._server, self._shorter)
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
         self.go_to_the_back()
@@ -140,7 +147,7 @@ class ThreadPool:
 
     def _serve(self, thread: threading.Thread, lane: Lane) -> None:
         wait, waiting, listener = self._epoll.poll, self._waiting, self._listener
-        server, lanes, new_context = self._server, self._lanes, self._context.copy
+        server, lanes, serve_one, new_context = self._server, self._lanes, self._serve_one, self._context.copy
         put_back = state_of_thread()
         leaving = False
         while not leaving:
@@ -154,7 +161,7 @@ class ThreadPool:
                 if not leaving:
                     continue
             now_ns = monotonic_ns()
-            outcome = new_context().run(lanes.serve_one, server, lane, now_ns)
+            outcome = new_context().run(serve_one, server, lane, now_ns)
             if lanes.forked:
                 leave(0)
             if outcome is REQUEST:

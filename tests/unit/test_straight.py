@@ -28,7 +28,8 @@ from prefork.workers import straight, strays
 from prefork.workers.accepting import Accepted
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
-from prefork.workers.straight import PASSED_BY, ServeOne, way_of
+from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of
+from prefork.workers.thread_body import THREAD_BODY
 from tests.support.programs.inside import Stray
 
 NOW_NS = 5_000
@@ -115,6 +116,23 @@ class LongWay(Over):
         return True
 
 
+class InThreads(Hooks, prefork.ThreadingMixIn, prefork.BaseServer):
+    """Serves each request in the thread that has accepted it."""
+
+    seen: list[str]
+    forked: Callable[[], None]
+
+
+class InStandardThreads(Hooks, socketserver.ThreadingMixIn, socketserver.BaseServer):
+    seen: list[str]
+    forked: Callable[[], None]
+
+
+class LongWayInThreads(InThreads):
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
 EVENTS = (
     "ok", "fails", "exits", "gone", "again", "nothing", "shortage", "no sense", "exit in get_request",
     "shutdown raises",
@@ -131,11 +149,15 @@ class Harness:
         log: Any = Log(self.seen) if logged else None
         self.lanes = Lanes(self.slot, elsewhere=False, on_free=lambda: None, guarded=True, access_log=log)
         self.server.forked = lambda: setattr(self.lanes, "forked", True)
+        in_threads = hasattr(self.server, THREAD_BODY)
+        if in_threads:
+            self.lanes.serve_in_threads(self.server, lambda: self.seen.append("accepted"))
         self.lanes.bind(self.server)
         lane = self.lanes.take()
         assert lane is not None
         self.lane: Lane = lane
-        self.serve_one: ServeOne = way_of(self.lanes, self.server, lambda: None)
+        way = way_in_threads if in_threads else way_of
+        self.serve_one: ServeOne = way(self.lanes, self.server, lambda: None)
 
     @property
     def is_straight(self) -> bool:
@@ -179,11 +201,19 @@ def told(harness: Harness, events: list[str]) -> list[Any]:
     return [results, harness.seen]
 
 
+WAYS = (
+    ((Over, LongWay), (OverTheStandard, LongWay)),
+    ((InThreads, LongWayInThreads), (InStandardThreads, LongWayInThreads)),
+)
+
+
 @pytest.mark.parametrize("logged", [False, True])
-@pytest.mark.parametrize("server_class", [Over, OverTheStandard])
-def test_both_ways_are_the_same(server_class: Any, logged: bool, make: Callable[..., Harness]) -> None:
+@pytest.mark.parametrize(("server_class", "by_the_long_way"), [*WAYS[0], *WAYS[1]])
+def test_both_ways_are_the_same(
+    server_class: Any, by_the_long_way: Any, logged: bool, make: Callable[..., Harness]
+) -> None:
     """Outcomes, words of shared memory, and the calls of the program's hooks, whatever happens to a request."""
-    short, long = make(server_class, logged=logged), make(LongWay, logged=logged)
+    short, long = make(server_class, logged=logged), make(by_the_long_way, logged=logged)
     assert (short.is_straight, long.is_straight) == (True, False)
     script = [each for event in EVENTS for each in (event, "ok")]
     assert told(short, script) == told(long, script)
@@ -192,20 +222,20 @@ def test_both_ways_are_the_same(server_class: Any, logged: bool, make: Callable[
     assert lane[FAILED] == 3
 
 
-@given(st.lists(st.sampled_from(EVENTS), max_size=12))
-def test_both_ways_are_the_same_in_any_order(script: list[str]) -> None:
+@given(st.lists(st.sampled_from(EVENTS), max_size=12), st.sampled_from([WAYS[0][0], WAYS[1][0]]))
+def test_both_ways_are_the_same_in_any_order(script: list[str], ways: tuple[Any, Any]) -> None:
     """So they are in any order of events."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (straight, lanes_module):
             patch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
-        short, long = Harness(Over), Harness(LongWay)
+        short, long = map(Harness, ways)
         assert told(short, script) == told(long, script)
         short.close()
         long.close()
 
 
 @pytest.mark.parametrize("event", ["forks", "forks and fails"])
-@pytest.mark.parametrize("server_class", [Over, LongWay])
+@pytest.mark.parametrize("server_class", [Over, LongWay, InThreads])
 def test_a_process_that_a_handler_forks(
     server_class: Any, event: str, make: Callable[..., Harness], stray_ends: list[int]
 ) -> None:
@@ -228,11 +258,12 @@ class Written(dict[int, int]):
         super().__setitem__(word, value)
 
 
+@pytest.mark.parametrize("ways", [WAYS[0][0], WAYS[1][0]])
 @pytest.mark.parametrize("event", EVENTS)
-def test_both_write_in_the_same_order(event: str, make: Callable[..., Harness]) -> None:
+def test_both_write_in_the_same_order(event: str, ways: tuple[Any, Any], make: Callable[..., Harness]) -> None:
     """What a dying worker leaves between any two writes tells the same."""
     orders = []
-    for server_class in (Over, LongWay):
+    for server_class in ways:
         harness, lane = make(server_class), Written()
         harness.lane = lane  # type: ignore[assignment]
         harness.serve(event)
@@ -320,6 +351,43 @@ def test_a_hook_that_is_put_there_later(
         harness.serve("ok")
         assert f"my {name}" not in harness.seen
         assert "handler" in harness.seen
+
+
+IN_THREADS = (*PASSED_BY, THREAD_BODY)
+
+
+@pytest.mark.parametrize("name", IN_THREADS)
+def test_a_hook_is_called_in_threads(name: str, make: Callable[..., Harness]) -> None:
+    """A hook of the program's in front of the mix-in is not left out, nor what is behind it and not the mix-in's."""
+    seen: list[str] = []
+    over = {name: hook(name, seen)}
+    classes = [type("Mine", (InThreads,), over)]
+    if name in ("verify_request", "finish_request"):
+        classes.append(type("Behind", (prefork.ThreadingMixIn, type("Base", (Over,), over)), {}))
+    for number, server_class in enumerate(classes):
+        harness = make(server_class)
+        assert not harness.is_straight
+        if name != "process_request":  # of which the class is asked, and there are no such threads then
+            harness.serve("ok")
+            assert seen.count(f"my {name}") == number + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [(each, name) for each in CHANGES for name in IN_THREADS if (each, name) != (by_another_class, "finish_request")],
+)
+def test_a_hook_that_is_put_there_later_in_threads(
+    name: str, change: Callable[[Harness, str, Any], None], make: Callable[..., Harness]
+) -> None:
+    """The next request has it called; what nobody finishes is handed over."""
+    harness = make(type("Mine", (type("Base", (InThreads,), {}),), {}))
+    assert harness.is_straight
+    harness.serve("ok")
+    change(harness, name, hook(name, harness.seen))
+    harness.serve("ok")
+    assert harness.seen.count(f"my {name}") == 1
+    in_its_place = name in ("process_request", THREAD_BODY) or (change, name) == (on_the_object, "finish_request")
+    assert harness.lane[HANDED_OVER] == in_its_place
 
 
 def test_a_hook_on_the_object_before_it_serves(make: Callable[..., Harness]) -> None:
