@@ -18,7 +18,7 @@ from time import monotonic_ns
 from typing import NamedTuple, TypeVar
 
 from .application.region import FOLDED_BYTES, Folded, Glance, Region
-from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure
+from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Refusal
 from .histogram import Histogram, bounds
 from .scoreboard import (
     ACCEPTED,
@@ -78,6 +78,7 @@ class Word(IntEnum):
     LAST_RELOAD_AT_NS = 27  # wall clock; 0: no reload yet
     LOGS_COUNTED = 28  # a gauge: 1 if dropped log lines are counted in LOG_DROPPED
     CONTROL_OPEN = 29  # a gauge: 1 if there is a control socket
+    TLS_EXPIRES_AT_S = 30  # a gauge: wall clock, when the certificate in service expires; 0: no TLS
     LANES_DEAD = 32  # first of the COUNTS, summed over the lanes of dead processes
 
 
@@ -161,6 +162,11 @@ class Snapshot(NamedTuple):
     def count(self, lane_word: int) -> int:
         return self.counts[lane_word - COUNTS.start]
 
+    @property
+    def refused(self) -> int:
+        """Requests that no handler saw, for any reason."""
+        return sum(self.count(REJECTED + refusal) for refusal in Refusal)
+
     def histogram(self, histogram: Histogram) -> list[int]:
         """Return the words of DURATION or QUEUE_WAIT, summed over the lanes."""
         return self.counts[histogram.start - COUNTS.start : histogram.end - COUNTS.start]
@@ -192,7 +198,7 @@ class Snapshot(NamedTuple):
         words, busy = self.words, self.busy_since_ns
         return Statistics(
             accepted=self.count(ACCEPTED), completed=self.count(COMPLETED), failed=self.count(FAILED),
-            timed_out=words[Word.TIMED_OUT], rejected=self.count(REJECTED), handed_over=self.count(HANDED_OVER),
+            timed_out=words[Word.TIMED_OUT], rejected=self.refused, handed_over=self.count(HANDED_OVER),
             lost=words[Word.LOST], in_flight=len(busy), spawned=words[Word.SPAWNED],
             fork_failures=sum(words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)]),
             lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),

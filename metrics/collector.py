@@ -26,7 +26,17 @@ from .board import (
     exit_word,
 )
 from .companions import CompanionCounts
-from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Outcome
+from .facts import (
+    AcceptError,
+    ChildKind,
+    Condition,
+    ControlCommand,
+    ControlResult,
+    ExitReason,
+    ForkFailure,
+    Outcome,
+    Refusal,
+)
 from .histogram import NS, Histogram
 from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
 
@@ -286,8 +296,11 @@ METRIC_TABLE = (
         _of_listener(lambda scrape: scrape.queues.datagram_bytes), ()),
     Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
         _of_listener(lambda scrape: scrape.snapshot.count(ACCEPTED)), ("PreforkNoTraffic",)),
+    Spec("prefork_tls_certificate_expiry_timestamp_seconds", "gauge", LISTENER, "When the certificate expires.",
+        _of_listener(lambda scrape: scrape.word(Word.TLS_EXPIRES_AT_S) or None), ("PreforkCertificateExpires",)),
     Spec("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
-        lambda scrape: [((scrape.listener, "verify"), scrape.snapshot.count(REJECTED))], ("PreforkRejections",)),
+        lambda scrape: [((scrape.listener, r.label), scrape.snapshot.count(REJECTED + r)) for r in Refusal],
+        ("PreforkRejections",)),
     Spec("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
         ("PreforkDescriptorsExhausted",)),
     Spec("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",

@@ -81,6 +81,18 @@ class ExitReason(Fact):
     STALLED = 15
 
 
+class Refusal(Fact):
+    """The reason why a connection was closed before a handler saw it."""
+
+    VERIFY = 0  # verify_request() said no
+    PROXY_HEADER = 1
+    DENIED = 2  # by its address
+    PER_CLIENT = 3
+    OVERLOAD = 4
+    TLS = 5
+    FIRST_BYTE = 6  # it said nothing
+
+
 class AcceptError(Fact):
     """The reason why `get_request()` returned no request although the listener had one (accept(2))."""
 
@@ -106,6 +118,7 @@ class ControlCommand(Fact):
     STACKS = 9
     LOG_LEVEL = 10
     VERSION = 11
+    RELOAD_TLS = 12
 
 
 class ControlResult(Fact):

@@ -75,6 +75,7 @@ class LogEvent(Enum):
     REQUEST_FAILED = "a handler raised; `peer`"
     CONNECTION_LOST = "the client broke the connection; `peer`"
     HANDSHAKE_FAILED = "the TLS handshake with a client failed; `peer`, `reason`"
+    CONNECTION_REFUSED = "a connection was closed before the program saw it; `peer`, `reason`"
     ACCEPT_FAILED = "nothing can be accepted for the moment"
     THREAD_REFUSED = "a worker could not start one more thread, and serves with those that it has"
     GET_REQUEST_FAILED = "the program's get_request() raised"

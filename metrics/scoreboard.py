@@ -22,10 +22,10 @@ import sys
 from typing import NamedTuple, Self
 
 from .application.region import Region
-from .facts import AcceptError, Activity, ExitReason
+from .facts import AcceptError, Activity, ExitReason, Refusal
 from .histogram import Histogram, bounds
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 # Words of the header.
 (
@@ -43,11 +43,12 @@ TOLD_TO_DRAIN = 23  # a flag, at this place in every layout: the master writes i
 HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
-STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, REJECTED, HANDED_OVER = range(7)
-DURATION = Histogram(8, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
+STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, HANDED_OVER, REJECTED = range(7)
+ENDS = slice(COMPLETED, REJECTED + len(Refusal))  # of a request; REJECTED + Refusal.… is one, with room for three more
+DURATION = Histogram(16, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
 # The kernel measures this in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
-LANE_WORDS = 40
+LANE_WORDS = 48
 COUNTS = slice(ACCEPTED, QUEUE_WAIT.end)
 COUNT_WORDS = COUNTS.stop - COUNTS.start
 
@@ -345,8 +346,7 @@ class SlotReader:
         """
         left = []
         for index, counts in enumerate(self._counts):
-            accepted, *ended = counts[: HANDED_OVER - ACCEPTED + 1]
-            if accepted > sum(ended):
+            if counts[0] > sum(counts[ENDS.start - ACCEPTED : ENDS.stop - ACCEPTED]):
                 left.append(self.slot.words[HEADER_WORDS + index * LANE_WORDS + STARTED_NS])
         return left
 

@@ -27,6 +27,7 @@ class Command(Enum):
     STACKS = auto()
     LOG_LEVEL = auto()
     VERSION = auto()
+    RELOAD_TLS = auto()
 
 
 class Argument(NamedTuple):
@@ -71,6 +72,7 @@ COMMAND_TABLE = (
         ends=True),
     Row(Command.STOP, (signal.SIGINT, signal.SIGQUIT), "stop now: requests in hand are cut", "stop", ends=True),
     Row(Command.REOPEN, (signal.SIGUSR1,), "reopen the log file, in the master and all its children", "reopen"),
+    Row(Command.RELOAD_TLS, (), "read the TLS certificate anew, and replace every worker if it is good", "reload-tls"),
     Row(Command.STACKS, (), "what every thread of every worker and companion is doing now", "stacks", _CHILD,
         looks=True),
     Row(Command.LOG_LEVEL, (), "log from this level on, in the master and in every worker", "log-level",

@@ -21,6 +21,8 @@ from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
 
+from .sockets.networks import admission
+
 ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
 
@@ -74,7 +76,8 @@ class Counting:
         """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates."""
         elsewhere = hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
         self.enter(slot, ChildKind.SERVER)
-        self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits)
+        self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
+                           admission=admission(server, at_once=True))  # fmt: skip
         self.lanes.bind(server)
         return self.lanes
 

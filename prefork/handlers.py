@@ -10,8 +10,10 @@ import socket
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
+from prefork.workers.proxy_protocol import ProxyHeader
 from prefork.workers.socket_files import open_rfile
 
+from .inheritance.own import Computed
 from .settings.handlers import why_not_run
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
@@ -38,6 +40,14 @@ class BaseRequestHandler:
                 _refuse_what_did_not_run(self, ran)
         finally:
             self.finish()
+
+    @Computed
+    def proxy(self) -> ProxyHeader | None:
+        """The header that a proxy has put before this connection, if `proxy_trusted` is set; else None.
+
+        Other handlers find it as `client_address.proxy`.
+        """
+        return getattr(self.client_address, "proxy", None)
 
     def setup(self) -> None:
         """Prepare for `handle()`. Override or extend it."""

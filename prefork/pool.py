@@ -112,6 +112,18 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     def worker_stopping(self) -> None:
         """Called in a worker after its last request, but not if it is stopped or killed, or crashes. Override it."""
 
+    def create_ssl_context(self) -> Any:
+        """Return the ssl.SSLContext of this service, or None to serve without TLS. Override or extend it.
+
+        Called in the master, before workers are forked, and for each `prefork ctl reload-tls`. It is made of the
+        settings `tls_…`. Raises ConfigError.
+        """
+        if self.tls_certificate is None:
+            return None
+        from .sockets.tls import context_of
+
+        return context_of(self)
+
     # Serving.
 
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
@@ -130,6 +142,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own: Preforked = self._prefork_
         own.control_terms()
         own.check_companions()
+        own.secure()
         check_handler(self, getattr(self, "socket_type", 0))
         if run_mode() is not RunMode.SINGLE:
             check_kernel()

@@ -122,6 +122,52 @@ class PoolSettings:
                             reloadable=False),
     ] = None  # fmt: skip
 
+    tls_certificate: Annotated[
+        str | None, Setting("serve over TLS with the certificate in this file (PEM), and its chain", group="TLS")
+    ] = None
+    tls_key: Annotated[
+        str | None, Setting("file of its key (PEM)", group="TLS", default_text="in the certificate's file")
+    ] = None
+    tls_client_ca: Annotated[
+        str | None, Setting("ask clients for a certificate of the authorities in this file (PEM)", group="TLS")
+    ] = None
+    tls_verify_client: Annotated[
+        str, Setting("whether a client without one is served", group="TLS", choices=("required", "optional"))
+    ] = "required"
+    tls_minimum_version: Annotated[str, Setting("oldest version of TLS", group="TLS", choices=("1.2", "1.3"))] = "1.2"
+    tls_alpn: Annotated[
+        str | None,
+        Setting("protocols to agree on, the best first (as in h2, http/1.1)", group="TLS"),
+    ] = None
+    tls_handshake_timeout: Annotated[
+        float, Setting("close a connection whose handshake is not done after this time", group="TLS", unit="s", above=0)
+    ] = 10.0
+
+    allowed_clients: Annotated[
+        str | None, Setting("close connections from anywhere else", group="Admission", unit="networks")
+    ] = None
+    denied_clients: Annotated[
+        str | None, Setting("close connections from these networks", group="Admission", unit="networks")
+    ] = None
+    first_byte_timeout: Annotated[
+        float | None,
+        Setting("close a connection that has said nothing for this time", group="Admission", unit="s", above=0),
+    ] = None
+    max_queue_wait: Annotated[
+        float | None,
+        Setting("close a connection that has waited longer in the kernel's queue for a worker, at once",
+                group="Admission", unit="s", above=0),
+    ] = None  # fmt: skip
+    proxy_trusted: Annotated[
+        str | None,
+        Setting("take the header of the PROXY protocol from each connection, which must be from these networks, or "
+                "from a Unix socket (unix)", group="Admission", unit="networks"),
+    ] = None  # fmt: skip
+    proxy_header_timeout: Annotated[
+        float, Setting("close a connection whose PROXY header is not there after this time", group="Admission",
+                       unit="s", above=0),
+    ] = 5.0  # fmt: skip
+
     working_directory: Annotated[
         str | None, Setting("run in this directory; a reload starts in it, by symlinks as they lead then",
                             group="Service", unit="directory", default_text="where it was started"),

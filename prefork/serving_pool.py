@@ -8,6 +8,7 @@ restore all of that when it ends.
 import contextlib
 import gc
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 import setproctitle
 
+from prefork.metrics.board import Word
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
 from prefork.workers.access_log import AccessLog, LogContext
@@ -33,7 +35,7 @@ from .accompanied import Accompanied
 from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
-from .errors import PreforkError
+from .errors import ConfigError, PreforkError
 from .inheritance.standard_classes import process_in_place
 from .listening import Listened
 from .master.mailbox import Mailbox
@@ -51,6 +53,7 @@ from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
 from .sockets.receiving import shortest
+from .sockets.networks import admission
 from .sockets.shared import SharedDatagrams, prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
@@ -67,6 +70,8 @@ class Preforked(Accompanied, Listened):
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside
+        self.tls: Any = None  # the ssl.SSLContext of new workers
+        self.tls_expires_at = 0.0
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
@@ -96,6 +101,7 @@ class Preforked(Accompanied, Listened):
             if value_of(server, "gc_freeze"):
                 stack.enter_context(process.frozen())
             supervisor = self.supervisor = self._pool(wakeup, mailbox)
+            self._publish_expiry()
             try:
                 self.export(supervisor)
                 self._open_control(supervisor)
@@ -162,6 +168,7 @@ class Preforked(Accompanied, Listened):
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
             listener=self.listener, max_lifetime=value_of(server, "max_lifetime"),
             application_bytes=self.application_bytes(), companions=self.companions(),
+            renew_tls=None if self.tls is None else self._renew_tls,
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -227,6 +234,32 @@ class Preforked(Accompanied, Listened):
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
+
+    def secure(self) -> None:
+        """Make the TLS context anew; the one before stays if that fails. Raises ConfigError."""
+        context = hook(self.server, "create_ssl_context")()
+        if context is None:
+            for name in ("tls_key", "tls_client_ca", "tls_alpn"):
+                if value_of(self.server, name) is not None:
+                    raise ConfigError(f"could not set {name}: there is no tls_certificate")
+            self.tls = None
+            return
+        from .sockets.tls import SecureConnection, tried
+
+        ssl = sys.modules["ssl"]
+        if isinstance(self.listener, ssl.SSLSocket):
+            raise ConfigError("could not set tls_certificate: the program has wrapped its listener in TLS itself")
+        self.tls_expires_at = tried(context)
+        context.sslsocket_class = SecureConnection
+        self.tls = context
+
+    def _renew_tls(self) -> None:
+        self.secure()
+        self._publish_expiry()
+
+    def _publish_expiry(self) -> None:
+        with self.counting.board.change() as words:
+            words[Word.TLS_EXPIRES_AT_S] = int(self.tls_expires_at)
 
     def control_terms(self) -> ControlTerms | None:
         """Return the control socket's path, owner and permitted users; None without one. Raises ConfigError."""
@@ -299,6 +332,7 @@ class Preforked(Accompanied, Listened):
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
             access_log=AccessLog(LogContext(where, number, address_text)) if setting.access_log else None,
             get_request=partial(shortest, server),
+            admission=admission(server),
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)

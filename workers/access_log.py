@@ -13,7 +13,7 @@ from weakref import ref
 
 from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER, REJECTED
+from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER
 
 from .log_templates import LogTemplate
 
@@ -22,7 +22,7 @@ log = logging.getLogger("prefork.access")
 FIELDS = ("listener", "peer", "slot", "outcome", "duration_ms", "received", "sent", "queue_wait_ms")
 VARYING = tuple(name for name in FIELDS if name not in ("listener", "slot"))
 MESSAGE = "request %s"
-OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", REJECTED: "rejected", HANDED_OVER: "handed_over"}
+OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", HANDED_OVER: "handed_over"}  # the others are rejected
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
 
 # The time of the accept, the wait before it, the client's address, the process of one that has none, the length of a
@@ -57,6 +57,11 @@ class AccessLog:
             accepted = _gone
         self._open[id(lane)] = monotonic_ns(), queue_wait_ns(request), client_address, process, datagram, accepted
 
+    def admit(self, lane: memoryview, request: Any, client_address: Any) -> None:
+        """Note what admission has made of the request on this lane: another object, another client's address."""
+        accepted_ns, waited_ns, _, process, datagram, _ = self._open[id(lane)]
+        self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, _weakly(request)
+
     def end(self, lane: memoryview, outcome: int, request: Any = None) -> None:
         """Write the record of the request on this lane. `request` is what its handler was given, where one was."""
         begun = self._open.pop(id(lane), None)
@@ -67,7 +72,7 @@ class AccessLog:
             (datagram, None) if datagram is not None else tcp_bytes(accepted() if request is None else request)
         )
         values = (
-            self._place.address_text(address) if address else process, OUTCOME_WORDS[outcome],
+            self._place.address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
             None if waited_ns is None else waited_ns // 1_000_000,
         )  # fmt: skip

@@ -48,10 +48,10 @@ def _accepted(request: Any, address: Any) -> tuple[Any, Any]:
     return request, address
 
 
-def shake_hands(request: Any) -> None:
-    """Do the handshake of this connection. Raises OSError as ssl does, TimeoutError among them."""
-    timeout = request.gettimeout()
-    request.settimeout(HANDSHAKE_TIMEOUT_S if timeout is None else min(HANDSHAKE_TIMEOUT_S, timeout))
+def shake_hands(request: Any, at_most: float | None = None) -> None:
+    """Do the handshake of this connection, in so many seconds. Raises OSError as ssl does, TimeoutError among them."""
+    timeout, at_most = request.gettimeout(), HANDSHAKE_TIMEOUT_S if at_most is None else at_most
+    request.settimeout(at_most if timeout is None else min(at_most, timeout))
     request.do_handshake()
     request.settimeout(timeout)
 

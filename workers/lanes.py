@@ -39,6 +39,7 @@ from prefork.metrics.scoreboard import (
 from . import strays, user_forks
 from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAccepted, is_shortage
 from .access_log import AccessLog
+from .admission import Admission, NotAdmitted
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
 from .definitions import evaluated, is_the_programs, of_class, put
@@ -59,13 +60,14 @@ class Lanes:
     `on_free` is called when a lane comes back after `take()` found none. `more` makes another slot when every lane is
     taken, or returns None at the cap. `on_accept` is called between the accept of a request and its way elsewhere.
     `guarded`: an exception of `get_request()` costs one client; else what is no OSError ends the loop, as in
-    the standard library.
+    the standard library. `admission`: what a connection must show before the program sees it.
     """
 
     def __init__(
         self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None],
         more: Callable[[], Slot | None] | None = None, on_accept: Callable[[], None] | None = None,
         queue_waits: bool = False, guarded: bool = False, access_log: AccessLog | None = None,
+        admission: Admission | None = None,
     ) -> None:  # fmt: skip
         self.elsewhere = elsewhere
         self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS
@@ -74,6 +76,8 @@ class Lanes:
         self._more = more
         self._on_accept = on_accept
         self.access_log = access_log
+        self.admission = admission
+        self._admits_at_once = True  # in the thread that accepts, whose hooks are given the client's address
         self._guarded = guarded
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
@@ -178,12 +182,16 @@ class Lanes:
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
+        self._server = weakref.proxy(server)
         self._placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
         self.bound = self._counting(server)
         put(server, FINISH, self.bound)
         if self.elsewhere and hasattr(server, THREAD_BODY):
             self._body = ThreadBody(server)
+            self._admits_at_once = (self.admission is None or self.admission.at_once) or any(
+                is_the_programs(server, name) for name in ("verify_request", "process_request")
+            )
 
     def unbind(self, server: Any) -> None:
         """Put back what the instance had of its own; what the program has put there meanwhile stays."""
@@ -216,11 +224,16 @@ class Lanes:
         else:
             current[thread] = lane
         try:
+            if self.admission is not None and self._admits_at_once:
+                request, client_address = self.admission.admit(request, client_address)
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
             else:
                 self._count(REJECTED)
                 server.shutdown_request(request)
+        except NotAdmitted as exc:
+            self._count(REJECTED + exc.refusal)
+            server.shutdown_request(request)
         except Exception as exc:
             self._count(FAILED)
             server.handle_error(request, client_address)
@@ -246,17 +259,24 @@ class Lanes:
         `accepted`. Before `bind()`."""
         self.accepted, self.elsewhere, self._passed_by = accepted, False, type(server).process_request
 
-    def _process_here(self, server: Any, lane: Lane, place: Place | None, *request: Any) -> Accepted:
+    def _process_here(
+        self, server: Any, lane: Lane, place: Place | None, request: Any, client_address: Any
+    ) -> Accepted:  # fmt: skip
         self._current[get_ident()] = lane
         try:
-            if server.verify_request(*request):
+            if self.admission is not None:
+                request, client_address = self._admit(lane, request, client_address)
+            if server.verify_request(request, client_address):
                 if type(server).process_request is self._passed_by and PROCESS not in vars(server):
-                    server.process_request_thread(*request)
+                    server.process_request_thread(request, client_address)
                 else:  # the program has put one there since
-                    server.process_request(*request)
+                    server.process_request(request, client_address)
             else:
                 self._count(REJECTED)
-                server.shutdown_request(request[0])
+                server.shutdown_request(request)
+        except NotAdmitted as exc:
+            self._count(REJECTED + exc.refusal)
+            server.shutdown_request(request)
         finally:
             self._leave_it(lane, place)
             lane[STATE] = IDLE
@@ -364,10 +384,16 @@ class Lanes:
         if context is not None:
             self._current[get_ident()] = context.lane
         try:
+            if self.admission is not None and not self._admits_at_once:
+                request, client_address, *more = args
+                args = (*self.admission.admit(request, client_address), *more)
             result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)
             return result
+        except NotAdmitted as exc:
+            self._count(REJECTED + exc.refusal)
+            self._server.shutdown_request(args[0])
         finally:
             if context is not None:
                 self._leave_it(*context)

@@ -63,6 +63,7 @@ class Worker:
         self.lanes = Lanes(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
+            admission=terms.admission,
         )  # fmt: skip
         self._threads: ThreadPool | None = None  # where they stay
         self._waits = True  # for the listener; False where the kernel had no memory for it

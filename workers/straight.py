@@ -35,7 +35,9 @@ def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) 
     on: that is asked each time, for a tenth of what is saved.
     """
     counted = lanes.bound
-    if lanes.elsewhere or lanes.found is not None or not all(is_base_servers(server, name) for name in PASSED_BY):
+    if lanes.elsewhere or lanes.admission is not None or lanes.found is not None:
+        return lanes.serve_one
+    if not all(is_base_servers(server, name) for name in PASSED_BY):
         return lanes.serve_one
     cls, own, short = type(server), vars(server), shorter()
     verify, process, finish, get = (getattr(cls, name) for name in (*PASSED_BY, "get_request"))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .accepting import GetRequest
 from .access_log import AccessLog
+from .admission import Admission
 from .limits import WorkerLimits
 
 
@@ -24,6 +25,7 @@ class WorkerTerms(NamedTuple):
     metrics: bool  # metrics are served: take the measurements that cost something too
     access_log: AccessLog | None
     get_request: Callable[[], GetRequest | None]  # makes a shorter one, where there is one
+    admission: Admission | None
     on_drain: Callable[[], None] | None  # the program's hook; None if it has none
     set_title: Callable[[str], None]
     nudge: Callable[[], None]

@@ -188,6 +188,7 @@ _BY_COMMAND: dict[Command, Callable[[dict[str, Any]], list[str]]] = {
     Command.STACKS: _stacks,
     Command.RELOAD: lambda result: [f"reloaded: {result['reason']}"],
     Command.RESTART: _restarted,
+    Command.RELOAD_TLS: _restarted,
     Command.SCALE: lambda result: [f"min_children {result['min_children']}, max_children {result['max_children']}"],
     Command.REOPEN: lambda result: [
         result["reopened"],

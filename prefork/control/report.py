@@ -10,7 +10,7 @@ from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, HANDED_OVER, REJECTED
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, HANDED_OVER
 
 
 class WorkerFacts(NamedTuple):
@@ -146,7 +146,7 @@ def _by_state(workers: Sequence[WorkerFacts]) -> dict[str, int]:
 def _requests(board: Snapshot) -> dict[str, int]:
     return {
         "accepted": board.count(ACCEPTED), "ok": board.count(COMPLETED), "error": board.count(FAILED),
-        "timeout": board.words[Word.TIMED_OUT], "lost": board.words[Word.LOST], "rejected": board.count(REJECTED),
+        "timeout": board.words[Word.TIMED_OUT], "lost": board.words[Word.LOST], "rejected": board.refused,
         "handed_over": board.count(HANDED_OVER),
     }  # fmt: skip
 

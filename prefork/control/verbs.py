@@ -93,6 +93,8 @@ class Verbs:
                 return self._scale(int(argument or 1))
             case Command.LOG_LEVEL:
                 return self._log_level(str(argument))
+            case Command.RELOAD_TLS:
+                return self._reload_tls()
             case Command.RESTART if supervisor.service.work is None:
                 return protocol.error(f"could not restart: there is no program to start; {self._generations.degraded}")
             case Command.RESTART if isinstance(argument, str):
@@ -260,6 +262,17 @@ class Verbs:
             if replaced != said:
                 said = replaced
                 yield f"{replaced} of {_counted(len(chosen), 'worker')} replaced"
+
+    def _reload_tls(self) -> Answer | Work:
+        """Replace the TLS context by one that is made anew, and every worker that has the old one."""
+        renew = self._supervisor.service.renew_tls
+        if renew is None:
+            return protocol.error("could not reload-tls: this service has no TLS of prefork's own")
+        try:
+            renew()
+        except Exception as exc:  # the program's create_ssl_context() may raise anything
+            return protocol.error(f"could not reload-tls: {exc}; the old certificate stays in service")
+        return self._restart(None)
 
     def _why_none_starts(self) -> str:
         if self._supervisor.phase not in (Phase.STARTING, Phase.RUNNING):

@@ -30,6 +30,7 @@ class Service(NamedTuple):
     lanes_open: int = 0  # at first; 0: all
     listener: socket.socket | None = None
     max_lifetime: float | None = None
+    renew_tls: Callable[[], None] | None = None  # make the TLS context anew; raises ConfigError, and keeps the old one
     application_bytes: int = 0  # for the user's own metrics
     companions: tuple[CompanionSpec, ...] = ()
 

@@ -10,6 +10,7 @@ is bound.
 
 import math
 import os
+import socket
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -137,10 +138,21 @@ class Field(NamedTuple):
         return (
             (not s.choices or value in s.choices)
             and (s.unit != "directory" or os.path.isabs(value))
+            and (s.unit != "networks" or _are_networks(value))
             and (s.above is None or value > s.above)
             and (s.at_least is None or value >= s.at_least)
             and (s.at_most is None or value <= s.at_most)
         )
+
+
+def _are_networks(text: str) -> bool:
+    from ..sockets.networks import Networks
+
+    try:
+        Networks(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from(origin: str) -> str:
@@ -215,6 +227,8 @@ _IN_ORDER = (
     ("slow_request_timeout", "request_timeout", False),
 )
 
+_FOR_CONNECTIONS = ("proxy_trusted", "first_byte_timeout", "max_queue_wait", "tls_certificate")
+
 
 def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
     """Check every setting of a server or a server class, alone and in combination.
@@ -231,6 +245,10 @@ def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
     for smaller, larger, may_be_equal in _IN_ORDER:
         if smaller in fields and larger in fields:
             _check_order(target, fields[smaller], fields[larger], may_be_equal, origins or {})
+    if getattr(target, "socket_type", None) == socket.SOCK_DGRAM:
+        for name in _FOR_CONNECTIONS:
+            if getattr(target, name, None) is not None:
+                raise ConfigError(f"could not set {name}: it is for connections, and this server takes datagrams")
 
 
 def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool, origins: Mapping[str, str]) -> None:
@@ -267,7 +285,7 @@ def parse(field: Field, text: str, origin: str = "") -> Any:
         value = None if field.optional and word in _NONE else _read(field, text, word)
         field.check(value)
     except (ValueError, KeyError, OverflowError) as exc:
-        if "could not read" in str(exc):  # the address parser explains the error itself
+        if "could not read" in str(exc):  # the parser explains the error itself
             raise ConfigError(str(exc).replace(repr(text), repr(text) + _from(origin), 1)) from None
         examples = UNITS[field.setting.unit].examples
         raise ConfigError(
@@ -281,6 +299,8 @@ def _read(field: Field, text: str, word: str) -> Any:
         return _BOOLEANS[word]
     if field.setting.unit == "address":
         return _read_address(field, text)
+    if field.setting.unit == "networks":
+        return UNITS["networks"].read(text)
     if field.type is str:
         return word if field.setting.choices else text
     number = UNITS[field.setting.unit].read(word)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = ["UNITS", "Unit", "UnitName", "number_text"]
 
-UnitName = Literal["", "s", "bytes", "mode", "address", "directory"]
+UnitName = Literal["", "s", "bytes", "mode", "address", "directory", "networks"]
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", re.IGNORECASE)
 _SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -65,6 +65,13 @@ def _address(text: str) -> Any:
     return parse_address(text)
 
 
+def _networks(text: str) -> str:
+    from ..sockets.networks import Networks
+
+    Networks(text)  # raises ValueError, which explains the error itself
+    return text
+
+
 def _address_text(value: Any) -> str:
     from ..sockets.addresses import Address, address_text
 
@@ -81,5 +88,6 @@ UNITS: Mapping[str, Unit] = {
     "bytes": Unit("a size in bytes", "SIZE", " (as in 512MiB, 2GiB)", _number(_BYTES), _size_text),
     "mode": Unit("an octal mode", "MODE", " (as in 0660)", _mode, lambda value: f"{value:04o}"),
     "address": Unit("an address", "ADDRESS", "", _address, _address_text),
+    "networks": Unit("networks with commas", "NETWORKS", " (as in 10.0.0.0/8, ::1, unix)", _networks, str),
     "directory": Unit("an absolute path", "DIRECTORY", "", str, str),
 }

@@ -149,8 +149,8 @@ class Packet(DatagramRequestHandler):
 
 TERMS = WorkerTerms(
     WorkerLimits(None, None), graceful_timeout=20.0, elsewhere=False, rehearsal=False, one_request=False,
-    hang_up=False, queue_waits=False, metrics=False, access_log=None, on_drain=None, set_title=lambda title: None,
-    nudge=lambda: None, get_request=lambda: None,
+    hang_up=False, queue_waits=False, metrics=False, access_log=None, admission=None, on_drain=None,
+    set_title=lambda title: None, nudge=lambda: None, get_request=lambda: None,
 )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def test_every_setting_has_every_source(at: Path) -> None:
     for name, field in FIELDS.items():
         addresses = {"bind": "[::1]:99", "metrics_address": "unix:/m.sock", "control_socket": "unix:/c.sock"}
         text = {**addresses, "target": "a:b", "working_directory": "/srv"}.get(name)
+        text = text or ("::1" if field.setting.unit == "networks" else None)
         text = text or next(iter(field.setting.choices), "yes" if field.type is bool else "2")
         values = {
             gather(FIELDS, {name: text}, {}, None)[name].value,

@@ -158,19 +158,23 @@ def haproxy(config: str, folder: Path, port: int) -> Iterator[None]:
     assert check.returncode == 0, check.stdout + check.stderr
     with (folder / "haproxy.log").open("wb") as log:
         process = subprocess.Popen(["haproxy", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    deadline = monotonic() + HUNG
     try:
-        while not _listens(port):
-            assert monotonic() < deadline, "hung: haproxy does not listen"
+        listening(port, process)
         yield
     finally:
         process.kill()
         process.wait(HUNG)
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def listening(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait until this process listens there."""
+    deadline = monotonic() + HUNG
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
+        assert monotonic() < deadline, f"hung: {process.args!r} does not listen"
 
 
 def possible() -> bool:

@@ -8,15 +8,22 @@ import subprocess
 from pathlib import Path
 
 CERTIFICATE, KEY = "cert.pem", "key.pem"
-OPENSSL = (
-    f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -keyout {KEY}"
-)
+OPENSSL = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -keyout {KEY}"
 
 
-def make_certificate(folder: Path) -> None:
-    """Put the certificate and its key there."""
-    argv = [*OPENSSL.split(), "-out", CERTIFICATE, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+def make_certificate(folder: Path, *, days: int = 2) -> None:
+    """Put the certificate and its key there, which nobody else may read."""
+    argv = [
+        *OPENSSL.split(),
+        "-days",
+        str(days),
+        "-out",
+        CERTIFICATE,
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    ]
     subprocess.run(argv, cwd=folder, check=True, capture_output=True, timeout=30)
+    (folder / KEY).chmod(0o600)
 
 
 def client_context(folder: Path, *, certified: bool = True) -> ssl.SSLContext:

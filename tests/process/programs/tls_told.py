@@ -1,0 +1,43 @@
+"""Handlers that tell of their connection: version, protocol, the client's name; a class with a context of its own."""
+
+import os
+import socketserver
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import prefork
+
+if TYPE_CHECKING:
+    _Server = prefork.PreForkingTCPServer
+else:
+    _Server = object
+
+
+def told(handler: Any) -> None:
+    """Answer one line; go on to the end of file."""
+    for line in handler.rfile:
+        request = handler.request
+        names = dict(pair for (pair,) in (request.getpeercert() or {}).get("subject", ()))
+        words = [request.version(), request.selected_alpn_protocol() or "-", names.get("commonName", "-")]
+        said = {b"pid\n": str(os.getpid()), b"peer\n": handler.client_address[0]}.get(line, line.decode().strip())
+        handler.wfile.write(" ".join([*words, said]).encode() + b"\n")
+        if line == b"hello\n":
+            return
+
+
+class Ours(prefork.StreamRequestHandler):
+    def handle(self) -> None:
+        told(self)
+
+
+class Standard(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        told(self)
+
+
+class Extends(_Server):
+    def create_ssl_context(self) -> Any:
+        context = super().create_ssl_context()
+        assert isinstance(context, ssl.SSLContext)
+        context.set_alpn_protocols(["extended"])
+        return context

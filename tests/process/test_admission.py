@@ -1,0 +1,71 @@
+"""Who is served, in a real pool: by address, by the first byte, and by how long a connection has waited."""
+
+import socket
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import pytest
+
+from tests.support.clients.connections import HUNG, Connection, ask_datagram, connect, dial
+from tests.support.programs.service import Service, script
+
+BASES = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer", "PreForkingMixIn, ForkingTCPServer"]
+
+
+def closed(sock: socket.socket) -> None:
+    """Without an answer."""
+    with Connection(sock) as client:
+        try:
+            client.wait_end()
+        except ConnectionResetError:
+            pass
+
+
+@pytest.mark.parametrize("bases", BASES)
+def test_by_address_and_by_the_first_byte(bases: str, tmp_path: Path) -> None:
+    networks: dict[str, Any] = {"allowed_clients": "127.0.0.0/30", "denied_clients": "127.0.0.3"}
+    with Service(tmp_path, script(bases=bases, max_children=2, first_byte_timeout=0.3, **networks)) as service:
+        service.wait_ready(2)
+        for source in ("127.0.0.3", "127.0.0.4"):
+            closed(dial(service.address, source=source))
+        closed(dial(service.address))
+        for source in ("127.0.0.1", "127.0.0.2"):
+            with Connection(dial(service.address, source=source)) as client:
+                assert client.ask(b"pid").isdigit()
+        found = service.settled()
+        assert (found["completed"], found["rejected"], found["failed"]) == (2, 3, 0)
+        assert "closed: it is in denied_clients" in service.log
+        assert "closed: it is not in allowed_clients" in service.log
+        assert "closed: it said nothing within first_byte_timeout" in service.log
+
+
+def test_datagrams_by_address(tmp_path: Path) -> None:
+    definitions = "class Handler(DatagramRequestHandler):\n    def handle(self): self.wfile.write(self.packet)\n"
+    source = script(definitions, bases="PreForkingUDPServer", max_children=2, denied_clients="127.0.0.3")
+    with Service(tmp_path, source) as service:
+        service.wait_ready(2)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as denied:
+            denied.bind(("127.0.0.3", 0))
+            denied.sendto(b"denied", service.address)
+            assert ask_datagram(service.address, b"hello") == b"hello"
+            while service.settled()["rejected"] == 0:
+                pass
+            denied.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                denied.recv(99)
+
+
+def test_who_has_waited_too_long_is_closed_and_the_living_are_served(tmp_path: Path) -> None:
+    with Service(tmp_path, script(max_children=1, max_queue_wait=1.0)) as service:
+        service.wait_ready(1)
+        with service.hold():
+            late = [dial(service.address) for _ in range(3)]
+            for sock in late:
+                sock.sendall(b"pid\n")
+            sleep(1.3)  # an input: how long they wait
+        for sock in late:
+            closed(sock)
+        with connect(service.address, HUNG) as client:
+            assert client.ask(b"pid").isdigit()
+        assert service.settled()["rejected"] == 3

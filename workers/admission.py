@@ -1,0 +1,151 @@
+"""Admission: what a connection must be and show before the program sees it, and the closing of those that do not.
+
+Runs where the request is served, on its lane: a client that says nothing costs one lane, for a bounded time. Of a PROXY
+header it reads exactly the bytes, so that what follows, such as a TLS handshake, is left to whoever reads it.
+"""
+
+import logging
+import select
+import socket
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from prefork.metrics.facts import Refusal
+from prefork.metrics.kernel import queue_wait_ns
+from prefork.metrics.log_events import LogEvent, event
+
+from .handshake import failure, shake_hands
+from .proxy_protocol import V2_MOST, ProxyHeaderError, belonging, is_complete, parse
+
+log = logging.getLogger("prefork.server")
+
+LOGGED_EVERY_S = 10.0  # of each reason; the rest is logged at DEBUG
+
+
+class NotAdmitted(Exception):
+    """This connection is to be closed. It is logged already."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The things that are asked of each connection; None: not asked. Times are in seconds."""
+
+    allowed: Container[Any] | None = None  # addresses of clients
+    denied: Container[Any] | None = None
+    proxies: Container[Any] | None = None  # each connection is from one of these, and begins with a PROXY header
+    header_timeout: float = 0.0
+    first_byte_timeout: float | None = None
+    max_queue_wait: float | None = None
+    tls: Any = None  # an ssl.SSLContext, by which it is wrapped
+    handshake_timeout: float = 0.0
+
+    def ask_nothing(self) -> bool:
+        return self == Terms(header_timeout=self.header_timeout, handshake_timeout=self.handshake_timeout)
+
+
+class Admission:
+    """Admits connections by these terms.
+
+    `at_once`: always in the thread that accepts; else in the thread of the request, where the program's hooks allow it.
+    """
+
+    def __init__(self, terms: Terms, address_text: Callable[[Any], str], *, at_once: bool = False) -> None:
+        self.at_once = at_once
+        self._terms = terms
+        self._address_text = address_text
+        self._said: dict[Refusal, float] = {}
+
+    def admit(self, request: Any, client_address: Any) -> tuple[Any, Any]:
+        """Return the request and the address of the client for whom it is. Raises NotAdmitted.
+
+        Behind a proxy the address has the header as `proxy`; with TLS the request is another object.
+        """
+        terms = self._terms
+        if terms.max_queue_wait is not None and (queue_wait_ns(request) or 0) > terms.max_queue_wait * 1e9:
+            self._refuse(Refusal.OVERLOAD, client_address, "it had waited longer than max_queue_wait")
+        if terms.proxies is not None:
+            client_address = self._proxied(terms.proxies, request, client_address)
+        if terms.denied is not None and client_address in terms.denied:
+            self._refuse(Refusal.DENIED, client_address, "it is in denied_clients")
+        if terms.allowed is not None and client_address not in terms.allowed:
+            self._refuse(Refusal.DENIED, client_address, "it is not in allowed_clients")
+        if terms.first_byte_timeout is not None and not _readable(request, terms.first_byte_timeout):
+            self._refuse(Refusal.FIRST_BYTE, client_address, "it said nothing within first_byte_timeout")
+        if terms.tls is not None:
+            request = self._secured(terms.tls, request, client_address)
+        return request, client_address
+
+    def _secured(self, context: Any, request: Any, client_address: Any) -> Any:
+        """Return the connection over TLS, into which the request has become."""
+        secured = request
+        try:
+            secured = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            shake_hands(secured, self._terms.handshake_timeout)
+        except OSError as exc:
+            secured.close()
+            why = "it took too long" if isinstance(exc, TimeoutError) else failure(exc) or exc
+            self._refuse(Refusal.TLS, client_address, f"the TLS handshake failed: {why}")
+        except BaseException:
+            secured.close()
+            raise
+        return secured
+
+    def _proxied(self, proxies: Container[Any], request: Any, peer: Any) -> Any:
+        why = "it is not from an address of proxy_trusted"
+        if peer in proxies:
+            try:
+                header = parse(_read(request, monotonic() + self._terms.header_timeout))
+            except TimeoutError:
+                why = "its PROXY header did not come in time"
+            except (ProxyHeaderError, OSError) as exc:
+                why = str(exc)
+            else:
+                return header._replace(peer=peer).client_address()
+        return self._refuse(Refusal.PROXY_HEADER, peer, why)
+
+    def _refuse(self, refusal: Refusal, client_address: Any, why: str) -> None:
+        peer, now = self._address_text(client_address or "an unnamed client"), monotonic()
+        level = logging.DEBUG
+        if now - self._said.get(refusal, -LOGGED_EVERY_S) >= LOGGED_EVERY_S:
+            self._said[refusal] = now
+            level = logging.INFO
+        log.log(level, "connection from %s closed: %s", peer, why,
+                extra=event(LogEvent.CONNECTION_REFUSED, peer=peer, reason=why))  # fmt: skip
+        raise NotAdmitted(refusal) from None
+
+
+def _readable(request: Any, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(request.fileno(), select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _read(request: Any, deadline: float) -> bytes:
+    """Read the header of a connection, and not a byte more. Raises ProxyHeaderError, and OSError as the socket does."""
+    sock = socket.socket(fileno=request.fileno())  # the request may be a wrapper, whose recv() reads something else
+    try:
+        before = sock.gettimeout()
+        try:
+            return _read_header(sock, deadline)
+        finally:
+            sock.settimeout(before)
+    finally:
+        sock.detach()
+
+
+def _read_header(sock: socket.socket, deadline: float) -> bytes:
+    header = b""
+    while not is_complete(header):
+        sock.settimeout(max(deadline - monotonic(), 0.001))
+        # Looked at first: how much of it is the header's is known only then. That much is taken, or waiting would spin.
+        seen = sock.recv(V2_MOST - len(header), socket.MSG_PEEK)
+        if not seen:
+            raise ProxyHeaderError("it ended within its PROXY header" if header else "it ended without a PROXY header")
+        header += sock.recv(belonging(header + seen) - len(header))
+    return header
