@@ -59,8 +59,10 @@ class AccessLog:
 
     def admit(self, lane: memoryview, request: Any, client_address: Any) -> None:
         """Note what admission has made of the request on this lane: another object, another client's address."""
-        accepted_ns, waited_ns, _, process, datagram, _ = self._open[id(lane)]
-        self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, _weakly(request)
+        accepted_ns, waited_ns, _, process, datagram, accepted = self._open[id(lane)]
+        if datagram is None:
+            accepted = ref(request)
+        self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, accepted
 
     def end(self, lane: memoryview, outcome: int, request: Any = None) -> None:
         """Write the record of the request on this lane. `request` is what its handler was given, where one was."""

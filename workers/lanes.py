@@ -225,7 +225,7 @@ class Lanes:
             current[thread] = lane
         try:
             if self.admission is not None and self._admits_at_once:
-                request, client_address = self.admission.admit(request, client_address)
+                request, client_address = self._admit(lane, request, client_address)
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
             else:
@@ -329,6 +329,13 @@ class Lanes:
             self.contexts.drop_own()
         self.contexts.passed_on()
 
+    def _admit(self, lane: Lane | None, request: Any, client_address: Any) -> tuple[Any, Any]:
+        assert self.admission is not None
+        admitted = self.admission.admit(request, client_address)
+        if lane is not None and self.access_log is not None:
+            self.access_log.admit(lane, *admitted)
+        return admitted
+
     def _count(self, outcome: int) -> None:
         """Count this thread's request, unless it is counted already."""
         lane = self._current.pop(get_ident(), None)
@@ -386,7 +393,7 @@ class Lanes:
         try:
             if self.admission is not None and not self._admits_at_once:
                 request, client_address, *more = args
-                args = (*self.admission.admit(request, client_address), *more)
+                args = (*self._admit(self._current.lane, request, client_address), *more)
             result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)

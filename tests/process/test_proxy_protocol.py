@@ -47,7 +47,7 @@ def test_who_is_served_for_whom(case: str, tmp_path: Path) -> None:
     handler, bases, hooks = CASES[case]
     source = script(
         PROGRAM.format(handler=handler, hooks=hooks), bases=bases, max_children=2, proxy_trusted="127.0.0.0/31, ::1",
-        proxy_header_timeout=0.5,
+        proxy_header_timeout=0.5, access_log=True,
     )  # fmt: skip
     with Service(tmp_path, source) as service:
         service.wait_ready(2)
@@ -82,6 +82,8 @@ def test_who_is_served_for_whom(case: str, tmp_path: Path) -> None:
         found = service.settled()
         assert (found["completed"], found["rejected"], found["failed"]) == (3, refused, 0)
         assert "its PROXY header did not come in time" in service.log
+        assert "peer=192.0.2.7:4242 slot=" in service.log
+        assert service.log.count("outcome=rejected") == refused
         assert "it is not from an address of proxy_trusted" in service.log
 
 
