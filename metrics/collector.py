@@ -2,6 +2,7 @@
 
 Runs in the exporter, the only process that imports prometheus_client. REFERENCE.md is generated from the table. A value
 that is absent (the kernel does not tell it, or the service has no such thing) yields no sample, and must never be zero.
+Longer than most files: half of it is the table.
 """
 
 import signal

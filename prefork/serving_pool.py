@@ -52,8 +52,8 @@ from .settings.in_force import InForce, value_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
-from .sockets.receiving import shortest
 from .sockets.networks import admission
+from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals

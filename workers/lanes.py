@@ -393,7 +393,7 @@ class Lanes:
         try:
             if self.admission is not None and not self._admits_at_once:
                 request, client_address, *more = args
-                args = (*self._admit(self._current.lane, request, client_address), *more)
+                args = (*self._admit(self._current.get(get_ident()), request, client_address), *more)
             result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)

@@ -5,15 +5,11 @@ a sentence of progress or None, and returns the answer.
 """
 
 import logging
-import os
-import socket
-import sys
-from collections.abc import Generator, Iterator
-from time import monotonic, monotonic_ns, time_ns
+from collections.abc import Generator
+from time import monotonic, monotonic_ns
 from typing import Any
 
 from prefork.metrics.facts import ChildKind
-from prefork.metrics.kernel import accept_queue
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import LOG_FOLLOWED, LOG_KEPT
 from prefork.workers import sinks
@@ -26,18 +22,15 @@ from ..master.policy import BOOT_DEATHS_MAX, Phase
 from ..master.supervisor import Supervisor
 from ..reload.generations import Generations
 from ..reload.reloading import ReloadResult, Stage
-from ..sockets.addresses import address_text
-from ..sockets.peers import PEERS_MAX
-from ..version import __version__
-from . import proc, protocol, report
+from . import protocol, report
 from .connection import Peer
+from .facts import Facts
 from .protocol import Request
 
 log = logging.getLogger("prefork.supervisor")
 
 STACKS_WITHIN_S = 3.0  # a worker that does not answer for so long is stopped, or blocked in the kernel
 REOPENED_WITHIN_S = 1.0  # an idle process has done it by then; a busy one does so with its next line
-LOOKING_S = 0.02  # longest time that a question about workers holds up the master
 TOLD_MAX = 256
 
 Answer = dict[str, Any]
@@ -51,12 +44,11 @@ class PlaceInQueue:
         self.skip = skip  # the number of results to skip, which are for earlier reloads
 
 
-class Verbs:
+class Verbs(Facts):
     """Answer requests by querying or commanding the supervisor."""
 
     def __init__(self, supervisor: Supervisor, generations: Generations) -> None:
-        self._supervisor = supervisor
-        self._generations = generations
+        super().__init__(supervisor, generations)
         self._told: list[ReloadResult | str] = []
         self._told_before = 0  # the number of dropped entries
         generations.told = self._note
@@ -110,68 +102,7 @@ class Verbs:
             return protocol.error(f"could not show workers: there is no worker {slot}")
         return protocol.result(report.workers(self._facts(look=True, slot=slot), slot))
 
-    def _facts(self, *, look: bool = False, slot: int | str | None = None) -> report.ServiceFacts:
-        supervisor, listener = self._supervisor, self._supervisor.service.listener
-        queue: tuple[int | None, int | None] = (None, None)
-        if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
-            queue = accept_queue(listener)
-        until = monotonic() + LOOKING_S
-        workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
-        generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
-        return report.ServiceFacts(
-            supervisor.service.name, os.getpid(), __version__, sys.version.split()[0],
-            supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
-            self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
-            pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
-            tuple(self._companions(until if look else 0.0)),
-        )  # fmt: skip
-
-    def _address(self) -> str:
-        listener = self._supervisor.service.listener
-        return "" if listener is None or listener.fileno() == -1 else address_text(listener.getsockname())
-
-    def _workers(self) -> list[Child]:
-        return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
-
-    def _worker(self, child: Child, until: float, every_peer: bool) -> report.WorkerFacts:
-        slot = child.reader.look(monotonic_ns())
-        busy = "busy" if slot.busy else "idle"
-        state = busy if child.state is ChildState.READY else child.state.name.lower()
-        listener = self._supervisor.service.listener
-        most = None if every_peer else PEERS_MAX
-        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=most)
-        return report.WorkerFacts(
-            child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
-            slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
-            seen.cpu_s, seen.rss,
-        )  # fmt: skip
-
-    def _companions(self, until: float) -> Iterator[report.CompanionFacts]:
-        """Yield the facts of each process of a companion, and of each companion that has none."""
-        supervisor, now = self._supervisor, self._supervisor.clock.now()
-        living = self._companions_living()
-        table, back_off = supervisor.companions.table, supervisor.companions.back_off
-        for counts in () if table is None else table.read():
-            child = living.get(counts.name)
-            if child is None:
-                after = back_off.get(counts.name)
-                waits = max(0.0, after.next_start - now) if after is not None and after.ends else None
-                yield report.CompanionFacts(counts, "waiting", waits)
-            else:
-                seen = proc.look(child.pid, child.pidfd, None, busy=False, until=until)
-                yield report.CompanionFacts(
-                    counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
-                    child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
-                    child.reader.look(monotonic_ns()).private_memory,
-                )  # fmt: skip
-
     # Verbs, most of which take time.
-
-    def _chosen(self, which: int | str | None) -> list[Child]:
-        return [child for child in self._workers() if which is None or child.number == which]
-
-    def _companions_living(self) -> dict[str, Child]:
-        return {child.name: child for child in self._supervisor.table if child.kind is ChildKind.COMPANION}
 
     def _no_companion(self, name: str) -> str:
         """Return why there is no companion of this name."""

@@ -1,0 +1,92 @@
+"""The facts that the reports of the control socket are made of, as the master knows them at this moment.
+
+Runs in the master's turns and must not wait: a look at the processes themselves ends after LOOKING_S.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from time import monotonic, monotonic_ns, time_ns
+
+from prefork.metrics.facts import ChildKind
+from prefork.metrics.kernel import accept_queue
+
+from ..master.children import Child, ChildState
+from ..master.supervisor import Supervisor
+from ..reload.generations import Generations
+from ..sockets.addresses import address_text
+from ..sockets.peers import PEERS_MAX
+from ..version import __version__
+from . import proc, report
+
+LOOKING_S = 0.02  # longest time that a question about workers holds up the master
+
+
+class Facts:
+    """Gathers them from the supervisor and its generations."""
+
+    def __init__(self, supervisor: Supervisor, generations: Generations) -> None:
+        self._supervisor = supervisor
+        self._generations = generations
+
+    def _facts(self, *, look: bool = False, slot: int | str | None = None) -> report.ServiceFacts:
+        supervisor, listener = self._supervisor, self._supervisor.service.listener
+        queue: tuple[int | None, int | None] = (None, None)
+        if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
+            queue = accept_queue(listener)
+        until = monotonic() + LOOKING_S
+        workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
+        generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
+        return report.ServiceFacts(
+            supervisor.service.name, os.getpid(), __version__, sys.version.split()[0],
+            supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
+            self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
+            pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
+            tuple(self._companions(until if look else 0.0)),
+        )  # fmt: skip
+
+    def _address(self) -> str:
+        listener = self._supervisor.service.listener
+        return "" if listener is None or listener.fileno() == -1 else address_text(listener.getsockname())
+
+    def _workers(self) -> list[Child]:
+        return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
+
+    def _worker(self, child: Child, until: float, every_peer: bool) -> report.WorkerFacts:
+        slot = child.reader.look(monotonic_ns())
+        busy = "busy" if slot.busy else "idle"
+        state = busy if child.state is ChildState.READY else child.state.name.lower()
+        listener = self._supervisor.service.listener
+        most = None if every_peer else PEERS_MAX
+        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=most)
+        return report.WorkerFacts(
+            child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
+            slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
+            seen.cpu_s, seen.rss,
+        )  # fmt: skip
+
+    def _companions(self, until: float) -> Iterator[report.CompanionFacts]:
+        """Yield the facts of each process of a companion, and of each companion that has none."""
+        supervisor, now = self._supervisor, self._supervisor.clock.now()
+        living = self._companions_living()
+        table, back_off = supervisor.companions.table, supervisor.companions.back_off
+        for counts in () if table is None else table.read():
+            child = living.get(counts.name)
+            if child is None:
+                after = back_off.get(counts.name)
+                waits = max(0.0, after.next_start - now) if after is not None and after.ends else None
+                yield report.CompanionFacts(counts, "waiting", waits)
+            else:
+                seen = proc.look(child.pid, child.pidfd, None, busy=False, until=until)
+                yield report.CompanionFacts(
+                    counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
+                    child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
+                    child.reader.look(monotonic_ns()).private_memory,
+                )  # fmt: skip
+
+    def _chosen(self, which: int | str | None) -> list[Child]:
+        return [child for child in self._workers() if which is None or child.number == which]
+
+    def _companions_living(self) -> dict[str, Child]:
+        return {child.name: child for child in self._supervisor.table if child.kind is ChildKind.COMPANION}
