@@ -58,6 +58,7 @@ prefork_netns_listen_drops_total counter
 prefork_datagram_receive_drops_total counter listener
 prefork_datagram_queue_bytes gauge listener
 prefork_connections_accepted_total counter listener
+prefork_tls_certificate_expiry_timestamp_seconds gauge listener
 prefork_connections_rejected_total counter listener reason
 prefork_accept_errors_total counter reason
 prefork_requests_total counter listener outcome
@@ -128,6 +129,7 @@ def whole_scrape() -> Scrape:
         Word.LAST_RELOAD_AT_NS: 99 * S,
         Word.LOGS_COUNTED: 1,
         Word.CONTROL_OPEN: 1,
+        Word.TLS_EXPIRES_AT_S: 1_800_000_000,
         EXITS + ExitReason.CRASHED: 13,
         SIGNAL_DEATHS + 6: 14,
         FORK_FAILURES + ForkFailure.EAGAIN: 15,
@@ -233,6 +235,7 @@ def test_values(scrape: Scrape) -> None:
     prefork_netns_listen_drops_total 34
     prefork_connections_accepted_total{{listener="{LISTENER}"}} 100
     prefork_connections_rejected_total{{listener="{LISTENER}",reason="verify"}} 3
+    prefork_tls_certificate_expiry_timestamp_seconds{{listener="{LISTENER}"}} 1800000000
     prefork_accept_errors_total{{reason="emfile"}} 21
     prefork_accept_errors_total{{reason="other"}} 0
     prefork_requests_total{{listener="{LISTENER}",outcome="ok"}} 70
@@ -323,6 +326,7 @@ def test_without_a_pool(scrape: Scrape) -> None:
 
 @pytest.mark.parametrize(("word", "absent"), [
     (Word.LOGS_COUNTED, {"prefork_log_messages_dropped"}),
+    (Word.TLS_EXPIRES_AT_S, {"prefork_tls_certificate_expiry_timestamp_seconds"}),
     (Word.CONTROL_OPEN, {"prefork_control_requests"}),
     (Word.LAST_RELOAD_AT_NS, {"prefork_last_reload_successful", "prefork_last_reload_timestamp_seconds"}),
 ])  # fmt: skip
