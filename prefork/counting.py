@@ -17,11 +17,10 @@ from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import user_forks
+from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
-
-from .sockets.networks import admission
 
 ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
@@ -72,12 +71,13 @@ class Counting:
         more: Callable[[], Slot | None],
         on_free: Callable[[], None],
         queue_waits: bool,
+        admission: Admission | None = None,
     ) -> Lanes:
         """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates."""
         elsewhere = hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
-                           admission=admission(server, at_once=True))  # fmt: skip
+                           admission=admission)  # fmt: skip
         self.lanes.bind(server)
         return self.lanes
 

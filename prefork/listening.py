@@ -8,14 +8,19 @@ socket inside is seen to.
 
 import os
 import socket
+import sys
 from typing import Any
 
+from prefork.workers.admission import Admission
+from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
 
+from .errors import ConfigError
 from .reload.handover import handed
-from .settings.in_force import value_of
+from .settings.in_force import InForce, value_of
 from .sockets.addresses import over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
+from .sockets.networks import admission
 from .sockets.ownership import Access
 from .supervised import Supervised
 from .systemd import stored
@@ -30,6 +35,8 @@ class Listened(Supervised):
         self.assigned = False
         self.closing = False  # server_close() has been called
         self.descriptors = Descriptors()  # the socket's
+        self.tls: Any = None  # the ssl.SSLContext of new workers, of the settings
+        self.tls_expires_at = 0.0
         self._asked: str | None = None
         self._inode: int | None = None  # by which a socket is known under each of its objects and descriptors
 
@@ -116,3 +123,26 @@ class Listened(Supervised):
     def _lend(before: Listener, after: Listener, own: socket.socket) -> None:
         if (given := handed()) is not None:
             given.moved(before, after, own)
+
+    # What connections must show.
+
+    def admission(self) -> Admission | None:
+        return admission(InForce(self.server), self.tls, at_once=True)
+
+    def secure(self) -> None:
+        """Make the TLS context anew; the one before stays if that fails. Raises ConfigError."""
+        context = hook(self.server, "create_ssl_context")()
+        if context is None:
+            for name in ("tls_key", "tls_client_ca", "tls_alpn"):
+                if value_of(self.server, name) is not None:
+                    raise ConfigError(f"could not set {name}: there is no tls_certificate")
+            self.tls = None
+            return
+        from .sockets.tls import SecureConnection, tried
+
+        ssl = sys.modules["ssl"]
+        if isinstance(self.listener, ssl.SSLSocket):
+            raise ConfigError("could not set tls_certificate: the program has wrapped its listener in TLS itself")
+        self.tls_expires_at = tried(context)
+        context.sslsocket_class = SecureConnection
+        self.tls = context

@@ -29,7 +29,7 @@ from .settings.companions import CompanionFunction, Every
 from .settings.effects import no_effect
 from .settings.fields import validate
 from .settings.handlers import check_handler
-from .settings.in_force import value_of
+from .settings.in_force import InForce, value_of
 from .sockets.listener import leave_descriptor
 from .sockets.shared import take_away_path
 from .sockets.wildcard import answer_as_addressed
@@ -118,11 +118,11 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         Called in the master, before workers are forked, and for each `prefork ctl reload-tls`. It is made of the
         settings `tls_…`. Raises ConfigError.
         """
-        if self.tls_certificate is None:
+        if value_of(self, "tls_certificate") is None:
             return None
         from .sockets.tls import context_of
 
-        return context_of(self)
+        return context_of(InForce(self))
 
     # Serving.
 

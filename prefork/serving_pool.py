@@ -8,7 +8,6 @@ restore all of that when it ends.
 import contextlib
 import gc
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -35,7 +34,7 @@ from .accompanied import Accompanied
 from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
-from .errors import ConfigError, PreforkError
+from .errors import PreforkError
 from .inheritance.standard_classes import process_in_place
 from .listening import Listened
 from .master.mailbox import Mailbox
@@ -70,8 +69,6 @@ class Preforked(Accompanied, Listened):
         self.launch: object | None = None  # command line values that are not settings of the server
         self.watched: tuple[str, ...] = ()  # for reload_on_change: files to watch besides the modules
         self.refusal: str | None = None  # why a reload is refused, if set from outside
-        self.tls: Any = None  # the ssl.SSLContext of new workers
-        self.tls_expires_at = 0.0
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
@@ -235,24 +232,6 @@ class Preforked(Accompanied, Listened):
         record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
 
-    def secure(self) -> None:
-        """Make the TLS context anew; the one before stays if that fails. Raises ConfigError."""
-        context = hook(self.server, "create_ssl_context")()
-        if context is None:
-            for name in ("tls_key", "tls_client_ca", "tls_alpn"):
-                if value_of(self.server, name) is not None:
-                    raise ConfigError(f"could not set {name}: there is no tls_certificate")
-            self.tls = None
-            return
-        from .sockets.tls import SecureConnection, tried
-
-        ssl = sys.modules["ssl"]
-        if isinstance(self.listener, ssl.SSLSocket):
-            raise ConfigError("could not set tls_certificate: the program has wrapped its listener in TLS itself")
-        self.tls_expires_at = tried(context)
-        context.sslsocket_class = SecureConnection
-        self.tls = context
-
     def _renew_tls(self) -> None:
         self.secure()
         self._publish_expiry()
@@ -332,7 +311,7 @@ class Preforked(Accompanied, Listened):
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
             access_log=AccessLog(LogContext(where, number, address_text)) if setting.access_log else None,
             get_request=partial(shortest, server),
-            admission=admission(server),
+            admission=admission(setting, self.tls),
         )  # fmt: skip
         self.worker = Worker(server, terms, birth, master)
         SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)

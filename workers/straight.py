@@ -98,7 +98,7 @@ def way_in_threads(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest |
     """Return what serves one request in the thread that accepts it, as `way_of()` does; see there."""
     counted, accepted = lanes.bound, lanes.accepted
     if (
-        accepted is None or lanes.found is not None
+        accepted is None or lanes.admission is not None or lanes.found is not None
         or not all(is_base_servers(server, name) for name in ("verify_request", "finish_request"))
         or not all(is_threading_mixins(server, name) for name in ("process_request", THREAD_BODY))
     ):  # fmt: skip

@@ -78,16 +78,14 @@ def _network(word: str) -> tuple[int, int, int]:
     return family, number >> rest, rest
 
 
-def admission(server: Any, *, at_once: bool = False) -> Admission | None:
-    """Return what this server's settings ask of each connection; None if they ask for nothing."""
-    if not hasattr(server, "proxy_trusted"):  # a server without a pool has none of these settings
-        return None
+def admission(setting: Any, tls: Any, *, at_once: bool = False) -> Admission | None:
+    """Return what these settings and this ssl.SSLContext ask of each connection; None if they ask for nothing."""
     allowed, denied, proxies = (
         None if text is None else Networks(text)
-        for text in (server.allowed_clients, server.denied_clients, server.proxy_trusted)
+        for text in (setting.allowed_clients, setting.denied_clients, setting.proxy_trusted)
     )
     terms = Terms(
-        allowed, denied, proxies, server.proxy_header_timeout, server.first_byte_timeout, server.max_queue_wait,
-        server._prefork_.tls, server.tls_handshake_timeout,
+        allowed, denied, proxies, setting.proxy_header_timeout, setting.first_byte_timeout, setting.max_queue_wait,
+        tls, setting.tls_handshake_timeout,
     )  # fmt: skip
     return None if terms.ask_nothing() else Admission(terms, address_text, at_once=at_once)

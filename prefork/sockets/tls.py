@@ -34,21 +34,21 @@ class SecureConnection(ssl.SSLSocket):
         super().shutdown(how)
 
 
-def context_of(server: Any) -> ssl.SSLContext:
-    """Make the context that the settings of this server describe. Raises ConfigError."""
+def context_of(setting: Any) -> ssl.SSLContext:
+    """Make the context that these settings describe. Raises ConfigError."""
     certificate, key, authority = (
-        os.path.join(server.working_directory or "", path or "")
-        for path in (server.tls_certificate, server.tls_key or server.tls_certificate, server.tls_client_ca)
+        os.path.join(setting.working_directory or "", path or "")
+        for path in (setting.tls_certificate, setting.tls_key or setting.tls_certificate, setting.tls_client_ca)
     )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = _VERSIONS[server.tls_minimum_version]
-    if server.tls_alpn is not None:
-        _set_alpn(context, server.tls_alpn)
+    context.minimum_version = _VERSIONS[setting.tls_minimum_version]
+    if setting.tls_alpn is not None:
+        _set_alpn(context, setting.tls_alpn)
     _load(context, certificate, key)
-    if server.tls_client_ca is not None:
+    if setting.tls_client_ca is not None:
         with _told("tls_client_ca", authority):
             context.load_verify_locations(authority)
-        context.verify_mode = _VERIFY[server.tls_verify_client]
+        context.verify_mode = _VERIFY[setting.tls_verify_client]
     return context
 
 

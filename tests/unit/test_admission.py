@@ -4,7 +4,6 @@ import logging
 import socket
 from collections.abc import Iterator
 from time import monotonic
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,17 +153,16 @@ def test_each_reason_is_said_once_in_ten_seconds(
 class Nothing:
     proxy_trusted = allowed_clients = denied_clients = first_byte_timeout = max_queue_wait = None
     proxy_header_timeout = tls_handshake_timeout = 5.0
-    _prefork_ = SimpleNamespace(tls=None)
 
 
 def test_nothing_is_asked_unless_it_is_set() -> None:
-    assert admission(Nothing()) is None
-    assert admission(object()) is None
+    assert admission(Nothing(), None) is None
+    assert admission(Nothing(), "a context") is not None
     for name, value in (
         ("proxy_trusted", "::1"), ("allowed_clients", "::1"), ("denied_clients", "::1"), ("first_byte_timeout", 1.0),
         ("max_queue_wait", 1.0),
     ):  # fmt: skip
-        assert admission(type("Server", (Nothing,), {name: value})()) is not None, name
+        assert admission(type("Settings", (Nothing,), {name: value})(), None) is not None, name
 
 
 @pytest.mark.parametrize(
