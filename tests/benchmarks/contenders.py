@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .meter import Meter
-from .traffic import LOOPBACK, Address
+from .traffic import LOOPBACK, Address, connected
 
 ROOT = Path(__file__).parents[2]
 BARE, POOL = "bare loop", "pool"
 
 STREAMS = ("recv", "stream", "line", "unix", "http")
-ALL = (*STREAMS, "udp")
+ALL = (*STREAMS, "udp", "unixgram")
+IDLE = 1000
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Contender:
     """`run`: module and function in servers/. `processes`: how many say that they serve, None: as many as workers.
 
     `standard`: the contender of the standard library that it is compared with, beside the bare loop. `checkout`: where
-    its prefork is imported from; `beside`: the contender that is the same of another checkout.
+    its prefork is imported from; `beside`: the contender that is the same of another checkout. `idle`: connections that
+    are open all the time and say nothing. `needs`: what has to be installed (others.missing()); `quick`: it runs in a
+    short run too.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Contender:
     processes: int | None = None
     standard: str = ""
     arguments: tuple[str, ...] = ()
+    idle: int = 0
+    needs: str = ""
+    quick: bool = True
     checkout: str = str(ROOT)
     beside: str = ""
 
@@ -55,13 +61,34 @@ CONTENDERS = (
     Contender("pool, access log", "ours.logged", ("recv",), standard=STANDARD, arguments=("text",)),
     Contender("pool, access log as JSON", "ours.logged", ("recv",), standard=STANDARD, arguments=("json",)),
     Contender("pool, threads", "ours.pool", ("recv", "http", "udp"), standard=THREADING, arguments=("threading",)),
-    Contender("plain", "ours.plain", ("recv", "unix", "udp"), 1, STANDARD),
+    Contender("plain", "ours.plain", ("recv", "unix", "udp", "unixgram"), 1, STANDARD),
     Contender("plain threading", "ours.plain", ("recv",), 1, THREADING, ("threading",)),
+    Contender(
+        f"plain threading, {IDLE} idle", "ours.plain", ("recv",), 1, f"{THREADING}, {IDLE} idle", ("threading",), IDLE,
+        quick=False,
+    ),
     Contender("plain forking", "ours.plain", ("recv",), 1, FORKING, ("forking",)),
     Contender(STANDARD, "standard.plain", processes=1),
     Contender(THREADING, "standard.plain", ("recv", "http", "udp"), 1, arguments=("threading",)),
+    Contender(
+        f"{THREADING}, {IDLE} idle", "standard.plain", ("recv",), 1, "", ("threading",), IDLE, quick=False
+    ),
     Contender(FORKING, "standard.plain", ("recv",), 1, arguments=("forking",)),
-)
+    Contender("bare loop in C", "others.in_c", ("recv",), 1, needs="cc", quick=False),
+    Contender("asyncio, streams", "events.streams", ("recv", "line"), quick=False),
+    Contender("asyncio, protocol", "events.protocol", ("recv", "line"), quick=False),
+    Contender("uvloop, protocol", "events.uvloop_protocol", ("recv", "line"), needs="module:uvloop", quick=False),
+    Contender("gunicorn, sync", "others.gunicorn", ("http",), 1, "", ("sync",), needs="module:gunicorn", quick=False),
+    Contender(
+        "gunicorn, gthread", "others.gunicorn", ("http",), 1, "", ("gthread",), needs="module:gunicorn", quick=False
+    ),
+    Contender("nginx, stream", "others.nginx", ("recv",), 1, needs="nginx:ngx_stream_module.so", quick=False),
+    Contender("nginx, http", "others.nginx", ("http",), 1, needs="nginx", quick=False),
+    Contender("Apache, mod_echo", "others.apache", ("line",), 1, needs="apache2:mod_echo.so", quick=False),
+    Contender(
+        "Net::Server::PreFork", "others.perl", ("recv", "line"), 1, needs="perl:Net::Server::PreFork", quick=False
+    ),
+)  # fmt: skip
 
 
 def beside(contenders: Sequence[Contender], checkout: Path) -> Iterator[Contender]:
@@ -80,6 +107,7 @@ class Started:
     pid: int
     address: Address
     meter: Meter
+    another: Callable[[], str]  # waits until one more process says that it serves
 
 
 @contextlib.contextmanager
@@ -105,7 +133,7 @@ def _starting(contender: Contender, traffic: str, workers: int, path: str) -> It
             "checkout": contender.checkout if contender.ours else "",
             "traffic": traffic,
             "workers": workers,
-            "address": path if traffic == "unix" else LOOPBACK,
+            "address": path if traffic.startswith("unix") else LOOPBACK,
             "procs": meter.procs,
             "ready_fd": write,
         }
@@ -121,9 +149,10 @@ def _starting(contender: Contender, traffic: str, workers: int, path: str) -> It
             for _ in range(contender.processes or workers):
                 if not (line := lines.readline()):
                     raise RuntimeError(f"{contender.name} does not start; see what it printed")
-            address = json.loads(line)
-            return Started(
-                contender, traffic, process.pid, address if isinstance(address, str) else tuple(address), meter
-            )
+            told = json.loads(line)
+            address = told if isinstance(told, str) else tuple(told)
+            for _ in range(contender.idle):
+                stack.enter_context(connected(address))
+            return Started(contender, traffic, process.pid, address, meter, lines.readline)
 
         yield serving

@@ -6,9 +6,10 @@ Imports nothing of prefork itself, for the contenders that are not ours must not
 import importlib
 import json
 import os
-import socket
 import sys
 from pathlib import Path
+
+from .traffic import Address
 
 
 def main(what: str) -> None:
@@ -17,8 +18,8 @@ def main(what: str) -> None:
     if order["procs"]:
         Path(order["procs"]).write_text("0")  # this process, and so all that it forks
 
-    def ready(listener: socket.socket) -> None:
-        os.write(order["ready_fd"], json.dumps(listener.getsockname()).encode() + b"\n")
+    def ready(address: Address) -> None:
+        os.write(order["ready_fd"], json.dumps(address).encode() + b"\n")
 
     if order["checkout"]:
         sys.path.insert(0, order["checkout"])

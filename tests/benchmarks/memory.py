@@ -1,20 +1,16 @@
 """The memory that a worker has for itself, and what `import prefork` costs; beside a bare loop, and gunicorn.
 
-    python -m tests.benchmarks.memory [--preload MB] [--workers N] [--json FILE]      from the checkout; a minute
-
 Memory is Private_Clean + Private_Dirty of /proc/PID/smaps_rollup (also called USS): what goes away with the process.
 It is read in every worker when the pool is ready, after a thousand requests and a full collection, and of a worker that
 replaced a killed one, after as much. The median of the workers is printed. A full collection is what happens by itself
 sooner or later: it writes into each object that is not frozen, and so takes the page that this is in for the worker.
-With `--preload` the program has made so many MB of objects before the fork; gunicorn serves with `--preload` too.
+In the second half the program has made 200 MB of objects before the fork; gunicorn serves with `--preload` too.
 
 An import is CPU time, of `python -c 'import …'` less that of `python -c pass`, in turn; the median of many.
 """
 
-import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import signal
 import socket
@@ -23,11 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .figures import table
 from .meter import children
+from .meter import private_mb as private
 
 ROOT = Path(__file__).parents[2]
 KEEPING = f"{__package__}.servers.keeping"
@@ -72,11 +70,6 @@ class Import:
 
     what: str
     cpu_ms: float
-
-
-def private(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 @contextlib.contextmanager
@@ -187,31 +180,16 @@ def imports(rounds: int) -> list[Import]:
 
 
 def report(memory: Sequence[Memory], imported: Sequence[Import]) -> Iterator[str]:
-    columns = ("preloaded", "ready", "served", "collected", "replaced", "master")
-    yield f"{'private MB of a worker':24}" + "".join(f"{column:>11}" for column in columns)
-    for one in memory:
-        figures = (one.preloaded, one.ready, one.served, one.collected, one.replaced, one.master)
-        yield f"{one.server:24}" + "".join(f"{'-' if x is None else format(x, '.2f'):>11}" for x in figures)
-    yield ""
-    yield from (f"{one.what:24}{one.cpu_ms:11.1f} ms of CPU beyond `python -c pass`" for one in imported)
+    yield "Private MB of a worker, the median of the workers"
+    figures = ((one.preloaded, one.ready, one.served, one.collected, one.replaced, one.master) for one in memory)
+    cells = [["" if x is None else format(x, ".2f") for x in row] for row in figures]
+    head = ("memory", "preloaded", "ready", "served", "collected", "replaced", "master")
+    yield table(head, [[one.server, *row] for one, row in zip(memory, cells, strict=True)]) + "\n"
+    yield table(("beyond `python -c pass`", "CPU ms"), [[one.what, f"{one.cpu_ms:.1f}"] for one in imported])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preload", type=int, default=200, metavar="MB", help="made before the fork; default 200")
-    parser.add_argument("--workers", type=int, default=4, help="default 4")
-    parser.add_argument("--rounds", type=int, default=30, help="of imports; default 30")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
+def run(workers: int, preload: int = 200, rounds: int = 30) -> tuple[list[Memory], list[Import]]:
+    """`preload`: MB made before the fork; `rounds`: of imports."""
     there = [name for name in CONTENDERS if name != GUNICORN or importlib.util.find_spec("gunicorn")]
-    sizes = sorted({0, options.preload})
-    memory = [measure(name, options.workers, megabytes) for megabytes in sizes for name in there]
-    imported = imports(options.rounds)
-    print("\n".join(report(memory, imported)))
-    if options.json:
-        figures = {"memory": [asdict(one) for one in memory], "imports": [asdict(one) for one in imported]}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    memory = [measure(name, workers, megabytes) for megabytes in sorted({0, preload}) for name in there]
+    return memory, imports(rounds)

@@ -7,6 +7,7 @@ control group: then for the dead alone, as the sum that their parent has waited 
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -62,17 +63,40 @@ def private_mb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
+def faults(root: int) -> int:
+    """Page faults of the tree below `root`, and of what it has waited for."""
+    found = 0
+    for pid in tree(root):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found += int(fields[7]) + int(fields[8])  # minflt, cminflt
+    return found
+
+
+def wakeups(pid: int) -> int:
+    """Voluntary context switches of all its threads: every wait that ended."""
+    statuses = (task / "status" for task in Path(f"/proc/{pid}/task").iterdir())
+    lines = (line for status in statuses for line in status.read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def tree(root: int) -> Iterator[int]:
+    """Yield the pids of a process and of all below it that are there."""
+    yield root
+    with contextlib.suppress(OSError):
+        for child in children(root):
+            yield from tree(child)
+
+
 def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _tree_usage_ns(root: int) -> int:
-    total, pids = 0, [root]
-    while pids:
-        pid = pids.pop()
+    total = 0
+    for pid in tree(root):
         with contextlib.suppress(OSError):  # gone meanwhile
             waited_for = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]  # cutime, cstime
             total += cpu_clock_ns(pid) + sum(map(int, waited_for)) * NS_PER_TICK
-            pids += children(pid)
     return total

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from .contenders import BARE, Contender, Started, started
 from .figures import Spread, ratio, spread, table
+from .meter import faults
 from .traffic import LOADS, TRAFFIC, drive
 
 WARM_UP = 30  # requests
@@ -33,23 +34,31 @@ class Row:
     to_bare: Spread | None
     to_standard: Spread | None
     to_beside: Spread | None
+    faults: Spread
 
 
 @dataclass
 class Costs:
-    """Of one traffic under one load: µs of CPU time per request, by contender, an entry for each round."""
+    """Of one traffic under one load: µs of CPU time and page faults per request, by contender, an entry a round."""
 
     traffic: str
     load: str
     samples: dict[str, list[float]] = field(default_factory=dict)
+    faults: dict[str, list[float]] = field(default_factory=dict)
 
 
-def burst(clients: ProcessPoolExecutor, server: Started, number: int, seconds: float, least: int = 1) -> float:
-    """One measurement, with so many clients: µs of CPU time per request."""
-    before = server.meter.usage_ns(server.pid)
+def burst(
+    clients: ProcessPoolExecutor, server: Started, number: int, seconds: float, least: int = 1
+) -> tuple[float, float]:
+    """One measurement, with so many clients: µs of CPU time, and page faults, per request."""
+    before, missed = server.meter.usage_ns(server.pid), faults(server.pid)
     jobs = [clients.submit(drive, server.traffic, server.address, seconds, least) for _ in range(number)]
-    requests = sum(job.result(HUNG_S) for job in jobs)
-    return (settled_usage_ns(server) - before) / requests / 1000
+    try:
+        requests = sum(job.result(HUNG_S) for job in jobs)
+    except Exception as exc:
+        exc.add_note(f"asked: {server.contender.name}, {server.traffic}")
+        raise
+    return (settled_usage_ns(server) - before) / requests / 1000, (faults(server.pid) - missed) / requests
 
 
 def settled_usage_ns(server: Started) -> int:
@@ -84,16 +93,17 @@ def measure(contenders: Sequence[Contender], traffic: Sequence[str], plan: Plan)
         for _ in range(plan.launches):
             for each, those in entered.items():
                 share = plan.seconds * len(those) / everyone / plan.launches
-                for load, name, value in _launch(clients, those, each, share, plan, draw):
-                    costs[each, load].samples.setdefault(name, []).append(value)
+                for load, name, (us, missed) in _launch(clients, those, each, share, plan, draw):
+                    costs[each, load].samples.setdefault(name, []).append(us)
+                    costs[each, load].faults.setdefault(name, []).append(missed)
     return list(costs.values())
 
 
 def _launch(
     clients: ProcessPoolExecutor, contenders: Sequence[Contender], traffic: str, seconds: float, plan: Plan,
     draw: random.Random,
-) -> Iterator[tuple[str, str, float]]:  # fmt: skip
-    """Start them all and measure rounds, as many as fit and at least one: load, contender, µs."""
+) -> Iterator[tuple[str, str, tuple[float, float]]]:  # fmt: skip
+    """Start them all and measure rounds, as many as fit and at least one: load, contender, cost."""
     deadline = time.monotonic() + seconds
     with started(contenders, traffic, plan.workers) as servers:
         for server in servers:
@@ -115,7 +125,10 @@ def rows(costs: Sequence[Costs], contenders: Sequence[Contender]) -> Iterator[Ro
                 bare, standard, other = (
                     ratio(mine, each.samples[name]) if name in each.samples else None for name in others
                 )
-                yield Row(each.traffic, each.load, contender.name, len(mine), spread(mine), bare, standard, other)
+                missed = spread(each.faults[contender.name])
+                yield Row(
+                    each.traffic, each.load, contender.name, len(mine), spread(mine), bare, standard, other, missed
+                )
 
 
 def report(found: Sequence[Row]) -> Iterator[str]:
@@ -124,6 +137,12 @@ def report(found: Sequence[Row]) -> Iterator[str]:
     for traffic, load in dict.fromkeys((row.traffic, row.load) for row in found):
         those = [row for row in found if (row.traffic, row.load) == (traffic, load)]
         shown = [title for title, key in columns.items() if any(getattr(row, key) for row in those)]
-        cells = [[row.contender, *(str(getattr(row, columns[title]) or "") for title in shown)] for row in those]
+        cells = [
+            [row.contender, *(str(getattr(row, columns[title]) or "") for title in shown), f"{row.faults.least:.0f}"]
+            for row in those
+        ]
         yield f"{traffic}, {load}: {TRAFFIC[traffic]}; {those[0].rounds} rounds"
-        yield table([f"CPU per request, {LOADS[load]} client" + "s" * (LOADS[load] > 1), *shown], cells) + "\n"
+        yield (
+            table([f"CPU per request, {LOADS[load]} client" + "s" * (LOADS[load] > 1), *shown, "page faults"], cells)
+            + "\n"
+        )

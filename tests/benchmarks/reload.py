@@ -1,15 +1,11 @@
 """What a reload costs: the time from HUP to the new code's first answer, what clients notice, and memory meanwhile.
 
-    python -m tests.benchmarks.reload [--reloads N] [--workers N] [--json FILE]        from the checkout; 30 s
-
 Clients in processes of their own connect, ask and read to the end, each with a pause as long as its last connection
 took: half of what a closed loop would make, which is half load. The pool is reloaded under them N times. Memory is the
 PSS of master, workers and rehearsal together, looked at every 20 ms.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,13 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import psutil
 
 from tests.support.clients.connections import ask
+
+from .figures import table
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 2
@@ -150,32 +148,20 @@ def measure(workers: int, reloads: int) -> Figures:
     return figures
 
 
-def report(figures: Figures) -> None:
-    peak = max(after / before for before, after in zip(figures.memory_before, figures.memory_peak, strict=True))
-    print(f"{len(figures.first_answer)} reloads of {figures.workers} workers under {CLIENTS} clients at half load")
-    print(f"from HUP to the new code's first answer  median {median(figures.first_answer):8.1f} ms"
-          f"   highest {max(figures.first_answer):8.1f} ms")  # fmt: skip
-    print(f"from HUP until no old worker is left     median {median(figures.all_replaced):8.1f} ms"
-          f"   highest {max(figures.all_replaced):8.1f} ms")  # fmt: skip
-    print(f"highest latency of a client: {figures.latency_reloads:.1f} ms over the reloads,"
-          f" {figures.latency_quiet:.1f} ms without")  # fmt: skip
-    print(f"memory (PSS): {median(figures.memory_before):.1f} MB before, {max(figures.memory_peak):.1f} MB at its peak"
-          f" (× {peak:.2f})")  # fmt: skip
-    met = "met" if not figures.failed else "MISSED"
-    print(f"failed: {figures.failed} of {figures.connections} connections (0: {met})")
+def report(figures: Figures) -> Iterator[str]:
+    yield f"{len(figures.first_answer)} reloads of {figures.workers} workers under {CLIENTS} clients at half load"
+    pairs = zip(figures.memory_before, figures.memory_peak, strict=True)
+    peak = f"{max(figures.memory_peak):.1f} (× {max(after / before for before, after in pairs):.2f})"
+    yield table(("reload", "median", "worst"), [
+        ["from HUP to the new code's first answer, ms", *_both(figures.first_answer)],
+        ["from HUP until no old worker is left, ms", *_both(figures.all_replaced)],
+        ["latency of a client while nothing is reloaded, ms", "", f"{figures.latency_quiet:.1f}"],
+        ["latency of a client over the reloads, ms", "", f"{figures.latency_reloads:.1f}"],
+        ["memory (PSS) before, MB", *_both(figures.memory_before)],
+        ["memory (PSS) at its peak, MB", f"{median(figures.memory_peak):.1f}", peak],
+        ["failed, of all connections", str(figures.failed), str(figures.connections)],
+    ])  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reloads", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    options = parser.parse_args()
-    figures = measure(options.workers, options.reloads)
-    report(figures)
-    if options.json:
-        options.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def _both(values: list[float]) -> tuple[str, str]:
+    return f"{median(values):.1f}", f"{max(values):.1f}"

@@ -4,13 +4,14 @@ Runs in client processes. A *traffic* is a way of asking; a *load* is how many c
 """
 
 import contextlib
+import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
 
 Address = tuple[str, int] | str  # a Unix path
-Ready = Callable[[socket.socket], None]
+Ready = Callable[[Address], None]  # told by each process that serves, where
 Ask = Callable[[], None]
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -26,8 +27,10 @@ TRAFFIC = {
     "line": f"a TCP connection of {LINES} lines, each answered: `for line in self.rfile`; the client closes",
     "unix": "as recv, over a Unix stream socket",
     "udp": "a datagram and its answer",
+    "unixgram": "as udp, over a Unix datagram socket",
     "http": "GET of 44 bytes, a connection for each: BaseHTTPRequestHandler",
 }
+DATAGRAMS = ("udp", "unixgram")
 LOADS = {"saturated": 2, "sequential": 1}  # clients
 
 
@@ -78,11 +81,16 @@ def ask_http(address: Address) -> None:
 @contextlib.contextmanager
 def asking(traffic: str, address: Address) -> Iterator[Ask]:
     """A client: what it gives asks once and has the answer."""
-    if traffic != "udp":
+    if traffic not in DATAGRAMS:
         ask = {"line": ask_lines, "http": ask_http}.get(traffic, ask_line)
         yield lambda: ask(address)
         return
-    with connected(address, socket.SOCK_DGRAM) as sock:
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(connected(address, socket.SOCK_DGRAM))
+        if isinstance(address, str):  # what has no name gets no answer
+            own = f"{address}.{os.getpid()}"
+            sock.bind(own)
+            stack.callback(os.unlink, own)
 
         def datagram() -> None:
             sock.send(LINE)

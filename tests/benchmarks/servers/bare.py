@@ -6,31 +6,31 @@ import socketserver
 from collections.abc import Callable
 from typing import Any
 
-from ..traffic import Address, Ready
+from ..traffic import DATAGRAMS, Address, Ready
 from .answers import handler
 
 
 def forked(listener: socket.socket, workers: int, ready: Ready, loop: Callable[[], None]) -> None:
     for _ in range(workers):
         if os.fork() == 0:
-            ready(listener)
+            ready(listener.getsockname())
             loop()
     os.wait()
 
 
 def listening(traffic: str, address: Address) -> socket.socket:
-    if traffic == "udp":
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    if traffic in DATAGRAMS:
+        sock = socket.socket(family, socket.SOCK_DGRAM)
         sock.bind(address)
         return sock
-    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     return socket.create_server(address, family=family, backlog=1024)
 
 
 def handled(traffic: str, address: Address, workers: int, ready: Ready) -> None:
     """Each connection, or datagram, to the standard library's handler class."""
     made, listener = handler(socketserver, traffic), listening(traffic, address)
-    loop = of_datagrams if traffic == "udp" else of_connections
+    loop = of_datagrams if traffic in DATAGRAMS else of_connections
     forked(listener, workers, ready, lambda: loop(listener, made))
 
 

@@ -13,6 +13,7 @@ from .answers import handler
 BASES: dict[str, Any] = {
     "unix": prefork.UnixStreamServer,
     "udp": prefork.UDPServer,
+    "unixgram": prefork.UnixDatagramServer,
     "http": http.server.HTTPServer,  # as programs have it: the mix-in over another library's class
 }
 MODELS: dict[str, tuple[type, ...]] = {
@@ -29,7 +30,7 @@ def made(traffic: str, model: str, *before: type) -> Any:
 
 def plain(traffic: str, address: Address, workers: int, ready: Ready, model: str = "") -> None:
     with made(traffic, model)(address, handler(prefork, traffic)) as server:
-        ready(server.socket)
+        ready(server.server_address)
         server.serve_forever()
 
 
@@ -37,7 +38,7 @@ def pool(traffic: str, address: Address, workers: int, ready: Ready, model: str 
     with made(traffic, model, prefork.PreForkingMixIn)(address, handler(prefork, traffic)) as server:
         vars(server).update(settings)
         server.max_children = workers
-        server.worker_started = lambda: ready(server.socket)
+        server.worker_started = lambda: ready(server.server_address)
         server.serve_forever()
 
 

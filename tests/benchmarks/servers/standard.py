@@ -6,7 +6,12 @@ import socketserver
 from ..traffic import Address, Ready
 from .answers import handler
 
-BASES = {"unix": socketserver.UnixStreamServer, "udp": socketserver.UDPServer, "http": http.server.HTTPServer}
+BASES = {
+    "unix": socketserver.UnixStreamServer,
+    "udp": socketserver.UDPServer,
+    "unixgram": socketserver.UnixDatagramServer,
+    "http": http.server.HTTPServer,
+}
 MODELS = {"": (), "threading": (socketserver.ThreadingMixIn,), "forking": (socketserver.ForkingMixIn,)}
 
 
@@ -14,5 +19,5 @@ def plain(traffic: str, address: Address, workers: int, ready: Ready, model: str
     base = BASES.get(traffic, socketserver.TCPServer)
     made = type("Server", (*MODELS[model], base), {"request_queue_size": 1024})
     with made(address, handler(socketserver, traffic)) as server:
-        ready(server.socket)
+        ready(server.server_address)
         server.serve_forever()
