@@ -6,7 +6,7 @@
 
 Put your own application in `Site.application`. As with gunicorn's sync workers a request has a process of its own
 while it runs, and a connection carries one request: keep a proxy that buffers (nginx, HAProxy) in front of it for slow
-clients, TLS and keep-alive. `python -m tests.benchmarks.wsgi` compares the two.
+clients, TLS and keep-alive. `python -m tests.benchmarks http` compares the two.
 """
 
 import os

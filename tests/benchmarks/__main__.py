@@ -15,6 +15,7 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -164,6 +165,19 @@ def main(argv: Sequence[str]) -> None:
     machine = about(options)
     print(", ".join(f"{key} {value}" for key, value in machine.items() if key != "not_installed"))
     print(f"not installed: {'; '.join(machine['not_installed']) or 'nothing'}\n", flush=True)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as cache:  # every process finds its byte code, whatever the checkout has
+        os.environ |= {"PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+        figures = run(options)
+    if options.json:
+        found = {name: [asdict(each) for each in those] for name, those in figures.items()}
+        options.json.write_text(json.dumps({"about": machine, **found}, indent=1) + "\n")
+    if options.pictures:
+        for name, text in pictures(figures):
+            (options.pictures / name).write_text(text)
+
+
+def run(options: argparse.Namespace) -> dict[str, list[Any]]:
+    """Measure what is wanted, print each table when it is there, and return the figures by section."""
     figures: dict[str, list[Any]] = {}
     wanted = [name for name in SECTIONS if name in options.names or not (options.names or options.quick)]
     if not options.names or set(options.names) & set(TRAFFIC):
@@ -173,12 +187,7 @@ def main(argv: Sequence[str]) -> None:
         began = time.monotonic()
         figures[name], lines = {"requests": of_traffics, **SECTIONS}[name](options)
         print("\n".join(lines), f"[{name}: {time.monotonic() - began:.0f} s]", sep="\n", end="\n\n", flush=True)
-    if options.json:
-        found = {name: [asdict(each) for each in those] for name, those in figures.items()}
-        options.json.write_text(json.dumps({"about": machine, **found}, indent=1) + "\n")
-    if options.pictures:
-        for name, text in pictures(figures):
-            (options.pictures / name).write_text(text)
+    return figures
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The table is names alone: a contender is imported in the process that is its roo
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ BARE, POOL = "bare loop", "pool"
 STREAMS = ("recv", "stream", "line", "unix", "http")
 ALL = (*STREAMS, "udp", "unixgram")
 IDLE = 1000
+HUNG_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Started:
     pid: int
     address: Address
     meter: Meter
-    another: Callable[[], str]  # waits until one more process says that it serves
+    another: Callable[[], bytes]  # waits until one more process says that it serves
 
 
 @contextlib.contextmanager
@@ -126,7 +128,7 @@ def _starting(contender: Contender, traffic: str, workers: int, path: str) -> It
     """What it gives waits until the contender serves."""
     with Meter(f"prefork-tests-benchmark-{os.getpid()}-{Path(path).name}") as meter, contextlib.ExitStack() as stack:
         read, write = os.pipe()
-        lines = stack.enter_context(open(read))
+        lines = stack.enter_context(open(read, "rb", 0))
         order = {
             "run": contender.run,
             "arguments": contender.arguments,
@@ -145,14 +147,18 @@ def _starting(contender: Contender, traffic: str, workers: int, path: str) -> It
         stack.callback(os.killpg, process.pid, signal.SIGKILL)  # a group of its own: the root and all it forked
         os.close(write)
 
+        def another() -> bytes:
+            if not select.select([read], [], [], HUNG_S)[0] or not (line := lines.readline()):
+                raise RuntimeError(f"{contender.name} does not serve; see what it printed")
+            return line
+
         def serving() -> Started:
             for _ in range(contender.processes or workers):
-                if not (line := lines.readline()):
-                    raise RuntimeError(f"{contender.name} does not start; see what it printed")
+                line = another()
             told = json.loads(line)
             address = told if isinstance(told, str) else tuple(told)
             for _ in range(contender.idle):
                 stack.enter_context(connected(address))
-            return Started(contender, traffic, process.pid, address, meter, lines.readline)
+            return Started(contender, traffic, process.pid, address, meter, another)
 
         yield serving

@@ -21,7 +21,7 @@ from .contenders import Contender, started
 from .figures import table
 from .traffic import LINE, Address, WrongAnswer
 
-RATES = (500, 2000, 4000)  # requests a second
+RATES = (250, 1000, 3000)  # requests a second
 HUNG_S = 30.0
 WANTED = ("bare loop", "pool", "pool, threads", "standard threading", "asyncio, protocol", "uvloop, protocol")
 

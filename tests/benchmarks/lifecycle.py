@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from .contenders import Contender, started
@@ -47,18 +48,23 @@ def live(contender: Contender, workers: int) -> Life:
         replaced = None
         if contender.ours and contender.processes is None:
             killed = time.perf_counter()
-            os.kill(children(server.pid)[-1], signal.SIGKILL)
+            os.kill(a_worker(server.pid), signal.SIGKILL)
             server.another()
             replaced = (time.perf_counter() - killed) * 1000
+        root = children(server.pid)[0] if contender.run.startswith("others.") else server.pid  # ours waits beside it
         told = time.perf_counter()
-        pidfd = os.pidfd_open(server.pid)
+        pidfd = os.pidfd_open(root)
         try:
-            os.kill(server.pid, signal.SIGTERM)
+            os.kill(root, signal.SIGTERM)
             if not select.select([pidfd], [], [], HUNG_S)[0]:
                 raise RuntimeError(f"{contender.name} does not stop")
         finally:
             os.close(pidfd)
         return Life(contender.name, workers, start * 1000, cpu, (time.perf_counter() - told) * 1000, replaced)
+
+
+def a_worker(master: int) -> int:
+    return next(pid for pid in children(master) if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def middle(lives: Sequence[Life]) -> Life:
