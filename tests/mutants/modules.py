@@ -97,6 +97,7 @@ MODULES = {
     "stacks": Module("prefork/master/stacks.py", ("stacks",), ("process/logs",)),
     "peers": Module("prefork/sockets/peers.py", ("peers",), ("process/control", "process/unix_service")),
     "effects": Module("prefork/settings/effects.py", ("effects",), ("process/check",)),
+    "in_force": Module("prefork/settings/in_force.py", ("in_force", "kept_paths"), ("process/run",)),
     "companions": Module(
         "prefork/master/companions.py", ("companion_table", "companions", "simulation"), ("process/companions",)
     ),
