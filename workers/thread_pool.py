@@ -1,7 +1,7 @@
 """The threads of a worker, which stay: each waits for a request, accepts it, serves it, and waits for the next.
 
-    started, with a lane ─▶ waits ─▶ accepts ─▶ process_request_thread() ─▶ its state is put back ─▶ waits …
-                              │                                                  │ if that is not possible
+    started, with a lane ─▶ waits ─▶ accepts ─▶ process_request_thread() ─▶ as it was before? ─▶ waits …
+                              │                                                  │ if it is not
                               └─ told to leave, or idle for IDLE_S ─▶ ends ◀─────┘
 
 All wait in one epoll, and the kernel wakes one of them, the last that has begun to wait: no thread is started for a
@@ -148,7 +148,7 @@ class ThreadPool:
     def _serve(self, thread: threading.Thread, lane: Lane) -> None:
         wait, waiting, listener = self._epoll.poll, self._waiting, self._listener
         server, lanes, serve_one, new_context = self._server, self._lanes, self._serve_one, self._context.copy
-        put_back = state_of_thread()
+        is_unchanged = state_of_thread()
         leaving = False
         while not leaving:
             waiting.add(thread)
@@ -165,7 +165,7 @@ class ThreadPool:
             if lanes.forked:
                 leave(0)
             if outcome is REQUEST:
-                leaving = leaving or self._leaving or not put_back()
+                leaving = leaving or self._leaving or not is_unchanged()
             elif outcome is NO_RESOURCES:
                 self._leave_alone()
             else:

@@ -1,13 +1,14 @@
-"""The state of a thread that stays, put back after each request: the next one finds that of a new thread.
+"""The state of a thread that stays: whether it is still that of a new one, so that no request finds what another left.
 
-Runs in the thread itself, which stays. What `threading.local` objects hold for a thread ends with it, and in Python's
-own terms in no other way. So those references are dropped that PyThreadState_Clear() drops at the end of a thread:
+Runs in the thread itself. What `threading.local` objects hold for a thread ends with it, and in Python's own terms in
+no other way: a thread that has used one has to end with its request, as it does in the standard library. Whether it has
+is seen where PyThreadState_Clear() finds those values, which are only looked at, never changed:
 
-    3.11, 3.12    what the dict of PyThreadState_GetDict() holds
-    3.13 on       that, and two words, threading_local_key and threading_local_sentinel (gh-120973)
+    3.11, 3.12    the dict of PyThreadState_GetDict() holds them
+    3.13 on       that, and a word of the PyThreadState, threading_local_key (gh-120973)
 
-The two words are found by what changes as a thread first uses a `threading.local`. Where this Python has it otherwise,
-nothing can be put back, and a thread that has served a request has to end.
+The word is found by what changes as a thread first uses a `threading.local`. Where this Python has it otherwise, every
+thread ends with its request.
 """
 
 import ctypes
@@ -15,82 +16,65 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import cache
 from typing import Any
 
 _LOOKED_AT = 38 if sys.version_info < (3, 14) else 64  # words of a PyThreadState, which has more
-_AGAIN = 3  # what is dropped may use a threading.local once more
+_REPR = "Py_Repr"  # CPython leaves a list there that is empty between two calls of repr()
 
 _python = ctypes.PyDLL(None)  # whose functions are ours alone, unlike those of ctypes.pythonapi
 _python.PyThreadState_Get.restype = ctypes.c_void_p
 _python.PyThreadState_GetDict.restype = ctypes.c_void_p
-_python.Py_DecRef.argtypes = [ctypes.c_void_p]
-_python.Py_DecRef.restype = None
-
-_where: range | None = None  # the words; found once, by the first thread
-_looked = False
-
-
-class Locals:
-    """All that `threading.local` objects, and C code, hold for this thread."""
-
-    def __init__(self, where: range) -> None:
-        self._where = where
-        self.words = _words() if where else memoryview(bytes(8)).cast("Q")
-        self.key = where.start  # of the word that says whether a threading.local has been used; 0 where none does
-        self.of_dict: dict[object, object] = ctypes.cast(_python.PyThreadState_GetDict(), ctypes.py_object).value
-
-    def forget(self) -> bool:
-        """Forget it, as at the end of the thread. Return False if there is always something left."""
-        words = self.words
-        for _ in range(_AGAIN):
-            if not self.of_dict and not any(words[at] for at in self._where):
-                return True
-            self.of_dict.clear()
-            for at in self._where:
-                held, words[at] = words[at], 0
-                _python.Py_DecRef(held)
-        return False
 
 
 def _words() -> memoryview:
+    """Return the first words of this thread's PyThreadState, to be read."""
     address = _python.PyThreadState_Get()
-    return memoryview((ctypes.c_uint64 * _LOOKED_AT).from_address(address)).cast("B").cast("Q")
+    return memoryview((ctypes.c_uint64 * _LOOKED_AT).from_address(address)).cast("B").cast("Q").toreadonly()
 
 
-def _locals() -> Locals | None:
-    """Return those of this thread, which has used none yet; None if they cannot be forgotten."""
-    global _where, _looked
-    if not _looked:
-        _where = _tried(range(0) if sys.version_info < (3, 13) else _found())
-        _looked = True
-    return None if _where is None else Locals(_where)
+def _dict() -> dict[object, object]:
+    found: dict[object, object] = ctypes.cast(_python.PyThreadState_GetDict(), ctypes.py_object).value
+    return found
 
 
-def _found() -> range | None:
-    before = _words().tolist()
-    threading.local()
-    after = _words().tolist()
-    changed = [at for at, (was, now) in enumerate(zip(before, after, strict=True)) if was != now]
-    if len(changed) == 2 and changed[1] - changed[0] == 1 and before[changed[0] : changed[1] + 1] == [0, 0]:
-        return range(changed[0], changed[1] + 1)
-    return None
+def _is_used(of_dict: dict[object, object], words: memoryview, at: int | None) -> bool:
+    used_word = at is not None and words[at] != 0
+    return used_word or (bool(of_dict) and (len(of_dict) > 1 or _REPR not in of_dict))
 
 
-def _tried(where: range | None) -> range | None:
-    """Return `where` if that is the right place."""
-    if where is None:
+class _Unknown(Exception):
+    """This Python keeps the values of threading.local elsewhere."""
+
+
+def _found() -> int | None:
+    """Return which word it is; None where the dict has it. Raises _Unknown. For a thread that has used none yet."""
+    words, of_dict = _words(), _dict()
+    before, local = words.tolist(), threading.local()
+    local.value = 1
+    changed = [at for at, (was, now) in enumerate(zip(before, words.tolist(), strict=True)) if was != now]
+    if of_dict:
         return None
-    local, ended = threading.local(), list[bool]()
-    local.value = _Value(ended)
-    return where if Locals(where).forget() and ended and not hasattr(local, "value") else None
+    if len(changed) == 2 and changed[1] - changed[0] == 1 and not any(before[at] for at in changed):
+        return changed[0]
+    raise _Unknown
 
 
-class _Value:
-    def __init__(self, ended: list[bool]) -> None:
-        self._ended = ended
+@cache
+def _where() -> list[int | None]:
+    """Return the word in a list, or nothing where it is unknown. It is looked for in a thread made for it."""
+    found: list[int | None] = []
 
-    def __del__(self) -> None:
-        self._ended.append(True)
+    def look() -> None:
+        try:
+            found.append(_found())
+        except _Unknown:
+            pass
+
+    thread = threading.Thread(target=look, name="prefork: a look at threading.local")
+    thread.start()
+    thread.join()
+    return found
 
 
 def context_of_threads() -> Context:
@@ -99,23 +83,20 @@ def context_of_threads() -> Context:
 
 
 def state_of_thread() -> Callable[[], bool]:
-    """Return a function that puts the state of this thread back to what it is now.
-
-    It returns False where that is not possible: then the thread has to end, and another to begin.
-    """
-    held = _locals()
-    if held is None:
+    """Return a function that says whether this thread is as it is now; if not, it has to end, and another to begin."""
+    where = _where()
+    if not where:
         return lambda: False
-    thread, of_dict, words, key = threading.current_thread(), held.of_dict, held.words, held.key
+    thread, of_dict, words, at = threading.current_thread(), _dict(), _words(), where[0]
     attributes, name, hooks = vars(thread), thread.name, _hooks()
-    size, forget = len(attributes), held.forget
+    size = len(attributes)
 
-    def put_back() -> bool:
-        if (of_dict or words[key]) and not forget():
+    def is_unchanged() -> bool:
+        if _is_used(of_dict, words, at):
             return False
         return thread.name is name and len(attributes) == size and _hooks() == hooks
 
-    return put_back
+    return is_unchanged
 
 
 def _hooks() -> tuple[Callable[..., Any] | None, ...]:
