@@ -28,6 +28,7 @@ from .scoreboard import (
     FAILED,
     HANDED_OVER,
     LAYOUT_VERSION,
+    LOST,
     REJECTED,
     Report,
     SlotReader,
@@ -199,7 +200,7 @@ class Snapshot(NamedTuple):
         return Statistics(
             accepted=self.count(ACCEPTED), completed=self.count(COMPLETED), failed=self.count(FAILED),
             timed_out=words[Word.TIMED_OUT], rejected=self.refused, handed_over=self.count(HANDED_OVER),
-            lost=words[Word.LOST], in_flight=len(busy), spawned=words[Word.SPAWNED],
+            lost=words[Word.LOST] + self.count(LOST), in_flight=len(busy), spawned=words[Word.SPAWNED],
             fork_failures=sum(words[FORK_FAILURES : FORK_FAILURES + len(ForkFailure)]),
             lanes=sum(live.report.lanes for live in self.serving), lanes_busy=len(busy),
             words_rejected=self.words_rejected, log_dropped=words[Word.LOG_DROPPED], generation=words[Word.GENERATION],

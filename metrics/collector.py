@@ -39,7 +39,7 @@ from .facts import (
     Refusal,
 )
 from .histogram import NS, Histogram
-from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, QUEUE_WAIT, REJECTED
+from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, LOST, QUEUE_WAIT, REJECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def _outcomes(scrape: Scrape) -> Iterator[MetricSample]:
         Outcome.OK: scrape.snapshot.count(COMPLETED),
         Outcome.ERROR: scrape.snapshot.count(FAILED),
         Outcome.TIMEOUT: scrape.word(Word.TIMED_OUT),
-        Outcome.LOST: scrape.word(Word.LOST),
+        Outcome.LOST: scrape.word(Word.LOST) + scrape.snapshot.count(LOST),
     }
     for outcome, number in found.items():
         yield (scrape.listener, outcome.label), number

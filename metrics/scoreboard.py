@@ -22,7 +22,7 @@ import sys
 from typing import NamedTuple, Self
 
 from .application.region import Region
-from .facts import AcceptError, Activity, ExitReason, Refusal
+from .facts import AcceptError, Activity, ExitReason
 from .histogram import Histogram, bounds
 
 LAYOUT_VERSION = 2
@@ -44,7 +44,8 @@ HEADER_WORDS = 24
 
 # Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, HANDED_OVER, REJECTED = range(7)
-ENDS = slice(COMPLETED, REJECTED + len(Refusal))  # of a request; REJECTED + Refusal.… is one, with room for three more
+LOST = 15  # with a child that had the lane of its parent, and has left it without a word
+ENDS = slice(COMPLETED, LOST + 1)  # of a request; REJECTED + Refusal.… is one, with room for two more
 DURATION = Histogram(16, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
 # The kernel measures this in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))

@@ -9,23 +9,29 @@ Own the threads and the children that requests run in; must not accept, which is
 process; a worker runs `process_request` of the same object.
 """
 
+import os
 import threading
 from socket import SOCK_STREAM
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ChildKind
-from prefork.metrics.scoreboard import Slot
-from prefork.workers.bootstrap import Birth, Master
+from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
+from prefork.workers import sinks
+from prefork.workers.bootstrap import Birth, Master, enter_briefly
+from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
-from prefork.workers.signals import set_mask
+from prefork.workers.flushing import leave_nothing
+from prefork.workers.last_words import LastWords
+from prefork.workers.signals import HEARD, set_mask
 from prefork.workers.threads import RequestThread, Threads
 
 from .inheritance.own import Own
+from .master.children import Exit, SharedSlot
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
 from .settings.in_force import value_of
-from .supervised import Supervised, SupervisedMixIn
+from .supervised import LANES_AT_ONCE, Supervised, SupervisedMixIn
 
 
 class ForkedRequests(Supervised):
@@ -36,6 +42,10 @@ class ForkedRequests(Supervised):
         self._spare: tuple[int, Slot] | None = (
             None  # the next child's slot, entered before the fork so that its request counts from the accept on
         )
+        # Where nobody measures, children have no slots of their own, but lanes of this one.
+        self._shared: SharedSlot | None = None
+        self._shared_birth: Birth | None = None
+        self._last_words: LastWords | None = None
 
     def wait_for_requests(self) -> None:
         self.server.collect_children(blocking=self.server.block_on_close)
@@ -52,17 +62,40 @@ class ForkedRequests(Supervised):
                 self.end_counting()
 
     def first_slot(self) -> Slot:
-        return Slot(0)  # each request is counted in the slot of the child that serves it
+        self._shared = None
+        if self.application_bytes() or sinks.installed() is not None:
+            return Slot(0)  # each request is counted in the slot of the child that serves it
+        slot = Slot(min(max(value_of(self.server, "max_children"), 1), LANES_AT_ONCE))
+        self._shared = SharedSlot(slot, Stacks(slot), SlotReader(slot))
+        self._shared_birth = Birth(slot, self._shared.stacks, os.getpid(), False, self.forget_supervisor, set())
+        self._last_words = LastWords(self._shared.stacks)
+        return slot
+
+    def next_lane(self) -> Lane | None:
+        lanes = self.lanes()
+        if self._shared is not None and self.supervisor is not None:
+            most = self.server.max_children
+            if type(most) is not int:
+                most = value_of(self.server, "max_children")
+            return None if len(self.supervisor.table) >= most else lanes.take()
+        return lanes.take()
 
     def more_lanes(self) -> Slot | None:
         if self.supervise().table.count(ChildKind.REQUEST) >= value_of(self.server, "max_children"):
             return None
+        if self._shared is not None:
+            slot = Slot(LANES_AT_ONCE)
+            self.counting.enter(slot, ChildKind.SERVER)
+            return slot
         slot = Slot(1, self.application_bytes())
         self._spare = self.counting.enter(slot, ChildKind.REQUEST), slot
         return slot
 
     def fork_for(self, request: Any, client_address: Any) -> None:
         """Fork the child for this request. Raises OSError if the kernel refuses."""
+        if self._shared is not None:
+            self._fork_briefly(self._shared, request, client_address)
+            return
         supervisor = self.supervise()
         serial, slot = self._spare or (None, Slot(1, self.application_bytes()))
 
@@ -75,17 +108,45 @@ class ForkedRequests(Supervised):
         if self.counting.lanes is not None:
             self.counting.lanes.pass_on()
 
+    def _fork_briefly(self, shared: SharedSlot, request: Any, client_address: Any) -> None:
+        """Fork a child that has the lane of this request, until it is reaped."""
+        lanes, words, birth, supervisor = self.lanes(), self._last_words, self._shared_birth, self.supervise()
+        assert words is not None
+        lane: Lane | None = None
+        disowned = leave_nothing()
+
+        def enter(mask: set[int]) -> NoReturn:
+            enter_briefly(lambda: body(mask - HEARD), words.write, disowned=disowned)
+
+        def body(mask: set[int]) -> int:
+            self.birth = birth
+            supervisor.leave()
+            lanes.leave_to_siblings()
+            lanes.take_over()
+            return self._finish_in_child(request, client_address, mask)
+
+        def settle(exit: Exit) -> tuple[bool, str]:
+            text = words.of(exit.child.pid)  # first: the last lane that comes back may end the counting, and the slot
+            return lane is not None and lanes.take_back(lane), text
+
+        supervisor.fork_briefly(shared, enter, settle)
+        lane = lanes.hand_on()
+
     def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
-        server, self.birth = self.server, birth
+        self.birth = birth
         self.counting.leave(birth)
         if self.counting.lanes is not None:
             self.counting.lanes.take_over()
         self.leave_metrics_listener()
         if birth.slot.application:
             begin(birth.slot.application)
+        return self._finish_in_child(request, client_address, birth.mask)
+
+    def _finish_in_child(self, request: Any, client_address: Any, mask: set[int]) -> int:
+        server = self.server
         if server.socket.type == SOCK_STREAM:  # on a datagram socket the handler needs it to reply
             server.socket.close()  # a long request must not hold the port after the server has ended
-        set_mask(birth.mask)
+        set_mask(mask)
         try:
             server.finish_request(request, client_address)
             return 0

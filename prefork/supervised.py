@@ -20,6 +20,7 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers.accepting import NO_RESOURCES, NOT_BEGUN, NOTHING
 from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
+from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
 from prefork.workers.lanes import Lanes
 from prefork.workers.loop import Worker
@@ -229,10 +230,13 @@ class Supervised(ServingLoop):
             self._turns_seen, self.turn_owed = supervisor.turns, True
             self.counting.look()
             if self.counting.lane is None:
-                self.counting.lane = self.lanes().take()
+                self.counting.lane = self.next_lane()
         except OSError as exc:  # out of descriptors
             self.pause_accepting(exc)
         return self.counting.lane is not None
+
+    def next_lane(self) -> Lane | None:
+        return self.lanes().take()
 
     def extra_fds(self) -> Iterable[int]:
         return (self.supervise().fileno(),)

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
@@ -18,7 +19,7 @@ from prefork.metrics.loggers import be_patient
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
-from .flushing import disown_output, flush_last, given_up_sentence
+from .flushing import disown_output, flush_briefly, flush_last, given_up_sentence
 from .identity import DescriptorsLost
 
 PR_SET_PDEATHSIG = 1
@@ -84,6 +85,37 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         leave(status, birth.stacks.write)
 
 
+def enter_briefly(body: Callable[[], int], tell: Callable[[str], object], *, disowned: bool) -> NoReturn:
+    """Become a child that serves one request and shares its slot, and exit with the status that `body` returns.
+
+    `disowned`: there is nothing of the parent's in the standard streams.
+
+    Each line here costs the pages of memory that it writes, which are copied for this child alone. What another child
+    forgets of its parent, for an end like Python's, it need not forget: it ends by `os._exit`.
+    """
+    status = CRASHED
+    try:
+        if "multiprocessing.process" in sys.modules:
+            ending.forget_master()
+        if not disowned:
+            disown_output()
+        status = body()
+    except BaseException as exc:
+        status = exit_status(exc)
+        tell(last_words(exc))
+    finally:
+        if flush_briefly():
+            os._exit(status & 0xFF)
+        leave(status, tell)
+
+
+def last_words(exc: BaseException) -> str:
+    """Return what is to be told of the exception that ends this child."""
+    if not isinstance(exc, SystemExit):
+        return "".join(traceback.format_exception(exc))
+    return "" if isinstance(exc.code, int | None) else f"{exc.code}\n"  # Python would print it
+
+
 def note_failure(birth: Birth, exc: BaseException) -> int:
     """Tell the master why this child ends, and return its exit status.
 
@@ -97,11 +129,10 @@ def note_failure(birth: Birth, exc: BaseException) -> int:
             birth.stacks.write(f"{exc}\n")
     elif not isinstance(exc, SystemExit):
         birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
-        birth.stacks.write("".join(traceback.format_exception(exc)))
+        birth.stacks.write(last_words(exc))
     else:
         birth.slot.words[LEAVING] = ExitReason.EXITED
-        if not isinstance(exc.code, int | None):
-            birth.stacks.write(f"{exc.code}\n")  # Python would print it
+        birth.stacks.write(last_words(exc))
     return exit_status(exc)
 
 

@@ -5,11 +5,14 @@ may block on a pipe that nobody reads, and its lock may be held for ever by a th
 not wait longer than FLUSH_S in all, nor raise: output that nobody takes, or whose disk is full, is lost.
 """
 
+import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps, without its enums
 import _thread
 import contextlib
 import ctypes
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +28,11 @@ DISOWN_S = 0.1  # for what takes a millisecond: a buffer into /dev/null
 
 Targets = list[tuple[str, Any]]
 _T = TypeVar("_T")
+
+_DEFAULT = int(signal.SIG_DFL)
+_OUTPUT = select.poll()
+for _fd in (1, 2):
+    _OUTPUT.register(_fd, select.POLLOUT)  # one that is closed is reported, too
 
 _alone = False  # in a child: at its fork there was no other thread, which could have held a lock
 
@@ -59,6 +67,48 @@ def flush_last() -> list[str]:
     except HeldUp:
         return [todo[0][0], *flush_beside(todo[1:], FLUSH_S / 2)] if todo else []
     return []
+
+
+def leave_nothing() -> bool:
+    """Flush the standard streams, before a fork; return True if the child finds nothing in its copies.
+
+    CPython flushes them before its own forks, too. Only where that waits for nothing, and the streams are Python's.
+    """
+    if not (_is_alone() and _streams_take_some()):
+        return False
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except Exception:  # the disk is full, the reader is gone
+        return False
+    return True
+
+
+def flush_briefly() -> bool:
+    """Flush in a child that is about to end; return False if it takes more care, as `flush_last()` does.
+
+    If something hangs all the same, SIGALRM ends the child: a limit that lets it live costs more than the flush.
+    """
+    quiet = _signal.getsignal(signal.SIGALRM) == _DEFAULT and _signal.getsignal(signal.SIGPIPE) != _DEFAULT
+    if not (quiet and _alone and _is_alone() and _streams_take_some()):
+        return False
+    signal.setitimer(signal.ITIMER_REAL, FLUSH_S)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            if stream is not None:
+                stream.flush()
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        handler = reference()
+        if handler is not None and handler is not logging.lastResort:  # whose stream is stderr
+            with contextlib.suppress(Exception):
+                _flush(handler)
+    return True
+
+
+def _streams_take_some() -> bool:
+    """Return True if the standard streams are Python's own, and a write of a page would not wait."""
+    return sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and len(_OUTPUT.poll(0)) == 2
 
 
 def flush_here(limit: Limit, *, discard: bool = False) -> list[str]:

@@ -26,9 +26,11 @@ from prefork.metrics.scoreboard import (
     BUSY,
     COMPLETED,
     DURATION,
+    ENDS,
     FAILED,
     HANDED_OVER,
     IDLE,
+    LOST,
     QUEUE_WAIT,
     REJECTED,
     STARTED_NS,
@@ -85,6 +87,7 @@ class Lanes:
         self._all: list[Lane] = []
         self._accepts = get_ident()  # the thread of the loop
         self._free: deque[Lane] = deque()
+        self._left = self._free  # in a child, its siblings': kept, for to free them it would write into each
         self.contexts = Contexts(self._hand_over, on_free)
         self._current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
         self.accepted: Callable[[], None] | None = None  # see `serve_in_threads()`
@@ -135,6 +138,23 @@ class Lanes:
         self._current.pop(get_ident(), None)
         self.contexts.claim_own()
         self._total -= 1
+
+    def hand_on(self) -> Lane | None:
+        """Give up the request that this thread has accepted, and return its lane: a child has both, until its end."""
+        self._current.pop(get_ident(), None)
+        context = self.contexts.claim_own()
+        return None if context is None else context.lane
+
+    def take_back(self, lane: Lane) -> bool:
+        """Give back the lane of a child that has ended; return True if its request was lost with it."""
+        lost: bool = lane[ACCEPTED] > sum(lane[ENDS])
+        lane[LOST] += lost
+        self.give_back(lane)
+        return lost
+
+    def leave_to_siblings(self) -> None:
+        """Have no lanes but the one of the request in hand, in a child: others write them."""
+        self._left, self._free, self._more = self._free, deque(), None
 
     def take_over(self) -> None:
         """Make that request this thread's, in the child that took it."""

@@ -4,29 +4,34 @@
 holds while it writes. Runs in the process that forks. Must not wait for long.
 """
 
-import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+import sys
 from time import monotonic
+from typing import Any
 
 MODULE_S = 0.5  # os.fork() itself waits for logging's own lock, without a bound
 HANDLERS_S = 0.05  # all together; one that is held for longer is held by a thread that hangs
 
 
-@contextlib.contextmanager
-def at_rest() -> Iterator[None]:
-    """Hold logging's locks in the block. Raises OSError if its own lock is not to be had."""
+def hold(held: list[Any]) -> None:
+    """Hold logging's locks, and put them into the list. Raises OSError if its own lock is not to be had.
+
+    Where there is one thread, nobody else holds any.
+    """
+    if len(sys._current_frames()) == 1:
+        return
     lock = logging._lock  # type: ignore[attr-defined]
     if not lock.acquire(timeout=MODULE_S):
         raise BlockingIOError(errno.EAGAIN, "a thread of the program's holds the lock of logging")
-    try:
-        with contextlib.ExitStack() as held:
-            until = monotonic() + HANDLERS_S
-            for reference in list(logging._handlerList):  # type: ignore[attr-defined]
-                of_handler = getattr(reference(), "lock", None)
-                if isinstance(of_handler, type(lock)) and of_handler.acquire(timeout=max(0.0, until - monotonic())):
-                    held.callback(of_handler.release)
-            yield
-    finally:
-        lock.release()
+    held.append(lock)
+    until = monotonic() + HANDLERS_S
+    for reference in list(logging._handlerList):  # type: ignore[attr-defined]
+        of_handler = getattr(reference(), "lock", None)
+        if isinstance(of_handler, type(lock)) and of_handler.acquire(timeout=max(0.0, until - monotonic())):
+            held.append(of_handler)
+
+
+def release(held: list[Any]) -> None:
+    while held:
+        held.pop().release()

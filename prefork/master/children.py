@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind, Condition, ExitReason
@@ -87,6 +87,7 @@ class Child:
     report: Report | None = None
     processes: Processes = KERNEL
     name: str = ""  # of a companion
+    settle: "Callable[[Exit], tuple[bool, str]] | None" = None  # of one that has no slot of its own, at its end
 
     def __init__(
         self, serial: int, number: int, kind: ChildKind, generation: int, pid: int, pidfd: int, slot: Slot,
@@ -167,6 +168,14 @@ def _signal_name(signum: int) -> str:
         return f"signal {signum}"
 
 
+class SharedSlot(NamedTuple):
+    """The slot whose lanes the children of one server have, one each, and what belongs to it."""
+
+    slot: Slot
+    stacks: Stacks
+    reader: SlotReader
+
+
 class ChildTable:
     """The children that have been forked and not yet reaped, by serial; each has a row on the board."""
 
@@ -174,6 +183,7 @@ class ChildTable:
         self._board = board
         self._processes = processes
         self._children: dict[int, Child] = {}
+        self._siblings: dict[int, Child] = {}  # in a child, so that it need not free them
 
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self._children.values()))
@@ -224,6 +234,22 @@ class ChildTable:
         self._children[serial] = child
         return child
 
+    def fork_briefly(self, shared: SharedSlot, enter: Callable[[set[int]], NoReturn], generation: int, now: float,
+                     settle: "Callable[[Exit], tuple[bool, str]]") -> Child:  # fmt: skip
+        """Start a child that has no slot of its own, nor a row on the board. Raises OSError as `fork()` does.
+
+        `enter` is what Processes.fork() takes. `settle` is called at its end; it returns whether a request was lost
+        with the child, and its last words.
+        """
+        number = self._free_number()
+        pid, pidfd = self._processes.fork(enter)
+        child = Child(
+            next(self._board.serials), number, ChildKind.REQUEST, generation, pid, pidfd, *shared, started=now,
+            changed=now, processes=self._processes, settle=settle,
+        )  # fmt: skip
+        self._children[child.serial] = child
+        return child
+
     def abandon(self, child: Child) -> None:
         """Kill and reap a child that cannot be watched, and take it off the board; all of it before returning."""
         self._processes.abandon(child.pid)
@@ -231,7 +257,8 @@ class ChildTable:
         with contextlib.suppress(OSError):
             os.close(child.pidfd)
         child.pidfd = -1
-        self._board.withdraw(child.serial)
+        if child.settle is None:
+            self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:
         """Add a child that an earlier image of this process forked; its row is already on the board."""
@@ -258,6 +285,12 @@ class ChildTable:
     def close_copies(self) -> None:
         """Called in a new child: close the pidfds of its siblings. Their slots stay mapped."""
         for child in self._children.values():
+            os.close(child.pidfd)
+
+    def leave_siblings(self) -> None:
+        """Called in a new child that ends soon: close the pidfds, and know nobody, without a look at each record."""
+        self._siblings, self._children = self._children, {}
+        for child in self._siblings.values():
             os.close(child.pidfd)
 
     def close_memory(self) -> None:

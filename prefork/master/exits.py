@@ -99,6 +99,13 @@ class Exits:
         _log(exit, death)
         return death
 
+    def settle_briefly(self, exit: Exit, *, lost: bool, text: str) -> None:
+        """Log the end of a child that has no slot of its own."""
+        if lost:
+            _log_died(exit.child, 1, Outcome.LOST)
+        if text or exit.signum is not None or log.isEnabledFor(logging.DEBUG):
+            _log(exit, Death(None, False, text, False))
+
     def _reason(self, exit: Exit, booted: bool, hint: ExitReason | None) -> ExitReason:
         told = exit.child.reason
         reason = exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
@@ -126,9 +133,13 @@ class Exits:
                     words[SIGNAL_DEATHS + exit.signum] += 1
         for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):
             if number:
-                fields = {**exit.child.fields, "outcome": outcome.label, "requests": number}
-                log.warning("%s: requests that ended with it: %d %s", exit.child, number, outcome.label,
-                            extra=event(LogEvent.REQUESTS_DIED, **fields))  # fmt: skip
+                _log_died(exit.child, number, outcome)
+
+
+def _log_died(child: Child, number: int, outcome: Outcome) -> None:
+    fields = {**child.fields, "outcome": outcome.label, "requests": number}
+    log.warning("%s: requests that ended with it: %d %s", child, number, outcome.label,
+                extra=event(LogEvent.REQUESTS_DIED, **fields))  # fmt: skip
 
 
 def _last_words(child: Child) -> str:

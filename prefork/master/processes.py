@@ -8,10 +8,11 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, Stacks
@@ -23,6 +24,9 @@ with contextlib.suppress(ModuleNotFoundError):  # not on every system
     import resource  # noqa: F401  # os.wait4() imports it at its first call, when no descriptor may be free for that
 
 log = logging.getLogger("prefork.supervisor")
+
+
+WARNS: bool = sys.version_info >= (3, 12)
 
 
 class End(NamedTuple):
@@ -39,6 +43,8 @@ def _fork() -> int:
 
     Where the program makes warnings errors it would be raised, and nobody would know the child.
     """
+    if not WARNS:
+        return os.fork()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
@@ -57,13 +63,31 @@ class Processes:
         """Fork; return the pid, and a pidfd for the caller to close. Raises OSError; there is no process then."""
         master_pid = os.getpid()
         in_main_thread = threading.current_thread() is threading.main_thread()
-        with log_locks.at_rest(), signals.blocked() as mask, user_forks.own_fork():
-            pid = _fork()
-            if pid == 0:
-                bootstrap.enter(
-                    bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask - signals.HEARD), body
-                )
-            return pid, self._pidfd(pid)
+
+        def enter(mask: set[int]) -> NoReturn:
+            bootstrap.enter(
+                bootstrap.Birth(slot, stacks, master_pid, in_main_thread, forget, mask - signals.HEARD), body
+            )
+
+        return self.fork(enter)
+
+    def fork(self, enter: Callable[[set[int]], NoReturn]) -> tuple[int, int]:
+        """Fork; `enter` runs in the child, with every signal blocked, is given the mask of before, and never returns.
+
+        Return and raise as `start()`. Without a context manager around another: each costs the pages that it writes.
+        """
+        held: list[Any] = []
+        mask = signals.set_mask(signals.EVERY)
+        try:
+            log_locks.hold(held)
+            with user_forks.own_fork():
+                pid = _fork()
+                if pid == 0:
+                    enter(mask)
+                return pid, self._pidfd(pid)
+        finally:
+            log_locks.release(held)
+            signals.set_mask(mask)
 
     @staticmethod
     def _pidfd(pid: int) -> int:

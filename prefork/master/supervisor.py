@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic, monotonic_ns, time_ns
-from typing import Any
+from typing import Any, NoReturn
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import Slot
+from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.holding import held, holds_some
@@ -29,7 +29,7 @@ from ..sockets.listener import leave_descriptor
 from ..sockets.peers import peers_of
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueue
-from .children import Child, ChildState, ChildTable, Exit
+from .children import Child, ChildState, ChildTable, Exit, SharedSlot
 from .clock import Clock
 from .companions import Companions
 from .exits import Exits
@@ -370,6 +370,8 @@ class Supervisor:
         """Read every slot: for workers that became READY, requests to the master, and stacks that were asked for."""
         for child in self.table:
             self._note_report(child, now)
+            if child.settle is not None:
+                continue
             signalling.note_stacks(child)
             if child.ends_by_itself and child.state is ChildState.READY:
                 signalling.let_go(self.table, child, now, self._leave_by(now))
@@ -400,12 +402,17 @@ class Supervisor:
     def _note_ended(self, heard: set[int]) -> None:
         for child in self.table:
             if child.pidfd in heard:
-                self._note_report(child, self.clock.now())  # what it has done since the last look
+                if child.settle is None or child.slot.words[DRAIN_ASKED] == YES:
+                    self._note_report(child, self.clock.now())  # what it has done since the last look
                 self._reaper.reap(child)
 
     def _note_exit(self, exit: Exit) -> None:
         """Note that a child was reaped."""
         child, now = exit.child, self.clock.now()
+        if child.settle is not None:
+            lost, text = child.settle(exit)
+            self._exits.settle_briefly(exit, lost=lost, text=text)
+            return
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         # A death of the old code says nothing about the new.
         if child.kind is ChildKind.COMPANION:
@@ -523,6 +530,18 @@ class Supervisor:
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
         return self._spawner.start(kind, slot, body, self.generations.current, self.clock.now(), serial)
 
+    def fork_briefly(self, shared: SharedSlot, enter: Callable[[set[int]], NoReturn],
+                     settle: Callable[[Exit], tuple[bool, str]]) -> None:  # fmt: skip
+        """Start a child that serves a request without a slot of its own; see ChildTable. Raises OSError."""
+        child = self.table.fork_briefly(shared, enter, self.generations.current, self.clock.now(), settle)
+        try:
+            self._waiting.add(child.pidfd)
+        except OSError:
+            self.table.abandon(child)
+            raise
+        self._spawner.any_served = True
+        self.board.words[Word.SPAWNED] += 1  # nobody else reads this board
+
     # For others.
 
     def watch(self, fd: int) -> None:
@@ -584,6 +603,12 @@ class Supervisor:
         self._waiting.forget()
         self.generations.forget()
         self.tasks.forget()
+
+    def leave(self) -> None:
+        """Called in place of `forget()` in a child that was forked briefly."""
+        self.forgotten = True
+        self.table.leave_siblings()
+        self._waiting.leave()
 
     def forget_memory(self) -> None:
         self.table.close_memory()

@@ -153,6 +153,10 @@ class Waiting:
         self._epoll.close()
         self._wakeup.close()
 
+    def leave(self) -> None:
+        """Called in a new child that ends soon: close what would go on reporting to it."""
+        self._epoll.close()
+
     def close(self) -> None:
         self.forget()
         os.close(self._nudge)
