@@ -155,6 +155,10 @@ MODULES = {
         ),
     ),
     "kept_paths": Module("prefork/sockets/kept_paths.py", ("kept_paths",), ("process/removing",)),
+    "networks": Module("prefork/sockets/networks.py", ("admission", "proxy_protocol"), ("process/admission",)),
+    "tls": Module("prefork/sockets/tls.py", ("tls_dates",), ("process/tls_settings", "process/tls")),
+    "admission": Module("workers/admission.py", ("admission",), ("process/admission",)),
+    "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
     "wildcard": Module("prefork/sockets/wildcard.py", ("wildcard",), ("process/datagram_answers",)),
     "handlers": Module("prefork/settings/handlers.py", ("handler_checks", "handlers", "companions"), ()),
     "ownership": Module(
@@ -254,6 +258,7 @@ MODULES = {
     "targets": Module("prefork/cli/targets.py", ("cli", "launch", "config"), ("process/run", "process/check")),
     "top": Module("prefork/cli/top.py", ("cli",), ("process/top",)),
     "commands": Module("prefork/commands.py", ("commands", "cli", "verbs"), ("process/control", "process/pool_limits")),
+    "control_facts": Module("prefork/control/facts.py", ("control_simulated",), ("process/control",)),
     "client": Module("prefork/control/client.py", ("control_server",), ("process/control", "process/top")),
     "protocol": Module(
         "prefork/control/protocol.py",
