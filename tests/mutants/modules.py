@@ -347,7 +347,7 @@ MODULES = {
     "screen": Module("prefork/top/screen.py", ("top_screen", "top_scrape"), ("process/top",)),
     "top_sources": Module("prefork/top/sources.py", ("top_sources", "cli"), ("process/top",)),
     "accepting": Module("workers/accepting.py", ("accepting", "lanes", "loop"), ("process/pool", "faults/accept_path")),
-    "access_log": Module("workers/access_log.py", (), ("process/logs",)),
+    "access_log": Module("workers/access_log.py", ("access_log", "log_templates", "log_formats"), ("process/logs",)),
     "definitions": Module(
         "workers/definitions.py", ("definitions", "loop"), ("process/own_ways", "process/precedence")
     ),
@@ -368,7 +368,9 @@ MODULES = {
         (),
         ("process/log_operation", "process/log_of_another_user", "faults/logs"),
     ),
-    "socket_files": Module("workers/socket_files.py", ("socket_files", "handlers"), ("process/server",)),
+    "socket_files": Module(
+        "workers/socket_files.py", ("socket_files", "handlers"), ("process/over_the_standard_library",)
+    ),
     "strays": Module("workers/strays.py", ("loop", "lanes", "companion"), ("faults/user_forks",)),
     "thread_body": Module("workers/thread_body.py", ("contexts", "lanes"), ("process/composition",)),
     "threads": Module("workers/threads.py", ("threads", "contexts"), ("process/threads_of_a_pool",)),
@@ -386,8 +388,8 @@ MODULES = {
     "kernel": Module("metrics/kernel.py", ("kernel", "accept_queue"), ("process/exporter",)),
     "loggers": Module("metrics/loggers.py", ("loggers",), ("faults/logs", "process/logs")),
     "receiving": Module("prefork/sockets/receiving.py", ("receiving",), ("process/datagram_answers",)),
-    "destinations": Module("workers/destinations.py", (), ("process/log_operation", "faults/logs")),
-    "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs",)),
+    "destinations": Module("workers/destinations.py", ("identity",), ("process/log_operation", "faults/logs")),
+    "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs", "faults/logs")),
     "straight": Module("workers/straight.py", ("straight", "loop"), ("process/pool", "process/own_ways")),
     "sums": Module("metrics/application/sums.py", ("sums", "application", "collector"), ("process/user_metrics",)),
     "thread_pool": Module(

@@ -196,7 +196,7 @@ CHANGES: dict[str, Any] = {
     "no handler": lambda: _attribute("root", "handlers", []),
     "a filter of the handler": lambda: _attribute("handler", "filters", [lambda record: True]),
     "the handler's level": lambda: _attribute("handler", "level", logging.WARNING),
-    "another formatter": lambda: _attribute("handler", "formatter", Plain()),
+    "another formatter": lambda: _attribute("handler", "formatter", logging.Formatter("%(asctime)s %(message)s")),
     "a factory of records": lambda: mock.patch.object(logging, "_logRecordFactory"),
     "nothing is logged": lambda: _disabled(),
     "disabled": lambda: _attribute("log", "_disabled", True),
@@ -206,6 +206,20 @@ CHANGES: dict[str, Any] = {
     "its own Handler.handle()": lambda: mock.patch.object(logging.Handler, "handle"),
     "its own emit()": lambda: mock.patch.object(SinkHandler, "emit"),
 }  # fmt: skip
+
+
+def test_the_handlers_own_level(handler: SinkHandler) -> None:
+    """One that lets records of requests pass is in nobody's way."""
+    handler.setLevel(logging.INFO)
+    assert access()._template.write(VALUES)
+
+
+def test_two_lines_that_are_a_template() -> None:
+    """They differ in the milliseconds alone, or not at all; and there are two."""
+    assert log_templates._with_time("a.123 b", "a.987 b") == f"a.{log_templates._MARKS} b"
+    assert log_templates._with_time("a", "a") == "a"
+    for lines in (("a", "ab"), ("ab", "a"), ("a.123 b", "a.987 c"), ("a.124 b", "a.987 b"), ("a",), ()):
+        assert log_templates._with_time(*lines) is None
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))

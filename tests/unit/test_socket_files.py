@@ -19,11 +19,12 @@ from typing import Any
 
 import pytest
 
+import prefork
 from prefork import BaseRequestHandler, StreamRequestHandler
 from prefork.sockets.accepted import accept_for
 from prefork.sockets.listener import Listener
 from prefork.workers import socket_files
-from prefork.workers.socket_files import AcceptedSocket, SocketReader, open_rfile
+from prefork.workers.socket_files import AcceptedSocket, SocketReader, accepted_class, open_rfile
 from tests.support.programs.serving import HUNG
 
 Open = Callable[[Any, int], Any]
@@ -58,6 +59,16 @@ def reading(file: Any, peer: Peer) -> Any:
 def attributes(file: Any, peer: Peer) -> Any:
     named = file.name == file.fileno() == socket_of(file).fileno()
     return named, file.mode, file.closed, file.readable(), file.writable(), file.seekable(), file.isatty()
+
+
+def inside(file: Any, peer: Peer) -> Any:
+    raw = getattr(file, "raw", file)
+    return raw._mode, raw._reading, raw._writing, raw._timeout_occurred
+
+
+def reading_ahead(file: Any, peer: Peer) -> Any:
+    peer.sendall(LINES)
+    return len(file.peek()) if isinstance(file, io.BufferedReader) else len(file.read(100))
 
 
 def all_names(file: Any, peer: Peer) -> Any:
@@ -177,9 +188,10 @@ def interrupted(file: Any, peer: Peer) -> Any:
 
 
 CASES = (
-    reading, attributes, all_names, after_closing, what_it_cannot, after_a_timeout, without_waiting,
-    without_waiting_behind_its_back, after_the_kernels_timeout, reset, the_socket_closes_with_its_last_file,
-    the_file_closes_before_the_socket, the_socket_taken_away, pickled, detached, interrupted,
+    reading, attributes, inside, reading_ahead, all_names, after_closing, what_it_cannot, after_a_timeout,
+    without_waiting, without_waiting_behind_its_back, after_the_kernels_timeout, reset,
+    the_socket_closes_with_its_last_file, the_file_closes_before_the_socket, the_socket_taken_away,
+    pickled, detached, interrupted,
 )  # fmt: skip
 
 
@@ -351,3 +363,21 @@ def test_a_wrapped_listener_is_left() -> None:
     with Own() as sock:
         accept_for(sock, Standard)
         assert type(sock) is Own
+
+
+def test_a_class_of_the_programs_keeps_its_way() -> None:
+    """Its files are the standard library's, whatever it overrides."""
+
+    class Own(socket.socket):
+        pass
+
+    with Own() as sock, open_rfile(sock, -1) as file:
+        assert type(file.raw) is socket.SocketIO
+
+
+@pytest.mark.parametrize("stands_in", [None, prefork])
+def test_no_handler_of_the_standard_librarys(stands_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has imported socketserver, or prefork stands in its place: nobody asks a connection for a file."""
+    monkeypatch.setitem(sys.modules, "socketserver", stands_in)
+    assert accepted_class(StreamRequestHandler) is socket.socket
+    assert accepted_class(Standard) is socket.socket

@@ -1,0 +1,158 @@
+"""What a record of a request says, of real connections and by a clock of the test's."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from prefork.metrics.log_events import LogEvent
+from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER, REJECTED, Slot
+from prefork.workers import access_log
+from prefork.workers.access_log import FIELDS, VARYING, AccessLog, LogContext
+from tests.support.programs.serving import HUNG
+
+US = 1000
+Pair = tuple[socket.socket, socket.socket]
+
+
+class Written:
+    """An access log whose values are kept in place of being written; `by_template`: nothing else would see them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.values: list[dict[str, Any]] = []
+        self.by_template = True
+        self.now_ns = 7 * 10**9
+        self.waited_ns: int | None = 3_000_000
+        monkeypatch.setattr(access_log, "monotonic_ns", lambda: self.now_ns)
+        monkeypatch.setattr(access_log, "queue_wait_ns", lambda request: self.waited_ns)
+        self.log = AccessLog(LogContext("here", 3, "at {}".format))
+        monkeypatch.setattr(self.log._template, "write", self._write)
+
+    def _write(self, values: tuple[Any, ...]) -> bool:
+        self.values.append(dict(zip(VARYING, values, strict=True)))
+        return self.by_template
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    level = access_log.log.level
+    yield Written(monkeypatch)
+    access_log.log.setLevel(level)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The service's end of a TCP connection, with five bytes received and three sent, and the client's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname(), HUNG)
+        request, _ = listener.accept()
+    with request, client:
+        client.sendall(b"hello")
+        assert request.recv(5, socket.MSG_WAITALL) == b"hello"
+        request.sendall(b"bye")
+        yield request, client
+
+
+@pytest.fixture
+def slot() -> Iterator[Slot]:
+    slot = Slot(2)
+    yield slot
+    slot.close()
+
+
+@pytest.fixture
+def lane(slot: Slot) -> memoryview:
+    return slot.lane(0)
+
+
+def test_the_values(written: Written, pair: Pair, lane: memoryview) -> None:
+    """Peer, outcome, duration to the microsecond, the kernel's bytes, and the wait in whole milliseconds."""
+    written.log.begin(lane, pair[0], "a client")
+    written.now_ns += 1234 * US + 999
+    written.log.end(lane, COMPLETED, pair[0])
+    wanted = ("at a client", "ok", 1.234, 5, 3, 3)
+    assert written.values == [dict(zip(VARYING, wanted, strict=True))]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "word"), [(COMPLETED, "ok"), (FAILED, "error"), (REJECTED, "rejected"), (HANDED_OVER, "handed_over")]
+)
+def test_outcomes(written: Written, pair: Pair, lane: memoryview, outcome: int, word: str) -> None:
+    """Each has its word; a request of which nobody knows at its end is the one that was accepted."""
+    written.log.begin(lane, pair[0], "a client")
+    written.log.end(lane, outcome)
+    (values,) = written.values
+    assert (values["outcome"], values["received"], values["sent"]) == (word, 5, 3)
+
+
+def test_the_request_that_the_handler_was_given(written: Written, pair: Pair, lane: memoryview) -> None:
+    """Its bytes are told, where the program has made another of what was accepted."""
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        written.log.begin(lane, ours, "a client")
+        written.log.end(lane, COMPLETED, pair[0])
+    assert written.values[0]["received"] == 5
+
+
+def test_a_request_is_not_kept(written: Written, lane: memoryview) -> None:
+    """What the program has dropped closes, and its bytes are unknown."""
+    ours, peer = socket.socketpair()
+    with peer:
+        written.log.begin(lane, ours, "a client")
+        fd = ours.fileno()
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            del ours
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+        written.log.end(lane, HANDED_OVER)
+    assert (written.values[0]["received"], written.values[0]["sent"]) == (None, None)
+
+
+def test_a_datagram(written: Written, lane: memoryview) -> None:
+    """Its length is what was received; no wait is known."""
+    written.waited_ns = None
+    written.log.begin(lane, (b"1234567", None), "a client")
+    written.log.end(lane, COMPLETED)
+    (values,) = written.values
+    assert (values["received"], values["sent"], values["queue_wait_ms"]) == (7, None, None)
+
+
+def test_a_client_without_an_address(written: Written, lane: memoryview) -> None:
+    """It is its process."""
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        written.log.begin(lane, ours, "")
+        written.log.end(lane, COMPLETED)
+    assert written.values[0]["peer"] == f"pid={os.getpid()} uid={os.getuid()}"
+
+
+def test_each_lane_has_its_own(written: Written, pair: Pair, slot: Slot) -> None:
+    """Requests in hand do not meet, and none is told twice."""
+    first, second = slot.lane(0), slot.lane(1)
+    written.log.begin(first, pair[0], "first")
+    written.now_ns += 5 * US
+    written.log.begin(second, pair[0], "second")
+    for lane in (second, first, first, second):
+        written.log.end(lane, COMPLETED)
+    assert [(each["peer"], each["duration_ms"]) for each in written.values] == [("at second", 0.0), ("at first", 0.005)]
+
+
+def test_where_logging_has_to_do_it(
+    written: Written, pair: Pair, lane: memoryview, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record has the same values, as fields in their order and in its message; else there is none."""
+    for by_template, client in ((True, "another"), (False, "a client")):
+        written.by_template = by_template
+        written.log.begin(lane, pair[0], client)
+        written.log.end(lane, COMPLETED)
+    (record,) = caplog.records
+    found = vars(record)
+    assert (record.levelno, found["event"]) == (logging.INFO, LogEvent.REQUEST)
+    assert tuple(found["fields"]) == FIELDS
+    assert found["fields"] == written.values[1] | {"listener": "here", "slot": 3}
+    assert record.getMessage() == (
+        'request listener=here peer="at a client" slot=3 outcome=ok duration_ms=0.0 received=5 sent=3 queue_wait_ms=3'
+    )
