@@ -32,7 +32,7 @@ from ..master.children import Child
 from ..master.guard import attempt, named_reason, say_failed
 from .handover import Record, handed_on
 from .start_context import START
-from .still_held import addresses, found
+from .still_held import addresses, found, locked
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -46,6 +46,7 @@ WELL = {  # what a program may have done that ended with a good status
     "exit status 0": "; the program comes to its end without serving, or puts itself in the background (daemonises), "
     "where a reload cannot follow"
 }
+TAKEN = {errno.EADDRINUSE: addresses, errno.EWOULDBLOCK: locked}  # errors of who takes it, and what that may be
 NOT_FOR_A_REHEARSAL = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PIDFDID")
 
 
@@ -216,15 +217,16 @@ class Reloading:
                 said.get("failed")
                 or f"the rehearsal ended before its serve_forever() was ready: {how}{WELL.get(how, '')}"
                 f"{_own_words(output)}"
-            ) + self._second_port(output)
+            ) + self._only_once(output)
         self._end(ReloadResult(False, escaped(reason), output))
 
-    def _second_port(self, output: str) -> str:
-        """Return what to do where the program has failed to open once more what it has open here."""
-        if f"[Errno {errno.EADDRINUSE}]" not in output.rpartition("\n")[2]:
-            return ""
-        names = ", ".join(addresses(found(self._record().fds)))
-        return f"; the service has {names} itself: open it only if not prefork.rehearsing()" if names else ""
+    def _only_once(self, output: str) -> str:
+        """Return what to do where the program has failed to take once more what it has here: a port, or a lock."""
+        for number, names_of in TAKEN.items():
+            if f"[Errno {number}]" in output.rpartition("\n")[2]:
+                names = ", ".join(names_of(found(self._record().fds)))
+                return f"; the service has {names} itself: take it only if not prefork.rehearsing()" if names else ""
+        return ""
 
     def _close(self) -> None:
         while self._pipes:

@@ -93,6 +93,14 @@ def addresses(fds: Iterable[int]) -> Iterator[str]:
             yield f"udp://{name}" if sock.family in INET and sock.type == socket.SOCK_DGRAM else name
 
 
+def locked(fds: Iterable[int]) -> Iterator[str]:
+    """Yield the paths of those that are locked files."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            if _lock(fd):
+                yield os.readlink(f"/proc/self/fd/{fd}")
+
+
 @contextlib.contextmanager
 def _borrowed(fd: int) -> Iterator[socket.socket]:
     sock = over(fd, socket.socket)

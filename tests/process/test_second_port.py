@@ -74,12 +74,17 @@ def test_what_only_the_old_workers_could_let_go_of(name: str, port: int, tmp_pat
         assert service.answering() == "r1"
 
 
-def test_a_rehearsal_that_opens_it(port: int, tmp_path: Path) -> None:
-    """What is open once already is named, with the question that a program should ask."""
-    with Released(tmp_path, numbered(1, f"import socket; second = socket.create_server(('127.0.0.1', {port}))\n"),
-                  max_children=1, control_socket="c") as service:  # fmt: skip
+@pytest.mark.parametrize("what", ["port", "lock"])
+def test_a_rehearsal_that_takes_it(what: str, port: int, tmp_path: Path) -> None:
+    """What the service has already is named, with the question that a program should ask."""
+    takes = {
+        "port": f"import socket; second = socket.create_server(('127.0.0.1', {port}))",
+        "lock": "import fcntl; lock = open('lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+    }
+    name = {"port": f"127.0.0.1:{port}", "lock": str(tmp_path / "lock")}[what]
+    with Released(tmp_path, numbered(1, takes[what] + "\n"), max_children=1, control_socket="c") as service:
         service.wait_ready(1)
         service.expect("(?s)reload failed: .*")
         status, said = reload(service)
-        hint = f"; the service has 127.0.0.1:{port} itself: open it only if not prefork.rehearsing()"
+        hint = f"; the service has {name} itself: take it only if not prefork.rehearsing()"
         assert (status, hint in said) == (1, True), said

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prefork.reload.still_held import StillHeld, addresses, found
+from prefork.reload.still_held import StillHeld, addresses, found, locked
 
 LOCAL: dict[int, Any] = {
     socket.AF_INET: ("127.0.0.1", 0),
@@ -133,8 +133,11 @@ def test_a_lock(how: int, before: set[int], tmp_path: Path) -> None:
         fcntl.flock(first, how)
         of_a_worker = os.dup(first.fileno())
         assert set(found([])) - before == {first.fileno(), of_a_worker}
+        assert [*locked([first.fileno(), other.fileno()])] == [str(path)]
+        assert [*addresses([first.fileno()])] == []
         held = StillHeld([first.fileno()])
         held.let_go()
+        assert [*locked([first.fileno()])] == []
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(other, fcntl.LOCK_UN)
         held.take_again()
