@@ -65,6 +65,12 @@ def _is_gone(path: str) -> bool:
     return _real(path) in _removed and not os.path.lexists(path)
 
 
+def unlink_ours(path: str) -> None:
+    """Remove a path as os.unlink() does, although the program must keep it."""
+    unlink = os.unlink
+    (unlink.__wrapped__ if isinstance(unlink, _Keeping) else unlink)(path)
+
+
 @contextlib.contextmanager
 def paths_kept(kept: IsKept, names: Iterable[str] = REMOVING, *, exits: bool = False) -> Iterator[None]:
     """Have the program, inside, remove and rename no path that is `kept`: it is told that it did.

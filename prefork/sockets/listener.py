@@ -21,7 +21,7 @@ from prefork.metrics.log_events import LogEvent, event
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import UNNAMED, address_text, bindable, over
-from .kept_paths import keep_path_of
+from .kept_paths import keep_path_of, unlink_ours
 from .ownership import Access
 from .unix_paths import clear_stale, identity_of
 
@@ -268,7 +268,7 @@ class Listener(Beneath, socket.socket):
         if self.stands:
             self.unreachable = True
             try:
-                os.unlink(str(self.path))
+                unlink_ours(str(self.path))
             except FileNotFoundError:
                 pass
             except OSError as exc:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from ..errors import ConfigError
+from .kept_paths import unlink_ours
 
 KEEP = -1  # chown(2): this id is not changed
 
@@ -49,7 +50,7 @@ class Access(NamedTuple):
                 os.chown(path, uid, gid, follow_symlinks=False)
             _chmod(path, mode)
         except OSError:
-            os.unlink(path)
+            unlink_ours(path)
             raise
 
     def change(self, path: str) -> None:

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from prefork.sockets import kept_paths
-from prefork.sockets.kept_paths import REMOVING, is_one_of, keep_path_of, listened_on, may_be_gone, paths_kept
+from prefork.sockets.kept_paths import (
+    REMOVING,
+    is_one_of,
+    keep_path_of,
+    listened_on,
+    may_be_gone,
+    paths_kept,
+    unlink_ours,
+)
 
 
 def forget() -> None:
@@ -89,6 +97,16 @@ def test_what_is_not_kept(kept: Path) -> None:
         Path("folder/file").touch()
         shutil.rmtree("folder")
     assert os.listdir(".") == []
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_is_ours_to_remove(inside: bool, kept: Path) -> None:
+    """We remove our own paths, whatever the program has to keep."""
+    with paths_kept(lambda path: True) if inside else contextlib.nullcontext():
+        unlink_ours("kept")
+        with pytest.raises(FileNotFoundError):
+            unlink_ours("kept")
+    assert os.listdir(".") == ["other"]
 
 
 def test_functions_that_a_program_has_taken(kept: Path) -> None:
