@@ -7,7 +7,7 @@
 All wait in one epoll, and the kernel wakes one of them, the last that has begun to wait: no thread is started for a
 request, and none is woken by another. Runs in a worker, where no hook of the program's comes before the thread: those
 run in the main thread, which then starts a thread for each request. Owns the threads, and has the worker's epoll for
-its own. The main thread starts them, one ahead of need, and hears what the master says.
+its own. The main thread starts them, ahead of need, and hears what the master says.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ from .waiters import AT_EACH_CHANGE, go_to_the_back
 log = logging.getLogger("prefork.server")
 
 IN_THE_MAIN_THREAD = ("get_request", "verify_request", "process_request")
-IDLE_S = 10.0  # after which a thread leaves, while another one waits
+AHEAD = 2  # threads that wait: with one, a busy machine has no time to start the next, and others get its requests
+IDLE_S = 10.0  # after which a thread leaves, where so many others wait
 LOOK_EVERY_NS = 100_000_000  # the main thread checks its limits at most this often
 
 
@@ -88,11 +89,11 @@ class ThreadPool:
             self._wake()
 
     def see_to(self) -> float | None:
-        """Start a thread if none waits. Return the milliseconds after which to call this again, if nothing happens."""
+        """Start threads until enough wait. Return the milliseconds after which to call this again at the latest."""
         while self._ended:
             self._threads.discard(self._ended.popleft())
         self._full = False
-        while not self._waiting:
+        while len(self._waiting) < AHEAD:
             lane = self._lanes.take()
             if lane is None:
                 self._full = True
@@ -142,7 +143,7 @@ class ThreadPool:
             self._waiting.discard(thread)
             self._ended.append(thread)
             self._lanes.give_back(lane)
-            if not self._waiting:
+            if len(self._waiting) < AHEAD:
                 self._wake()
 
     def _serve(self, thread: threading.Thread, lane: Lane) -> None:
@@ -152,11 +153,12 @@ class ThreadPool:
         leaving = False
         while not leaving:
             waiting.add(thread)
-            ready = wait(IDLE_S if len(waiting) > 1 else None, 1)
+            ready = wait(IDLE_S if len(waiting) > AHEAD else None, 1)
             waiting.discard(thread)
             leaving = self._leaving
             if not ready or ready[0][0] != listener:
-                if waiting:  # where each that leaves is missing by now: of several at once, the last one does not
+                # Each that leaves is missing in `waiting` by now: of several at once, the last does not.
+                if len(waiting) >= (1 if leaving else AHEAD):
                     return
                 if not leaving:
                     continue
@@ -178,7 +180,7 @@ class ThreadPool:
         """Called between an accept and its handler."""
         self.go_to_the_back()
         self.served = served = next(self._numbers)
-        if not (self._waiting or self._full) or served == self._most:
+        if (len(self._waiting) < AHEAD and not self._full) or served == self._most:
             self._wake()
 
     def _leave_alone(self) -> None:
