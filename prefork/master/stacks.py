@@ -1,7 +1,7 @@
 """The stacks of a worker as people read them: what the program does, without the frames of prefork under it. Pure.
 
 Used in the master, on what the faulthandler of a worker has written. Of each run of our own frames the innermost stays,
-and their number; what is below the fork is the master's, and is left out.
+and their number; what is below the fork is the master's, and is left out. So are threads that wait for a request.
 """
 
 import os
@@ -12,11 +12,16 @@ _FRAME = re.compile(r'  File "(.*)", line \S+ in \S')
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _EXAMPLES = f"{_OURS}examples.py"  # handlers as a program has them
 _FORK = f"{_OURS}master/processes.py"
+_WAITING = re.compile(r'(Current thread|Thread) .*\n  File "' + re.escape(_OURS) + 'workers/thread_pool.py", line ')
 MANY = 3  # of our own frames in a row, from which on they are counted
 
 
 def shortened(text: str) -> str:
-    return "\n".join(_lines(text.split("\n")))
+    threads = text.split("\n\n")
+    busy = [each for each in threads if not _WAITING.match(each)]
+    if len(busy) < len(threads):
+        busy.append(f"threads that wait for a request: {len(threads) - len(busy)}\n")
+    return "\n".join(_lines("\n\n".join(busy).split("\n")))
 
 
 def _lines(lines: list[str]) -> Iterator[str]:

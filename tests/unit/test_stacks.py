@@ -39,6 +39,15 @@ def test_a_hook_between_ours_stays() -> None:
     assert shortened("\n".join([*SERVING[:2], *hook, *SERVING[:2]])).split("\n") == [*SERVING[:2], *hook, *SERVING[:2]]
 
 
+def test_threads_that_wait_are_only_counted() -> None:
+    """Those that have a request are shown, and so is one that is about to begin it."""
+    waits = frames((f"{OURS}/workers/thread_pool.py", "_serve"), ("/usr/lib/python3.11/threading.py", "run"))
+    begins = frames((f"{OURS}/workers/straight.py", "serve_one"), (f"{OURS}/workers/thread_pool.py", "_serve"))
+    text = "\n\n".join("\n".join([HEAD, *rows]) for rows in (waits, HANDLER, waits, begins))
+    shown = ["\n".join([HEAD, *rows]) for rows in (HANDLER, begins)]
+    assert shortened(text) == "\n\n".join([*shown, "threads that wait for a request: 2\n"])
+
+
 def test_the_examples_are_programs() -> None:
     """A handler of prefork.examples is shown as anybody's is; text that is no stack stays as it is."""
     example = "\n".join(frames((f"{OURS}/examples.py", "handle")) * 5)
