@@ -282,11 +282,13 @@ class Worker:
             if threads.short:
                 threads.short = False
                 self._pause()
+                threads.go_to_the_back()
             else:
                 self._rest(at_most_ms)
                 self._usage.served = threads.served
                 self._look(monotonic_ns())
-            threads.go_to_the_back()  # the master may have woken us, since one waits and we have nothing to do
+                if not threads.woken():  # but by the master: somebody waits, and we have nothing to do
+                    threads.go_to_the_back()
         threads.tell_to_leave()
 
     def _go_to_the_back(self) -> None:

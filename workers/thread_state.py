@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import cache
-from typing import Any
 
 _LOOKED_AT = 38 if sys.version_info < (3, 14) else 64  # words of a PyThreadState, which has more
 _REPR = "Py_Repr"  # CPython leaves a list there that is empty between two calls of repr()
@@ -52,11 +51,11 @@ def _found() -> int | None:
     words, of_dict = _words(), _dict()
     before, local = words.tolist(), threading.local()
     local.value = 1
-    changed = [at for at, (was, now) in enumerate(zip(before, words.tolist(), strict=True)) if was != now]
+    begun = [at for at, (was, now) in enumerate(zip(before, words.tolist(), strict=True)) if now and not was]
     if of_dict:
         return None
-    if len(changed) == 2 and changed[1] - changed[0] == 1 and not any(before[at] for at in changed):
-        return changed[0]
+    if len(begun) == 2 and begun[1] - begun[0] == 1:
+        return begun[0]
     raise _Unknown
 
 
@@ -87,18 +86,20 @@ def state_of_thread() -> Callable[[], bool]:
     where = _where()
     if not where:
         return lambda: False
-    thread, of_dict, words, at = threading.current_thread(), _dict(), _words(), where[0]
-    attributes, name, hooks = vars(thread), thread.name, _hooks()
-    size = len(attributes)
+    of_dict, words, at = _dict(), _words(), where[0]
+    thread, of_new = vars(threading.current_thread()), vars(threading)  # asked without a call: half the time
+    size, name = len(thread), thread.get("_name")
+    trace, profile = sys.gettrace(), sys.getprofile()
+    trace_of_new, profile_of_new = of_new.get("_trace_hook"), of_new.get("_profile_hook")
+    gettrace, getprofile = sys.gettrace, sys.getprofile
 
     def is_unchanged() -> bool:
-        if _is_used(of_dict, words, at):
+        if (of_dict or at is not None) and _is_used(of_dict, words, at):
             return False
-        return thread.name is name and len(attributes) == size and _hooks() == hooks
+        return (
+            len(thread) == size and thread.get("_name") is name
+            and gettrace() is trace and getprofile() is profile
+            and of_new.get("_trace_hook") is trace_of_new and of_new.get("_profile_hook") is profile_of_new
+        )  # fmt: skip
 
     return is_unchanged
-
-
-def _hooks() -> tuple[Callable[..., Any] | None, ...]:
-    """Return the functions for tracing and profiling, this thread's and those that a new one would have."""
-    return sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()

@@ -17,7 +17,7 @@ import pytest
 import prefork
 from prefork import BaseRequestHandler, TCPServer, ThreadingMixIn
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, Slot
-from prefork.workers import thread_pool
+from prefork.workers import thread_pool, waiters
 from prefork.workers.lanes import Lanes
 from prefork.workers.thread_pool import AHEAD, ThreadPool, can_stay
 from tests.support.programs.serving import HUNG, threads_end
@@ -296,7 +296,7 @@ def test_no_more_threads(
     pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where the system has none it is said once, tried again after a pause, and those there are serve on."""
-    pool = pools(lanes=3)
+    pool = pools(lanes=8)
     refused: list[threading.Thread] = []
     start = threading.Thread.start
 
@@ -338,6 +338,35 @@ def test_no_descriptor_left(pools: Callable[..., Pool]) -> None:
         pool.pool.short = False
         pool.pool.go_to_the_back()
     assert client.recv(100) == b"held"
+
+
+def test_no_memory_to_wait(pools: Callable[..., Pool]) -> None:
+    """Where epoll_ctl(2) has none after an accept, the main thread is told, and the request is served."""
+    pool = pools(lanes=2)
+    pool.open()
+    assert pool.ask(b"x") == b"X"
+    refused: list[int] = []
+
+    def refuses(listener: int, when: int) -> None:
+        refused.append(listener)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool.pool, "_register", refuses)
+        patch.setattr(waiters, "wait_for", lambda epoll, listener, when: refuses(listener, when))
+        assert pool.ask(b"x") == b"X"
+        assert pool.pool.short
+        assert len(refused) >= 2
+    pool.pool.go_to_the_back()
+    assert pool.ask(b"x") == b"X"
+
+
+def test_who_has_woken_the_main_thread(pools: Callable[..., Pool]) -> None:
+    """It is told whether one of the threads has, once."""
+    pool = pools(lanes=1)
+    assert not pool.pool.woken()
+    pool.pool._wake()
+    assert [pool.pool.woken(), pool.pool.woken()] == [True, False]
 
 
 def test_the_last_one_accepts_once_more(pools: Callable[..., Pool]) -> None:
