@@ -72,6 +72,7 @@ class Preforked(Accompanied, Listened):
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
+        self._terms: WorkerTerms | None = None
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
 
@@ -182,7 +183,22 @@ class Preforked(Accompanied, Listened):
             reload = partial(mailbox.post, Command.RELOAD)
             before = None if given is None else given.values["seen"]
             supervisor.tasks.changes = Changes(reload, self.watched, before)
+        self._terms = self._worker_terms(supervisor)
         return supervisor
+
+    def _worker_terms(self, supervisor: Supervisor) -> WorkerTerms:
+        """Return the terms of every worker: made once, before the first fork, they are in no worker's own memory."""
+        server, setting = self.server, InForce(self.server)
+        return WorkerTerms(
+            WorkerLimits(setting.max_requests, setting.max_memory), graceful_timeout=setting.graceful_timeout,
+            elsewhere=self.threaded(), rehearsal=process.rehearsing(),
+            one_request=hasattr(server, "collect_children"), hang_up=setting.drain_connections == "eof",
+            queue_waits=self.counts_queue_waits(), metrics=setting.metrics_address is not None,
+            nudge=supervisor.nudge,
+            on_drain=hook(server, "worker_draining") if is_the_programs(server, "worker_draining") else None,
+            set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {self.slot} {what}".rstrip()),
+            access_log=None, get_request=partial(shortest, server), admission=None,
+        )  # fmt: skip
 
     def _limits(self) -> Limits:
         server = InForce(self.server)
@@ -290,29 +306,21 @@ class Preforked(Accompanied, Listened):
 
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """Run a worker in its new process. Return its exit status."""
-        assert self.supervisor is not None
-        server = self.server
+        assert self._terms is not None
+        server, terms = self.server, self._terms
         if server.gc_freeze:
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
         self.take_slot(number)
-        one_request = hasattr(server, "collect_children")
-        if one_request:
+        if terms.one_request:
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
-        where, setting = address_text(server.socket.getsockname()), InForce(server)
-        terms = WorkerTerms(
-            WorkerLimits(setting.max_requests, setting.max_memory), graceful_timeout=setting.graceful_timeout,
-            elsewhere=self.threaded(), rehearsal=process.rehearsing(), one_request=one_request,
-            hang_up=setting.drain_connections == "eof", queue_waits=self.counts_queue_waits(),
-            metrics=setting.metrics_address is not None, nudge=self.supervisor.nudge,
-            on_drain=hook(server, "worker_draining") if is_the_programs(server, "worker_draining") else None,
-            set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {number} {what}".rstrip()),
-            access_log=AccessLog(LogContext(where, number, address_text)) if setting.access_log else None,
-            get_request=partial(shortest, server),
-            admission=admission(setting, self.tls),
-        )  # fmt: skip
+        setting = InForce(server)
+        terms = terms._replace(admission=admission(setting, self.tls))
+        if setting.access_log:
+            where = address_text(server.socket.getsockname())
+            terms = terms._replace(access_log=AccessLog(LogContext(where, number, address_text)))
         self.worker = Worker(server, terms, birth, master)
         SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)
         return self.worker.run()
