@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 from .figures import table
 from .meter import children
@@ -156,10 +157,9 @@ def measure(name: str, workers: int, megabytes: int) -> Memory:
         return Memory(name, megabytes, ready, served, collected, replaced, private(master))
 
 
-def cpu_ms(argv: Sequence[str], cache: str) -> float:
-    """CPU time of a Python that is started with these arguments, and finds its byte code in the directory `cache`."""
-    environ = {**os.environ, "PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
-    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
+def cpu_ms(argv: Sequence[str]) -> float:
+    """CPU time of a Python that is started with these arguments."""
+    process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -167,15 +167,28 @@ def cpu_ms(argv: Sequence[str], cache: str) -> float:
     return (usage.ru_utime + usage.ru_stime) * 1000
 
 
+@contextlib.contextmanager
+def compiled(names: Sequence[str], workers: int) -> Iterator[None]:
+    """Have what these contenders and the imports need in a cache of byte code, as an installed package has it: what is
+    compiled at the start leaves holes in the heap."""
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        patch.dict(os.environ, PYTHONPYCACHEPREFIX=cache, PYTHONDONTWRITEBYTECODE=""),
+    ):
+        for argv in IMPORTS.values():
+            cpu_ms(argv)
+        for name in names:
+            with started(name, workers, 0) as (_, address):
+                ask(address)
+        yield
+
+
 def imports(rounds: int) -> list[Import]:
     samples: dict[str, list[float]] = {name: [] for name in IMPORTS}
-    with tempfile.TemporaryDirectory() as cache:
-        for argv in IMPORTS.values():
-            cpu_ms(argv, cache)  # compiles
-        for _ in range(rounds):
-            nothing = cpu_ms(["-c", "pass"], cache)
-            for name, argv in IMPORTS.items():
-                samples[name].append(cpu_ms(argv, cache) - nothing)
+    for _ in range(rounds):
+        nothing = cpu_ms(["-c", "pass"])
+        for name, argv in IMPORTS.items():
+            samples[name].append(cpu_ms(argv) - nothing)
     return [Import(name, median(values)) for name, values in samples.items()]
 
 
@@ -191,5 +204,7 @@ def report(memory: Sequence[Memory], imported: Sequence[Import]) -> Iterator[str
 def run(workers: int, preload: int = 200, rounds: int = 30) -> tuple[list[Memory], list[Import]]:
     """`preload`: MB made before the fork; `rounds`: of imports."""
     there = [name for name in CONTENDERS if name != GUNICORN or importlib.util.find_spec("gunicorn")]
-    memory = [measure(name, workers, megabytes) for megabytes in sorted({0, preload}) for name in there]
-    return memory, imports(rounds)
+    sizes = sorted({0, preload})
+    with compiled(there, workers):
+        memory = [measure(name, workers, megabytes) for megabytes in sizes for name in there]
+        return memory, imports(rounds)
