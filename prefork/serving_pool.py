@@ -322,7 +322,8 @@ class Preforked(Accompanied, Listened):
             where = address_text(server.socket.getsockname())
             terms = terms._replace(access_log=AccessLog(LogContext(where, number, address_text)))
         self.worker = Worker(server, terms, birth, master)
-        SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)
+        if isinstance(self.listener, SharedDatagrams):
+            SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)
         return self.worker.run()
 
     def _forget_master(self) -> None:
