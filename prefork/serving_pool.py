@@ -307,8 +307,8 @@ class Preforked(Accompanied, Listened):
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """Run a worker in its new process. Return its exit status."""
         assert self._terms is not None
-        server, terms = self.server, self._terms
-        if server.gc_freeze:
+        server, setting, terms = self.server, InForce(self.server), self._terms
+        if setting.gc_freeze:
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
@@ -316,7 +316,6 @@ class Preforked(Accompanied, Listened):
         if terms.one_request:
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
-        setting = InForce(server)
         terms = terms._replace(admission=admission(setting, self.tls))
         if setting.access_log:
             where = address_text(server.socket.getsockname())
