@@ -8,9 +8,8 @@ import logging
 import select
 import socket
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefork.metrics.facts import Refusal
 from prefork.metrics.kernel import queue_wait_ns
@@ -32,8 +31,7 @@ class NotAdmitted(Exception):
         self.refusal = refusal
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """The things that are asked of each connection; None: not asked. Times are in seconds."""
 
     allowed: Container[Any] | None = None  # addresses of clients
