@@ -39,7 +39,7 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import strays, user_forks
-from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAccepted, is_shortage
+from .accepting import NOT_BEGUN, REQUEST, Accepted, GetRequest, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .admission import Admission, NotAdmitted
 from .bootstrap import leave
@@ -80,6 +80,7 @@ class Lanes:
         self.access_log = access_log
         self.admission = admission
         self._admits_at_once = True  # in the thread that accepts, whose hooks are given the client's address
+        self.get_request: GetRequest | None = None  # for less than the server's own, where that leads to the same
         self._guarded = guarded
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
@@ -228,7 +229,7 @@ class Lanes:
         lane[STARTED_NS] = now_ns
         lane[STATE] = ACCEPTING
         try:
-            request, client_address = server.get_request()
+            request, client_address = server.get_request() if self.get_request is None else self.get_request()
         except BaseException as exc:
             return self.got_none(lane, exc)
         place = place_of(request) if self._placed else None

@@ -110,10 +110,11 @@ class Worker:
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         if self.terms.elsewhere and can_stay(self.server):
-            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake, self.terms.get_request)
+            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake)
         handshake.in_its_lane(self.server)
         strays.end_in_hooks(self.server, lambda: self.lanes.forked)
         self.lanes.bind(self.server)
+        self.lanes.get_request = self.terms.get_request()
         if self.terms.hang_up:
             self._in_hand.bind(self.server)
         if self.terms.metrics:
@@ -218,7 +219,7 @@ class Worker:
         accepts.
         """
         server, lanes, wait, listener = self.server, self.lanes, self._epoll.poll, self.server.fileno()
-        serve_one, contexts = way_of(lanes, server, self.terms.get_request), lanes.contexts
+        serve_one, contexts = way_of(lanes, server), lanes.contexts
         at_once = DATAGRAMS_AT_ONCE if server.socket.type == socket.SOCK_DGRAM and not lanes.elsewhere else 1
         left = asked = 0  # accepts before the next wait: of now, and of the last wait
         several = False  # since the last wait

@@ -15,7 +15,7 @@ from typing import Any
 from prefork.metrics.scoreboard import ACCEPTED, ACCEPTING, BUSY, COMPLETED, DURATION, IDLE, STARTED_NS, STATE
 
 from . import strays
-from .accepting import REQUEST, Accepted, GetRequest
+from .accepting import REQUEST, Accepted
 from .contexts import Lane
 from .definitions import is_base_servers, is_threading_mixins
 from .lanes import Lanes
@@ -26,10 +26,8 @@ PASSED_BY = ("verify_request", "process_request", "finish_request")
 ServeOne = Callable[[Any, Lane, int], Accepted]
 
 
-def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) -> ServeOne:
-    """Return what serves one request of this server: the straight way, or `lanes.serve_one`.
-
-    `shorter` returns what does the same as the server's `get_request()`, or None. Call this when `lanes` are bound.
+def way_of(lanes: Lanes, server: Any) -> ServeOne:
+    """Return what serves one request of this server: the straight way, or `lanes.serve_one`. Call it with bound lanes.
 
     A program that changes a hook while it serves, on the object or in its class, has it called from the next request
     on: that is asked each time, for a tenth of what is saved.
@@ -39,10 +37,10 @@ def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) 
         return lanes.serve_one
     if not all(is_base_servers(server, name) for name in PASSED_BY):
         return lanes.serve_one
-    cls, own, short = type(server), vars(server), shorter()
-    verify, process, finish, get = (getattr(cls, name) for name in (*PASSED_BY, "get_request"))
+    cls, own, get_request = type(server), vars(server), lanes.get_request
+    verify, process, finish = (getattr(cls, name) for name in PASSED_BY)
     observe, log, begin = DURATION.observe, lanes.access_log, lanes.begin
-    failed = True  # the last get_request()
+    failed = False  # the last get_request()
 
     def serve_one(server: Any, lane: Lane, now_ns: int) -> Accepted:
         nonlocal failed
@@ -56,10 +54,7 @@ def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) 
         lane[STARTED_NS] = now_ns
         lane[STATE] = ACCEPTING
         try:
-            if short is None or now.get_request is not get or "get_request" in own:
-                request, client_address = server.get_request()
-            else:
-                request, client_address = short()
+            request, client_address = server.get_request() if get_request is None else get_request()
         except BaseException as exc:
             failed = True
             return lanes.got_none(lane, exc)
@@ -94,7 +89,7 @@ def way_of(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) 
     return serve_one
 
 
-def way_in_threads(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest | None]) -> ServeOne:
+def way_in_threads(lanes: Lanes, server: Any) -> ServeOne:
     """Return what serves one request in the thread that accepts it, as `way_of()` does; see there."""
     counted, accepted = lanes.bound, lanes.accepted
     if (
@@ -103,8 +98,8 @@ def way_in_threads(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest |
         or not all(is_threading_mixins(server, name) for name in ("process_request", THREAD_BODY))
     ):  # fmt: skip
         return lanes.serve_one
-    cls, own, short = type(server), vars(server), shorter()
-    verify, process, finish, body, get = (getattr(cls, name) for name in (*PASSED_BY, THREAD_BODY, "get_request"))
+    cls, own, get_request = type(server), vars(server), lanes.get_request
+    verify, process, finish, body = (getattr(cls, name) for name in (*PASSED_BY, THREAD_BODY))
     observe, log, begin = DURATION.observe, lanes.access_log, lanes.begin
     failed = True  # some thread's last get_request()
 
@@ -120,10 +115,7 @@ def way_in_threads(lanes: Lanes, server: Any, shorter: Callable[[], GetRequest |
         lane[STARTED_NS] = now_ns
         lane[STATE] = ACCEPTING
         try:
-            if short is None or now.get_request is not get or "get_request" in own:
-                request, client_address = server.get_request()
-            else:
-                request, client_address = short()
+            request, client_address = server.get_request() if get_request is None else get_request()
         except BaseException as exc:
             failed = True
             return lanes.got_none(lane, exc)

@@ -22,7 +22,7 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST, GetRequest
+from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
@@ -48,10 +48,7 @@ def can_stay(server: Any) -> bool:
 class ThreadPool:
     """The threads of one worker. For its main thread; `wake` ends that one's wait, and then it calls `see_to()`."""
 
-    def __init__(
-        self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None],
-        shorter: Callable[[], GetRequest | None] = lambda: None,
-    ) -> None:  # fmt: skip
+    def __init__(self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None]) -> None:
         self.served = 0
         self.short = False  # of descriptors or memory: the listener has to be left alone for a while
         self._server = server
@@ -63,7 +60,6 @@ class ThreadPool:
         self._woken = False
         self._context = context_of_threads()
         lanes.serve_in_threads(server, self._accepted)
-        self._shorter = shorter
         self._serve_one: ServeOne = lanes.serve_one
         self._numbers = count(1)
         self._most = 0  # requests, after which the main thread is woken
@@ -79,7 +75,7 @@ class ThreadPool:
     def open(self, most: int, always_ready: int) -> None:
         """Wait for the listener. `always_ready` is a descriptor that can always be written; `most` see above."""
         self._most = most
-        self._serve_one = way_in_threads(self._lanes, self._server, self._shorter)
+        self._serve_one = way_in_threads(self._lanes, self._server)
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
         self.go_to_the_back()

@@ -1,7 +1,8 @@
 """The `get_request()` of a worker by the shortest way, where neither the server's nor the socket's is the program's.
 
 Runs in a worker. What it leaves out are the calls between the server's method and the one of the socket that accepts or
-receives, which cost as much as a handler. What it returns is the same.
+receives, which cost as much as a handler. What it returns is the same. One that the program puts in its place while it
+serves, on the object or in a class, is called from the next request on.
 """
 
 import socket
@@ -13,7 +14,7 @@ from prefork.workers.socket_files import AcceptedSocket
 
 from .accepted import FileListener
 from .addresses import UNNAMED
-from .listener import Beneath, Listener, family_of, type_of
+from .listener import Beneath, family_of, type_of
 from .shared import SharedDatagrams
 from .wildcard import ROOM, WildcardListener, peer_of
 
@@ -24,14 +25,14 @@ _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 def shortest(server: Any) -> GetRequest | None:
     """Return what does the same as `server.get_request()`; None where there is nothing shorter."""
     sock = server.socket
-    if is_the_programs(server, "get_request") or not isinstance(sock, Listener):
+    if is_the_programs(server, "get_request") or not isinstance(sock, Beneath):
         return None
     accept, recvfrom = _whose(sock, "accept"), _whose(sock, "recvfrom")
     if sock.type == socket.SOCK_STREAM and accept in _CONNECTIONS:
-        return _accepting(sock, _CONNECTIONS[accept])
+        return _accepting(server, sock, _CONNECTIONS[accept])
     if recvfrom is SharedDatagrams:
         return _receiving(server, sock)
-    if recvfrom is WildcardListener and _whose(sock, "recvmsg") is SharedDatagrams:
+    if recvfrom is WildcardListener:
         return _receiving_everywhere(server, sock)
     return None
 
@@ -40,10 +41,13 @@ def _whose(sock: Any, name: str) -> type:
     return next(cls for cls in type(sock).__mro__ if name in vars(cls))
 
 
-def _accepting(sock: Any, connection: type[socket.socket]) -> GetRequest:
+def _accepting(server: Any, sock: Any, connection: type[socket.socket]) -> GetRequest:
     accept, family, kind, proto = sock._accept, family_of(sock), type_of(sock), sock.proto
+    own, standard = vars(server), type(server).get_request
 
     def get_request() -> tuple[Any, Any]:
+        if type(server).get_request is not standard or "get_request" in own:
+            return server.get_request()  # type: ignore[no-any-return]
         fd, address = accept()
         return connection(family, kind, proto, fd), address or UNNAMED
 
@@ -52,8 +56,11 @@ def _accepting(sock: Any, connection: type[socket.socket]) -> GetRequest:
 
 def _receiving(server: Any, sock: Any) -> GetRequest:
     recvfrom = socket.SocketType.recvfrom.__get__(sock)
+    own, standard = vars(server), type(server).get_request
 
     def get_request() -> tuple[Any, Any]:
+        if type(server).get_request is not standard or "get_request" in own:
+            return server.get_request()  # type: ignore[no-any-return]
         data, address = recvfrom(server.max_packet_size, _DONTWAIT)
         return (data, sock), address
 
@@ -62,8 +69,11 @@ def _receiving(server: Any, sock: Any) -> GetRequest:
 
 def _receiving_everywhere(server: Any, sock: Any) -> GetRequest:
     recvmsg = socket.SocketType.recvmsg.__get__(sock)
+    own, standard = vars(server), type(server).get_request
 
     def get_request() -> tuple[Any, Any]:
+        if type(server).get_request is not standard or "get_request" in own:
+            return server.get_request()  # type: ignore[no-any-return]
         data, ancillary, _, address = recvmsg(server.max_packet_size, ROOM, _DONTWAIT)
         return (data, sock), peer_of(sock, address, ancillary)
 

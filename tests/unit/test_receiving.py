@@ -172,12 +172,46 @@ def test_there_is_none(server_class: Any, tmp_path: Path) -> None:
         assert shortest(server) is None
 
 
+def test_there_is_none_for_what_is_no_socket(tmp_path: Path) -> None:
+    """A program may have wrapped it, as pyOpenSSL does: that accepts in its own way."""
+
+    class Wrapper:
+        def __init__(self, sock: socket.socket) -> None:
+            self._socket = sock
+            self.fileno, self.type = sock.fileno, sock.type
+
+    with serving(prefork.PreForkingTCPServer, tmp_path) as server:
+        sock = server.socket
+        server._prefork_.listener = Wrapper(sock)
+        assert shortest(server) is None
+        server._prefork_.listener = sock
+
+
 def test_there_is_none_on_the_object(tmp_path: Path) -> None:
     """An object may have one of its own, too."""
     with serving(prefork.PreForkingTCPServer, tmp_path) as server:
         assert shortest(server) is not None
         server.get_request = lambda: None
         assert shortest(server) is None
+
+
+@pytest.mark.parametrize("change", ["the object", "its class", "its base"])
+@pytest.mark.parametrize("kind", [prefork.PreForkingTCPServer, prefork.PreForkingUDPServer, "everywhere"])
+def test_another_one_later(kind: Any, change: str, tmp_path: Path) -> None:
+    """One that the program puts in its place while it serves is called from then on."""
+    host = "0.0.0.0" if kind == "everywhere" else "127.0.0.1"
+    base = type("Base", (prefork.PreForkingUDPServer if kind == "everywhere" else kind,), {})
+    with serving(type("Mine", (base,), {}), tmp_path, host) as server:
+        get_request = shortest(server)
+        assert get_request is not None
+        with pytest.raises(BlockingIOError):
+            get_request()
+        place = {"the object": server, "its class": type(server), "its base": base}[change]
+        place.get_request = lambda *arguments: ("mine", "somebody")
+        assert get_request() == ("mine", "somebody")
+        del place.get_request
+        with pytest.raises(BlockingIOError):
+            get_request()
 
 
 @pytest.mark.parametrize("get", [lambda server: server.get_request, shortest], ids=["long", "short"])

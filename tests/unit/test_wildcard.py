@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from prefork.sockets.listener import Listener
-from prefork.sockets.wildcard import DatagramPeer, WildcardListener, answer_as_addressed
+from prefork.sockets.wildcard import IP_PKTINFO, DatagramPeer, WildcardListener, answer_as_addressed, peer_of
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 ASKED = ("127.0.0.2", "127.0.0.1", "127.8.9.10")
@@ -107,3 +107,33 @@ def test_one_address_costs_nothing() -> None:
     answer_as_addressed(None)
     with listening("0.0.0.0") as every:
         assert type(every) is WildcardListener
+
+
+HOST, BROADCAST = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 255])
+LOCAL, INDEX = bytes.fromhex("20010db8000000000000000000000001"), bytes([2, 0, 0, 0])
+V4, V6 = (socket.IPPROTO_IP, IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
+
+
+@pytest.mark.parametrize(
+    ("came", "leaves"),
+    [
+        ((*V4, INDEX + HOST + BROADCAST), (*V4, bytes(4) + HOST + bytes(4))),
+        ((*V6, LOCAL + INDEX), (*V6, LOCAL + bytes(4))),
+        ((*V6, b"\xfe\x80" + LOCAL[2:] + INDEX), (*V6, b"\xfe\x80" + LOCAL[2:] + INDEX)),
+        ((*V6, b"\xfe\xbf" + LOCAL[2:] + INDEX), (*V6, b"\xfe\xbf" + LOCAL[2:] + INDEX)),
+        ((*V6, b"\xfe\xc0" + LOCAL[2:] + INDEX), (*V6, b"\xfe\xc0" + LOCAL[2:] + bytes(4))),
+        ((*V6, b"\xfc\x80" + LOCAL[2:] + INDEX), (*V6, b"\xfc\x80" + LOCAL[2:] + bytes(4))),
+        ((*V6, b"\xff\x02" + LOCAL[2:] + INDEX), None),
+        ((socket.SOL_SOCKET, IP_PKTINFO, bytes(12)), None),
+        ((socket.IPPROTO_IP, IP_PKTINFO + 1, bytes(12)), None),
+        ((socket.SOL_SOCKET, socket.IPV6_PKTINFO, LOCAL + INDEX), None),
+        ((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO + 1, LOCAL + INDEX), None),
+    ],
+)  # fmt: skip
+def test_what_came_with_a_datagram(came: tuple[int, int, bytes], leaves: tuple[int, int, bytes] | None) -> None:
+    """The answer leaves from the address that it came to: the host's own where that was a broadcast, with the interface
+    where that is link-local (fe80::/10), and from wherever the kernel chooses where it was a multicast."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        peer = peer_of(sock, ("10.9.9.9", 9), [came])
+    assert peer == ("10.9.9.9", 9)
+    assert getattr(peer, "answer", None) == leaves
