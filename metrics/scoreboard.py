@@ -6,6 +6,9 @@ request at a time; then the region of the user's own metrics. One word of the he
 to drain. Nothing in a slot may ever be used as a pid, an index or an address: the reader checks every word against its
 possible values, and rejects and counts impossible ones. Longer than most files: both views are one contract.
 
+The children of a plain forking server that nobody measures have no slot: each has a lane of its parent's, from the fork
+until it is reaped, and its last words stand in the text of that slot under its pid (last_words.py).
+
                    creates   writes                    closes
     slot           master    the child; the master    master at the reap; the child's copy ends with it
                              one word
