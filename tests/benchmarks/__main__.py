@@ -95,7 +95,7 @@ def of_traffics(options: argparse.Namespace) -> Section:
 
 
 def of_growth(options: argparse.Namespace) -> Section:
-    plan = ratios.Plan(70, 1, options.burst, options.workers)
+    plan = ratios.Plan(60, 1, options.burst, options.workers)
     found = growth.measure(some(options, BARE, POOL), plan)
     return found, growth.report(found)
 

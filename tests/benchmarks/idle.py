@@ -37,9 +37,13 @@ def measure(contenders: Sequence[Contender], workers: int, seconds: float) -> li
         found = []
         for server in servers:
             cpu = sum(after[pid][0] - before[pid][0] for pid in pids[server.pid]) / 1000 / seconds
-            woken = {pid: (after[pid][1] - before[pid][1]) / seconds for pid in pids[server.pid]}
-            rest = sum(count for pid, count in woken.items() if pid != server.pid)
-            found.append(Idle(server.contender.name, workers, cpu, sum(woken.values()), rest))
+            woken = {
+                pid: sum(count - before[pid][1].get(thread, 0) for thread, count in after[pid][1].items()) / seconds
+                for pid in pids[server.pid]
+            }
+            found.append(
+                Idle(server.contender.name, workers, cpu, sum(woken.values()), sum(woken.values()) - woken[server.pid])
+            )
         return found
 
 

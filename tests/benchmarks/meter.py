@@ -73,11 +73,14 @@ def faults(root: int) -> int:
     return found
 
 
-def wakeups(pid: int) -> int:
-    """Voluntary context switches of all its threads: every wait that ended."""
-    statuses = (task / "status" for task in Path(f"/proc/{pid}/task").iterdir())
-    lines = (line for status in statuses for line in status.read_text().splitlines())
-    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+def wakeups(pid: int) -> dict[int, int]:
+    """Voluntary context switches of each of its threads that lives: every wait that ended."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            lines = (task / "status").read_text().splitlines()
+            found[int(task.name)] = next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
+    return found
 
 
 def tree(root: int) -> Iterator[int]:
