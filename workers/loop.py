@@ -120,6 +120,9 @@ class Worker:
         if self.terms.metrics:
             self._usage.sample(monotonic_ns())
         self.terms.set_title("")
+        if self._threads is not None and not self.terms.rehearsal:
+            self._stop_watching()
+            self._threads.open(self._usage.limits.max_requests or 0, self._wakeup.write_fileno())
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
 
@@ -206,6 +209,12 @@ class Worker:
             self._own.register(fd, select.POLLIN)
         wait_for(self._epoll, self.server.fileno())
 
+    def _stop_watching(self) -> None:
+        """Leave the epoll to the threads. What is the main thread's stays in its own poll."""
+        for fd in (self._wakeup.fileno(), self.master.fileno(), self.server.fileno()):
+            with contextlib.suppress(OSError, ValueError):  # the program may have closed the listener
+                self._epoll.unregister(fd)
+
     # Serving.
 
     def _serve(self) -> None:
@@ -275,9 +284,7 @@ class Worker:
 
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""
-        for fd in (self._wakeup.fileno(), self.master.fileno()):
-            self._epoll.unregister(fd)
-        threads.open(self._usage.limits.max_requests or 0, self._wakeup.write_fileno())
+        threads.go_to_the_back()
         while not self.draining:
             at_most_ms = threads.see_to()
             if threads.short:

@@ -35,7 +35,7 @@ from .waiters import AT_EACH_CHANGE, go_to_the_back
 log = logging.getLogger("prefork.server")
 
 IN_THE_MAIN_THREAD = ("get_request", "verify_request", "process_request")
-AHEAD = 2  # threads that wait: with one, a busy machine has no time to start the next, and others get its requests
+AHEAD = 4  # threads that wait: with fewer, a busy machine has no time to start more, and others get its requests
 IDLE_S = 10.0  # after which a thread leaves, where so many others wait
 LOOK_EVERY_NS = 100_000_000  # the main thread checks its limits at most this often
 
@@ -73,12 +73,15 @@ class ThreadPool:
         self._said_at = NEVER_S
 
     def open(self, most: int, always_ready: int) -> None:
-        """Wait for the listener. `always_ready` is a descriptor that can always be written; `most` see above."""
+        """Start the first threads; from the first `go_to_the_back()` on they serve.
+
+        `always_ready` is a descriptor that can always be written. The main thread is woken after `most` requests.
+        """
         self._most = most
         self._serve_one = way_in_threads(self._lanes, self._server)
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
-        self.go_to_the_back()
+        self.see_to()
 
     def go_to_the_back(self) -> None:
         """Let other workers have the next requests. What is queued already wakes one of ours that waits."""

@@ -67,6 +67,7 @@ class Pool:
 
     def open(self, most: int = 0) -> None:
         self.pool.open(most, self.ready.fileno())
+        self.pool.go_to_the_back()
         self._main.start()
 
     def _see_to(self) -> None:
@@ -149,6 +150,17 @@ def test_a_thread_serves_many(daemon: bool, pools: Callable[..., Pool]) -> None:
     pool.end()
     assert not any(thread.is_alive() for thread in pool.server.threads)
     assert pool.counts() == {ACCEPTED: 20, COMPLETED: 20, FAILED: 0, HANDED_OVER: 0}
+
+
+def test_they_wait_before_anybody_can_come(pools: Callable[..., Pool]) -> None:
+    """A worker says that it is READY when its first threads are there, and not before it can serve."""
+    pool = pools(lanes=4)
+    pool.pool.open(0, pool.ready.fileno())
+    assert len(pool.pool._waiting) == AHEAD
+    client = pool.hold(answered=False)
+    assert not select.select([client], [], [], 0.05)[0]
+    pool.pool.go_to_the_back()
+    assert client.recv(100) == b"held"
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 5])
