@@ -17,6 +17,7 @@ import resource
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -174,6 +175,7 @@ def main(argv: Sequence[str]) -> None:
     if options.pictures:
         for name, text in pictures(figures):
             (options.pictures / name).write_text(text)
+    sys.exit(not all(figures.values()))
 
 
 def run(options: argparse.Namespace) -> dict[str, list[Any]]:
@@ -185,7 +187,12 @@ def run(options: argparse.Namespace) -> dict[str, list[Any]]:
         wanted.insert(0, "requests")
     for name in wanted:
         began = time.monotonic()
-        figures[name], lines = {"requests": of_traffics, **SECTIONS}[name](options)
+        try:
+            figures[name], lines = {"requests": of_traffics, **SECTIONS}[name](options)
+        except Exception:
+            traceback.print_exc()  # the others are measured all the same, and what there is is written
+            figures[name] = []
+            continue
         print("\n".join(lines), f"[{name}: {time.monotonic() - began:.0f} s]", sep="\n", end="\n\n", flush=True)
     return figures
 

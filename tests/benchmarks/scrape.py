@@ -63,10 +63,10 @@ def exporter(master: int) -> int:
 
 
 def measure(what: str, service: Service, address: str, scrapes: int) -> Scrapes:
-    pid, times, size = exporter(service.pid), [], 0
     began = monotonic()
     get(address)
     first = (monotonic() - began) * 1000
+    pid, times, size = exporter(service.pid), [], 0  # it has its name by now
     before = cpu_clock_ns(pid)
     for _ in range(scrapes):
         began = monotonic()
