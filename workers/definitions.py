@@ -33,7 +33,12 @@ class GivesWay:
 
     def __get__(self, server: Any, owner: type) -> Any:
         found = self._in_force(owner)
-        if server is not None and not hasattr(found, "__set__") and self._name in vars(server):
+        if (
+            server is not None
+            and not hasattr(found, "__set__")
+            and self._name in vars(server)
+            and self._is_first(owner)
+        ):
             return vars(server)[self._name]
         bind = getattr(type(found), "__get__", None)
         return found if bind is None else bind(found, server, owner)
@@ -51,6 +56,11 @@ class GivesWay:
             found.__delete__(server)
         elif vars(server).pop(self._name, self) is self:
             raise AttributeError(self._name)
+
+    def _is_first(self, cls: type) -> bool:
+        """Return True if the class has this one by that name. Else it was reached by super(), which passes by what is
+        on the object."""
+        return next(vars(base)[self._name] for base in cls.__mro__ if self._name in vars(base)) is self
 
     def _in_force(self, cls: type) -> Any:
         theirs = self.behind(cls)
