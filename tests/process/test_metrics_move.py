@@ -20,9 +20,11 @@ import pytest
 import prefork
 from prefork.metrics.collector import METRIC_TABLE
 from tests.support.clients.connections import Load, ask, free_ports
+from tests.support.clients.controlling import ctl
 from tests.support.clients.scraping import HUNG, get, labelled, total
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, script
+from tests.support.tools.certificates import CERTIFICATE, KEY, make_certificate
 from tests.support.tools.proc import datagrams, no_descriptor_left, nothing_for
 
 Samples = dict[str, float]
@@ -451,6 +453,19 @@ def test_the_interval_of_a_companion(tmp_path: Path) -> None:
     with service(tmp_path, "class Hooks:\n    companions = {'job': every(60, print)}\n", max_children=1) as running:
         running.wait_ready(1)
         assert of(scrape(running), "companion_interval_seconds") == {"job": 60}
+
+
+@moves("tls_certificate_expiry_timestamp_seconds")
+def test_certificate(tmp_path: Path) -> None:
+    """When it expires, of the one in service."""
+    make_certificate(tmp_path)
+    files = {"tls_certificate": CERTIFICATE, "tls_key": KEY, "control_socket": "c"}
+    with service(tmp_path, **files) as running:
+        running.wait_ready(2)
+        scrape(running)
+        make_certificate(tmp_path, days=30)
+        assert ctl(tmp_path / "c", "reload-tls").returncode == 0
+        scrape(running)
 
 
 def test_every_metric_is_seen_to_move() -> None:
