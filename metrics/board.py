@@ -368,10 +368,11 @@ class Board:
         with self.change() as words:
             words[LIVE_TABLE + self._rows[serial] * ROW_WORDS + 2] = condition
 
-    def fold(self, serial: int, overdue_before_ns: int | None = None) -> None:
+    def fold(self, serial: int, overdue_before_ns: int | None = None, *, ended_well: bool = False) -> None:
         """Add the counts of a slot to the totals and remove it, because its process is gone.
 
-        Requests that died with the process count as lost, or as timed out if they began before `overdue_before_ns`.
+        Requests that died with the process count as lost, or as timed out if they began before `overdue_before_ns`;
+        with `ended_well` as completed, because the end of the process was theirs.
         """
         with self.change() as words:
             row = self._rows.pop(serial)
@@ -384,7 +385,8 @@ class Board:
             words[Word.WORDS_REJECTED] += reader.words_rejected + self.folded.fold(reader.region)
             for started_ns in reader.outstanding():
                 overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns
-                words[Word.TIMED_OUT if overdue else Word.LOST] += 1
+                lost = Word.TIMED_OUT if overdue else Word.LOST
+                words[Word.LANES_DEAD + COMPLETED - COUNTS.start if ended_well else lost] += 1
 
     def add(self, word: int, amount: int = 1) -> None:
         with self.change() as words:

@@ -127,7 +127,8 @@ class ForkedRequests(Supervised):
 
         def settle(exit: Exit) -> tuple[bool, str]:
             text = words.of(exit.child.pid)  # first: the last lane that comes back may end the counting, and the slot
-            return lane is not None and lanes.take_back(lane), text
+            lost = lane is not None and lanes.take_back(lane, ended_well=exit.status == 0)
+            return lost, text
 
         supervisor.fork_briefly(shared, enter, settle)
         lane = lanes.hand_on()

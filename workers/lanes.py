@@ -146,12 +146,15 @@ class Lanes:
         context = self.contexts.claim_own()
         return None if context is None else context.lane
 
-    def take_back(self, lane: Lane) -> bool:
-        """Give back the lane of a child that has ended; return True if its request was lost with it."""
-        lost: bool = lane[ACCEPTED] > sum(lane[ENDS])
-        lane[LOST] += lost
+    def take_back(self, lane: Lane, *, ended_well: bool) -> bool:
+        """Give back the lane of a child that has ended; return True if its request was lost with it.
+
+        With status 0, by os._exit() in its handler, the end of the child was its request's.
+        """
+        left: bool = lane[ACCEPTED] > sum(lane[ENDS])
+        lane[COMPLETED if ended_well else LOST] += left
         self.give_back(lane)
-        return lost
+        return left and not ended_well
 
     def leave_to_siblings(self) -> None:
         """Have no lanes but the one of the request in hand, in a child: others write them."""

@@ -123,6 +123,8 @@ class Worker:
         if self._threads is not None and not self.terms.rehearsal:
             self._stop_watching()
             self._threads.open(self._usage.limits.max_requests or 0, self._wakeup.write_fileno())
+        if self.terms.one_request:  # its handler may end this process, as that of a ForkingMixIn's child
+            self.birth.slot.words[LEAVING] = ExitReason.MAX_REQUESTS
         self.birth.slot.words[READY] = YES
         self.terms.nudge()
 
@@ -142,7 +144,7 @@ class Worker:
         except BaseException as exc:
             status = self._fail(exc)
         ending.finish()
-        if not self.birth.slot.words[LEAVING]:
+        if self.birth.slot.words[LEAVING] in (0, ExitReason.MAX_REQUESTS):
             self.birth.slot.words[LEAVING] = self._leaving
         return status
 

@@ -26,6 +26,7 @@ class Death(NamedTuple):
     booted: bool  # it has been READY
     text: str
     asked: bool  # it had been told to leave, for another reason than a failed boot
+    said_nothing: bool = False  # it has not said why it leaves
 
     @property
     def at_boot(self) -> bool:
@@ -93,7 +94,8 @@ class Exits:
         report = child.reader.look(now_ns)
         booted = child.booted or report.ready
         reason = self._reason(exit, booted, report.leaving) if child.kind in WITH_REASON else None
-        death = Death(reason, booted, _last_words(child), child.reason not in (None, ExitReason.BOOT_FAILED))
+        death = Death(reason, booted, _last_words(child), child.reason not in (None, ExitReason.BOOT_FAILED),
+                      report.leaving is None)  # fmt: skip
         self._fold(exit, reason if child.kind is ChildKind.WORKER else None, request_timeout, now_ns)
         child.slot.close()
         _log(exit, death)
@@ -123,7 +125,9 @@ class Exits:
             overdue_ns = now_ns - int(request_timeout * 1e9)
         with self._board.change() as words:
             before = words[Word.LOST], words[Word.TIMED_OUT]
-            self._board.fold(exit.child.serial, overdue_ns)
+            # A child for one request that ends with status 0, by os._exit() in its handler, has served it.
+            of_one = exit.child.kind is ChildKind.REQUEST or reason is ExitReason.MAX_REQUESTS
+            self._board.fold(exit.child.serial, overdue_ns, ended_well=of_one and exit.status == 0)
             gone = words[Word.LOST] - before[0], words[Word.TIMED_OUT] - before[1]
             words[Word.CPU_USER_NS] += int(exit.user_s * 1e9)
             words[Word.CPU_SYSTEM_NS] += int(exit.system_s * 1e9)
@@ -155,6 +159,8 @@ def _log(exit: Exit, death: Death) -> None:
         asked = exit.child.reason not in (None, *OF_ITS_OWN) or death.reason in ASKED
         level = logging.INFO if asked else logging.ERROR
         what = f"{death.reason.label} ({exit})"
+        if death.reason is ExitReason.EXITED and death.said_nothing:
+            what += " by the program, as os._exit() in a handler does, with all that it had in hand"
     log.log(
         level,
         "%s: %s%s",
