@@ -31,6 +31,7 @@ from .master.children import Exit, SharedSlot
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
 from .settings.in_force import value_of
+from .sockets.of_server import is_closed, socket_of
 from .supervised import LANES_AT_ONCE, Supervised, SupervisedMixIn
 
 
@@ -58,7 +59,7 @@ class ForkedRequests(Supervised):
             self.supervisor.turn()
             if blocking:
                 self.supervisor.wait_for_children(ChildKind.REQUEST)
-            if self.server.fileno() < 0:  # server_close() has not waited for them
+            if is_closed(self.server):  # server_close() has not waited for them
                 self.end_counting()
 
     def first_slot(self) -> Slot:
@@ -145,8 +146,9 @@ class ForkedRequests(Supervised):
 
     def _finish_in_child(self, request: Any, client_address: Any, mask: set[int]) -> int:
         server = self.server
-        if server.socket.type == SOCK_STREAM:  # on a datagram socket the handler needs it to reply
-            server.socket.close()  # a long request must not hold the port after the server has ended
+        listener = socket_of(server)
+        if listener is not None and listener.type == SOCK_STREAM:  # on a datagram socket the handler needs it to reply
+            listener.close()  # a long request must not hold the port after the server has ended
         set_mask(mask)
         try:
             server.finish_request(request, client_address)

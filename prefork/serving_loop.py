@@ -28,6 +28,7 @@ from .inheritance.standard_classes import StandardLoop
 from .logs import say_no_effect
 from .settings.effects import hooks_without_a_pool
 from .sockets.addresses import address_text
+from .sockets.of_server import is_closed, socket_of
 
 log = logging.getLogger("prefork.server")
 
@@ -151,7 +152,8 @@ class ServingLoop:
     def handle_one(self) -> None:
         """Implement `handle_request()`."""
         server = self.server
-        times = [t for t in (server.socket.gettimeout(), server.timeout) if t is not None]
+        own = socket_of(server)
+        times = [t for t in (own and own.gettimeout(), server.timeout) if t is not None]
         deadline = monotonic() + min(times) if times else None
         if not self._wait_for_room(deadline):
             server.handle_timeout()
@@ -195,7 +197,7 @@ class ServingLoop:
         listening = True
         while not self.shutdown_requested:
             # If another thread closes the server, its socket would be reported as ready for ever.
-            if listening is not (server.fileno() >= 0 and self._may_accept()):
+            if listening is not (not is_closed(server) and self._may_accept()):
                 listening = not listening
                 if listening:
                     listener = server.fileno()

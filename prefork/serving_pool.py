@@ -53,7 +53,7 @@ from .sockets.addresses import address_text
 from .sockets.listener import Listener
 from .sockets.networks import admission
 from .sockets.receiving import shortest
-from .sockets.shared import SharedDatagrams, prepared, widen
+from .sockets.shared import SharedDatagrams, check_shared, prepared, widen
 from .sockets.wildcard import answer_as_addressed
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
@@ -91,6 +91,7 @@ class Preforked(Accompanied, Listened):
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()
+            check_shared(self.listener, server)
             stack.enter_context(prepared(self.listener, lambda: given is None or given.taken))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
@@ -123,8 +124,8 @@ class Preforked(Accompanied, Listened):
             supervisor.run()
 
     def handle_one(self) -> None:
-        if self.done is None:
-            widen(self.server.socket)
+        if self.done is None and self.listener is not None:
+            widen(self.listener)
             answer_as_addressed(self.listener)
         super().handle_one()
 

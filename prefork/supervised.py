@@ -43,6 +43,7 @@ from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
+from .sockets.of_server import is_closed, socket_of
 
 if TYPE_CHECKING:
     _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
@@ -77,7 +78,7 @@ class Supervised(ServingLoop):
         self.bind_metrics()
         assert self.metrics_listener is not None
         board, pool, companions = self.counting.board, supervisor.limits.pool, supervisor.companions.table
-        subject = Exported(self.service_name(), self.server.socket, pool, self._may_fork_exporter, companions)
+        subject = Exported(self.service_name(), socket_of(self.server), pool, self._may_fork_exporter, companions)
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(subject, self.metrics_listener, board, supervisor.fork, supervisor.forget_memory)
@@ -195,7 +196,8 @@ class Supervised(ServingLoop):
 
     def counts_queue_waits(self) -> bool:
         """Return True if the wait in the accept queue is measured: TCP reports it, and metrics show it."""
-        sock = self.server.socket
+        if (sock := socket_of(self.server)) is None:
+            return False
         tcp = sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM
         return tcp and value_of(self.server, "metrics_address") is not None
 
@@ -217,7 +219,7 @@ class Supervised(ServingLoop):
         """Wake the supervisor. Runs in the thread that returned a lane when none was free or the server was closed."""
         if self.supervisor is not None:
             self.supervisor.wake()
-        if self.server.fileno() < 0:
+        if is_closed(self.server):
             self.end_counting()
 
     def has_room(self) -> bool:
@@ -354,7 +356,7 @@ class SupervisedMixIn(_AnyServer):
             super().serve_forever(poll_interval)  # type: ignore[arg-type]
         finally:
             supervisor.end_export()
-            if self.fileno() < 0:  # closed before it was shut down
+            if is_closed(self):  # closed before it was shut down
                 own.end_counting()
 
     def server_close(self) -> None:

@@ -16,6 +16,7 @@ from prefork.workers.handshake import FIRST_HOOKS, HANDSHAKE_TIMEOUT_S
 from ..pool_settings import PoolSettings
 from ..settings.effects import no_effect
 from ..settings.units import number_text
+from ..sockets.of_server import socket_of
 
 __all__ = ["findings"]
 
@@ -50,7 +51,7 @@ def _default_timeout() -> Iterator[str]:
 
 def _handshakes(server: Any) -> Iterator[str]:
     remedy = "say do_handshake_on_connect=False"
-    if getattr(server.socket, "do_handshake_on_connect", False):
+    if getattr(socket_of(server), "do_handshake_on_connect", False):
         what = "its worker" if any(is_the_programs(server, name) for name in FIRST_HOOKS) else "its lane"
         yield (
             "the listener is wrapped so that the TLS handshake is waited for: a client that says nothing holds "

@@ -25,6 +25,7 @@ from ..pool import pool_of
 from ..process import RunMode, rehearsing, run_as
 from ..settings.in_force import value_of
 from ..sockets.addresses import address_text
+from ..sockets.of_server import socket_of
 
 if TYPE_CHECKING:
     from ..pool import PreForkingMixIn
@@ -98,11 +99,9 @@ def serve_single(server: "PreForkingMixIn") -> None:
     signals.take(taken)
     try:
         hook(server, "worker_started")()
-        log.info(
-            "in this process alone, listening on %s",
-            address_text(server.socket.getsockname()),
-            extra=event(LogEvent.LISTENING, address=address_text(server.socket.getsockname())),
-        )
+        sock = socket_of(server)
+        where = address_text(server.server_address if sock is None else sock.getsockname())
+        log.info("in this process alone, listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
         with _ctrl_c_ends():
             server.serve_forever()
         _stopping(server)

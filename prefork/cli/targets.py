@@ -31,6 +31,7 @@ from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixS
 from ..settings.fields import settings, validate
 from ..settings.handlers import unwrapped, why_not_run
 from ..sockets.addresses import Address, Kind, address_text, parse_address
+from ..sockets.of_server import is_closed, socket_of
 
 if TYPE_CHECKING:
     from inspect import Signature
@@ -327,11 +328,10 @@ def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Se
         raise target.refused(f"it returned {_a(type(server))}, not a server")
     if not isinstance(server, PreForkingMixIn):
         raise target.refused(f"it is {_a(type(server))}, which has no PreForkingMixIn among its bases")
-    if server.fileno() == -1:
+    if is_closed(server):
         raise target.refused("it is closed")
-    if server.socket.type == socket.SOCK_STREAM and not server.socket.getsockopt(
-        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
-    ):
+    sock = socket_of(server)
+    if sock and sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise target.refused("its socket is not listening; it was made with bind_and_activate=False")
     _check_known(target, type(server), values)
     for name, value in values.items():

@@ -42,7 +42,7 @@ class Exported(NamedTuple):
     """The service whose metrics are exported."""
 
     name: str
-    listener: socket.socket
+    listener: socket.socket | None  # None: its class has no socket
     pool: bool
     may_fork: Callable[[], bool]  # must be false while threads of the service run
     companions: CompanionTable | None = None
@@ -171,7 +171,8 @@ class ExporterChild:
                 return 1
             self._forget_memory()
             descriptor_limit.give_back()
-            name = address_text(self._subject.listener.getsockname())
+            sock = self._subject.listener
+            name = "" if sock is None else address_text(sock.getsockname())
             return serve(
                 Scope(
                     self._subject.name, self._listener, self._subject.listener, name, self._subject.pool,

@@ -139,6 +139,31 @@ def _known(sock: Any) -> tuple[Listener, socket.socket]:
     return origin, own
 
 
+def check_shared(sock: Any, server: Any) -> None:
+    """Raise ConfigError unless workers can wait for this server, each in its own epoll, and one wakes at a time.
+
+    Not so for an epoll, in which a program waits for several sockets (EINVAL, epoll_ctl(2)).
+    """
+    name, alone = type(server).__qualname__, "serve it without PreForkingMixIn"
+    if sock is None:
+        raise ConfigError(
+            f"could not serve from a pool: {name} has no socket that workers could share; {alone}, or with --single"
+        )
+    if not hasattr(sock, "fileno"):
+        return  # no socket, which is said elsewhere
+    with select.epoll() as epoll:
+        try:
+            epoll.register(server.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        except (OSError, ValueError) as exc:
+            if sock.fileno() == -1:
+                return  # closed, which is said elsewhere
+            why = reason_of(exc) if isinstance(exc, OSError) else exc
+            raise ConfigError(
+                f"could not serve from a pool: workers cannot wait together for what {name}.fileno() names ({why}); "
+                f"make a server of each socket, or {alone}"
+            ) from None
+
+
 def queued(sock: socket.socket) -> bool:
     """Return whether something is queued now. False for a closed socket, and where the kernel does not tell."""
     if sock.fileno() == -1:
