@@ -37,6 +37,7 @@ from .control.server import open_control
 from .errors import PreforkError
 from .inheritance.standard_classes import process_in_place
 from .listening import Listened
+from .logs import say_no_effect
 from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
@@ -60,6 +61,8 @@ from .surroundings.taken import keeping, signals_taken
 
 log = logging.getLogger("prefork.supervisor")
 
+WITHOUT_POOL = "handle_request() serves in the process that calls it; serve_forever() starts the workers"
+
 
 class Preforked(Accompanied, Listened):
     """State of a server that serves from a pool."""
@@ -75,6 +78,7 @@ class Preforked(Accompanied, Listened):
         self._terms: WorkerTerms | None = None
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
+        self._by_hand = 0  # requests that the program has asked for one by one
 
     # Serving.
 
@@ -124,6 +128,9 @@ class Preforked(Accompanied, Listened):
             supervisor.run()
 
     def handle_one(self) -> None:
+        self._by_hand += 1
+        if self._by_hand == 2:  # one is a test's, or a program's that waits for its first client; two are a loop
+            say_no_effect([(type(self.server).__qualname__ + "'s pool", WITHOUT_POOL)])
         if self.done is None and self.listener is not None:
             widen(self.listener)
             answer_as_addressed(self.listener)

@@ -136,3 +136,16 @@ def test_a_path_that_is_gone(tmp_path: Path) -> None:
         thread.join(HUNG)
         with pytest.raises(BindError, match="its path is removed"):
             server.handle_request()
+
+
+def test_a_loop_of_it_is_said_to_have_no_pool(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, when a second request is asked for: the settings of a pool are not what such a program gets."""
+    with PreForkingTCPServer(LOOPBACK, Family) as server:
+        for number in range(4):
+            with dial(server.server_address):
+                server.handle_request()
+            assert len(caplog.records) == min(number, 1)
+    assert caplog.messages == [
+        "PreForkingTCPServer's pool has no effect: handle_request() serves in the process that calls it; "
+        "serve_forever() starts the workers"
+    ]
