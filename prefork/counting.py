@@ -16,7 +16,7 @@ from prefork.metrics.application.values import VALUES, adopt, release
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
-from prefork.workers import user_forks
+from prefork.workers import handshake, user_forks
 from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
@@ -78,6 +78,7 @@ class Counting:
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
                            admission=admission)  # fmt: skip
+        handshake.in_its_lane(server)
         self.lanes.bind(server)
         return self.lanes
 

@@ -22,7 +22,7 @@ def in_its_lane(server: Any) -> None:
     For a server whose listener is an ssl.SSLSocket: that would wait in its accept() for as long as a client says
     nothing. So it does still where a hook of the program's may ask for the client's certificate, but not for so long.
     """
-    ssl, listener = sys.modules.get("ssl"), server.socket
+    ssl, listener = sys.modules.get("ssl"), getattr(server, "socket", None)
     if ssl is None or not isinstance(listener, ssl.SSLSocket) or not listener.do_handshake_on_connect:
         return
     listener.do_handshake_on_connect = False

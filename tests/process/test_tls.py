@@ -16,6 +16,11 @@ from tests.support.tools.proc import nothing_for
 PROGRAMS = (
     "from tests.process.programs.secured import {way} as Way, {handler} as Handler\nclass Hooks(Way, Told): pass\n"
 )
+PLAIN_PROGRAMS = """
+from tests.support.programs.served import EndedByTerm
+from tests.process.programs.secured import {way} as Way, {handler} as Handler
+class Hooks(Way, EndedByTerm): pass
+"""
 WAYS = {
     "get_request": ("InGetRequest", "Lines"),
     "process_request": ("InProcessRequest", "Lines"),
@@ -86,3 +91,21 @@ def test_every_way(way: str, bases: str, tmp_path: Path) -> None:
         assert service.wait_exit() == 0
         assert "Traceback" not in service.log
         assert "TLS handshake with " in service.log
+
+
+@pytest.mark.parametrize(
+    "bases", ["ThreadingTCPServer", "ForkingTCPServer", "ThreadingMixIn, socketserver.TCPServer",
+              "ForkingMixIn, socketserver.TCPServer"]
+)  # fmt: skip
+@pytest.mark.parametrize("way", ["before_bind", "after"])
+def test_without_a_pool(way: str, bases: str, tmp_path: Path) -> None:
+    """Where the listener is wrapped, a client that says nothing keeps its own thread or child waiting, and nobody else;
+    the client is in another process than the server, whose children would have a copy of its socket."""
+    make_certificate(tmp_path)
+    hooks, handler = WAYS[way]
+    source = script(PLAIN_PROGRAMS.format(way=hooks, handler=handler), bases=bases)
+    with Service(tmp_path, source) as service:
+        for _ in range(2):
+            with socket.create_connection(service.address), secured(service) as client:
+                assert client.ask(b"cert") == b"localhost"
+        refused(service)

@@ -323,7 +323,8 @@ def test_no_socket(value: Any) -> None:
     server = PreForkingTCPServer(LOOPBACK, StreamRequestHandler)
     server.socket = value
     assert server.socket is value
-    with pytest.raises(ConfigError, match="could not serve from a pool: no socket is found in"):
+    said = "PreForkingTCPServer has no socket that workers" if value is None else "no socket is found in"
+    with pytest.raises(ConfigError, match=f"could not serve from a pool: {said}"):
         server.serve_forever()
 
 
