@@ -16,7 +16,7 @@ from prefork.workers.identity import CLOSED_BY_PROGRAM
 
 from .errors import ConfigError, PreforkError
 from .inheritance.own import Computed, Own
-from .inheritance.precedence import find_first, loop_not_called
+from .inheritance.precedence import find_first, loop_not_called, shutdown_heard
 from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
@@ -162,7 +162,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             return
         say_no_effect(no_effect(self, PoolSettings, os.environ if own.launch is None else {}))
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
-        supervisor = own.serve_pool(poll_interval)
+        with shutdown_heard(self, own, PreForkingMixIn):
+            supervisor = own.serve_pool(poll_interval)
         if supervisor is None:
             return
         if own.closing:

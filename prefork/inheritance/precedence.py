@@ -7,11 +7,12 @@ although the mix-in stands first: workers/definitions.py sees to that whenever o
 said of a class once and for all.
 """
 
+import contextlib
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
-from prefork.workers.definitions import is_ours, is_the_programs_class
+from prefork.workers.definitions import is_ours, is_the_programs, is_the_programs_class, of_class, put
 
 LOOP = frozenset({"handle_request", "serve_forever", "shutdown"})
 
@@ -95,6 +96,30 @@ def loop_not_called(cls: type, ours: type) -> Iterator[tuple[str, str]]:
     """Yield a `serve_forever()` of the program's that a pool cannot use, and why."""
     if (base := loop_behind(cls, ours)) is not None:
         yield f"serve_forever() of {base.__qualname__}", f"a pool is served by the one of {ours.__name__}"
+
+
+@contextlib.contextmanager
+def shutdown_heard(server: Any, own: Any, ours: type) -> Iterator[None]:
+    """Hear a `shutdown()` of the program's that was written for its own loop, behind ours, which does not run.
+
+    It is called, and ends ours as well. `own`: what `shutdown(wait=…)` of the loop in force is a method of.
+    """
+    if loop_behind(type(server), ours) is None or not is_the_programs(server, "shutdown") or "shutdown" in vars(server):
+        yield
+        return
+    theirs = of_class(server, "shutdown")
+
+    def shutdown(*args: Any, **named: Any) -> None:
+        own.shutdown(wait=False)
+        theirs(*args, **named)
+        own.shutdown(wait=True)
+
+    put(server, "shutdown", shutdown)
+    try:
+        yield
+    finally:
+        if vars(server).get("shutdown") is shutdown:
+            del vars(server)["shutdown"]
 
 
 def _method_of_the_loop(value: object) -> str | None:

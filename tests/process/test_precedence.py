@@ -240,6 +240,27 @@ def test_a_loop_that_is_not_called(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
+def test_a_shutdown_for_a_loop_that_is_not_called(base: str) -> None:
+    """A program's `shutdown()` that tells only its own loop to end is called, and ends the pool as well."""
+
+    def serve_forever(self: Any, poll_interval: float = HUNG) -> None:
+        while not self.stopped:
+            self.handle_request()
+
+    def shutdown(self: Any) -> None:
+        self.stopped = True
+
+    loop = {"stopped": False, "serve_forever": serve_forever, "shutdown": shutdown}
+    their: Any = type("Base", (BASES[base],), loop)
+    server: Any = type("Pool", (prefork.PreForkingMixIn, their), {"max_children": 1})(LOOPBACK, Answer)
+    with serving(server):
+        assert ask(server.server_address, b"word") == b"word"
+        assert not server.stopped
+    assert server.stopped
+    assert "shutdown" not in vars(server)
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_other_names_of_the_loop(base: str) -> None:
     """What the program has called by another name when its class was defined is ours all the same."""
     loop = BASES[base].serve_forever
