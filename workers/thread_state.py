@@ -5,18 +5,24 @@ no other way: a thread that has used one has to end with its request, as it does
 is seen where PyThreadState_Clear() finds those values, which are only looked at, never changed:
 
     3.11, 3.12    the dict of PyThreadState_GetDict() holds them
-    3.13 on       that, and a word of the PyThreadState, threading_local_key (gh-120973)
+    3.13 on       each `threading.local` that has values for it has a weak reference to an object of the thread's, in a
+                  word of the PyThreadState, threading_local_sentinel (gh-120973)
 
 The word is found by what changes as a thread first uses a `threading.local`. Where this Python has it otherwise, every
-thread ends with its request.
+thread ends with its request. One `threading.local` is used before the first request: that of logging itself, of later
+versions, which holds between two records what a new thread's does (gh-91555).
 """
 
 import ctypes
+import logging
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import cache
+from weakref import getweakrefcount
+
+log = logging.getLogger("prefork.server")
 
 _LOOKED_AT = 38 if sys.version_info < (3, 14) else 64  # words of a PyThreadState, which has more
 _REPR = "Py_Repr"  # CPython leaves a list there that is empty between two calls of repr()
@@ -37,9 +43,12 @@ def _dict() -> dict[object, object]:
     return found
 
 
-def _is_used(of_dict: dict[object, object], words: memoryview, at: int | None) -> bool:
-    used_word = at is not None and words[at] != 0
-    return used_word or (bool(of_dict) and (len(of_dict) > 1 or _REPR not in of_dict))
+def _locals_used(of_dict: dict[object, object], words: memoryview, at: int | None) -> int:
+    """Return how many `threading.local` objects, or others, have something for this thread."""
+    used = len(of_dict) - (_REPR in of_dict)
+    if at is not None and words[at]:
+        used += getweakrefcount(ctypes.cast(words[at], ctypes.py_object).value)
+    return used
 
 
 class _Unknown(Exception):
@@ -47,15 +56,16 @@ class _Unknown(Exception):
 
 
 def _found() -> int | None:
-    """Return which word it is; None where the dict has it. Raises _Unknown. For a thread that has used none yet."""
+    """Return which word has the sentinel; None where the dict has all. Raises _Unknown. For a thread that has used none
+    yet."""
     words, of_dict = _words(), _dict()
     before, local = words.tolist(), threading.local()
     local.value = 1
     begun = [at for at, (was, now) in enumerate(zip(before, words.tolist(), strict=True)) if now and not was]
     if of_dict:
         return None
-    if len(begun) == 2 and begun[1] - begun[0] == 1:
-        return begun[0]
+    if len(begun) == 2 and begun[1] - begun[0] == 1 and _locals_used(of_dict, words, begun[1]) == 1:
+        return begun[1]  # behind threading_local_key
     raise _Unknown
 
 
@@ -87,6 +97,8 @@ def state_of_thread() -> Callable[[], bool]:
     if not where:
         return lambda: False
     of_dict, words, at = _dict(), _words(), where[0]
+    log.isEnabledFor(logging.DEBUG)
+    used = _locals_used(of_dict, words, at)
     thread, of_new = vars(threading.current_thread()), vars(threading)  # asked without a call: half the time
     size, name = len(thread), thread.get("_name")
     trace, profile = sys.gettrace(), sys.getprofile()
@@ -94,7 +106,7 @@ def state_of_thread() -> Callable[[], bool]:
     gettrace, getprofile = sys.gettrace, sys.getprofile
 
     def is_unchanged() -> bool:
-        if (of_dict or at is not None) and _is_used(of_dict, words, at):
+        if (of_dict or at is not None) and _locals_used(of_dict, words, at) != used:
             return False
         return (
             len(thread) == size and thread.get("_name") is name
