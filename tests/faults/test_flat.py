@@ -13,7 +13,7 @@ from tests.support.clients.connections import ask
 from tests.support.programs.service import HUNG, Service, script
 from tests.support.tools.figures import figure
 
-WARM_UP = 50
+WARM_UP = 300  # until the allocator has touched the whole of the arena that it is in, 1 MiB
 MORE_MEMORY = 0.02  # of the master's RSS
 
 
