@@ -82,10 +82,15 @@ class Arrivals:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def rest(self, resting: bool) -> None:
-        """Be readable no more until told so, whatever comes; but for the end of file."""
-        if not self._ended:
-            self._epoll.modify(self._feed, 0 if resting else select.EPOLLIN)
+    def rest(self, resting: bool) -> bool:
+        """Be readable no more until told so, whatever comes; but for the end of file. Return False if the kernel has no
+        memory for that."""
+        try:
+            if not self._ended:
+                self._epoll.modify(self._feed, 0 if resting else select.EPOLLIN)
+        except OSError:
+            return False
+        return True
 
     def take(self) -> Iterator[tuple[bytes, int]]:
         """Yield each packet, and the descriptor that came with it. Raises OSError if it came without, which is how the
@@ -158,8 +163,8 @@ class Slots:
             came = self._receive()
             quiet = not came and self.look_again_at is not None
             if came or quiet:
-                self._arrivals.rest(came)
-                self.look_again_at = now + REST_S if came else None
+                changed = self._arrivals.rest(came)
+                self.look_again_at = now + REST_S if came or not changed else None
             if quiet or len(self._readers) + len(self._arrived) > self._most or len(self._arrived) > SPARE_SLOTS:
                 self._forget_folded(self._board.serials())
                 for serial in list(self._arrived):

@@ -1,5 +1,6 @@
 """What an exporter hears of new slots, over a real pair of sockets, with the master's side played by the test."""
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -92,6 +93,41 @@ def test_looks_for_folded_slots_now_and_then(feed: Feed, monkeypatch: pytest.Mon
     close(slots)
     for _, slot in living:
         slot.close()
+    board.forget()
+
+
+class NoMemory:
+    """An epoll whose kernel has no memory for a change."""
+
+    def modify(self, *arguments: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def test_a_rest_that_the_kernel_refuses(feed: Feed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it cannot sleep or not wake, it is tried again a moment later, and nothing that came is lost."""
+    board, slot = Board(), Slot(1)
+    slots = Slots(board, feed.theirs)
+
+    def received(at: float, *, refused: bool) -> float | None:
+        with monkeypatch.context() as patch:
+            if refused:
+                patch.setattr(slots._arrivals, "_epoll", NoMemory())
+            slots.receive(at)
+        return slots.look_again_at
+
+    def wakes() -> bool:
+        assert feed.send(next(board.serials), SlotReader(slot))
+        return bool(select.select([slots], [], [], 0)[0])
+
+    assert wakes()
+    assert received(1.0, refused=True) == 1.0 + REST_S
+    assert wakes()
+    assert received(2.0, refused=False) == 2.0 + REST_S
+    assert received(3.0, refused=True) == 3.0 + REST_S
+    assert received(4.0, refused=False) is None
+    assert wakes()
+    close(slots)
+    slot.close()
     board.forget()
 
 

@@ -355,7 +355,7 @@ def _unasked_traceback(log: str) -> str:
     """The first one that neither a broken release explains, nor a new image or a handler that failed by the fault."""
     expected = (
         "RuntimeError: release", "in take_over", "Exception ignored", "in _rehearse", "prefork: could not ",
-        "<frozen site>", "in finish_request",
+        "<frozen site>", "in finish_request", "server.RequestHandlerClass(",
     )  # fmt: skip
     traceback = r"^(.*\n)?( *)Traceback \(most recent call last\):\n(?:\2 .*\n)*.*\n( *prefork: .*\n)?"
     for found in re.finditer(traceback, log, re.MULTILINE):
