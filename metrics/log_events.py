@@ -68,6 +68,7 @@ class LogEvent(Enum):
     RELOAD_EXEC = "the new image begins"
     RELOADED = "the new generation is in service"
     RELOAD_FAILED = "a reload failed: `reason`, and what the rehearsal printed as `detail`"
+    RELOAD_TLS_FAILED = "a new TLS certificate could not be put in service: `reason`"
     TOTALS_PARTLY_READ = "the previous image's totals could not be read whole"
     FILES_CHANGED = "reload_on_change: `files` have changed"
     # Requests.

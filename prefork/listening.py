@@ -37,6 +37,7 @@ class Listened(Supervised):
         self.descriptors = Descriptors()  # the socket's
         self.tls: Any = None  # the ssl.SSLContext of new workers, of the settings
         self.tls_expires_at = 0.0
+        self.secured = False  # the settings have been asked for one
         self._asked: str | None = None
         self._inode: int | None = None  # by which a socket is known under each of its objects and descriptors
 
@@ -127,6 +128,8 @@ class Listened(Supervised):
     # What connections must show.
 
     def admission(self) -> Admission | None:
+        if not self.secured:  # handle_request() serves without serve_forever()
+            self.secure()
         return admission(InForce(self.server), self.tls, at_once=True)
 
     def secure(self) -> None:
@@ -136,7 +139,7 @@ class Listened(Supervised):
             for name in ("tls_key", "tls_client_ca", "tls_alpn"):
                 if value_of(self.server, name) is not None:
                     raise ConfigError(f"could not set {name}: there is no tls_certificate")
-            self.tls = None
+            self.tls, self.secured = None, True
             return
         from .sockets.tls import SecureConnection, tried
 
@@ -145,4 +148,4 @@ class Listened(Supervised):
             raise ConfigError("could not set tls_certificate: the program has wrapped its listener in TLS itself")
         self.tls_expires_at = tried(context)
         context.sslsocket_class = SecureConnection
-        self.tls = context
+        self.tls, self.secured = context, True

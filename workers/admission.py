@@ -26,9 +26,10 @@ LOGGED_EVERY_S = 10.0  # of each reason; the rest is logged at DEBUG
 class NotAdmitted(Exception):
     """This connection is to be closed. It is logged already."""
 
-    def __init__(self, refusal: Refusal) -> None:
+    def __init__(self, refusal: Refusal, client_address: Any) -> None:
         super().__init__(refusal)
         self.refusal = refusal
+        self.client_address = client_address  # by what is known of it
 
 
 class Terms(NamedTuple):
@@ -115,7 +116,7 @@ class Admission:
             level = logging.INFO
         log.log(level, "connection from %s closed: %s", peer, why,
                 extra=event(LogEvent.CONNECTION_REFUSED, peer=peer, reason=why))  # fmt: skip
-        raise NotAdmitted(refusal) from None
+        raise NotAdmitted(refusal, client_address) from None
 
 
 def _readable(request: Any, seconds: float) -> bool:

@@ -206,7 +206,7 @@ class Lanes:
 
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
-        self._server = weakref.proxy(server)
+        self._server = weakref.ref(server)
         self._placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
         self.bound = self._counting(server)
@@ -256,8 +256,7 @@ class Lanes:
                 self._count(REJECTED)
                 server.shutdown_request(request)
         except NotAdmitted as exc:
-            self._count(REJECTED + exc.refusal)
-            server.shutdown_request(request)
+            self._turn_away(request, exc)
         except Exception as exc:
             self._count(FAILED)
             server.handle_error(request, client_address)
@@ -299,8 +298,7 @@ class Lanes:
                 self._count(REJECTED)
                 server.shutdown_request(request)
         except NotAdmitted as exc:
-            self._count(REJECTED + exc.refusal)
-            server.shutdown_request(request)
+            self._turn_away(request, exc)
         finally:
             self._leave_it(lane, place)
             lane[STATE] = IDLE
@@ -355,10 +353,26 @@ class Lanes:
 
     def _admit(self, lane: Lane | None, request: Any, client_address: Any) -> tuple[Any, Any]:
         assert self.admission is not None
-        admitted = self.admission.admit(request, client_address)
-        if lane is not None and self.access_log is not None:
-            self.access_log.admit(lane, *admitted)
+        log = None if lane is None else self.access_log
+        try:
+            admitted = self.admission.admit(request, client_address)
+        except NotAdmitted as exc:
+            if lane is not None and log is not None:
+                log.admit(lane, request, exc.client_address)
+            raise
+        if lane is not None and log is not None:
+            log.admit(lane, *admitted)
         return admitted
+
+    def _turn_away(self, request: Any, refused: NotAdmitted) -> None:
+        """Count a connection that is not admitted, and close it: by the program's hooks if its `get_request()` has seen
+        it."""
+        self._count(REJECTED + refused.refusal)
+        server = self._server()
+        if server is not None and is_the_programs(server, "get_request"):
+            server.shutdown_request(request)
+        elif hasattr(request, "close"):
+            request.close()
 
     def _count(self, outcome: int) -> None:
         """Count this thread's request, unless it is counted already."""
@@ -423,8 +437,7 @@ class Lanes:
                 leave(0)
             return result
         except NotAdmitted as exc:
-            self._count(REJECTED + exc.refusal)
-            self._server.shutdown_request(args[0])
+            self._turn_away(args[0], exc)
         finally:
             if context is not None:
                 self._leave_it(*context)

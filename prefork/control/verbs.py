@@ -202,6 +202,8 @@ class Verbs(Facts):
         try:
             renew()
         except Exception as exc:  # the program's create_ssl_context() may raise anything
+            log.error("could not reload-tls, the old certificate stays in service: %s", exc,
+                      extra=event(LogEvent.RELOAD_TLS_FAILED, reason=str(exc)))  # fmt: skip
             return protocol.error(f"could not reload-tls: {exc}; the old certificate stays in service")
         return self._restart(None)
 

@@ -14,6 +14,10 @@ from .in_force import default_of, is_own, owner_of
 __all__ = ["hooks_without_a_pool", "misspelt", "no_effect", "unread", "without_effect"]
 
 POOL_HOOKS = ("worker_started", "worker_stopping", "worker_draining")
+# Settings of a pool without which a server is open to everybody.
+PROTECTING = (
+    "tls_certificate", "allowed_clients", "denied_clients", "proxy_trusted", "first_byte_timeout", "max_queue_wait",
+)  # fmt: skip
 READ_BY_OTHERS = ("PREFORK_CONTROL", "PREFORK_METRICS")  # prefork ctl and top, which ask the service
 ALIKE = 0.8  # of two names, one of which is then taken for the other misspelt
 
@@ -38,6 +42,10 @@ def _has_no_control_socket(server: Any) -> bool:
     return server.control_socket is None
 
 
+def _is_at_a_path(server: Any) -> bool:
+    return bool(server.address_family == getattr(socket, "AF_UNIX", None))
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
@@ -54,6 +62,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("control_owner", _has_no_control_socket, _NO_CONTROL),
     ("control_allow", _has_no_control_socket, _NO_CONTROL),
     ("control_allow_read", _has_no_control_socket, _NO_CONTROL),
+    ("max_queue_wait", _is_at_a_path, "the kernel does not tell how long a client of a Unix socket has waited"),
     ("dual_stack", _is_not_ipv6, "the address is no IPv6 address"),
 )
 
@@ -118,8 +127,12 @@ def unread(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[
 
 
 def hooks_without_a_pool(server: Any) -> Iterator[tuple[str, str]]:
-    """Yield each hook of a pool that the class of a server without one defines, and why nobody will call it."""
+    """Yield each hook of a pool that the class of a server without one defines, and why nobody will call it; and the
+    settings by which it would be protected."""
     if not hasattr(server, "control_socket"):  # a pool has them all, also where it serves in one process
         for name in POOL_HOOKS:
             if callable(getattr(server, name, None)):
                 yield f"{name}()", "it is called in the workers of a pool, and this class has no PreForkingMixIn"
+        for name in PROTECTING:
+            if getattr(server, name, None) is not None:
+                yield name, "it is a setting of a pool, and this class has no PreForkingMixIn"

@@ -40,6 +40,23 @@ def test_by_address_and_by_the_first_byte(bases: str, tmp_path: Path) -> None:
         assert "closed: it said nothing within first_byte_timeout" in service.log
 
 
+@pytest.mark.parametrize("own", ["", "accepts"])
+@pytest.mark.parametrize("bases", BASES)
+def test_hooks_of_the_program_never_see_what_is_refused(bases: str, own: str, tmp_path: Path) -> None:
+    """Unless its own get_request() has accepted it: then its shutdown_request() closes it."""
+    definitions = "from tests.process.programs.closing_hooks import Accepts, Hooks\n"
+    definitions += "class Hooks(Accepts, Told): pass\n" if own else "class Hooks(Hooks, Told): pass\n"
+    source = script(definitions, bases=bases, max_children=1, denied_clients="127.0.0.3")
+    with Service(tmp_path, source) as service:
+        service.wait_ready(1)
+        closed(dial(service.address, source="127.0.0.3"))
+        with connect(service.address) as client:
+            assert client.ask(b"pid").isdigit()
+        assert service.settled()["rejected"] == 1
+        seen = [fact["peer"][0] for fact in service.facts if fact["event"] == "shut down"]
+        assert seen == (["127.0.0.3", "127.0.0.1"] if own else ["127.0.0.1"])
+
+
 def test_datagrams_by_address(tmp_path: Path) -> None:
     definitions = "class Handler(DatagramRequestHandler):\n    def handle(self): self.wfile.write(self.packet)\n"
     source = script(definitions, bases="PreForkingUDPServer", max_children=2, denied_clients="127.0.0.3")

@@ -150,6 +150,7 @@ def test_certificates_that_change(tmp_path: Path) -> None:
         done = ctl(tmp_path / "c", "reload-tls")
         assert done.returncode == 1
         assert "the old certificate stays in service" in done.stderr
+        service.expect("could not reload-tls, the old certificate stays in service: could not use tls_certificate")
         service.expect("reload failed")
         service.signal(signal.SIGHUP)
         service.wait_reloads(failed=1)
@@ -190,6 +191,16 @@ def test_behind_a_proxy(tmp_path: Path) -> None:
         context = client_context(tmp_path, certified=False)
         with Connection(context.wrap_socket(sock, server_hostname="localhost")) as client:
             assert client.ask(b"peer").split()[-1] == b"192.0.2.7"
+
+
+def test_handle_request_is_over_tls(tmp_path: Path) -> None:
+    """Also where nothing has called serve_forever()."""
+    make_certificate(tmp_path)
+    source = "from tests.process.programs.tls_told import one_request\none_request()\n"
+    with Service(tmp_path, source, accounts=False) as service:
+        with secured(service) as client:
+            assert client.ask(b"hello").split()[-1] == b"hello"
+        assert service.wait_exit() == 0
 
 
 @pytest.mark.parametrize("tool", ["curl", "openssl"])

@@ -9,7 +9,7 @@ import pytest
 import prefork
 from prefork.logs import say_no_effect
 from prefork.pool_settings import PoolSettings
-from prefork.settings.effects import hooks_without_a_pool, misspelt, no_effect, unread, without_effect
+from prefork.settings.effects import PROTECTING, hooks_without_a_pool, misspelt, no_effect, unread, without_effect
 from prefork.settings.fields import settings
 
 
@@ -45,6 +45,7 @@ def test_defaults_are_nobodys_mistake() -> None:
         ({"control_allow": "root"}, "control_allow", "no control_socket"),
         ({"control_allow_read": "root"}, "control_allow_read", "no control_socket"),
         ({"dual_stack": True}, "dual_stack", "no IPv6"),
+        ({"max_queue_wait": 1.0, "address_family": socket.AF_UNIX}, "max_queue_wait", "Unix socket"),
     ],
 )
 def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
@@ -118,6 +119,8 @@ def test_hooks_of_a_pool_without_one() -> None:
     plain: Any = type("Plain", (prefork.ThreadingTCPServer,), hooks)
     pool: Any = type("Pool", (prefork.PreForkingTCPServer,), hooks)
     assert [name for name, _ in hooks_without_a_pool(plain.__new__(plain))] == ["worker_started()", "worker_draining()"]
+    bare: Any = type("Bare", (prefork.TCPServer,), dict.fromkeys(PROTECTING, "x"))
+    assert [name for name, _ in hooks_without_a_pool(bare.__new__(bare))] == list(PROTECTING)
     for cls in (pool, prefork.ThreadingTCPServer):
         assert list(hooks_without_a_pool(cls.__new__(cls))) == []
 

@@ -6,6 +6,8 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import prefork
+from tests.support.programs.served import tell
+from tests.support.tools.certificates import CERTIFICATE, KEY
 
 if TYPE_CHECKING:
     _Server = prefork.PreForkingTCPServer
@@ -41,3 +43,11 @@ class Extends(_Server):
         assert isinstance(context, ssl.SSLContext)
         context.set_alpn_protocols(["extended"])
         return context
+
+
+def one_request() -> None:
+    """Serve one, in this process."""
+    with prefork.PreForkingTCPServer(("127.0.0.1", 0), Ours) as server:
+        server.tls_certificate, server.tls_key = CERTIFICATE, KEY
+        tell("listening", address=server.server_address)
+        server.handle_request()
