@@ -39,8 +39,8 @@ class Told(BaseRequestHandler):
             raise ValueError(word)
         if word.startswith("exit "):
             sys.exit(f"the words of {word.removeprefix('exit ')}")
-        if word == "leave":
-            os._exit(0)
+        if word.startswith("leave "):
+            os._exit(int(word.removeprefix("leave ")))
         if word == "descriptors":
             self.request.sendall(" ".join(kinds(descriptors())).encode() or b"none")
 
@@ -59,10 +59,10 @@ def at_rest(server: ForkingTCPServer) -> bool:
 
 
 def test_each_end_is_counted() -> None:
-    """Completed, failed, and lost where the child ends without a word: by a signal, or by os._exit()."""
+    """Completed, also by os._exit(0); failed; and lost where the child ends by a signal, or with another status."""
     server = ForkingTCPServer(LOOPBACK, Told)
     with serving(server):
-        for word in ("", "", "raise", "leave", "kill"):
+        for word in ("", "", "raise", "leave 0", "leave 3", "kill"):
             with told(server) as (client, pid):
                 assert server.statistics().in_flight == 1
                 if word == "kill":
@@ -73,8 +73,8 @@ def test_each_end_is_counted() -> None:
             wait_until(lambda: server.statistics().in_flight == 0)
         serving_still = server.statistics()
     for found in (serving_still, server.statistics()):
-        assert (found.accepted, found.spawned) == (5, 5)
-        assert (found.completed, found.failed, found.lost, found.handed_over) == (2, 1, 2, 0)
+        assert (found.accepted, found.spawned) == (6, 6)
+        assert (found.completed, found.failed, found.lost, found.handed_over) == (3, 1, 2, 0)
 
 
 def test_lost_ones_are_logged(caplog: pytest.LogCaptureFixture) -> None:
