@@ -62,9 +62,11 @@ class Accepted(Enum):
     NOTHING = auto()  # the queue is empty, or its connection is gone
     NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
     NOT_BEGUN = auto()  # a request that failed because no thread was left: leave the listener alone for a while
+    PASSED_ON = auto()  # a request that went elsewhere, and the lane with it, from a thread that serves by itself
 
 
-REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN = Accepted  # for the hot path: in 3.11 `Accepted.REQUEST` costs a call
+# For the hot path: in 3.11 `Accepted.REQUEST` costs a call.
+REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN, PASSED_ON = Accepted
 
 
 class NotAccepted:

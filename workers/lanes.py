@@ -15,7 +15,7 @@ counts can be read in their order.
 import weakref
 from collections import deque
 from collections.abc import Callable
-from threading import get_ident
+from threading import RLock, get_ident
 from time import monotonic_ns
 from typing import Any
 
@@ -39,7 +39,7 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import strays, user_forks
-from .accepting import NOT_BEGUN, REQUEST, Accepted, GetRequest, NotAccepted, is_shortage
+from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, Accepted, GetRequest, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .admission import Admission, NotAdmitted
 from .bootstrap import leave
@@ -94,6 +94,7 @@ class Lanes:
         self.accepted: Callable[[], None] | None = None  # see `serve_in_threads()`
         self._passed_by: object = None  # there, which is left out
         self.of_threads: dict[int, Lane] = {}  # of those that do so
+        self._passing_on = RLock()  # there; a `process_request` may serve its request before it returns
         self._placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
         self.found: Finish | None = None  # what the instance had of its own before `bind()`
@@ -286,23 +287,78 @@ class Lanes:
         self, server: Any, lane: Lane, place: Place | None, request: Any, client_address: Any
     ) -> Accepted:  # fmt: skip
         self._current[get_ident()] = lane
+        passes_on = False
+        try:
+            if (verified := self._verified(server, lane, request, client_address)) is None:
+                return REQUEST
+            if (body := self._body_here(server)) is not None:
+                body(*verified)
+            passes_on = body is None
+        finally:
+            if not passes_on:
+                self._leave_it(lane, place)
+                lane[STATE] = IDLE
+        return self._pass_on_after_all(server, lane, *verified) if passes_on else REQUEST
+
+    def _verified(self, server: Any, lane: Lane, request: Any, client_address: Any) -> tuple[Any, Any] | None:
+        """Return the request as it was admitted and its client's address; None if it has come to its end."""
         try:
             if self.admission is not None:
                 request, client_address = self._admit(lane, request, client_address)
             if server.verify_request(request, client_address):
-                if type(server).process_request is self._passed_by and PROCESS not in vars(server):
-                    server.process_request_thread(request, client_address)
-                else:  # the program has put one there since
-                    server.process_request(request, client_address)
-            else:
-                self._count(REJECTED)
-                server.shutdown_request(request)
+                return request, client_address
+            self._count(REJECTED)
+            server.shutdown_request(request)
         except NotAdmitted as exc:
             self._turn_away(request, exc)
-        finally:
-            self._leave_it(lane, place)
-            lane[STATE] = IDLE
-        return REQUEST
+        except Exception:
+            self._count(FAILED)
+            server.handle_error(request, client_address)
+            server.shutdown_request(request)
+        except BaseException:
+            self._count(FAILED)
+            server.shutdown_request(request)
+            raise
+        return None
+
+    def _body_here(self, server: Any) -> Callable[..., Any] | None:
+        """Return what processes a request in this thread; None if the program has put a `process_request` there since.
+
+        Never a Carrier: that is another request's, which its thread passes on at this moment.
+        """
+        with self._passing_on:
+            if type(server).process_request is self._passed_by and PROCESS not in vars(server):
+                body: Callable[..., Any] = server.process_request_thread
+                return body
+        return None
+
+    def _pass_on_after_all(self, server: Any, lane: Lane, request: Any, client_address: Any) -> Accepted:
+        """Call the program's `process_request`; the lane goes along with the request, and this thread has none.
+
+        One at a time, as in the thread of a loop: there is one place on the object for what carries a request.
+        """
+        self._current.pop(get_ident(), None)
+        self.of_threads.pop(get_ident(), None)
+        self._placed = True
+        with self._passing_on:
+            if self._body is None:
+                self._body = ThreadBody(server)
+            number = self.contexts.begin(lane, place_of(request))
+            self._body.carry(server, Carrier(self.contexts, number, self._carry))
+            try:
+                server.process_request(request, client_address)
+            except Exception as exc:
+                self._count(FAILED)
+                server.handle_error(request, client_address)
+                server.shutdown_request(request)
+                return NOT_BEGUN if is_shortage(exc) else PASSED_ON
+            except BaseException:
+                self._count(FAILED)
+                server.shutdown_request(request)
+                raise
+            finally:
+                self._end_passing_on(server)
+        return PASSED_ON
 
     def _leave_it(self, lane: Lane, place: Place | None) -> None:
         if self._current.pop(get_ident(), None) is not None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, REQUEST
+from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, NOT_BEGUN, PASSED_ON, REQUEST
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
@@ -107,10 +107,10 @@ class ThreadPool:
             lane = self._lanes.take()
             if lane is None:
                 self._full = True
-                return None
+                break
             if not self._start(lane):
                 return ACCEPT_PAUSE * 1000
-        return None
+        return self._lanes.contexts.patience_ms
 
     def _start(self, lane: Lane) -> bool:
         daemon = self._server.daemon_threads
@@ -149,10 +149,11 @@ class ThreadPool:
         try:
             self._serve(thread, lane)
         finally:
-            del self._lanes.of_threads[threading.get_ident()]
+            passed_on = self._lanes.of_threads.pop(threading.get_ident(), None) is None
             self._waiting.discard(thread)
             self._ended.append(thread)
-            self._lanes.give_back(lane)
+            if not passed_on:
+                self._lanes.give_back(lane)
             if len(self._waiting) < AHEAD:
                 self._wake()
 
@@ -178,6 +179,10 @@ class ThreadPool:
                 leave(0)
             if outcome is REQUEST:
                 leaving = leaving or self._leaving or not is_unchanged()
+            elif outcome is PASSED_ON or outcome is NOT_BEGUN:  # there is no lane for this thread any more
+                if outcome is NOT_BEGUN:
+                    self._leave_alone()
+                return
             elif outcome is NO_RESOURCES:
                 self._leave_alone()
             else:

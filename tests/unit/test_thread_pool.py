@@ -287,6 +287,63 @@ def test_a_hook_that_is_put_there_later(pools: Callable[..., Pool]) -> None:
     assert pool.ask(b"a") == b""
 
 
+@pytest.mark.parametrize("hook", ["verify_request", "process_request"])
+def test_a_hook_that_is_put_there_later_and_raises(hook: str, pools: Callable[..., Pool]) -> None:
+    """Its error goes to handle_error(), as in the standard library's loop; the request is closed and counted."""
+    pool = pools(lanes=2)
+    pool.open()
+    error = ValueError("of the hook")
+
+    def raises(request: Any, client_address: Any) -> None:
+        request.recv(100)  # else closing it resets the connection
+        raise error
+
+    setattr(pool.server, hook, raises)
+    assert [pool.ask(b"a") for _ in range(5)] == [repr(error).encode()] * 5
+    delattr(pool.server, hook)
+    assert pool.ask(b"a") == b"A"
+    pool.end()
+    assert pool.counts() == {ACCEPTED: 6, COMPLETED: 1, FAILED: 5, HANDED_OVER: 0}
+
+
+def test_process_request_that_is_put_there_later(pools: Callable[..., Pool]) -> None:
+    """On the object or in the class: each request keeps its lane, so that there are no more at once, and is counted,
+    whether it is finished in a thread of its own, at once, or never."""
+    pool = pools(lanes=2, server=(server := type("Mine", (Server,), {})()))
+    pool.open()
+    assert pool.ask(b"a") == b"A"
+    theirs = server.process_request
+
+    def process_request(request: Any, client_address: Any) -> None:
+        match request.recv(1, socket.MSG_PEEK):
+            case b"!":
+                server.process_request_thread(request, client_address)
+            case b"?":
+                server.shutdown_request(request)
+            case _:
+                theirs(request, client_address)
+
+    for in_class in (False, True):
+        if in_class:
+            del server.process_request
+            type(server).process_request = lambda self, *arguments: process_request(*arguments)
+        else:
+            server.process_request = process_request
+        assert [pool.ask(said) for said in (b"a", b"!b", b"?", b"c")] == [b"A", b"!B", b"", b"C"]
+        held = [pool.hold() for _ in range(2)]
+        late = pool.hold(answered=False)
+        assert not select.select([late], [], [], 0.05)[0]
+        server.held.set()
+        assert late.recv(100) == b"held"
+        for each in (*held, late):
+            assert each.recv(1) == b""
+        server.held.clear()
+    del type(server).process_request
+    assert pool.ask(b"a") == b"A"
+    pool.end()
+    assert pool.counts() == {ACCEPTED: 16, COMPLETED: 14, FAILED: 0, HANDED_OVER: 2}
+
+
 @pytest.mark.parametrize("hook", thread_pool.IN_THE_MAIN_THREAD)
 def test_hooks_that_run_in_the_main_thread(hook: str) -> None:
     """Where the program has one of them, wherever it stands, another thread must not accept."""
