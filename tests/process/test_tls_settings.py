@@ -42,6 +42,12 @@ def secured(service: Service, context: ssl.SSLContext | None = None, **options: 
     return Connection(context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False, **options))
 
 
+def answered(service: Service) -> None:
+    """A client that trusts the certificate on the disk."""
+    with secured(service) as client:
+        assert client.ask(b"hello").endswith(b" hello")
+
+
 def closed(sock: socket.socket) -> None:
     with Connection(sock) as client, contextlib.suppress(ConnectionResetError):
         client.sock.settimeout(HUNG)
@@ -139,7 +145,7 @@ def test_certificates_that_change(tmp_path: Path) -> None:
             secured(service)  # it trusts the new one only
         done = ctl(tmp_path / "c", "reload-tls")
         assert (done.returncode, done.stdout) == (0, "2 workers replaced\n"), done
-        secured(service).close()
+        answered(service)
         with pytest.raises(ssl.SSLError):
             secured(service, before)
         second = scraped(port, expiry)
@@ -154,13 +160,13 @@ def test_certificates_that_change(tmp_path: Path) -> None:
         service.expect("reload failed")
         service.signal(signal.SIGHUP)
         service.wait_reloads(failed=1)
-        secured(service).close()
+        answered(service)
         assert scraped(port, expiry) == second
         make_certificate(tmp_path, days=20)
         service.signal(signal.SIGHUP)
         service.wait_reloads(ok=1, failed=1)
         service.wait_ready(2, replaced=4)
-        secured(service).close()
+        answered(service)
         third = scraped(port, expiry)
         assert third is not None
         assert third > second
@@ -203,6 +209,7 @@ def test_handle_request_is_over_tls(tmp_path: Path) -> None:
         assert service.wait_exit() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("tool", ["curl", "openssl"])
 def test_real_clients(tool: str, tmp_path: Path) -> None:
     if not shutil.which(tool):
