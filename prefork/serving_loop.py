@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.accepting import ACCEPT_PAUSE, is_resource_error
+from prefork.workers.accepting import ACCEPT_PAUSE, SHORT, Shortage, is_resource_error
 from prefork.workers.definitions import gives_way, is_the_programs_class
 from prefork.workers.handshake import failure
 from prefork.workers.polling import READ, Poll, ms
@@ -32,7 +32,6 @@ from .sockets.of_server import is_closed, socket_of
 
 log = logging.getLogger("prefork.server")
 
-LOG_SHORTAGE_EVERY = 10.0  # seconds
 POLL_INTERVAL = 0.5  # seconds; the standard library's default
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
@@ -54,7 +53,7 @@ class ServingLoop:
         self.within_theirs = False  # the program's own serve_forever() runs, and calls ours
         self.family_chosen = False  # the constructor chose AF_INET6, from the address
         self._accept_again_at: float | None = None  # monotonic; descriptors or memory are short until then
-        self._shortage_logged_at: float | None = None
+        self._shortage = Shortage()
 
     @property
     def server(self) -> Any:
@@ -166,14 +165,10 @@ class ServingLoop:
                 return
         server._handle_request_noblock()
 
-    def pause_accepting(self, reason: object = "descriptors or memory are short") -> None:
+    def pause_accepting(self, reason: object = SHORT) -> None:
         """Stop accepting for a moment: after running out of descriptors or memory, a retry would fail at once."""
-        now = monotonic()
-        self._accept_again_at = now + ACCEPT_PAUSE
-        if self._shortage_logged_at is None or now >= self._shortage_logged_at + LOG_SHORTAGE_EVERY:
-            self._shortage_logged_at = now
-            log.warning("could not accept: %s; trying again every %g s", reason, ACCEPT_PAUSE,
-                        extra=event(LogEvent.ACCEPT_FAILED))  # fmt: skip
+        self._accept_again_at = monotonic() + ACCEPT_PAUSE
+        self._shortage.say(reason)
 
     def wake(self) -> None:
         wakeup = self.wakeup

@@ -35,6 +35,7 @@ _FACTS = {
 _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
 NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
+SHORT = "descriptors or memory are short"
 FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
 
 
@@ -69,11 +70,30 @@ class Accepted(Enum):
 REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN, PASSED_ON = Accepted
 
 
+class Shortage:
+    """Log that nothing can be accepted, at most once in ten seconds. For one thread."""
+
+    def __init__(self) -> None:
+        self._said_at = NEVER_S
+
+    def say(self, reason: object) -> None:
+        now = monotonic()
+        if now - self._said_at >= ACCEPT_SAID_EVERY_S:
+            self._said_at = now
+            log.warning(
+                "could not accept: %s; trying again every %g s",
+                reason,
+                ACCEPT_PAUSE,
+                extra=event(LogEvent.ACCEPT_FAILED),
+            )
+
+
 class NotAccepted:
     """The calls of `get_request()` that raised; counted in the words of a slot."""
 
     def __init__(self, words: memoryview) -> None:
         self.in_a_row = 0  # of those that are no OSError
+        self.why: str | None = None  # the listener has to be left alone; a text, for the exception holds its frames
         self._words = words
         self._said_at = NEVER_S
 
@@ -82,7 +102,10 @@ class NotAccepted:
             return NOTHING
         self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
         _told_of_handshake(exc)
-        return NO_RESOURCES if is_resource_error(exc) else NOTHING
+        if not is_resource_error(exc):
+            return NOTHING
+        self.why = str(exc)
+        return NO_RESOURCES
 
     def count_unexpected(self, exc: Exception) -> Accepted:
         """Log an exception of the program's `get_request()`, and close its connection.
@@ -104,7 +127,10 @@ class NotAccepted:
                 extra=event(LogEvent.GET_REQUEST_FAILED),
             )
         clear_frames(exc.__traceback__)
-        return NO_RESOURCES if self.in_a_row >= FAILED_IN_A_ROW else NOTHING
+        if self.in_a_row < FAILED_IN_A_ROW:
+            return NOTHING
+        self.why = f"get_request() raised {self.in_a_row} times in a row"
+        return NO_RESOURCES
 
 
 def _told_of_handshake(exc: Exception) -> bool:

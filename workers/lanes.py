@@ -39,7 +39,7 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import strays, user_forks
-from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, Accepted, GetRequest, NotAccepted, is_shortage
+from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, SHORT, Accepted, GetRequest, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .admission import Admission, NotAdmitted
 from .bootstrap import leave
@@ -375,6 +375,11 @@ class Lanes:
         if self.elsewhere:
             self.give_back(lane)
         raise exc
+
+    def why_short(self) -> str:
+        """Return why the listener has to be left alone for a while."""
+        why, self._not_accepted.why = self._not_accepted.why, None
+        return why or SHORT
 
     def begin(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> None:
         """Note what is to be known of a request that was just accepted."""

@@ -21,7 +21,7 @@ from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
 from . import ending, handshake, sinks, strays, user_forks
-from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST
+from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
 from .definitions import hook
 from .hangup import InHand
@@ -66,6 +66,7 @@ class Worker:
             admission=terms.admission,
         )  # fmt: skip
         self._threads: ThreadPool | None = None  # where they stay
+        self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
         self._in_hand = InHand()
         self._epoll = select.epoll()
@@ -311,6 +312,7 @@ class Worker:
 
         The master wakes us meanwhile, because it sees an idle lane beside a queue: no reason to try any earlier.
         """
+        self._shortage.say(self.lanes.why_short())
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
             self._rest(left * 1000)

@@ -22,7 +22,8 @@ BASES = ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"]
 @pytest.mark.quick_faults
 @pytest.mark.parametrize("bases", BASES)
 def test_in_a_worker(bases: str, tmp_path: Path) -> None:
-    """Out of descriptors a worker does not spin, the queue keeps the connections, and each is served afterwards."""
+    """Out of descriptors a worker does not spin and says so once, the queue keeps the connections, and each is served
+    afterwards."""
     with Service(tmp_path, script(bases=bases, max_children=1)) as service, contextlib.ExitStack() as stack:
         service.wait_ready(1)
         [worker] = service.workers()
@@ -42,6 +43,7 @@ def test_in_a_worker(bases: str, tmp_path: Path) -> None:
             client.close()
         took = time.monotonic() - lifted
         assert service.statistics()["exits"] == {}
+        assert service.log.count("could not accept: [Errno 24] Too many open files; trying again every 0.1 s") == 1
     tries = after["accept_errors"]["emfile"] - before["accept_errors"].get("emfile", 0)
     figure(f"{bases}, no descriptor in the worker: tries a second", f"{tries / passed:.1f}", TRIES)
     figure(f"{bases}, no descriptor in the worker: its CPU, the master's",
