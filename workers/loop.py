@@ -41,6 +41,7 @@ HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request hande
 DATAGRAMS_AT_ONCE = 16  # received without a wait in between
 TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
 MOST_EVENTS = 8  # of one wait: the default is 12 kB
+FAILURE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
@@ -289,6 +290,8 @@ class Worker:
         """Have the threads serve, and see to them. When told to leave, tell them."""
         threads.go_to_the_back()
         while not self.draining:
+            if threads.failed is not None:
+                raise threads.failed
             at_most_ms = threads.see_to()
             if threads.short:
                 threads.short = False
@@ -327,7 +330,9 @@ class Worker:
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what ended a wait. Signal handlers have run by then."""
         self.lanes.look()
-        for fd, _ in ready:
+        for fd, events in ready:
+            if events & FAILURE and self._descriptors.lost():  # what is closed looks like a master that is dead
+                raise DescriptorsLost
             if fd == self._wakeup.fileno():
                 self._wakeup.drain()
                 sinks.follow()

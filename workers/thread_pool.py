@@ -13,6 +13,7 @@ its own. The main thread starts them, ahead of need, and hears what the master s
 import contextlib
 import logging
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +27,9 @@ from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES,
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
+from .identity import identity, lost
 from .lanes import Lanes
+from .signals import DRAIN_SIGNAL
 from .straight import ServeOne, way_in_threads
 from .thread_body import THREAD_BODY
 from .thread_state import context_of_threads, state_of_thread
@@ -51,10 +54,12 @@ class ThreadPool:
     def __init__(self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None]) -> None:
         self.served = 0
         self.short = False  # of descriptors or memory: the listener has to be left alone for a while
+        self.failed: Exception | None = None  # a wait, as it does where the program has closed our descriptors
         self._server = server
         self._listener: int = server.fileno()
         self._lanes = lanes
         self._epoll = epoll
+        self._identity = identity(epoll.fileno())
         self._register, self._unregister = epoll.register, epoll.unregister
         self._wake_main = wake
         self._woken = False
@@ -132,8 +137,20 @@ class ThreadPool:
     def tell_to_leave(self) -> None:
         """Have each thread end when it has no request in hand. The last that waits tries to accept once more."""
         self._leaving = True
-        with contextlib.suppress(OSError, ValueError):  # the program has closed our descriptors
+        try:
             self._epoll.modify(self._always_ready, select.EPOLLOUT)
+        except (OSError, ValueError):  # the program has closed our descriptors
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """End the waits for an epoll that can be told nothing: each is begun again after a signal, and fails then."""
+        if not self._is_lost():
+            self._epoll.close()
+        signal.set_wakeup_fd(-1)  # which is closed by now, or somebody else's
+        for thread in tuple(self._waiting):
+            if thread.ident is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pthread_kill(thread.ident, DRAIN_SIGNAL)
 
     def join(self) -> None:
         """Wait until all have ended. Call it when every lane is free."""
@@ -148,14 +165,21 @@ class ThreadPool:
         self._lanes.of_threads[threading.get_ident()] = lane
         try:
             self._serve(thread, lane)
+        except OSError as exc:  # of a request that has closed all, its own connection as well
+            if not self._is_lost():
+                raise
+            self.failed = exc
         finally:
             passed_on = self._lanes.of_threads.pop(threading.get_ident(), None) is None
             self._waiting.discard(thread)
             self._ended.append(thread)
             if not passed_on:
                 self._lanes.give_back(lane)
-            if len(self._waiting) < AHEAD:
+            if len(self._waiting) < AHEAD or self.failed is not None:
                 self._wake()
+
+    def _is_lost(self) -> bool:
+        return self._epoll.closed or lost(self._epoll.fileno(), self._identity)
 
     def _serve(self, thread: threading.Thread, lane: Lane) -> None:
         wait, waiting, listener = self._epoll.poll, self._waiting, self._listener
@@ -164,7 +188,11 @@ class ThreadPool:
         leaving = False
         while not leaving:
             waiting.add(thread)
-            ready = wait(IDLE_S if len(waiting) > AHEAD else None, 1)
+            try:
+                ready = wait(IDLE_S if len(waiting) > AHEAD else None, 1)
+            except (OSError, ValueError) as exc:  # the program has closed the descriptor
+                self.failed = exc
+                return
             waiting.discard(thread)
             leaving = self._leaving
             if not ready or ready[0][0] != listener:

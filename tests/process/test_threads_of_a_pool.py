@@ -3,6 +3,7 @@ thread that stays is none that anybody could tell from a new one."""
 
 import ast
 import contextlib
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,26 @@ def test_each_request_finds_a_new_thread(hooks: str, mixin: str, tmp_path: Path)
     assert (ended["completed"], ended["failed"], ended["lost"]) == (len(LEFT) - 1, 1, 0)
     if hooks != "Plain":
         assert service.wait("threads")["names"] == ["MainThread"]
+
+
+CLOSING = "from tests.process.programs.closing_all import Handler, Hooks\n"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("daemon", [False, True])
+def test_descriptors_closed_in_a_thread(daemon: bool, tmp_path: Path) -> None:
+    """A handler that closes descriptors which are not its own costs its worker, which says why in one sentence: as one
+    that serves a request at a time. No thread of it is left waiting."""
+    said = r"crashed \(exit status 1\)\n *the program has closed descriptors that are not its own"
+    bases = "PreForkingMixIn, ThreadingTCPServer"
+    source = script(CLOSING, bases=bases, max_children=1, max_threads=8, daemon_threads=daemon)
+    with Service(tmp_path, source, accounts=False) as service:
+        service.allow(said, "could not finish the request")
+        for crashed in range(3):
+            service.wait_ready(1, crashed=crashed)
+            with service.connect() as client:
+                client.send(b"close")
+        service.wait_ready(1, crashed=3)
+    assert len(re.findall(said, service.log)) == 3
+    assert "Exception" not in service.log
+    assert service.log.count("Traceback") == 3, "the handler's"

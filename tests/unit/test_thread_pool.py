@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import select
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from prefork import BaseRequestHandler, TCPServer, ThreadingMixIn
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, Slot
 from prefork.workers import thread_pool, waiters
 from prefork.workers.lanes import Lanes
+from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.thread_pool import AHEAD, ThreadPool, can_stay
 from tests.support.programs.serving import HUNG, threads_end
 
@@ -428,6 +430,40 @@ def test_no_memory_to_wait(pools: Callable[..., Pool]) -> None:
         assert len(refused) >= 2
     pool.pool.go_to_the_back()
     assert pool.ask(b"x") == b"X"
+
+
+@pytest.fixture
+def drain_signal_heard() -> Iterator[None]:
+    """As in a worker; whose default is that no wait is interrupted."""
+    before = signal.signal(DRAIN_SIGNAL, lambda signum, frame: None)
+    yield
+    signal.signal(DRAIN_SIGNAL, before)
+
+
+@pytest.mark.parametrize("closed", ["epoll", "ready", "both"])
+def test_descriptors_that_the_program_has_closed(
+    closed: str, pools: Callable[..., Pool], drain_signal_heard: None
+) -> None:
+    """The thread that finds it says so to the main thread; told to leave, all do, whatever they wait for."""
+    pool = pools(lanes=8)
+    epoll = pool.epoll.fileno()
+
+    def does(said: bytes) -> bytes:
+        os.close(epoll)
+        return said
+
+    pool.server.does = does
+    pool.open()
+    if closed != "epoll":
+        pool.ready.close()
+    if closed != "ready":
+        assert pool.ask(b"close") == b"close"
+        eventually(lambda: pool.pool.failed)
+        assert isinstance(pool.pool.failed, OSError | ValueError)
+    pool.end()
+    assert not any(thread.is_alive() for thread in pool.pool._threads)
+    with contextlib.suppress(OSError):
+        pool.epoll.close()
 
 
 def test_who_has_woken_the_main_thread(pools: Callable[..., Pool]) -> None:
