@@ -8,6 +8,7 @@ import contextlib
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,7 +17,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.loggers import impatient
 from prefork.workers import ending
 from prefork.workers.bootstrap import Birth, Master, leave
-from prefork.workers.signals import interrupted_after
+from prefork.workers.signals import Signals, interrupted_after
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -70,6 +71,8 @@ def boot_one(tried: Rehearsal) -> None:
 
 
 def _boot_one(tried: Rehearsal, wakeup: Wakeup) -> None:
+    if threading.current_thread() is threading.main_thread():
+        Signals(wakeup).reap_ourselves()  # as a master does; else a worker that has ended at once could not be watched
     supervisor = tried.pool(wakeup)
     slot = supervisor.service.new_slot()
     child = supervisor.fork(ChildKind.WORKER, slot, tried.work)

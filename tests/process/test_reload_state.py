@@ -129,6 +129,14 @@ def test_what_the_program_changed_of_its_process(tmp_path: Path) -> None:
     assert {**first, "at": second["at"]} == second
 
 
+def test_a_worker_that_has_ended_before_it_is_watched(tmp_path: Path) -> None:
+    """A program that ignores SIGCHLD is rehearsed, however fast the worker of its rehearsal is."""
+    with Released(tmp_path, max_children=WORKERS) as service:
+        service.wait_ready(WORKERS)
+        reload(service, numbered(2, "import tests.process.programs.ended_early\n"), 2)
+        assert service.answering() == "r2"
+
+
 BEGINS_ANOTHER = ["sh", "-c", '"$@"; exit $?', "sh"]  # a shell that waits: the program leads nothing
 
 
