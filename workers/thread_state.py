@@ -101,6 +101,10 @@ def state_of_thread() -> Callable[[], bool]:
     used = _locals_used(of_dict, words, at)
     thread, of_new = vars(threading.current_thread()), vars(threading)  # asked without a call: half the time
     size, name = len(thread), thread.get("_name")
+    itself = threading.current_thread()
+    weakly = getweakrefcount(itself)  # those by which something is kept for it, as in a WeakKeyDictionary
+    hooks, get_hooks = sys.get_asyncgen_hooks(), sys.get_asyncgen_hooks
+    depth, get_depth = sys.get_coroutine_origin_tracking_depth(), sys.get_coroutine_origin_tracking_depth
     trace, profile = sys.gettrace(), sys.getprofile()
     trace_of_new, profile_of_new = of_new.get("_trace_hook"), of_new.get("_profile_hook")
     gettrace, getprofile = sys.gettrace, sys.getprofile
@@ -112,6 +116,7 @@ def state_of_thread() -> Callable[[], bool]:
             len(thread) == size and thread.get("_name") is name
             and gettrace() is trace and getprofile() is profile
             and of_new.get("_trace_hook") is trace_of_new and of_new.get("_profile_hook") is profile_of_new
+            and getweakrefcount(itself) == weakly and get_depth() == depth and get_hooks() == hooks
         )  # fmt: skip
 
     return is_unchanged

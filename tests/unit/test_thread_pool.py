@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -215,6 +216,26 @@ def test_a_new_thread_to_each(pools: Callable[..., Pool]) -> None:
         assert pool.ask(said) == said
     assert [each[:2] for each in found] == [(False, False)] * 5
     assert all(NAME.fullmatch(name) for *_, name in found)
+
+
+def test_what_is_kept_by_a_thread(pools: Callable[..., Pool]) -> None:
+    """Is not there for the next request; the thread of one that keeps nothing stays."""
+    kept = weakref.WeakKeyDictionary[threading.Thread, int]()
+    pool = pools(lanes=2)
+
+    def does(said: bytes) -> bytes:
+        thread = threading.current_thread()
+        if said == b"keep":
+            assert thread not in kept
+            kept[thread] = 1
+        return said
+
+    pool.server.does = does
+    pool.open()
+    assert [pool.ask(b"keep") for _ in range(20)] == [b"keep"] * 20
+    before = len(pool.server.threads)
+    assert [pool.ask(b"x") for _ in range(50)] == [b"x"] * 50
+    assert len(set(pool.server.threads[before:])) < 10
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from prefork.workers import thread_state
 from prefork.workers.thread_state import context_of_threads, state_of_thread
 
 LOCAL = threading.local()
+WEAKLY = weakref.WeakKeyDictionary[threading.Thread, int]()
 VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
 
 
@@ -68,8 +70,10 @@ def test_whoever_uses_a_local_has_changed_its_thread(uses: Callable[[], object])
         lambda: socket.socketpair()[0].close(),
         lambda: time.strptime("2026", "%Y"),
         lambda: VARIABLE.set(1),
+        lambda: (threading.enumerate(), repr(threading.current_thread())),
+        lambda: threading.Thread(target=print).name,
     ],
-    ids=["repr", "decimal", "logging", "socket", "strptime", "context variable"],
+    ids=["repr", "decimal", "logging", "socket", "strptime", "context variable", "threads", "a thread"],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_every_request_does_changes_nothing(uses: Callable[[], object]) -> None:
@@ -91,9 +95,16 @@ def test_others_use_theirs() -> None:
         lambda: sys.setprofile(lambda *arguments: None),
         lambda: threading.setprofile(lambda *arguments: None),
         lambda: threading.settrace(lambda *arguments: None),
+        lambda: WEAKLY.setdefault(threading.current_thread(), 1),
+        lambda: weakref.finalize(threading.current_thread(), bool),
+        lambda: sys.set_asyncgen_hooks(firstiter=lambda generator: None),
+        lambda: sys.set_coroutine_origin_tracking_depth(5),
     ],
-    ids=["attribute", "name", "profile", "profile of new ones", "trace of new ones"],
-)
+    ids=[
+        "attribute", "name", "profile", "profile of new ones", "trace of new ones", "key of a WeakKeyDictionary",
+        "finalize", "hooks of generators", "origins of coroutines",
+    ],
+)  # fmt: skip
 def test_what_else_changes_a_thread(leaves: Callable[[], object], hooks: None) -> None:
     """A thread in which that is left is not used again."""
     assert in_thread(lambda is_unchanged: (is_unchanged(), leaves(), is_unchanged())[::2]) == (True, False)
