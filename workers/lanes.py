@@ -228,6 +228,13 @@ class Lanes:
         if self._body is not None:
             self._body.leave(server)
 
+    def _put_back(self, server: Any) -> None:
+        """Count on, after the program has deleted from the object what it had put there: it means its class's."""
+        if self.found is not None:
+            self.found, self.bound = None, self._counting(server)
+        if self.bound is not None:
+            put(server, FINISH, self.bound)
+
     def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Accept one request and process it on `lane`, which is the caller's again unless that went elsewhere."""
         lane[STARTED_NS] = now_ns
@@ -237,6 +244,8 @@ class Lanes:
         except BaseException as exc:
             return self.got_none(lane, exc)
         place = place_of(request) if self._placed else None
+        if FINISH not in vars(server):
+            self._put_back(server)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
         self.begin(lane, request, client_address, now_ns)

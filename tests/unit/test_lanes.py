@@ -247,6 +247,33 @@ def test_override_of_the_instance_and_unbind(harness: Harness) -> None:
     assert vars(harness.server).keys() & {"finish_request", "close_request", "process_request_thread"} == set()
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_a_wrapper_of_the_instance_that_is_deleted_again(before: bool, harness: Harness) -> None:
+    """Requests are counted on, and finished as the class does it, whatever the instance had before it served."""
+    called: list[str] = []
+    finish = harness.server.finish_request
+    if before:
+        harness.lanes.unbind(harness.server)
+        finish = harness.server.finish_request
+        setattr(harness.server, "finish_request", lambda *arguments: called.append("before"))  # noqa: B010
+        harness.lanes.bind(harness.server)
+
+    def wrapper(*arguments: Any) -> None:
+        called.append("wrapper")
+        finish(*arguments)
+
+    setattr(harness.server, "finish_request", wrapper)  # noqa: B010
+    harness.serve("completed")
+    del harness.server.finish_request
+    with pytest.raises(SystemExit):
+        harness.serve("exits")
+    harness.serve("completed")
+    assert called == ["wrapper"]
+    assert harness.counts() == {"failed": 1} | ({"completed": 1, "handed_over": 1} if before else {"completed": 2})
+    harness.lanes.unbind(harness.server)
+    assert "finish_request" not in vars(harness.server)
+
+
 def test_cap_and_the_one_that_waits(make: Callable[..., Harness]) -> None:
     """With every lane taken there is none, and who found none is told when one comes back; once."""
     harness = make(lanes=2)

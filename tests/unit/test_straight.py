@@ -353,6 +353,20 @@ def test_a_hook_that_is_put_there_later(
         assert "handler" in harness.seen
 
 
+@pytest.mark.parametrize("server_class", [Over, InThreads])
+def test_the_straight_way_is_found_again(server_class: Any, make: Callable[..., Harness]) -> None:
+    """After what the program has put over `finish_request` on the object is deleted; and every request is counted."""
+    harness = make(type("Mine", (server_class,), {}))
+    counted = harness.server.finish_request
+    harness.server.finish_request = lambda *arguments: counted(*arguments)
+    harness.serve("ok")
+    del harness.server.finish_request
+    for _ in range(3):
+        harness.serve("ok")
+    assert (harness.lane[COMPLETED], harness.lane[HANDED_OVER]) == (4, 0)
+    assert harness.server.finish_request is counted
+
+
 IN_THREADS = (*PASSED_BY, THREAD_BODY)
 
 
