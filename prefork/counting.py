@@ -17,6 +17,7 @@ from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import handshake, user_forks
+from prefork.workers.access_log import AccessLog
 from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
@@ -72,12 +73,13 @@ class Counting:
         on_free: Callable[[], None],
         queue_waits: bool,
         admission: Admission | None = None,
+        access_log: AccessLog | None = None,
     ) -> Lanes:
         """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates."""
         elsewhere = hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
-                           admission=admission)  # fmt: skip
+                           admission=admission, access_log=access_log)  # fmt: skip
         handshake.in_its_lane(server)
         self.lanes.bind(server)
         return self.lanes

@@ -11,6 +11,7 @@ import socket
 import sys
 from typing import Any
 
+from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
@@ -18,9 +19,10 @@ from prefork.workers.identity import Descriptors
 from .errors import ConfigError
 from .reload.handover import handed
 from .settings.in_force import InForce, value_of
-from .sockets.addresses import over
+from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
 from .sockets.networks import admission
+from .sockets.of_server import socket_of
 from .sockets.ownership import Access
 from .supervised import Supervised
 from .systemd import stored
@@ -124,6 +126,16 @@ class Listened(Supervised):
     def _lend(before: Listener, after: Listener, own: socket.socket) -> None:
         if (given := handed()) is not None:
             given.moved(before, after, own)
+
+    # What is written of connections.
+
+    def access_log(self) -> AccessLog | None:
+        """Return what writes the records of this worker, or of the only process of `--single`; the master has none."""
+        if self.slot is None or not value_of(self.server, "access_log"):
+            return None
+        sock = socket_of(self.server)
+        where = address_text(self.server.server_address if sock is None else sock.getsockname())
+        return AccessLog(LogContext(where, self.slot, address_text))
 
     # What connections must show.
 

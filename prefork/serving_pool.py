@@ -18,7 +18,6 @@ import setproctitle
 from prefork.metrics.board import Word
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
-from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
@@ -325,9 +324,7 @@ class Preforked(Accompanied, Listened):
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
         terms = terms._replace(admission=admission(setting, self.tls))
-        if setting.access_log:
-            where = address_text(server.socket.getsockname())
-            terms = terms._replace(access_log=AccessLog(LogContext(where, number, address_text)))
+        terms = terms._replace(access_log=self.access_log())
         self.worker = Worker(server, terms, birth, master)
         if isinstance(self.listener, SharedDatagrams):
             SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)

@@ -18,6 +18,7 @@ from prefork.metrics.board import Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers.accepting import NO_RESOURCES, NOT_BEGUN, NOTHING
+from prefork.workers.access_log import AccessLog
 from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
@@ -187,11 +188,15 @@ class Supervised(ServingLoop):
         """Return the lanes of this process, created at its first request."""
         return self.counting.lanes or self.counting.begin(
             self.server, self.first_slot(), more=self.more_lanes, on_free=self._lane_is_free,
-            queue_waits=self.counts_queue_waits(), admission=self.admission(),
+            queue_waits=self.counts_queue_waits(), admission=self.admission(), access_log=self.access_log(),
         )  # fmt: skip
 
     def admission(self) -> Admission | None:
         """Return what each connection must show before the program sees it: what a pool has settings for."""
+        return None
+
+    def access_log(self) -> AccessLog | None:
+        """Return what writes a record of each request of this process: what a pool has a setting for."""
         return None
 
     def counts_queue_waits(self) -> bool:

@@ -110,6 +110,21 @@ def test_everything_runs_in_the_one_process(target: str, here: Path) -> None:
     assert "this request only" in run.log
 
 
+@pytest.mark.parametrize("target", ["Handler", "Threads", "Forks", "Standard"])
+def test_access_log(target: str, here: Path) -> None:
+    """Each request has its record, as in a pool."""
+    with running(["run", f"app:{target}", "--bind", ANY_PORT, "--single", "--access-log", "yes"], cwd=here) as run:
+        run.expect("ValueError: this request only")
+        address = ("127.0.0.1", run.port)
+        assert ask(address, b"hello\n")
+        assert ask(address, b"fail\n") == b""
+        assert run.ended(signal.SIGTERM) == 0
+    records = [line for line in run.log.splitlines() if " prefork.access: request " in line]
+    assert ["slot=1 outcome=ok " in records[0], "slot=1 outcome=error " in records[1]] == [True, True], records
+    assert len(records) == 2
+    assert f"listener={run.address} peer=127.0.0.1:" in records[0]
+
+
 def test_exit(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A SystemExit of a handler ends the service with that status, after worker_stopping()."""
     with running(["run", "app:Server", "--bind", ANY_PORT, "--single"], cwd=here) as run:
