@@ -17,6 +17,7 @@ from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
 
 from .errors import ConfigError
+from .inheritance.precedence import is_called_by
 from .reload.handover import handed
 from .settings.in_force import InForce, value_of
 from .sockets.addresses import address_text, over
@@ -144,9 +145,15 @@ class Listened(Supervised):
             self.secure()
         return admission(InForce(self.server), self.tls, at_once=True)
 
+    def _makes_its_own(self) -> bool:
+        """Return True if the program has a `create_ssl_context()` for connections that it wraps itself."""
+        handler = self.server.RequestHandlerClass
+        classes = [type(self.server), *([handler] if isinstance(handler, type) else [])]
+        return value_of(self.server, "tls_certificate") is None and is_called_by(classes, "create_ssl_context")
+
     def secure(self) -> None:
         """Make the TLS context anew; the one before stays if that fails. Raises ConfigError."""
-        context = hook(self.server, "create_ssl_context")()
+        context = None if self._makes_its_own() else hook(self.server, "create_ssl_context")()
         if context is None:
             for name in ("tls_key", "tls_client_ca", "tls_alpn"):
                 if value_of(self.server, name) is not None:

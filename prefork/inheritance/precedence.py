@@ -8,7 +8,7 @@ said of a class once and for all.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -83,6 +83,17 @@ def _is_base_server(cls: type) -> bool:
 
 def _calls_the_next(value: object) -> bool:
     return isinstance(value, FunctionType) and not {"super", "BaseServer"}.isdisjoint(value.__code__.co_names)
+
+
+def is_called_by(classes: Iterable[type], name: str) -> bool:
+    """Return True if the program calls a method of this name itself, in one of these classes: then it is its own, and
+    no hook of ours. An override that calls the next is none of its callers."""
+    return any(
+        isinstance(function, FunctionType) and function.__name__ != name and name in function.__code__.co_names
+        for cls in classes
+        for base in filter(is_the_programs_class, cls.__mro__)
+        for function in vars(base).values()
+    )
 
 
 def loop_behind(cls: type, ours: type) -> type | None:

@@ -187,6 +187,19 @@ def test_the_programs_own_context_and_a_drain(tmp_path: Path) -> None:
         assert service.wait_exit() == 0
 
 
+def test_a_method_of_that_name_for_what_the_program_does_itself(tmp_path: Path) -> None:
+    """It is no hook of ours: the connection is wrapped once."""
+    make_certificate(tmp_path)
+    definitions = "from tests.process.programs.tls_told import Ours as Handler, WrapsItself as Hooks\n"
+    definitions += "class Hooks(Hooks, Told): pass\n"
+    with Service(tmp_path, script(definitions, max_children=1)) as service:
+        service.wait_ready(1)
+        context = client_context(tmp_path, certified=False)
+        context.set_alpn_protocols(["itself"])
+        with secured(service, context) as client:
+            assert client.ask(b"x").split()[1] == b"itself"
+
+
 def test_behind_a_proxy(tmp_path: Path) -> None:
     """The header comes first, in the clear."""
     make_certificate(tmp_path)

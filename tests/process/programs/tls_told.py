@@ -45,6 +45,21 @@ class Extends(_Server):
         return context
 
 
+class WrapsItself(_Server):
+    """Has a method of our hook's name, for what it does itself."""
+
+    def create_ssl_context(self) -> Any:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE, KEY)
+        context.set_alpn_protocols(["itself"])
+        return context
+
+    def get_request(self) -> Any:
+        request, address = super().get_request()
+        context = self.create_ssl_context()
+        return context.wrap_socket(request, server_side=True, do_handshake_on_connect=False), address
+
+
 def one_request() -> None:
     """Serve one, in this process."""
     with prefork.PreForkingTCPServer(("127.0.0.1", 0), Ours) as server:
