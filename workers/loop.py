@@ -288,7 +288,8 @@ class Worker:
 
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""
-        threads.go_to_the_back()
+        threads.see_to()
+        threads.go_to_the_back()  # when as many wait as should: with fewer, others would get the first requests
         while not self.draining:
             if threads.failed is not None:
                 raise threads.failed

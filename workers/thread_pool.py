@@ -78,7 +78,8 @@ class ThreadPool:
         self._said_at = NEVER_S
 
     def open(self, most: int, always_ready: int) -> None:
-        """Start the first threads; from the first `go_to_the_back()` on they serve.
+        """Prepare to serve, from the first `go_to_the_back()` on. `see_to()` starts the threads, once it is READY:
+        on a busy machine each takes as long to start as half a boot.
 
         `always_ready` is a descriptor that can always be written. The main thread is woken after `most` requests.
         """
@@ -86,7 +87,6 @@ class ThreadPool:
         self._serve_one = way_in_threads(self._lanes, self._server)
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
-        self.see_to()
 
     def go_to_the_back(self) -> None:
         """Let other workers have the next requests. What is queued already wakes one of ours that waits."""

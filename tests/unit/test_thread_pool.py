@@ -155,10 +155,12 @@ def test_a_thread_serves_many(daemon: bool, pools: Callable[..., Pool]) -> None:
     assert pool.counts() == {ACCEPTED: 20, COMPLETED: 20, FAILED: 0, HANDED_OVER: 0}
 
 
-def test_they_wait_before_anybody_can_come(pools: Callable[..., Pool]) -> None:
-    """A worker says that it is READY when its first threads are there, and not before it can serve."""
+def test_the_first_threads(pools: Callable[..., Pool]) -> None:
+    """None is started before the worker is READY, which that would delay; then so many as are to wait."""
     pool = pools(lanes=4)
     pool.pool.open(0, pool.ready.fileno())
+    assert not pool.pool._waiting
+    pool.pool.see_to()
     assert len(pool.pool._waiting) == AHEAD
     client = pool.hold(answered=False)
     assert not select.select([client], [], [], 0.05)[0]
