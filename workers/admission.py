@@ -5,6 +5,7 @@ header it reads exactly the bytes, so that what follows, such as a TLS handshake
 """
 
 import logging
+import os
 import select
 import socket
 from collections.abc import Callable, Container
@@ -127,15 +128,14 @@ def _readable(request: Any, seconds: float) -> bool:
 
 def _read(request: Any, deadline: float) -> bytes:
     """Read the header of a connection, and not a byte more. Raises ProxyHeaderError, and OSError as the socket does."""
-    sock = socket.socket(fileno=request.fileno())  # the request may be a wrapper, whose recv() reads something else
+    fd = request.fileno()
+    blocking = os.get_blocking(fd)  # which a timeout changes, the default one too, and the request does not hear of it
+    sock = socket.socket(fileno=fd)  # it may be a wrapper, whose recv() reads something else
     try:
-        before = sock.gettimeout()
-        try:
-            return _read_header(sock, deadline)
-        finally:
-            sock.settimeout(before)
+        return _read_header(sock, deadline)
     finally:
         sock.detach()
+        os.set_blocking(fd, blocking)
 
 
 def _read_header(sock: socket.socket, deadline: float) -> bytes:

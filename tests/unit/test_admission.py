@@ -1,6 +1,7 @@
 """Admission: each term alone, on a pair of sockets; what is read and what is left, and how long a client may take."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from time import monotonic
@@ -49,10 +50,12 @@ def test_header_is_read_and_nothing_else(
     ours, theirs = pair
     theirs.sendall(header + b"PROXY of the program's")
     ours.settimeout(timeout)
+    blocking = os.get_blocking(ours.fileno())
     found = admit(ours, proxies=Networks("127.0.0.1"), header_timeout=LONG)
     assert found == ("192.0.2.7", 4242)
     assert (found.proxy.peer, found.proxy.destination) == (PEER, ("198.51.100.1", 443))
     assert ours.gettimeout() == timeout
+    assert os.get_blocking(ours.fileno()) is blocking
     ours.settimeout(LONG)
     assert ours.recv(99) == b"PROXY of the program's"
 
