@@ -3,14 +3,13 @@
 import contextlib
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.clients.connections import HUNG, Connection, connect, dial, free_port
-from tests.support.hosts.namespaces import haproxy, listening
+from tests.support.clients.connections import Connection, connect, dial, free_port
+from tests.support.hosts.namespaces import haproxy, listener
 from tests.support.programs.service import Service, script
 
 PAGE = Path(__file__).parents[2] / "deploy" / "README.md"
@@ -57,15 +56,9 @@ def on_the_page(pattern: str) -> str:
 def nginx(block: str, folder: Path, port: int) -> Iterator[None]:
     """One process in the foreground, with this in its `stream`."""
     (folder / "nginx.conf").write_text(NGINX.format(module=MODULE, block=block))
-    with (folder / "nginx.out").open("wb") as out:
-        argv = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.log"]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    try:
-        listening(port, process)
+    argv = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.log"]
+    with listener(argv, folder / "nginx.out", port):
         yield
-    finally:
-        process.kill()
-        process.wait(HUNG)
 
 
 def asked_through(port: int, behind: int, version: int) -> None:

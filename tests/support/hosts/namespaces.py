@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from urllib.request import urlopen
@@ -156,8 +156,15 @@ def haproxy(config: str, folder: Path, port: int) -> Iterator[None]:
     path.write_text(config)
     check = subprocess.run(["haproxy", "-c", "-f", path], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout + check.stderr
-    with (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen(["haproxy", "-db", "-f", path], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with listener(["haproxy", "-db", "-f", path], folder / "haproxy.log", port):
+        yield
+
+
+@contextlib.contextmanager
+def listener(argv: Sequence[str | Path], log: Path, port: int) -> Iterator[None]:
+    """A program in the foreground that listens on this port; it is killed at the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         listening(port, process)
         yield
