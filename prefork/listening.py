@@ -166,5 +166,6 @@ class Listened(Supervised):
         if isinstance(self.listener, ssl.SSLSocket):
             raise ConfigError("could not set tls_certificate: the program has wrapped its listener in TLS itself")
         self.tls_expires_at = tried(context)
-        context.sslsocket_class = SecureConnection
+        if context.sslsocket_class is ssl.SSLSocket:  # else the program has a class of its own for them
+            context.sslsocket_class = SecureConnection
         self.tls, self.secured = context, True

@@ -140,10 +140,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
         own: Preforked = self._prefork_
-        own.control_terms()
-        own.check_companions()
-        own.secure()
-        check_handler(self, getattr(self, "socket_type", 0))
+        own.check()
         if run_mode() is not RunMode.SINGLE:
             check_kernel()
             lent = spares = 0

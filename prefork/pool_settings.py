@@ -123,13 +123,16 @@ class PoolSettings:
     ] = None  # fmt: skip
 
     tls_certificate: Annotated[
-        str | None, Setting("serve over TLS with the certificate in this file (PEM), and its chain", group="TLS")
+        str | None,
+        Setting("serve over TLS with the certificate in this file (PEM), and its chain", group="TLS", metavar="FILE"),
     ] = None
     tls_key: Annotated[
-        str | None, Setting("file of its key (PEM)", group="TLS", default_text="in the certificate's file")
+        str | None,
+        Setting("file of its key (PEM)", group="TLS", metavar="FILE", default_text="in the certificate's file"),
     ] = None
     tls_client_ca: Annotated[
-        str | None, Setting("ask clients for a certificate of the authorities in this file (PEM)", group="TLS")
+        str | None,
+        Setting("ask clients for a certificate of the authorities in this file (PEM)", group="TLS", metavar="FILE"),
     ] = None
     tls_verify_client: Annotated[
         str, Setting("whether a client without one is served", group="TLS", choices=("required", "optional"))

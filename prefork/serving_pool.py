@@ -47,6 +47,7 @@ from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
+from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
@@ -254,6 +255,13 @@ class Preforked(Accompanied, Listened):
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
+
+    def check(self) -> None:
+        """Refuse what cannot be served as it is set, each alone being valid. Raises ConfigError."""
+        self.control_terms()
+        self.check_companions()
+        self.secure()
+        check_handler(self.server, getattr(self.server, "socket_type", 0))
 
     def _renew_tls(self) -> None:
         self.secure()

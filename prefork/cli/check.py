@@ -11,6 +11,7 @@ from time import monotonic
 from .. import logs
 from ..pool import pool_of
 from ..reload.rehearsal import boot_one
+from ..settings.fields import validate
 from ..surroundings.room import check_room
 from . import launch
 from .dry_run import dry_run
@@ -51,6 +52,8 @@ def _run(args: argparse.Namespace) -> int:
     with dry_run() as tried, plan.build() as server:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
+        validate(server)
+        pool_of(server).check()
         check_room(server.max_children, len(pool_of(server).companions()))
         found = list(findings(server))  # before a worker boots: what it starts is its own
         since = monotonic()

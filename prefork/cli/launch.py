@@ -30,6 +30,7 @@ instance (bound by its own module: no --bind), or a function that takes the addr
 VALUES_SECTION = Section(
     "values",
     "TIME is in seconds, or 500ms, 30s, 2m, 1h. SIZE is in bytes, or 512MiB, 2GiB. MODE is octal. "
+    "NETWORKS are as 10.0.0.0/8, ::1, unix. "
     '"off" is taken where the Reference allows it.',
 )
 ENVIRONMENT = Section(

@@ -161,6 +161,10 @@ def _backlog(listener: socket.socket) -> int:
         (["app:Server", "--bind", ":0", "--max-children", "0"], 2, "could not set max_children to '0'"),
         (["app:Server", "--bind", ":0", "--log-file", "/no/such/log"], 2, "could not open the log file /no/such/log"),
         (["broken:Server", "--bind", ":0"], 2, "prefork: could not import broken: ZeroDivisionError: division by zero"),
+        (["app:Server", "--bind", ":0", "--tls-certificate", "no.pem"], 2, "could not read tls_certificate no.pem"),
+        (["app:Server", "--bind", ":0", "--tls-key", "no.pem"], 2, "could not set tls_key: there is no tls_cert"),
+        (["app:Server", "--bind", ":0", "--control", "unix:c", "--control-allow", "x.y"], 2, "control_allow"),
+        (["app:Handler", "--bind", "udp://127.0.0.1:0", "--tls-certificate", "no.pem"], 2, "could not"),
         (["app:Server"], 2, "it needs an address; say --bind HOST:PORT"),
     ],
 )
