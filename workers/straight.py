@@ -90,7 +90,10 @@ def way_of(lanes: Lanes, server: Any) -> ServeOne:
 
 
 def way_in_threads(lanes: Lanes, server: Any) -> ServeOne:
-    """Return what serves one request in the thread that accepts it, as `way_of()` does; see there."""
+    """Return what serves one request in the thread that accepts it, as `way_of()` does; see there.
+
+    The same steps are written out once more: a call for them would cost a tenth of what this way saves.
+    """
     counted, accepted = lanes.bound, lanes.accepted
     if (
         accepted is None or lanes.admission is not None or lanes.found is not None
