@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.connections import ask, ask_datagram
-from tests.support.programs.service import Service, script
+from tests.support.programs.service import HUNG, Service, script
 from tests.support.tools.figures import figure, ms
 from tests.support.tools.proc import switches
 
@@ -45,6 +46,13 @@ def answered_in(service: Service, bases: str) -> float:
     return time.monotonic() - began
 
 
+def wait_stopped(pid: int) -> None:
+    """Until the process is stopped: a CONT that comes before its STOP does nothing."""
+    deadline = time.monotonic() + HUNG
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline, f"hung: pid {pid} is not stopped"
+
+
 @pytest.mark.quick_faults
 @pytest.mark.parametrize("name", ["KILL", "STOP"])
 @pytest.mark.parametrize("bases", KINDS)
@@ -61,6 +69,7 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
             slowest = max(slowest, answered_in(service, bases))
             trapped = service.wait("trapped", after=mark)["pid"]
             if name == "STOP":
+                wait_stopped(trapped)
                 service.signal(signal.SIGCONT, trapped)
             else:
                 service.wait_ready(3, killed=time_)

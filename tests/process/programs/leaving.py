@@ -14,6 +14,7 @@ def leave(*args: Any) -> None:
 
 class Hooks(Told):
     faults: tuple[BaseException, ...] = ()
+    told_to_end = False
 
     def serve_forever(self, *args: Any) -> None:
         signal.signal(signal.SIGTERM, leave)
@@ -25,12 +26,15 @@ class Hooks(Told):
         self.faults = (OSError(5, "of the kernel's"), ValueError("of the program's"))
 
     def end(self, *args: Any) -> None:
-        self.faults = (SystemExit(6),)
+        self.told_to_end = True
 
     def service_actions(self) -> None:
         super().service_actions()
+        if self.told_to_end:
+            self.told_to_end, self.faults = False, ()
+            raise SystemExit(6)
         if self.faults:
             fault, *others = self.faults
             tell("raised")
-            self.faults = () if isinstance(fault, SystemExit) else (*others, fault)
+            self.faults = (*others, fault)
             raise type(fault)(*fault.args)
