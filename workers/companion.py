@@ -6,7 +6,6 @@ end of the service. When it is started, and started again, is the master's busin
 """
 
 import _thread  # no thread that the program would see
-import faulthandler
 import logging
 import os
 import select
@@ -196,7 +195,7 @@ class Companion:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
         handlers |= {DRAIN_SIGNAL: self._on_drain, signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
         self._signals.take(handlers)
-        faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
+        self._signals.write_stacks(self.birth.stacks.fd)
         user_forks.on_fork_by_user(self._forked_by_user)
 
     def _on_drain(self, signum: int, frame: FrameType | None) -> None:
@@ -236,7 +235,6 @@ class Companion:
         slot = self.birth.slot
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
-        faulthandler.unregister(signal.SIGUSR1)
 
     def _end_stray(self) -> None:
         """Leave, in a process that user code forked and in which the function has returned or raised."""

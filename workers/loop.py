@@ -6,7 +6,6 @@ nudge. Longer than most files: the worker's life, from boot to drain, reads here
 """
 
 import contextlib
-import faulthandler
 import os
 import select
 import signal
@@ -43,7 +42,7 @@ TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
 MOST_EVENTS = 8  # of one wait: the default is 12 kB
 FAILURE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class Worker:
@@ -170,7 +169,7 @@ class Worker:
         handlers: dict[int, Callable[[int, FrameType | None], Any]] = dict.fromkeys(IGNORED, ignore)
         handlers |= {DRAIN_SIGNAL: self._on_drain, signal.SIGTERM: self._on_term, signal.SIGQUIT: self._on_quit}
         self._signals.take(handlers)
-        faulthandler.register(signal.SIGUSR1, file=self.birth.stacks.fd, all_threads=True, chain=False)
+        self._signals.write_stacks(self.birth.stacks.fd)
         user_forks.on_fork_by_user(self._forked_by_user)
         set_mask(self.birth.mask)
 
@@ -202,7 +201,6 @@ class Worker:
         slot = self.birth.slot  # the rest of it, the program's own metrics, is detached by metrics/application/values
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
-        faulthandler.unregister(signal.SIGUSR1)
         # It must not hold the port. But a datagram's socket is its request's as well, and this may be to answer it.
         if self.server.socket.type != socket.SOCK_DGRAM or not self.lanes.may_have_requests():
             self.server.socket.close()

@@ -7,6 +7,7 @@ the notes decides what the signal means. Only the main thread of a process may c
 
 import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps
 import contextlib
+import faulthandler
 import os
 import signal
 import threading
@@ -179,6 +180,7 @@ class Signals:
         self._ours: dict[int, SignalHandler] = {}
         self._wrappers: dict[int, SignalHandler] = {}  # of the program's handlers; see `hold_back()`
         self._wakeup_before: int | None = None
+        self._writes_stacks = False
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         self._post(signum)
@@ -189,6 +191,15 @@ class Signals:
         for signum, handler in handlers.items():
             self._before[signum] = _signal.signal(signum, handler)
             self._ours[signum] = handler
+
+    def write_stacks(self, fd: int) -> None:
+        """Have USR1 write the stack of every thread to `fd`, wherever they are, before the handler taken for it runs.
+
+        Unchained, faulthandler would leave errno at 0 to the call that the signal came after: an EAGAIN or EINTR
+        would be raised as `OSError: [Errno 0]`, which nobody expects.
+        """
+        faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True, chain=True)
+        self._writes_stacks = True
 
     def keep(self) -> None:
         """Reinstall the handlers of signals that went back to their default action.
@@ -259,6 +270,9 @@ class Signals:
 
     def put_back(self, then_block: Iterable[int] = ()) -> None:
         """Restore the dispositions and the wake-up descriptor that `take` found; `then_block` these signals."""
+        if self._writes_stacks:
+            faulthandler.unregister(signal.SIGUSR1)
+            self._writes_stacks = False
         while self._before:
             signum, handler = self._before.popitem()
             if (wrapper := self._wrappers.pop(signum, None)) is not None and _signal.getsignal(signum) is not wrapper:

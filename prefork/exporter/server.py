@@ -257,9 +257,7 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     wakeup = Wakeup()
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master, birth.slot)
-    handlers: dict[int, SignalHandler] = dict.fromkeys(
-        (*IGNORED, signal.SIGUSR1, signal.SIGQUIT, signal.SIGPIPE), ignore
-    )
+    handlers: dict[int, SignalHandler] = dict.fromkeys((*IGNORED, signal.SIGQUIT, signal.SIGPIPE), ignore)
     handlers |= {
         POKE: lambda signum, frame: exporter._prefork_.wake(),
         DRAIN_SIGNAL: lambda signum, frame: exporter.shutdown_nowait() if birth.slot.told_to_drain else None,

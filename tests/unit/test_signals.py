@@ -1,5 +1,7 @@
 """Signal handlers of the program's: where they run while the master is in a turn."""
 
+import ctypes
+import errno
 import os
 import signal
 import threading
@@ -100,3 +102,29 @@ def test_a_reader_that_is_gone_ends_nobody() -> None:
     with pytest.raises(BrokenPipeError):
         os.write(write, b"x")
     os.close(write)
+
+
+def test_stacks_are_written_between_a_call_and_its_errno() -> None:
+    """USR1 writes the stacks and leaves errno to the call that it came after; then what stood there is back."""
+    before = signal.signal(signal.SIGUSR1, raising)
+    wakeup = Wakeup()
+    signals = Signals(wakeup)
+    stacks = os.memfd_create("stacks")
+    try:
+        signals.take({signal.SIGUSR1: ignore})
+        signals.write_stacks(stacks)
+        libc = ctypes.CDLL(None, use_errno=True)  # errno is set to its copy before a call, and kept in it afterwards
+        ctypes.set_errno(errno.EAGAIN)
+        getattr(libc, "raise")(signal.SIGUSR1)
+        assert ctypes.get_errno() == errno.EAGAIN
+        assert b"test_stacks_are_written" in os.pread(stacks, 1 << 16, 0)
+        signals.put_back()
+        written = os.fstat(stacks).st_size
+        with pytest.raises(Raised):
+            raise_signal(signal.SIGUSR1)
+        assert os.fstat(stacks).st_size == written
+    finally:
+        signals.put_back()
+        wakeup.close()
+        os.close(stacks)
+        signal.signal(signal.SIGUSR1, before)
