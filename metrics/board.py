@@ -259,16 +259,16 @@ class BoardReader:
         rejected = words[Word.WORDS_REJECTED]
         live = []
         looks = []
-        now_ns = monotonic_ns()
         rows = list(self._rows(words[Word.ROWS_USED]))
         for serial, role, condition in sorted(rows, reverse=True):
             reader = reader_of(serial)
             if reader is None:
                 continue
+            read, report = reader.read()
             if role != ChildKind.EXPORTER:
-                counts = [a + b for a, b in zip(counts, reader.counts(), strict=True)]
+                counts = [a + b for a, b in zip(counts, read, strict=True)]
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
-            live.append(Live(ChildKind(role), Condition(condition), reader.look(now_ns)))
+            live.append(Live(ChildKind(role), Condition(condition), report))
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
             if application:
@@ -276,7 +276,7 @@ class BoardReader:
         if application:
             looks.append(self._dead.copy())
         serials = frozenset(row[0] for row in rows)
-        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, now_ns)
+        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, monotonic_ns())
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[LIVE_TABLE : LIVE_TABLE + used * ROW_WORDS].tolist()

@@ -22,6 +22,8 @@ import fcntl
 import mmap
 import os
 import sys
+from collections.abc import Sequence
+from time import monotonic_ns
 from typing import NamedTuple, Self
 
 from .application.region import Region
@@ -302,10 +304,23 @@ class SlotReader:
 
     def look(self, now_ns: int) -> Report:
         """Return the report that the supervisor needs at each turn of its loop. Cheap."""
-        words = self.slot.words
+        return self._report(self.slot.words, self._opened(), now_ns)
+
+    def read(self) -> tuple[list[int], Report]:
+        """Return the counts and the report of one moment: a request is in flight in the one, or ended in the other."""
+        words = self._copied()
+        return self._summed(words), self._report(words, len(self._counts), monotonic_ns())
+
+    def counts(self) -> list[int]:
+        """Return every word of COUNTS, summed over the lanes."""
+        return self._summed(self._copied())
+
+    def _copied(self) -> list[int]:
+        return self.slot.words[: HEADER_WORDS + self._opened() * LANE_WORDS].tolist()
+
+    def _report(self, words: Sequence[int], lanes: int, now_ns: int) -> Report:
         busy = []
         accepted = tried_ns = 0
-        lanes = self._opened()
         for start in range(HEADER_WORDS, HEADER_WORDS + lanes * LANE_WORDS, LANE_WORDS):
             accepted += words[start + ACCEPTED]
             started_ns = words[start + STARTED_NS]
@@ -326,9 +341,7 @@ class SlotReader:
             self._counts += ([0] * COUNT_WORDS for _ in range(said - len(self._counts)))
         return len(self._counts)
 
-    def counts(self) -> list[int]:
-        """Return every word of COUNTS, summed over the lanes."""
-        words = self.slot.words[: HEADER_WORDS + self._opened() * LANE_WORDS].tolist()
+    def _summed(self, words: list[int]) -> list[int]:
         for index, last in enumerate(self._counts):
             start = HEADER_WORDS + index * LANE_WORDS
             self._counts[index] = self._checked(last, words[start : start + LANE_WORDS][COUNTS])

@@ -3,7 +3,10 @@
 import errno
 import mmap
 import os
+from array import array
 from collections.abc import Iterator
+from time import monotonic_ns
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,9 +24,11 @@ from prefork.metrics.scoreboard import (
     DRAIN_ASKED,
     DUE,
     DURATION,
+    ENDS,
     FAILED,
     HANDED_OVER,
     HEADER_WORDS,
+    IDLE,
     LANE_WORDS,
     LANES,
     LAYOUT_VERSION,
@@ -174,6 +179,34 @@ def test_report(slot: Slot) -> None:
     )  # fmt: skip
     assert (report.private_memory, report.open_fds, report.lanes) == (1 << 20, 12, 2)
     assert (report.busy_since_ns, report.busy, report.accepted) == ((50,), 1, 3)
+
+
+class EndsWhenRead:
+    """The words of a slot whose request ends, and another one begins, as soon as anybody has read some of them."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._words, self._lane, self._next = slot.words, slot.lane(0), slot.lane(1)
+
+    def __getitem__(self, key: Any) -> Any:
+        found = self._words[key]
+        if not isinstance(key, slice):
+            return found
+        found = memoryview(array("Q", found.tolist()))
+        self._lane[COMPLETED], self._lane[STATE] = 1, IDLE
+        self._next[STARTED_NS], self._next[ACCEPTED], self._next[STATE] = monotonic_ns(), 1, BUSY
+        return found
+
+
+def test_counts_and_report_are_of_one_moment(slot: Slot) -> None:
+    """A request that ends while its slot is read is in flight or has ended, and one that begins is both or neither."""
+    slot.lane(0)[STARTED_NS], slot.lane(0)[ACCEPTED], slot.lane(0)[STATE] = monotonic_ns(), 1, BUSY
+    reader = SlotReader(slot.part(0, 2))
+    vars(reader.slot)["words"] = EndsWhenRead(slot)
+    for accepted, in_flight in ((1, 1), (2, 1)):
+        counts, report = reader.read()
+        ended = sum(counts[ENDS.start - ACCEPTED : ENDS.stop - ACCEPTED])
+        assert (counts[0], report.busy) == (accepted, in_flight)
+        assert counts[0] == ended + report.busy
 
 
 @given(WORD, WORD, WORD, st.lists(WORD, min_size=2, max_size=2), st.lists(WORD, min_size=2, max_size=2))
