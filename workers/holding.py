@@ -36,6 +36,22 @@ def held() -> Iterator[None]:
             _held.popleft()()
 
 
+@contextlib.contextmanager
+def let_through() -> Iterator[None]:
+    """Let them run in this block of a `held()` one, where they may raise; first those whose signals came before."""
+    global _holding
+    if not _holding or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _holding = False
+    try:
+        while _held:
+            _held.popleft()()
+        yield
+    finally:
+        _holding = True
+
+
 def holds_some() -> bool:
     """Return True if a handler of the program's is being held back."""
     return bool(_held)

@@ -18,7 +18,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.holding import held, holds_some
+from prefork.workers.holding import held, holds_some, let_through
 from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.wakeup import Wakeup
 
@@ -130,11 +130,21 @@ class Supervisor:
         """Turn and wait until the service has stopped.
 
         `turn` is called in place of `self.turn()`, and is expected to call it; `at_most`: the longest wait, in seconds.
-        Raises what the program has raised here (SystemExit in a signal handler) once the pool has drained.
+        Raises what the program has raised here (SystemExit in a signal handler) once the pool has drained. Its handlers
+        run in the wait and in `turn`: nowhere else could be told whether they have raised.
         """
         with held():
             self.generations.arrive()
             self.tasks.retire_exporters(self.clock.now())
+            raised = self._loop(turn, at_most)
+        if self.phase is not Phase.STOPPED:
+            self._abandon()
+            raise PreforkError(f"could not go on: {CLOSED_BY_PROGRAM}")
+        if raised is not None:
+            raise raised
+
+    def _loop(self, turn: Callable[[], None] | None, at_most: float | None) -> BaseException | None:
+        """Turn and wait. Return what was raised meanwhile."""
         parting = Parting(self.mailbox.post)
         ours = Descriptors(*self._waiting.descriptors(), self.board.fd)
         while self.phase is not Phase.STOPPED:
@@ -154,11 +164,7 @@ class Supervisor:
                     strays.end(exc)
                 self._waiting.hear_again()
                 parting.note(exc, self.limits.drain_delay + self.limits.graceful_timeout)
-        if self.phase is not Phase.STOPPED:
-            self._abandon()
-            raise PreforkError(f"could not go on: {CLOSED_BY_PROGRAM}")
-        if parting.raised is not None:
-            raise parting.raised
+        return parting.raised
 
     def _abandon(self) -> None:
         """Leave everything as it is: the children finish what they have, and no descriptor may be closed, for its
@@ -172,7 +178,8 @@ class Supervisor:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
         self._acting_since = monotonic()
         try:
-            service_actions()
+            with let_through():
+                service_actions()
         except Exception as exc:
             if exc is self._fault or self.forgotten:
                 raise
@@ -194,7 +201,8 @@ class Supervisor:
         seconds = 0.0 if self.mailbox else self.until_next_turn()  # the turn may have drained a command's wake-up
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
-        heard = self._waiting.wait(seconds)
+        with let_through():
+            heard = self._waiting.wait(seconds)
         with held():
             if not heard:
                 self.board.observe(LOOP_DELAY, monotonic() - until)

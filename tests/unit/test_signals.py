@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from prefork.workers.holding import held, holds_some
+from prefork.workers.holding import held, holds_some, let_through
 from prefork.workers.signals import Signals, ignore
 from prefork.workers.wakeup import Wakeup
 
@@ -61,6 +61,26 @@ def test_a_handler_waits_for_the_end_of_the_outermost_block() -> None:
     assert steps == ["inner", "outer"]
     assert not holds_some()
     with pytest.raises(Raised):
+        raise_signal(signal.SIGUSR1)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_handler_raises_where_it_is_let_through() -> None:
+    """Inside of a block that holds it back, a handler raises where it is let through, at once or for what came before;
+    nobody else is interrupted, and afterwards it is held back again."""
+    steps: list[str] = []
+    with held():
+        for when in ("before", "inside"):
+            if when == "before":
+                raise_signal(signal.SIGUSR1)
+            with pytest.raises(Raised), let_through():
+                raise_signal(signal.SIGUSR1)
+            steps.append(when)
+            assert not holds_some()
+        with let_through():
+            steps.append("nothing came")
+    assert steps == ["before", "inside", "nothing came"]
+    with let_through(), pytest.raises(Raised):
         raise_signal(signal.SIGUSR1)
 
 
