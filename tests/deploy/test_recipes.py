@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import smtplib
 import subprocess
@@ -16,11 +17,26 @@ from time import monotonic
 
 import pytest
 
-from tests.support.clients.connections import connect
+from tests.support.clients.connections import connect, free_port
+from tests.support.hosts.namespaces import haproxy
 from tests.support.hosts.postfix import postfix
+from tests.support.programs.command import MODULE
 from tests.support.programs.recipes import RECIPES, Asking, Recipe, recipe
 from tests.support.programs.service import HUNG
 from tests.support.tools.figures import figure
+
+BEHIND = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend mail
+    bind 127.0.0.1:{port}
+    default_backend intake
+backend intake
+    {line}
+"""
 
 
 def needs(tool: str, package: str) -> pytest.MarkDecorator:
@@ -189,6 +205,80 @@ def test_policy_of_a_real_postfix() -> None:
         assert sending.failed == []
         assert rcpt("x@blocked.example")[0] == 554
     figure("mails taken over a reload and kills", sending.answered)
+
+
+# A mail intake, by smtplib behind HAProxy.
+
+
+@needs("haproxy", "haproxy")
+def test_mail_behind_haproxy(tmp_path: Path) -> None:
+    """The server speaks first, through a proxy that sends its header; each mail that was taken lies there, whole, with
+    its client's address, over a reload and kills."""
+    mails = tmp_path / "mails"
+    with recipe(
+        "mail_intake:Intake", "127.0.0.1:0", "--proxy-trusted", "127.0.0.1", MAIL_INTAKE=str(mails)
+    ) as run:  # fmt: skip
+        page = (RECIPES / "mail_intake.py").read_text()
+        line = re.search(r"server intake1 \S+ send-proxy-v2", page)
+        assert line is not None
+        port, taken = free_port(), list[str]()
+        config = BEHIND.format(port=port, line=line[0].replace("127.0.0.1:2525", f"127.0.0.1:{run.port}"))
+        with haproxy(config, tmp_path, port):
+
+            def send() -> None:
+                source = ("127.0.0.9", 0)
+                with smtplib.SMTP("127.0.0.1", port, "client.test", timeout=HUNG, source_address=source) as client:
+                    assert client.mail("a@b.test")[0] == client.rcpt("in@here.test")[0] == 250
+                    code, answer = client.data("Subject: x\r\n\r\n.a dot, and an end\r\n")
+                    assert code == 250
+                    taken.append(answer.decode().split()[-1])
+
+            keep_running(run, send)
+            with smtplib.SMTP("127.0.0.1", port, "client.test", timeout=HUNG) as client:
+                assert client.docmd("DATA")[0] == 503
+                assert client.docmd("MAIL", "FROM:nobody")[0] == 501
+                assert client.docmd("TURN")[0] == 500
+                client.ehlo_or_helo_if_needed()
+                assert "size" in client.esmtp_features
+    head = "Return-Path: <a@b.test>\r\nReceived: from [127.0.0.9]\r\nDelivered-To: in@here.test\r\n"
+    mail = f"{head}Subject: x\r\n\r\n.a dot, and an end\r\n"
+    assert {(mails / name).read_bytes() for name in taken} == {mail.encode()}
+    left = sum(not path.name.startswith(".") for path in mails.iterdir()) - len(taken)
+    figure("mails taken, and there without an answer that was heard", f"{len(taken)}; {left}")
+
+
+# HTTPS, by curl.
+
+
+@needs("curl", "curl")
+@needs("openssl", "openssl")
+def test_https(tmp_path: Path) -> None:
+    """curl sees the certificate of the page, and is known by its own; a new one is in service after `reload-tls`."""
+    page = (RECIPES / "https_site.py").read_text()
+    made = re.search(r"openssl req (?:\\\n|.)+", page)
+    assert made is not None
+    argv = shlex.split(made[0].replace("\\\n", " "))
+    subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True, timeout=HUNG)
+    (tmp_path / "key.pem").chmod(0o600)
+    certificate, key, control = (str(tmp_path / name) for name in ("cert.pem", "key.pem", "c"))
+    options = ["--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", certificate,
+               "--tls-verify-client", "optional", "--tls-alpn", "http/1.1", "--control", control]  # fmt: skip
+    with recipe("https_site:Site", "127.0.0.1:0", *options) as run:
+
+        def curl(*more: str) -> str:
+            return output("curl", "-sS", "--cacert", certificate, *more, f"https://localhost:{run.port}/")
+
+        def ask() -> None:
+            assert curl() == "hello, stranger, over TLSv1.3\n"
+
+        assert curl("--cert", certificate, "--key", key) == "hello, localhost, over TLSv1.3\n"
+        assert "ALPN: server accepted http/1.1" in output(
+            "curl", "-sv", "--stderr", "-", "--cacert", certificate, f"https://localhost:{run.port}/"
+        )
+        keep_running(run, ask)
+        with Asking(ask) as asking:
+            output(*MODULE, "ctl", "reload-tls", "--control", control)
+        assert asking.failed == []
 
 
 # Syslog, by logger.
