@@ -12,6 +12,8 @@ import socket
 from functools import lru_cache
 from typing import Any
 
+from prefork.workers.recent_peers import RecentPeers
+
 from .listener import Listener
 
 IP_PKTINFO = 8  # socket has it since Python 3.12
@@ -27,10 +29,7 @@ class DatagramPeer(tuple[Any, ...]):
     answer: Information | None = None
 
 
-# By descriptor, the client that was heard last: for a program that makes the address anew. Of one client in hand it is
-# the right one. Not kept by the object, which cannot be given a place for it.
-_last: dict[int, DatagramPeer] = {}
-_NOBODY = DatagramPeer()
+_recent = RecentPeers()  # for a program that makes the address anew
 
 
 def peer_of(sock: socket.socket, address: Any, ancillary: list[Information]) -> Any:
@@ -38,8 +37,9 @@ def peer_of(sock: socket.socket, address: Any, ancillary: list[Information]) -> 
     for information in ancillary:
         answer = _answer(*information)
         if answer is not None:
-            _last[sock.fileno()] = address = DatagramPeer(address)
+            address = DatagramPeer(address)
             address.answer = answer
+            _recent.note(sock.fileno(), address, address)
     return address
 
 
@@ -68,15 +68,28 @@ class WildcardListener(Listener):
     def sendto(self, data: Any, *where: Any) -> int:
         """Send as socket.sendto does: `(data, address)` or `(data, flags, address)`."""
         flags, address = where if len(where) == 2 else (0, where[-1])
-        peer = address if isinstance(address, DatagramPeer) else _last.get(self.fileno(), _NOBODY)
-        if peer.answer is not None and (peer is address or address == peer):
+        peer = address if isinstance(address, DatagramPeer) else _recent.find(self.fileno(), address)
+        if peer is not None and peer.answer is not None:
             try:
-                return self.sendmsg((data,), (peer.answer,), flags, address)
+                return super().sendmsg((data,), (peer.answer,), flags, address)
             except (BlockingIOError, TimeoutError):
                 raise
             except OSError:
                 pass  # it is a broadcast's, or an address that the host has no longer; nothing has been sent
         return super().sendto(data, *where)
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        """Send as socket.sendmsg does. What the program itself says of where it leaves from comes last, and wins."""
+        peer = address if isinstance(address, DatagramPeer) else _recent.find(self.fileno(), address)
+        buffers, ancdata = list(buffers), list(ancdata)
+        if peer is not None and peer.answer is not None:
+            try:
+                return super().sendmsg(buffers, (peer.answer, *ancdata), flags, address)
+            except (BlockingIOError, TimeoutError):
+                raise
+            except OSError:
+                pass  # as above
+        return super().sendmsg(buffers, ancdata, flags, address)
 
 
 @lru_cache(maxsize=256)

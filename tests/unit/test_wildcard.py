@@ -16,6 +16,9 @@ Answer = Callable[[Listener, DatagramPeer], object]
 ANSWERS: dict[str, Answer] = {
     "as it came": lambda listener, peer: listener.sendto(b"answer", peer),
     "made anew": lambda listener, peer: listener.sendto(b"answer", (peer[0], *peer[1:])),
+    "without its scope": lambda listener, peer: listener.sendto(b"answer", (peer[0], peer[1])),
+    "as a message": lambda listener, peer: listener.sendmsg([b"ans", b"wer"], [], 0, peer),
+    "as one made anew": lambda listener, peer: listener.sendmsg(iter([b"answer"]), (), 0, tuple(peer)),
     "with flags": lambda listener, peer: listener.sendto(b"answer", socket.MSG_DONTWAIT, peer),
 }
 
@@ -59,9 +62,10 @@ def test_several_in_hand() -> None:
     with listening("0.0.0.0") as listener, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(asking(asked, listener)) for asked in ASKED]
         peers = {peer: data for data, peer in (listener.recvfrom(100) for _ in ASKED)}
-        for peer in reversed(peers):
-            listener.sendto(b"answer", peer)
-        assert [client.recv(100) for client in clients] == [b"answer"] * 3
+        for made in (lambda peer: peer, tuple):
+            for peer in reversed(peers):
+                listener.sendto(b"answer", made(peer))
+            assert [client.recv(100) for client in clients] == [b"answer"] * 3
 
 
 def test_an_address_like_any_other() -> None:
@@ -95,6 +99,20 @@ def test_an_answer_that_cannot_leave_from_there() -> None:
         peer.answer = level, kind, bytes(4) + bytes([192, 0, 2, 1]) + bytes(4)  # RFC 5737: nobody's
         listener.sendto(b"answer", peer)
         assert client.recv(100) == b"answer"
+        listener.sendmsg([b"answer"], [], 0, peer)
+        assert client.recv(100) == b"answer"
+
+
+def test_where_the_program_says_it_itself() -> None:
+    """A message that names the address from which it leaves goes out from that one."""
+    with listening("0.0.0.0") as listener, socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(HUNG)
+        client.bind(("127.0.0.1", 0))
+        client.sendto(b"question", ("127.0.0.2", listener.getsockname()[1]))
+        _, peer = listener.recvfrom(100)
+        own = socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + bytes([127, 0, 0, 3]) + bytes(4)
+        listener.sendmsg([b"answer"], [own], 0, peer)
+        assert client.recvfrom(100) == (b"answer", ("127.0.0.3", listener.getsockname()[1]))
 
 
 def test_one_address_costs_nothing() -> None:
