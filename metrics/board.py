@@ -80,6 +80,7 @@ class Word(IntEnum):
     LOGS_COUNTED = 28  # a gauge: 1 if dropped log lines are counted in LOG_DROPPED
     CONTROL_OPEN = 29  # a gauge: 1 if there is a control socket
     TLS_EXPIRES_AT_S = 30  # a gauge: wall clock, when the certificate in service expires; 0: no TLS
+    DATAGRAMS_TRUNCATED = 31
     LANES_DEAD = 32  # first of the COUNTS, summed over the lanes of dead processes
 
 
@@ -271,6 +272,7 @@ class BoardReader:
             live.append(Live(ChildKind(role), Condition(condition), report))
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
+            words[Word.DATAGRAMS_TRUNCATED] += reader.truncated()
             if application:
                 looks.append(reader.region.view())
         if application:
@@ -382,6 +384,7 @@ class Board:
             self._add(Word.LANES_DEAD, reader.counts())
             self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())
             words[Word.LOG_DROPPED] += reader.log_dropped()
+            words[Word.DATAGRAMS_TRUNCATED] += reader.truncated()
             words[Word.WORDS_REJECTED] += reader.words_rejected + self.folded.fold(reader.region)
             for started_ns in reader.outstanding():
                 overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns

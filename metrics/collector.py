@@ -52,6 +52,7 @@ class Queues:
     datagram_drops: int | None = None
     overflows: int | None = None
     drops: int | None = None
+    datagrams: bool = False  # the listener takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +262,10 @@ def _queue_max(scrape: Scrape) -> float | None:
     return max(scrape.queues.length, scrape.word(Word.QUEUE_LENGTH_MAX))
 
 
+def _truncated(scrape: Scrape) -> float | None:
+    return scrape.word(Word.DATAGRAMS_TRUNCATED) if scrape.pool and scrape.queues.datagrams else None
+
+
 LISTENER = ("listener",)
 COMPANION = ("companion",)
 
@@ -295,6 +300,8 @@ METRIC_TABLE = (
         _of_listener(lambda scrape: scrape.queues.datagram_drops), ("PreforkDatagramsDropped",)),
     Spec("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
         _of_listener(lambda scrape: scrape.queues.datagram_bytes), ()),
+    Spec("prefork_datagrams_truncated", "counter", LISTENER, "Datagrams longer than max_packet_size, which were cut.",
+        _of_listener(_truncated), ("PreforkDatagramsTruncated",)),
     Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
         _of_listener(lambda scrape: scrape.snapshot.count(ACCEPTED)), ("PreforkNoTraffic",)),
     Spec("prefork_tls_certificate_expiry_timestamp_seconds", "gauge", LISTENER, "When the certificate expires.",

@@ -39,6 +39,7 @@ class LogEvent(Enum):
     FULL_ENDED = "the service is no longer full, as it was for `lasted_s`; at most `queued` clients waited at once"
     DATAGRAMS_DROPPED = "the kernel has begun to drop datagrams for want of room, `dropped` of them"
     DATAGRAMS_DROPPED_ENDED = "the kernel drops no more datagrams: `dropped` in `lasted_s`"
+    DATAGRAM_CUT = "a datagram from `peer` is longer than max_packet_size: its first `taken` bytes are"
     NO_EFFECT = "the setting or hook `name` has no effect here, and `why`"
     POOL_RESIZED = "`min_children` and `max_children` were changed"
     MASTER_PAUSED = "the master was stopped or kept busy for `late_s`; deadlines move by `moved_s`"

@@ -54,6 +54,7 @@ ENDS = slice(COMPLETED, LOST + 1)  # of a request; REJECTED + Refusal.… is one
 DURATION = Histogram(16, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
 # The kernel measures this in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
+TRUNCATED = QUEUE_WAIT.end  # datagrams that were longer than max_packet_size
 LANE_WORDS = 48
 COUNTS = slice(ACCEPTED, QUEUE_WAIT.end)
 COUNT_WORDS = COUNTS.stop - COUNTS.start
@@ -301,6 +302,7 @@ class SlotReader:
         self._counts: list[list[int]] = []  # of each lane that is open
         self._errors = [0] * len(AcceptError)
         self._log_dropped = [0]
+        self._truncated = [0]
 
     def look(self, now_ns: int) -> Report:
         """Return the report that the supervisor needs at each turn of its loop. Cheap."""
@@ -355,6 +357,11 @@ class SlotReader:
     def log_dropped(self) -> int:
         self._log_dropped = self._checked(self._log_dropped, [self.slot.words[LOG_DROPPED]])
         return self._log_dropped[0]
+
+    def truncated(self) -> int:
+        words = self.slot.words[HEADER_WORDS + TRUNCATED : HEADER_WORDS + self._opened() * LANE_WORDS : LANE_WORDS]
+        self._truncated = self._checked(self._truncated, [sum(words.tolist())])
+        return self._truncated[0]
 
     def outstanding(self) -> list[int]:
         """Return `started_ns` of each request that was accepted but whose end was not counted.

@@ -335,7 +335,7 @@ class Preforked(Accompanied, Listened):
         terms = terms._replace(access_log=self.access_log())
         self.worker = Worker(server, terms, birth, master)
         if isinstance(self.listener, SharedDatagrams):
-            SharedDatagrams.in_get_request = staticmethod(self.worker.lanes.in_get_request)
+            SharedDatagrams.receive_on(self.worker.lanes)
         return self.worker.run()
 
     def _forget_master(self) -> None:

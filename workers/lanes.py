@@ -185,10 +185,15 @@ class Lanes:
 
     def in_get_request(self) -> bool:
         """Return True if this thread is in a call of `get_request()`, and not in a handler."""
+        return self.accepting_lane() is not None
+
+    def accepting_lane(self) -> Lane | None:
+        """Return the lane on which this thread is in a call of `get_request()`; None if it is in a handler."""
         thread = get_ident()
         if (lane := self.of_threads.get(thread)) is not None:
-            return lane[STATE] == ACCEPTING
-        return self._accepts == thread and any(lane[STATE] == ACCEPTING for lane in self._all)
+            return lane if lane[STATE] == ACCEPTING else None
+        accepting = (lane for lane in self._all if lane[STATE] == ACCEPTING)
+        return next(accepting, None) if self._accepts == thread else None
 
     def may_have_requests(self) -> bool:
         """Return True if a request is in hand, or where the program may have some in its own hands."""

@@ -6,7 +6,7 @@ that takes it apart and puts it together again has lost that, and finds it here.
 
 from typing import Any
 
-MOST = 128  # remembered for certain; at times twice as many
+REMEMBERED_AT_LEAST = 128  # remembered for certain; at times twice as many
 
 Key = tuple[int, str, int]
 
@@ -21,7 +21,7 @@ class RecentPeers:
     def note(self, fd: int, address: Any, peer: Any) -> None:
         """Remember `peer` as what is behind this address. Threads may do so at once."""
         self._now[fd, address[0], address[1]] = peer
-        if len(self._now) >= MOST:
+        if len(self._now) >= REMEMBERED_AT_LEAST:
             self._before, self._now = self._now, {}
 
     def find(self, fd: int, address: Any) -> Any:

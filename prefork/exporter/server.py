@@ -128,7 +128,9 @@ class Exporter(TCPServer):
             return collector.Queues(overflows=overflows, drops=drops)
         if sock.type == socket.SOCK_DGRAM:
             queued, lost = kernel.datagram_queue(sock)
-            return collector.Queues(datagram_bytes=queued, datagram_drops=lost, overflows=overflows, drops=drops)
+            return collector.Queues(
+                datagram_bytes=queued, datagram_drops=lost, overflows=overflows, drops=drops, datagrams=True
+            )
         length, limit = kernel.accept_queue(sock)
         return collector.Queues(length=length, limit=limit, overflows=overflows, drops=drops)
 

@@ -40,7 +40,7 @@ READABLE = (2, 3, 4)  # the versions that this code can go on with
 # The counters with which a board of another layout can go on.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
-    Word.CPU_SYSTEM_NS, Word.LOG_DROPPED, Word.STARTED_AT_NS,
+    Word.CPU_SYSTEM_NS, Word.LOG_DROPPED, Word.STARTED_AT_NS, Word.DATAGRAMS_TRUNCATED,
 )  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from prefork.workers.socket_files import AcceptedSocket
 from .accepted import FileListener
 from .addresses import UNNAMED
 from .listener import Beneath, family_of, type_of
-from .shared import SharedDatagrams
+from .shared import SharedDatagrams, fitting
 from .wildcard import ROOM, WildcardListener, peer_of
 
 _CONNECTIONS = {Beneath: socket.socket, FileListener: AcceptedSocket}  # by whose accept() it is
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_TRUNC = int(getattr(socket, "MSG_TRUNC", 0))
 
 
 def shortest(server: Any) -> GetRequest | None:
@@ -61,8 +62,9 @@ def _receiving(server: Any, sock: Any) -> GetRequest:
     def get_request() -> tuple[Any, Any]:
         if type(server).get_request is not standard or "get_request" in own:
             return server.get_request()  # type: ignore[no-any-return]
-        data, address = recvfrom(server.max_packet_size, _DONTWAIT)
-        return (data, sock), address
+        most = server.max_packet_size
+        data, address = recvfrom(most + 1, _DONTWAIT)
+        return (data if len(data) <= most else fitting(data, most, address), sock), address
 
     return get_request
 
@@ -74,7 +76,9 @@ def _receiving_everywhere(server: Any, sock: Any) -> GetRequest:
     def get_request() -> tuple[Any, Any]:
         if type(server).get_request is not standard or "get_request" in own:
             return server.get_request()  # type: ignore[no-any-return]
-        data, ancillary, _, address = recvmsg(server.max_packet_size, ROOM, _DONTWAIT)
+        data, ancillary, came, address = recvmsg(server.max_packet_size, ROOM, _DONTWAIT)
+        if came & _TRUNC:
+            SharedDatagrams.note_cut(server.max_packet_size, address)
         return (data, sock), peer_of(sock, address, ancillary)
 
     return get_request

@@ -16,6 +16,8 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.cut_datagrams import CutDatagrams
+from prefork.workers.lanes import Lanes
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import address_text
@@ -49,13 +51,23 @@ class SharedDatagrams(socket.socket):
 
     __slots__ = ()
 
-    in_get_request: Callable[[], bool] = staticmethod(lambda: True)  # a worker says it for its own process
+    in_get_request: Callable[[], bool] = staticmethod(lambda: True)
+    note_cut: Callable[[int, Any], None] = staticmethod(lambda most, client_address: None)
+
+    @classmethod
+    def receive_on(cls, lanes: Lanes) -> None:
+        """Say whose requests this process receives. Called in a worker, for itself."""
+        cls.in_get_request = staticmethod(lanes.in_get_request)
+        cls.note_cut = staticmethod(CutDatagrams(lanes.accepting_lane, address_text).note)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         return self._received(lambda flags: super(SharedDatagrams, self).recv(bufsize, flags), flags)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        return self._received(lambda flags: super(SharedDatagrams, self).recvfrom(bufsize, flags), flags)
+        if flags or not SharedDatagrams.in_get_request():
+            return self._received(lambda flags: super(SharedDatagrams, self).recvfrom(bufsize, flags), flags)
+        data, address = super().recvfrom(bufsize + 1, socket.MSG_DONTWAIT)
+        return fitting(data, bufsize, address), address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
         return self._received(lambda flags: super(SharedDatagrams, self).recvmsg(bufsize, ancbufsize, flags), flags)
@@ -91,6 +103,14 @@ class SharedDatagrams(socket.socket):
             if left <= 0 or flags & socket.MSG_DONTWAIT:
                 raise TimeoutError("timed out")
             poll.poll(left * 1000)
+
+
+def fitting(data: bytes, most: int, client_address: Any) -> bytes:
+    """Return what `max_packet_size` allows of a datagram that was received with a byte more, and note if it is cut."""
+    if len(data) <= most:
+        return data
+    SharedDatagrams.note_cut(most, client_address)
+    return data[:most]
 
 
 @contextlib.contextmanager

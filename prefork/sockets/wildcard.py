@@ -15,6 +15,7 @@ from typing import Any
 from prefork.workers.recent_peers import RecentPeers
 
 from .listener import Listener
+from .shared import SharedDatagrams
 
 IP_PKTINFO = 8  # socket has it since Python 3.12
 WILDCARDS = ("0.0.0.0", "::")
@@ -62,7 +63,9 @@ class WildcardListener(Listener):
     __slots__ = ()
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
-        data, ancillary, _, address = self.recvmsg(bufsize, ROOM, flags)
+        data, ancillary, came, address = self.recvmsg(bufsize, ROOM, flags)
+        if came & socket.MSG_TRUNC and not flags and SharedDatagrams.in_get_request():
+            SharedDatagrams.note_cut(bufsize, address)
         return data, peer_of(self, address, ancillary)
 
     def sendto(self, data: Any, *where: Any) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.support.clients.connections import connect, free_port
+from tests.support.clients.connections import ask_datagram, connect, free_port
 from tests.support.clients.controlling import AS_OTHER
 from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
 from tests.support.programs.monitored import monitored, target, watching
@@ -40,6 +40,7 @@ class Hooks(Hooks):
 
 SHORT = "from tests.support.programs.watched import Short as Hooks"
 
+DATAGRAMS = "class Handler(DatagramRequestHandler):\n    def handle(self): self.wfile.write(self.packet)\n"
 DROPPING = "from tests.support.programs.watched import Busy as Handler, Narrow as Hooks"
 
 
@@ -99,6 +100,13 @@ def dropping(service: Service) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def cutting(service: Service) -> Iterator[None]:
+    """A datagram comes that is longer than is read of one."""
+    assert ask_datagram(service.address, b"x" * 101) == b"x" * 100
+    yield
+
+
+@contextlib.contextmanager
 def stale(service: Service) -> Iterator[None]:
     """A release that raises when it is imported."""
     service.expect("(?s)reload failed: the rehearsal .*RuntimeError: released in a hurry")
@@ -147,6 +155,10 @@ STATES: dict[str, tuple[str, Callable[[Service], contextlib.AbstractContextManag
     "dropping": (
         monitored(DROPPING, bases="PreForkingUDPServer", max_children=1, graceful_timeout=1.0), dropping,
         {"PreforkDatagramsDropped"},
+    ),
+    "cutting": (
+        monitored(DATAGRAMS, bases="PreForkingUDPServer", max_children=1, max_packet_size=100), cutting,
+        {"PreforkDatagramsTruncated"},
     ),
     "stale": (monitored(max_children=1), stale, {"PreforkReloadFailed"}),
     **({

@@ -159,6 +159,7 @@ MODULES = {
     "tls": Module("prefork/sockets/tls.py", ("tls_dates",), ("process/tls_settings", "process/tls")),
     "admission": Module("workers/admission.py", ("admission",), ("process/admission",)),
     "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
+    "cut_datagrams": Module("workers/cut_datagrams.py", ("cut_datagrams",), ("process/datagrams_cut",)),
     "recent_peers": Module("workers/recent_peers.py", ("recent_peers", "wildcard"), ("process/datagram_answers",)),
     "wildcard": Module("prefork/sockets/wildcard.py", ("wildcard",), ("process/datagram_answers",)),
     "handlers": Module("prefork/settings/handlers.py", ("handler_checks", "handlers", "companions"), ()),

@@ -43,6 +43,7 @@ from prefork.metrics.scoreboard import (
     REJECTED,
     STARTED_NS,
     STATE,
+    TRUNCATED,
     Slot,
     SlotReader,
 )
@@ -283,6 +284,17 @@ def test_accept_errors_outlive_their_worker() -> None:
         dead.die()
         assert board.snapshot().statistics().accept_errors == {"emfile": 3}
         living.die()
+
+
+def test_datagrams_that_were_cut_outlive_their_worker() -> None:
+    with boards() as board:
+        dead, living = Child(board), Child(board)
+        dead.slot.lane(0)[TRUNCATED], living.slot.lane(0)[TRUNCATED] = 2, 1
+        found = [board.snapshot().words[Word.DATAGRAMS_TRUNCATED]]
+        for child in (dead, living):
+            child.die()
+            found.append(board.snapshot().words[Word.DATAGRAMS_TRUNCATED])
+    assert found == [3, 3, 3]
 
 
 def test_log_drops_and_refused_words_outlive_their_worker() -> None:

@@ -57,6 +57,7 @@ prefork_netns_listen_overflows_total counter
 prefork_netns_listen_drops_total counter
 prefork_datagram_receive_drops_total counter listener
 prefork_datagram_queue_bytes gauge listener
+prefork_datagrams_truncated_total counter listener
 prefork_connections_accepted_total counter listener
 prefork_tls_certificate_expiry_timestamp_seconds gauge listener
 prefork_connections_rejected_total counter listener reason
@@ -130,6 +131,7 @@ def whole_scrape() -> Scrape:
         Word.LOGS_COUNTED: 1,
         Word.CONTROL_OPEN: 1,
         Word.TLS_EXPIRES_AT_S: 1_800_000_000,
+        Word.DATAGRAMS_TRUNCATED: 35,
         EXITS + ExitReason.CRASHED: 13,
         SIGNAL_DEATHS + 6: 14,
         FORK_FAILURES + ForkFailure.EAGAIN: 15,
@@ -153,9 +155,18 @@ def whole_scrape() -> Scrape:
         live(Condition.STARTING, role=ChildKind.EXPORTER, fds=99),
     )
     snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
-    return Scrape(snapshot, Queues(30, 1024, 31, 32, 33, 34), "1.2.3", LISTENER, True, Merged({}, 23, 24), COMPANIONS)
+    return Scrape(
+        snapshot,
+        QUEUES,
+        "1.2.3",
+        LISTENER,
+        True,
+        Merged({}, 23, 24),
+        COMPANIONS,
+    )
 
 
+QUEUES = Queues(30, 1024, 31, 32, 33, 34, datagrams=True)
 COMPANIONS = (
     CompanionCounts("indexer", None, False, 51, *[0] * 9),
     CompanionCounts("tidy", 60.0, True, 52, 53, 54, 55 * S, 11 * S // 2, 57, 58, 59, 60, 61),
@@ -231,6 +242,7 @@ def test_values(scrape: Scrape) -> None:
     prefork_listen_queue_length_max{{listener="{LISTENER}"}} 90
     prefork_datagram_queue_bytes{{listener="{LISTENER}"}} 31
     prefork_datagram_receive_drops_total{{listener="{LISTENER}"}} 32
+    prefork_datagrams_truncated_total{{listener="{LISTENER}"}} 35
     prefork_netns_listen_overflows_total 33
     prefork_netns_listen_drops_total 34
     prefork_connections_accepted_total{{listener="{LISTENER}"}} 100
@@ -308,8 +320,8 @@ def test_queue_seen_now_is_a_maximum_too(scrape: Scrape) -> None:
 
 def test_what_the_kernel_does_not_tell_is_absent(scrape: Scrape) -> None:
     """Without a figure of the kernel's there is no sample, not a zero; everything else is there."""
-    kernel = {name for name in names(scrape) if re.match("prefork_(listen|netns|datagram)_", name)}
-    assert len(kernel) == 7
+    kernel = {name for name in names(scrape) if re.match("prefork_(listen|netns|datagrams?)_", name)}
+    assert len(kernel) == 8
     assert names(scrape) - names(replace(scrape, queues=Queues())) == kernel
 
 
@@ -320,7 +332,7 @@ def test_without_a_pool(scrape: Scrape) -> None:
         "prefork_generation", "prefork_workers", "prefork_workers_min", "prefork_workers_max",
         "prefork_saturated_seconds", "prefork_worker_exits", "prefork_worker_boot_seconds", "prefork_worker_backoff",
         "prefork_master_loop_delay_seconds", "prefork_reloads", "prefork_last_reload_successful",
-        "prefork_last_reload_timestamp_seconds",
+        "prefork_last_reload_timestamp_seconds", "prefork_datagrams_truncated",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 import prefork
 from prefork.sockets.accepted import accept_for
 from prefork.sockets.receiving import shortest
-from prefork.sockets.shared import prepared
+from prefork.sockets.shared import SharedDatagrams, prepared
 from prefork.sockets.wildcard import DatagramPeer, answer_as_addressed
 
 HUNG_S = 30.0
@@ -123,6 +123,29 @@ def test_a_datagram_is_the_same(kind: str, host: str, tmp_path: Path) -> None:
         for get in (server.get_request, get_request):
             with pytest.raises(BlockingIOError):
                 get()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("kind", DATAGRAMS)
+def test_a_datagram_that_is_cut(kind: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noted, by each way, with the client's address; one that just fits is not, nor what a handler receives."""
+    noted: list[tuple[int, Any]] = []
+    with serving(DATAGRAMS[kind], tmp_path, host) as server, client_of(server, tmp_path) as client:
+        monkeypatch.setattr(SharedDatagrams, "note_cut", staticmethod(lambda *told: noted.append(told)))
+        get_request = shortest(server)
+        assert get_request is not None
+        server.max_packet_size = 8
+        for get in (server.get_request, get_request):
+            for question, cut in ((b"question", False), (b"questions", True)):
+                client.send(question)
+                (data, _), address = get()
+                assert data == b"question"
+                assert noted == ([(8, address)] if cut else [])
+            noted.clear()
+        monkeypatch.setattr(SharedDatagrams, "in_get_request", staticmethod(lambda: False))
+        client.send(b"questions")
+        assert server.socket.recvfrom(8)[0] == b"question"
+        assert noted == []
 
 
 class Accepts(prefork.PreForkingTCPServer):

@@ -1,6 +1,6 @@
 """The clients from which datagrams came last, and how many are remembered."""
 
-from prefork.workers.recent_peers import MOST, RecentPeers
+from prefork.workers.recent_peers import REMEMBERED_AT_LEAST, RecentPeers
 
 
 def test_as_the_program_may_write_it() -> None:
@@ -15,8 +15,11 @@ def test_as_the_program_may_write_it() -> None:
 
 def test_so_many_are_remembered_and_not_many_more() -> None:
     recent = RecentPeers()
-    for port in range(10 * MOST):
+    for port in range(10 * REMEMBERED_AT_LEAST):
         recent.note(3, ("127.0.0.1", port), port)
-        known = [recent.find(3, ("127.0.0.1", each)) for each in range(port + 1)][-MOST:]
-        assert known == list(range(port + 1))[-MOST:]
-    assert sum(recent.find(3, ("127.0.0.1", each)) is not None for each in range(10 * MOST)) <= 2 * MOST
+        known = [recent.find(3, ("127.0.0.1", each)) for each in range(port + 1)][-REMEMBERED_AT_LEAST:]
+        assert known == list(range(port + 1))[-REMEMBERED_AT_LEAST:]
+    assert (
+        sum(recent.find(3, ("127.0.0.1", each)) is not None for each in range(10 * REMEMBERED_AT_LEAST))
+        <= 2 * REMEMBERED_AT_LEAST
+    )

@@ -46,6 +46,7 @@ from prefork.metrics.scoreboard import (
     STATE,
     TEXT_AT,
     TOLD_TO_DRAIN,
+    TRUNCATED,
     VERSION,
     YES,
     Slot,
@@ -291,6 +292,15 @@ def test_outstanding(slot: Slot, outcome: int | None) -> None:
     reader = SlotReader(slot)
     reader.counts()
     assert reader.outstanding() == ([77] if outcome is None else [])
+
+
+def test_datagrams_that_were_cut_are_summed_over_the_lanes(slot: Slot) -> None:
+    """And never fall, as dropped log lines."""
+    reader = SlotReader(slot)
+    for first, last, believed, rejected in ((0, 0, 0, 0), (3, 4, 7, 0), (2, 4, 7, 1), (4, 4, 8, 1)):
+        slot.lane(0)[TRUNCATED], slot.lane(slot.lanes - 1)[TRUNCATED] = first, last
+        assert reader.truncated() == believed
+        assert reader.words_rejected == rejected
 
 
 def test_dropped_log_lines_never_fall(slot: Slot) -> None:
