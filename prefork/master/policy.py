@@ -400,8 +400,9 @@ def _overdue(child: ChildView, limits: Limits, now: float) -> bool:
         return _late_run(child, now)
     if limits.request_timeout is None:
         return False
-    # With threads, the other requests of the process may finish before its deadline.
-    return all(now >= since + limits.request_timeout for since in child.busy_since)
+    # With threads, the other requests of the process may finish before its deadline. With none it is leaving, and takes
+    # one last that is queued.
+    return bool(child.busy_since) and all(now >= since + limits.request_timeout for since in child.busy_since)
 
 
 def _told_to_leave(child: ChildView) -> bool:

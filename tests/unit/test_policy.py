@@ -197,7 +197,8 @@ def test_deadline_kills(snapshot: PoolSnapshot, limits: Limits) -> None:
         booting = child.kind in (ChildKind.WORKER, ChildKind.COMPANION) and child.state is ChildState.STARTING
         over |= booting and child.started + limits.boot_timeout <= NOW
         cut = child.cut_at is not None and child.cut_at + CUT_KILL_S <= NOW
-        late = limits.request_timeout is not None and all(since + 2.0 <= NOW for since in child.busy_since)
+        since = child.busy_since
+        late = limits.request_timeout is not None and bool(since) and all(each + 2.0 <= NOW for each in since)
         over |= cut and (not child.moved if child.cut_for is ExitReason.STALLED else late)
         assert (child.serial in killed) == (over and child.state is not ChildState.KILLING)
 
@@ -463,7 +464,7 @@ def test_somebody_takes() -> None:
 
 
 def test_a_request_over_its_time() -> None:
-    """Its stack at once, TERM 200 ms later, the end when only such requests are left."""
+    """Its stack at once, TERM 200 ms later, the end when only such requests are left; none if it has ended by then."""
     limits = FOUR._replace(request_timeout=2.0)
     began = NOW - 2.0
     over = worker(1, busy_since=(began,))
@@ -477,6 +478,7 @@ def test_a_request_over_its_time() -> None:
     other = leaving._replace(lanes=2, busy_since=(began, NOW - 1.0))
     assert plan(seen(other), limits, NOW + CUT_KILL_S).kill == ()
     assert plan(seen(other), limits, NOW + 1.0).kill == (1,)
+    assert plan(seen(leaving._replace(busy_since=())), limits, NOW + CUT_KILL_S).kill == ()
 
 
 def test_slow_requests_are_shown() -> None:
