@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import sys
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ORDER: Literal["little", "big"] = sys.byteorder
 
@@ -127,16 +127,29 @@ def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
         return None, None
 
 
-def unix_peer(sock: object) -> tuple[int, int] | None:
-    """Return pid and uid of the peer of a Unix stream connection, as they were when it connected (unix(7))."""
+class PeerCredentials(NamedTuple):
+    """The process at the other end of a Unix stream connection, as it was when it connected (unix(7))."""
+
+    pid: int  # 0: it is in another pid namespace
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: object) -> PeerCredentials | None:
+    """Return who is at the other end of this connection; None if it is no Unix stream connection (SO_PEERCRED)."""
     try:
-        if sock.family != socket.AF_UNIX:  # type: ignore[attr-defined]  # other families report no process, unix(7)
-            return None
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM):  # type: ignore[attr-defined]
+            return None  # other kinds report no process, unix(7)
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)  # type: ignore[attr-defined]
-        pid, uid, _ = UCRED.unpack(packed)
+        return PeerCredentials._make(UCRED.unpack(packed))
     except (OSError, AttributeError, struct.error):
         return None
-    return pid, uid
+
+
+def unix_peer(sock: object) -> tuple[int, int] | None:
+    """Return pid and uid of the peer of a Unix stream connection."""
+    found = peer_credentials(sock)
+    return None if found is None else found[:2]
 
 
 def unix_peer_text(sock: object) -> str | None:

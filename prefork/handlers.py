@@ -10,6 +10,7 @@ import socket
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
+from prefork.metrics.kernel import PeerCredentials, peer_credentials
 from prefork.workers.proxy_protocol import ProxyHeader
 from prefork.workers.socket_files import open_rfile
 
@@ -48,6 +49,14 @@ class BaseRequestHandler:
         Other handlers find it as `client_address.proxy`.
         """
         return getattr(self.client_address, "proxy", None)
+
+    @Computed
+    def peer_credentials(self) -> PeerCredentials | None:
+        """The process, user and group of the client of a Unix stream socket, from the kernel: `pid`, `uid`, `gid`.
+
+        They are what they were when it connected. None for other sockets, and where the connection is closed.
+        """
+        return peer_credentials(self.request)
 
     def setup(self) -> None:
         """Prepare for `handle()`. Override or extend it."""

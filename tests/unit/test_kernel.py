@@ -190,6 +190,7 @@ def test_unix_peer(tmp_path: Path) -> None:
     one, other = socket.socketpair()
     with one, other, listening(socket.AF_INET, ("127.0.0.1", 0), 1) as tcp:
         assert kernel.unix_peer(one) == (os.getpid(), os.getuid())
+        assert kernel.peer_credentials(one) == kernel.PeerCredentials(os.getpid(), os.getuid(), os.getgid())
         assert kernel.unix_peer(tcp) is None
     assert kernel.unix_peer(one) is None  # closed
     assert kernel.unix_peer((b"datagram", None)) is None
