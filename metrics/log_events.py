@@ -62,6 +62,7 @@ class LogEvent(Enum):
     FORK_FAILED = "the kernel refused a fork"
     LEFT_OVER_TOLD = "processes that the program of an earlier image had started were told to end: `pids`"
     ORPHAN_REAPED = "as PID 1: a process of nobody's was reaped, `pid`"
+    RUNS_AS_ROOT = "handlers run as root, because no `user` is set"
     PRIVILEGES_KEPT = "the exporter could not change its user"
     EXPORTER_GIVEN_UP = "the exporter hangs and is killed"
     # Reloads.

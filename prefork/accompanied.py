@@ -17,7 +17,7 @@ from prefork.workers.companion import Companion, CompanionTerms
 from .errors import ConfigError
 from .master.service import CompanionSpec
 from .settings.companions import Declared, declared
-from .settings.in_force import InForce
+from .settings.in_force import InForce, value_of
 from .settings.sources import SLOT_VARIABLE
 from .supervised import Supervised
 
@@ -38,7 +38,12 @@ class Accompanied(Supervised):
         self.companion: Companion | None = None  # in a companion
 
     def handle_one(self) -> None:
-        """Implement `handle_request()`. Raises RuntimeError in a companion, which has no listener."""
+        """Implement `handle_request()`. Raises RuntimeError in a companion, which has no listener.
+
+        Raises ConfigError where a user is set: this process may be root, and has to stay what it is.
+        """
+        if value_of(self.server, "user") is not None:
+            raise ConfigError("could not serve by handle_request(): user is set, which only workers of a pool become")
         if self.companion is not None:
             raise RuntimeError("handle_request() needs a listener, and a companion has none")
         super().handle_one()

@@ -55,6 +55,15 @@ def say_no_effect(found: Iterable[tuple[str, str]]) -> None:
     attempt("look for settings without effect", say)
 
 
+def say_if_root(user: str | None) -> None:
+    """Warn of handlers that run as root. `user`: the setting; where that is root, it is meant."""
+    if user is None and os.geteuid() == 0:
+        log.warning(
+            "handlers run as root: set user, or start the service as another one (user = root, if it must be)",
+            extra=event(LogEvent.RUNS_AS_ROOT),
+        )
+
+
 def check(path: str | None) -> None:
     """Raise ConfigError if `set_up()` could not log to that file. Creates and writes nothing."""
     if path is None:

@@ -140,8 +140,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
         own: Preforked = self._prefork_
-        own.check()
-        if run_mode() is not RunMode.SINGLE:
+        if run_mode() is not RunMode.SINGLE:  # there it is checked already, and has given up root
+            own.check()
             check_kernel()
             lent = spares = 0
             if (given := handed()) is not None:

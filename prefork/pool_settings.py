@@ -171,6 +171,24 @@ class PoolSettings:
                        unit="s", above=0),
     ] = 5.0  # fmt: skip
 
+    user: Annotated[
+        str | None,
+        Setting("become this user, by name or number, in each process that serves, once all that needs root is done",
+                group="Privileges"),
+    ] = None  # fmt: skip
+    group: Annotated[
+        str | None,
+        Setting("become this group instead of that of the user", group="Privileges", default_text="the user's"),
+    ] = None
+    umask: Annotated[
+        int | None, Setting("umask of each process that serves", group="Privileges", unit="mode", at_least=0,
+                            at_most=0o777, default_text="as it was started"),
+    ] = None  # fmt: skip
+    no_new_privs: Annotated[
+        bool, Setting("in each process that serves, no program that is executed may have more rights than it (setuid, "
+                      "file capabilities)", group="Privileges"),
+    ] = False  # fmt: skip
+
     working_directory: Annotated[
         str | None, Setting("run in this directory; a reload starts in it, by symlinks as they lead then",
                             group="Service", unit="directory", default_text="where it was started"),

@@ -36,7 +36,7 @@ from .control.server import open_control
 from .errors import PreforkError
 from .inheritance.standard_classes import process_in_place
 from .listening import Listened
-from .logs import say_no_effect
+from .logs import say_if_root, say_no_effect
 from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
@@ -49,6 +49,7 @@ from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
 from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
+from .settings.users import privileges_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import Listener
@@ -119,6 +120,8 @@ class Preforked(Accompanied, Listened):
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
         where = address_text(self.server.socket.getsockname())
         log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
+        if handed() is None:  # else it was said at the start
+            say_if_root(value_of(self.server, "user"))
         self._mailbox = mailbox  # from here on shutdown() posts; an earlier one is checked for next
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
@@ -138,8 +141,7 @@ class Preforked(Accompanied, Listened):
 
     def tell_to_end(self) -> None:
         super().tell_to_end()
-        mailbox = self._mailbox
-        if mailbox is not None:
+        if (mailbox := self._mailbox) is not None:
             mailbox.post(Command.DRAIN)
 
     def wants_polling(self) -> bool:
@@ -174,7 +176,7 @@ class Preforked(Accompanied, Listened):
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
             listener=self.listener, max_lifetime=value_of(server, "max_lifetime"),
             application_bytes=self.application_bytes(), companions=self.companions(),
-            renew_tls=None if self.tls is None else self._renew_tls,
+            renew_tls=None if self.tls is None else self._renew_tls, privileges=privileges_of(server),
         )  # fmt: skip
         self.end_own_requests()
         given = self._given()
@@ -298,8 +300,7 @@ class Preforked(Accompanied, Listened):
 
     def _leave_what_is_lent(self) -> None:
         """Detach what was handed over if this image failed before its loop began: the old generation serves on."""
-        given = self._given()
-        if given is not None and not given.taken:
+        if (given := self._given()) is not None and not given.taken:
             given.detach()
 
     def reload(self) -> None:
@@ -331,8 +332,7 @@ class Preforked(Accompanied, Listened):
         if terms.one_request:
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
-        terms = terms._replace(admission=admission(setting, self.tls))
-        terms = terms._replace(access_log=self.access_log())
+        terms = terms._replace(admission=admission(setting, self.tls), access_log=self.access_log())
         self.worker = Worker(server, terms, birth, master)
         if isinstance(self.listener, SharedDatagrams):
             SharedDatagrams.receive_on(self.worker.lanes)

@@ -79,7 +79,8 @@ class Supervised(ServingLoop):
         self.bind_metrics()
         assert self.metrics_listener is not None
         board, pool, companions = self.counting.board, supervisor.limits.pool, supervisor.companions.table
-        subject = Exported(self.service_name(), socket_of(self.server), pool, self._may_fork_exporter, companions)
+        subject = Exported(self.service_name(), socket_of(self.server), pool, self._may_fork_exporter, companions,
+                           supervisor.service.privileges)  # fmt: skip
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(subject, self.metrics_listener, board, supervisor.fork, supervisor.forget_memory)

@@ -21,6 +21,7 @@ from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 from . import ending, sinks
 from .flushing import disown_output, flush_briefly, flush_last, given_up_sentence
 from .identity import DescriptorsLost
+from .privileges import PrivilegesKept
 
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
@@ -127,6 +128,9 @@ def note_failure(birth: Birth, exc: BaseException) -> int:
         with contextlib.suppress(OSError):  # there is no /proc, or the program has changed its user
             birth.stacks.fd = os.open(f"/proc/{birth.master_pid}/fd/{birth.stacks.fd}", os.O_WRONLY | os.O_APPEND)
             birth.stacks.write(f"{exc}\n")
+    elif isinstance(exc, PrivilegesKept):
+        birth.slot.words[LEAVING] = ExitReason.CRASHED
+        birth.stacks.write(f"{exc}\n")
     elif not isinstance(exc, SystemExit):
         birth.slot.words[LEAVING] = ExitReason.CRASHED  # first: what follows are its last words
         birth.stacks.write(last_words(exc))

@@ -12,18 +12,22 @@ import signal
 import sys
 from bdb import Bdb, BdbQuit
 from collections.abc import Callable, Iterator
+from pdb import Pdb
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.definitions import evaluated, hook, put
+from prefork.workers.privileges import PrivilegesKept
 from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
+from ..errors import BootError
 from ..inheritance.standard_classes import process_in_place
 from ..pool import pool_of
 from ..process import RunMode, rehearsing, run_as
 from ..settings.in_force import value_of
+from ..settings.users import privileges_of
 from ..sockets.addresses import address_text
 from ..sockets.of_server import socket_of
 
@@ -56,8 +60,6 @@ def _ctrl_c_ends() -> Iterator[None]:
     pdb would come back to its prompt, wherever the service is by then. One that runs the whole program (python -m pdb)
     is left as it is.
     """
-    from pdb import Pdb
-
     if sys.gettrace() is not None or isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), Bdb):
         yield
         return
@@ -90,6 +92,12 @@ def serve_single(server: "PreForkingMixIn") -> None:
             companions,
             extra=event(LogEvent.COMPANIONS_OFF, companions=companions.split(", ")),
         )
+    own.check()  # it reads the keys
+    if (privileges := privileges_of(server)) is not None:
+        try:
+            privileges.drop()
+        except PrivilegesKept as exc:
+            raise BootError(f"could not serve: {exc}") from None
     own.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)

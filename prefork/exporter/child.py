@@ -19,6 +19,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot, SlotReader
 from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.privileges import Privileges
 
 from ..errors import BindError, reason_of
 from ..master.children import Child
@@ -46,6 +47,7 @@ class Exported(NamedTuple):
     pool: bool
     may_fork: Callable[[], bool]  # must be false while threads of the service run
     companions: CompanionTable | None = None
+    privileges: Privileges | None = None  # of the service's processes
 
 
 def bind_metrics(address: Any, asked: str) -> Listener:
@@ -176,7 +178,7 @@ class ExporterChild:
             return serve(
                 Scope(
                     self._subject.name, self._listener, self._subject.listener, name, self._subject.pool,
-                    self._subject.companions,
+                    self._subject.companions, self._subject.privileges,
                 ),
                 slots, birth, master,
             )  # fmt: skip

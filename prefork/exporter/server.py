@@ -35,10 +35,10 @@ from prefork.metrics.scoreboard import CONNECTIONS_TAKEN, Slot
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.loop import IGNORED
+from prefork.workers.privileges import Privileges, PrivilegesKept
 from prefork.workers.signals import DRAIN_SIGNAL, SignalHandler, Signals, ignore, set_mask
 from prefork.workers.wakeup import Wakeup
 
-from ..errors import reason_of
 from ..inheritance.own import Own
 from ..master.guard import say_failed
 from ..master.signalling import POKE
@@ -65,6 +65,7 @@ class Scope:
     listener_name: str
     pool: bool
     companions: CompanionTable | None = None
+    privileges: Privileges | None = None
 
 
 class ExporterLoop(ServingLoop):
@@ -255,7 +256,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
 def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     """Run the exporter; see `bootstrap.enter`. Ends with the master or on its order. Return the exit status."""
-    _drop_privileges()
+    _drop_privileges(scope.privileges or Privileges())
     wakeup = Wakeup()
     signals = Signals(wakeup)
     exporter = Exporter(scope, slots, master, birth.slot)
@@ -276,19 +277,20 @@ def serve(scope: Scope, slots: Slots, birth: Birth, master: Master) -> int:
     return 0
 
 
-def _drop_privileges() -> None:
-    """Become nobody if we are root. The exporter only reads shared memory that is already open.
+def _drop_privileges(privileges: Privileges) -> None:
+    """Become the user of the service, or nobody if we are root. Raises PrivilegesKept, unless nobody has asked for it.
 
-    Where root may not change its ids (capabilities(7), a container without CAP_SETGID), there is nothing to drop.
+    The exporter only reads shared memory that is already open. Where root may not change its ids (capabilities(7), a
+    container without CAP_SETGID), there is nothing to drop.
     """
-    if os.geteuid() == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-        except OSError as exc:
-            log.warning(
-                "could not become nobody: %s; the exporter stays root, without the rights of root",
-                reason_of(exc),
-                extra=event(LogEvent.PRIVILEGES_KEPT),
-            )
+    asked = privileges.uid is not None
+    if not asked and os.geteuid() == 0:
+        privileges = privileges._replace(uid=NOBODY, gid=NOBODY, groups=())
+    try:
+        privileges.drop()
+    except PrivilegesKept as exc:
+        if asked or privileges.uid is None:
+            raise
+        log.warning(
+            "the exporter stays root, without the rights of root: %s", exc, extra=event(LogEvent.PRIVILEGES_KEPT)
+        )

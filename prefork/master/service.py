@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.privileges import Privileges
 
 
 class CompanionSpec(NamedTuple):
@@ -33,6 +34,7 @@ class Service(NamedTuple):
     renew_tls: Callable[[], None] | None = None  # make the TLS context anew; raises ConfigError, and keeps the old one
     application_bytes: int = 0  # for the user's own metrics
     companions: tuple[CompanionSpec, ...] = ()
+    privileges: Privileges | None = None  # that each child which serves is left with; None: its own
 
     def new_slot(self) -> Slot:
         """Return a slot for a worker. Raises OSError."""

@@ -83,6 +83,8 @@ class Spawner:
             if not name:
                 self._companions.close()
             descriptor_limit.give_back()
+            if self._service.privileges is not None and kind in (ChildKind.WORKER, ChildKind.COMPANION):
+                self._service.privileges.drop()
             return body(birth, master, number)
 
         child = self._table.fork(

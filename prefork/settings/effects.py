@@ -17,8 +17,10 @@ POOL_HOOKS = ("worker_started", "worker_stopping", "worker_draining")
 # Settings of a pool without which a server is open to everybody.
 PROTECTING = (
     "tls_certificate", "allowed_clients", "denied_clients", "proxy_trusted", "first_byte_timeout", "max_queue_wait",
+    "user", "group", "umask", "no_new_privs",
 )  # fmt: skip
 READ_BY_OTHERS = ("PREFORK_CONTROL", "PREFORK_METRICS")  # prefork ctl and top, which ask the service
+LONG = 6  # letters of a name that is taken for misspelt: users, groups and the like are words of programs
 ALIKE = 0.8  # of two names, one of which is then taken for the other misspelt
 
 
@@ -111,7 +113,7 @@ def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, st
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    alike = [each for each in known if each[:4] == name[:4]]
+    alike = [each for each in known if each[:4] == name[:4] and len(each) >= LONG]
     if not alike:
         return ""
     import difflib  # only needed after a mistake, or nearly so

@@ -249,6 +249,10 @@ def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
         for name in _FOR_CONNECTIONS:
             if getattr(target, name, None) is not None:
                 raise ConfigError(f"could not set {name}: it is for connections, and this server takes datagrams")
+    if "user" in fields:
+        from .users import privileges_of
+
+        privileges_of(target, origins)
 
 
 def _check_order(target: object, smaller: Field, larger: Field, may_be_equal: bool, origins: Mapping[str, str]) -> None:

@@ -211,5 +211,7 @@ def test_metrics_where_root_can_do_little(what: str, tmp_path: Path) -> None:
         assert ask(service.address, b"pid\n")
         for _ in range(2):
             assert get(str(tmp_path / "m"), "/-/ready").status == 200
-    assert service.log.count("could not become nobody") == (what == "no capability")
+    assert service.log.count("the exporter stays root, without the rights of root: could not ") == (
+        what == "no capability"
+    )
     assert "exit status 1" not in service.log

@@ -400,4 +400,6 @@ MODULES = {
     "thread_state": Module(
         "workers/thread_state.py", ("thread_state", "threads"), ("process/threads_of_a_pool", "process/composition")
     ),
+    "privileges": Module("workers/privileges.py", ("privileges",), ("process/privileges", "faults/privileges")),
+    "users": Module("prefork/settings/users.py", ("users",), ("process/privileges",)),
 }
