@@ -32,7 +32,7 @@ from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .sockets.listener import leave_descriptor
 from .sockets.shared import take_away_path
-from .sockets.wildcard import answer_as_addressed
+from .sockets.wildcard import prepare_answers
 from .supervised import SupervisedMixIn
 from .surroundings.room import check_kernel, check_room
 
@@ -151,7 +151,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if own.descriptors.lost() and not own.closing:
             leave_descriptor(self.socket)
             raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")
-        answer_as_addressed(own.listener)
+        prepare_answers(own.listener, through_proxy=value_of(self, "proxy_trusted") is not None)
         if rehearsing():
             rehearse(own.rehearsal())
         if run_mode() is RunMode.SINGLE:

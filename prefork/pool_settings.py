@@ -147,10 +147,12 @@ class PoolSettings:
     ] = 10.0
 
     allowed_clients: Annotated[
-        str | None, Setting("close connections from anywhere else", group="Admission", unit="networks")
+        str | None,
+        Setting("close connections, and drop datagrams, from anywhere else", group="Admission", unit="networks"),
     ] = None
     denied_clients: Annotated[
-        str | None, Setting("close connections from these networks", group="Admission", unit="networks")
+        str | None,
+        Setting("close connections, and drop datagrams, from these networks", group="Admission", unit="networks"),
     ] = None
     first_byte_timeout: Annotated[
         float | None,
@@ -163,8 +165,8 @@ class PoolSettings:
     ] = None  # fmt: skip
     proxy_trusted: Annotated[
         str | None,
-        Setting("take the header of the PROXY protocol from each connection, which must be from these networks, or "
-                "from a Unix socket (unix)", group="Admission", unit="networks"),
+        Setting("take the header of the PROXY protocol from each connection or datagram, which must be from these "
+                "networks, or from a Unix socket (unix)", group="Admission", unit="networks"),
     ] = None  # fmt: skip
     proxy_header_timeout: Annotated[
         float, Setting("close a connection whose PROXY header is not there after this time", group="Admission",

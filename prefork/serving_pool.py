@@ -56,7 +56,7 @@ from .sockets.listener import Listener
 from .sockets.networks import admission
 from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, check_shared, prepared, widen
-from .sockets.wildcard import answer_as_addressed
+from .sockets.wildcard import prepare_answers
 from .surroundings import early_signals
 from .surroundings.taken import keeping, signals_taken
 
@@ -136,7 +136,7 @@ class Preforked(Accompanied, Listened):
             say_no_effect([(type(self.server).__qualname__ + "'s pool", WITHOUT_POOL)])
         if self.done is None and self.listener is not None:
             widen(self.listener)
-            answer_as_addressed(self.listener)
+            prepare_answers(self.listener, through_proxy=value_of(self.server, "proxy_trusted") is not None)
         super().handle_one()
 
     def tell_to_end(self) -> None:

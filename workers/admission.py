@@ -1,4 +1,4 @@
-"""Admission: what a connection must be and show before the program sees it, and the closing of those that do not.
+"""Admission: what a connection or a datagram must be and show before the program sees it, and the end of others.
 
 Runs where the request is served, on its lane: a client that says nothing costs one lane, for a bounded time. Of a PROXY
 header it reads exactly the bytes, so that what follows, such as a TLS handshake, is left to whoever reads it.
@@ -17,7 +17,8 @@ from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.log_events import LogEvent, event
 
 from .handshake import failure, shake_hands
-from .proxy_protocol import V2_MOST, ProxyHeaderError, belonging, is_complete, parse
+from .proxied_datagrams import asked_through
+from .proxy_protocol import V2_MOST, ProxyHeaderError, belonging, is_complete, parse, split
 
 log = logging.getLogger("prefork.server")
 
@@ -38,7 +39,7 @@ class Terms(NamedTuple):
 
     allowed: Container[Any] | None = None  # addresses of clients
     denied: Container[Any] | None = None
-    proxies: Container[Any] | None = None  # each connection is from one of these, and begins with a PROXY header
+    proxies: Container[Any] | None = None  # each request is from one of these, and begins with a PROXY header
     header_timeout: float = 0.0
     first_byte_timeout: float | None = None
     max_queue_wait: float | None = None
@@ -68,15 +69,17 @@ class Admission:
         """
         terms = self._terms
         if terms.max_queue_wait is not None and (queue_wait_ns(request) or 0) > terms.max_queue_wait * 1e9:
-            self._refuse(Refusal.OVERLOAD, client_address, "it had waited longer than max_queue_wait")
+            raise self._refused(Refusal.OVERLOAD, request, client_address, "it had waited longer than max_queue_wait")
         if terms.proxies is not None:
-            client_address = self._proxied(terms.proxies, request, client_address)
+            request, client_address = self._proxied(terms.proxies, request, client_address)
         if terms.denied is not None and client_address in terms.denied:
-            self._refuse(Refusal.DENIED, client_address, "it is in denied_clients")
+            raise self._refused(Refusal.DENIED, request, client_address, "it is in denied_clients")
         if terms.allowed is not None and client_address not in terms.allowed:
-            self._refuse(Refusal.DENIED, client_address, "it is not in allowed_clients")
+            raise self._refused(Refusal.DENIED, request, client_address, "it is not in allowed_clients")
         if terms.first_byte_timeout is not None and not _readable(request, terms.first_byte_timeout):
-            self._refuse(Refusal.FIRST_BYTE, client_address, "it said nothing within first_byte_timeout")
+            raise self._refused(
+                Refusal.FIRST_BYTE, request, client_address, "it said nothing within first_byte_timeout"
+            )
         if terms.tls is not None:
             request = self._secured(terms.tls, request, client_address)
         return request, client_address
@@ -90,34 +93,39 @@ class Admission:
         except OSError as exc:
             secured.close()
             why = "it took too long" if isinstance(exc, TimeoutError) else failure(exc) or exc
-            self._refuse(Refusal.TLS, client_address, f"the TLS handshake failed: {why}")
+            raise self._refused(Refusal.TLS, request, client_address, f"the TLS handshake failed: {why}") from None
         except BaseException:
             secured.close()
             raise
         return secured
 
-    def _proxied(self, proxies: Container[Any], request: Any, peer: Any) -> Any:
+    def _proxied(self, proxies: Container[Any], request: Any, peer: Any) -> tuple[Any, Any]:
+        """Return the request without its header, and the address of the client that the header names."""
         why = "it is not from an address of proxy_trusted"
         if peer in proxies:
             try:
+                if isinstance(request, tuple):
+                    header, data = split(request[0])
+                    return (data, *request[1:]), asked_through(request[1], header._replace(peer=peer or ""))
                 header = parse(_read(request, monotonic() + self._terms.header_timeout))
             except TimeoutError:
                 why = "its PROXY header did not come in time"
             except (ProxyHeaderError, OSError) as exc:
                 why = str(exc)
             else:
-                return header._replace(peer=peer).client_address()
-        return self._refuse(Refusal.PROXY_HEADER, peer, why)
+                return request, header._replace(peer=peer).client_address()
+        raise self._refused(Refusal.PROXY_HEADER, request, peer, why)
 
-    def _refuse(self, refusal: Refusal, client_address: Any, why: str) -> None:
+    def _refused(self, refusal: Refusal, request: Any, client_address: Any, why: str) -> NotAdmitted:
         peer, now = self._address_text(client_address or "an unnamed client"), monotonic()
         level = logging.DEBUG
         if now - self._said.get(refusal, -LOGGED_EVERY_S) >= LOGGED_EVERY_S:
             self._said[refusal] = now
             level = logging.INFO
-        log.log(level, "connection from %s closed: %s", peer, why,
+        what = "datagram from %s dropped: %s" if isinstance(request, tuple) else "connection from %s closed: %s"
+        log.log(level, what, peer, why,
                 extra=event(LogEvent.CONNECTION_REFUSED, peer=peer, reason=why))  # fmt: skip
-        raise NotAdmitted(refusal, client_address) from None
+        return NotAdmitted(refusal, client_address)
 
 
 def _readable(request: Any, seconds: float) -> bool:

@@ -94,6 +94,17 @@ def is_complete(header: bytes) -> bool:
     return header.endswith(b"\n") and header.startswith(V1)
 
 
+def split(datagram: bytes) -> tuple[ProxyHeader, bytes]:
+    """Return the header of a datagram, which has one of version 2 as a whole, and what follows it.
+
+    Raises ProxyHeaderError. Version 1 is for TCP only.
+    """
+    if not datagram.startswith(SIGNATURE):
+        raise ProxyHeaderError("it does not begin with a header of version 2 of the PROXY protocol")
+    size = belonging(datagram)
+    return parse(datagram[:size]), datagram[size:]
+
+
 def parse(header: bytes) -> ProxyHeader:
     """Parse a complete header. Raises ProxyHeaderError, with the reason in words that complete "it was refused: …"."""
     return _parse_v2(header) if header.startswith(SIGNATURE) else _parse_v1(header)

@@ -60,6 +60,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_spare_children", _has_one_size, _ONE_SIZE),
     ("max_requests", _serves_one_request, "below a ForkingMixIn each worker serves one request"),
     ("drain_connections", _takes_datagrams, "datagrams have no connection"),
+    ("proxy_header_timeout", _takes_datagrams, "a datagram has its header with it, or it has none"),
     ("control_mode", _has_no_control_socket, _NO_CONTROL),
     ("control_owner", _has_no_control_socket, _NO_CONTROL),
     ("control_allow", _has_no_control_socket, _NO_CONTROL),

@@ -227,7 +227,7 @@ _IN_ORDER = (
     ("slow_request_timeout", "request_timeout", False),
 )
 
-_FOR_CONNECTIONS = ("proxy_trusted", "first_byte_timeout", "max_queue_wait", "tls_certificate")
+_FOR_CONNECTIONS = ("first_byte_timeout", "max_queue_wait", "tls_certificate")
 
 
 def validate(target: object, origins: Mapping[str, str] | None = None) -> None:

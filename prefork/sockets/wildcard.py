@@ -12,9 +12,10 @@ import socket
 from functools import lru_cache
 from typing import Any
 
+from prefork.workers.proxied_datagrams import answer_through_proxy
 from prefork.workers.recent_peers import RecentPeers
 
-from .listener import Listener
+from .listener import Listener, beneath
 from .shared import SharedDatagrams
 
 IP_PKTINFO = 8  # socket has it since Python 3.12
@@ -55,6 +56,13 @@ def answer_as_addressed(sock: socket.socket | None) -> None:
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     sock.__class__ = WildcardListener
+
+
+def prepare_answers(sock: Any, *, through_proxy: bool) -> None:
+    """Have a datagram listener answer from where it was asked, and through whom. Nothing for other listeners."""
+    answer_as_addressed(sock)
+    if through_proxy:
+        answer_through_proxy(beneath(sock))
 
 
 class WildcardListener(Listener):

@@ -160,6 +160,7 @@ MODULES = {
     "admission": Module("workers/admission.py", ("admission",), ("process/admission",)),
     "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
     "cut_datagrams": Module("workers/cut_datagrams.py", ("cut_datagrams",), ("process/datagrams_cut",)),
+    "proxied_datagrams": Module("workers/proxied_datagrams.py", ("proxied_datagrams",), ("process/proxied_datagrams",)),
     "recent_peers": Module("workers/recent_peers.py", ("recent_peers", "wildcard"), ("process/datagram_answers",)),
     "wildcard": Module("prefork/sockets/wildcard.py", ("wildcard",), ("process/datagram_answers",)),
     "handlers": Module("prefork/settings/handlers.py", ("handler_checks", "handlers", "companions"), ()),

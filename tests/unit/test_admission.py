@@ -120,6 +120,36 @@ def test_client_is_the_one_behind_the_proxy(pair: tuple[socket.socket, socket.so
     assert refused(ours, **terms) is Refusal.DENIED
 
 
+@pytest.mark.parametrize("peer", [PEER, ("::1", 5, 0, 0), "/run/proxy", None])
+def test_datagram_is_relieved_of_its_header(peer: Any) -> None:
+    """The program sees the rest of it, and the client that the header names; the proxy stands there, by its name."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        door = Admission(Terms(proxies=Networks("127.0.0.1, ::1, unix")), address_text)
+        (data, its), address = door.admit((V2 + b"question", sock), peer)
+    assert (data, its, address) == (b"question", sock, ("192.0.2.7", 4242))
+    assert address.proxy.peer == (peer or "")
+
+
+@pytest.mark.parametrize(
+    ("data", "peer"),
+    [(b"question", PEER), (V1 + b"question", PEER), (V2[:-1], PEER), (V2, ("127.0.0.2", 5)), (V2, "x")],
+)
+def test_datagram_that_is_dropped(data: bytes, peer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a good header, or from elsewhere, whatever it begins with."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, caplog.at_level(logging.INFO, "prefork.server"):
+        door = Admission(Terms(proxies=Networks("127.0.0.1")), address_text)
+        with pytest.raises(NotAdmitted) as caught:
+            door.admit((data, sock), peer)
+    assert (caught.value.refusal, caught.value.client_address) == (Refusal.PROXY_HEADER, peer)
+    assert f"datagram from {address_text(peer)} dropped: it " in caplog.text or "the header" in caplog.text
+
+
+def test_client_of_a_datagram_is_the_one_behind_the_proxy() -> None:
+    terms = {"proxies": Networks("127.0.0.1"), "denied": Networks("192.0.2.7")}
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        assert refused((V2, sock), **terms) is Refusal.DENIED
+
+
 def test_first_byte(pair: tuple[socket.socket, socket.socket]) -> None:
     """It is waited for, and left where it is; the end of file is one."""
     ours, theirs = pair

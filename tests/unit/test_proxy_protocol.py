@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from prefork.workers.proxy_protocol import (
     crc32c,
     is_complete,
     parse,
+    split,
 )
 
 STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -176,11 +178,9 @@ def test_checksum_finds_every_changed_byte(at: int) -> None:
     pytest.fail(f"byte {at} was changed, and it was taken for {found}")
 
 
-def test_hundred_thousand_mutations_give_an_address_that_the_bytes_have_or_none() -> None:
-    """Of a header that is taken, every address can be packed again to the very bytes of the header."""
+def mutated(corpus: list[bytes]) -> Iterator[bytes]:
+    """A hundred thousand of them."""
     chance = random.Random(20261129)
-    corpus = [*GOOD, *BAD]
-    taken = 0
     for _ in range(100_000):
         data = bytearray(chance.choice(corpus))
         for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
@@ -192,14 +192,60 @@ def test_hundred_thousand_mutations_give_an_address_that_the_bytes_have_or_none(
                     del data[at : at + chance.randrange(1, 4)]
                 case _ if at < len(data):
                     data[at] = chance.choice((data[at] ^ 1 << chance.randrange(8), chance.randrange(256)))
+        yield bytes(data)
+
+
+def test_hundred_thousand_mutations_give_an_address_that_the_bytes_have_or_none() -> None:
+    """Of a header that is taken, every address can be packed again to the very bytes of the header."""
+    taken = 0
+    for data in mutated([*GOOD, *BAD]):
         try:
-            header, _ = read(bytes(data))
+            header, _ = read(data)
             found = parse(header)
         except (ProxyHeaderError, EOFError):
             continue
         taken += 1
         if found.source is not None:
             assert endpoints(found) == told(header), (header, found)
+    assert taken > 1000
+
+
+PAYLOAD = b"\r\n\r\n\0\r\nQUIT\nPROXY UNKNOWN\r\n"
+
+
+@pytest.mark.parametrize("header", GOOD)
+def test_datagram_begins_with_a_whole_header_of_version_2(header: bytes) -> None:
+    """What follows is the client's, if only nothing; and cut off at whichever byte, within the header, it is none."""
+    if header.startswith(b"PROXY"):
+        with pytest.raises(ProxyHeaderError, match="version 2"):
+            split(header + PAYLOAD)
+        return
+    for payload in (PAYLOAD, b""):
+        assert split(header + payload) == (GOOD[header], payload)
+    for end in range(len(header)):
+        with pytest.raises(ProxyHeaderError):
+            split(header[:end])
+
+
+@pytest.mark.parametrize("header", [*BAD, b"", PAYLOAD, b"x"])
+def test_datagram_without_a_good_header_is_refused(header: bytes) -> None:
+    with pytest.raises(ProxyHeaderError):
+        split(header + b"x")
+
+
+def test_hundred_thousand_datagrams_mutated_give_the_address_and_the_rest_of_their_bytes_or_none() -> None:
+    taken = 0
+    for data in mutated([header + PAYLOAD for header in [*GOOD, *BAD]]):
+        try:
+            found, payload = split(data)
+        except ProxyHeaderError:
+            continue
+        taken += 1
+        size = 16 + int.from_bytes(data[14:16], "big")
+        assert (data[:12], payload) == (SIGNATURE, data[size:]), data
+        assert len(data) >= size
+        if found.source is not None:
+            assert endpoints(found) == told(data[:size]), (data, found)
     assert taken > 1000
 
 
