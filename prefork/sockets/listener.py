@@ -4,6 +4,7 @@ Runs in the master; workers inherit the listener and must only accept. Owns the 
 assigns to `server.socket` becomes a Listener, or gets one beneath its own class, so that every `server_bind` and
 `server_activate`, ours, the standard library's or the user's, runs unchanged and still does what a pool needs: it
 removes a stale Unix path, leaves an inherited descriptor as it was bound, and says in a sentence that a port is taken.
+Longer than most files: all that is known of a listener stands in one place.
 """
 
 import contextlib
@@ -101,6 +102,13 @@ class Beneath(socket.socket):
             )
         super().listen(backlog)
         self._prefork_.backlog = backlog
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        """Set an option as socket.setsockopt does. IPV6_V6ONLY stays as it is on one that came bound: the kernel would
+        refuse it, ipv6(7)."""
+        came_bound = self._prefork_.inherited or self._prefork_.resumed
+        if not (came_bound and (level, option) == (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)):
+            super().setsockopt(level, option, *value)
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept as socket.accept does, without its two enum members for each connection.
