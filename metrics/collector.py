@@ -43,16 +43,22 @@ from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, LOST, QUEUE_WAIT,
 
 
 @dataclass(frozen=True, slots=True)
-class Queues:
-    """The kernel's figures for the listener and its network namespace at the moment of the scrape; None: absent."""
+class Queue:
+    """The kernel's figures for a listener at the moment of the scrape; None: absent."""
 
     length: int | None = None
     limit: int | None = None
     datagram_bytes: int | None = None
     datagram_drops: int | None = None
+    datagrams: bool = False  # the listener takes them
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """The kernel's figures for the network namespace at the moment of the scrape; None: absent."""
+
     overflows: int | None = None
     drops: int | None = None
-    datagrams: bool = False  # the listener takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +66,13 @@ class Scrape:
     """Everything that one scrape is made from."""
 
     snapshot: Snapshot
-    queues: Queues
+    namespace: Namespace
     version: str
     listener: str
     pool: bool  # there is a master, with a pool and timers
     application: Merged  # the user's own metrics, added up
     companions: tuple[CompanionCounts, ...] = ()
+    queues: tuple[tuple[str, Queue], ...] = ()  # by the names of the listeners
 
     def word(self, word: int) -> int:
         return self.snapshot.words[word]
@@ -121,6 +128,16 @@ def _of_listener(value: Callable[[Scrape], MetricValue | None]) -> Callable[[Scr
         number = value(scrape)
         if number is not None:
             yield (scrape.listener,), number
+
+    return samples
+
+
+def _of_queues(value: Callable[[Queue], int | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
+        for name, queue in scrape.queues:
+            number = value(queue)
+            if number is not None:
+                yield (name,), number
 
     return samples
 
@@ -257,13 +274,15 @@ def _most(pick: Callable[[Live], int]) -> Callable[[Scrape], float | None]:
 
 
 def _queue_max(scrape: Scrape) -> float | None:
-    if scrape.queues.length is None:
+    lengths = [queue.length for _, queue in scrape.queues if queue.length is not None]
+    if not lengths:
         return None
-    return max(scrape.queues.length, scrape.word(Word.QUEUE_LENGTH_MAX))
+    return max(sum(lengths), scrape.word(Word.QUEUE_LENGTH_MAX))
 
 
 def _truncated(scrape: Scrape) -> float | None:
-    return scrape.word(Word.DATAGRAMS_TRUNCATED) if scrape.pool and scrape.queues.datagrams else None
+    takes_some = any(queue.datagrams for _, queue in scrape.queues)
+    return scrape.word(Word.DATAGRAMS_TRUNCATED) if scrape.pool and takes_some else None
 
 
 LISTENER = ("listener",)
@@ -287,19 +306,19 @@ METRIC_TABLE = (
     Spec("prefork_saturated_seconds", "counter", (), "Time with no idle lane at max_children.",
         _word(Word.SATURATED_NS, NS, pool=True), ("PreforkSaturated",)),
     Spec("prefork_listen_queue_length", "gauge", LISTENER, "Connections the kernel holds for us.",
-        _of_listener(lambda scrape: scrape.queues.length), ("PreforkQueueFilling",)),
+        _of_queues(lambda queue: queue.length), ("PreforkQueueFilling",)),
     Spec("prefork_listen_queue_limit", "gauge", LISTENER, "Most connections the kernel would hold.",
-        _of_listener(lambda scrape: scrape.queues.limit), ("PreforkQueueFilling",)),
+        _of_queues(lambda queue: queue.limit), ("PreforkQueueFilling",)),
     Spec("prefork_listen_queue_length_max", "gauge", LISTENER, "Longest queue seen since the start.",
         _of_listener(_queue_max), ()),
     Spec("prefork_netns_listen_overflows", "counter", (), "Full accept queues, in the whole network namespace.",
-        _one(lambda scrape: scrape.queues.overflows), ("PreforkListenOverflows",)),
+        _one(lambda scrape: scrape.namespace.overflows), ("PreforkListenOverflows",)),
     Spec("prefork_netns_listen_drops", "counter", (), "Connections dropped, in the whole network namespace.",
-        _one(lambda scrape: scrape.queues.drops), ("PreforkListenOverflows",)),
+        _one(lambda scrape: scrape.namespace.drops), ("PreforkListenOverflows",)),
     Spec("prefork_datagram_receive_drops", "counter", LISTENER, "Datagrams the kernel had no room for.",
-        _of_listener(lambda scrape: scrape.queues.datagram_drops), ("PreforkDatagramsDropped",)),
+        _of_queues(lambda queue: queue.datagram_drops), ("PreforkDatagramsDropped",)),
     Spec("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
-        _of_listener(lambda scrape: scrape.queues.datagram_bytes), ()),
+        _of_queues(lambda queue: queue.datagram_bytes), ()),
     Spec("prefork_datagrams_truncated", "counter", LISTENER, "Datagrams longer than max_packet_size, which were cut.",
         _of_listener(_truncated), ("PreforkDatagramsTruncated",)),
     Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",

@@ -64,7 +64,8 @@ class Accompanied(Supervised):
         self.birth = birth
         self.counting.leave(birth)
         self.leave_metrics_listener()
-        server.socket.close()
+        for sock in self.sockets():
+            sock.close()
         os.environ.pop(SLOT_VARIABLE, None)  # of a worker that started this service
         setting = InForce(server)
         title = f"prefork: companion {declared.name}"

@@ -1,4 +1,5 @@
-"""The socket of a server that has a pool: what the program assigns to `server.socket`, and what becomes of it.
+"""The socket of a server that has a pool: what the program assigns to `server.socket`, and what becomes of it; and the
+servers, each with a socket of its own, that one pool serves beside its first.
 
 Runs in the master, in constructors above all. Owns which Listener knows the socket, and by what name a reload finds it
 again. The object that the program has assigned stays what it is, with its class and its other names: a plain socket
@@ -9,6 +10,8 @@ socket inside is seen to.
 import os
 import socket
 import sys
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from prefork.workers.access_log import AccessLog, LogContext
@@ -16,14 +19,17 @@ from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
 
-from .errors import ConfigError
+from .accompanied import Accompanied, checked
+from .errors import ConfigError, PreforkError
 from .inheritance.precedence import is_called_by
 from .reload.handover import handed
+from .settings.also import is_of_a_listener
+from .settings.fields import settings
 from .settings.in_force import InForce, value_of
 from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
 from .sockets.networks import admission
-from .sockets.of_server import socket_of
+from .sockets.of_server import is_closed, socket_of
 from .sockets.ownership import Access
 from .supervised import Supervised
 from .systemd import stored
@@ -107,7 +113,7 @@ class Listened(Supervised):
         given, asked = handed(), self._asked or ""
         if before is not None and (before.inherited or before.resumed):  # the program has put one in its place
             return self._once_more(before)
-        if given is not None and (listener := given.listener("listener", asked)) is not None:
+        if given is not None and (listener := given.listener(asked)) is not None:
             return listener
         if fd is not None:
             return Listener.inherit(fd)
@@ -121,7 +127,7 @@ class Listened(Supervised):
             before.tell(listener)
             self._lend(before, listener, listener)
             return listener
-        return given.again("listener") if given is not None and before.resumed else None
+        return given.again(before) if given is not None and before.resumed else None
 
     @staticmethod
     def _lend(before: Listener, after: Listener, own: socket.socket) -> None:
@@ -130,9 +136,13 @@ class Listened(Supervised):
 
     # What is written of connections.
 
-    def access_log(self) -> AccessLog | None:
-        """Return what writes the records of this worker, or of the only process of `--single`; the master has none."""
-        if self.slot is None or not value_of(self.server, "access_log"):
+    def access_log(self, *, wanted: bool | None = None) -> AccessLog | None:
+        """Return what writes the records of this worker, or of the only process of `--single`; the master has none.
+
+        `wanted`: whether the pool has one, where that is another server's.
+        """
+        wanted = value_of(self.server, "access_log") if wanted is None else wanted
+        if self.slot is None or not wanted:
             return None
         sock = socket_of(self.server)
         where = address_text(self.server.server_address if sock is None else sock.getsockname())
@@ -169,3 +179,77 @@ class Listened(Supervised):
         if context.sslsocket_class is ssl.SSLSocket:  # else the program has a class of its own for them
             context.sslsocket_class = SecureConnection
         self.tls, self.secured = context, True
+
+
+class Joined(Accompanied, Listened):
+    """State of a server whose pool may serve others, or that is served by the pool of another one."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(server)
+        self.others: tuple[Any, ...] = ()  # the servers that this one's pool serves as well
+        self._first: Any = None  # weakly, the server whose pool serves this one
+
+    @property
+    def first(self) -> Any:
+        """The server whose pool serves this one; None if that is its own, or nobody's yet."""
+        return None if self._first is None else self._first()
+
+    @property
+    def each(self) -> "tuple[Joined, ...]":
+        """The state of each server of this pool, its own first."""
+        return (self, *(other._prefork_ for other in self.others))
+
+    def sockets(self) -> tuple[Any, ...]:
+        return tuple(each.listener for each in self.each if each.listener is not None)
+
+    def serve_also(self, other: Any) -> None:
+        """Implement `serve_also()`. Raises ConfigError."""
+        refused = f"could not serve {type(other).__qualname__} as well"
+        own = getattr(other, "_prefork_", None)
+        if not isinstance(own, Joined):
+            raise ConfigError(f"{refused}: it has no PreForkingMixIn among its bases")
+        if self.done is not None or own.done is not None:
+            raise ConfigError(f"{refused}: the pool serves already; call serve_also() before serve_forever()")
+        if other is self.server or own.first is not None or own.others or self.first is not None:
+            raise ConfigError(f"{refused}: a server belongs to one pool, which is that of its first server")
+        if is_closed(other):
+            raise ConfigError(f"{refused}: it is closed, or not bound")
+        if (companions := checked(other)) != ():
+            named = ", ".join(each.name for each in companions)
+            raise ConfigError(f"{refused}: the companions of a pool are its first server's, and this one has {named}")
+        self._check_kind(refused, own)
+        self.others += (other,)
+        own._first = weakref.ref(self.server)
+
+    def _check_kind(self, refused: str, own: Supervised) -> None:
+        """Raise ConfigError unless workers can serve both in the same way."""
+        if self.threaded() or own.threaded():
+            raise ConfigError(f"{refused}: a pool with threads has one listener; serve each from a pool of its own")
+        if hasattr(self.server, "collect_children") != hasattr(own.server, "collect_children"):
+            raise ConfigError(f"{refused}: one of the two has a ForkingMixIn, and the other has none")
+
+    def refuse_another_pool(self) -> None:
+        """Raise PreforkError if this server is served by another one's pool."""
+        if (first := self.first) is not None:
+            name, its = type(self.server).__qualname__, type(first).__qualname__
+            raise PreforkError(f"could not serve {name} from a pool of its own: the pool of {its} serves it")
+
+    def statistics(self) -> Any:
+        return super().statistics() if self.first is None else self.first._prefork_.statistics()
+
+    def shutdown(self, *, wait: bool) -> None:
+        if self.first is None or self.ask_to_drain():
+            super().shutdown(wait=wait)
+        else:
+            self.first._prefork_.shutdown(wait=wait)
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Yield each setting of the pool's that is set on another server than its first, and why it has no effect."""
+        first, why = self.server, f"the settings of the pool are those of {type(self.server).__qualname__}"
+        for other in self.others:
+            defaults = settings(type(first))
+            for name, field in settings(type(other)).items():
+                if is_of_a_listener(field) or name not in defaults:
+                    continue
+                if value_of(other, name) not in (value_of(first, name), field.default):
+                    yield f"{name} of {type(other).__qualname__}", why

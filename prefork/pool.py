@@ -126,6 +126,15 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
 
     # Serving.
 
+    def serve_also(self, other: "PreForkingMixIn") -> None:
+        """Have the pool of this server serve another one as well, bound at its own address. Call it before
+        `serve_forever()`, once for each.
+
+        The other server keeps its class, its hooks and the settings of its listener; those of the pool are this one's.
+        It is closed with this one. Raises ConfigError for what cannot be served together.
+        """
+        self._prefork_.serve_also(other)
+
     def serve_forever(self, poll_interval: float | None = 0.5) -> None:
         """Serve from a pool until told to end. Return when every worker is gone.
 
@@ -136,10 +145,12 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         Raises ConfigError or BindError before anything is forked, BootError if no worker ever got ready, and
         PreforkError on systems other than Linux.
         """
-        validate(self)
+        own: Preforked = self._prefork_
+        for each in own.each:
+            validate(each.server)
+        own.refuse_another_pool()
         if sys.platform != "linux":
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
-        own: Preforked = self._prefork_
         if run_mode() is not RunMode.SINGLE:  # there it is checked already, and has given up root
             own.check()
             check_kernel()
@@ -148,16 +159,18 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
                 given.require(*NEEDED)
                 lent, spares = 2 * len(given.values.get("children", ())), given.spares
             check_room(value_of(self, "max_children"), len(own.companions()), lent, spares, rehearsing=rehearsing())
-        if own.descriptors.lost() and not own.closing:
-            leave_descriptor(self.socket)
-            raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")
-        prepare_answers(own.listener, through_proxy=value_of(self, "proxy_trusted") is not None)
+        for each in own.each:
+            if each.descriptors.lost() and not own.closing:
+                leave_descriptor(each.listener)
+                raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")
+            prepare_answers(each.listener, through_proxy=value_of(each.server, "proxy_trusted") is not None)
         if rehearsing():
             rehearse(own.rehearsal())
         if run_mode() is RunMode.SINGLE:
             super().serve_forever(poll_interval)
             return
         say_no_effect(no_effect(self, PoolSettings, os.environ if own.launch is None else {}))
+        say_no_effect(own.without_effect())
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         with shutdown_heard(self, own, PreForkingMixIn):
             supervisor = own.serve_pool(poll_interval)
@@ -173,6 +186,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own: Preforked = self._prefork_
         if own.worker is not None:
             return own.worker.draining
+        if own.first is not None:
+            return bool(own.first.draining)
         if own.companion is not None:
             return own.companion.draining
         if run_mode() is RunMode.SINGLE:
@@ -199,6 +214,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         own: Preforked = self._prefork_
         if own.ask_to_drain():
             return
+        if own.first is not None and pool_of(own.first).done is not None:  # its pool serves: it ends with that
+            own.first.server_close()
+            return
         own.closing = True
         done = own.done
         if done is not None:
@@ -209,6 +227,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if own.origin is not None:
             take_away_path(own.origin)
         super().server_close()
+        for other in own.others:
+            other.server_close()
 
     def reload(self) -> None:
         """Reload code and settings, as SIGHUP does: rehearse, then exec the program again in this process.

@@ -122,7 +122,8 @@ def alone(name: str) -> Iterator[None]:
     global _pool
     if _pool is not None and _pool[0] == os.getpid():
         error = PreforkError(f"could not serve {name} from a pool: {_pool[1]} is served by this process already")
-        error.add_note("A process has one pool, and a pool one listener: run each service as a process of its own.")
+        error.add_note("A process has one pool: have it serve the other server as well, by server.serve_also(other) "
+                       "before serve_forever(), or run each service as a process of its own.")  # fmt: skip
         raise error
     _pool = os.getpid(), name
     try:

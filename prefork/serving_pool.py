@@ -2,14 +2,14 @@
 
 Runs in the master, and in each worker as a copy. Owns the control socket's listener, and what
 `serve_forever()` changes in the master's process (signals, title, garbage collector, the listener's flags). It must
-restore all of that when it ends.
+restore all of that when it ends. Longer than most files: the parts of a pool are put together in one place.
 """
 
 import contextlib
 import gc
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -29,13 +29,12 @@ from prefork.workers.terms import WorkerTerms
 from prefork.workers.wakeup import Wakeup
 
 from . import process
-from .accompanied import Accompanied
 from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
-from .errors import PreforkError
+from .errors import ConfigError, PreforkError
 from .inheritance.standard_classes import process_in_place
-from .listening import Listened
+from .listening import Joined
 from .logs import say_if_root, say_no_effect
 from .master.mailbox import Mailbox
 from .master.policy import Limits
@@ -52,7 +51,7 @@ from .settings.in_force import InForce, value_of
 from .settings.users import privileges_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
-from .sockets.listener import Listener
+from .sockets.listener import SERVICE, Listener
 from .sockets.networks import admission
 from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, check_shared, prepared, widen
@@ -65,7 +64,7 @@ log = logging.getLogger("prefork.supervisor")
 WITHOUT_POOL = "handle_request() serves in the process that calls it; serve_forever() starts the workers"
 
 
-class Preforked(Accompanied, Listened):
+class Preforked(Joined):
     """State of a server that serves from a pool."""
 
     def __init__(self, server: Any) -> None:
@@ -96,8 +95,9 @@ class Preforked(Accompanied, Listened):
             mailbox = Mailbox(wakeup.wake)
             stack.enter_context(self._signals_taken(wakeup, mailbox))
             given = self._given()
-            check_shared(self.listener, server)
-            stack.enter_context(prepared(self.listener, lambda: given is None or given.taken))
+            for each in self.each:
+                check_shared(each.listener, each.server)
+                stack.enter_context(prepared(each.listener, lambda: given is None or given.taken))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
             process.import_psutil(server)
@@ -118,8 +118,9 @@ class Preforked(Accompanied, Listened):
         return supervisor
 
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
-        where = address_text(self.server.socket.getsockname())
-        log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
+        for sock in self.sockets():
+            where = address_text(sock.getsockname())
+            log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
         if handed() is None:  # else it was said at the start
             say_if_root(value_of(self.server, "user"))
         self._mailbox = mailbox  # from here on shutdown() posts; an earlier one is checked for next
@@ -174,11 +175,13 @@ class Preforked(Accompanied, Listened):
         lanes, lanes_open = lanes_of(value_of(server, "max_threads") if self.threaded() else 1)
         service = Service(
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
-            listener=self.listener, max_lifetime=value_of(server, "max_lifetime"),
+            listeners=self.sockets(), max_lifetime=value_of(server, "max_lifetime"),
             application_bytes=self.application_bytes(), companions=self.companions(),
-            renew_tls=None if self.tls is None else self._renew_tls, privileges=privileges_of(server),
+            renew_tls=self._renew_tls if any(each.tls is not None for each in self.each) else None,
+            privileges=privileges_of(server),
         )  # fmt: skip
-        self.end_own_requests()
+        for each in self.each:
+            each.end_own_requests()
         given = self._given()
         self._control_before = None if given is None else given.values.get("control")
         if given is not None:
@@ -204,8 +207,7 @@ class Preforked(Accompanied, Listened):
             elsewhere=self.threaded(), rehearsal=process.rehearsing(),
             one_request=hasattr(server, "collect_children"), hang_up=setting.drain_connections == "eof",
             queue_waits=self.counts_queue_waits(), metrics=setting.metrics_address is not None,
-            nudge=supervisor.nudge,
-            on_drain=hook(server, "worker_draining") if is_the_programs(server, "worker_draining") else None,
+            nudge=supervisor.nudge, on_drain=_on_drain(server),
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {self.slot} {what}".rstrip()),
             access_log=None, get_request=partial(shortest, server), admission=None,
         )  # fmt: skip
@@ -231,12 +233,13 @@ class Preforked(Accompanied, Listened):
 
     def rehearsal(self) -> Rehearsal:
         """Return the rehearsal of this service, in which one worker boots and exits."""
-        resumed, setting = self.origin is not None and self.origin.resumed, InForce(self.server)
+        origins, setting = [each.origin for each in self.each], InForce(self.server)
+        resumed = any(origin is not None and origin.resumed for origin in origins)
         return Rehearsal(
             setting.working_directory, setting.boot_timeout, self._pool_in_rehearsal, self._work,
             lambda: self.counting.board,
             refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=resumed),
-            listeners=lambda: (self.origin, self.metrics_listener, self._control_listener),
+            listeners=lambda: (*origins, self.metrics_listener, self._control_listener),
         )  # fmt: skip
 
     def _pool_in_rehearsal(self, wakeup: Wakeup) -> Supervisor:
@@ -246,8 +249,10 @@ class Preforked(Accompanied, Listened):
 
     def _pack(self, record: Record) -> None:
         """Add to the record what the next image needs of this server."""
-        assert self.origin is not None
-        record.add("listener", pack_listener(self.origin, self.listener.fileno()))
+        for number, each in enumerate(self.each, 1):
+            assert each.origin is not None
+            name = SERVICE if number == 1 else f"{SERVICE} {number}"
+            record.add(name, pack_listener(each.origin, each.listener.fileno()))
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
         record.add("own", pack_own(self.counting.own))
@@ -262,16 +267,26 @@ class Preforked(Accompanied, Listened):
         """Refuse what cannot be served as it is set, each alone being valid. Raises ConfigError."""
         self.control_terms()
         self.check_companions()
-        self.secure()
-        check_handler(self.server, getattr(self.server, "socket_type", 0))
+        for each in self.each:
+            each.secure()
+            check_handler(each.server, getattr(each.server, "socket_type", 0))
 
     def _renew_tls(self) -> None:
-        self.secure()
+        before = [(each, each.tls, each.tls_expires_at) for each in self.each]
+        try:
+            for each in self.each:
+                each.secure()
+        except ConfigError:
+            for each, context, expires_at in before:
+                each.tls, each.tls_expires_at = context, expires_at
+            raise
         self._publish_expiry()
 
     def _publish_expiry(self) -> None:
+        """Tell when the first of the certificates in service expires."""
+        expires_at = min((each.tls_expires_at for each in self.each if each.tls is not None), default=0)
         with self.counting.board.change() as words:
-            words[Word.TLS_EXPIRES_AT_S] = int(self.tls_expires_at)
+            words[Word.TLS_EXPIRES_AT_S] = int(expires_at)
 
     def control_terms(self) -> ControlTerms | None:
         """Return the control socket's path, owner and permitted users; None without one. Raises ConfigError."""
@@ -323,20 +338,33 @@ class Preforked(Accompanied, Listened):
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """Run a worker in its new process. Return its exit status."""
         assert self._terms is not None
-        server, setting, terms = self.server, InForce(self.server), self._terms
+        setting, terms = InForce(self.server), self._terms
         if setting.gc_freeze:
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
-        self.take_slot(number)
+        served = [(each.server, self._terms_of(each, terms, number)) for each in self.each]
+        worker = Worker(*served[0], birth, master, served[1:])
+        for each in self.each:
+            each.worker = worker
+            if isinstance(each.listener, SharedDatagrams):
+                SharedDatagrams.receive_on(worker.lanes)  # whose words are those of all
+        return worker.run()
+
+    def _terms_of(self, each: Joined, terms: WorkerTerms, number: int) -> WorkerTerms:
+        """Return the terms by which a worker serves one of the servers, and prepare that for it."""
+        server = each.server
+        each.take_slot(number)
         if terms.one_request:
             process_in_place(server)
         accept_for(server.socket, server.RequestHandlerClass)
-        terms = terms._replace(admission=admission(setting, self.tls), access_log=self.access_log())
-        self.worker = Worker(server, terms, birth, master)
-        if isinstance(self.listener, SharedDatagrams):
-            SharedDatagrams.receive_on(self.worker.lanes)
-        return self.worker.run()
+        if each is not self:
+            terms = terms._replace(
+                queue_waits=terms.metrics and each.takes_tcp(), get_request=partial(shortest, server),
+                on_drain=_on_drain(server),
+            )  # fmt: skip
+        log = each.access_log(wanted=value_of(self.server, "access_log"))
+        return terms._replace(admission=admission(InForce(server), each.tls), access_log=log)
 
     def _forget_master(self) -> None:
         if self._signals is not None:
@@ -347,4 +375,9 @@ class Preforked(Accompanied, Listened):
         """Release everything of ours in a process that user code forked from the master, which is no master itself."""
         self._forget_master()
         self.leave_metrics_listener()
-        self.listener.close()
+        for sock in self.sockets():
+            sock.close()
+
+
+def _on_drain(server: Any) -> Callable[[], None] | None:
+    return hook(server, "worker_draining") if is_the_programs(server, "worker_draining") else None

@@ -79,19 +79,28 @@ class Supervised(ServingLoop):
         self.bind_metrics()
         assert self.metrics_listener is not None
         board, pool, companions = self.counting.board, supervisor.limits.pool, supervisor.companions.table
-        subject = Exported(self.service_name(), socket_of(self.server), pool, self._may_fork_exporter, companions,
+        subject = Exported(self.service_name(), self.sockets(), pool, self._may_fork_exporter, companions,
                            supervisor.service.privileges)  # fmt: skip
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(subject, self.metrics_listener, board, supervisor.fork, supervisor.forget_memory)
         )
 
+    def sockets(self) -> tuple[Any, ...]:
+        """Return the sockets of this service that it listens on. Extend it where there may be several."""
+        own = socket_of(self.server)
+        return () if own is None else (own,)
+
+    def statistics(self) -> Statistics:
+        """Return the counts of this service so far."""
+        return self.counting.statistics()
+
     def bind_metrics(self) -> None:
         """Listen on `metrics_address`, if set. Raises BindError."""
         address = value_of(self.server, "metrics_address")
         if address is not None and self.metrics_listener is None:
             asked, given = asked_for(address, socket.SOCK_STREAM), handed()
-            resumed = None if given is None else given.listener("metrics", asked)
+            resumed = None if given is None else given.metrics(asked)
             if resumed is not None:
                 resumed.serve_by_pool(0.0)
             self.metrics_listener = resumed or bind_metrics(address, asked)
@@ -202,10 +211,12 @@ class Supervised(ServingLoop):
 
     def counts_queue_waits(self) -> bool:
         """Return True if the wait in the accept queue is measured: TCP reports it, and metrics show it."""
+        return self.takes_tcp() and value_of(self.server, "metrics_address") is not None
+
+    def takes_tcp(self) -> bool:
         if (sock := socket_of(self.server)) is None:
             return False
-        tcp = sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM
-        return tcp and value_of(self.server, "metrics_address") is not None
+        return bool(sock.family != getattr(socket, "AF_UNIX", None) and sock.type == socket.SOCK_STREAM)
 
     def first_slot(self) -> Slot:
         return Slot(getattr(InForce(self.server), "max_threads", None) or LANES_AT_ONCE if self.threaded() else 1)
@@ -319,7 +330,7 @@ class SupervisedMixIn(_AnyServer):
         own: Supervised = self._prefork_
         if own.worker is not None or own.birth is not None:
             raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
-        return own.counting.statistics()
+        return own.statistics()
 
     @Computed
     def slot(self) -> int | None:

@@ -148,6 +148,13 @@ def descriptor(name: str = "") -> int:
     return found
 
 
+def find_all(name: str) -> list[int] | str:
+    """Return the descriptors that the manager passed under this name, or all of them, in their order; or the reason why
+    there is none."""
+    found = [each.fd for each in given().passed if not each.name.startswith(STORED) and name in ("", each.name)]
+    return found or str(find(name))
+
+
 def find(name: str) -> int | str:
     """Return the descriptor as `descriptor()` does, or the reason why there is none."""
     named = [passed for passed in given().passed if not passed.name.startswith(STORED)]

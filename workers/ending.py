@@ -127,16 +127,16 @@ def _loaded(name: str) -> ModuleType | None:
 
 
 class DrainHook:
-    """The program's `worker_draining()` hook, called once, in a thread of its own."""
+    """The program's `worker_draining()` hooks, of each of its servers, called once, in a thread of their own."""
 
-    def __init__(self, hook: Callable[[], None] | None) -> None:
-        self._hook = hook
+    def __init__(self, *hooks: Callable[[], None]) -> None:
+        self._hooks = hooks
         self._running = _thread.allocate_lock()
         self._begun = False
 
     def begin(self) -> None:
         """Start the hook without waiting for it. Safe in a signal handler, whatever that interrupts."""
-        if self._hook is None or self._begun:
+        if not self._hooks or self._begun:
             return
         self._begun = True
         try:
@@ -148,7 +148,7 @@ class DrainHook:
 
     def wait(self) -> None:
         """Wait until the hook has returned. If it could not be started, call it now, in this thread."""
-        if self._hook is not None and not self._begun:
+        if self._hooks and not self._begun:
             self._begun = True
             self._running.acquire()
             self._run()
@@ -156,10 +156,15 @@ class DrainHook:
             pass
 
     def _run(self) -> None:
-        assert self._hook is not None
         try:
-            self._hook()
-        except Exception:
-            log.exception("worker_draining() raised", extra=event(LogEvent.DRAIN_HOOK_FAILED))
+            for hook in self._hooks:
+                self._call(hook)
         finally:
             self._running.release()
+
+    @staticmethod
+    def _call(hook: Callable[[], None]) -> None:
+        try:
+            hook()
+        except Exception:
+            log.exception("worker_draining() raised", extra=event(LogEvent.DRAIN_HOOK_FAILED))

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, monotonic_ns, sleep
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE
 from . import ending, handshake, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
+from .contexts import Lane
 from .definitions import hook
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
@@ -30,7 +31,7 @@ from .lazy_imports import import_lazy
 from .limits import Usage
 from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
-from .straight import way_of
+from .straight import ServeOne, way_of
 from .terms import WorkerTerms
 from .thread_pool import LOOK_EVERY_NS, ThreadPool, can_stay
 from .waiters import go_to_the_back, wait_for
@@ -46,25 +47,26 @@ IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.
 
 
 class Worker:
-    """One worker process, seen from inside."""
+    """One worker process, seen from inside. `others`: the servers that it serves beside the first, with their terms."""
 
-    def __init__(self, server: Any, terms: WorkerTerms, birth: Birth, master: Master) -> None:
+    def __init__(
+        self, server: Any, terms: WorkerTerms, birth: Birth, master: Master,
+        others: Sequence[tuple[Any, WorkerTerms]] = (),
+    ) -> None:  # fmt: skip
         self.server = server
         self.terms = terms
         self.birth = birth
         self.master = master
         self.draining = False
-        self._drain_hook = ending.DrainHook(terms.on_drain and self._calling(terms.on_drain))
+        hooks = [each.on_drain for each in (terms, *(its for _, its in others))]
+        self._drain_hook = ending.DrainHook(*(self._calling(each) for each in hooks if each is not None))
         self._leaving = ExitReason.DRAINED
         self._usage = Usage(terms.limits, birth.slot.words, measures=terms.metrics)
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
-        opened = OpenLanes(birth.slot)
-        self.lanes = Lanes(
-            opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
-            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
-            admission=terms.admission,
-        )  # fmt: skip
+        self.lanes = self._lanes_of(terms, OpenLanes(birth.slot))
+        self._served = [(server, self.lanes, terms)]
+        self._served += ((each, self._lanes_of(its, OpenLanes(birth.slot)), its) for each, its in others)
         self._threads: ThreadPool | None = None  # where they stay
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
@@ -74,6 +76,13 @@ class Worker:
         self._descriptors = Descriptors(
             self._wakeup.fileno(), self._wakeup.write_fileno(), master.fileno(), self._epoll.fileno(), birth.slot.fd
         )
+
+    def _lanes_of(self, terms: WorkerTerms, opened: OpenLanes) -> Lanes:
+        return Lanes(
+            opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
+            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
+            admission=terms.admission,
+        )  # fmt: skip
 
     # Set-up and end.
 
@@ -90,7 +99,7 @@ class Worker:
         if not self.terms.rehearsal:
             return self._live()
         # It serves nothing, and a thread that never ends would fail the reload.
-        self._calling(hook(self.server, "worker_stopping"))()
+        self._call_each("worker_stopping")
         self.birth.slot.words[LEAVING] = self._leaving
         return 0
 
@@ -103,7 +112,7 @@ class Worker:
         ending.begin_anew()
         if self.birth.slot.application:
             begin(self.birth.slot.application)
-        self._calling(hook(self.server, "worker_started"))()
+        self._call_each("worker_started")
         if self._descriptors.lost():
             raise DescriptorsLost
         if self.terms.rehearsal:
@@ -112,12 +121,13 @@ class Worker:
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         if self.terms.elsewhere and can_stay(self.server):
             self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake)
-        handshake.in_its_lane(self.server)
-        strays.end_in_hooks(self.server, lambda: self.lanes.forked)
-        self.lanes.bind(self.server)
-        self.lanes.get_request = self.terms.get_request()
-        if self.terms.hang_up:
-            self._in_hand.bind(self.server)
+        for server, lanes, terms in self._served:
+            handshake.in_its_lane(server)
+            strays.end_in_hooks(server, lambda: self.lanes.forked)
+            lanes.bind(server)
+            lanes.get_request = terms.get_request()
+            if self.terms.hang_up:
+                self._in_hand.bind(server)
         if self.terms.metrics:
             self._usage.sample(monotonic_ns())
         self.terms.set_title("")
@@ -132,7 +142,12 @@ class Worker:
     def _live(self) -> int:
         """Serve and drain, then end as Python does, even if something raised. Return the exit status."""
         try:
-            self._serve() if self._threads is None else self._serve_in_threads(self._threads)
+            if self._threads is not None:
+                self._serve_in_threads(self._threads)
+            elif len(self._served) > 1:
+                self._serve_several()
+            else:
+                self._serve()
             self._drain()
             status = 0
         except BaseException as exc:
@@ -141,7 +156,7 @@ class Worker:
                 ending.finish()
                 return status
         try:
-            self._calling(hook(self.server, "worker_stopping"))()
+            self._call_each("worker_stopping")
         except BaseException as exc:
             status = self._fail(exc)
         ending.finish()
@@ -158,9 +173,13 @@ class Worker:
         if self._threads is not None:
             self._threads.tell_to_leave()
         with contextlib.suppress(Exception):
-            self._close_listener()
+            self._close_listeners()
         self.terms.nudge()
         return status
+
+    def _call_each(self, name: str) -> None:
+        for server, _, _ in self._served:
+            self._calling(hook(server, name))()
 
     def _calling(self, hook: Callable[[], None]) -> Callable[[], None]:
         return strays.ending(hook, lambda: self.lanes.forked)
@@ -197,19 +216,21 @@ class Worker:
 
     def _forked_by_user(self) -> None:
         """Let go of everything of ours, in a process that user code forked from this worker: it is not a worker."""
-        self.lanes.forked = True
         slot = self.birth.slot  # the rest of it, the program's own metrics, is detached by metrics/application/values
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
-        # It must not hold the port. But a datagram's socket is its request's as well, and this may be to answer it.
-        if self.server.socket.type != socket.SOCK_DGRAM or not self.lanes.may_have_requests():
-            self.server.socket.close()
+        for server, lanes, _ in self._served:
+            lanes.forked = True
+            # It must not hold the port. But a datagram's socket is its request's as well, and this may be to answer it.
+            if server.socket.type != socket.SOCK_DGRAM or not lanes.may_have_requests():
+                server.socket.close()
 
     def _watch(self) -> None:
         for fd in (self._wakeup.fileno(), self.master.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
             self._own.register(fd, select.POLLIN)
-        wait_for(self._epoll, self.server.fileno())
+        for server, _, _ in self._served:
+            wait_for(self._epoll, server.fileno())
 
     def _stop_watching(self) -> None:
         """Leave the epoll to the threads. What is the main thread's stays in its own poll."""
@@ -284,6 +305,56 @@ class Worker:
                     lanes.give_back(lane)
                 return
 
+    def _serve_several(self) -> None:
+        """Do as `_serve()` does, for several listeners and a request at a time, each in its server's own way.
+
+        One event is taken from a wait, the oldest: only that one is sure to have woken nobody else. The next wait takes
+        the next, so that no listener waits for another's queue to be empty. Before leaving, and where something else
+        ends a wait, each listener is tried once: the master wakes a worker for a queue that it had not been woken for.
+        """
+        wait, usage, most = self._epoll.poll, self._usage, self._usage.limits.max_requests or 0
+        ways: dict[int, tuple[Any, Lanes, ServeOne, Lane]] = {}
+        for server, lanes, _ in self._served:
+            lane = lanes.take()
+            assert lane is not None
+            ways[server.fileno()] = server, lanes, way_of(lanes, server), lane
+        to_try: list[int] = []
+        next_look_ns = 0
+        leaving = False
+        while True:
+            if self.draining and not leaving:
+                leaving, to_try = True, list(ways)
+            if to_try:
+                came = to_try.pop()
+            elif leaving:
+                break
+            else:
+                ready = wait(None, 1)
+                came = ready[0][0] if ready else -1
+                if came not in ways:
+                    self._note(ready)
+                    to_try = list(ways)
+                    continue
+            server, lanes, serve_one, lane = ways[came]
+            now_ns = monotonic_ns()
+            outcome = serve_one(server, lane, now_ns)
+            if lanes.forked:
+                leave(0)
+            if outcome is REQUEST:
+                self._signals.keep()
+                usage.served += 1
+                if usage.served == most or now_ns >= next_look_ns:
+                    next_look_ns = now_ns + LOOK_EVERY_NS
+                    self._look(now_ns)
+                if self.terms.one_request:
+                    self._leaving = ExitReason.MAX_REQUESTS
+                    self._begin_to_drain()
+                    break
+            elif outcome is NO_RESOURCES and not leaving:
+                self._pause(lanes)
+        for _, lanes, _, lane in ways.values():
+            lanes.give_back(lane)
+
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""
         threads.see_to()
@@ -309,12 +380,12 @@ class Worker:
         that is quickly answered and comes again must not find us in front."""
         self._waits = go_to_the_back(self._epoll, self.server.fileno())
 
-    def _pause(self) -> None:
-        """Leave the listener alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.
+    def _pause(self, lanes: Lanes | None = None) -> None:
+        """Leave the listeners alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.
 
         The master wakes us meanwhile, because it sees an idle lane beside a queue: no reason to try any earlier.
         """
-        self._shortage.say(self.lanes.why_short())
+        self._shortage.say((lanes or self.lanes).why_short())
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
             self._rest(left * 1000)
@@ -328,7 +399,8 @@ class Worker:
 
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what ended a wait. Signal handlers have run by then."""
-        self.lanes.look()
+        for _, lanes, _ in self._served:
+            lanes.look()
         for fd, events in ready:
             if events & FAILURE and self._descriptors.lost():  # what is closed looks like a master that is dead
                 raise DescriptorsLost
@@ -344,7 +416,8 @@ class Worker:
     def _look(self, now_ns: int) -> None:
         """Check between two requests, now and then, whether a limit is reached."""
         sinks.follow()
-        self.lanes.look()
+        for _, lanes, _ in self._served:
+            lanes.look()
         due = self._usage.due(now_ns)
         if due is not None and not self.birth.slot.words[DUE]:
             self.birth.slot.words[DUE] = due
@@ -372,25 +445,27 @@ class Worker:
             self._begin_to_drain()
             self._signals.kill_me_after(self.terms.graceful_timeout)
             self._own.unregister(self.master.fileno())
-            self._close_listener()
+            self._close_listeners()
             self._in_hand.hang_up()
 
-    def _close_listener(self) -> None:
-        listener: socket.socket = self.server.socket
-        # Datagram handlers reply through the listener, so it stays open until the last of them has.
-        if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
-            with contextlib.suppress(OSError):  # closing it does not: other processes share the description
-                self._epoll.unregister(listener.fileno())
-            listener.close()
+    def _close_listeners(self) -> None:
+        for server, _, _ in self._served:
+            listener: socket.socket = server.socket
+            # Datagram handlers reply through the listener, so it stays open until the last of them has.
+            if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
+                with contextlib.suppress(OSError):  # closing it does not: other processes share the description
+                    self._epoll.unregister(listener.fileno())
+                listener.close()
 
     def _drain(self) -> None:
         """Finish the current requests, whatever `daemon_threads` says. The master enforces the deadline."""
         self.terms.set_title("draining")
-        self._close_listener()
-        while not self.lanes.all_free():
-            self._rest(self.lanes.contexts.patience_ms)
-        while not self.lanes.handed_over.all_finished():
-            self._rest(HANDED_OVER_LOOK_MS)
+        self._close_listeners()
+        for _, lanes, _ in self._served:
+            while not lanes.all_free():
+                self._rest(lanes.contexts.patience_ms)
+            while not lanes.handed_over.all_finished():
+                self._rest(HANDED_OVER_LOOK_MS)
         if self._threads is not None:
             self._threads.join()
         self._drain_hook.wait()

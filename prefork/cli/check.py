@@ -52,10 +52,13 @@ def _run(args: argparse.Namespace) -> int:
     with dry_run() as tried, plan.build() as server:
         _say("target", f"{plan.launch.target} is loaded")
         _say("settings", _sources(plan) or "all by default")
-        validate(server)
+        for each in pool_of(server).each:
+            validate(each.server)
         pool_of(server).check()
         check_room(server.max_children, len(pool_of(server).companions()))
-        found = list(findings(server))  # before a worker boots: what it starts is its own
+        found = [
+            sentence for each in pool_of(server).each for sentence in findings(each.server)
+        ]  # before a worker boots: what it starts is its own
         since = monotonic()
         boot_one(pool_of(server).rehearsal())
         for address, verdict in tried.seen or [("inherited", "it came bound")]:

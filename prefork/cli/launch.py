@@ -6,15 +6,16 @@ variables and file keys come from one list. Must not serve. Runs in the process 
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from .. import logs
 from ..errors import ConfigError
 from ..pool import PreForkingTCPServer, pool_of
 from ..process import enter
+from ..settings.also import OWN, Also, also, is_of_a_listener
 from ..settings.fields import Field, Setting, settings, show
-from ..settings.sources import FILE_VARIABLE, Found, gather
+from ..settings.sources import ALSO, FILE_VARIABLE, Found, gather, read_table
 from ..sockets.addresses import Address
 from .options import add_settings, texts
 from .pages import Parser, Section
@@ -70,10 +71,10 @@ class Launch:
         str | None, Setting("what to serve, as in app:Server", group="Service", metavar="TARGET", positional=True)
     ] = None
     bind: Annotated[
-        Address | None,
+        tuple[Address, ...] | None,
         Setting("HOST:PORT, :PORT, [::]:PORT, udp://HOST:PORT, unix:/PATH, unix:@NAME, unixgram:/PATH, "
-                "fd://N (inherited), or systemd[:NAME]",
-                group="Service", unit="address", default_text="none"),
+                "fd://N (inherited), or systemd[:NAME]; say it again for another address of the same service",
+                group="Service", unit="address", default_text="none", several=True),
     ] = None  # fmt: skip
     log_level: Annotated[
         str, Setting("the least that is logged", group="Logs", choices=logs.LEVELS, metavar="LEVEL")
@@ -98,10 +99,16 @@ class LaunchPlan(NamedTuple):
     launch: Launch
     values: Mapping[str, Any]  # the settings of the server's class
     path: str | None  # the configuration file
+    also: tuple[Also, ...] = ()  # what the pool serves beside it
 
     @property
     def origins(self) -> dict[str, str]:
         return {name: found.origin for name, found in self.found.items()}
+
+    @property
+    def bind(self) -> tuple[Address | None, ...]:
+        """The addresses to serve the target at; None: where it is bound by itself."""
+        return self.launch.bind or (None,)
 
     def load(self) -> Target:
         """Import the target. Raises ConfigError."""
@@ -113,12 +120,40 @@ class LaunchPlan(NamedTuple):
 
     def build(self) -> Server:
         """Return the bound server. Raises ConfigError or BindError."""
-        server = build(self.load(), self.launch.bind, self.values)
+        target = self.load()
+        server = build(target, self.bind[0], self.values)
         pool = pool_of(server)
+        try:
+            for other in self._build_others(target):
+                try:
+                    pool.serve_also(other)
+                except BaseException:
+                    other.server_close()
+                    raise
+        except BaseException:
+            server.server_close()
+            raise
         pool.launch = self.launch
         if self.path is not None:
             pool.watched = (self.path,)
         return server
+
+    def _build_others(self, target: Target) -> Iterator[Server]:
+        for address in self.bind[1:]:
+            yield build(target, address, self.values)
+        for each in self.also:
+            yield from self._build_also(each, target)
+
+    def _build_also(self, also: Also, target: Target) -> Iterator[Server]:
+        """Build the servers of one of those tables: the pool's values are in force for each, and its own."""
+        known, own = fields(), {name: each for name, each in also.found.items() if name not in OWN}
+        values = {name: value for name, value in self.values.items() if not is_of_a_listener(known[name])}
+        values |= {name: each.value for name, each in own.items()}
+        origins = {**self.origins, **{name: each.origin for name, each in own.items()}}
+        text = also.value("target")
+        other = load(text or target.text, origins) if text or own else target
+        for address in also.value("bind") or (None,):
+            yield build(other, address, values)
 
     def holder(self) -> Any:
         """Return the object with the settings in force: the server's class, or the server itself if need be.
@@ -127,7 +162,7 @@ class LaunchPlan(NamedTuple):
         """
         if self.launch.target is None:
             return type("none", (PreForkingTCPServer,), dict(self.values))
-        return holder(self.load(), self.launch.bind, self.values)
+        return holder(self.load(), self.bind[0], self.values)
 
 
 def fields() -> Mapping[str, Field]:
@@ -152,11 +187,14 @@ def read(args: argparse.Namespace) -> LaunchPlan:
         if name in found:
             setattr(launch, name, found[name].value)
     values = {name: each.value for name, each in found.items() if not hasattr(launch, name)}
-    _check_addresses(known, found)
+    others = () if path is None else also(known, read_table(path).get(ALSO, []), path)
+    _check_addresses(known, [found, *(each.found for each in others)])
     if launch.single and values.get("reload_on_change"):
         origin = found["reload_on_change"].origin
         raise ConfigError(f"could not set reload_on_change (from {origin}): with --single there is nobody who reloads")
-    return LaunchPlan(found, launch, values, path)
+    if launch.single and (others or len(launch.bind or ()) > 1):
+        raise ConfigError("could not serve with --single: it serves one address, and there are several")
+    return LaunchPlan(found, launch, values, path, others)
 
 
 def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
@@ -172,22 +210,23 @@ def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
     enter(where.value, where.origin)
 
 
-def _check_addresses(known: Mapping[str, Field], found: Mapping[str, Found]) -> None:
+def _check_addresses(known: Mapping[str, Field], tables: Iterable[Mapping[str, Found]]) -> None:
     """Raise ConfigError if two settings have the same address."""
     taken: list[tuple[Any, str]] = []
-    for name, each in found.items():
+    for name, each in (item for found in tables for item in found.items()):
         if known[name].setting.unit != "address" or each.value is None:
             continue
-        place = _place(each.value)
-        if place is None:
-            continue
-        for other, origin in taken:
-            if _same(place, other):
-                where = show(each.value, "address")
-                raise ConfigError(
-                    f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
-                )
-        taken.append((place, each.origin))
+        for value in each.value if known[name].setting.several else (each.value,):
+            place = _place(value)
+            if place is None:
+                continue
+            for other, origin in taken:
+                if _same(place, other):
+                    where = show(value, "address")
+                    raise ConfigError(
+                        f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
+                    )
+            taken.append((place, each.origin))
 
 
 def _place(value: Any) -> Any:

@@ -29,7 +29,7 @@ def add_settings(parser: Parser, fields: Mapping[str, Field]) -> None:
                 field.option, action="store_const", const="yes", dest=field.name, help=field.setting.help
             )
         else:
-            action = _Once if field.setting.unit == "address" else "store"
+            action: Any = "append" if field.setting.several else _Once if field.setting.unit == "address" else "store"
             group.add_argument(field.option, metavar=field.metavar, dest=field.name, help=_help(field), action=action)
 
 
@@ -41,8 +41,7 @@ class _Once(argparse.Action):
     ) -> None:
         before = getattr(namespace, self.dest)
         if before is not None:
-            one = "a service has one address; run another service for the other" if self.dest == "bind" else "say one"
-            raise unusable(f"{self.option_strings[0]} is given twice, {before} and {values}; {one}")
+            raise unusable(f"{self.option_strings[0]} is given twice, {before} and {values}; say one")
         setattr(namespace, self.dest, values)
 
 
@@ -52,7 +51,7 @@ def _help(field: Field) -> str:
     return f"{setting.help}{choices} (default {field.default_text})".replace("%", "%%")
 
 
-def texts(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, str]:
-    """Return the text given for each field, as typed."""
+def texts(args: argparse.Namespace, fields: Mapping[str, Field]) -> dict[str, str | list[str]]:
+    """Return the text given for each field, as typed; all that were given for one that may be given again."""
     found = {name: getattr(args, name, None) for name in fields}
     return {name: text for name, text in found.items() if text is not None}

@@ -22,7 +22,7 @@ from prefork.workers.signals import SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
-from ..errors import BootError
+from ..errors import BootError, ConfigError
 from ..inheritance.standard_classes import process_in_place
 from ..pool import pool_of
 from ..process import RunMode, rehearsing, run_as
@@ -78,9 +78,11 @@ def serve_single(server: "PreForkingMixIn") -> None:
     """
     if rehearsing():  # which says by name that a reload cannot make it so, and leaves
         server.serve_forever()
+    own = pool_of(server)
+    if own.others:
+        raise ConfigError("could not serve with --single: it serves one address, and there are several")
     process.enter(value_of(server, "working_directory"))
     run_as(RunMode.SINGLE)
-    own = pool_of(server)
     process_in_place(server)
     put(server, "handle_error", _unless_left(evaluated(server, "handle_error")))
     if value_of(server, "metrics_address") is not None:

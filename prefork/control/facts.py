@@ -31,24 +31,18 @@ class Facts:
         self._generations = generations
 
     def _facts(self, *, look: bool = False, slot: int | str | None = None) -> report.ServiceFacts:
-        supervisor, listener = self._supervisor, self._supervisor.service.listener
-        queue: tuple[int | None, int | None] = (None, None)
-        if listener is not None and listener.fileno() != -1 and listener.type == socket.SOCK_STREAM:
-            queue = accept_queue(listener)
+        supervisor = self._supervisor
         until = monotonic() + LOOKING_S
         workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
         generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
             supervisor.service.name, os.getpid(), __version__, sys.version.split()[0],
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
-            self._address(), limits.min_children, limits.max_children, *queue, supervisor.last_error,
+            tuple(map(_listener, supervisor.service.listeners)), limits.min_children, limits.max_children,
+            supervisor.last_error,
             pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
             tuple(self._companions(until if look else 0.0)),
         )  # fmt: skip
-
-    def _address(self) -> str:
-        listener = self._supervisor.service.listener
-        return "" if listener is None or listener.fileno() == -1 else address_text(listener.getsockname())
 
     def _workers(self) -> list[Child]:
         return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
@@ -57,9 +51,9 @@ class Facts:
         slot = child.reader.look(monotonic_ns())
         busy = "busy" if slot.busy else "idle"
         state = busy if child.state is ChildState.READY else child.state.name.lower()
-        listener = self._supervisor.service.listener
+        listeners = self._supervisor.service.listeners
         most = None if every_peer else PEERS_MAX
-        seen = proc.look(child.pid, child.pidfd, listener, busy=bool(slot.busy), until=until, at_most=most)
+        seen = proc.look(child.pid, child.pidfd, listeners, busy=bool(slot.busy), until=until, at_most=most)
         return report.WorkerFacts(
             child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
             slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
@@ -78,7 +72,7 @@ class Facts:
                 waits = max(0.0, after.next_start - now) if after is not None and after.ends else None
                 yield report.CompanionFacts(counts, "waiting", waits)
             else:
-                seen = proc.look(child.pid, child.pidfd, None, busy=False, until=until)
+                seen = proc.look(child.pid, child.pidfd, (), busy=False, until=until)
                 yield report.CompanionFacts(
                     counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
                     child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
@@ -90,3 +84,10 @@ class Facts:
 
     def _companions_living(self) -> dict[str, Child]:
         return {child.name: child for child in self._supervisor.table if child.kind is ChildKind.COMPANION}
+
+
+def _listener(sock: socket.socket) -> report.ListenerFacts:
+    if sock.fileno() == -1:
+        return report.ListenerFacts("")
+    queue = accept_queue(sock) if sock.type == socket.SOCK_STREAM else (None, None)
+    return report.ListenerFacts(address_text(sock.getsockname()), *queue)

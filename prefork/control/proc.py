@@ -6,10 +6,11 @@ up.
 
 import os
 import socket
+from collections.abc import Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from ..sockets.peers import PEERS_MAX, peers_of
+from ..sockets.peers import PEERS_MAX, peers_at
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -22,12 +23,13 @@ class Seen(NamedTuple):
 
 
 def look(
-    pid: int, pidfd: int, listener: socket.socket | None, *, busy: bool, until: float, at_most: int | None = PEERS_MAX
-) -> Seen:
+    pid: int, pidfd: int, listeners: Sequence[socket.socket], *, busy: bool, until: float,
+    at_most: int | None = PEERS_MAX,
+) -> Seen:  # fmt: skip
     """Return what can be found out about this worker until `until` (monotonic), with so many peers at most."""
     if monotonic() >= until:
         return Seen()
-    return Seen(*_cost(pid), peers_of(pid, pidfd, listener, until, at_most) if busy else ())
+    return Seen(*_cost(pid), peers_at(listeners, pid, pidfd, until, at_most) if busy else ())
 
 
 def _cost(pid: int) -> tuple[float | None, int | None]:

@@ -134,7 +134,7 @@ def _status(status: dict[str, Any]) -> list[str]:
     lines = [
         f"{status['name']}  pid {status['pid']}  {status['phase']}  generation {status['generation']}"
         f"  up {duration(status['uptime_s'])}  prefork {status['prefork']}, Python {status['python']}",
-        f"listening  {status['address'] or '-'}{_queue(status)}",
+        *_listening(status),
         f"workers    {states(status)}",
         f"lanes      {status['lanes_busy']} of {status['lanes']} busy, saturated for {duration(status['saturated_s'])}",
         "requests   " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in requests.items()),
@@ -153,10 +153,17 @@ def _status(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _queue(status: dict[str, Any]) -> str:
-    if status["queue_length"] is None:
+def _listening(status: dict[str, Any]) -> list[str]:
+    """Return a line for each listener; an image of an earlier version has one, and tells of no others."""
+    found = status.get("listeners") or [status]
+    words = ["listening", *[""] * (len(found) - 1)]
+    return [f"{word:9}  {each['address'] or '-'}{_queue(each)}" for word, each in zip(words, found, strict=True)]
+
+
+def _queue(listener: dict[str, Any]) -> str:
+    if listener["queue_length"] is None:
         return ""
-    return f", {status['queue_length']} of {status['queue_limit']} queued"
+    return f", {listener['queue_length']} of {listener['queue_limit']} queued"
 
 
 def _workers(result: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 Runs in the master. Every number has its unit in its name; an unknown value must be None, never zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from prefork.metrics.board import Snapshot, Word, exit_word
@@ -45,6 +45,14 @@ class CompanionFacts(NamedTuple):
     private_memory: int = 0
 
 
+class ListenerFacts(NamedTuple):
+    """One listener: its address, and its accept queue where the kernel tells."""
+
+    address: str
+    queue_length: int | None = None
+    queue_limit: int | None = None
+
+
 class ServiceFacts(NamedTuple):
     """The service at one moment."""
 
@@ -56,11 +64,9 @@ class ServiceFacts(NamedTuple):
     generation: int
     reloading: bool
     degraded: str
-    address: str
+    listeners: tuple[ListenerFacts, ...]
     min_children: int
     max_children: int
-    queue_length: int | None
-    queue_limit: int | None
     last_error: str
     backing_off: bool
     reload_failed: str  # why the last reload has; empty if it has not
@@ -79,7 +85,7 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
     return {
         "name": facts.name, "pid": facts.pid, **version(facts), "phase": facts.phase, "generation": facts.generation,
         "reloading": facts.reloading, **_last_reload(facts), "degraded": facts.degraded or None,
-        "address": facts.address,
+        "address": ", ".join(each.address for each in facts.listeners),
         "uptime_s": round((facts.wall_ns - words[Word.STARTED_AT_NS]) / NS, 3),
         "min_children": facts.min_children, "max_children": facts.max_children,
         "workers": _by_state(facts.workers), "backing_off": facts.backing_off,
@@ -87,11 +93,19 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "lanes": sum(w.lanes for w in facts.workers if w.state in ("idle", "busy")),
         "lanes_busy": sum(len(w.busy_since_ns) for w in facts.workers),
         "saturated_s": round(words[Word.SATURATED_NS] / NS, 3),
-        "queue_length": facts.queue_length, "queue_limit": facts.queue_limit,
+        "queue_length": _sum(each.queue_length for each in facts.listeners),
+        "queue_limit": _sum(each.queue_limit for each in facts.listeners),
+        "listeners": [each._asdict() for each in facts.listeners],
         "requests": _requests(facts.board), "duration": _duration(facts.board),
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
         "companions": [_companion(each, facts) for each in facts.companions],
     }  # fmt: skip
+
+
+def _sum(found: Iterable[int | None]) -> int | None:
+    """Return the sum of what is known; None if nothing is."""
+    known = [each for each in found if each is not None]
+    return sum(known) if known else None
 
 
 def _last_reload(facts: ServiceFacts) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Exported(NamedTuple):
     """The service whose metrics are exported."""
 
     name: str
-    listener: socket.socket | None  # None: its class has no socket
+    listeners: tuple[socket.socket, ...]  # none: its class has no socket
     pool: bool
     may_fork: Callable[[], bool]  # must be false while threads of the service run
     companions: CompanionTable | None = None
@@ -173,15 +173,10 @@ class ExporterChild:
                 return 1
             self._forget_memory()
             descriptor_limit.give_back()
-            sock = self._subject.listener
-            name = "" if sock is None else address_text(sock.getsockname())
-            return serve(
-                Scope(
-                    self._subject.name, self._listener, self._subject.listener, name, self._subject.pool,
-                    self._subject.companions, self._subject.privileges,
-                ),
-                slots, birth, master,
-            )  # fmt: skip
+            subject = self._subject
+            named = tuple((address_text(sock.getsockname()), sock) for sock in subject.listeners)
+            scope = Scope(subject.name, self._listener, named, subject.pool, subject.companions, subject.privileges)
+            return serve(scope, slots, birth, master)
 
         try:
             slot = Slot(0)

@@ -61,8 +61,7 @@ class Scope:
 
     name: str
     metrics_listener: socket.socket
-    listener: socket.socket | None  # the service's: examined, never accepted on
-    listener_name: str
+    listeners: tuple[tuple[str, socket.socket], ...]  # the service's, by name: examined, never accepted on
     pool: bool
     companions: CompanionTable | None = None
     privileges: Privileges | None = None
@@ -113,27 +112,15 @@ class Exporter(TCPServer):
             merged = self._sums.merge(snapshot.application)
         scrape = collector.Scrape(
             snapshot,
-            self._queues(),
+            collector.Namespace(*kernel.listen_overflows_and_drops()),
             __version__,
-            self.scope.listener_name,
+            ", ".join(name for name, _ in self.scope.listeners),
             self.scope.pool,
             merged,
             () if self.scope.companions is None else self.scope.companions.read(),
+            tuple((name, _queue(sock)) for name, sock in self.scope.listeners),
         )
         return [*collector.families(scrape), *application_families(merged)]
-
-    def _queues(self) -> collector.Queues:
-        sock = self.scope.listener
-        overflows, drops = kernel.listen_overflows_and_drops()
-        if sock is None or sock.fileno() == -1:
-            return collector.Queues(overflows=overflows, drops=drops)
-        if sock.type == socket.SOCK_DGRAM:
-            queued, lost = kernel.datagram_queue(sock)
-            return collector.Queues(
-                datagram_bytes=queued, datagram_drops=lost, overflows=overflows, drops=drops, datagrams=True
-            )
-        length, limit = kernel.accept_queue(sock)
-        return collector.Queues(length=length, limit=limit, overflows=overflows, drops=drops)
 
     # Limits.
 
@@ -185,6 +172,16 @@ class Exporter(TCPServer):
             say_failed("take a slot", self.slots.failed, "the exporter starts again")
             os._exit(1)
         super().service_actions()
+
+
+def _queue(sock: socket.socket) -> collector.Queue:
+    if sock.fileno() == -1:
+        return collector.Queue()
+    if sock.type == socket.SOCK_DGRAM:
+        queued, lost = kernel.datagram_queue(sock)
+        return collector.Queue(datagram_bytes=queued, datagram_drops=lost, datagrams=True)
+    length, limit = kernel.accept_queue(sock)
+    return collector.Queue(length=length, limit=limit)
 
 
 class _Deadline(io.RawIOBase):

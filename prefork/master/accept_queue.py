@@ -1,14 +1,16 @@
-"""The accept queue of the listener as the master sees it: its length, and how it is closed when the service ends.
+"""The accept queues of the listeners as the master sees them: their length, and how they are closed when the service
+ends.
 
-Runs in the master, which must not accept. Owns whether the listener has been narrowed, and when something was last seen
+Runs in the master, which must not accept. Owns whether a listener has been narrowed, and when something was last seen
 in its queue.
 """
 
 import socket
+from collections.abc import Sequence
 
 from prefork.metrics.kernel import accept_queue, datagram_queue
 
-from ..sockets.listener import origin_of
+from ..sockets.listener import Listener, origin_of
 from ..sockets.shared import narrow, queued
 
 
@@ -61,3 +63,38 @@ class AcceptQueue:
         if self._listener is not None and origin is not None and origin.asked and not origin.inherited:
             return self._listener.fileno(), origin.asked
         return None
+
+
+class AcceptQueues:
+    """The accept queues of all listeners of a service, as one."""
+
+    def __init__(self, listeners: Sequence[socket.socket]) -> None:
+        self._each = [AcceptQueue(listener) for listener in listeners]
+
+    @property
+    def origins(self) -> tuple[Listener, ...]:
+        return tuple(each.origin for each in self._each if each.origin is not None)
+
+    @property
+    def queued_at(self) -> float:
+        """The time at which something was last queued for us, at any of them."""
+        return max((each.queued_at for each in self._each), default=0.0)
+
+    def narrow(self, now: float) -> None:
+        for each in self._each:
+            each.narrow(now)
+
+    def look(self, now: float) -> bool:
+        """Return whether something is queued for us now, at any of them."""
+        waiting = [each.look(now) for each in self._each]  # each, for the time at which it last was
+        return any(waiting)
+
+    def queue_length(self) -> int:
+        return sum(each.queue_length() for each in self._each)
+
+    def datagrams_dropped(self) -> int | None:
+        told = [dropped for each in self._each if (dropped := each.datagrams_dropped()) is not None]
+        return sum(told) if told else None
+
+    def kept(self) -> list[tuple[int, str]]:
+        return [kept for each in self._each if (kept := each.kept()) is not None]

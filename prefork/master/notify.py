@@ -9,7 +9,7 @@ import logging
 import socket
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from math import inf
 from time import monotonic
@@ -146,30 +146,29 @@ class Notices:
 class Notifier:
     """Keep the manager informed, as a part of the supervisor's turn.
 
-    `listener`: the descriptor that the manager is to keep over a crash, and the address asked for; None unless it is
-    ours alone. `before`: the same of the previous image.
+    `listeners`: the descriptors that the manager is to keep over a crash, and the addresses asked for, of those that
+    are ours alone. `before`: the same of the previous image.
     """
 
     def __init__(
-        self, facts: Callable[[], NotifyFacts], *, resumed: bool, listener: tuple[int, str] | None,
-        before: tuple[int, str] | None = None,
+        self, facts: Callable[[], NotifyFacts], *, resumed: bool,
+        listeners: Sequence[tuple[int, str]] = (), before: Sequence[tuple[int, str]] = (),
     ) -> None:  # fmt: skip
         environment = given()
         self._facts = facts
         self._address = environment.notify
         self._notices = Notices(environment.watchdog_s, monotonic(), resumed=resumed)
         self._unsent: deque[tuple[str, int | None]] = deque()
-        self._kept = ""
+        self._kept: list[str] = []
         self._socket: socket.socket | None = None
         if not self._address:
             return
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        if before is not None and before != listener:
-            self._unsent.append((_forget(stored_name(before[1])), None))
-        if listener is not None:
-            self._kept = stored_name(listener[1])
-            self._unsent.append((f"FDSTORE=1\nFDNAME={self._kept}", listener[0]))
+        self._unsent.extend((_forget(stored_name(each[1])), None) for each in before if each not in listeners)
+        for fd, asked in listeners:
+            self._kept.append(stored_name(asked))
+            self._unsent.append((f"FDSTORE=1\nFDNAME={self._kept[-1]}", fd))
 
     def turn(self, now: float) -> float:
         """Send what is new; return when to be called again, on the supervisor's clock, which leaves out our pauses."""
@@ -179,9 +178,8 @@ class Notifier:
         self._send(self._socket)
         if not self._unsent:  # else the manager is slow, and is told the state of a later turn: nothing piles up
             self._unsent.extend((message, None) for message in self._notices.turn(facts, real))
-        if facts.ending and self._kept:
-            self._unsent.append((_forget(self._kept), None))  # new clients are to be refused, not queued for nobody
-            self._kept = ""
+        while facts.ending and self._kept:  # new clients are to be refused, not queued for nobody
+            self._unsent.append((_forget(self._kept.pop()), None))
         self._send(self._socket)
         return now + (RETRY_S if self._unsent else self._notices.next_at - real)
 

@@ -7,6 +7,7 @@ not touch a path.
 
 import logging
 import socket
+from collections.abc import Sequence
 
 from prefork.metrics.log_events import LogEvent, event
 
@@ -18,14 +19,14 @@ MISSED_WITHIN_S = 1.0
 
 
 class PathWatch:
-    """Check the paths; `reachable` is False while that of the service itself is lost."""
+    """Check the paths; `reachable` is False while one of the service itself is lost."""
 
-    def __init__(self, origin: Listener | None) -> None:
-        self._origin = origin
+    def __init__(self, origins: Sequence[Listener]) -> None:
+        self._origins = origins
         self._watched: list[Listener] = []
         self._lost: set[str] = set()
         self._next_look = float("inf")
-        if origin is not None:
+        for origin in origins:
             self.add(origin)
 
     def add(self, listener: Listener) -> None:
@@ -36,7 +37,7 @@ class PathWatch:
 
     @property
     def reachable(self) -> bool:
-        return self._origin is None or self._origin.path not in self._lost
+        return not any(origin.path in self._lost for origin in self._origins)
 
     def turn(self, now: float) -> float:
         """Look if it is time, and say what has changed; return when to look again."""

@@ -29,7 +29,7 @@ class Service(NamedTuple):
     work: Callable[[Birth, Master, int], int] | None = None  # the body of a worker
     lanes: int = 1  # in one worker
     lanes_open: int = 0  # at first; 0: all
-    listener: socket.socket | None = None
+    listeners: tuple[socket.socket, ...] = ()
     max_lifetime: float | None = None
     renew_tls: Callable[[], None] | None = None  # make the TLS context anew; raises ConfigError, and keeps the old one
     application_bytes: int = 0  # for the user's own metrics

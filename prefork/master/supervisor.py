@@ -25,10 +25,10 @@ from prefork.workers.wakeup import Wakeup
 from .. import logs
 from ..commands import Command
 from ..errors import BootError, PreforkError
-from ..sockets.listener import leave_descriptor
-from ..sockets.peers import peers_of
+from ..sockets.listener import leave_descriptor, listener_names
+from ..sockets.peers import peers_at
 from . import log_drops, policy, signalling
-from .accept_queue import AcceptQueue
+from .accept_queue import AcceptQueues
 from .children import Child, ChildState, ChildTable, Exit, SharedSlot
 from .clock import Clock
 from .companions import Companions
@@ -89,9 +89,9 @@ class Supervisor:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self.pool = Pool()  # the state of policy, from plan to plan
         self.board = board
-        self._waiting = Waiting(wakeup, self.clock.now, service.listener, known.get("nudge"))
+        self._waiting = Waiting(wakeup, self.clock.now, service.listeners, known.get("nudge"))
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queue = AcceptQueue(service.listener)
+        self._accept_queues = AcceptQueues(service.listeners)
         self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
         self._spawner = Spawner(service, self.table, board, self._waiting, self.companions)
         self._gauges = Gauges(board, self.clock.now())
@@ -116,13 +116,13 @@ class Supervisor:
         if resumed is not None:
             self.pool = self.pool._replace(ever_ready=True, target=known.get("target", 0))
             self._spawner.any_served = True
-        kept, before = self._accept_queue.kept(), known.get("listener")
+        before = [known[name] for name in listener_names(known)]
         notifier = None if not limits.pool else Notifier(
-            self._facts, resumed=resumed is not None, listener=kept,
-            before=None if before is None else (before["fd"], before["asked"]),
+            self._facts, resumed=resumed is not None, listeners=self._accept_queues.kept(),
+            before=[(each["fd"], each["asked"]) for each in before],
         )  # fmt: skip
-        drops, origin = log_drops.Drops(board, self.table, self.nudge), self._accept_queue.origin
-        self.tasks = Tasks(self.table, self._waiting, drops, notifier, origin)
+        drops = log_drops.Drops(board, self.table, self.nudge)
+        self.tasks = Tasks(self.table, self._waiting, drops, notifier, self._accept_queues.origins)
 
     # The loop, and one turn of it.
 
@@ -172,7 +172,8 @@ class Supervisor:
         self.closed = True
         for child in self.table:
             attempt(f"tell {child} to end", partial(signalling.abandon, child))
-        leave_descriptor(self.service.listener)
+        for listener in self.service.listeners:
+            leave_descriptor(listener)
 
     def _act(self, service_actions: Callable[[], None]) -> None:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
@@ -344,7 +345,7 @@ class Supervisor:
 
     def _narrow_in_time(self, now: float) -> None:
         if self.phase is Phase.DRAINING and now >= self._narrow_at:
-            self._accept_queue.narrow(now)
+            self._accept_queues.narrow(now)
 
     def scale(self, workers: int) -> policy.Limits:
         """Set `max_children` to `workers`; return the limits that are now in force."""
@@ -438,13 +439,13 @@ class Supervisor:
     # Planning.
 
     def _snapshot(self, now: float) -> policy.PoolSnapshot:
-        waiting = self._accept_queue.look(now)
+        waiting = self._accept_queues.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
         late_at, clock = self.companions.run_late_at, self.clock
         children = tuple(view_of(child, clock, late_at(child, clock)) for child in self.table)
         return policy.PoolSnapshot(
             self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
-            queued=waiting, queued_at=self._accept_queue.queued_at, saturated=saturated,
+            queued=waiting, queued_at=self._accept_queues.queued_at, saturated=saturated,
             companions=self.companions.views(), can_start=self.service.work is not None,
         )  # fmt: skip
 
@@ -453,9 +454,9 @@ class Supervisor:
             if self.phase is not Phase.STARTING:  # the first turns of a new image
                 self._overload.end()
             return
-        waiting = self._accept_queue.queue_length() if queued else 0
+        waiting = self._accept_queues.queue_length() if queued else 0
         self._overload.look(
-            queued, waiting, self._accept_queue.datagrams_dropped(), now,
+            queued, waiting, self._accept_queues.datagrams_dropped(), now,
             saturated=queued and is_saturated(self.table, self.limits),
         )  # fmt: skip
 
@@ -473,7 +474,7 @@ class Supervisor:
         self._plan_next_turn(plan, now)
 
     def _peers(self, child: Child) -> tuple[str, ...]:
-        return peers_of(child.pid, child.pidfd, self.service.listener, monotonic() + PEERS_WITHIN_S)
+        return peers_at(self.service.listeners, child.pid, child.pidfd, monotonic() + PEERS_WITHIN_S)
 
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
         self._wake_at = plan.wake_at
@@ -493,7 +494,7 @@ class Supervisor:
         self.companions.publish(self.table)
         self._gauges.publish(
             list(self.table), self.phase, self.limits, self.pool,
-            queue_length=self._accept_queue.queue_length(), reachable=self.tasks.paths.reachable, now=now,
+            queue_length=self._accept_queues.queue_length(), reachable=self.tasks.paths.reachable, now=now,
             now_ns=self.clock.stamp_ns(),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ loses this turn; the others are not affected.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -59,9 +60,9 @@ class Tasks:
 
     def __init__(
         self, table: ChildTable, waiting: Waiting, drops: LogDropsTask, notifier: TaskWithDescriptors | None,
-        origin: Listener | None = None,
+        origins: Sequence[Listener] = (),
     ) -> None:  # fmt: skip
-        self.paths = PathWatch(origin)
+        self.paths = PathWatch(origins)
         self.changes: OnChangeTask | None = None
         self._control: ControlTask | None = None
         self._exporter: ExporterTask | None = None

@@ -1,4 +1,4 @@
-"""The supervisor's wait: one epoll with the wake-up, the nudge, the pidfds, and at times the listener.
+"""The supervisor's wait: one epoll with the wake-up, the nudge, the pidfds, and at times the listeners.
 
 Runs in the process that serves. Owns the descriptors that are the supervisor's alone, and when each is waited for.
 Must not act on what was heard: it returns that, and the rest is the supervisor's business.
@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prefork.workers.wakeup import Wakeup
 
@@ -18,7 +18,7 @@ from .guard import say_failed
 NUDGE_EVERY_S = 0.01  # nudges are heard at most this often: a worker cannot keep the master busy with them
 REFUSED_S = 0.1  # pause after a wait that the kernel refused
 WAIT_AGAIN_S = 1.0  # until a registration that the kernel refused is tried again
-RELISTEN_S = 0.02  # until the listener is waited for again, after it has told of saturation
+RELISTEN_S = 0.02  # until the listeners are waited for again, after one has told of saturation
 
 
 class Waiting:
@@ -27,7 +27,7 @@ class Waiting:
     The nudge is an eventfd that every child may write, created and read here. It means "look at the slots", and nothing
     else.
 
-    The listener is waited for only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a
+    The listeners are waited for only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a
     connection wakes it only when no worker waits. Exclusive waiters are woken in the order of their registration: in
     front of a worker it would take that worker's wake-ups. So it leaves once it was woken, and whenever a worker became
     READY, and comes back at the end of the waiters. Workers with threads go behind it with each request, and policy has
@@ -35,7 +35,11 @@ class Waiting:
     """
 
     def __init__(
-        self, wakeup: Wakeup, now: Callable[[], float], listener: socket.socket | None, nudge: int | None = None
+        self,
+        wakeup: Wakeup,
+        now: Callable[[], float],
+        listeners: Sequence[socket.socket] = (),
+        nudge: int | None = None,
     ) -> None:
         """`nudge`: the eventfd of an earlier image of this process, which its children hold."""
         # Both are set here, and reset by the supervisor when it has read them.
@@ -43,7 +47,7 @@ class Waiting:
         self.nudged = False
         self._wakeup = wakeup
         self._now = now
-        self._listener = listener
+        self._listeners = listeners
         self._listening = False
         self._relisten_at = 0.0
         self._deaf_until: float | None = None
@@ -99,29 +103,30 @@ class Waiting:
                 os.eventfd_read(self._nudge)
             self.nudged = True
             self._deaf_until = self._now() + NUDGE_EVERY_S
-        if self._listening and self._listener is not None and self._listener.fileno() in heard:
+        if self._listening and any(each.fileno() in heard for each in self._listeners):
             self.saturated = True
             self.step_back(RELISTEN_S)
         return heard
 
     def step_back(self, seconds: float = 0.0) -> None:
-        """Leave the listener to the workers; `listen()` may come back, behind them, after `seconds`."""
-        if self._listening and self._listener is not None:
+        """Leave the listeners to the workers; `listen()` may come back, behind them, after `seconds`."""
+        if self._listening:
             self._listening = False
-            self.take_out(self._listener.fileno())
+            for each in self._listeners:
+                self.take_out(each.fileno())
             self._relisten_at = self._now() + seconds
 
     def listen(self, wanted: bool) -> None:
         """Learn of saturation from now on if `wanted`, else no longer."""
         if not wanted:
             self.step_back()
-        elif not self._listening and self._listener is not None and self._now() >= self._relisten_at:
+        elif not self._listening and self._listeners and self._now() >= self._relisten_at:
+            self._listening = True
             try:
-                self._epoll.register(self._listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                for each in self._listeners:
+                    self._epoll.register(each.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
             except OSError:
-                self._relisten_at = self._now() + WAIT_AGAIN_S  # until then only the tick finds saturation
-            else:
-                self._listening = True
+                self.step_back(WAIT_AGAIN_S)  # until then only the tick finds saturation
 
     def hear_nudges(self) -> None:
         """Wait for the nudge again, once NUDGE_EVERY_S have passed since the last one."""
@@ -140,7 +145,7 @@ class Waiting:
     def next_at(self, listening: bool) -> float:
         """Return when `hear_nudges()`, or `listen()` if `listening`, must be called again."""
         nudge = self._deaf_until if self._deaf_until is not None else float("inf")
-        returns = listening and not self._listening and self._listener is not None
+        returns = listening and not self._listening and bool(self._listeners)
         return min(nudge, self._relisten_at if returns else float("inf"))
 
     def nudge(self) -> None:

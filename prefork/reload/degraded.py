@@ -27,9 +27,9 @@ from ..master.policy import HANDED_ON, NO_POOL, Limits
 from ..master.service import Service
 from ..master.supervisor import Supervisor
 from ..process import unharmed
-from ..sockets.listener import Listener
+from ..sockets.listener import Listener, listener_names
 from .generations import Generations
-from .handover import LISTENERS, Handed, Record
+from .handover import METRICS, Handed, Record
 
 
 def serve_degraded(handed: Handed, why: str) -> int:
@@ -68,7 +68,7 @@ def _start(
     """Make everything up to the loop. Raises OSError; it can be tried again then."""
     values = handed.values
     handed.take_back()
-    listeners = {name: handed.resume(name) for name in LISTENERS if name in values}
+    listeners = {name: handed.resume(name) for name in handed.roles}
     generations = Generations(pack=_packer(values), handed=handed, failed=why)
     supervisor = _supervisor(handed, listeners, wakeup, signals, generations, mailbox)
     if "control" in values:
@@ -94,7 +94,7 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
     """Return a `pack` that hands on to the next image, unchanged, what was handed to this one."""
 
     def pack(record: Record) -> None:
-        for name in LISTENERS:
+        for name in (*listener_names(values), METRICS):
             if name in values:
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
@@ -122,16 +122,17 @@ def _supervisor(
         signals.put_back()
         supervisor.forget()
 
-    service = Service(values["name"], forget=forget, listener=listeners["listener"])
+    served = tuple(sock for name in listener_names(listeners) if (sock := listeners[name]) is not None)
+    service = Service(values["name"], forget=forget, listeners=served)
     supervisor = Supervisor(service, limits(values), handed.board(), wakeup, generations, mailbox)
     if values["seen"] is not None:
         from .on_change import Changes
 
         reload = partial(mailbox.post, Command.RELOAD)
         supervisor.tasks.changes = Changes(reload, before=values["seen"])
-    metrics = listeners.get("metrics")
-    if metrics is not None and service.listener is not None:
-        subject = Exported(service.name, service.listener, True, lambda: True, supervisor.companions.table)
+    metrics = listeners.get(METRICS)
+    if metrics is not None and served:
+        subject = Exported(service.name, served, True, lambda: True, supervisor.companions.table)
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
     return supervisor

@@ -26,7 +26,7 @@ from ..sockets import shared
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener
 from . import still_held
-from .handover import LISTENERS, Handed, Record, has_lost_its_path, pack_board, pack_child, resume_child
+from .handover import METRICS, Handed, Record, has_lost_its_path, pack_board, pack_child, resume_child
 from .left_over import LeftOver
 from .reloading import ABOUT_TO_END, Reloading, ReloadResult, Stage, execute, not_run, require_descriptors
 from .start_context import START, children
@@ -64,7 +64,7 @@ class Generations:
         self._first = 1  # of this image
         self._arriving = False  # this is a new image, and its workers have not yet taken over
         self._owed = False  # the result of the reload has not been reported yet
-        self._left: Listener | None = None  # a listener that the program no longer asks for
+        self._left: list[Listener] = []  # listeners that the program no longer asks for
         self._quiet_since = 0.0
         self._started: set[int] = set()  # by the program of this image, before it served
         self._left_over = LeftOver()
@@ -134,18 +134,18 @@ class Generations:
         if self._handed is None:
             return
         handed, self._handed = self._handed, None
-        vanished = [] if self.degraded else [handed.vanished(name) for name in LISTENERS]
+        vanished = {} if self.degraded else {name: handed.vanished(name) for name in handed.roles}
         handed.take()
         if self.degraded:
             self._tell(ReloadResult(False, self.degraded))
-        for name, listener in zip(LISTENERS, vanished, strict=False):
+        for name, listener in vanished.items():
             if listener is not None:
                 where = address_text(listener.getsockname())
                 lost = " as it was before its path was removed" if has_lost_its_path(handed.values[name]) else ""
                 log.info("no longer listening on %s%s", where, lost,
                          extra=event(LogEvent.LISTENER_GIVEN_UP, address=where))  # fmt: skip
-                if name == "listener" and shared.narrow(listener):
-                    self._left = listener
+                if name != METRICS and shared.narrow(listener):
+                    self._left.append(listener)
                 else:
                     listener.unlink()
                     listener.close()
@@ -153,18 +153,18 @@ class Generations:
     def wanted(self, now: float) -> int:
         """Return the generation that the pool should consist of.
 
-        0, which lets the old one stay whole, until the accept queue of an address that the program no longer asks for
-        is served to its end.
+        0, which lets the old one stay whole, until the accept queues of addresses that the program no longer asks for
+        are served to their end.
         """
-        if self._left is None:
+        if not self._left:
             return self.current
-        if shared.queued(self._left):
+        if any(map(shared.queued, self._left)):
             self._quiet_since = now
         self._quiet_since = self._quiet_since or now
         if now - self._quiet_since < QUIET_S:
             return 0
-        self._left.close()
-        self._left = None
+        while self._left:
+            self._left.pop().close()
         return self.current
 
     @property
@@ -186,7 +186,7 @@ class Generations:
         self._note_arrival(boot_deaths, last_error)
         when = self._reloading.turn(now, may_begin=self._may_begin())
         when = min(when, self._left_over.turn(now))
-        if self._left is not None:
+        if self._left:
             when = min(when, now + QUIET_S / 3)
         if self._reloading.stage is Stage.READY:
             self._exec()

@@ -6,7 +6,7 @@ the record, and how much of it has been taken. Descriptors keep their numbers; t
 `handed_on()` until `receive()` has read the record in the new image, before any user code runs there.
 
 The record is JSON in a memfd. Memory of another layout must not be read; its counters are in the record by name as
-well, so that they go on wherever the name still has a meaning.
+well, so that they go on wherever the name still has a meaning. Longer than most files: that is one contract.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from .. import systemd
 from ..errors import PreforkError
 from ..master.children import Child, ChildState
 from ..sockets.kept_paths import is_one_of, keep_path_of, listened_on
-from ..sockets.listener import Listener
+from ..sockets.listener import Listener, listener_names
 from ..sockets.unix_paths import identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 4  # raised when the record needs a new value, or one changes its meaning
-READABLE = (2, 3, 4)  # the versions that this code can go on with
+VERSION = 5  # raised when the record needs a new value, or one changes its meaning
+READABLE = (2, 3, 4, 5)  # the versions that this code can go on with
 # The counters with which a board of another layout can go on.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
@@ -77,7 +77,7 @@ def handed_on(record: Record) -> Iterator[int]:
 
 
 SPARES_FROM = 512  # above what such programs close, below the usual soft limit
-LISTENERS: tuple[str, ...] = ("listener", "metrics")
+METRICS = "metrics"
 NEEDED = ("metrics", "control", "board", "companions")  # by whoever serves; the program may have another listener
 
 
@@ -98,7 +98,7 @@ class Handed:
         self._given: dict[str, Listener] = {}
         self._lent: list[socket.socket] = []
         self._spares: dict[int, int] = {}
-        first = [values[name]["fd"] for name in ("listener", *NEEDED) if values.get(name)]
+        first = [values[name]["fd"] for name in (*listener_names(values), *NEEDED) if values.get(name)]
         self._descriptors = Descriptors(*first)
         try:
             for fd in dict.fromkeys((*first, *values.get("fds", ()))):
@@ -108,8 +108,22 @@ class Handed:
                 self._close_spares()
                 raise
 
-    def listener(self, name: str, asked: str) -> Listener | None:
-        """Return the socket of that role if it was asked for by the same `asked`, once; else None.
+    @property
+    def roles(self) -> list[str]:
+        """The names of the listeners in the record: those of the service, and that of its metrics."""
+        return [*listener_names(self.values), *([METRICS] if METRICS in self.values else [])]
+
+    def listener(self, asked: str) -> Listener | None:
+        """Return the listener of the service that was asked for by the same `asked`, once; None if there is none."""
+        found = (self._asked_for(name, asked) for name in listener_names(self.values))
+        return next(filter(None, found), None)
+
+    def metrics(self, asked: str) -> Listener | None:
+        """Return the listener of the metrics, as `listener()` does one of the service's."""
+        return self._asked_for(METRICS, asked)
+
+    def _asked_for(self, name: str, asked: str) -> Listener | None:
+        """Return the socket of that role if it was asked for so.
 
         None as well if its Unix path was removed or replaced: a new one has to be bound, or no client finds us.
         """
@@ -123,8 +137,9 @@ class Handed:
         self.require(name)
         return self._resumed(name, self.values[name]["fd"])
 
-    def again(self, name: str) -> Listener:
-        """Return the socket of that role once more, under another descriptor: the program has closed the first."""
+    def again(self, before: Listener) -> Listener:
+        """Return this socket once more, under another descriptor: the program has closed the first."""
+        name = next(name for name, listener in self._given.items() if listener is before)
         return self._resumed(name, os.dup(self._spares[self.values[name]["fd"]]))
 
     def _resumed(self, name: str, fd: int) -> Listener:
@@ -173,7 +188,7 @@ class Handed:
 
     def keeps(self, path: str) -> bool:
         """Return whether the service is found by this path: the program must not remove it before it serves."""
-        paths = [self.values.get("control_path"), *((self.values.get(name) or {}).get("path") for name in LISTENERS)]
+        paths = [self.values.get("control_path"), *((self.values[name] or {}).get("path") for name in self.roles)]
         return not self.taken and is_one_of(path, filter(None, paths)) and listened_on(path)
 
     def detach(self) -> None:
@@ -210,7 +225,7 @@ class Handed:
         for fd, spare in self._spares.items():
             with contextlib.suppress(OSError):
                 os.dup2(spare, fd, inheritable=False)
-        self.require("listener", *NEEDED)
+        self.require(*listener_names(self.values), *NEEDED)
 
 
 def _spare(fd: int) -> int:

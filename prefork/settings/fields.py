@@ -43,6 +43,7 @@ class Setting(NamedTuple):
     flag: bool = False  # the option takes no value
     positional: bool = False  # a positional argument instead of an option
     reloadable: bool = True  # a reload can change it; otherwise a restart is needed
+    several: bool = False  # of an address: it may be said more than once
 
 
 class Field(NamedTuple):
@@ -125,6 +126,8 @@ class Field(NamedTuple):
             raise error
 
     def _is_of_type(self, value: object) -> bool:
+        if self.setting.several:
+            return isinstance(value, tuple) and bool(value)
         if self.setting.unit == "address":
             return _is_address(value, self.type)
         if isinstance(value, bool) or self.type is bool:  # a bool is an int in Python, but an error here
@@ -312,6 +315,10 @@ def _read(field: Field, text: str, word: str) -> Any:
 
 
 def _read_address(field: Field, text: str) -> Any:
+    if field.setting.several:
+        from ..sockets.addresses import parse_addresses
+
+        return parse_addresses(text)
     if field.setting.kinds == ("unix",):
         from ..sockets.addresses import control_path
 

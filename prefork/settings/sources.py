@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError, nearest, reason_of
 from .fields import Field, parse, show
 
-__all__ = ["CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "URL_VARIABLE", "Found", "gather"]
+__all__ = ["ALSO", "CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "URL_VARIABLE", "Found", "gather", "value_in_file"]
 
 PREFIX = "PREFORK_"
 FILE_VARIABLE = "PREFORK_CONFIG"
@@ -19,6 +19,9 @@ CTL_VARIABLE = "PREFORK_CTL"  # no setting: the control socket that `prefork ctl
 URL_VARIABLE = "PREFORK_URL"  # no setting: the metrics that `prefork top` asks, of whatever service
 SLOT_VARIABLE = "PREFORK_SLOT"  # no setting: set in a worker, for what that starts, such as another service
 TOML_TABLE = "prefork"
+ALSO = "also"  # the key of what stands in tables of its own, see also.py
+# The words of a variable that names several addresses; a path may have a space in it.
+_WORDS = re.compile(r"\s+(?=[^\s/]*:|systemd\b)")
 NO_SETTINGS = (FILE_VARIABLE, CTL_VARIABLE, URL_VARIABLE, SLOT_VARIABLE)
 
 # Variables that Kubernetes sets in every pod of a namespace with a Service whose name begins with prefork, and Docker
@@ -38,11 +41,12 @@ class Found(NamedTuple):
 
 
 def gather(
-    fields: Mapping[str, Field], options: Mapping[str, str], environ: Mapping[str, str], path: str | None
+    fields: Mapping[str, Field], options: Mapping[str, str | list[str]], environ: Mapping[str, str], path: str | None
 ) -> dict[str, Found]:
     """Return the value of every field that any source sets, by field name. Overridden sources are checked as well.
 
-    `options` are texts by field name; `path` is the file. Raises ConfigError for the first mistake.
+    `options` are texts by field name, several of an option that was given again; `path` is the file. Raises ConfigError
+    for the first mistake.
     """
     found: dict[str, Found] = {}
     for source in (_from_file(fields, path), _from_environment(fields, environ), _from_options(fields, options)):
@@ -50,10 +54,17 @@ def gather(
     return found
 
 
-def _from_options(fields: Mapping[str, Field], options: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
+def _from_options(fields: Mapping[str, Field], options: Mapping[str, str | list[str]]) -> Iterator[tuple[str, Found]]:
     for name, text in options.items():
         option = fields[name].option
-        yield name, Found(parse(fields[name], text, option), "option", option)
+        yield name, Found(_parsed(fields[name], text, option), "option", option)
+
+
+def _parsed(field: Field, text: str | list[str], origin: str) -> Any:
+    """Return the value of a text, or the values of several, in their order."""
+    if isinstance(text, str):
+        return parse(field, text, origin)
+    return tuple(value for each in text for value in parse(field, each, origin))
 
 
 def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[tuple[str, Found]]:
@@ -63,7 +74,8 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
             continue
         if variable in known:
             field = known[variable]
-            yield field.name, Found(parse(field, text, variable), "variable", variable)
+            words = _WORDS.split(text.strip()) if field.setting.several else text
+            yield field.name, Found(_parsed(field, words, variable), "variable", variable)
         elif variable not in NO_SETTINGS and not FROM_A_SERVICE.fullmatch(variable):
             near = nearest(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
@@ -73,17 +85,23 @@ def _from_file(fields: Mapping[str, Field], path: str | None) -> Iterator[tuple[
     if path is None:
         return
     known = {field.key: field for field in fields.values()}
-    for key, value in _table(path).items():
+    for key, value in read_table(path).items():
+        if key == ALSO:
+            continue
         if key not in known:
             raise ConfigError(f"could not use {path}: there is no setting {key}{nearest(key, known)}")
         field, origin = known[key], f"{path}: {key}"
-        yield field.name, Found(_value(field, value, origin), "file", origin)
+        yield field.name, Found(value_in_file(field, value, origin), "file", origin)
 
 
-def _value(field: Field, value: Any, origin: str) -> Any:
+def value_in_file(field: Field, value: Any, origin: str) -> Any:
     """Return the value of a TOML key. Strings are parsed as text ("30s", "off"); other types are values already."""
     if isinstance(value, str):
         return parse(field, value, origin)
+    if isinstance(value, list) and value and field.setting.several and all(isinstance(each, str) for each in value):
+        return _parsed(field, value, origin)
+    if isinstance(value, list) and field.setting.several:
+        raise ConfigError(f"could not set {field.key} to {value!r} (from {origin}): it must be addresses, as texts")
     if isinstance(value, list) and field.setting.unit == "address":
         raise ConfigError(f"could not set {field.key} to {value!r} (from {origin}): it must be one address")
     if field.type is float and type(value) is int:
@@ -95,7 +113,8 @@ def _value(field: Field, value: Any, origin: str) -> Any:
     return value
 
 
-def _table(path: str) -> dict[str, Any]:
+def read_table(path: str) -> dict[str, Any]:
+    """Return the table of prefork's settings in the file. Raises ConfigError."""
     import tomllib  # only needed with a file
 
     try:

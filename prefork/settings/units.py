@@ -77,6 +77,8 @@ def _address_text(value: Any) -> str:
 
     if isinstance(value, Address):
         return value.text
+    if isinstance(value, tuple) and all(isinstance(each, Address) for each in value):
+        return " ".join(each.text for each in value)
     return address_text(value) if isinstance(value, (tuple, list)) else f"unix:{address_text(value)}"
 
 

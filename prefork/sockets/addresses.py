@@ -8,7 +8,7 @@ process of the command line, and written in every process.
     unix:/path  unixgram:/path      Unix stream and datagram sockets
     unix:@name  unixgram:@name      the same with an abstract name, unix(7); a file of such a name is unix:./@name
     fd://N                          a bound socket inherited as descriptor N; its kind is read from the socket
-    systemd  systemd:NAME           the socket that systemd passed on, or the one of that name
+    systemd  systemd:NAME           the sockets that systemd passed on, or those of that name
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from ..errors import BindError, ConfigError, reason_of
 from ..log_formats import escaped
 from .kept_paths import keep_path_of
 
-__all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address"]
+__all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address", "parse_addresses"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
@@ -68,6 +68,14 @@ def parse_address(text: str) -> Address:
         "host:port, :port, [::]:port, udp://host:port, unix:/path, unix:@name, unixgram:/path, fd://N, systemd[:name]"
     )
     raise _refused(text, f"it is none of {forms}")
+
+
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Return the addresses that `text` means: one, or every socket that systemd has passed, or has by that name."""
+    scheme, _, name = text.partition(":")
+    if scheme != "systemd" or isinstance(found := systemd.find_all(name), str):
+        return (parse_address(text),)
+    return tuple(_inherited(str(fd), text) for fd in found)
 
 
 def _refused(text: str, reason: str) -> ConfigError:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -49,6 +49,14 @@ def asked_once_more(address: Any, kind: int) -> str:
     """Return the key of `asked_for()` for the next server of this process at this address."""
     _asked[first := asked_for(address, kind)] += 1
     return asked_for(address, kind, _asked[first])
+
+
+SERVICE = "listener"  # the role of a service's first listener; the others are "listener 2" and so on
+
+
+def listener_names(roles: Iterable[str]) -> list[str]:
+    """Return those of these roles that are listeners of the service itself, in their order."""
+    return [name for name in roles if name.partition(" ")[0] == SERVICE]
 
 
 class SideValue(Generic[Kept]):

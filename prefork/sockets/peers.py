@@ -8,6 +8,7 @@ deadline that the caller gives, so that the master is not held up.
 import ctypes
 import os
 import socket
+from collections.abc import Sequence
 from time import monotonic
 
 from prefork.metrics.kernel import unix_peer_text
@@ -17,6 +18,14 @@ from .addresses import address_text, over
 PIDFD_GETFD = 438  # the same on every architecture
 PEERS_MAX = 16
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def peers_at(
+    listeners: Sequence[socket.socket], pid: int, pidfd: int, until: float, at_most: int | None = PEERS_MAX
+) -> tuple[str, ...]:
+    """Return the peers of a worker's connections at any of these listeners, as `peers_of()` does for one."""
+    found = [peer for each in listeners for peer in peers_of(pid, pidfd, each, until, at_most)]
+    return tuple(found[:at_most])
 
 
 def peers_of(

@@ -403,4 +403,5 @@ MODULES = {
     ),
     "privileges": Module("workers/privileges.py", ("privileges",), ("process/privileges", "faults/privileges")),
     "users": Module("prefork/settings/users.py", ("users",), ("process/privileges",)),
+    "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
 }

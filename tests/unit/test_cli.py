@@ -70,7 +70,7 @@ BIND = ("--bind", "unix:never.sock")
         (["run", "app:Handler", *BIND, "--workers=4"], "there is no option or argument --workers=4\n"),
         (["ctl", "kill"], "there is no verb kill\n"),
         (["ctl", "status", "--timeout", "0"], "could not set timeout to '0' (from --timeout): it must be a time in"),
-        (["run", "app:Handler", *BIND, "--bind", ":9"], "--bind is given twice, unix:never.sock and :9; a service has"),
+        (["run", "app:Handler", *BIND, *BIND], "could not set bind to unix:never.sock (from --bind): that is taken by"),
         (["run", "app:Handler", *BIND, "--metrics", ":1", "--metrics", ":2"], "--metrics is given twice, :1 and :2;"),
         (["run", "app:Handler", *BIND, "--control", "127.0.0.1:9"], "'127.0.0.1:9' (from --control): a control socket"),
         (["run", "app:Handler", *BIND, "--control", "@c"], "'@c' (from --control): a control socket is at /path"),

@@ -22,7 +22,7 @@ from prefork.metrics.board import (
     Word,
     control_requests,
 )
-from prefork.metrics.collector import METRIC_TABLE, Queues, Scrape, families
+from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, families
 from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import (
     AcceptError,
@@ -156,17 +156,12 @@ def whole_scrape() -> Scrape:
     )
     snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
     return Scrape(
-        snapshot,
-        QUEUES,
-        "1.2.3",
-        LISTENER,
-        True,
-        Merged({}, 23, 24),
-        COMPANIONS,
-    )
+        snapshot, NAMESPACE, "1.2.3", LISTENER, True, Merged({}, 23, 24), COMPANIONS,
+        ((LISTENER, QUEUE),),
+    )  # fmt: skip
 
 
-QUEUES = Queues(30, 1024, 31, 32, 33, 34, datagrams=True)
+QUEUE, NAMESPACE = Queue(30, 1024, 31, 32, datagrams=True), Namespace(33, 34)
 COMPANIONS = (
     CompanionCounts("indexer", None, False, 51, *[0] * 9),
     CompanionCounts("tidy", 60.0, True, 52, 53, 54, 55 * S, 11 * S // 2, 57, 58, 59, 60, 61),
@@ -314,7 +309,7 @@ def test_histograms_are_cumulative(scrape: Scrape, name: str, labels: str, first
 
 def test_queue_seen_now_is_a_maximum_too(scrape: Scrape) -> None:
     """The longest queue is never shorter than the one of this scrape."""
-    longer = replace(scrape, queues=replace(scrape.queues, length=91))
+    longer = replace(scrape, queues=((LISTENER, replace(scrape.queues[0][1], length=91)),))
     assert samples(longer)[f'prefork_listen_queue_length_max{{listener="{LISTENER}"}}'] == 91
 
 
@@ -322,7 +317,7 @@ def test_what_the_kernel_does_not_tell_is_absent(scrape: Scrape) -> None:
     """Without a figure of the kernel's there is no sample, not a zero; everything else is there."""
     kernel = {name for name in names(scrape) if re.match("prefork_(listen|netns|datagrams?)_", name)}
     assert len(kernel) == 8
-    assert names(scrape) - names(replace(scrape, queues=Queues())) == kernel
+    assert names(scrape) - names(replace(scrape, queues=((LISTENER, Queue()),), namespace=Namespace())) == kernel
 
 
 def test_without_a_pool(scrape: Scrape) -> None:

@@ -115,7 +115,8 @@ class Start:
         self.done = done
         self.asked: list[str] = []
         self.early = Noted("early", done)
-        self.handed: Any = Noted("handed", done, values=values, resume=self._resume, early=self.early)
+        roles = [name for name in values if name != "control"]
+        self.handed: Any = Noted("handed", done, values=values, roles=roles, resume=self._resume, early=self.early)
         self.wakeup = wakeup
         self.signals: Any = Noted("signals", done, note="note", take=self._take)
         self.taken: dict[int, Any] = {}
@@ -209,7 +210,7 @@ def supervising(done: list[str], monkeypatch: pytest.MonkeyPatch) -> Supervising
 def test_it_starts_no_worker(supervising: Supervising, done: list[str]) -> None:
     """It has no work for one; what it starts has neither its signals nor its descriptors."""
     assert supervising({"listener": "l"}) is supervising.supervisor
-    assert (supervising.service.name, supervising.service.listener, supervising.service.work) == ("app", "l", None)
+    assert (supervising.service.name, supervising.service.listeners, supervising.service.work) == ("app", ("l",), None)
     assert supervising.limits.graceful_timeout == 8.0
     supervising.service.forget()
     assert done == ["signals.put_back", "supervisor.forget"]
@@ -226,7 +227,7 @@ def test_metrics_go_on(listeners: dict[str, Any], exported: bool, supervising: S
     assert len(supervising.exporters) == exported
     if exported:
         subject, *given = supervising.exporters[0]
-        assert (subject.name, subject.listener, subject.pool, subject.may_fork()) == ("app", "l", True, True)
+        assert (subject.name, subject.listeners, subject.pool, subject.may_fork()) == ("app", ("l",), True, True)
         assert given == ["m", "board", "fork", "forget_memory"]
 
 

@@ -422,7 +422,7 @@ def test_without_a_thread_the_hook_is_called_at_the_end(no_threads: None) -> Non
 
 def test_a_server_without_the_hook(no_threads: None) -> None:
     """Nothing is begun, and nothing waited for."""
-    drain = DrainHook(None)
+    drain = DrainHook()
     drain.begin()
     drain.wait()
     drain.wait()

@@ -52,7 +52,7 @@ def started(listener: Listener) -> Iterator[tuple[ExporterChild, Played]]:
         children.append(Played(slot))
         return children[-1]
 
-    subject = Exported("service", listener, True, lambda: True)
+    subject = Exported("service", (listener,), True, lambda: True)
     exporter = ExporterChild(subject, listener, board, fork, lambda: None)
     exporter.turn(0.0)
     yield exporter, children[0]
@@ -107,7 +107,7 @@ def test_it_counts_what_it_takes(listener: Listener) -> None:
     """Each connection that the exporter takes is counted where the master looks, also one that asks for nothing."""
     unused: Any = None
     slot = Slot(0)
-    exporter = Exporter(Scope("service", listener, None, "", True), unused, unused, slot)
+    exporter = Exporter(Scope("service", listener, (), True), unused, unused, slot)
     for number in (1, 2):
         with socket.create_connection(listener.getsockname()) as client:
             assert exporter.verify_request(client, client.getsockname())

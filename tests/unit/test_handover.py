@@ -105,12 +105,12 @@ def test_a_listener_is_given_once_and_only_where_it_was_asked_for() -> None:
     """By the words of its address; another address gets none, and it is then the one that vanished."""
     handed, before = given()
     with before:
-        assert handed.listener("listener", "127.0.0.1:1") is None
-        assert handed.listener("metrics", "127.0.0.1:0") is None
-        found = handed.listener("listener", "127.0.0.1:0")
+        assert handed.listener("127.0.0.1:1") is None
+        assert handed.metrics("127.0.0.1:0") is None
+        found = handed.listener("127.0.0.1:0")
         assert found is not None
         assert found.getsockname() == before.getsockname()
-        assert handed.listener("listener", "127.0.0.1:0") is None
+        assert handed.listener("127.0.0.1:0") is None
         assert handed.vanished("listener") is None
         handed.take()
         found.detach()
@@ -120,7 +120,7 @@ def test_a_program_that_closed_its_listener_has_not_closed_it() -> None:
     """What was lent and closed is put back, under the same number."""
     handed, before = given()
     fd, name = before.fileno(), before.getsockname()
-    found = handed.listener("listener", "127.0.0.1:0")
+    found = handed.listener("127.0.0.1:0")
     found.close()
     handed.take_back()
     again = socket.socket(fileno=os.dup(fd))
@@ -209,7 +209,7 @@ def test_what_was_taken_is_not_lent() -> None:
     told: list[bool] = []
     handed.on_taken = lambda: told.append(handed.taken)
     with before:
-        found = handed.listener("listener", "127.0.0.1:0")
+        found = handed.listener("127.0.0.1:0")
         spares = [*handed._spares.values()]
         assert len(spares) == 1
         assert not handed.taken
@@ -237,14 +237,14 @@ def test_what_is_taken_back_can_be_given_again() -> None:
     record.add("listener", pack_listener(listener, listener.fileno()))
     with handed_on(record) as fd:
         handed = receive(os.dup(fd))
-    first = handed.listener("listener", "127.0.0.1:0")
+    first = handed.listener("127.0.0.1:0")
     assert first is not None
     first.close()
     handed.board().forget()
     handed.take_back()
     assert not os.get_inheritable(listener.fileno())
     assert not os.get_inheritable(copy)
-    again = handed.listener("listener", "127.0.0.1:0")
+    again = handed.listener("127.0.0.1:0")
     assert again is not None
     assert again.getsockname() == listener.getsockname()
     assert handed.board().words[Word.SPAWNED] == 7
@@ -340,7 +340,7 @@ def test_a_path_that_was_removed_or_replaced(tmp_path: Path, monkeypatch: pytest
             if lost:
                 os.rename("s", "elsewhere")
             handed = Handed({"listener": dict(values)})
-            found = handed.listener("listener", "s")
+            found = handed.listener("s")
             assert (found is None) is lost
             if lost:
                 found = handed.vanished("listener")

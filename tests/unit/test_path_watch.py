@@ -24,7 +24,7 @@ def test_a_path_that_comes_and_goes(listener: Listener, tmp_path: Path, caplog: 
     """Removed or replaced, that is said once, and the service is out of reach until the path leads to it again; what
     happens between two looks, a second apart, is seen at the next."""
     caplog.set_level(logging.INFO)
-    watch, path = PathWatch(listener), tmp_path / "s"
+    watch, path = PathWatch([listener]), tmp_path / "s"
     assert watch.turn(10.0) == 11.0
     path.rename("kept")
     assert (watch.turn(10.5), watch.reachable) == (11.0, True)
@@ -48,7 +48,7 @@ def test_a_path_that_comes_and_goes(listener: Listener, tmp_path: Path, caplog: 
 
 def test_paths_of_others(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
     """That of the metrics or of the control socket is missed too, and the service is in reach all the same."""
-    watch = PathWatch(None)
+    watch = PathWatch([])
     watch.add(listener)
     os.unlink("s")
     watch.turn(10.0)

@@ -424,7 +424,7 @@ def test_who_queues_at_the_old_address_is_served_first(pool: Reloadable) -> None
     """The old generation stays whole until nobody has been queued there for a while; then it is closed for good."""
     with socket.create_server(("127.0.0.1", 0)) as ours, contextlib.ExitStack() as clients:
         listener = Listener.adopt(ours)
-        pool.generations._left = listener
+        pool.generations._left = [listener]
         for now, comes in ((1.0, True), (1.029, False), (1.05, True), (1.06, False), (1.079, False)):
             if comes:
                 clients.enter_context(socket.create_connection(listener.getsockname()))
@@ -439,7 +439,7 @@ def test_who_queues_at_the_old_address_is_served_first(pool: Reloadable) -> None
 def test_an_old_address_where_nobody_queues(pool: Reloadable) -> None:
     """It is looked at three times in the while that it stays, so that the end of that is not missed."""
     listener = Listener.adopt(socket.create_server(("127.0.0.1", 0)))
-    pool.generations._left = listener
+    pool.generations._left = [listener]
     assert pool.generations.turn(0.5, 0, "") == pytest.approx(0.5 + QUIET_S / 3)
     for now, generation in ((0.5, 0), (0.529, 0), (0.531, 1)):
         assert pool.generations.wanted(now) == generation

@@ -60,10 +60,26 @@ def test_the_control_socket_is_said_alike() -> None:
         assert found == {"control_socket": Found("/run/c.sock", "variable", "PREFORK_CONTROL")}
 
 
-def test_a_list_of_addresses_is_refused(at: Path) -> None:
-    """A service has one address, and a file that lists two is told so."""
-    said = refusal(path=file('[prefork]\nbind = [":1", ":2"]\n'))
-    assert said == "could not set bind to [':1', ':2'] (from s.toml: bind): it must be one address"
+def test_several_addresses(at: Path) -> None:
+    """They are said by an option for each, a variable with spaces between them, or a list in a file, and in that order;
+    a path may have a space in it, unless what follows looks like an address."""
+    asked = (":1", "unix:/a b", "udp://[::1]:2", "unixgram:@n")
+    for found in (
+        gather(FIELDS, {"bind": list(asked)}, {}, None),
+        gather(FIELDS, {}, {"PREFORK_BIND": "  ".join(asked)}, None),
+        gather(FIELDS, {}, {}, file(f"[prefork]\nbind = {list(asked)}\n")),
+    ):
+        assert tuple(each.text for each in found["bind"].value) == asked
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("bind", [], "it must be addresses, as texts"), ("bind", [1], "it must be addresses, as texts"),
+    ("metrics", [":1"], "it must be one address"), ("control", ["/c"], "it must be one address"),
+])  # fmt: skip
+def test_a_list_that_is_no_list_of_addresses(key: str, value: list[object], said: str, at: Path) -> None:
+    """Metrics and control socket have one address; the service's own are texts, and there is at least one."""
+    found = refusal(path=file(f"[prefork]\n{key} = {value}\n"))
+    assert found == f"could not set {key} to {value!r} (from s.toml: {key}): {said}"
 
 
 def test_every_setting_has_every_source(at: Path) -> None:

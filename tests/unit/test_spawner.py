@@ -62,7 +62,7 @@ class Nursery:
         self.processes = Watched()
         self.board, self.wakeup = Board(), Wakeup()
         self.table = ChildTable(self.board, self.processes)
-        self.waiting = Waiting(self.wakeup, lambda: 0.0, None)
+        self.waiting = Waiting(self.wakeup, lambda: 0.0)
         service = Service("nursery", forget=lambda: None, work=body, lanes=LANES, max_lifetime=max_lifetime)
         self.spawner = Spawner(service, self.table, self.board, self.waiting, Companions(None, None))
 

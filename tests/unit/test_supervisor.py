@@ -250,7 +250,7 @@ def test_a_turn_that_is_cut_short_is_made_again(
         raise exc
 
     with monkeypatch.context() as patched:
-        patched.setattr(simulation.supervisor._accept_queue, "look", refuse)
+        patched.setattr(simulation.supervisor._accept_queues, "look", refuse)
         simulation.command(Command.RESTART)
     assert simulation.living() == []
     assert [each for each in events(caplog) if each is not LogEvent.COMMAND] == [LogEvent.STEP_FAILED]
@@ -262,7 +262,7 @@ def test_a_turn_that_is_cut_short_is_made_again(
 def test_a_mistake_of_ours_is_not_hidden(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is neither the kernel's nor the memory's goes through."""
     with monkeypatch.context() as patched:
-        patched.setattr(simulation.supervisor._accept_queue, "look", lambda now: 1 // 0)
+        patched.setattr(simulation.supervisor._accept_queues, "look", lambda now: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             simulation.turn()
 

@@ -289,7 +289,7 @@ def test_a_manager_that_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Manager(tmp_path) as manager, socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(systemd, "_given", take(manager.env(watchdog_s=30), os.getpid()))
         manager.fill()
-        notifier = Notifier(lambda: known, resumed=False, listener=(listener.fileno(), "here"))
+        notifier = Notifier(lambda: known, resumed=False, listeners=[(listener.fileno(), "here")])
         for number in range(100):
             known = facts(ready=2 + number % 2, reloading=number % 2 == 1)
             assert notifier.turn(7.0) == 7.1
@@ -309,23 +309,24 @@ OURS, OTHER = (9, "STREAM 'here' 1"), (9, "STREAM 'there' 1")
 STORE = ("FDSTORE=1\nFDNAME=prefork STREAM 'here' 1", 9)
 
 
-@pytest.mark.parametrize(("before", "listener", "unsent"), [
-    (None, None, []),
-    (None, OURS, [STORE]),
-    (OURS, OURS, [STORE]),
-    ((8, OURS[1]), OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OURS[1]}", None), STORE]),
-    (OTHER, OURS, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None), STORE]),
-    (OTHER, None, [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None)]),
+@pytest.mark.parametrize(("before", "listeners", "unsent"), [
+    ([], [], []),
+    ([], [OURS], [STORE]),
+    ([OURS], [OURS], [STORE]),
+    ([(8, OURS[1])], [OURS], [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OURS[1]}", None), STORE]),
+    ([OTHER], [OURS], [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None), STORE]),
+    ([OTHER], [], [(f"FDSTOREREMOVE=1\nFDNAME=prefork {OTHER[1]}", None)]),
+    ([], [OURS, OTHER], [STORE, ("FDSTORE=1\nFDNAME=prefork STREAM 'there' 1", 9)]),
 ])  # fmt: skip
 def test_what_the_manager_is_to_keep(
-    before: tuple[int, str] | None, listener: tuple[int, str] | None, unsent: list[tuple[str, int | None]],
+    before: list[tuple[int, str]], listeners: list[tuple[int, str]], unsent: list[tuple[str, int | None]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Our listener, and no longer that of the previous image if it is another, be it at the same address. Without a
+    """Our listeners, and no longer those of the previous image that are others, be it at the same address. Without a
     manager nothing is kept."""
     for notify in ("/notify", ""):
         monkeypatch.setattr(systemd, "_given", Given(notify=notify))
-        notifier = Notifier(facts, resumed=False, listener=listener, before=before)
+        notifier = Notifier(facts, resumed=False, listeners=listeners, before=before)
         assert list(notifier._unsent) == (unsent if notify else [])
         notifier.forget()
         assert notifier.turn(7.0) == float("inf")

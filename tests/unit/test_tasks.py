@@ -67,7 +67,7 @@ class Beside:
         self.board, self.wakeup = Board(), Wakeup()
         self.processes = FakeProcesses()
         self.table = ChildTable(self.board, self.processes)
-        self.waiting = Waiting(self.wakeup, lambda: 0.0, None)
+        self.waiting = Waiting(self.wakeup, lambda: 0.0)
         self.drops, self.notifier, self.control, self.exporter, self.changes = self.parts = [Part() for _ in range(5)]
         self.tasks = Tasks(self.table, self.waiting, self.drops, self.notifier)
 

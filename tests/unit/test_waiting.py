@@ -43,7 +43,7 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def waiting(wakeup: Wakeup, clock: Hands, listener: socket.socket) -> Iterator[Waiting]:
-    waiting = Waiting(wakeup, clock, listener)
+    waiting = Waiting(wakeup, clock, (listener,))
     yield waiting
     waiting.close()
 
@@ -179,7 +179,7 @@ def test_behind_one_that_got_ready(waiting: Waiting, clock: Hands) -> None:
 
 def test_without_a_listener(wakeup: Wakeup, clock: Hands) -> None:
     """There is nothing to come back to, so nothing to wake up for."""
-    waiting = Waiting(wakeup, clock, None)
+    waiting = Waiting(wakeup, clock)
     waiting.listen(True)
     assert waiting.next_at(True) == float("inf")
     waiting.close()
@@ -205,7 +205,7 @@ def test_it_listens_from_the_beginning(waiting: Waiting, clock: Hands, listener:
 def test_a_listener_that_cannot_be_waited_for(wakeup: Wakeup, clock: Hands) -> None:
     """It is tried again a second later: epoll_ctl(2) refuses a file with EPERM, where memory is short any other."""
     with tempfile.TemporaryFile() as file:
-        waiting = Waiting(wakeup, clock, file)  # type: ignore[arg-type]  # has a descriptor
+        waiting = Waiting(wakeup, clock, (file,))  # type: ignore[arg-type]  # has a descriptor
         waiting.listen(True)
         assert waiting.next_at(True) == clock.now + WAIT_AGAIN_S
         clock.now += WAIT_AGAIN_S
@@ -240,7 +240,7 @@ def test_without_an_epoll(given: bool, wakeup: Wakeup, clock: Hands, monkeypatch
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr("select.epoll", refuses)
     with pytest.raises(OSError):
-        Waiting(wakeup, clock, None, nudge)
+        Waiting(wakeup, clock, (), nudge)
     assert len(os.listdir("/proc/self/fd")) == before
     wakeup.close()
     if nudge is not None:

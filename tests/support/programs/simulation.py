@@ -278,7 +278,8 @@ class Simulation:
         self.board, self.wakeup = Board(), Wakeup()
         self.service = Service(
             "simulated", forget=lambda: None, work=lambda birth, master, number: 0, lanes=lanes,
-            max_lifetime=max_lifetime, listener=self.listener, application_bytes=MARK_BYTES if companions else 0,
+            max_lifetime=max_lifetime, listeners=tuple(filter(None, [self.listener])),
+            application_bytes=MARK_BYTES if companions else 0,
             companions=tuple(CompanionSpec(name, None, lambda birth, master, number: 0) for name in companions),
         )  # fmt: skip
         self.supervisor = self.image(self.service, limits)

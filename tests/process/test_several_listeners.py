@@ -1,0 +1,233 @@
+"""Several listeners, one pool: addresses of one class, and servers of other classes beside the first."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clients.connections import HUNG, Load, ask, ask_datagram, connect, dial
+from tests.support.clients.controlling import asked, ctl
+from tests.support.hosts.manager import passing
+from tests.support.programs import command
+from tests.support.programs.service import Service, Watch
+
+PROGRAM = ("-m", "tests.process.programs.several")
+BINDS = ("--bind", "127.0.0.1:0", "--bind", "unix:s", "--bind", "[::1]:0")
+
+
+def addresses(folder: Path) -> list[Any]:
+    """Where the service listens, by its control socket, as a client needs it."""
+    found = []
+    for each in asked(folder / "c", "status")["listeners"]:
+        host, colon, port = each["address"].rpartition(":")
+        found.append((host.strip("[]"), int(port)) if colon else os.path.relpath(folder / each["address"]))
+    return found
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, workers: int = 2, *settings: str) -> Iterator[tuple[Service, Any, Any, str]]:
+    """The program, ready, and its three addresses: TCP, UDP, and a path."""
+    argv = [*PROGRAM, "0", f"max_children={workers}", *settings]
+    with Service(tmp_path, argv=argv, env={"PYTHONPATH": f"{tmp_path}:{command.ROOT}"}) as service:
+        service.wait_ready(workers)
+        udp = tuple(service.wait("also")["address"])
+        yield service, service.address, udp, os.path.relpath(tmp_path / "s")
+
+
+# By the command line.
+
+
+def test_addresses_of_several_kinds(tmp_path: Path) -> None:
+    """TCP over IPv4 and IPv6 and a Unix path are served by the same workers; status names all, and over a reload, as at
+    the end, each is what it was: the path is removed, the ports are free."""
+    argv = ["run", "prefork.examples:Upper", *BINDS, "--max-children", "2", "--control", "c"]
+    with command.running(argv, cwd=tmp_path) as run:
+        found = addresses(tmp_path)
+        assert [type(each) for each in found] == [tuple, str, tuple]
+        for _ in range(3):
+            assert [ask(each, b"said\n") for each in found] == [b"SAID\n"] * 3
+        assert ctl(tmp_path / "c", "reload").returncode == 0
+        assert addresses(tmp_path) == found
+        assert [ask(each, b"again\n") for each in found] == [b"AGAIN\n"] * 3
+        shown = ctl(tmp_path / "c", "status").stdout
+        assert all(re.search(rf"^(listening)? +{re.escape(text)}, 0 of", shown, re.MULTILINE)
+                   for text in [f"127.0.0.1:{found[0][1]}", "s", f"[::1]:{found[2][1]}"])  # fmt: skip
+        assert run.ended(signal.SIGTERM) == 0
+    assert not (tmp_path / "s").exists()
+    for each in (found[0], found[2]):
+        with pytest.raises(ConnectionRefusedError):
+            dial(each)
+
+
+def test_a_reload_adds_one_and_drops_one(tmp_path: Path) -> None:
+    """What the file says anew is listened to from then on, what it leaves out no longer is, and of clients that connect
+    all the while at the address that stays none is refused or left without an answer."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    conf = tmp_path / "s.toml"
+    conf.write_text(f'[prefork]\nbind = ["127.0.0.1:{port}", "unix:old"]\n')
+    argv = ["run", "prefork.examples:Upper", "--config", "s.toml", "--max-children", "2", "--control", "c"]
+    with command.running(argv, cwd=tmp_path) as run:
+        assert ask(os.path.relpath(tmp_path / "old"), b"x\n") == b"X\n"
+        with Load(("127.0.0.1", port), question=b"x\n", right=rb"X\n") as load:
+            load.wait_answered(20)
+            conf.write_text(f'[prefork]\nbind = ["unix:new", "127.0.0.1:{port}"]\n')
+            assert ctl(tmp_path / "c", "reload").returncode == 0
+            load.wait_answered(20)
+        assert not load.tally.failures, load.tally.failed
+        assert ask(os.path.relpath(tmp_path / "new"), b"x\n") == b"X\n"
+        assert not (tmp_path / "old").exists()
+        assert [each["address"] for each in asked(tmp_path / "c", "status")["listeners"]] == [
+            "new",
+            f"127.0.0.1:{port}",
+        ]
+        assert run.ended(signal.SIGTERM) == 0
+        assert "no longer listening on old" in run.log
+
+
+def test_tables_of_other_targets(tmp_path: Path) -> None:
+    """[[prefork.also]] serves other targets beside the first, in the same workers; what is the pool's stands elsewhere,
+    and a mistake in a table is told by its number."""
+    conf = tmp_path / "s.toml"
+    also = '[[prefork.also]]\ntarget = "prefork.examples:UpperDatagram"\nbind = "udp://127.0.0.1:0"\n'
+    conf.write_text(f'[prefork]\ntarget = "prefork.examples:Upper"\nbind = "127.0.0.1:0"\nmax_children = 1\n{also}'
+                    '[[prefork.also]]\nbind = "unix:s"\nsocket_mode = "0600"\n')  # fmt: skip
+    with command.running(["run", "--config", "s.toml", "--control", "c"], cwd=tmp_path):
+        tcp, udp, path = addresses(tmp_path)
+        assert (ask(tcp, b"x\n"), ask_datagram(udp, b"y"), ask(path, b"z\n")) == (b"X\n", b"Y", b"Z\n")
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    for table, said in [
+        (
+            "max_children = 3",
+            "could not use s.toml: also 1: max_children is a setting of the pool, which stands in [pre",
+        ),
+        ('taget = "a:b"', "could not use s.toml: also 1: there is no setting taget; did you mean target?"),
+        ("tls_alpn = 'h2'", "could not use s.toml: also 1: it says neither target nor bind"),
+        ("bind = 3", "must be host:port"),
+        ("bind = [3]", "could not set bind to [3] (from s.toml: also 1: bind): it must be addresses, as texts"),
+    ]:
+        conf.write_text(f'[prefork]\ntarget = "prefork.examples:Upper"\nbind = ":0"\n[[prefork.also]]\n{table}\n')
+        with command.running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+            assert run.ended() == 2
+        assert said in run.log
+
+
+@pytest.mark.parametrize("bind", ["systemd", "systemd:web"])
+def test_sockets_that_systemd_passes(bind: str, tmp_path: Path) -> None:
+    """All that were passed, or all of a name, are served, in their order, over a reload too, and none is closed."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        program = (*passing(*(("web", sock.fileno()) for sock in socks)), *command.MODULE)
+        argv = ["run", "prefork.examples:Upper", "--bind", bind, "--max-children", "1", "--control", "c"]
+        with command.running(argv, cwd=tmp_path, program=program, fds=[sock.fileno() for sock in socks]) as run:
+            for _ in range(2):
+                assert addresses(tmp_path) == [sock.getsockname() for sock in socks]
+                assert [ask(sock.getsockname(), b"x\n") for sock in socks] == [b"X\n"] * 2
+                assert ctl(tmp_path / "c", "reload").returncode == 0
+            assert run.ended(signal.SIGTERM) == 0
+        for sock in socks:
+            dial(sock.getsockname()).close()  # its queue is for whoever serves next
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    (["--bind", ":0", "--bind", ":0", "--single"], "could not serve with --single: it serves one address, and"),
+    (["--bind", "unix:s", "--bind", "unix:s"], "could not set bind to unix:s (from --bind): that is taken by --bind"),
+    (["--bind", ":0", "--bind", "unix:s", "--max-threads", "2"], "a pool with threads has one listener"),
+    (["--bind", ":0", "--bind", "udp://:0"], "the socket is one for datagrams"),
+])  # fmt: skip
+def test_what_cannot_be_served_together(argv: list[str], said: str, tmp_path: Path) -> None:
+    """It is refused by one sentence before anything is served, and no path is left."""
+    with command.running(["run", "prefork.examples:Upper", *argv], cwd=tmp_path) as run:
+        assert run.ended() == 2
+    assert said in run.log
+    assert list(tmp_path.iterdir()) == []
+
+
+# By a program.
+
+
+def test_servers_of_other_classes(tmp_path: Path) -> None:
+    """Each is served in its own way by the same workers: by its handler, and its hooks in worker and master."""
+    with serving(tmp_path) as (service, tcp, udp, path):
+        assert ask_datagram(udp, b"said") == b"SAID"
+        with connect(tcp) as one, connect(path) as other:
+            assert {int(one.ask(b"pid")), int(other.ask(b"pid"))} == set(service.workers())
+        with connect(path) as failing:
+            failing.send(b"raise")
+            failing.wait_end()
+        assert service.wait("failed")["server"] == "Paths"
+        assert service.settled()["failed"] == 1
+    for event, count in (("started", 2), ("stopping", 2), ("closed", 1)):
+        found = [fact["server"] for fact in service.facts if fact["event"] == event]
+        assert sorted(found) == sorted(["Lines", "Datagrams", "Paths"] * count), event
+
+
+def test_who_is_queued_at_any_of_them_is_served_in_a_drain(tmp_path: Path) -> None:
+    """TERM while every worker is busy: whoever waits at any of the listeners gets its answer."""
+    with serving(tmp_path, 1) as (service, tcp, udp, path):
+        held = connect(tcp)
+        held.ask(b"pid")
+        queued = [connect(tcp), connect(path)]
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(HUNG)
+            client.sendto(b"x", udp)
+            for each in queued:
+                each.send(b"pid")
+                each.sock.shutdown(socket.SHUT_WR)
+            service.signal(signal.SIGTERM)
+            held.close()
+            assert client.recv(10) == b"X"
+            for each in queued:
+                assert each.answer().isdigit()
+                each.close()
+        assert service.wait_exit() == 0
+
+
+def test_a_storm_of_kills_is_accounted_for(tmp_path: Path) -> None:
+    """Workers are killed while clients come at each listener: what was accepted is answered or lost, to the unit."""
+    chosen = random.Random(17)
+    with serving(tmp_path, 3, "max_restart_delay=0.5") as (service, tcp, udp, path):
+        with Load(tcp, 2) as one, Load(path, 2) as other:
+            for _ in range(15):
+                one.wait_answered()
+                other.wait_answered()
+                with socket.socket(type=socket.SOCK_DGRAM) as client:
+                    client.sendto(b"x", udp)
+                if workers := service.workers():
+                    pid = chosen.choice(workers)
+                    with contextlib.suppress(ProcessLookupError), Watch(pid) as killed:
+                        service.signal(signal.SIGKILL, pid)
+                        killed.wait_dead()
+        for address in (tcp, path):
+            with connect(address) as client:
+                assert client.ask(b"pid").isdigit()
+        assert ask_datagram(udp, b"y") == b"Y"
+        found = service.settled()
+        ends = ("completed", "failed", "timed_out", "rejected", "handed_over", "lost")
+        assert found["accepted"] == sum(found[each] for each in ends)
+        assert found["lost"] >= one.tally.failures + other.tally.failures - 15  # a kill may come after the answer
+
+
+def test_a_handler_of_any_of_them_ends_the_service(tmp_path: Path) -> None:
+    """`shutdown()` of the server that a handler has drains the pool."""
+    with serving(tmp_path) as (service, _, _, path):
+        with connect(path) as client:
+            client.ask(b"shutdown")
+        assert service.wait_exit() == 0
+
+
+def test_every_worker_that_ends_is_replaced_by_one_that_serves_all(tmp_path: Path) -> None:
+    """`max_requests` counts the requests of all listeners together."""
+    with serving(tmp_path, 1, "max_requests=4") as (service, tcp, udp, path):
+        ask_datagram(udp, b"x")
+        for address in (tcp, path, tcp):
+            ask(address, b"pid\n")
+        service.wait_ready(1, max_requests=1)
+        assert ask(path, b"pid\n").strip().isdigit()
