@@ -8,6 +8,7 @@ import os
 from typing import Annotated
 
 from prefork.workers.definitions import gives_way
+from prefork.workers.open_lanes import MOST_LANES
 
 from .commands import WORKERS_MAX
 from .server import TCPServer
@@ -35,8 +36,9 @@ class PoolSettings:
     ] = None
     max_threads: Annotated[
         int | None,
-        Setting("most requests at once in one worker of a threading pool; off: up to 4,096", group="Pool", at_least=1),
-    ] = 10
+        Setting("most requests at once in one worker of a threading pool; off: up to 4,096", group="Pool", at_least=1,
+                at_most=MOST_LANES),
+    ] = 10  # fmt: skip
     gc_freeze: Annotated[
         bool, Setting("collect and freeze garbage before the first fork, so that memory stays shared", group="Pool")
     ] = True
@@ -162,6 +164,15 @@ class PoolSettings:
         float | None,
         Setting("close a connection that has waited longer in the kernel's queue for a worker, at once",
                 group="Admission", unit="s", above=0),
+    ] = None  # fmt: skip
+    max_connections: Annotated[
+        int | None,
+        Setting("close a connection while the pool serves so many", group="Admission", at_least=1),
+    ] = None
+    max_connections_per_client: Annotated[
+        int | None,
+        Setting("close a connection while the pool serves so many of the same client, which is an IPv4 address, or an "
+                "IPv6 network of 64 bits", group="Admission", at_least=1),
     ] = None  # fmt: skip
     proxy_trusted: Annotated[
         str | None,

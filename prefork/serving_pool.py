@@ -52,7 +52,7 @@ from .settings.users import privileges_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import SERVICE, Listener
-from .sockets.networks import admission
+from .sockets.networks import admission, counted
 from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, check_shared, prepared, widen
 from .sockets.wildcard import prepare_answers
@@ -179,6 +179,7 @@ class Preforked(Joined):
             application_bytes=self.application_bytes(), companions=self.companions(),
             renew_tls=self._renew_tls if any(each.tls is not None for each in self.each) else None,
             privileges=privileges_of(server),
+            counts_connections=any(counted(InForce(each.server)) for each in self.each),
         )  # fmt: skip
         for each in self.each:
             each.end_own_requests()
@@ -364,7 +365,9 @@ class Preforked(Joined):
                 on_drain=_on_drain(server),
             )  # fmt: skip
         log = each.access_log(wanted=value_of(self.server, "access_log"))
-        return terms._replace(admission=admission(InForce(server), each.tls), access_log=log)
+        table = None if self.supervisor is None else self.supervisor.connections
+        door = admission(InForce(server), each.tls, table, number)
+        return terms._replace(admission=door, access_log=log)
 
     def _forget_master(self) -> None:
         if self._signals is not None:

@@ -16,6 +16,8 @@ from prefork.metrics.facts import Refusal
 from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.log_events import LogEvent, event
 
+from .connection_table import ConnectionLimits
+from .contexts import Lane
 from .handshake import failure, shake_hands
 from .proxied_datagrams import asked_through
 from .proxy_protocol import V2_MOST, ProxyHeaderError, belonging, is_complete, parse, split
@@ -43,6 +45,8 @@ class Terms(NamedTuple):
     header_timeout: float = 0.0
     first_byte_timeout: float | None = None
     max_queue_wait: float | None = None
+    max_connections: int | None = None
+    max_connections_per_client: int | None = None
     tls: Any = None  # an ssl.SSLContext, by which it is wrapped
     handshake_timeout: float = 0.0
 
@@ -54,28 +58,39 @@ class Admission:
     """Admits connections by these terms.
 
     `at_once`: always in the thread that accepts; else in the thread of the request, where the program's hooks allow it.
+    `limits`: what counts the connections of the pool, which then has to be told when a lane is done.
     """
 
-    def __init__(self, terms: Terms, address_text: Callable[[Any], str], *, at_once: bool = False) -> None:
+    def __init__(
+        self, terms: Terms, address_text: Callable[[Any], str], *, at_once: bool = False,
+        limits: ConnectionLimits | None = None,
+    ) -> None:  # fmt: skip
         self.at_once = at_once
+        self.limits = limits
         self._terms = terms
         self._address_text = address_text
         self._said: dict[Refusal, float] = {}
 
-    def admit(self, request: Any, client_address: Any) -> tuple[Any, Any]:
+    def admit(self, request: Any, client_address: Any, lane: Lane | None = None) -> tuple[Any, Any]:
         """Return the request and the address of the client for whom it is. Raises NotAdmitted.
 
         Behind a proxy the address has the header as `proxy`; with TLS the request is another object.
         """
         terms = self._terms
+        limits = None if lane is None else self.limits
         if terms.max_queue_wait is not None and (queue_wait_ns(request) or 0) > terms.max_queue_wait * 1e9:
             raise self._refused(Refusal.OVERLOAD, request, client_address, "it had waited longer than max_queue_wait")
+        if limits is not None and lane is not None and not limits.admits(lane):
+            raise self._refused(Refusal.OVERLOAD, request, client_address, "max_connections are served already")
         if terms.proxies is not None:
             request, client_address = self._proxied(terms.proxies, request, client_address)
         if terms.denied is not None and client_address in terms.denied:
             raise self._refused(Refusal.DENIED, request, client_address, "it is in denied_clients")
         if terms.allowed is not None and client_address not in terms.allowed:
             raise self._refused(Refusal.DENIED, request, client_address, "it is not in allowed_clients")
+        if limits is not None and lane is not None and not limits.admits_client(lane, client_address):
+            why = "its client has max_connections_per_client already"
+            raise self._refused(Refusal.PER_CLIENT, request, client_address, why)
         if terms.first_byte_timeout is not None and not _readable(request, terms.first_byte_timeout):
             raise self._refused(
                 Refusal.FIRST_BYTE, request, client_address, "it said nothing within first_byte_timeout"

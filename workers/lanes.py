@@ -79,6 +79,7 @@ class Lanes:
         self._on_accept = on_accept
         self.access_log = access_log
         self.admission = admission
+        self._limits = None if admission is None else admission.limits
         self._admits_at_once = True  # in the thread that accepts, whose hooks are given the client's address
         self.get_request: GetRequest | None = None  # for less than the server's own, where that leads to the same
         self._guarded = guarded
@@ -173,6 +174,8 @@ class Lanes:
         """
         self._current.clear()
         self.contexts.forget()
+        if self._limits is not None:
+            self._limits.forget()
 
     def all_free(self, held: Lane | None = None) -> bool:
         """Return whether no request is left, not counting `held`, a lane that the caller has taken.
@@ -207,6 +210,8 @@ class Lanes:
     def _end(self, lane: Lane, outcome: int, request: Any = None) -> None:
         """Count a request."""
         lane[outcome] += 1
+        if self._limits is not None:
+            self._limits.leave(lane)
         if self.access_log is not None:
             self.access_log.end(lane, outcome, request)
 
@@ -430,7 +435,7 @@ class Lanes:
         assert self.admission is not None
         log = None if lane is None else self.access_log
         try:
-            admitted = self.admission.admit(request, client_address)
+            admitted = self.admission.admit(request, client_address, lane)
         except NotAdmitted as exc:
             if lane is not None and log is not None:
                 log.admit(lane, request, exc.client_address)
@@ -460,7 +465,7 @@ class Lanes:
 
     def _counting(self, server: Any) -> Finish:
         current, finish, cls = self._current, evaluated(server, FINISH), type(server)
-        observe, access_log = DURATION.observe, self.access_log
+        observe, access_log, limits = DURATION.observe, self.access_log, self._limits
         noted = cls.finish_request
         own = FINISH in vars(server)
 
@@ -480,6 +485,8 @@ class Lanes:
                 leave(0)
             lane[COMPLETED] += 1
             observe(lane, monotonic_ns() - lane[STARTED_NS])
+            if limits is not None:
+                limits.leave(lane)
             if access_log is not None:
                 access_log.end(lane, COMPLETED, request)
             return result

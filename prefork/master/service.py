@@ -33,6 +33,7 @@ class Service(NamedTuple):
     max_lifetime: float | None = None
     renew_tls: Callable[[], None] | None = None  # make the TLS context anew; raises ConfigError, and keeps the old one
     application_bytes: int = 0  # for the user's own metrics
+    counts_connections: bool = False  # their number is limited, in the pool or of a client
     companions: tuple[CompanionSpec, ...] = ()
     privileges: Privileges | None = None  # that each child which serves is left with; None: its own
 

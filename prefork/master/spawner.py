@@ -15,6 +15,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
 from prefork.workers import descriptor_limit, sinks
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.connection_table import ConnectionTable
 from prefork.workers.limits import jittered
 
 from ..errors import reason_of
@@ -33,13 +34,15 @@ class Spawner:
     """Starts the children of one service. `any_served`: True once a child that serves has been started."""
 
     def __init__(
-        self, service: Service, table: ChildTable, board: Board, waiting: Waiting, companions: Companions
-    ) -> None:
+        self, service: Service, table: ChildTable, board: Board, waiting: Waiting, companions: Companions,
+        connections: ConnectionTable | None = None,
+    ) -> None:  # fmt: skip
         self._service = service
         self._table = table
         self._board = board
         self._waiting = waiting
         self._companions = companions
+        self._connections = connections
         self._jittered = jittered
         self._logged_at = float("-inf")
         self.any_served = False
@@ -48,6 +51,8 @@ class Spawner:
         """Start a worker. Raises OSError; nothing is left behind then."""
         assert self._service.work is not None, "only a pool is told to spawn"
         slot = self._service.new_slot()
+        if self._connections is not None:
+            self._connections.expect(len(self._table) + 1)
         try:
             child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now)
         except BaseException:
@@ -82,6 +87,8 @@ class Spawner:
             self._table.close_memory()
             if not name:
                 self._companions.close()
+            if self._connections is not None:
+                self._connections.keep_memory() if kind is ChildKind.WORKER else self._connections.close()
             descriptor_limit.give_back()
             if self._service.privileges is not None and kind in (ChildKind.WORKER, ChildKind.COMPANION):
                 self._service.privileges.drop()

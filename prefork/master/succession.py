@@ -28,6 +28,7 @@ class Workings(NamedTuple):
     asked: Callable[[], bool]  # True if a command waits for its turn: it must be obeyed before an exec
     values: Callable[[], dict[str, Any]]  # what the next image must know of the supervisor
     companions: Callable[[], tuple[Any, list[int]]]  # their table, for the next image
+    connections: Callable[[], tuple[Any, list[int]]]  # the same of connections
 
 
 class Succession(Protocol):

@@ -18,6 +18,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.connection_table import pack_connections, table_of_connections
 from prefork.workers.holding import held, holds_some, let_through
 from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.wakeup import Wakeup
@@ -93,7 +94,8 @@ class Supervisor:
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
         self._accept_queues = AcceptQueues(service.listeners)
         self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
-        self._spawner = Spawner(service, self.table, board, self._waiting, self.companions)
+        self.connections = table_of_connections(service.counts_connections, known.get("connections"))
+        self._spawner = Spawner(service, self.table, board, self._waiting, self.companions, self.connections)
         self._gauges = Gauges(board, self.clock.now())
         self._overload = Overload.resumed(known.get("overload"))
         self._wake_at = self._looked_at = self.clock.now()
@@ -109,7 +111,7 @@ class Supervisor:
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(
             board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values,
-            self.companions.pack,
+            self.companions.pack, partial(pack_connections, self.connections),
         )  # fmt: skip
         self.generations.begin(workings)
         self.companions.enter(self.table)
@@ -430,6 +432,8 @@ class Supervisor:
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
+        if child.kind is ChildKind.WORKER and self.connections is not None:
+            self.connections.clear(child.number)
         self.tasks.note_exit(child, now)
         if child.kind is ChildKind.REHEARSAL:
             attempt("judge the rehearsal", lambda: self.generations.rehearsal_ended(str(exit)))
@@ -600,6 +604,8 @@ class Supervisor:
         self.generations.close()
         self.tasks.close()
         self.companions.close()
+        if self.connections is not None:
+            self.connections.close()
         self._waiting.close()
 
     def forget(self) -> None:

@@ -291,6 +291,7 @@ class Generations:
         record.values["started"] = [*self._started, *self._left_over.ours]
         record.add("nudge", self._workings.waiting.pack_nudge())
         record.add("companions", self._workings.companions())
+        record.add("connections", self._workings.connections())
         self.pack_more(record)
         record.add("held", (held := still_held.found(record.fds), held))
         return record

@@ -78,7 +78,8 @@ def handed_on(record: Record) -> Iterator[int]:
 
 SPARES_FROM = 512  # above what such programs close, below the usual soft limit
 METRICS = "metrics"
-NEEDED = ("metrics", "control", "board", "companions")  # by whoever serves; the program may have another listener
+# By whoever serves; the program may have another listener.
+NEEDED = ("metrics", "control", "board", "companions", "connections")
 
 
 class Handed:

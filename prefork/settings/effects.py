@@ -18,6 +18,7 @@ POOL_HOOKS = ("worker_started", "worker_stopping", "worker_draining")
 PROTECTING = (
     "tls_certificate", "allowed_clients", "denied_clients", "proxy_trusted", "first_byte_timeout", "max_queue_wait",
     "user", "group", "umask", "no_new_privs",
+    "max_connections", "max_connections_per_client",
 )  # fmt: skip
 READ_BY_OTHERS = ("PREFORK_CONTROL", "PREFORK_METRICS")  # prefork ctl and top, which ask the service
 LONG = 6  # letters of a name that is taken for misspelt: users, groups and the like are words of programs
@@ -48,6 +49,10 @@ def _is_at_a_path(server: Any) -> bool:
     return bool(server.address_family == getattr(socket, "AF_UNIX", None))
 
 
+def _tells_no_clients(server: Any) -> bool:
+    return _is_at_a_path(server) and server.proxy_trusted is None
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
@@ -66,6 +71,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("control_allow", _has_no_control_socket, _NO_CONTROL),
     ("control_allow_read", _has_no_control_socket, _NO_CONTROL),
     ("max_queue_wait", _is_at_a_path, "the kernel does not tell how long a client of a Unix socket has waited"),
+    ("max_connections_per_client", _tells_no_clients, "clients of a Unix socket have no address"),
     ("dual_stack", _is_not_ipv6, "the address is no IPv6 address"),
 )
 

@@ -230,7 +230,9 @@ _IN_ORDER = (
     ("slow_request_timeout", "request_timeout", False),
 )
 
-_FOR_CONNECTIONS = ("first_byte_timeout", "max_queue_wait", "tls_certificate")
+_FOR_CONNECTIONS = (
+    "first_byte_timeout", "max_queue_wait", "max_connections", "max_connections_per_client", "tls_certificate",
+)  # fmt: skip
 
 
 def validate(target: object, origins: Mapping[str, str] | None = None) -> None:

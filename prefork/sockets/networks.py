@@ -8,6 +8,7 @@ import socket
 from typing import Any
 
 from prefork.workers.admission import Admission, Terms
+from prefork.workers.connection_table import ConnectionLimits, ConnectionTable
 
 from .addresses import address_text
 
@@ -78,14 +79,41 @@ def _network(word: str) -> tuple[int, int, int]:
     return family, number >> rest, rest
 
 
-def admission(setting: Any, tls: Any, *, at_once: bool = False) -> Admission | None:
-    """Return what these settings and this ssl.SSLContext ask of each connection; None if they ask for nothing."""
+def client_of(host: Any) -> int | None:
+    """Return the number of the client that has this address: an IPv4 address, or the /64 of an IPv6 address, which is
+    what one client is given. None if it is no address."""
+    try:
+        family, number = _number(host.partition("%")[0])
+    except (AttributeError, OSError):
+        return None
+    return number >> 64 if family == socket.AF_INET6 else 1 << 64 | number
+
+
+def counted(setting: Any) -> bool:
+    """Return True if the number of connections is limited by these settings, in all or of one client."""
+    return setting.max_connections is not None or setting.max_connections_per_client is not None
+
+
+def admission(
+    setting: Any, tls: Any, table: ConnectionTable | None = None, number: int = 0, *, at_once: bool = False
+) -> Admission | None:
+    """Return what these settings and this ssl.SSLContext ask of each connection; None if they ask for nothing.
+
+    `table`: where the worker of this number counts its connections, if their number is limited.
+    """
     allowed, denied, proxies = (
         None if text is None else Networks(text)
         for text in (setting.allowed_clients, setting.denied_clients, setting.proxy_trusted)
     )
     terms = Terms(
         allowed, denied, proxies, setting.proxy_header_timeout, setting.first_byte_timeout, setting.max_queue_wait,
-        tls, setting.tls_handshake_timeout,
+        setting.max_connections, setting.max_connections_per_client, tls, setting.tls_handshake_timeout,
     )  # fmt: skip
-    return None if terms.ask_nothing() else Admission(terms, address_text, at_once=at_once)
+    if terms.ask_nothing():
+        return None
+    limits = None
+    if table is not None and counted(setting):
+        limits = ConnectionLimits(
+            table, number, client_of, most=terms.max_connections, most_of_client=terms.max_connections_per_client
+        )
+    return Admission(terms, address_text, at_once=at_once, limits=limits)

@@ -157,6 +157,7 @@ MODULES = {
     "kept_paths": Module("prefork/sockets/kept_paths.py", ("kept_paths",), ("process/removing",)),
     "networks": Module("prefork/sockets/networks.py", ("admission", "proxy_protocol"), ("process/admission",)),
     "tls": Module("prefork/sockets/tls.py", ("tls_dates",), ("process/tls_settings", "process/tls")),
+    "connection_table": Module("workers/connection_table.py", ("connection_table",), ("process/connection_limits",)),
     "admission": Module("workers/admission.py", ("admission",), ("process/admission",)),
     "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
     "cut_datagrams": Module("workers/cut_datagrams.py", ("cut_datagrams",), ("process/datagrams_cut",)),

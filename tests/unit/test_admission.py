@@ -185,6 +185,7 @@ def test_each_reason_is_said_once_in_ten_seconds(
 
 class Nothing:
     proxy_trusted = allowed_clients = denied_clients = first_byte_timeout = max_queue_wait = None
+    max_connections = max_connections_per_client = None
     proxy_header_timeout = tls_handshake_timeout = 5.0
 
 
@@ -193,7 +194,7 @@ def test_nothing_is_asked_unless_it_is_set() -> None:
     assert admission(Nothing(), "a context") is not None
     for name, value in (
         ("proxy_trusted", "::1"), ("allowed_clients", "::1"), ("denied_clients", "::1"), ("first_byte_timeout", 1.0),
-        ("max_queue_wait", 1.0),
+        ("max_queue_wait", 1.0), ("max_connections", 1), ("max_connections_per_client", 1),
     ):  # fmt: skip
         assert admission(type("Settings", (Nothing,), {name: value})(), None) is not None, name
 

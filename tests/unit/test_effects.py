@@ -46,6 +46,11 @@ def test_defaults_are_nobodys_mistake() -> None:
         ({"control_allow_read": "root"}, "control_allow_read", "no control_socket"),
         ({"dual_stack": True}, "dual_stack", "no IPv6"),
         ({"max_queue_wait": 1.0, "address_family": socket.AF_UNIX}, "max_queue_wait", "Unix socket"),
+        (
+            {"max_connections_per_client": 1, "address_family": socket.AF_UNIX},
+            "max_connections_per_client",
+            "no address",
+        ),
     ],
 )
 def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
@@ -64,6 +69,7 @@ def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
         {"drain_connections": "eof"},
         {"control_mode": 0o660, "control_socket": "/c"},
         {"dual_stack": True, "address_family": socket.AF_INET6},
+        {"max_connections_per_client": 1, "address_family": socket.AF_UNIX, "proxy_trusted": "unix"},
     ],
 )
 def test_an_effect(values: dict[str, object]) -> None:
