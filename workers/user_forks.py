@@ -3,7 +3,7 @@
 Owns one hook, registered once, which os.fork() runs in the new process. It detaches the slot (the copy counts
 privately), closes the listener (a foreign process must not hold the port; but one may be there to answer a datagram)
 and restores the signals (so that TERM ends it). Under a plain server nothing needs that protection: only the current
-request is left for the parent to count.
+request is left for the parent to count. In a process that prefork forks the hook takes the first step, if there is one.
 """
 
 import contextlib
@@ -17,12 +17,22 @@ from prefork.metrics.scoreboard import map_over
 _undo: Callable[[], None] | None = None
 _always: list[Callable[[], None]] = []
 _ours = False  # the fork under way is prefork's own
+_first: Callable[[], None] | None = None  # in that process
 
 
 def on_fork_by_user(undo: Callable[[], None] | None) -> None:
     """Run `undo` in every process that user code forks from this one; None ends that."""
     global _undo
     _undo = undo
+
+
+def first_in_child(step: Callable[[], None] | None) -> None:
+    """Run `step` in each process that prefork forks from now on, ahead of what the program has registered for that.
+
+    It must not raise. None ends that. What was registered before prefork was imported runs earlier.
+    """
+    global _first
+    _first = step
 
 
 def always_on_fork_by_user(undo: Callable[[], None]) -> None:
@@ -72,8 +82,10 @@ def _map_over(window: "ctypes.Array[ctypes.c_char]", size: int, flags: int, fd: 
 
 
 def _after_fork() -> None:
-    global _undo, _ours
-    undo, ours, _undo, _ours = _undo, _ours, None, False
+    global _undo, _ours, _first
+    undo, ours, first, _undo, _ours, _first = _undo, _ours, _first, None, False, None
+    if ours and first is not None:
+        first()
     if undo is not None:
         undo()
     if not ours:

@@ -8,15 +8,17 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 
 from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ForkFailure
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot
-from prefork.workers import descriptor_limit, sinks
+from prefork.workers import descriptor_limit, sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.connection_table import ConnectionTable
 from prefork.workers.limits import jittered
+from prefork.workers.privileges import Privileges, PrivilegesKept
 
 from ..errors import reason_of
 from .children import Child, ChildTable
@@ -28,6 +30,13 @@ from .waiting import Waiting
 log = logging.getLogger("prefork.supervisor")
 
 FORK_LOG_EVERY_S = 10.0
+
+
+def _drop(privileges: Privileges, kept: list[PrivilegesKept]) -> None:
+    try:
+        privileges.drop()
+    except PrivilegesKept as exc:
+        kept.append(exc)  # what raises in a hook of the fork is only printed
 
 
 class Spawner:
@@ -90,14 +99,20 @@ class Spawner:
             if self._connections is not None:
                 self._connections.keep_memory() if kind is ChildKind.WORKER else self._connections.close()
             descriptor_limit.give_back()
-            if self._service.privileges is not None and kind in (ChildKind.WORKER, ChildKind.COMPANION):
-                self._service.privileges.drop()
+            if kept:
+                raise kept[0]
             return body(birth, master, number)
 
-        child = self._table.fork(
-            kind, slot, generation=generation, now=now, forget=self._service.forget,
-            body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial, name=name,
-        )  # fmt: skip
+        kept: list[PrivilegesKept] = []  # in the child
+        if self._service.privileges is not None and kind in (ChildKind.WORKER, ChildKind.COMPANION):
+            user_forks.first_in_child(partial(_drop, self._service.privileges, kept))
+        try:
+            child = self._table.fork(
+                kind, slot, generation=generation, now=now, forget=self._service.forget,
+                body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial, name=name,
+            )  # fmt: skip
+        finally:
+            user_forks.first_in_child(None)
         try:
             self._waiting.add(child.pidfd)
         except OSError:

@@ -54,14 +54,23 @@ def test_every_process_that_serves(bases: str, tmp_path: Path) -> None:
         service.wait("began", lambda fact: fact["what"] == "companion")
         expected = dropped(USER, GROUP, umask="0027", no_new=1)
         assert {fact["status"] for fact in service.facts if fact["event"] == "began"} == {expected}
+        assert users(service) == {"worker": {USER}, "companion": {USER}, "exporter": {USER}}
+        assert all(seen(child.pid) == expected for child in psutil.Process(service.pid).children())
+        assert set(psutil.Process(service.pid).uids()) == {0}
         with service.hold() as held:
             assert held.ask(b"status").decode() == expected
             for how in (b"setuid", b"seteuid", b"setgid", b"setgroups"):
                 assert held.ask(b"attack " + how) == b"PermissionError"
-        assert users(service) == {"worker": {USER}, "companion": {USER}, "exporter": {USER}}
-        assert all(seen(child.pid) == expected for child in psutil.Process(service.pid).children())
-        assert set(psutil.Process(service.pid).uids()) == {0}
     assert not ROOTS.search(service.log)
+
+
+def test_what_runs_at_the_fork(tmp_path: Path) -> None:
+    """What the program has registered to run in each child runs there without privileges, its threads as well."""
+    source = script(PRIVILEGED, max_children=2, no_new_privs=True, **IDS)
+    with Service(tmp_path, source, env={"AT_FORK": "1"}) as service:
+        service.wait_ready(2)
+        assert {fact["status"] for fact in service.wait_each("began", 4)} == {dropped(USER, GROUP, no_new=1)}
+        assert {fact["what"] for fact in service.facts if fact["event"] == "began"} == {"fork", "worker"}
 
 
 def test_memory_is_measured(tmp_path: Path) -> None:

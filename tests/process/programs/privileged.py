@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,17 @@ class Handler(Who):
 
     def _run(self, path: str) -> str:
         return subprocess.check_output([path, "-u"], text=True).strip()
+
+
+def at_fork() -> None:
+    """As exporters of traces do: a thread, which has what its process has."""
+    if not rehearsing():
+        tell("began", what="fork", status=status())
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+if "AT_FORK" in os.environ:
+    os.register_at_fork(after_in_child=at_fork)
 
 
 class Hooks(Told):
