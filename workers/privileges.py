@@ -31,12 +31,15 @@ class Privileges(NamedTuple):
 
     uid: int | None = None
     gid: int | None = None
-    groups: tuple[int, ...] | None = None  # the supplementary ones
+    groups: tuple[int, ...] | None = None  # the supplementary ones; None where it may not change its ids
     umask: int | None = None
     no_new_privs: bool = False
 
     def drop(self) -> None:
-        """Give up all else, and ask the kernel whether it is gone. Raises PrivilegesKept."""
+        """Give up all else, and ask the kernel whether it is gone. Raises PrivilegesKept.
+
+        What is so already is not asked for: a filter of system calls, as in a hardened unit, may make that deadly.
+        """
         step = ""
         try:
             if self.umask is not None:
@@ -47,13 +50,14 @@ class Privileges(NamedTuple):
             if self.groups is not None:
                 step = "set its groups"
                 os.setgroups(self.groups)
-            if self.uid is not None and self.gid is not None:
+            if self.gid is not None and set(os.getresgid()) != {self.gid}:
                 step = f"become group {self.gid}"
                 os.setresgid(self.gid, self.gid, self.gid)
+            if self.uid is not None and set(os.getresuid()) != {self.uid}:
                 step = f"become user {self.uid}"
                 os.setresuid(self.uid, self.uid, self.uid)
-            if self.uid:
-                step = "give up its capabilities"
+            step = "give up its capabilities"
+            if self.uid and any(capabilities()):
                 _call("capset", *_capability_structs())
             step = "ask what it has left"
             kept = self._kept()
@@ -74,7 +78,7 @@ class Privileges(NamedTuple):
             return "other groups than its user's"
         if self.uid and any(capabilities()):
             return "capabilities"
-        if self.uid and (_can(os.setresuid, 0) or (self.gid and _can(os.setresgid, 0))):
+        if self.uid and self.groups is not None and (_can(os.setresuid, 0) or (self.gid and _can(os.setresgid, 0))):
             return "the way back to root"
         return "" if _threads_alike() else "more in a thread that the program started at the fork"
 

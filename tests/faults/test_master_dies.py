@@ -226,10 +226,12 @@ class Hooks:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give up root")
-def test_workers_that_gave_up_root(tmp_path: Path) -> None:
-    """A worker that changed its user in worker_started(), which clears PDEATHSIG, is told all the same: busy in Python,
-    it frees the port at once and goes at graceful_timeout."""
-    with pool(tmp_path, "tcp", GIVES_UP_ROOT, max_children=1, graceful_timeout=1) as service:
+@pytest.mark.parametrize("how", ["worker_started", "user"])
+def test_workers_that_gave_up_root(how: str, tmp_path: Path) -> None:
+    """A worker that changed its user, by the setting or in worker_started(), which clears PDEATHSIG, is told all the
+    same: busy in Python, it frees the port at once and goes at graceful_timeout."""
+    definitions, ids = (GIVES_UP_ROOT, {}) if how == "worker_started" else ("", {"user": "65534", "group": "65534"})
+    with pool(tmp_path, "tcp", definitions, max_children=1, graceful_timeout=1, **ids) as service:
         service.wait_ready(1)
         with service.hold() as held, Watch(held.pid) as worker:
             assert psutil.Process(held.pid).uids().effective == 65534
