@@ -5,17 +5,23 @@ is no refusal: a program may know what it does.
 """
 
 import inspect
+import os
 import socket
+import stat
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.handshake import FIRST_HOOKS, HANDSHAKE_TIMEOUT_S
+from prefork.workers.privileges import Privileges
 
+from ..pool import pool_of
 from ..pool_settings import PoolSettings
 from ..settings.effects import no_effect
 from ..settings.units import number_text
+from ..settings.users import privileges_of
 from ..sockets.of_server import socket_of
 
 __all__ = ["findings"]
@@ -27,6 +33,7 @@ def findings(server: Any) -> Iterator[str]:
     yield from _default_timeout()
     yield from _handshakes(server)
     yield from _handler(server)
+    yield from _code(server)
     for name, why in no_effect(server, PoolSettings, {}):
         yield f"{name} has no effect: {why}"
 
@@ -73,6 +80,36 @@ def _handler(server: Any) -> Iterator[str]:
         pass
     if all(_does_nothing(handler, name) for name in ("__init__", "setup", "handle")):
         yield f"{handler.__name__} does nothing with a request: nobody has written its handle()"
+
+
+def _code(server: Any) -> Iterator[str]:
+    privileges = privileges_of(server)
+    if privileges is None or not privileges.uid or os.geteuid() != 0:
+        return
+    files = {
+        file for module in list(sys.modules.values()) if isinstance(file := getattr(module, "__file__", None), str)
+    }
+    folders = {*map(os.path.dirname, files), *(path or os.curdir for path in sys.path)}
+    for path in sorted({*files, *folders, *pool_of(server).watched}):
+        if _may_change(privileges, path):
+            yield (
+                f"{path} can be changed by the user of the service, so that who takes over a worker is root at the "
+                "next reload; let it belong to root, and be written by nobody else"
+            )
+            return
+
+
+def _may_change(privileges: Privileges, path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    group = found.st_gid == privileges.gid or found.st_gid in (privileges.groups or ())
+    return (
+        found.st_uid == privileges.uid
+        or (group and bool(found.st_mode & stat.S_IWGRP))
+        or bool(found.st_mode & stat.S_IWOTH)
+    )
 
 
 def _does_nothing(handler: type, name: str) -> bool:

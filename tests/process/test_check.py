@@ -77,6 +77,23 @@ def test_what_shows_only_under_load(target: str, of_its_own: list[str], here: Pa
     assert done.stdout.endswith("\nok\n")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(("name", "mode", "owner"), [
+    ("app.py", 0o644, 54321), ("app.py", 0o664, 0), ("app.py", 0o646, 0), (".", 0o775, 0), (".", 0o1777, 0),
+    ("s.toml", 0o666, 0), ("app.py", 0o644, 0),
+])  # fmt: skip
+def test_code_that_its_user_may_change(name: str, mode: int, owner: int, here: Path) -> None:
+    """Root would run at a reload what a worker that was taken over has written: that is a warning, with the file."""
+    (here / "s.toml").write_text("[prefork]\ntarget = 'app:Handler'\nuser = '54321'\ngroup = '54322'\n")
+    os.chown(here / name, owner, 54322)
+    (here / name).chmod(mode)
+    done = check(here, "--config", "s.toml", "--bind", "127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stdout.splitlines() if "can be changed by the user of the service" in line]
+    assert len(warned) == ((mode, owner) != (0o644, 0))
+    assert all(str(name if name == "s.toml" else here / name).rstrip("./") in line for line in warned)
+
+
 def test_more_workers_than_descriptors(here: Path) -> None:
     """What `prefork run` would refuse for want of descriptors is refused, with the number."""
     done = check(here, "app:Server", "--bind", ":0", "--max-children", "400", before=("prlimit", "--nofile=256"))
