@@ -3,6 +3,7 @@
 And a worker that has been taken over: what it tries, and what becomes of it.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -13,10 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.faults.injection.injector import CALLS
+from tests.faults.test_surroundings import surrounded
 from tests.support.clients.connections import Connection, dial
 from tests.support.clients.controlling import asked, ctl, open_folder
 from tests.support.clients.scraping import get
-from tests.support.hosts.users import dropped, seen
+from tests.support.hosts.users import become, dropped, seen
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, Watch, script
 from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
@@ -73,16 +76,18 @@ def rotated(service: Service, number: int) -> None:
     assert (done.returncode, done.stdout) == (0, "reopened by 4 of 4 processes\n")  # companions follow
 
 
-def test_started_as_root(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [(), ("setpriv", "--bounding-set=-all,+kill,+setgid,+setuid")], ids=["all", "three"])
+def test_started_as_root(before: tuple[str, ...], tmp_path: Path) -> None:
     """All ids and groups are changed, without a way back, in each process that serves, over deaths and two reloads;
-    logs, certificates, control and reload, which need root, work throughout, and it ends with status 0."""
+    logs, certificates, control and reload, which need root, work throughout, by three capabilities,
+    and it ends with status 0."""
     (tmp_path / "logs").mkdir(mode=0o700)
     make_certificate(tmp_path)
     (tmp_path / "s.toml").write_text(FILE)
     source = script(PRIVILEGED + "Hooks.companions = {'beside': companion}\n")
     argv = ["-m", "prefork", "run", "--config", "s.toml"]
     checked = since = 0
-    with Service(tmp_path, source, argv=argv, env={RELOADS: "1"}) as service:
+    with Service(tmp_path, source, argv=argv, before=before, env={RELOADS: "1"}) as service:
         path = tmp_path / "c"
         for number in range(1, 4):
             service.wait_ready(2, replaced=4 * (number - 1))  # by new certificates, and by a reload
@@ -107,6 +112,17 @@ def test_started_as_root(tmp_path: Path) -> None:
                 done = ctl(path, "reload")
                 assert done.returncode == 0, done.stderr
     figure("processes that serve, verified over two reloads", checked, "4 each time")
+
+
+def test_a_user_who_is_it_already() -> None:
+    """Where a filter forbids every call that changes users, as a hardened unit has it, `user` may say what the service
+    is already: nothing is asked for, and it serves."""
+    forbidden = (f"refused={CALLS[call]}:{errno.EPERM}" for call in ("setgroups", "setresuid", "setresgid"))
+    with open_folder() as folder:
+        os.chown(folder, USER, GROUP)
+        before = [*become(USER, GROUP), *surrounded(*forbidden)]
+        with Service(folder, script(PRIVILEGED, max_children=1, **IDS), before=before) as service:
+            service.wait_ready(1)
 
 
 # (what it tries, what comes of it). PATHS are filled in.
@@ -162,13 +178,66 @@ def test_a_setuid_program(no_new_privs: bool) -> None:
                 )
 
 
-def test_what_a_worker_can_do_to_its_siblings() -> None:
-    """They are of one user, so it can kill another worker; the master replaces it, and nobody else is touched."""
-    with open_folder() as folder, Service(folder, script(PRIVILEGED, max_children=2, **IDS)) as service:
-        service.wait_ready(2)
+def test_what_a_worker_can_do_to_the_service() -> None:
+    """It has the listener, so it can have the kernel refuse every client; the log, so it can write what it likes there;
+    and it may ask for the end. The master goes on, obeys, and ends with status 0."""
+    with open_folder() as folder:
+        settings: dict[str, Any] = IDS | {"max_children": 2, "graceful_timeout": 2, "control_socket": str(folder / "c")}
+        with Service(folder, script(PRIVILEGED, **settings)) as service:
+            service.wait_ready(2)
+            with service.hold() as held:
+                held.ask(b"attack shut")
+                with pytest.raises(ConnectionRefusedError):
+                    service.connect()
+                held.ask(b"attack log INFO running, as the master says it")
+                assert asked(folder / "c", "status")["phase"] == "running"
+                held.ask(b"shutdown")
+            assert service.wait_exit() == 0
+            assert "INFO running, as the master says it\n" in service.log
+
+
+@pytest.mark.parametrize("more", ["", ",+sys_ptrace"])
+def test_the_clients_of_a_worker(more: str, tmp_path: Path) -> None:
+    """The master finds them by the right to look into another user's process; without it they are not told."""
+    before = ("setpriv", f"--bounding-set=-all,+kill,+setgid,+setuid{more}")
+    settings = IDS | {"max_children": 1, "control_socket": str(tmp_path / "c")}
+    with Service(tmp_path, script(PRIVILEGED, **settings), before=before) as service:
+        service.wait_ready(1)
         with service.hold() as held:
-            (other,) = set(service.workers()) - {held.pid}
-            service.allow(rf"pid={other}: ")
-            assert held.ask(b"attack kill %d" % other) == b"killed"
-            service.wait_ready(2, killed=1)
-            assert held.pid in service.workers()
+            peer = ":".join(map(str, held.sock.getsockname()[:2]))
+            assert asked(tmp_path / "c", "workers")["workers"][0]["peers"] == ([peer] if more else [])
+
+
+def test_without_a_user() -> None:
+    """A worker that is of the master's user reads the master's memory, and changes what it will run."""
+    with open_folder() as folder:
+        os.chown(folder, USER, GROUP)
+        with Service(folder, script(PRIVILEGED, max_children=1), before=become(USER, GROUP)) as service:
+            service.wait_ready(1)
+            os.chown(folder / "program.py", USER, GROUP)
+            with service.hold() as held:
+                assert held.ask(b"attack write %s/program.py" % str(folder).encode()) == b"opened"
+                assert held.ask(b"attack map %d" % service.pid) == b"read"
+
+
+def test_what_a_worker_can_do_to_its_siblings() -> None:
+    """They are of one user, so it can kill another worker; the master replaces it, and nobody else is touched. The same
+    goes for a companion and for the exporter."""
+    with open_folder() as folder:
+        source = script(
+            PRIVILEGED + "Hooks.companions = {'beside': companion}\n", max_children=2, metrics_address="m", **IDS
+        )
+        with Service(folder, source) as service:
+            service.wait_ready(2)
+            exporter = os.path.relpath(folder / "m")
+            companion = service.wait("began", lambda fact: fact["what"] == "companion")["pid"]
+            assert get(exporter, "/-/ready").status == 200
+            with service.hold() as held:
+                children = {child.pid for child in psutil.Process(service.pid).children()} - {held.pid}
+                for pid in children:
+                    service.allow(rf"pid={pid}: ")
+                    assert held.ask(b"attack kill %d" % pid) == b"killed"
+                service.wait_ready(2, killed=1)
+                assert get(exporter, "/-/ready").status == 200
+                service.wait("began", lambda fact: fact["what"] == "companion" and fact["pid"] != companion)
+                assert held.pid in service.workers()

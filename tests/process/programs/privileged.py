@@ -59,6 +59,13 @@ class Handler(Who):
             file.read(1)
         return "read"
 
+    def _map(self, pid: str) -> str:
+        """Read a byte of that process, where its memory begins."""
+        first = Path(f"/proc/{pid}/maps").read_text().partition("-")[0]
+        with open(f"/proc/{pid}/mem", "rb") as file:
+            file.seek(int(first, 16))
+            return "read" if file.read(1) else "nothing"
+
     def _write(self, path: str) -> str:
         with open(path, "ab"):
             return "opened"
@@ -84,6 +91,14 @@ class Handler(Who):
         if libc.ptrace(0x4206, int(pid), None, None) < 0:
             raise OSError(ctypes.get_errno(), "ptrace")
         return "traced"
+
+    def _shut(self) -> str:
+        self.server.socket.shutdown(socket.SHUT_RDWR)
+        return "shut"
+
+    def _log(self, *words: str) -> str:
+        os.write(2, f"{' '.join(words)}\n".encode())
+        return "written"
 
     def _run(self, path: str) -> str:
         return subprocess.check_output([path, "-u"], text=True).strip()
