@@ -165,14 +165,15 @@ def test_a_queue_that_overflows(tmp_path: Path) -> None:
 DAM = "from tests.support.programs.dam import Handler, Hooks"
 
 
-@moves("datagram_receive_drops", "datagram_queue_bytes")
+@moves("datagram_receive_drops", "datagram_queue_bytes", "datagrams_truncated")
 def test_datagrams(tmp_path: Path) -> None:
-    """What waits at a datagram socket, in bytes, and what was dropped there: as the kernel has it."""
+    """What waits at a datagram socket, in bytes, and what was dropped there: as the kernel has it. And what was cut."""
     os.mkfifo(tmp_path / "gate")
-    with service(tmp_path, DAM, bases="PreForkingUDPServer", max_children=1) as running:
+    with service(tmp_path, DAM, bases="PreForkingUDPServer", max_children=1, max_packet_size=100) as running:
         running.wait_ready(1)
         scrape(running)
         with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.sendto(b"x" * 101, running.address)
             client.sendto(b"hold", running.address)
             running.wait("held")
             for _ in range(200):
@@ -183,6 +184,7 @@ def test_datagrams(tmp_path: Path) -> None:
         assert running.wait_exit() == 0
     assert total(found, "prefork_datagram_queue_bytes") == waiting > 0
     assert total(found, "prefork_datagram_receive_drops_total") == dropped > 0
+    assert total(found, "prefork_datagrams_truncated_total") == 1
 
 
 ENDS = """
