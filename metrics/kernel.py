@@ -52,8 +52,13 @@ def oom_kills() -> int | None:
 
 def somaxconn() -> int | None:
     """Return the longest accept queue that the kernel allows, whatever `listen()` asks for (listen(2))."""
+    return sysctl("net.core.somaxconn")
+
+
+def sysctl(name: str) -> int | None:
+    """Return the number that this parameter of the kernel has; None where it does not tell."""
     try:
-        with open("/proc/sys/net/core/somaxconn") as file:
+        with open("/proc/sys/" + name.replace(".", "/")) as file:
             return int(file.read())
     except (OSError, ValueError):
         return None

@@ -23,6 +23,7 @@ class LogEvent(Enum):
     PATH_LOST = "the Unix path `address` was removed or replaced: no new client can connect there until a reload"
     PATH_FOUND = "the Unix path `address` leads to the service again"
     QUEUE_CUT = "the kernel cuts the listen queue: `asked`, `limit`"
+    OPTION_CUT = "an option of the listener is not as it was asked for: `setting`, `reason`"
     SIGNAL_LEFT_TO_PROGRAM = "the program handles `signal` itself"
     ENDED_EARLY = "a signal asked for the end before the service served"
     TIMER_STOPPED = "an inherited interval timer was stopped, whose `signal` nobody handles"

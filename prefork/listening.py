@@ -30,6 +30,7 @@ from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
 from .sockets.networks import admission
 from .sockets.of_server import is_closed, socket_of
+from .sockets.options import SocketOptions
 from .sockets.ownership import Access
 from .supervised import Supervised
 from .systemd import stored
@@ -76,6 +77,7 @@ class Listened(Supervised):
             self._lend(before, origin, own)
         self._inode = os.fstat(own.fileno()).st_ino
         origin.access = Access(value_of(server, "socket_mode"), value_of(server, "socket_owner"))
+        origin.wanted = SocketOptions.of(InForce(server))
         if origin.serving:
             os.set_blocking(own.fileno(), False)  # wrap_socket() of ssl changes that, and workers are serving there
 

@@ -124,6 +124,52 @@ class PoolSettings:
                             reloadable=False),
     ] = None  # fmt: skip
 
+    tcp_keepalive: Annotated[
+        float | None,
+        Setting("ask a client that has been silent for this time whether it is there, and close the connection of one "
+                "that is not", group="Sockets", unit="s", at_least=1, at_most=32767),
+    ] = None  # fmt: skip
+    tcp_keepalive_interval: Annotated[
+        float | None,
+        Setting("ask again after this time without an answer", group="Sockets", unit="s", at_least=1, at_most=32767,
+                default_text="the system's"),
+    ] = None  # fmt: skip
+    tcp_keepalive_count: Annotated[
+        int | None,
+        Setting("ask so often", group="Sockets", at_least=1, at_most=127, default_text="the system's"),
+    ] = None
+    tcp_nodelay: Annotated[
+        bool, Setting("send what a handler writes at once, also beside data on its way", group="Sockets")
+    ] = False
+    tcp_defer_accept: Annotated[
+        float | None,
+        Setting("leave a connection to the kernel until its client has sent something, at most about this time",
+                group="Sockets", unit="s", at_least=1, at_most=255),
+    ] = None  # fmt: skip
+    tcp_fastopen: Annotated[
+        int | None,
+        Setting("take data with the first packet of a connection; so many may be in that state", group="Sockets",
+                at_least=1, at_most=65535),
+    ] = None  # fmt: skip
+    receive_buffer: Annotated[
+        int | None,
+        Setting("bytes that the kernel keeps for a connection, or of datagrams for the socket, until they are read",
+                group="Sockets", unit="bytes", at_least=1, at_most=1 << 30, default_text="the system's"),
+    ] = None  # fmt: skip
+    send_buffer: Annotated[
+        int | None,
+        Setting("bytes that the kernel keeps until they are sent", group="Sockets", unit="bytes", at_least=1,
+                at_most=1 << 30, default_text="the system's"),
+    ] = None  # fmt: skip
+    bind_to_device: Annotated[
+        str | None, Setting("serve only what comes through this network interface", group="Listening",
+                            metavar="DEVICE", reloadable=False),
+    ] = None  # fmt: skip
+    freebind: Annotated[
+        bool, Setting("bind to an address that the host does not have, or not yet", group="Listening",
+                      reloadable=False),
+    ] = False  # fmt: skip
+
     tls_certificate: Annotated[
         str | None,
         Setting("serve over TLS with the certificate in this file (PEM), and its chain", group="TLS", metavar="FILE"),

@@ -53,6 +53,7 @@ from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
 from .sockets.listener import SERVICE, Listener
 from .sockets.networks import admission, counted
+from .sockets.options import check_shared_port
 from .sockets.receiving import shortest
 from .sockets.shared import SharedDatagrams, check_shared, prepared, widen
 from .sockets.wildcard import prepare_answers
@@ -271,6 +272,7 @@ class Preforked(Joined):
         for each in self.each:
             each.secure()
             check_handler(each.server, getattr(each.server, "socket_type", 0))
+            check_shared_port(each.server)
 
     def _renew_tls(self) -> None:
         before = [(each, each.tls, each.tls_expires_at) for each in self.each]

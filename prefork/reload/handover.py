@@ -31,6 +31,7 @@ from ..errors import PreforkError
 from ..master.children import Child, ChildState
 from ..sockets.kept_paths import is_one_of, keep_path_of, listened_on
 from ..sockets.listener import Listener, listener_names
+from ..sockets.options import SocketOptions
 from ..sockets.unix_paths import identity_of
 
 log = logging.getLogger("prefork.supervisor")
@@ -148,6 +149,7 @@ class Handed:
         listener = self._given[name] = Listener.resume(fd, quiet=self.rehearsal)
         self.lend(listener)
         listener.asked, listener.inherited = packed["asked"], packed["inherited"]
+        listener.options = SocketOptions(packed.get("options", ()))
         if listener.inherited:
             keep_path_of(listener)
         return listener
@@ -270,7 +272,7 @@ def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int
     """Pack a listener. `fd` is given because an object of the program's may have the descriptor (TLS)."""
     return {
         "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
-        "identity": listener.identity,
+        "identity": listener.identity, "options": listener.options,
     }, [fd]  # fmt: skip
 
 

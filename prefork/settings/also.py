@@ -16,7 +16,7 @@ from .fields import Field
 from .sources import ALSO, Found, value_in_file
 
 # Groups of settings that are a listener's own. All others are the pool's.
-OF_A_LISTENER = ("Listening", "TLS", "Admission")
+OF_A_LISTENER = ("Listening", "Sockets", "TLS", "Admission")
 OWN = ("target", "bind")
 
 

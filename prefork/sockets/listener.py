@@ -23,6 +23,7 @@ from prefork.metrics.log_events import LogEvent, event
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import UNNAMED, address_text, bindable, over
 from .kept_paths import keep_path_of, unlink_ours
+from .options import SocketOptions
 from .ownership import Access
 from .unix_paths import clear_stale, identity_of
 
@@ -152,6 +153,8 @@ class Listener(Beneath, socket.socket):
     resumed = SideValue(False)  # handed over by an earlier image of this process
     quiet = SideValue(False)  # in a rehearsal: it is another process's, and must not be changed
     access = SideValue(Access())  # mode and owner of a Unix path that it binds
+    wanted = SideValue(SocketOptions())
+    options = SideValue(SocketOptions())  # of those, what is on it
     unreachable = SideValue(False)  # its path is removed, and no other leads to it
     bound_to: SideValue[Any] = SideValue(None)  # what the program has asked `bind()` for
     asked = SideValue("")  # the key of `asked_for()`, by which a reload finds it again
@@ -233,7 +236,9 @@ class Listener(Beneath, socket.socket):
             where = address_text(address)
             raise ConfigError(f"could not set {self.access} of {where}: it is no Unix path, or bound by somebody else")
         if self.inherited or self.resumed:
+            self.wanted.check(sock)
             return
+        self.put_options(sock)
         address = bindable(address)
         try:
             self._bind_by(sock, bind, address, path if named else None)
@@ -252,6 +257,12 @@ class Listener(Beneath, socket.socket):
             bind(address)
             self.path = os.path.abspath(path)
             self.identity = identity_of(self.path)
+
+    def put_options(self, sock: socket.socket) -> None:
+        """Set the options that are wanted, on the object that has the descriptor. Raises ConfigError."""
+        if not self.quiet:
+            self.wanted.put_on(sock, self.options)
+            self.options = self.wanted
 
     def serve_by_pool(self, timeout: float | None, sock: socket.socket | None = None) -> None:
         """Set this timeout, in seconds, and keep it whatever the program sets, until `served_by_pool()`.

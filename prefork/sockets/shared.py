@@ -123,6 +123,7 @@ def prepared(sock: socket.socket, ours: Callable[[], bool]) -> Iterator[None]:
     image go on with it. Raises BindError as `widen()` does, ConfigError for a socket on which nobody can come.
     """
     origin, own = _known(sock)
+    origin.put_options(own)
     widen(sock)
     blocking = origin.resumed or os.get_blocking(own.fileno())  # if resumed, the previous image made it non-blocking
     kind = type(own)

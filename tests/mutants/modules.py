@@ -158,6 +158,7 @@ MODULES = {
     "networks": Module("prefork/sockets/networks.py", ("admission", "proxy_protocol"), ("process/admission",)),
     "tls": Module("prefork/sockets/tls.py", ("tls_dates",), ("process/tls_settings", "process/tls")),
     "connection_table": Module("workers/connection_table.py", ("connection_table",), ("process/connection_limits",)),
+    "socket_options": Module("prefork/sockets/options.py", ("options",), ("process/socket_options",)),
     "admission": Module("workers/admission.py", ("admission",), ("process/admission",)),
     "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
     "cut_datagrams": Module("workers/cut_datagrams.py", ("cut_datagrams",), ("process/datagrams_cut",)),

@@ -10,7 +10,8 @@ import pytest
 
 from prefork.cli.launch import fields
 from prefork.settings.fields import Field, show
-from tests.support.clients.connections import ask
+from prefork.sockets.addresses import parse_address
+from tests.support.clients.connections import ask, free_port
 from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered
@@ -34,7 +35,11 @@ def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
 
 
 FIXED = {name: field for name, field in fields().items() if not field.setting.reloadable}
-VALUES = {"socket_owner": (f":{os.getgid()}", f"{os.getuid()}:{os.getgid()}")}  # what cannot be just anything
+VALUES = {  # what cannot be just anything
+    "socket_owner": (f":{os.getgid()}", f"{os.getuid()}:{os.getgid()}"),
+    "bind_to_device": ("lo", "off"),
+}
+INTERNET = ("bind_to_device", "freebind")  # of a host and a port
 
 
 def two_values(field: Field) -> tuple[str, str]:
@@ -53,15 +58,17 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
     is new is put in service by the next reload, which leaves it alone."""
     file, field = tmp_path / "s.toml", FIXED[name]
     before, after = two_values(field)
+    bind = f"127.0.0.1:{free_port()}" if name in INTERNET else "unix:s.sock"
+    address = parse_address(bind).address if name in INTERNET else os.path.relpath(tmp_path / "s.sock")
 
     def write(value: str, workers: int) -> None:
         file.write_text(
-            "[prefork]\ntarget = 'prefork.examples:Upper'\nbind = 'unix:s.sock'\ncontrol = 'unix:c.sock'\n"
+            f"[prefork]\ntarget = 'prefork.examples:Upper'\nbind = '{bind}'\ncontrol = 'unix:c.sock'\n"
             f"max_children = {workers}\n{field.key} = '{value}'\n"
         )
 
     def mode() -> int:
-        return stat.S_IMODE((tmp_path / "s.sock").stat().st_mode)
+        return 0 if name in INTERNET else stat.S_IMODE((tmp_path / "s.sock").stat().st_mode)
 
     write(before, 1)
     with running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
@@ -77,7 +84,7 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         assert ctl(tmp_path / "c.sock", "reload").returncode == 0
         assert asked(tmp_path / "c.sock", "status")["max_children"] == 2
         assert mode() == was
-        assert ask(os.path.relpath(tmp_path / "s.sock"), b"a\n") == b"A\n"
+        assert ask(address, b"a\n") == b"A\n"
 
 
 @pytest.mark.once
