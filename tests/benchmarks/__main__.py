@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from . import growth, idle, latency, lifecycle, memory, ratios, reload, scrape
+from . import edge, growth, idle, latency, lifecycle, memory, ratios, reload, scrape
 from .contenders import BARE, CONTENDERS, POOL, STANDARD, Contender, beside
 from .meter import Meter
 from .plot import plot
@@ -128,6 +128,11 @@ def of_reload(options: argparse.Namespace) -> Section:
     return [found], reload.report(found)
 
 
+def of_edge(options: argparse.Namespace) -> Section:
+    found = edge.measure(ratios.Plan(options.seconds or 90, options.launches or 3, options.burst, options.workers))
+    return found, edge.report(found)
+
+
 def of_scrape(options: argparse.Namespace) -> Section:
     found = list(scrape.run())
     return found, scrape.report(found)
@@ -140,6 +145,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "memory": of_memory,
     "lifecycle": of_lifecycle,
     "reload": of_reload,
+    "edge": of_edge,
     "scrape": of_scrape,
 }
 

@@ -9,6 +9,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 Address = tuple[str, int] | str  # a Unix path
 Ready = Callable[[Address], None]  # told by each process that serves, where
@@ -29,6 +31,16 @@ TRAFFIC = {
     "udp": "a datagram and its answer",
     "unixgram": "as udp, over a Unix datagram socket",
     "http": "GET of 44 bytes, a connection for each: BaseHTTPRequestHandler",
+}
+EDGE = {  # of the section of that name, as recv
+    "proxied, v1": "behind a header of the PROXY protocol, version 1",
+    "proxied, v2": "the same, version 2, with a checksum",
+    "tls": "over TLS, a whole handshake each",
+    "resumed": "over TLS, by a ticket of an earlier one",
+}
+HEADERS = {
+    "proxied, v1": b"PROXY TCP4 192.0.2.7 198.51.100.1 4242 443\r\n",
+    "proxied, v2": bytes.fromhex("0d0a0d0a000d0a515549540a 21 11 0013 c0000207 c6336401 1092 01bb 03 0004 7ddbb32e"),
 }
 DATAGRAMS = ("udp", "unixgram")
 LOADS = {"saturated": 2, "sequential": 1}  # clients
@@ -59,6 +71,34 @@ def ask_line(address: Address) -> None:
             raise WrongAnswer(f"{address} answered {answer!r}")
 
 
+def ask_behind(header: bytes, address: Address) -> None:
+    with connected(address) as sock:
+        sock.sendall(header + LINE)
+        if (answer := to_the_end(sock)) != LINE:
+            raise WrongAnswer(f"{address} answered {answer!r}")
+
+
+class Secured:
+    """A client over TLS. What it is to know of the server is nothing."""
+
+    def __init__(self, *, resumes: bool) -> None:
+        import ssl
+
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+        self._resumes = resumes
+        self._session: Any = None
+
+    def ask(self, address: Address) -> None:
+        with self._context.wrap_socket(connected(address), session=self._session) as sock:
+            sock.sendall(LINE)
+            answer = sock.recv(1024)
+            if answer != LINE or (self._session is not None) != bool(sock.session_reused):
+                raise WrongAnswer(f"{address} answered {answer!r}, resumed: {sock.session_reused}")
+            if self._resumes:
+                self._session = sock.session
+
+
 def ask_lines(address: Address) -> None:
     with connected(address) as sock:
         for _ in range(LINES):
@@ -78,12 +118,19 @@ def ask_http(address: Address) -> None:
             raise WrongAnswer(f"{address} answered {answer!r}")
 
 
+def _asker(traffic: str) -> Callable[[Address], None]:
+    if traffic in HEADERS:
+        return partial(ask_behind, HEADERS[traffic])
+    if traffic in EDGE:
+        return Secured(resumes=traffic == "resumed").ask
+    return {"line": ask_lines, "http": ask_http}.get(traffic, ask_line)
+
+
 @contextlib.contextmanager
 def asking(traffic: str, address: Address) -> Iterator[Ask]:
     """A client: what it gives asks once and has the answer."""
     if traffic not in DATAGRAMS:
-        ask = {"line": ask_lines, "http": ask_http}.get(traffic, ask_line)
-        yield lambda: ask(address)
+        yield partial(_asker(traffic), address)
         return
     with contextlib.ExitStack() as stack:
         sock = stack.enter_context(connected(address, socket.SOCK_DGRAM))

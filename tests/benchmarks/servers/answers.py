@@ -56,5 +56,6 @@ def handler(module: Any, traffic: str) -> Any:
     if traffic == "http":
         return Http
     base = module.StreamRequestHandler if traffic in ("stream", "line") else module.BaseRequestHandler
-    own = {"recv": Recv, "unix": Recv, "stream": Stream, "line": Line, "udp": Datagram, "unixgram": Datagram}[traffic]
+    kinds = {"stream": Stream, "line": Line, "udp": Datagram, "unixgram": Datagram}
+    own = kinds.get(traffic, Recv)
     return type(own.__name__, (own, base), {})

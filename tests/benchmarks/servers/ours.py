@@ -1,6 +1,7 @@
 """Our classes: the pool, as it is and with what one may add, and the drop-ins without a pool."""
 
 import http.server
+import json
 import os
 from typing import Any
 
@@ -45,6 +46,11 @@ def pool(traffic: str, address: Address, workers: int, ready: Ready, model: str 
 def measured(traffic: str, address: Address, workers: int, ready: Ready) -> None:
     """With metrics served."""
     pool(traffic, address, workers, ready, metrics_address=LOOPBACK)
+
+
+def edge(traffic: str, address: Address, workers: int, ready: Ready, settings: str) -> None:
+    """With settings of the edge, as JSON."""
+    pool(traffic, address, workers, ready, **json.loads(settings))
 
 
 def logged(traffic: str, address: Address, workers: int, ready: Ready, format: str) -> None:
