@@ -153,7 +153,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             raise PreforkError("could not start a pool: it needs Linux (pidfds, memfds, EPOLLEXCLUSIVE); use TCPServer")
         if run_mode() is not RunMode.SINGLE:  # there it is checked already, and has given up root
             own.check()
-            check_kernel()
+            check_kernel(counts_connections=own.counts_connections())
             lent = spares = 0
             if (given := handed()) is not None:
                 given.require(*NEEDED)

@@ -180,7 +180,7 @@ class Preforked(Joined):
             application_bytes=self.application_bytes(), companions=self.companions(),
             renew_tls=self._renew_tls if any(each.tls is not None for each in self.each) else None,
             privileges=privileges_of(server),
-            counts_connections=any(counted(InForce(each.server)) for each in self.each),
+            counts_connections=self.counts_connections(),
         )  # fmt: skip
         for each in self.each:
             each.end_own_requests()
@@ -200,6 +200,9 @@ class Preforked(Joined):
             supervisor.tasks.changes = Changes(reload, self.watched, before)
         self._terms = self._worker_terms(supervisor)
         return supervisor
+
+    def counts_connections(self) -> bool:
+        return any(counted(InForce(each.server)) for each in self.each)
 
     def _worker_terms(self, supervisor: Supervisor) -> WorkerTerms:
         """Return the terms of every worker: made once, before the first fork, they are in no worker's own memory."""

@@ -7,8 +7,8 @@
 One memfd, made by the master before the first fork of a pool that has such a limit, mapped by all its workers, and
 handed on over the exec, so that a new generation sees the connections of the old. A cell is a word of eight bytes with
 one writer, the worker whose lane it is; the master writes those of a worker that is reaped. There is no lock: who is
-killed or stopped holds up nobody. A worker that scribbles here spoils who is admitted, and nothing else: no word is
-used as an address, a pid or an index.
+killed or stopped holds up nobody. A worker that scribbles here spoils who is admitted, until all are replaced, and
+nothing else: no word is used as an address, a pid or an index.
 
 A connection asks before it looks, and looks at every cell after. Of several that ask, the last to begin sees all the
 others, so never are there too many. Where some may still have to leave, the one whose cell is first stays and looks
@@ -75,14 +75,18 @@ class ConnectionTable:
             self._unmap()
             raise ValueError("this table of connections is of another version")
 
-    def expect(self, workers: int) -> None:
-        """Called in the master before a fork: have the rows up to this number be read."""
-        self.words[TOP] = max(self.words[TOP], min(workers, WORKER_ROWS - 1))
+    def expect(self, living: set[int]) -> None:
+        """Called in the master before a fork: have the rows of these workers be read, and of one more. Others are free,
+        whatever a worker has written there."""
+        top = min(max(len(living) + 1, *living, 0), WORKER_ROWS - 1)
+        self.words[TOP] = top
+        for number in set(range(1, top + 1)) - living:
+            self.clear(number)
 
     def clear(self, number: int) -> None:
         """Called in the master: free the cells of the worker of this number, which is reaped."""
         words = self.words
-        for block in range(min(words[OPENED + number], BLOCKS)):
+        for block in range(max(1, min(words[OPENED + number], BLOCKS))):
             start = block * REGION + number * BLOCK
             words[start : start + BLOCK] = memoryview(bytes(BLOCK * 8)).cast("Q")
         words[OPENED + number] = 0

@@ -61,7 +61,7 @@ class Spawner:
         assert self._service.work is not None, "only a pool is told to spawn"
         slot = self._service.new_slot()
         if self._connections is not None:
-            self._connections.expect(len(self._table) + 1)
+            self._connections.expect({child.number for child in self._table if child.number})
         try:
             child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now)
         except BaseException:

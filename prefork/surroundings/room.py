@@ -10,10 +10,12 @@ import select
 import signal
 from collections.abc import Callable
 from errno import EFBIG, ENOMEM
+from functools import partial
 
 from prefork.metrics.board import BOARD_BYTES
 from prefork.metrics.scoreboard import sealed_memory
 from prefork.workers import descriptor_limit
+from prefork.workers.connection_table import MEMORY_BYTES
 from prefork.workers.wakeup import Wakeup
 
 from ..commands import WORKERS_MAX
@@ -25,14 +27,16 @@ RESERVE = 32  # descriptors: control clients, exporter, rehearsal, and what an i
 
 _HINT = "It needs Linux 5.10, and no filter of system calls (seccomp) in its way."
 _HINTS = {
-    EFBIG: f"A limit of file sizes (ulimit -f) must be above {BOARD_BYTES} bytes.",
+    EFBIG: "A limit of file sizes (ulimit -f) must be above {largest} bytes.",
     ENOMEM: "Memory is short, or its limit (ulimit -v) is.",
 }
 
 
-def check_kernel() -> None:
+def check_kernel(*, counts_connections: bool = False) -> None:
     """Raise PreforkError if the kernel, or a filter on this process, refuses a call that a pool cannot do without."""
-    for call, attempt in _CALLS:
+    largest = max(BOARD_BYTES, MEMORY_BYTES if counts_connections else 0)
+    memory: Callable[[], None] = partial(_try_memory, largest)
+    for call, attempt in (("memfd_create", memory), *_CALLS):
         try:
             attempt()
         except AttributeError as exc:
@@ -43,7 +47,7 @@ def check_kernel() -> None:
             raise error from None
         except OSError as exc:
             error = PreforkError(f"could not start a pool: the kernel refuses {call}: {reason_of(exc)}")
-            error.add_note(_HINTS.get(exc.errno or 0, _HINT))
+            error.add_note(_HINTS.get(exc.errno or 0, _HINT).format(largest=largest))
             raise error from None
 
 
@@ -59,8 +63,8 @@ def _try_pidfd_send_signal() -> None:
         os.close(pidfd)
 
 
-def _try_memory() -> None:
-    fd, memory = sealed_memory("prefork-probe", BOARD_BYTES)
+def _try_memory(size: int) -> None:
+    fd, memory = sealed_memory("prefork-probe", size)
     memory.close()
     os.close(fd)
 
@@ -81,7 +85,6 @@ def _try_socketpair() -> None:
 _CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("pidfd_open", _try_pidfd_open),
     ("pidfd_send_signal", _try_pidfd_send_signal),
-    ("memfd_create", _try_memory),
     ("eventfd", _try_eventfd),
     ("epoll_create1", _try_epoll),
     ("socketpair", _try_socketpair),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prefork.workers.connection_table import ConnectionTable
+from prefork.workers.connection_table import MEMORY_BYTES, ConnectionTable
 from tests.process.programs import entering
 from tests.support.clients.connections import HUNG, Connection, dial
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
@@ -174,7 +174,7 @@ def test_never_too_many_and_none_turned_away_in_vain(limit: str, most: int) -> N
     """Three processes of three threads come and go as fast as they can: never more than `most` are in, and where there
     is room for all nobody is turned away."""
     table = ConnectionTable()
-    table.expect(3)
+    table.expect({1, 2})
     take, put = os.pipe()
     os.set_blocking(take, False)
     os.write(put, b"x" * most)
@@ -223,6 +223,15 @@ def test_datagrams_are_no_connections(name: str, tmp_path: Path) -> None:
     with Service(tmp_path, source) as service:
         service.expect(f"ConfigError: could not set {name}: it is for connections, and this server takes datagrams")
         assert service.wait_exit() != 0
+
+
+def test_limit_of_file_sizes_is_named(tmp_path: Path) -> None:
+    """The table is as large as the largest pool needs it, though little of it is ever memory."""
+    before = ["sh", "-c", 'ulimit -f 20000; exec "$@"', "sh"]
+    with Service(tmp_path, script(max_connections=3), before=before) as service:
+        service.expect("could not start a pool: the kernel refuses memfd_create: file too large")
+        assert service.wait_exit() == 1
+    assert f"A limit of file sizes (ulimit -f) must be above {MEMORY_BYTES} bytes." in service.log
 
 
 def test_clients_of_a_unix_socket_have_no_address(tmp_path: Path) -> None:
