@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from threading import Lock
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 from prefork.metrics.scoreboard import mapped, sealed_memory
@@ -164,7 +164,8 @@ class ConnectionLimits:
     ) -> bool:  # fmt: skip
         """Take one of `most` places; `look` returns how many cells have one, and how many ask."""
         words = self._words
-        for _ in range(int(PATIENCE_S / TIE_S)):
+        until = 0.0
+        while True:
             with self._lock:
                 words[cell] = _word(asks, client)
             # Taking a lock after giving one back keeps the processor from reading before others see what is written.
@@ -174,7 +175,9 @@ class ConnectionLimits:
             if have + ask <= most:
                 words[cell] = _word(counted, client)
                 return True
-            if have >= most:
+            now = monotonic()
+            until = until or now + PATIENCE_S
+            if have >= most or now >= until:
                 break
             if look(cells[: place * 8])[1]:
                 words[cell] = _word(before, ANYBODY)

@@ -1,5 +1,6 @@
 """A worker that writes at random over its slot can spoil its own numbers, and nothing else."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,25 @@ def test_scribbling(bases: str, kind: str, seconds: float, tmp_path: Path) -> No
         figure(f"{bases}, random {kind}: difference in accepted", spoilt, served_by_the_scribbler)
         assert spoilt <= served_by_the_scribbler
         assert service.wait("ended")["words_rejected"] > 0
+
+
+def test_scribbling_over_the_table_of_connections(tmp_path: Path) -> None:
+    """It spoils who is admitted, and nothing else: whoever is has an answer; when all are replaced the limit is right
+    again."""
+    source = script(SCRIBBLING, max_children=4, max_connections_per_client=2, max_connections=3)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(4)
+        before = set(service.workers())
+        with service.hold() as held, Load(service.address, 2) as load:
+            held.send(b"scribble_connections 2 20261129")
+            assert int(held.answer()) > 10
+            load.stop()
+        assert before == set(service.workers())
+        turned_away = load.tally.failures
+        figure("scribbled table: answered, turned away", f"{load.tally.answered}, {turned_away}")
+        assert service.settled()["rejected"] == turned_away
+        service.signal(signal.SIGUSR2)
+        service.wait_ready(4, replaced=4)
+        with service.hold(), service.hold(), service.connect() as third:
+            third.send(b"pid")
+            assert third.answer_or_end() is None

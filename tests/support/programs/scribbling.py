@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from tests.support.programs.served import Who
 
 
-def mappings() -> Iterator[tuple[int, int]]:
-    """The addresses and sizes of the mapped slots that this process may write."""
+def mappings(name: str = "prefork-slot") -> Iterator[tuple[int, int]]:
+    """The addresses and sizes of the mapped slots, or what has another name, that this process may write."""
     with open("/proc/self/maps") as maps:
         for line in maps:
-            if "prefork-slot" in line and "rw-s" in line:
+            if name in line and "rw-s" in line:
                 begin, end = (int(number, 16) for number in line.split()[0].split("-"))
                 yield begin, end - begin
 
@@ -32,6 +32,17 @@ class Handler(Who):
                 small = (0, 1, 2, 3, 8, 9, 14, 1000, time.monotonic_ns(), 1 << 63)
                 content = b"".join(rng.choice(small).to_bytes(8, "little") for _ in range(size // 8))
             ctypes.memmove(begin, content, size)
+            rounds += 1
+        return rounds
+
+    def do_scribble_connections(self, seconds: str, seed: str) -> int:
+        """The table of connections: where its header and its first rows lie, and where it has the rows in use."""
+        rng = random.Random(int(seed))
+        ((begin, size),) = mappings("prefork-connections")
+        rounds, until = 0, time.monotonic() + float(seconds)
+        while time.monotonic() < until:
+            ctypes.memmove(begin, rng.randbytes(32768), 32768)
+            ctypes.memmove(begin + size - 16384, rng.randbytes(16384), 16384)
             rounds += 1
         return rounds
 
