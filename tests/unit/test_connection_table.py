@@ -89,6 +89,12 @@ def test_the_pool_has_its_places_for_all_clients(table: ConnectionTable) -> None
     assert enters(second, "") is not None
 
 
+def test_one_limit_counts_for_the_other(table: ConnectionTable) -> None:
+    """A worker of a generation, or for a listener, that asks for less is counted by one that asks for more."""
+    assert enters(limits(table, 1, most_of_client=5), "") is not None
+    assert enters(limits(table, 2, most=1)) is None
+
+
 def test_both_limits(table: ConnectionTable) -> None:
     """Whoever its client's limit turns away leaves the pool's place, too."""
     both = limits(table, 1, most=3, most_of_client=1)
