@@ -75,7 +75,7 @@ def _ids(user: str, group: str | None) -> tuple[int, int, tuple[int, ...]]:
     uid = _number(user)
     try:
         entry = pwd.getpwnam(user) if uid is None else pwd.getpwuid(uid)
-    except KeyError:
+    except (KeyError, ValueError):  # what no name can be, such as a null byte
         if uid is None:
             raise LookupError("user", f"there is no user {user}") from None
         entry = None
@@ -85,7 +85,7 @@ def _ids(user: str, group: str | None) -> tuple[int, int, tuple[int, ...]]:
     if gid is None:
         try:
             gid = grp.getgrnam(group or "").gr_gid
-        except KeyError:
+        except (KeyError, ValueError):
             raise LookupError("group", f"there is no group {group}") from None
     if entry is None:
         return uid or 0, gid, (gid,)

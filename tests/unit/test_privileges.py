@@ -1,16 +1,23 @@
 """Giving up privileges, as far as no process is changed: what is asked of the kernel afterwards."""
 
+import errno
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefork.workers import privileges
-from prefork.workers.privileges import CAP_KILL, CAP_SETGID, CAP_SETUID, Privileges, capabilities, may_become_another
-
-UID, GID = os.getuid(), os.getgid()
-GROUPS = tuple(os.getgroups())
+from prefork.workers.privileges import (
+    CAP_KILL,
+    CAP_SETGID,
+    CAP_SETUID,
+    Privileges,
+    PrivilegesKept,
+    capabilities,
+    may_become_another,
+)
 
 
 def test_capabilities_are_what_proc_says() -> None:
@@ -23,8 +30,113 @@ def test_capabilities_are_what_proc_says() -> None:
     assert may_become_another() == (found[0] & needed == needed)
 
 
-def test_nothing_to_drop_is_dropped() -> None:
+class Kernel:
+    """One process of a kernel: what it is, what it was asked for, in its order, and which call is refused."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, uid: int = 0, gid: int = 0, refused: str = "") -> None:
+        self.uid, self.gid, self.groups, self.capable = [uid] * 3, [gid] * 3, [0, 4], uid == 0
+        self.no_new_privs, self.asked, self._refused = 0, list[str](), refused
+        for name in ("setgroups", "setresgid", "setresuid", "umask"):
+            patch.setattr(os, name, getattr(self, name))
+        patch.setattr(os, "getresuid", lambda: tuple(self.uid))
+        patch.setattr(os, "getresgid", lambda: tuple(self.gid))
+        patch.setattr(os, "getgroups", lambda: self.groups)
+        patch.setattr(privileges, "_call", self.call)
+        patch.setattr(privileges, "capabilities", lambda: (int(self.capable), 0, 0))
+
+    def _note(self, what: str, *, may: bool) -> None:
+        if not may or what.split()[0] == self._refused:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        self.asked.append(what)
+
+    def umask(self, mask: int) -> None:
+        self._note(f"umask {mask:o}", may=True)
+
+    def setgroups(self, groups: tuple[int, ...]) -> None:
+        self._note(f"setgroups {groups}", may=self.uid[1] == 0)
+        self.groups = list(groups)
+
+    def setresgid(self, *ids: int) -> None:
+        self._note(f"setresgid {ids}", may=self.uid[1] == 0)
+        self.gid = list(ids)
+
+    def setresuid(self, *ids: int) -> None:
+        self._note(f"setresuid {ids}", may=self.uid[1] == 0)
+        self.uid = list(ids)
+
+    def call(self, name: str, *arguments: Any) -> int:
+        if name == "prctl" and arguments[0] == 39:
+            return self.no_new_privs
+        self._note(name, may=True)
+        if name == "prctl":
+            self.no_new_privs = arguments[1].value
+        if name == "capset":
+            self.capable = False
+        return 0
+
+
+ALL = Privileges(701, 801, (801, 802), 0o027, no_new_privs=True)
+IN_ORDER = [
+    "umask 27", "prctl", "setgroups (801, 802)", "setresgid (801, 801, 801)", "setresuid (701, 701, 701)", "capset",
+]  # fmt: skip
+
+
+def test_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user comes after the groups, which only root may set, and capabilities last."""
+    kernel = Kernel(monkeypatch)
+    ALL.drop()
+    assert kernel.asked == IN_ORDER
+
+
+@pytest.mark.parametrize(
+    ("refused", "what"),
+    [
+        ("prctl", "could not set no_new_privs: "),
+        ("setgroups", "could not set its groups: "),
+        ("setresgid", "could not become group 801: "),
+        ("setresuid", "could not become user 701: "),
+        ("capset", "could not give up its capabilities: "),
+    ],
+)
+def test_each_call_may_be_refused(refused: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nothing more is tried, and the sentence says which it was."""
+    kernel = Kernel(monkeypatch, refused=refused)
+    with pytest.raises(PrivilegesKept) as caught:
+        ALL.drop()
+    assert str(caught.value) == f"{what}operation not permitted"
+    assert kernel.asked == IN_ORDER[: [each.split()[0] for each in IN_ORDER].index(refused)]
+
+
+def test_what_is_so_already_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is that user without root asks for nothing; nor does one without any settings, or root for
+    itself but for the groups."""
+    kernel = Kernel(monkeypatch, 701, 801)
+    Privileges(701, 801).drop()
     Privileges().drop()
+    assert kernel.asked == []
+    kernel = Kernel(monkeypatch)
+    Privileges(0, 0, (0,)).drop()
+    assert kernel.asked == ["setgroups (0,)"]
+
+
+def test_a_kernel_that_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that says that it did what it did not is found out."""
+    kernel = Kernel(monkeypatch)
+    monkeypatch.setattr(os, "setresuid", lambda *ids: None)
+    with pytest.raises(PrivilegesKept, match=r"^could not give up all privileges: it has kept another user than 701$"):
+        ALL.drop()
+    assert kernel.uid == [0, 0, 0]
+
+
+def test_a_way_back_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found by going it: by the user, and by the group."""
+    for name in ("setresuid", "setresgid"):
+        with monkeypatch.context() as patch:
+            kernel = Kernel(patch)
+            step = getattr(kernel, name)
+            patch.setattr(os, name, lambda *ids, step=step: None if ids[0] == -1 else step(*ids))
+            with pytest.raises(PrivilegesKept, match="the way back to root"):
+                ALL.drop()
 
 
 @pytest.mark.parametrize("lacking", [CAP_KILL, CAP_SETGID, CAP_SETUID])

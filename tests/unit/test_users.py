@@ -70,7 +70,9 @@ def test_nothing_is_asked_for() -> None:
         ({"user": "4294967295"}, "there is no user 4294967295"),
         ({"user": "99999"}, "there is no user of that number, so that group has to be set as well"),
         ({"user": ""}, "there is no user "),
+        ({"user": "we\0b"}, "there is no user we\0b"),
         ({"user": "web", "group": "none-such"}, "there is no group none-such"),
+        ({"user": "web", "group": "we\0b"}, "there is no group we\0b"),
         ({"group": "spool"}, "there is no user, which has to be set as well"),
         ({"user": 701}, "it must be a text, or None"),
         ({"umask": 0o1777}, "it must be an octal mode, or None"),
@@ -89,6 +91,11 @@ def test_the_source_is_named() -> None:
     """It is what the command line has, in its words."""
     said = sentence({"user": "--user"}, user="nobody-here")
     assert said == "could not set user to 'nobody-here' (from --user): there is no user nobody-here"
+    for origins in (None, {"user": "--user"}):
+        with pytest.raises(ConfigError) as caught:
+            privileges_of(server(user="nobody-here"), origins)
+        notes = getattr(caught.value, "__notes__", [])
+        assert ["prefork takes it for its setting user" in note for note in notes] == [True] * (origins is None)
 
 
 def test_who_may_not_become_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +108,9 @@ def test_who_may_not_become_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert privileges_of(server(user="web")) == Privileges(701, 801)
     assert privileges_of(server(user="web", group="801")) == Privileges(701, 801)
     assert "this process is of group 801, and may become no other" in sentence(user="web", group="spool")
+    monkeypatch.setattr(os, "getresgid", lambda: (901, 901, 901))
+    monkeypatch.setattr(os, "getegid", lambda: 901)
+    assert privileges_of(server(user="web")) == Privileges(701, 901)
     monkeypatch.setattr(os, "getresuid", lambda: (701, 701, 0))
     assert "this process is of user 701, and may become no other" in sentence(user="web")
 
