@@ -48,7 +48,7 @@ class Privileges(NamedTuple):
                 step = "set no_new_privs"
                 _prctl(PR_SET_NO_NEW_PRIVS, 1)
             if self.groups is not None:
-                step = "set its groups"
+                step = f"set the groups of user {self.uid}"
                 os.setgroups(self.groups)
             if self.gid is not None and set(os.getresgid()) != {self.gid}:
                 step = f"become group {self.gid}"

@@ -173,7 +173,7 @@ def test_a_kernel_that_refuses(tmp_path: Path) -> None:
         tmp_path, "run", "--user", str(USER), "--group", str(GROUP), before=("unshare", "--user", "--map-root-user")
     )
     assert done.returncode == 3, done.stderr
-    assert "the last of: could not set its groups: operation not permitted\n" in done.stderr
+    assert "the last of: could not set the groups of user 54321: operation not permitted\n" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -213,7 +213,7 @@ def test_single(tmp_path: Path) -> None:
             assert client.ask(b"status").decode() == dropped(USER, GROUP)
     done = run(tmp_path, "run", "--single", *ids, before=("unshare", "--user", "--map-root-user"))
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
-        3, "prefork: could not serve: could not set its groups: operation not permitted",
+        3, "prefork: could not serve: could not set the groups of user 54321: operation not permitted",
     )  # fmt: skip
 
 

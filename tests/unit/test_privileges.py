@@ -92,7 +92,7 @@ def test_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ("refused", "what"),
     [
         ("prctl", "could not set no_new_privs: "),
-        ("setgroups", "could not set its groups: "),
+        ("setgroups", "could not set the groups of user 701: "),
         ("setresgid", "could not become group 801: "),
         ("setresuid", "could not become user 701: "),
         ("capset", "could not give up its capabilities: "),
