@@ -34,9 +34,9 @@ Ask or command the service whose control socket is at --control, or at what {CTL
 {VARIABLE} says, which is the service's own setting. It has one when it runs with --control, or with the setting
 control_socket.
 
-A reload, a restart and stacks are waited for; whatever could not be done is said in one sentence, with exit status 1.
-So are drain and stop, until the process of the service is gone; a program that goes on after its service is waited for
-no longer than {GONE_S:g} seconds. With --timeout nothing is waited for any longer than that.
+A reload (also reload-tls), a restart and stacks are waited for; whatever could not be done is said in one sentence,
+with exit status 1. So are drain and stop, until the process of the service is gone; a program that goes on after its
+service is waited for no longer than {GONE_S:g} seconds. With --timeout nothing is waited for any longer than that.
 """
 _TIMEOUT = Field("timeout", float, True, None, Setting("give up what is not done after this time", unit="s", above=0))
 _EXIT_STATUS = (
