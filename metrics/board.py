@@ -12,7 +12,7 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from time import monotonic_ns
 from typing import NamedTuple, TypeVar
@@ -28,6 +28,7 @@ from .scoreboard import (
     FAILED,
     HANDED_OVER,
     LAYOUT_VERSION,
+    LISTENERS_MAX,
     LOST,
     REJECTED,
     Report,
@@ -48,7 +49,7 @@ Read = TypeVar("Read")
 class Word(IntEnum):
     """The single words of the board: gauges, which the master sets, and counters, which only grow.
 
-    10, 11, 13 and 19 had a meaning in an earlier layout and must not get another.
+    10, 11, 12, 13, 19 and 30 had a meaning in an earlier layout and must not get another.
     """
 
     SEQUENCE = 0
@@ -62,7 +63,6 @@ class Word(IntEnum):
     MIN_CHILDREN = 7
     MAX_CHILDREN = 8
     BACKING_OFF = 9
-    QUEUE_LENGTH_MAX = 12
     # counters
     SPAWNED = 14
     LOST = 15
@@ -79,7 +79,6 @@ class Word(IntEnum):
     LAST_RELOAD_AT_NS = 27  # wall clock; 0: no reload yet
     LOGS_COUNTED = 28  # a gauge: 1 if dropped log lines are counted in LOG_DROPPED
     CONTROL_OPEN = 29  # a gauge: 1 if there is a control socket
-    TLS_EXPIRES_AT_S = 30  # a gauge: wall clock, when the certificate in service expires; 0: no TLS
     DATAGRAMS_TRUNCATED = 31
     LANES_DEAD = 32  # first of the COUNTS, summed over the lanes of dead processes
 
@@ -95,7 +94,11 @@ BOOT = Histogram(
 LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 CONTROL_REQUESTS = LOOP_DELAY.end
 CONTROL_COMMANDS = 16  # leaves room for more commands
-LIVE_TABLE = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
+# Of each listener, by its number: the COUNTS of dead processes, and these.
+LISTENER_LOST, LISTENER_TIMED_OUT, QUEUE_LENGTH_MAX, TLS_EXPIRES_AT_S = range(COUNT_WORDS, COUNT_WORDS + 4)
+LISTENER_WORDS = COUNT_WORDS + 4
+OF_LISTENERS = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
+LIVE_TABLE = OF_LISTENERS + LISTENERS_MAX * LISTENER_WORDS
 BOARD_WORDS = LIVE_TABLE + ROWS * ROW_WORDS
 BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # after the table: the user's metrics of dead processes
 
@@ -111,6 +114,11 @@ def exit_word(reason: ExitReason) -> int:
 def control_requests(command: ControlCommand, result: ControlResult) -> int:
     """Return the word of the board that counts these requests, for `board.add(control_requests(…))`."""
     return CONTROL_REQUESTS + command * len(ControlResult) + result
+
+
+def listener_word(number: int, word: int) -> int:
+    """Return the word of the board for this one of a listener: an index of COUNTS, or QUEUE_LENGTH_MAX and the like."""
+    return OF_LISTENERS + number * LISTENER_WORDS + word
 
 
 class Statistics(NamedTuple):
@@ -160,9 +168,21 @@ class Snapshot(NamedTuple):
     application: tuple[Glance, ...]  # the user's metrics, if asked for: the youngest process first, the dead last
     serials: frozenset[int]  # of every slot on the board, including those the reader does not have
     now_ns: int
+    by_listener: Mapping[int, list[int]] = {}  # COUNTS of the live slots, by the listener's number
 
     def count(self, lane_word: int) -> int:
         return self.counts[lane_word - COUNTS.start]
+
+    def of_listener(self, number: int) -> list[int]:
+        """Return the words of a listener, dead and live: COUNTS, then LISTENER_LOST and so on."""
+        start = listener_word(number, 0)
+        words, live = self.words[start : start + LISTENER_WORDS], self.by_listener.get(number, [0] * COUNT_WORDS)
+        return [a + b for a, b in zip(words, live, strict=False)] + words[COUNT_WORDS:]
+
+    def in_flight(self, number: int) -> int:
+        """Return how many requests that came by this listener run now."""
+        serving = (live for live in self.live if live.role is not ChildKind.EXPORTER)
+        return sum(live.report.busy_at.count(number) for live in serving)
 
     @property
     def refused(self) -> int:
@@ -259,6 +279,7 @@ class BoardReader:
         errors = words[ACCEPT_ERRORS_DEAD : ACCEPT_ERRORS_DEAD + len(AcceptError)]
         rejected = words[Word.WORDS_REJECTED]
         live = []
+        by_listener: dict[int, list[int]] = {}
         looks = []
         rows = list(self._rows(words[Word.ROWS_USED]))
         for serial, role, condition in sorted(rows, reverse=True):
@@ -269,6 +290,9 @@ class BoardReader:
             if role != ChildKind.EXPORTER:
                 counts = [a + b for a, b in zip(counts, read, strict=True)]
                 errors = [a + b for a, b in zip(errors, reader.accept_errors(), strict=True)]
+                for number, its in reader.by_listener():
+                    before = by_listener.get(number)
+                    by_listener[number] = its if before is None else [a + b for a, b in zip(before, its, strict=True)]
             live.append(Live(ChildKind(role), Condition(condition), report))
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
@@ -278,7 +302,8 @@ class BoardReader:
         if application:
             looks.append(self._dead.copy())
         serials = frozenset(row[0] for row in rows)
-        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, monotonic_ns())
+        now_ns = monotonic_ns()
+        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, now_ns, by_listener)
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[LIVE_TABLE : LIVE_TABLE + used * ROW_WORDS].tolist()
@@ -382,14 +407,26 @@ class Board:
             words[LIVE_TABLE + row * ROW_WORDS] = 0
             self._free.append(row)
             self._add(Word.LANES_DEAD, reader.counts())
+            for number, counts in reader.by_listener():
+                self._add(listener_word(number, 0), counts)
             self._add(ACCEPT_ERRORS_DEAD, reader.accept_errors())
             words[Word.LOG_DROPPED] += reader.log_dropped()
             words[Word.DATAGRAMS_TRUNCATED] += reader.truncated()
             words[Word.WORDS_REJECTED] += reader.words_rejected + self.folded.fold(reader.region)
-            for started_ns in reader.outstanding():
+            for started_ns, number in reader.outstanding():
                 overdue = overdue_before_ns is not None and started_ns <= overdue_before_ns
-                lost = Word.TIMED_OUT if overdue else Word.LOST
-                words[Word.LANES_DEAD + COMPLETED - COUNTS.start if ended_well else lost] += 1
+                lost, its = (
+                    (Word.LANES_DEAD + COMPLETED - COUNTS.start, COMPLETED - COUNTS.start) if ended_well
+                    else (Word.TIMED_OUT, LISTENER_TIMED_OUT) if overdue else (Word.LOST, LISTENER_LOST)
+                )  # fmt: skip
+                words[lost] += 1
+                words[listener_word(number, its)] += 1
+
+    def begin_listener(self, number: int) -> None:
+        """Begin the counts of a listener that has got this number. Those of the one before are in the totals only."""
+        with self.change() as words:
+            for word in range(LISTENER_WORDS):
+                words[listener_word(number, word)] = 0
 
     def add(self, word: int, amount: int = 1) -> None:
         with self.change() as words:

@@ -17,9 +17,13 @@ from .application.sums import Merged
 from .board import (
     BOOT,
     FORK_FAILURES,
+    LISTENER_LOST,
+    LISTENER_TIMED_OUT,
     LOOP_DELAY,
+    QUEUE_LENGTH_MAX,
     SIGNAL_DEATHS,
     SIGNALS,
+    TLS_EXPIRES_AT_S,
     Live,
     Snapshot,
     Word,
@@ -39,7 +43,7 @@ from .facts import (
     Refusal,
 )
 from .histogram import NS, Histogram
-from .scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, LOST, QUEUE_WAIT, REJECTED
+from .scoreboard import ACCEPTED, COMPLETED, COUNTS, DURATION, FAILED, LOST, QUEUE_WAIT, REJECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,10 @@ class Scrape:
     snapshot: Snapshot
     namespace: Namespace
     version: str
-    listener: str
+    listeners: tuple[tuple[str, int, Queue], ...]  # of each: its name, its number, what the kernel tells
     pool: bool  # there is a master, with a pool and timers
     application: Merged  # the user's own metrics, added up
     companions: tuple[CompanionCounts, ...] = ()
-    queues: tuple[tuple[str, Queue], ...] = ()  # by the names of the listeners
 
     def word(self, word: int) -> int:
         return self.snapshot.words[word]
@@ -123,18 +126,21 @@ def _word(word: int, scale: float = 1, pool: bool = False) -> Callable[[Scrape],
     return _one(lambda scrape: scrape.word(word) / scale if scale != 1 else scrape.word(word), pool)
 
 
-def _of_listener(value: Callable[[Scrape], MetricValue | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+def _of_listener(value: Callable[[list[int]], MetricValue | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    """Give a sample for each listener, by the words of the board that are its own."""
+
     def samples(scrape: Scrape) -> Iterator[MetricSample]:
-        number = value(scrape)
-        if number is not None:
-            yield (scrape.listener,), number
+        for name, number, _ in scrape.listeners:
+            found = value(scrape.snapshot.of_listener(number))
+            if found is not None:
+                yield (name,), found
 
     return samples
 
 
 def _of_queues(value: Callable[[Queue], int | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
     def samples(scrape: Scrape) -> Iterator[MetricSample]:
-        for name, queue in scrape.queues:
+        for name, _, queue in scrape.listeners:
             number = value(queue)
             if number is not None:
                 yield (name,), number
@@ -157,7 +163,8 @@ def _board_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[Metric
 
 
 def _lane_histogram(histogram: Histogram) -> Callable[[Scrape], Iterable[MetricSample]]:
-    return _of_listener(lambda scrape: _cumulative(histogram, scrape.snapshot.histogram(histogram)))
+    start, end = histogram.start - COUNTS.start, histogram.end - COUNTS.start
+    return _of_listener(lambda words: _cumulative(histogram, words[start:end]))
 
 
 def _build_info(scrape: Scrape) -> Iterator[MetricSample]:
@@ -171,14 +178,28 @@ def _workers(scrape: Scrape) -> Iterator[MetricSample]:
 
 
 def _outcomes(scrape: Scrape) -> Iterator[MetricSample]:
-    found = {
-        Outcome.OK: scrape.snapshot.count(COMPLETED),
-        Outcome.ERROR: scrape.snapshot.count(FAILED),
-        Outcome.TIMEOUT: scrape.word(Word.TIMED_OUT),
-        Outcome.LOST: scrape.word(Word.LOST) + scrape.snapshot.count(LOST),
-    }
-    for outcome, number in found.items():
-        yield (scrape.listener, outcome.label), number
+    for name, number, _ in scrape.listeners:
+        words = scrape.snapshot.of_listener(number)
+        found = {
+            Outcome.OK: words[COMPLETED - COUNTS.start],
+            Outcome.ERROR: words[FAILED - COUNTS.start],
+            Outcome.TIMEOUT: words[LISTENER_TIMED_OUT],
+            Outcome.LOST: words[LISTENER_LOST] + words[LOST - COUNTS.start],
+        }
+        for outcome, count in found.items():
+            yield (name, outcome.label), count
+
+
+def _rejected(scrape: Scrape) -> Iterator[MetricSample]:
+    for name, number, _ in scrape.listeners:
+        words = scrape.snapshot.of_listener(number)
+        for refusal in Refusal:
+            yield (name, refusal.label), words[REJECTED + refusal - COUNTS.start]
+
+
+def _in_flight(scrape: Scrape) -> Iterator[MetricSample]:
+    for name, number, _ in scrape.listeners:
+        yield (name,), scrape.snapshot.in_flight(number)
 
 
 def _exits(scrape: Scrape) -> Iterator[MetricSample]:
@@ -273,16 +294,17 @@ def _most(pick: Callable[[Live], int]) -> Callable[[Scrape], float | None]:
     return lambda scrape: max(map(pick, _children(scrape)), default=None)
 
 
-def _queue_max(scrape: Scrape) -> float | None:
-    lengths = [queue.length for _, queue in scrape.queues if queue.length is not None]
-    if not lengths:
-        return None
-    return max(sum(lengths), scrape.word(Word.QUEUE_LENGTH_MAX))
+def _queue_max(scrape: Scrape) -> Iterator[MetricSample]:
+    for name, number, queue in scrape.listeners:
+        if queue.length is not None:
+            yield (name,), max(queue.length, scrape.snapshot.of_listener(number)[QUEUE_LENGTH_MAX])
 
 
-def _truncated(scrape: Scrape) -> float | None:
-    takes_some = any(queue.datagrams for _, queue in scrape.queues)
-    return scrape.word(Word.DATAGRAMS_TRUNCATED) if scrape.pool and takes_some else None
+def _truncated(scrape: Scrape) -> Iterator[MetricSample]:
+    """Give the count of a pool under the names of all listeners for datagrams: it is not kept for each."""
+    names = [name for name, _, queue in scrape.listeners if queue.datagrams]
+    if scrape.pool and names:
+        yield (", ".join(names),), scrape.word(Word.DATAGRAMS_TRUNCATED)
 
 
 LISTENER = ("listener",)
@@ -310,7 +332,7 @@ METRIC_TABLE = (
     Spec("prefork_listen_queue_limit", "gauge", LISTENER, "Most connections the kernel would hold.",
         _of_queues(lambda queue: queue.limit), ("PreforkQueueFilling",)),
     Spec("prefork_listen_queue_length_max", "gauge", LISTENER, "Longest queue seen since the start.",
-        _of_listener(_queue_max), ()),
+        _queue_max, ()),
     Spec("prefork_netns_listen_overflows", "counter", (), "Full accept queues, in the whole network namespace.",
         _one(lambda scrape: scrape.namespace.overflows), ("PreforkListenOverflows",)),
     Spec("prefork_netns_listen_drops", "counter", (), "Connections dropped, in the whole network namespace.",
@@ -320,14 +342,13 @@ METRIC_TABLE = (
     Spec("prefork_datagram_queue_bytes", "gauge", LISTENER, "Bytes of datagrams the kernel holds for us.",
         _of_queues(lambda queue: queue.datagram_bytes), ()),
     Spec("prefork_datagrams_truncated", "counter", LISTENER, "Datagrams longer than max_packet_size, which were cut.",
-        _of_listener(_truncated), ("PreforkDatagramsTruncated",)),
+        _truncated, ("PreforkDatagramsTruncated",)),
     Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
-        _of_listener(lambda scrape: scrape.snapshot.count(ACCEPTED)), ("PreforkNoTraffic",)),
+        _of_listener(lambda words: words[ACCEPTED - COUNTS.start]), ("PreforkNoTraffic",)),
     Spec("prefork_tls_certificate_expiry_timestamp_seconds", "gauge", LISTENER, "When the certificate expires.",
-        _of_listener(lambda scrape: scrape.word(Word.TLS_EXPIRES_AT_S) or None), ("PreforkCertificateExpires",)),
+        _of_listener(lambda words: words[TLS_EXPIRES_AT_S] or None), ("PreforkCertificateExpires",)),
     Spec("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
-        lambda scrape: [((scrape.listener, r.label), scrape.snapshot.count(REJECTED + r)) for r in Refusal],
-        ("PreforkRejections",)),
+        _rejected, ("PreforkRejections",)),
     Spec("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
         ("PreforkDescriptorsExhausted",)),
     Spec("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",
@@ -337,7 +358,7 @@ METRIC_TABLE = (
     Spec("prefork_queue_wait_seconds", "histogram", LISTENER, "Time a connection waited in the kernel's accept queue.",
         _lane_histogram(QUEUE_WAIT), ("PreforkSlowAccept",)),
     Spec("prefork_requests_in_flight", "gauge", LISTENER, "Requests that run now.",
-        _of_listener(lambda scrape: len(scrape.snapshot.busy_since_ns)), ()),
+        _in_flight, ()),
     Spec("prefork_oldest_request_age_seconds", "gauge", (), "Age of the oldest request that runs now.",
         _one(_oldest_age), ("PreforkRequestNearTimeout",)),
     Spec("prefork_worker_exits", "counter", ("reason",), "Why workers ended.", _exits, ("PreforkWorkersEndedBadly",)),

@@ -19,7 +19,7 @@ from .scoreboard import Slot, SlotReader
 
 REST_S = 0.1  # what comes within it is taken at once; the feed holds 277 slots
 SPARE_SLOTS = 64  # folded slots that may be held, beside as many as there are live ones
-NAME = struct.Struct("=QQQQ")  # the packet of a slot: its serial, the number of its child, and its shape
+NAME = struct.Struct("=QQQQQ")  # the packet of a slot: its serial, the number of its child, and its shape
 
 
 def read_only(fd: int) -> int:
@@ -126,7 +126,8 @@ class Slots:
         finally:
             os.close(fd)
         self._readers: dict[int, SlotReader] = {}
-        self._arrived: dict[int, tuple[int, int, tuple[int, int]]] = {}  # number, descriptor and shape: not mapped yet
+        # Not mapped yet: number, descriptor and shape.
+        self._arrived: dict[int, tuple[int, int, tuple[int, int, int]]] = {}
         self._last = 0  # the highest serial seen on the board
         self._most = SPARE_SLOTS  # with more slots than these it is time to look which are folded
         for serial, reader in board.readers().items():
@@ -185,13 +186,13 @@ class Slots:
         before = len(self._arrived)
         try:
             for name, fd in self._arrivals.take():
-                serial, number, lanes, size = NAME.unpack(name)
-                self._arrived[serial] = number, fd, (lanes, size)
+                serial, number, lanes, listeners, size = NAME.unpack(name)
+                self._arrived[serial] = number, fd, (lanes, listeners, size)
         except OSError as exc:
             self.failed = exc
         return len(self._arrived) > before
 
-    def _map(self, serial: int, number: int, fd: int, shape: tuple[int, int]) -> None:
+    def _map(self, serial: int, number: int, fd: int, shape: tuple[int, int, int]) -> None:
         """Map a slot by the shape that the master sent: a child that corrupts its slot must not hide the others."""
         self._readers[serial] = SlotReader(Slot.view(fd, shape), number)
 

@@ -1,10 +1,11 @@
 """The memory layout of a child's slot, and both views of it: the child writes, the master and the exporter read.
 
 One memfd per child, sealed against shrinking, new for each child and never reused. All cells are 8-byte words, written
-by assignment. First the header, the child's report about itself; then one group of words per lane, each written by one
-request at a time; then the region of the user's own metrics. One word of the header is the master's: it tells the child
-to drain. Nothing in a slot may ever be used as a pid, an index or an address: the reader checks every word against its
-possible values, and rejects and counts impossible ones. Longer than most files: both views are one contract.
+by assignment. First the header, the child's report about itself; then one group of words per lane, for each listener
+by which its requests may come, each written by one request at a time; then the region of the user's own metrics. One
+word of the header is the master's: it tells the child to drain. Nothing in a slot may ever be used as a pid, an index
+or an address: the reader checks every word against its possible values, and rejects and counts impossible ones. Longer
+than most files: both views are one contract.
 
 The children of a plain forking server that nobody measures have no slot: each has a lane of its parent's, from the fork
 until it is reaped, and its last words stand in the text of that slot under its pid (last_words.py).
@@ -22,7 +23,7 @@ import fcntl
 import mmap
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic_ns
 from typing import NamedTuple, Self
 
@@ -30,7 +31,9 @@ from .application.region import Region
 from .facts import AcceptError, Activity, ExitReason
 from .histogram import Histogram, bounds
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
+LISTENERS_MAX = 16
+FIRST_LISTENER = 1  # the set of listeners, as bits, of a child that has one, number 0
 
 # Words of the header.
 (
@@ -129,22 +132,25 @@ class Slot:
     """The shared memory of one child process, as mapped in this process."""
 
     first = 0  # the lane that this view of a slot begins with
+    rank = 0  # and the listener, in the order of their numbers, whose words it shows
 
-    def __init__(self, lanes: int, application_bytes: int = 0, opened: int = 0) -> None:
-        """Create the slot, with so many lanes open at first (0: all).
+    def __init__(
+        self, lanes: int, application_bytes: int = 0, opened: int = 0, listeners: int = FIRST_LISTENER
+    ) -> None:  # fmt: skip
+        """Create the slot, with so many lanes open at first (0: all), for these listeners: a bit for each number.
 
         Raises OSError when descriptors or memory are short, and then leaves nothing open.
         """
-        application_at = (HEADER_WORDS + lanes * LANE_WORDS) * 8
+        application_at = (HEADER_WORDS + lanes * listeners.bit_count() * LANE_WORDS) * 8
         size = application_at + application_bytes
-        self._use(*sealed_memory("prefork-slot", size), lanes, writable=True)
+        self._use(*sealed_memory("prefork-slot", size), lanes, listeners, writable=True)
         self.words[VERSION] = LAYOUT_VERSION
         self.words[LANES] = lanes
         self.words[TEXT_AT] = size
         self.words[LANES_OPEN] = opened
 
     @classmethod
-    def resume(cls, fd: int) -> Self:
+    def resume(cls, fd: int, listeners: int = FIRST_LISTENER) -> Self:
         """Map a slot that an earlier image of this process has made, and take over its descriptor. It can be read, and
         its child told to drain.
 
@@ -153,37 +159,39 @@ class Slot:
         memory = mapped(fd, _mapped_bytes(fd) or os.fstat(fd).st_size)
         words = memoryview(memory)[: len(memory) // 8 * 8].cast("Q")
         lanes = words[LANES] if len(words) >= HEADER_WORDS and words[VERSION] == LAYOUT_VERSION else None
-        if lanes is None or HEADER_WORDS + lanes * LANE_WORDS > len(words):
+        if lanes is None or HEADER_WORDS + lanes * listeners.bit_count() * LANE_WORDS > len(words):
             raise ValueError("this memory is no slot of this version")
         words.release()
         slot = cls.__new__(cls)
-        slot._use(fd, memory, lanes)
+        slot._use(fd, memory, lanes, listeners)
         slot._told = memoryview(memory)[_TOLD].cast("Q")
         return slot
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """The number of lanes, and the number of bytes mapped."""
-        return self.lanes, len(self.memory)
+    def shape(self) -> tuple[int, int, int]:
+        """The number of lanes, the listeners, and the number of bytes mapped."""
+        return self.lanes, self.listeners, len(self.memory)
 
     @classmethod
-    def view(cls, fd: int, shape: tuple[int, int]) -> Self:
+    def view(cls, fd: int, shape: tuple[int, int, int]) -> Self:
         """Map a slot read-only by the shape that its creator reports, whatever its contents are; close its descriptor.
 
         An exporter has a slot for each worker, and the soft limit of descriptors that the service was started with.
         """
         slot = cls.__new__(cls)
         try:
-            slot._use(-1, mapped(fd, shape[1], mmap.PROT_READ), shape[0])
+            slot._use(-1, mapped(fd, shape[2], mmap.PROT_READ), *shape[:2])
         finally:
             os.close(fd)
         return slot
 
-    def _use(self, fd: int, memory: mmap.mmap, lanes: int, *, writable: bool = False) -> None:
+    def _use(self, fd: int, memory: mmap.mmap, lanes: int, listeners: int, *, writable: bool = False) -> None:
         self.fd = fd
         self.memory = memory
         self.lanes = lanes
-        words = HEADER_WORDS + lanes * LANE_WORDS
+        self.listeners = listeners
+        self.numbers = [number for number in range(LISTENERS_MAX) if listeners >> number & 1]
+        words = HEADER_WORDS + lanes * len(self.numbers) * LANE_WORDS
         whole = memoryview(memory) if writable else memoryview(memory).toreadonly()
         self.words = whole[: words * 8].cast("Q")
         self.application = whole[words * 8 :]
@@ -199,13 +207,19 @@ class Slot:
         self._told[0] = YES
 
     def lane(self, index: int) -> memoryview:
-        start = HEADER_WORDS + (self.first + index) * LANE_WORDS
+        start = HEADER_WORDS + ((self.first + index) * len(self.numbers) + self.rank) * LANE_WORDS
         return self.words[start : start + LANE_WORDS]
 
     def part(self, first: int, lanes: int) -> Self:
         """Return a view of some of its lanes, which is not to be closed."""
         part = self.__new__(type(self))
         vars(part).update(vars(self), first=first, lanes=lanes)
+        return part
+
+    def of_listener(self, number: int) -> Self:
+        """Return a view of its lanes that shows the words of this listener's requests, which is not to be closed."""
+        part = self.part(self.first, self.lanes)
+        part.rank = self.numbers.index(number)
         return part
 
     def close(self) -> None:
@@ -285,6 +299,7 @@ class Report(NamedTuple):
     busy_since_ns: tuple[int, ...]  # of each lane that holds a request or an accept
     accepted: int
     tried_ns: int  # when it last tried to accept, whether or not it got anything
+    busy_at: tuple[int, ...] = ()  # for each in `busy_since_ns`, the number of the listener by which it came
 
     @property
     def busy(self) -> int:
@@ -299,7 +314,8 @@ class SlotReader:
         self.number = number  # the child's number in its pool
         self.words_rejected = 0
         self.region = Region(slot.application, str(number))
-        self._counts: list[list[int]] = []  # of each lane that is open
+        self._counts: list[list[int]] = []  # of each lane that is open, for each listener
+        self._sums = [0] * COUNT_WORDS  # as last read
         self._errors = [0] * len(AcceptError)
         self._log_dropped = [0]
         self._truncated = [0]
@@ -320,34 +336,48 @@ class SlotReader:
     def _copied(self) -> list[int]:
         return self.slot.words[: HEADER_WORDS + self._opened() * LANE_WORDS].tolist()
 
-    def _report(self, words: Sequence[int], lanes: int, now_ns: int) -> Report:
-        busy = []
+    def _report(self, words: Sequence[int], parts: int, now_ns: int) -> Report:
+        busy, busy_at, numbers = [], [], self.slot.numbers
         accepted = tried_ns = 0
-        for start in range(HEADER_WORDS, HEADER_WORDS + lanes * LANE_WORDS, LANE_WORDS):
+        for start in range(HEADER_WORDS, HEADER_WORDS + parts * LANE_WORDS, LANE_WORDS):
             accepted += words[start + ACCEPTED]
             started_ns = words[start + STARTED_NS]
             tried_ns = max(tried_ns, started_ns)
             if words[start + STATE] in (ACCEPTING, BUSY) and started_ns <= now_ns:
                 busy.append(started_ns)
+                busy_at.append(numbers[(start - HEADER_WORDS) // LANE_WORDS % len(numbers)])
         return Report(
             words[READY] == YES, _REASONS.get(words[DUE]), _REASONS.get(words[LEAVING]), words[DRAIN_ASKED] == YES,
             words[REPLACE_ASKED] == YES, words[PRIVATE_MEMORY], words[OPEN_FDS], words[FDS_LIMIT],
-            words[CPU_USER_NS], words[CPU_SYSTEM_NS], lanes, tuple(busy), accepted,
-            tried_ns,
+            words[CPU_USER_NS], words[CPU_SYSTEM_NS], parts // len(numbers), tuple(busy), accepted,
+            tried_ns, tuple(busy_at),
         )  # fmt: skip
 
     def _opened(self) -> int:
-        """Return how many lanes have been in use, or may have been. A number that is impossible is not believed."""
+        """Return how many lanes have been in use, or may have been, times the listeners. A number that is impossible is
+        not believed."""
         said = self.slot.words[LANES_OPEN] or self.slot.lanes
         if said <= self.slot.lanes:
-            self._counts += ([0] * COUNT_WORDS for _ in range(said - len(self._counts)))
+            parts = said * len(self.slot.numbers)
+            self._counts += ([0] * COUNT_WORDS for _ in range(parts - len(self._counts)))
         return len(self._counts)
+
+    def by_listener(self) -> Iterator[tuple[int, list[int]]]:
+        """Yield the number of each listener, and the sums over its words that `counts()` has read last."""
+        numbers = self.slot.numbers
+        if len(numbers) == 1:
+            yield numbers[0], self._sums
+            return
+        for rank, number in enumerate(numbers):
+            if found := self._counts[rank :: len(numbers)]:
+                yield number, [sum(column) for column in zip(*found, strict=True)]
 
     def _summed(self, words: list[int]) -> list[int]:
         for index, last in enumerate(self._counts):
             start = HEADER_WORDS + index * LANE_WORDS
             self._counts[index] = self._checked(last, words[start : start + LANE_WORDS][COUNTS])
-        return [sum(column) for column in zip(*self._counts, strict=True)] or [0] * COUNT_WORDS
+        self._sums = [sum(column) for column in zip(*self._counts, strict=True)] or [0] * COUNT_WORDS
+        return self._sums
 
     def accept_errors(self) -> list[int]:
         seen = self.slot.words[ACCEPT_ERRORS : ACCEPT_ERRORS + len(AcceptError)].tolist()
@@ -363,15 +393,17 @@ class SlotReader:
         self._truncated = self._checked(self._truncated, [sum(words.tolist())])
         return self._truncated[0]
 
-    def outstanding(self) -> list[int]:
-        """Return `started_ns` of each request that was accepted but whose end was not counted.
+    def outstanding(self) -> list[tuple[int, int]]:
+        """Return `started_ns`, and the listener's number, of each request that was accepted but whose end was not
+        counted.
 
         For a child that is gone; call `counts()` first.
         """
-        left = []
+        left, numbers = [], self.slot.numbers
         for index, counts in enumerate(self._counts):
             if counts[0] > sum(counts[ENDS.start - ACCEPTED : ENDS.stop - ACCEPTED]):
-                left.append(self.slot.words[HEADER_WORDS + index * LANE_WORDS + STARTED_NS])
+                started_ns = self.slot.words[HEADER_WORDS + index * LANE_WORDS + STARTED_NS]
+                left.append((started_ns, numbers[index % len(numbers)]))
         return left
 
     def _checked(self, last: list[int], seen: list[int]) -> list[int]:

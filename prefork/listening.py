@@ -11,9 +11,11 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from prefork.metrics.board import Board
+from prefork.metrics.scoreboard import FIRST_LISTENER, LISTENERS_MAX
 from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook
@@ -203,6 +205,22 @@ class Joined(Accompanied, Listened):
 
     def sockets(self) -> tuple[Any, ...]:
         return tuple(each.listener for each in self.each if each.listener is not None)
+
+    def number_listeners(self, board: Board, children: Iterable[Mapping[str, Any]]) -> None:
+        """Give each listener that has none a number: one that counts for no other, nor for one that these children of
+        the previous image serve."""
+        origins = [origin for each in self.each if (origin := each.origin) is not None]
+        taken = sum({1 << origin.number for origin in origins if origin.number is not None})
+        for child in children:
+            taken |= child.get("listeners", FIRST_LISTENER)
+        for origin in origins:
+            if origin.number is None:
+                origin.number = next((n for n in range(LISTENERS_MAX) if not taken >> n & 1), None)
+                if origin.number is None:
+                    raise ConfigError(f"could not serve {len(origins)} listeners: it must be at most {LISTENERS_MAX}, "
+                                      "and those of before a reload count until its end")  # fmt: skip
+                taken |= 1 << origin.number
+                board.begin_listener(origin.number)
 
     def serve_also(self, other: Any) -> None:
         """Implement `serve_also()`. Raises ConfigError."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import setproctitle
 
-from prefork.metrics.board import Word
+from prefork.metrics.board import TLS_EXPIRES_AT_S, listener_word
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
@@ -51,7 +51,7 @@ from .settings.in_force import InForce, value_of
 from .settings.users import privileges_of
 from .sockets.accepted import accept_for
 from .sockets.addresses import address_text
-from .sockets.listener import SERVICE, Listener
+from .sockets.listener import SERVICE, Listener, number_of
 from .sockets.networks import admission, counted
 from .sockets.options import check_shared_port
 from .sockets.receiving import shortest
@@ -188,6 +188,7 @@ class Preforked(Joined):
         self._control_before = None if given is None else given.values.get("control")
         if given is not None:
             self.counting.go_on_with(given.board())
+        self.number_listeners(self.counting.board, () if given is None else given.values["children"])
         self.bind_metrics()  # before the supervisor takes what was handed over
         self._bind_control()
         self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)
@@ -212,7 +213,7 @@ class Preforked(Joined):
             elsewhere=self.threaded(), rehearsal=process.rehearsing(),
             one_request=hasattr(server, "collect_children"), hang_up=setting.drain_connections == "eof",
             queue_waits=self.counts_queue_waits(), metrics=setting.metrics_address is not None,
-            nudge=supervisor.nudge, on_drain=_on_drain(server),
+            nudge=supervisor.nudge, on_drain=_on_drain(server), listener=number_of(self.listener),
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {self.slot} {what}".rstrip()),
             access_log=None, get_request=partial(shortest, server), admission=None,
         )  # fmt: skip
@@ -289,10 +290,11 @@ class Preforked(Joined):
         self._publish_expiry()
 
     def _publish_expiry(self) -> None:
-        """Tell when the first of the certificates in service expires."""
-        expires_at = min((each.tls_expires_at for each in self.each if each.tls is not None), default=0)
+        """Tell when the certificate of each listener expires."""
         with self.counting.board.change() as words:
-            words[Word.TLS_EXPIRES_AT_S] = int(expires_at)
+            for each in self.each:
+                expires_at = 0 if each.tls is None else int(each.tls_expires_at)
+                words[listener_word(number_of(each.listener), TLS_EXPIRES_AT_S)] = expires_at
 
     def control_terms(self) -> ControlTerms | None:
         """Return the control socket's path, owner and permitted users; None without one. Raises ConfigError."""
@@ -353,8 +355,9 @@ class Preforked(Joined):
         worker = Worker(*served[0], birth, master, served[1:])
         for each in self.each:
             each.worker = worker
-            if isinstance(each.listener, SharedDatagrams):
-                SharedDatagrams.receive_on(worker.lanes)  # whose words are those of all
+        served_by = zip(self.each, worker.every, strict=True)
+        if shared := [lanes for each, lanes in served_by if isinstance(each.listener, SharedDatagrams)]:
+            SharedDatagrams.receive_on(*shared)
         return worker.run()
 
     def _terms_of(self, each: Joined, terms: WorkerTerms, number: int) -> WorkerTerms:
@@ -367,7 +370,7 @@ class Preforked(Joined):
         if each is not self:
             terms = terms._replace(
                 queue_waits=terms.metrics and each.takes_tcp(), get_request=partial(shortest, server),
-                on_drain=_on_drain(server),
+                on_drain=_on_drain(server), listener=number_of(each.listener),
             )  # fmt: skip
         log = each.access_log(wanted=value_of(self.server, "access_log"))
         table = None if self.supervisor is None else self.supervisor.connections

@@ -64,9 +64,9 @@ class Worker:
         self._usage = Usage(terms.limits, birth.slot.words, measures=terms.metrics)
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
-        self.lanes = self._lanes_of(terms, OpenLanes(birth.slot))
+        self.lanes = self._lanes_of(terms)
         self._served = [(server, self.lanes, terms)]
-        self._served += ((each, self._lanes_of(its, OpenLanes(birth.slot)), its) for each, its in others)
+        self._served += ((each, self._lanes_of(its), its) for each, its in others)
         self._threads: ThreadPool | None = None  # where they stay
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
@@ -77,7 +77,13 @@ class Worker:
             self._wakeup.fileno(), self._wakeup.write_fileno(), master.fileno(), self._epoll.fileno(), birth.slot.fd
         )
 
-    def _lanes_of(self, terms: WorkerTerms, opened: OpenLanes) -> Lanes:
+    @property
+    def every(self) -> list[Lanes]:
+        """The lanes of each server, in their order."""
+        return [lanes for _, lanes, _ in self._served]
+
+    def _lanes_of(self, terms: WorkerTerms) -> Lanes:
+        opened = OpenLanes(self.birth.slot, terms.listener)
         return Lanes(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,

@@ -18,8 +18,9 @@ def lanes_of(max_threads: int | None) -> tuple[int, int]:
 class OpenLanes:
     """The lanes of one slot, in the worker that writes it."""
 
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
+    def __init__(self, slot: Slot, listener: int = 0) -> None:
+        """`listener`: the number of the one by which the requests come that are counted there."""
+        self._slot = slot.of_listener(listener)
         self._open = slot.words[LANES_OPEN] or slot.lanes
 
     def first(self) -> Slot:

@@ -29,3 +29,4 @@ class WorkerTerms(NamedTuple):
     on_drain: Callable[[], None] | None  # the program's hook; None if it has none
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
+    listener: int = 0  # its number, by which its requests are counted

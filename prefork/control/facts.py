@@ -16,6 +16,7 @@ from ..master.children import Child, ChildState
 from ..master.supervisor import Supervisor
 from ..reload.generations import Generations
 from ..sockets.addresses import address_text
+from ..sockets.listener import number_of
 from ..sockets.peers import PEERS_MAX
 from ..version import __version__
 from . import proc, report
@@ -90,4 +91,4 @@ def _listener(sock: socket.socket) -> report.ListenerFacts:
     if sock.fileno() == -1:
         return report.ListenerFacts("")
     queue = accept_queue(sock) if sock.type == socket.SOCK_STREAM else (None, None)
-    return report.ListenerFacts(address_text(sock.getsockname()), *queue)
+    return report.ListenerFacts(address_text(sock.getsockname()), number_of(sock), *queue)

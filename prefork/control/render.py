@@ -157,7 +157,12 @@ def _listening(status: dict[str, Any]) -> list[str]:
     """Return a line for each listener; an image of an earlier version has one, and tells of no others."""
     found = status.get("listeners") or [status]
     words = ["listening", *[""] * (len(found) - 1)]
-    return [f"{word:9}  {each['address'] or '-'}{_queue(each)}" for word, each in zip(words, found, strict=True)]
+    return [f"{word:9}  {each['address'] or '-'}{_queue(each)}{_accepted(each) if len(found) > 1 else ''}"
+            for word, each in zip(words, found, strict=True)]  # fmt: skip
+
+
+def _accepted(listener: dict[str, Any]) -> str:
+    return f", {listener['accepted']} accepted"
 
 
 def _queue(listener: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, DURATION, FAILED, HANDED_OVER
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, COUNTS, DURATION, FAILED, HANDED_OVER
 
 
 class WorkerFacts(NamedTuple):
@@ -49,6 +49,7 @@ class ListenerFacts(NamedTuple):
     """One listener: its address, and its accept queue where the kernel tells."""
 
     address: str
+    number: int = 0
     queue_length: int | None = None
     queue_limit: int | None = None
 
@@ -95,10 +96,18 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "saturated_s": round(words[Word.SATURATED_NS] / NS, 3),
         "queue_length": _sum(each.queue_length for each in facts.listeners),
         "queue_limit": _sum(each.queue_limit for each in facts.listeners),
-        "listeners": [each._asdict() for each in facts.listeners],
+        "listeners": [_listener(each, facts.board) for each in facts.listeners],
         "requests": _requests(facts.board), "duration": _duration(facts.board),
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
         "companions": [_companion(each, facts) for each in facts.companions],
+    }  # fmt: skip
+
+
+def _listener(listener: ListenerFacts, board: Snapshot) -> dict[str, Any]:
+    words = board.of_listener(listener.number)
+    return {
+        "address": listener.address, "queue_length": listener.queue_length, "queue_limit": listener.queue_limit,
+        "accepted": words[ACCEPTED - COUNTS.start], "in_flight": board.in_flight(listener.number),
     }  # fmt: skip
 
 

@@ -61,7 +61,7 @@ class Scope:
 
     name: str
     metrics_listener: socket.socket
-    listeners: tuple[tuple[str, socket.socket], ...]  # the service's, by name: examined, never accepted on
+    listeners: tuple[tuple[str, int, socket.socket], ...]  # the service's, with name and number: examined only
     pool: bool
     companions: CompanionTable | None = None
     privileges: Privileges | None = None
@@ -114,11 +114,10 @@ class Exporter(TCPServer):
             snapshot,
             collector.Namespace(*kernel.listen_overflows_and_drops()),
             __version__,
-            ", ".join(name for name, _ in self.scope.listeners),
+            tuple((name, number, _queue(sock)) for name, number, sock in self.scope.listeners),
             self.scope.pool,
             merged,
             () if self.scope.companions is None else self.scope.companions.read(),
-            tuple((name, _queue(sock)) for name, sock in self.scope.listeners),
         )
         return [*collector.families(scrape), *application_families(merged)]
 

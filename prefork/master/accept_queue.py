@@ -90,7 +90,10 @@ class AcceptQueues:
         return any(waiting)
 
     def queue_length(self) -> int:
-        return sum(each.queue_length() for each in self._each)
+        return sum(self.queue_lengths())
+
+    def queue_lengths(self) -> list[int]:
+        return [each.queue_length() for each in self._each]
 
     def datagrams_dropped(self) -> int | None:
         told = [dropped for each in self._each if (dropped := each.datagrams_dropped()) is not None]

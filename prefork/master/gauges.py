@@ -5,7 +5,7 @@ Runs in the master, in a turn. Owns what only the supervisor knows; the counts o
 
 from collections.abc import Iterable
 
-from prefork.metrics.board import Board, Word
+from prefork.metrics.board import QUEUE_LENGTH_MAX, Board, Word, listener_word
 from prefork.metrics.facts import ChildKind
 
 from .children import Child, ChildState
@@ -34,7 +34,7 @@ class Gauges:
 
     def publish(
         self, children: list[Child], phase: Phase, limits: Limits, pool: Pool, *,
-        queue_length: int, reachable: bool, now: float, now_ns: int,
+        queue_lengths: Iterable[tuple[int, int]], reachable: bool, now: float, now_ns: int,
     ) -> None:  # fmt: skip
         ready, saturated = ready_of(children), is_saturated(children, limits)
         waits = pool.backing_off and pool.next_start > now
@@ -46,7 +46,9 @@ class Gauges:
             words[Word.MIN_CHILDREN] = limits.min_children
             words[Word.MAX_CHILDREN] = limits.max_children
             words[Word.BACKING_OFF] = max(0, pool.target - len(ready)) if waits else 0
-            words[Word.QUEUE_LENGTH_MAX] = max(words[Word.QUEUE_LENGTH_MAX], queue_length)
+            for number, length in queue_lengths:
+                word = listener_word(number, QUEUE_LENGTH_MAX)
+                words[word] = max(words[word], length)
             if saturated and self._was_saturated:
                 words[Word.SATURATED_NS] += int((now - self._turned_at) * 1e9)
         self._turned_at, self._was_saturated = now, saturated

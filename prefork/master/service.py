@@ -12,6 +12,8 @@ from prefork.metrics.scoreboard import Slot
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.privileges import Privileges
 
+from ..sockets.listener import number_of
+
 
 class CompanionSpec(NamedTuple):
     """A companion that the program declares. `interval`, in seconds, is that of a periodic job."""
@@ -37,6 +39,11 @@ class Service(NamedTuple):
     companions: tuple[CompanionSpec, ...] = ()
     privileges: Privileges | None = None  # that each child which serves is left with; None: its own
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of the listeners, by which their requests are counted."""
+        return tuple(map(number_of, self.listeners)) or (0,)
+
     def new_slot(self) -> Slot:
         """Return a slot for a worker. Raises OSError."""
-        return Slot(self.lanes, self.application_bytes, self.lanes_open)
+        return Slot(self.lanes, self.application_bytes, self.lanes_open, sum(1 << number for number in self.numbers))

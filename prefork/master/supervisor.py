@@ -498,8 +498,8 @@ class Supervisor:
         self.companions.publish(self.table)
         self._gauges.publish(
             list(self.table), self.phase, self.limits, self.pool,
-            queue_length=self._accept_queues.queue_length(), reachable=self.tasks.paths.reachable, now=now,
-            now_ns=self.clock.stamp_ns(),
+            queue_lengths=zip(self.service.numbers, self._accept_queues.queue_lengths(), strict=False),
+            reachable=self.tasks.paths.reachable, now=now, now_ns=self.clock.stamp_ns(),
         )  # fmt: skip
 
     def _facts(self) -> NotifyFacts:

@@ -22,7 +22,7 @@ from typing import Any
 from prefork.metrics.board import Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import Slot, SlotReader, Stacks, leave_to_drain
+from prefork.metrics.scoreboard import FIRST_LISTENER, Slot, SlotReader, Stacks, leave_to_drain
 from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.signals import Signals
 
@@ -150,6 +150,7 @@ class Handed:
         self.lend(listener)
         listener.asked, listener.inherited = packed["asked"], packed["inherited"]
         listener.options = SocketOptions(packed.get("options", ()))
+        listener.number = packed.get("number", 0)
         if listener.inherited:
             keep_path_of(listener)
         return listener
@@ -272,7 +273,7 @@ def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int
     """Pack a listener. `fd` is given because an object of the program's may have the descriptor (TLS)."""
     return {
         "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
-        "identity": listener.identity, "options": listener.options,
+        "identity": listener.identity, "options": listener.options, "number": listener.number,
     }, [fd]  # fmt: skip
 
 
@@ -322,7 +323,7 @@ def pack_child(child: Child) -> tuple[dict[str, Any], list[int]]:
     values |= {
         "kind": child.kind.name, "state": child.state.name, "reason": child.reason and child.reason.name,
         "slot": child.slot.fd, "name": child.name, "drain_signal": int(child.drain_signal),
-        "cut_for": child.cut_for.name, "cut_tried_ns": child.cut_tried_ns,
+        "cut_for": child.cut_for.name, "cut_tried_ns": child.cut_tried_ns, "listeners": child.slot.listeners,
     }  # fmt: skip
     return values, [child.pidfd, child.slot.fd]
 
@@ -333,7 +334,7 @@ def resume_child(packed: dict[str, Any], board: Board) -> Child:
     if "stacks" in packed:  # version 2 had a separate descriptor for them
         os.close(packed["stacks"])
     try:
-        slot = Slot.resume(packed["slot"])
+        slot = Slot.resume(packed["slot"], packed.get("listeners", FIRST_LISTENER))
         reader = SlotReader(slot, number)
         board.resume(packed["serial"], reader)
     except (ValueError, KeyError):

@@ -157,6 +157,7 @@ class Listener(Beneath, socket.socket):
     options = SideValue(SocketOptions())  # of those, what is on it
     unreachable = SideValue(False)  # its path is removed, and no other leads to it
     bound_to: SideValue[Any] = SideValue(None)  # what the program has asked `bind()` for
+    number: SideValue[int | None] = SideValue(None)  # by which a pool counts what comes by it
     asked = SideValue("")  # the key of `asked_for()`, by which a reload finds it again
     backlog = SideValue(128)  # what `listen()` was last asked for
     path: SideValue[str | None] = SideValue(None)
@@ -348,6 +349,12 @@ def origin_of(sock: Any) -> Listener | None:
     """Return the Listener that knows where this socket came from, whatever the program has wrapped it in (TLS)."""
     found = beneath(sock)
     return found._prefork_ if isinstance(found, Beneath) else None
+
+
+def number_of(sock: Any) -> int:
+    """Return the number by which a pool counts what comes by this socket; 0 where there is none."""
+    origin = origin_of(sock)
+    return 0 if origin is None or origin.number is None else origin.number
 
 
 def put_beneath(sock: socket.socket, origin: Listener) -> None:

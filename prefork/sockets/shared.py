@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.contexts import Lane
 from prefork.workers.cut_datagrams import CutDatagrams
 from prefork.workers.lanes import Lanes
 
@@ -55,10 +56,15 @@ class SharedDatagrams(socket.socket):
     note_cut: Callable[[int, Any], None] = staticmethod(lambda most, client_address: None)
 
     @classmethod
-    def receive_on(cls, lanes: Lanes) -> None:
-        """Say whose requests this process receives. Called in a worker, for itself."""
-        cls.in_get_request = staticmethod(lanes.in_get_request)
-        cls.note_cut = staticmethod(CutDatagrams(lanes.accepting_lane, address_text).note)
+    def receive_on(cls, *lanes: Lanes) -> None:
+        """Say whose requests this process receives, for each listener. Called in a worker, for itself."""
+
+        def accepting_lane() -> Lane | None:
+            return next((lane for each in lanes if (lane := each.accepting_lane()) is not None), None)
+
+        one = lanes[0] if len(lanes) == 1 else None  # a call less
+        cls.in_get_request = staticmethod(one.in_get_request if one else lambda: accepting_lane() is not None)
+        cls.note_cut = staticmethod(CutDatagrams(one.accepting_lane if one else accepting_lane, address_text).note)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         return self._received(lambda flags: super(SharedDatagrams, self).recv(bufsize, flags), flags)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients.connections import HUNG, Load, ask, ask_datagram, connect, dial
+from tests.support.clients.connections import HUNG, Load, ask, ask_datagram, connect, dial, free_port
 from tests.support.clients.controlling import asked, ctl
 from tests.support.hosts.manager import passing
 from tests.support.programs import command
+from tests.support.programs.releases import wait_scraped
 from tests.support.programs.service import Service, Watch
 
 PROGRAM = ("-m", "tests.process.programs.several")
@@ -231,3 +232,66 @@ def test_every_worker_that_ends_is_replaced_by_one_that_serves_all(tmp_path: Pat
             ask(address, b"pid\n")
         service.wait_ready(1, max_requests=1)
         assert ask(path, b"pid\n").strip().isdigit()
+
+
+# Counts.
+
+
+def counted(folder: Path) -> list[int]:
+    """How many connections each listener has had."""
+    return [each["accepted"] for each in asked(folder / "c", "status")["listeners"]]
+
+
+def test_each_listener_has_counts_of_its_own(tmp_path: Path) -> None:
+    """They go on when its workers die and when the service is reloaded; one that is new begins at nothing, whatever one
+    that is gone had; and what the service has done in all never falls."""
+    conf, port = tmp_path / "s.toml", free_port()
+
+    def listens(*paths: str) -> None:
+        conf.write_text(f"[prefork]\nbind = {['127.0.0.1:0', *(f'unix:{path}' for path in paths)]}\n")
+
+    listens("a", "b")
+    argv = ["run", "prefork.examples:Upper", "--config", "s.toml", "--max-children", "2", "--control", "c"]
+    with command.running([*argv, "--metrics", f"127.0.0.1:{port}"], cwd=tmp_path) as run:
+
+        def ask_each(*times: int) -> None:
+            for address, count in zip(addresses(tmp_path), times, strict=True):
+                for _ in range(count):
+                    assert ask(address, b"x\n") == b"X\n"
+
+        ask_each(3, 2, 1)
+        assert counted(tmp_path) == [3, 2, 1]
+        for worker in asked(tmp_path / "c", "workers")["workers"]:
+            ctl(tmp_path / "c", "restart", str(worker["slot"]))
+        ask_each(1, 1, 1)
+        assert counted(tmp_path) == [4, 3, 2]
+        (tcp,) = (each for each in addresses(tmp_path) if isinstance(each, tuple))
+        for name, listener, count in (
+            ("ok", f"127.0.0.1:{tcp[1]}", 4),
+            ("ok", "a", 3),
+            ("ok", "b", 2),
+            ("lost", "a", 0),
+        ):
+            wait_scraped(port, f'prefork_requests_total{{listener="{listener}",outcome="{name}"}}', count)
+        wait_scraped(port, 'prefork_request_duration_seconds_count{listener="b"}', 2)
+        for paths, times, found in ((("b", "new"), (0, 0, 5), [4, 2, 5]), (("b", "newest"), (1, 1, 1), [5, 3, 1])):
+            listens(*paths)
+            assert ctl(tmp_path / "c", "reload").returncode == 0
+            ask_each(*times)
+            assert counted(tmp_path) == found
+        assert asked(tmp_path / "c", "status")["requests"]["accepted"] == 9 + 5 + 3
+        assert run.ended(signal.SIGTERM) == 0
+
+
+def test_the_death_of_a_worker_is_counted_where_its_request_came_from(tmp_path: Path) -> None:
+    """The request that dies with it is lost at that listener, and at no other."""
+    port = free_port()
+    with serving(tmp_path, 1, f"metrics_port={port}") as (service, tcp, _, path):
+        with connect(path) as held:
+            pid = int(held.ask(b"pid"))
+            for listener, count in (("s", 1), (f"127.0.0.1:{tcp[1]}", 0)):
+                wait_scraped(port, f'prefork_requests_in_flight{{listener="{listener}"}}', count)
+            service.signal(signal.SIGKILL, pid)
+            service.wait_ready(1, killed=1)
+        for listener, count in (("s", 1), (f"127.0.0.1:{tcp[1]}", 0)):
+            wait_scraped(port, f'prefork_requests_total{{listener="{listener}",outcome="lost"}}', count)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prefork.metrics.board import (
     BOOT,
     CONTROL_COMMANDS,
+    LISTENER_LOST,
     LIVE_TABLE,
     PATIENCE_NS,
     ROWS,
@@ -375,3 +376,25 @@ def test_slots_that_nobody_resumed() -> None:
     board.forget()
     for slot in slots:
         slot.close()
+
+
+def test_each_listener_has_totals_of_its_own() -> None:
+    """What a process leaves is added to its listeners' totals and to the service's; a number that is given to another
+    listener begins at nothing, and the service's totals stay."""
+    with boards() as board:
+        slot = Slot(1, listeners=0b11)
+        reader = SlotReader(slot)
+        serial = board.enter(ChildKind.WORKER, reader)
+        for number, count in ((0, 2), (1, 3)):
+            slot.of_listener(number).lane(0)[ACCEPTED] = count
+            slot.of_listener(number).lane(0)[COMPLETED] = count - 1
+        before = board.snapshot()
+        board.fold(serial)
+        slot.close()
+        after = board.snapshot()
+        for snapshot in (before, after):
+            assert [snapshot.of_listener(number)[0] for number in range(3)] == [2, 3, 0]
+        assert [after.of_listener(number)[LISTENER_LOST] for number in range(3)] == [1, 1, 0]
+        board.begin_listener(1)
+        assert [board.snapshot().of_listener(number)[0] for number in range(3)] == [2, 0, 0]
+        assert board.snapshot().statistics().accepted == 5

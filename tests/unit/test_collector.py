@@ -14,13 +14,18 @@ from prefork.metrics.board import (
     BOOT,
     EXITS,
     FORK_FAILURES,
+    LISTENER_LOST,
+    LISTENER_TIMED_OUT,
     LOOP_DELAY,
+    QUEUE_LENGTH_MAX,
     SIGNAL_DEATHS,
+    TLS_EXPIRES_AT_S,
     Board,
     Live,
     Snapshot,
     Word,
     control_requests,
+    listener_word,
 )
 from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, families
 from prefork.metrics.companions import CompanionCounts
@@ -100,7 +105,7 @@ def live(
     report = Report(
         ready=True, due=None, leaving=None, drain_asked=False, replace_asked=False, private_memory=memory, open_fds=fds,
         fds_limit=1024 if fds else 0, cpu_user_ns=S, cpu_system_ns=2 * S, lanes=2, busy_since_ns=busy_since_ns,
-        accepted=0, tried_ns=0,
+        accepted=0, tried_ns=0, busy_at=(0,) * len(busy_since_ns),
     )  # fmt: skip
     return Live(role, condition, report)
 
@@ -116,7 +121,9 @@ def whole_scrape() -> Scrape:
         Word.MIN_CHILDREN: 2,
         Word.MAX_CHILDREN: 8,
         Word.BACKING_OFF: 1,
-        Word.QUEUE_LENGTH_MAX: 90,
+        listener_word(0, QUEUE_LENGTH_MAX): 90,
+        listener_word(0, LISTENER_LOST): 5,
+        listener_word(0, LISTENER_TIMED_OUT): 6,
         Word.SPAWNED: 40,
         Word.LOST: 5,
         Word.TIMED_OUT: 6,
@@ -130,7 +137,7 @@ def whole_scrape() -> Scrape:
         Word.LAST_RELOAD_AT_NS: 99 * S,
         Word.LOGS_COUNTED: 1,
         Word.CONTROL_OPEN: 1,
-        Word.TLS_EXPIRES_AT_S: 1_800_000_000,
+        listener_word(0, TLS_EXPIRES_AT_S): 1_800_000_000,
         Word.DATAGRAMS_TRUNCATED: 35,
         EXITS + ExitReason.CRASHED: 13,
         SIGNAL_DEATHS + 6: 14,
@@ -154,11 +161,8 @@ def whole_scrape() -> Scrape:
         live(Condition.DRAINING, NOW_NS - 5 * S, memory=200, fds=20),
         live(Condition.STARTING, role=ChildKind.EXPORTER, fds=99),
     )
-    snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS)
-    return Scrape(
-        snapshot, NAMESPACE, "1.2.3", LISTENER, True, Merged({}, 23, 24), COMPANIONS,
-        ((LISTENER, QUEUE),),
-    )  # fmt: skip
+    snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS, {0: counts})
+    return Scrape(snapshot, NAMESPACE, "1.2.3", ((LISTENER, 0, QUEUE),), True, Merged({}, 23, 24), COMPANIONS)
 
 
 QUEUE, NAMESPACE = Queue(30, 1024, 31, 32, datagrams=True), Namespace(33, 34)
@@ -309,7 +313,7 @@ def test_histograms_are_cumulative(scrape: Scrape, name: str, labels: str, first
 
 def test_queue_seen_now_is_a_maximum_too(scrape: Scrape) -> None:
     """The longest queue is never shorter than the one of this scrape."""
-    longer = replace(scrape, queues=((LISTENER, replace(scrape.queues[0][1], length=91)),))
+    longer = replace(scrape, listeners=((LISTENER, 0, replace(QUEUE, length=91)),))
     assert samples(longer)[f'prefork_listen_queue_length_max{{listener="{LISTENER}"}}'] == 91
 
 
@@ -317,7 +321,7 @@ def test_what_the_kernel_does_not_tell_is_absent(scrape: Scrape) -> None:
     """Without a figure of the kernel's there is no sample, not a zero; everything else is there."""
     kernel = {name for name in names(scrape) if re.match("prefork_(listen|netns|datagrams?)_", name)}
     assert len(kernel) == 8
-    assert names(scrape) - names(replace(scrape, queues=((LISTENER, Queue()),), namespace=Namespace())) == kernel
+    assert names(scrape) - names(replace(scrape, listeners=((LISTENER, 0, Queue()),), namespace=Namespace())) == kernel
 
 
 def test_without_a_pool(scrape: Scrape) -> None:
@@ -333,11 +337,11 @@ def test_without_a_pool(scrape: Scrape) -> None:
 
 @pytest.mark.parametrize(("word", "absent"), [
     (Word.LOGS_COUNTED, {"prefork_log_messages_dropped"}),
-    (Word.TLS_EXPIRES_AT_S, {"prefork_tls_certificate_expiry_timestamp_seconds"}),
+    (listener_word(0, TLS_EXPIRES_AT_S), {"prefork_tls_certificate_expiry_timestamp_seconds"}),
     (Word.CONTROL_OPEN, {"prefork_control_requests"}),
     (Word.LAST_RELOAD_AT_NS, {"prefork_last_reload_successful", "prefork_last_reload_timestamp_seconds"}),
 ])  # fmt: skip
-def test_feature_that_is_off_is_absent(scrape: Scrape, word: Word, absent: set[str]) -> None:
+def test_feature_that_is_off_is_absent(scrape: Scrape, word: int, absent: set[str]) -> None:
     """What a service does not have gives no sample."""
     before = names(scrape)
     scrape.snapshot.words[word] = 0

@@ -59,7 +59,7 @@ def test_a_slot_that_comes_without_its_descriptor(feed: Feed) -> None:
     """A slot that comes without its descriptor, as where none is free, must be told: this exporter would never hear of
     it again."""
     arrivals = Arrivals(feed.theirs)
-    feed._ours.send(NAME.pack(1, 1, 1, 8))
+    feed._ours.send(NAME.pack(1, 1, 1, 1, 8))
     with pytest.raises(OSError, match="open files"):
         list(arrivals.take())
 
@@ -161,7 +161,7 @@ def test_short_lives_are_never_mapped(feed: Feed, monkeypatch: pytest.MonkeyPatc
     mapped: list[int] = []
     view = Slot.view
 
-    def seen(fd: int, shape: tuple[int, int]) -> Slot:
+    def seen(fd: int, shape: tuple[int, int, int]) -> Slot:
         mapped.append(fd)
         return view(fd, shape)
 

@@ -291,7 +291,7 @@ def test_outstanding(slot: Slot, outcome: int | None) -> None:
         lane[outcome] += 1
     reader = SlotReader(slot)
     reader.counts()
-    assert reader.outstanding() == ([77] if outcome is None else [])
+    assert reader.outstanding() == ([(77, 0)] if outcome is None else [])
 
 
 def test_datagrams_that_were_cut_are_summed_over_the_lanes(slot: Slot) -> None:
@@ -366,3 +366,26 @@ def test_stacks_are_bounded() -> None:
 def test_page_sizes() -> None:
     """A slot of one lane without metrics of the program's takes one page."""
     assert (HEADER_WORDS + LANE_WORDS) * 8 <= mmap.PAGESIZE
+
+
+def test_the_words_of_each_listener() -> None:
+    """A lane has a group of words for each; what is counted there is the listener's, and the sum of them the slot's. A
+    lane is busy with one request, whichever it came by."""
+    slot = Slot(2, listeners=0b1001)
+    reader = SlotReader(slot)
+    third = slot.of_listener(3)
+    slot.of_listener(0).lane(1)[ACCEPTED] = 5
+    third.lane(1)[ACCEPTED], third.lane(1)[COMPLETED] = 7, 6
+    third.lane(1)[STARTED_NS], third.lane(1)[STATE] = 50, BUSY
+    counts, report = reader.read()
+    assert (counts[0], counts[COMPLETED - ACCEPTED], report.accepted) == (12, 6, 12)
+    assert (report.lanes, report.busy, report.busy_at) == (2, 1, (3,))
+    assert {number: found[0] for number, found in reader.by_listener()} == {0: 5, 3: 7}
+    assert reader.outstanding() == [(0, 0), (50, 3)]
+    view = SlotReader(Slot.view(os.dup(slot.fd), slot.shape))
+    view.counts()
+    assert {number: found[0] for number, found in view.by_listener()} == {0: 5, 3: 7}
+    again = SlotReader(Slot.resume(os.dup(slot.fd), slot.listeners))
+    assert again.counts()[0] == 12
+    for each in (view, again, reader):
+        each.slot.close()

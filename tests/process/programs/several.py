@@ -60,6 +60,9 @@ def main(port: str, *settings: str) -> None:
     log_everything()
     for setting in settings:
         name, _, value = setting.partition("=")
+        if name == "metrics_port":
+            Lines.metrics_address = ("127.0.0.1", int(value))
+            continue
         setattr(Lines, name, value if name == "control_socket" else float(value) if "." in value else int(value))
     with Lines(("127.0.0.1", int(port)), Who) as first:
         udp = Datagrams(("127.0.0.1", 0), Upper)

@@ -18,7 +18,7 @@ from prefork.commands import COMMAND_TABLE as COMMANDS
 from prefork.commands import Row
 from prefork.metrics.application.sums import Merged
 from prefork.metrics.board import Board, Word
-from prefork.metrics.collector import METRIC_TABLE, Namespace, Scrape, Spec
+from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, Spec
 from prefork.metrics.log_events import LogEvent
 from prefork.settings.fields import Field, settings
 
@@ -188,7 +188,7 @@ def labels() -> str:
     """The labels whose values are known beforehand, as the scrape of a service has them that has just begun."""
     board = Board()
     board.add(Word.CONTROL_OPEN)
-    begun = Scrape(board.snapshot(), Namespace(), "", "", True, Merged({}, 0, 0))
+    begun = Scrape(board.snapshot(), Namespace(), "", (("", 0, Queue()),), True, Merged({}, 0, 0))
     board.forget()
     rows = []
     for row in METRIC_TABLE:
