@@ -20,6 +20,7 @@ from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
+from prefork.workers.thread_pool import IN_THE_MAIN_THREAD, can_stay
 
 from .accompanied import Accompanied, checked
 from .errors import ConfigError, PreforkError
@@ -243,10 +244,18 @@ class Joined(Accompanied, Listened):
 
     def _check_kind(self, refused: str, own: Supervised) -> None:
         """Raise ConfigError unless workers can serve both in the same way."""
-        if self.threaded() or own.threaded():
-            raise ConfigError(f"{refused}: a pool with threads has one listener; serve each from a pool of its own")
+        if self.threaded() != own.threaded():
+            raise ConfigError(f"{refused}: one of the two has a ThreadingMixIn, and the other has none")
         if hasattr(self.server, "collect_children") != hasattr(own.server, "collect_children"):
             raise ConfigError(f"{refused}: one of the two has a ForkingMixIn, and the other has none")
+
+    def check_threads(self) -> None:
+        """Raise ConfigError where the threads of a worker could not accept for each of several servers."""
+        for each in self.each if self.others and self.threaded() else ():
+            if not can_stay(each.server):
+                name, hooks = type(each.server).__qualname__, ", ".join(f"{hook}()" for hook in IN_THE_MAIN_THREAD)
+                raise ConfigError(f"could not serve {name} beside others with threads: one of these hooks is its own, "
+                                  f"and runs before the thread: {hooks}")  # fmt: skip
 
     def refuse_another_pool(self) -> None:
         """Raise PreforkError if this server is served by another one's pool."""

@@ -21,7 +21,8 @@ Clients are known by 56 bits of a keyed hash, an IPv6 address by its /64, which 
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from threading import Lock
 from time import monotonic, sleep
@@ -61,6 +62,9 @@ class ConnectionTable:
     def __init__(self, fd: int | None = None) -> None:
         """Make a table, or with `fd` adopt one. Raises ValueError when that is of another version, OSError when
         descriptors or memory are short."""
+        self.lanes: defaultdict[int, Iterator[int]] = defaultdict(
+            count
+        )  # by the worker's number: lanes with a cell, of all its servers
         if fd is None:
             self.fd, self._memory = sealed_memory("prefork-connections", MEMORY_BYTES)
             self.words = memoryview(self._memory).cast("Q")
@@ -122,7 +126,7 @@ class ConnectionLimits:
         self._factor, self._summand = words[0] << 64 | words[1] | 1, words[2] << 64 | words[3]
         self._known: dict[str, bytes | None] = {}
         self._lock = Lock()
-        self._lanes = count()
+        self._lanes = table.lanes[number]
         self._cells: dict[int, int] = {}  # by a lane's id(): it is ours, and lives as long as we do
         self._taken: dict[int, int] = {}  # the same, of those that are not free
 

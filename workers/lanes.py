@@ -86,7 +86,7 @@ class Lanes:
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
         self._total = 0
-        self._all: list[Lane] = []
+        self.all_lanes: list[Lane] = []
         self._accepts = get_ident()  # the thread of the loop
         self._free: deque[Lane] = deque()
         self._left = self._free  # in a child, its siblings': kept, for to free them it would write into each
@@ -108,7 +108,7 @@ class Lanes:
         self._total += slot.lanes
         added = [slot.lane(index) for index in range(slot.lanes)]
         self._free.extend(added)
-        self._all += added
+        self.all_lanes += added
 
     def take(self) -> Lane | None:
         """Return a free lane, or None at the cap; then `on_free` is called as soon as one is free."""
@@ -195,12 +195,12 @@ class Lanes:
         thread = get_ident()
         if (lane := self.of_threads.get(thread)) is not None:
             return lane if lane[STATE] == ACCEPTING else None
-        accepting = (lane for lane in self._all if lane[STATE] == ACCEPTING)
+        accepting = (lane for lane in self.all_lanes if lane[STATE] == ACCEPTING)
         return next(accepting, None) if self._accepts == thread else None
 
     def may_have_requests(self) -> bool:
         """Return True if a request is in hand, or where the program may have some in its own hands."""
-        return self._placed or any(lane[STATE] == BUSY for lane in self._all)
+        return self._placed or any(lane[STATE] == BUSY for lane in self.all_lanes)
 
     def _hand_over(self, lane: Lane) -> None:
         """Give back the lane of a request that nobody begins."""

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic, monotonic_ns, sleep
 from types import FrameType
 from typing import Any
@@ -27,6 +28,7 @@ from .definitions import hook
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .lanes import Lanes
+from .lanes_beside import LanesBeside
 from .lazy_imports import import_lazy
 from .limits import Usage
 from .open_lanes import OpenLanes
@@ -66,7 +68,7 @@ class Worker:
         self._signals = Signals(self._wakeup)
         self.lanes = self._lanes_of(terms)
         self._served = [(server, self.lanes, terms)]
-        self._served += ((each, self._lanes_of(its), its) for each, its in others)
+        self._served += ((each, self._lanes_of(its, self.lanes), its) for each, its in others)
         self._threads: ThreadPool | None = None  # where they stay
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
@@ -82,9 +84,10 @@ class Worker:
         """The lanes of each server, in their order."""
         return [lanes for _, lanes, _ in self._served]
 
-    def _lanes_of(self, terms: WorkerTerms) -> Lanes:
+    def _lanes_of(self, terms: WorkerTerms, first: Lanes | None = None) -> Lanes:
         opened = OpenLanes(self.birth.slot, terms.listener)
-        return Lanes(
+        made = Lanes if first is None else partial(LanesBeside, first)
+        return made(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
             admission=terms.admission,
@@ -125,8 +128,9 @@ class Worker:
             for _, error in import_lazy():
                 raise error
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
-        if self.terms.elsewhere and can_stay(self.server):
-            self._threads = ThreadPool(self.server, self.lanes, self._epoll, self._wakeup.wake)
+        if self.terms.elsewhere and all(can_stay(server) for server, _, _ in self._served):
+            served = [(server, lanes) for server, lanes, _ in self._served]
+            self._threads = ThreadPool(served, self._epoll, self._wakeup.wake)
         for server, lanes, terms in self._served:
             handshake.in_its_lane(server)
             strays.end_in_hooks(server, lambda: self.lanes.forked)
@@ -240,7 +244,7 @@ class Worker:
 
     def _stop_watching(self) -> None:
         """Leave the epoll to the threads. What is the main thread's stays in its own poll."""
-        for fd in (self._wakeup.fileno(), self.master.fileno(), self.server.fileno()):
+        for fd in (self._wakeup.fileno(), self.master.fileno(), *(server.fileno() for server, _, _ in self._served)):
             with contextlib.suppress(OSError, ValueError):  # the program may have closed the listener
                 self._epoll.unregister(fd)
 
@@ -320,9 +324,10 @@ class Worker:
         """
         wait, usage, most = self._epoll.poll, self._usage, self._usage.limits.max_requests or 0
         ways: dict[int, tuple[Any, Lanes, ServeOne, Lane]] = {}
+        taken = self.lanes.take()
+        assert taken is not None
         for server, lanes, _ in self._served:
-            lane = lanes.take()
-            assert lane is not None
+            lane = lanes.like(taken) if isinstance(lanes, LanesBeside) else taken
             ways[server.fileno()] = server, lanes, way_of(lanes, server), lane
         to_try: list[int] = []
         next_look_ns = 0
@@ -358,8 +363,7 @@ class Worker:
                     break
             elif outcome is NO_RESOURCES and not leaving:
                 self._pause(lanes)
-        for _, lanes, _, lane in ways.values():
-            lanes.give_back(lane)
+        self.lanes.give_back(taken)
 
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""

@@ -16,7 +16,8 @@ import select
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from time import monotonic, monotonic_ns
 from typing import Any
@@ -29,6 +30,7 @@ from .contexts import Lane
 from .definitions import is_the_programs
 from .identity import identity, lost
 from .lanes import Lanes
+from .lanes_beside import LanesBeside
 from .signals import DRAIN_SIGNAL
 from .straight import ServeOne, way_in_threads
 from .thread_body import THREAD_BODY
@@ -51,12 +53,16 @@ def can_stay(server: Any) -> bool:
 class ThreadPool:
     """The threads of one worker. For its main thread; `wake` ends that one's wait, and then it calls `see_to()`."""
 
-    def __init__(self, server: Any, lanes: Lanes, epoll: select.epoll, wake: Callable[[], None]) -> None:
+    def __init__(self, served: Sequence[tuple[Any, Lanes]], epoll: select.epoll, wake: Callable[[], None]) -> None:
+        """`served`: each server, with its lanes; the first one's are those that the threads have."""
+        (server, lanes), *others = served
         self.served = 0
         self.short = False  # of descriptors or memory: the listener has to be left alone for a while
         self.failed: Exception | None = None  # a wait, as it does where the program has closed our descriptors
         self._server = server
         self._listener: int = server.fileno()
+        self._others = others
+        self._listeners: tuple[int, ...] = tuple(each.fileno() for each, _ in served)
         self._lanes = lanes
         self._epoll = epoll
         self._identity = identity(epoll.fileno())
@@ -65,7 +71,10 @@ class ThreadPool:
         self._woken = False
         self._context = context_of_threads()
         lanes.serve_in_threads(server, self._accepted)
+        for other, its in others:
+            its.serve_in_threads(other, partial(self._accepted, other.fileno()))
         self._serve_one: ServeOne = lanes.serve_one
+        self._ways: dict[int, tuple[Any, Lanes, ServeOne]] = {}  # of the others, by their listeners
         self._numbers = count(1)
         self._most = 0  # requests, after which the main thread is woken
         self._next_look_ns = 0
@@ -85,14 +94,16 @@ class ThreadPool:
         """
         self._most = most
         self._serve_one = way_in_threads(self._lanes, self._server)
+        self._ways = {other.fileno(): (other, its, way_in_threads(its, other)) for other, its in self._others}
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
 
     def go_to_the_back(self) -> None:
         """Let other workers have the next requests. What is queued already wakes one of ours that waits."""
-        if not go_to_the_back(self._epoll, self._listener, AT_EACH_CHANGE):
-            self.short = True
-            self._wake()
+        for listener in self._listeners:
+            if not go_to_the_back(self._epoll, listener, AT_EACH_CHANGE):
+                self.short = True
+                self._wake()
 
     def _wake(self) -> None:
         self._woken = True
@@ -164,13 +175,18 @@ class ThreadPool:
         thread = threading.current_thread()
         self._lanes.of_threads[threading.get_ident()] = lane
         try:
-            self._serve(thread, lane)
+            if self._others:
+                self._serve_several(thread, lane)
+            else:
+                self._serve(thread, lane)
         except OSError as exc:  # of a request that has closed all, its own connection as well
             if not self._is_lost():
                 raise
             self.failed = exc
         finally:
-            passed_on = self._lanes.of_threads.pop(threading.get_ident(), None) is None
+            every = (self._lanes, *(its for _, its in self._others))
+            lanes_left = [its.of_threads.pop(threading.get_ident(), None) for its in every]
+            passed_on = None in lanes_left
             self._waiting.discard(thread)
             self._ended.append(thread)
             if not passed_on:
@@ -219,9 +235,55 @@ class ThreadPool:
                 self._next_look_ns = now_ns + LOOK_EVERY_NS
                 self._wake()
 
-    def _accepted(self) -> None:
-        """Called between an accept and its handler."""
-        listener = self._listener
+    def _serve_several(self, thread: threading.Thread, lane: Lane) -> None:
+        """Do as `_serve()` does, for whichever server something comes, in that one's own way."""
+        waiting, new_context, is_unchanged = self._waiting, self._context.copy, state_of_thread()
+        ways = {self._listener: (self._server, self._lanes, self._serve_one, lane)}
+        for listener, (other, its, serve_one) in self._ways.items():
+            assert isinstance(its, LanesBeside)
+            ways[listener] = other, its, serve_one, its.like(lane)
+            its.of_threads[threading.get_ident()] = ways[listener][3]
+        leaving = False
+        while not leaving:
+            waiting.add(thread)
+            try:
+                ready = self._epoll.poll(IDLE_S if len(waiting) > AHEAD else None, 1)
+            except (OSError, ValueError) as exc:  # the program has closed the descriptor
+                self.failed = exc
+                return
+            waiting.discard(thread)
+            leaving = self._leaving
+            to_try = [ready[0][0]] if ready and ready[0][0] in ways else []
+            if not to_try:
+                if len(waiting) >= (1 if leaving else AHEAD):
+                    return
+                if not leaving:
+                    continue
+                to_try = list(ways)
+            for came in to_try:
+                server, lanes, serve_one, words = ways[came]
+                now_ns = monotonic_ns()
+                outcome = new_context().run(serve_one, server, words, now_ns)
+                if lanes.forked:
+                    leave(0)
+                if outcome is REQUEST:
+                    leaving = leaving or self._leaving or not is_unchanged()
+                elif outcome is PASSED_ON or outcome is NOT_BEGUN:  # there is no lane for this thread any more
+                    if outcome is NOT_BEGUN:
+                        self._leave_alone()
+                    return
+                elif outcome is NO_RESOURCES:
+                    self._leave_alone()
+                else:
+                    self.go_to_the_back()
+            if now_ns >= self._next_look_ns:
+                self._next_look_ns = now_ns + LOOK_EVERY_NS
+                self._wake()
+
+    def _accepted(self, listener: int | None = None) -> None:
+        """Called between an accept and its handler. `listener`: by which it came, if not by the first one's."""
+        if listener is None:
+            listener = self._listener
         try:  # go_to_the_back() without a call more: this was a quarter of what it costs
             self._unregister(listener)
             self._register(listener, AT_EACH_CHANGE)
@@ -232,7 +294,8 @@ class ThreadPool:
             self._wake()
 
     def _leave_alone(self) -> None:
-        with contextlib.suppress(OSError):
-            self._epoll.unregister(self._listener)
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(listener)
         self.short = True
         self._wake()

@@ -1,15 +1,15 @@
 """An authoritative DNS responder, over UDP and TCP, on dnslib.
 
     pip install dnslib
-    prefork run dns_responder:OverUdp --bind udp://127.0.0.1:5353
-    prefork run dns_responder:OverTcp --bind 127.0.0.1:5353 --max-threads 20
+    prefork run dns_responder:OverUdp --bind udp://127.0.0.1:5353 --config dns_responder.toml
 
     dig @127.0.0.1 -p 5353 www.example.test
-    dig @127.0.0.1 -p 5353 +tcp big.example.test TXT
+    dig @127.0.0.1 -p 5353 big.example.test TXT
 
-One process pool for each transport, as the two have different needs: a datagram is one short request, a TCP client may
-keep its connection and say nothing, so that there threads wait for it. Port 53 wants a socket that systemd hands over,
-or the capability CAP_NET_BIND_SERVICE. The zone is read when the module is imported: edit it and reload.
+One pool for both transports: what is too long for a datagram is cut, and dig asks again over TCP, at the same port. The
+file has OverTcp served as well, and threads: a TCP client may keep its connection and say nothing. Port 53 wants a
+socket that systemd hands over, or the capability CAP_NET_BIND_SERVICE. The zone is read when the module is imported:
+edit it and reload.
 """
 
 import struct

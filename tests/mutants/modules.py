@@ -405,5 +405,7 @@ MODULES = {
     ),
     "privileges": Module("workers/privileges.py", ("privileges",), ("process/privileges", "faults/privileges")),
     "users": Module("prefork/settings/users.py", ("users",), ("process/privileges",)),
+    "service": Module("prefork/master/service.py", ("spawner", "supervisor"), ("process/several_listeners",)),
+    "lanes_beside": Module("workers/lanes_beside.py", ("also",), ("process/several_listeners",)),
     "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
 }

@@ -140,7 +140,6 @@ def test_sockets_that_systemd_passes(bind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("argv", "said"), [
     (["--bind", ":0", "--bind", ":0", "--single"], "could not serve with --single: it serves one address, and"),
     (["--bind", "unix:s", "--bind", "unix:s"], "could not set bind to unix:s (from --bind): that is taken by --bind"),
-    (["--bind", ":0", "--bind", "unix:s", "--max-threads", "2"], "a pool with threads has one listener"),
     (["--bind", ":0", "--bind", "udp://:0"], "the socket is one for datagrams"),
 ])  # fmt: skip
 def test_what_cannot_be_served_together(argv: list[str], said: str, tmp_path: Path) -> None:
@@ -295,3 +294,77 @@ def test_the_death_of_a_worker_is_counted_where_its_request_came_from(tmp_path: 
             service.wait_ready(1, killed=1)
         for listener, count in (("s", 1), (f"127.0.0.1:{tcp[1]}", 0)):
             wait_scraped(port, f'prefork_requests_total{{listener="{listener}",outcome="lost"}}', count)
+
+
+# Models.
+
+
+@pytest.mark.parametrize("threads", [4, None])
+def test_threads_serve_each_in_its_own_way(threads: int | None, tmp_path: Path) -> None:
+    """Any thread of a worker takes what comes by any listener, and counts it there; clients that hold some of its lanes
+    by one listener leave the others to all of them."""
+    conf = tmp_path / "s.toml"
+    conf.write_text(f"""[prefork]
+target = "prefork.examples:Upper"
+bind = ["127.0.0.1:0", "unix:s"]
+max_children = 1
+max_threads = {threads or '"off"'}
+[[prefork.also]]
+target = "prefork.examples:UpperDatagram"
+bind = "udp://127.0.0.1:0"
+""")
+    with command.running(["run", "--config", "s.toml", "--control", "c"], cwd=tmp_path) as run:
+        tcp, path, udp = addresses(tmp_path)
+        held = [connect(address) for address in (tcp, path, tcp)]
+        assert [each.ask(b"x") for each in held] == [b"X"] * 3
+        for _ in range(20):
+            assert ask_datagram(udp, b"y") == b"Y"
+            assert ask(path, b"z\n") == b"Z\n"
+        assert counted(tmp_path) == [2, 21, 20]
+        assert [each["in_flight"] for each in asked(tmp_path / "c", "status")["listeners"]] == [2, 1, 0]
+        if threads is None:  # more than the lanes that are open at first
+            held += [connect(path) for _ in range(70)]
+            assert [each.ask(b"x") for each in held] == [b"X"] * 73
+            assert counted(tmp_path)[1] == 91
+        asks: dict[str, Any] = {"question": b"q\n", "right": rb"Q\n"}
+        with Load(tcp, 2, **asks) as load, Load(path, 2, **asks) as other:
+            load.wait_answered(20)
+            other.wait_answered(20)
+        assert not load.tally.failures + other.tally.failures, (load.tally.failed, other.tally.failed)
+        assert ctl(tmp_path / "c", "reload").returncode == 0
+        assert ask(path, b"x\n") == b"X\n"
+        for each in held:
+            each.close()
+        assert run.ended(signal.SIGTERM) == 0
+
+
+def test_forked_ahead(tmp_path: Path) -> None:
+    """Below a ForkingMixIn a worker serves one request, of whichever listener, and leaves."""
+    (tmp_path / "ahead.py").write_text(
+        "import os, prefork\n"
+        "class Pid(prefork.StreamRequestHandler):\n"
+        "    def handle(self): self.wfile.write(b'%d' % os.getpid())\n"
+        "class Server(prefork.PreForkingMixIn, prefork.ForkingMixIn, prefork.TCPServer):\n"
+        "    RequestHandlerClass = Pid\n"
+    )
+    argv = ["run", "ahead:Server", *BINDS[:2], *BINDS[4:], "--max-children", "2", "--control", "c"]
+    with command.running(argv, cwd=tmp_path):
+        found = addresses(tmp_path)
+        assert len({ask(address, b"") for address in found * 4}) == 8
+        assert counted(tmp_path) == [4, 4]
+
+
+def test_limits_count_what_comes_by_any_of_them(tmp_path: Path) -> None:
+    """A connection more than `max_connections` is closed, whichever listener the others came by."""
+    argv = ["run", "prefork.examples:Upper", *BINDS, "--max-children", "1", "--max-threads", "9", "--control", "c"]
+    with command.running([*argv, "--max-connections", "3"], cwd=tmp_path):
+        found = addresses(tmp_path)
+        held = [connect(address) for address in found]
+        assert [each.ask(b"x") for each in held] == [b"X"] * 3
+        for address in found:
+            with contextlib.suppress(ConnectionResetError), dial(address) as more:
+                assert more.recv(1) == b""
+        held.pop().close()
+        for each in held:
+            assert each.ask(b"y") == b"Y"
+            each.close()

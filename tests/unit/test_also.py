@@ -20,9 +20,13 @@ from prefork import (
 )
 from prefork.cli.launch import fields
 from prefork.master.accept_queue import AcceptQueues
+from prefork.metrics.scoreboard import ACCEPTED, BUSY, IDLE, STATE, Slot
 from prefork.pool import pool_of
 from prefork.settings.also import also
 from prefork.sockets.listener import Listener
+from prefork.workers.lanes import Lanes
+from prefork.workers.lanes_beside import LanesBeside
+from prefork.workers.open_lanes import OpenLanes
 
 FIELDS = fields()
 
@@ -82,7 +86,7 @@ def first() -> Iterator[PreForkingTCPServer]:
 
 @pytest.mark.parametrize(("cls", "said"), [
     (TCPServer, "could not serve TCPServer as well: it has no PreForkingMixIn among its bases"),
-    (Threaded, "could not serve Threaded as well: a pool with threads has one listener"),
+    (Threaded, "could not serve Threaded as well: one of the two has a ThreadingMixIn, and the other has none"),
     (Ahead, "could not serve Ahead as well: one of the two has a ForkingMixIn, and the other has none"),
     (Accompanied, "the companions of a pool are its first server's, and this one has indexer"),
 ])  # fmt: skip
@@ -110,6 +114,22 @@ def test_a_server_belongs_to_one_pool(first: PreForkingTCPServer) -> None:
             first.serve_also(closed)
         assert [each.server for each in pool_of(first).each] == [first, other]
         assert other.statistics() == first.statistics()
+
+
+class Verifying(Threaded):
+    """Has a hook that runs before the thread."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
+def test_a_hook_before_the_thread() -> None:
+    """Where threads accept for several servers nothing of the program's can come first; alone it can."""
+    with made(Verifying) as first, made(Threaded) as other:
+        pool_of(first).check()
+        first.serve_also(other)
+        with pytest.raises(ConfigError, match="could not serve Verifying beside others with threads: one of"):
+            pool_of(first).check()
 
 
 def test_the_others_are_closed_with_the_first() -> None:
@@ -150,3 +170,27 @@ def test_the_queues_of_several_are_seen_as_one() -> None:
     for sock in socks:
         sock.close()
     assert AcceptQueues(()).queued_at == 0.0
+
+
+def test_a_lane_of_two_servers() -> None:
+    """It is one lane: taken from the first's, with words of each; given back by either, it is free."""
+    slot = Slot(3, listeners=0b101, opened=1)
+    opened = [OpenLanes(slot, number) for number in (0, 2)]
+    first = Lanes(opened[0].first(), elsewhere=True, on_free=lambda: None, more=opened[0].more)
+    other = LanesBeside(first, opened[1].first(), elsewhere=True, on_free=lambda: None, more=opened[1].more)
+    taken = [first.take() for _ in range(3)]
+    likes = [other.like(lane) for lane in taken if lane is not None]
+    for index, like in enumerate(likes):
+        like[ACCEPTED] = index + 1
+    assert [slot.of_listener(2).lane(index)[ACCEPTED] for index in range(3)] == [1, 2, 3]
+    assert [slot.of_listener(0).lane(index)[ACCEPTED] for index in range(3)] == [0, 0, 0]
+    assert (first.take(), first.all_free(), other.all_free()) == (None, False, True)
+    likes[1][STATE] = BUSY
+    other.give_back(likes[1])
+    assert likes[1][STATE] == IDLE
+    assert first.take() is taken[1]
+    for lane in taken:
+        assert lane is not None
+        first.give_back(lane)
+    assert first.all_free()
+    slot.close()

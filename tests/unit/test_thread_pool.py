@@ -60,7 +60,7 @@ class Pool:
         self.woken = threading.Semaphore(0)
         self.lanes = Lanes(self.slot, elsewhere=True, on_free=self.woken.release, guarded=True)
         self.epoll = select.epoll()
-        self.pool = ThreadPool(self.server, self.lanes, self.epoll, self.woken.release)
+        self.pool = ThreadPool([(self.server, self.lanes)], self.epoll, self.woken.release)
         self.lanes.bind(self.server)
         self.ready, self._write = socket.socketpair()
         self.clients: list[socket.socket] = []
