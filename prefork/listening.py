@@ -141,16 +141,16 @@ class Listened(Supervised):
 
     # What is written of connections.
 
-    def access_log(self, *, wanted: bool | None = None) -> AccessLog | None:
+    def access_log(self, *, wanted: bool | None = None, where: str | None = None) -> AccessLog | None:
         """Return what writes the records of this worker, or of the only process of `--single`; the master has none.
 
-        `wanted`: whether the pool has one, where that is another server's.
+        `wanted`: whether the pool has one, where that is another server's. `where`: the listener's name in it.
         """
         wanted = value_of(self.server, "access_log") if wanted is None else wanted
         if self.slot is None or not wanted:
             return None
         sock = socket_of(self.server)
-        where = address_text(self.server.server_address if sock is None else sock.getsockname())
+        where = where or address_text(self.server.server_address if sock is None else sock.getsockname())
         return AccessLog(LogContext(where, self.slot, address_text))
 
     # What connections must show.

@@ -50,8 +50,7 @@ from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .settings.users import privileges_of
 from .sockets.accepted import accept_for
-from .sockets.addresses import address_text
-from .sockets.listener import SERVICE, Listener, number_of
+from .sockets.listener import SERVICE, Listener, names_of, number_of
 from .sockets.networks import admission, counted
 from .sockets.options import check_shared_port
 from .sockets.receiving import shortest
@@ -119,8 +118,7 @@ class Preforked(Joined):
         return supervisor
 
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
-        for sock in self.sockets():
-            where = address_text(sock.getsockname())
+        for where in names_of(self.sockets()):
             log.info("listening on %s", where, extra=event(LogEvent.LISTENING, address=where))
         if handed() is None:  # else it was said at the start
             say_if_root(value_of(self.server, "user"))
@@ -352,7 +350,8 @@ class Preforked(Joined):
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
-        served = [(each.server, self._terms_of(each, terms, number)) for each in self.each]
+        named = zip(self.each, names_of(self.sockets()), strict=True)
+        served = [(each.server, self._terms_of(each, terms, number, name)) for each, name in named]
         worker = Worker(*served[0], birth, master, served[1:])
         for each in self.each:
             each.worker = worker
@@ -361,7 +360,7 @@ class Preforked(Joined):
             SharedDatagrams.receive_on(*shared)
         return worker.run()
 
-    def _terms_of(self, each: Joined, terms: WorkerTerms, number: int) -> WorkerTerms:
+    def _terms_of(self, each: Joined, terms: WorkerTerms, number: int, name: str) -> WorkerTerms:
         """Return the terms by which a worker serves one of the servers, and prepare that for it."""
         server = each.server
         each.take_slot(number)
@@ -373,7 +372,7 @@ class Preforked(Joined):
                 queue_waits=terms.metrics and each.takes_tcp(), get_request=partial(shortest, server),
                 on_drain=_on_drain(server), listener=number_of(each.listener),
             )  # fmt: skip
-        log = each.access_log(wanted=value_of(self.server, "access_log"))
+        log = each.access_log(wanted=value_of(self.server, "access_log"), where=name)
         table = None if self.supervisor is None else self.supervisor.connections
         door = admission(InForce(server), each.tls, table, number)
         return terms._replace(admission=door, access_log=log)

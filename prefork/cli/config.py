@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from prefork.workers.definitions import definer
 
+from ..settings.also import Also
 from ..settings.fields import Field, settings, show
 from ..settings.in_force import value_of
+from ..settings.sources import ALSO
 from . import launch
 from .dry_run import dry_run
 from .launch import Launch, LaunchPlan
@@ -35,7 +37,8 @@ _EXIT_STATUS = {status: text for status, text in launch.EXIT_STATUS.items() if s
 JSON_TEXT = """\
 With --json: an object with "target", and under "settings" for each by its name in a file: "value" (seconds, bytes,
 true or false, a text, or null for off), "source" (option, variable, file, class, instance or default), "from" (its
-name), "attribute" (its name in a class) and "reloadable" (whether a reload changes it).
+name), "attribute" (its name in a class) and "reloadable" (whether a reload changes it). Under "also" the same of what
+each table [[prefork.also]] sets, where there are such.
 """
 _EXAMPLES = """\
   prefork config app:Server --config service.toml
@@ -49,6 +52,10 @@ class EffectiveSetting(NamedTuple):
     value: Any
     kind: str
     origin: str
+
+    @property
+    def key(self) -> str:
+        return self.field.key
 
     @property
     def text(self) -> str:
@@ -102,14 +109,26 @@ def _run(args: argparse.Namespace) -> int:
             holder.server_close()
     if args.json:
         named = {each.field.key: each.as_json() for each in found}
-        sys.stdout.write(json.dumps({"target": plan.launch.target, "settings": named}, indent=2) + "\n")
+        others = [{each.key: each.as_json() for each in _of_table(table)} for table in plan.also]
+        told = {"target": plan.launch.target, "settings": named, **({ALSO: others} if others else {})}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        sys.stdout.write(_table(found))
+        rows = [(each.key, each) for each in found]
+        for number, table in enumerate(plan.also, 1):
+            rows += ((f"{ALSO} {number} {each.key}", each) for each in _of_table(table))
+        sys.stdout.write(_table(rows))
     return 0
 
 
-def _table(found: list[EffectiveSetting]) -> str:
-    rows = [(each.field.key, each.text, each.origin) for each in found]
+def _of_table(table: Also) -> Iterator[EffectiveSetting]:
+    """Yield what one of the tables [[prefork.also]] sets."""
+    known = launch.fields()
+    for name, each in table.found.items():
+        yield EffectiveSetting(known[name], each.value, each.kind, each.origin)
+
+
+def _table(found: list[tuple[str, EffectiveSetting]]) -> str:
+    rows = [(name, each.text, each.origin) for name, each in found]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "".join(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}\n" for name, value, origin in rows)
 

@@ -6,7 +6,7 @@ Runs in the master's turns and must not wait: a look at the processes themselves
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import monotonic, monotonic_ns, time_ns
 
 from prefork.metrics.facts import ChildKind
@@ -15,8 +15,7 @@ from prefork.metrics.kernel import accept_queue
 from ..master.children import Child, ChildState
 from ..master.supervisor import Supervisor
 from ..reload.generations import Generations
-from ..sockets.addresses import address_text
-from ..sockets.listener import number_of
+from ..sockets.listener import names_of, number_of
 from ..sockets.peers import PEERS_MAX
 from ..version import __version__
 from . import proc, report
@@ -39,7 +38,7 @@ class Facts:
         return report.ServiceFacts(
             supervisor.service.name, os.getpid(), __version__, sys.version.split()[0],
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
-            tuple(map(_listener, supervisor.service.listeners)), limits.min_children, limits.max_children,
+            tuple(_listeners(supervisor.service.listeners)), limits.min_children, limits.max_children,
             supervisor.last_error,
             pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
             tuple(self._companions(until if look else 0.0)),
@@ -87,8 +86,8 @@ class Facts:
         return {child.name: child for child in self._supervisor.table if child.kind is ChildKind.COMPANION}
 
 
-def _listener(sock: socket.socket) -> report.ListenerFacts:
-    if sock.fileno() == -1:
-        return report.ListenerFacts("")
-    queue = accept_queue(sock) if sock.type == socket.SOCK_STREAM else (None, None)
-    return report.ListenerFacts(address_text(sock.getsockname()), number_of(sock), *queue)
+def _listeners(socks: Sequence[socket.socket]) -> Iterator[report.ListenerFacts]:
+    still_open = [sock for sock in socks if sock.fileno() != -1]
+    for sock, name in zip(still_open, names_of(still_open), strict=True):
+        queue = accept_queue(sock) if sock.type == socket.SOCK_STREAM else (None, None)
+        yield report.ListenerFacts(name, number_of(sock), *queue)

@@ -27,7 +27,7 @@ from ..master.guard import say_failed
 from ..master.policy import TICK_S
 from ..master.signalling import retire
 from ..sockets.addresses import address_text
-from ..sockets.listener import Listener, number_of
+from ..sockets.listener import Listener, names_of, number_of
 from ..sockets.shared import queued
 
 log = logging.getLogger("prefork.supervisor")
@@ -174,7 +174,8 @@ class ExporterChild:
             self._forget_memory()
             descriptor_limit.give_back()
             subject = self._subject
-            named = tuple((address_text(sock.getsockname()), number_of(sock), sock) for sock in subject.listeners)
+            socks = subject.listeners
+            named = tuple(zip(names_of(socks), map(number_of, socks), socks, strict=True))
             scope = Scope(subject.name, self._listener, named, subject.pool, subject.companions, subject.privileges)
             return serve(scope, slots, birth, master)
 

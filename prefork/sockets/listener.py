@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -355,6 +355,20 @@ def number_of(sock: Any) -> int:
     """Return the number by which a pool counts what comes by this socket; 0 where there is none."""
     origin = origin_of(sock)
     return 0 if origin is None or origin.number is None else origin.number
+
+
+def names_of(socks: Sequence[Any]) -> list[str]:
+    """Return a name for each of these listeners, in logs, metrics and reports: its address.
+
+    A datagram socket at the address of another one is called udp://…, and one more of the same kind by its place.
+    """
+    addresses = [address_text(sock.getsockname()) for sock in socks]
+    names: list[str] = []
+    for sock, address in zip(socks, addresses, strict=True):
+        shared = addresses.count(address) > 1 and sock.type == socket.SOCK_DGRAM
+        name = f"udp://{address}" if shared else address
+        names.append(f"{name} {names.count(name) + 1}" if name in names else name)
+    return names
 
 
 def put_beneath(sock: socket.socket, origin: Listener) -> None:

@@ -19,6 +19,7 @@ from prefork.sockets.listener import (
     asked_for,
     asked_once_more,
     bound_elsewhere,
+    names_of,
     put_beneath,
 )
 from prefork.sockets.ownership import Access
@@ -532,3 +533,18 @@ def test_a_path_that_is_gone_stands_no_more() -> None:
         os.unlink("s")
         stood.append(listener.stands)
         assert stood == [True, False, False]
+
+
+def test_names_of_several_listeners() -> None:
+    """An address is a name, unless another listener has it as well: no two series of one service are the same."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp,
+        socket.socket(type=socket.SOCK_DGRAM) as alone,
+    ):  # fmt: skip
+        udp.bind(tcp.getsockname())
+        alone.bind(("127.0.0.1", 0))
+        here, there = (f"127.0.0.1:{sock.getsockname()[1]}" for sock in (tcp, alone))
+        assert names_of([tcp, udp, alone]) == [here, f"udp://{here}", there]
+        assert names_of([udp]) == [here]
+        assert names_of([tcp, tcp, udp]) == [here, f"{here} 2", f"udp://{here}"]
+        assert names_of([]) == []
