@@ -1,5 +1,6 @@
 """EPOLLEXCLUSIVE wakes one worker; what if that one is gone, or stopped, before it accepts, and nothing else comes?"""
 
+import os
 import signal
 import socket
 import time
@@ -78,6 +79,34 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
     assert slowest < ANSWERED
     assert statistics["accepted"] == statistics["completed"] == TIMES
     assert statistics["exits"] == ({} if name == "STOP" else {"killed": TIMES})
+
+
+@pytest.mark.parametrize("name", ["KILL", "STOP"])
+def test_woken_by_one_of_several_and_gone(name: str, tmp_path: Path) -> None:
+    """The same of a pool with three listeners, whichever of them it was that woke the worker: a sibling has been woken
+    for no other, and tries them all when the master wakes it."""
+    slowest, bases = 0.0, "PreForkingTCPServer"
+    with Service(tmp_path, walking("Beside", bases, trap=name)) as service:
+        if name == "KILL":
+            service.expect(r"killed \(killed by SIGKILL\)")
+        beside = os.path.relpath(tmp_path / "beside")
+        udp = tuple(service.wait("beside")["address"])
+        for time_, where in enumerate((service.address, beside, udp), 1):
+            service.wait_ready(3)
+            (tmp_path / "trap").touch()
+            mark, began = service.mark(), time.monotonic()
+            assert ask_datagram(where, b"x") if where is udp else ask(where, b"pid\n")
+            slowest = max(slowest, time.monotonic() - began)
+            trapped = service.wait("trapped", after=mark)["pid"]
+            if name == "STOP":
+                wait_stopped(trapped)
+                service.signal(signal.SIGCONT, trapped)
+            else:
+                service.wait_ready(3, killed=time_)
+        statistics = service.settled()
+    figure(f"three listeners, woken worker in SIG{name}: slowest answer", ms(slowest), ms(ANSWERED))
+    assert slowest < ANSWERED
+    assert statistics["accepted"] == statistics["completed"] == 3
 
 
 def test_woken_and_stopped_for_good(tmp_path: Path) -> None:

@@ -169,9 +169,10 @@ def test_servers_of_other_classes(tmp_path: Path) -> None:
         assert sorted(found) == sorted(["Lines", "Datagrams", "Paths"] * count), event
 
 
-def test_who_is_queued_at_any_of_them_is_served_in_a_drain(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [(), ("threads", "max_threads=1")], ids=["alone", "threads"])
+def test_who_is_queued_at_any_of_them_is_served_in_a_drain(model: tuple[str, ...], tmp_path: Path) -> None:
     """TERM while every worker is busy: whoever waits at any of the listeners gets its answer."""
-    with serving(tmp_path, 1) as (service, tcp, udp, path):
+    with serving(tmp_path, 1, *model) as (service, tcp, udp, path):
         held = connect(tcp)
         held.ask(b"pid")
         queued = [connect(tcp), connect(path)]
@@ -190,10 +191,11 @@ def test_who_is_queued_at_any_of_them_is_served_in_a_drain(tmp_path: Path) -> No
         assert service.wait_exit() == 0
 
 
-def test_a_storm_of_kills_is_accounted_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [(), ("threads",)], ids=["alone", "threads"])
+def test_a_storm_of_kills_is_accounted_for(model: tuple[str, ...], tmp_path: Path) -> None:
     """Workers are killed while clients come at each listener: what was accepted is answered or lost, to the unit."""
     chosen = random.Random(17)
-    with serving(tmp_path, 3, "max_restart_delay=0.5") as (service, tcp, udp, path):
+    with serving(tmp_path, 3, "max_restart_delay=0.5", *model) as (service, tcp, udp, path):
         with Load(tcp, 2) as one, Load(path, 2) as other:
             for _ in range(15):
                 one.wait_answered()

@@ -6,11 +6,12 @@ import select
 import signal
 from typing import Any
 
-from prefork import DatagramRequestHandler
-from tests.support.programs.served import Told, tell
+from prefork import DatagramRequestHandler, PreForkingUDPServer, PreForkingUnixStreamServer
+from tests.support.programs.served import Told, Who, tell
 
 
 class Hooks(Told):
+    serve_also: Any
     trap = "KILL"
 
     def get_request(self) -> Any:
@@ -50,3 +51,27 @@ class Unpoked(Hooks):
 class Datagram(DatagramRequestHandler):
     def handle(self) -> None:
         self.wfile.write(b"%d" % os.getpid())
+
+
+class Beside(Hooks):
+    """Serves two more: a path, and datagrams. Each has the trap."""
+
+    def serve_forever(self, *args: Any) -> None:
+        path = TrappedPath("beside", Who)
+        datagrams = TrappedDatagrams(("127.0.0.1", 0), Datagram)
+        for other in (path, datagrams):
+            self._trapped(other)
+        tell("beside", address=datagrams.server_address)
+        super().serve_forever(*args)
+
+    def _trapped(self, other: Any) -> None:
+        type(other).trap = self.trap
+        self.serve_also(other)
+
+
+class TrappedPath(Hooks, PreForkingUnixStreamServer):
+    """Lines at a path."""
+
+
+class TrappedDatagrams(Hooks, PreForkingUDPServer):
+    """Answers with the pid."""

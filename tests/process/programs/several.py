@@ -1,6 +1,6 @@
 """One pool for three servers: lines over TCP and over a Unix socket, datagrams over UDP. Each has hooks of its own.
 
-python -m tests.process.programs.several TCP-PORT [NAME=NUMBER ...]
+python -m tests.process.programs.several TCP-PORT [NAME=NUMBER ...] [threads]
 """
 
 import sys
@@ -8,11 +8,15 @@ from typing import Any
 
 from prefork import (
     DatagramRequestHandler,
+    PreForkingMixIn,
     PreForkingTCPServer,
     PreForkingUDPServer,
     PreForkingUnixStreamServer,
+    ThreadingMixIn,
 )
 from tests.support.programs.served import Told, Who, log_everything, tell
+
+THREADS = "threads"
 
 
 class Named:
@@ -39,16 +43,17 @@ class Lines(Named, Told, PreForkingTCPServer):
 
 
 class Paths(Named, PreForkingUnixStreamServer):
-    """Refuses nobody but by its own hook."""
-
-    refuses = False
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return not self.refuses
+    """At the path s."""
 
 
 class Datagrams(Named, PreForkingUDPServer):
     """Answers in upper case."""
+
+
+class Threaded(PreForkingMixIn, ThreadingMixIn):
+    """Before the server class."""
+
+    max_threads = 4
 
 
 class Upper(DatagramRequestHandler):
@@ -58,16 +63,21 @@ class Upper(DatagramRequestHandler):
 
 def main(port: str, *settings: str) -> None:
     log_everything()
+    classes: tuple[Any, ...] = (Lines, Datagrams, Paths)
+    if THREADS in settings:
+        settings = tuple(each for each in settings if each != THREADS)
+        classes = tuple(type(cls.__name__, (*cls.__bases__[:-1], Threaded, cls.__bases__[-1]), {}) for cls in classes)
+    lines, datagrams, paths = classes
     for setting in settings:
         name, _, value = setting.partition("=")
         if name == "metrics_port":
-            Lines.metrics_address = ("127.0.0.1", int(value))
+            lines.metrics_address = ("127.0.0.1", int(value))
             continue
-        setattr(Lines, name, value if name == "control_socket" else float(value) if "." in value else int(value))
-    with Lines(("127.0.0.1", int(port)), Who) as first:
-        udp = Datagrams(("127.0.0.1", 0), Upper)
+        setattr(lines, name, value if name == "control_socket" else float(value) if "." in value else int(value))
+    with lines(("127.0.0.1", int(port)), Who) as first:
+        udp = datagrams(("127.0.0.1", 0), Upper)
         first.serve_also(udp)
-        first.serve_also(Paths("s", Who))
+        first.serve_also(paths("s", Who))
         tell("also", address=udp.server_address)
         first.serve_forever()
 
