@@ -28,7 +28,7 @@ from .inheritance.precedence import is_called_by
 from .reload.handover import handed
 from .settings.also import is_of_a_listener
 from .settings.fields import settings
-from .settings.in_force import InForce, value_of
+from .settings.in_force import InForce, default_of, value_of
 from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
 from .sockets.networks import admission
@@ -280,5 +280,5 @@ class Joined(Accompanied, Listened):
             for name, field in settings(type(other)).items():
                 if is_of_a_listener(field) or name not in defaults:
                     continue
-                if value_of(other, name) not in (value_of(first, name), field.default):
+                if value_of(other, name) not in (value_of(first, name), default_of(other, name)):
                     yield f"{name} of {type(other).__qualname__}", why

@@ -31,6 +31,7 @@ from .settings.fields import validate
 from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .sockets.listener import leave_descriptor
+from .sockets.of_server import is_closed
 from .sockets.shared import take_away_path
 from .sockets.wildcard import prepare_answers
 from .supervised import SupervisedMixIn
@@ -228,7 +229,8 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
             take_away_path(own.origin)
         super().server_close()
         for other in own.others:
-            other.server_close()
+            if not is_closed(other):
+                other.server_close()
 
     def reload(self) -> None:
         """Reload code and settings, as SIGHUP does: rehearse, then exec the program again in this process.

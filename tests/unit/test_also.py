@@ -142,13 +142,17 @@ def test_the_others_are_closed_with_the_first() -> None:
     other.server_close()
 
 
+class Hurried(PreForkingTCPServer):
+    max_requests = 7
+
+
 def test_a_setting_of_the_pools_on_another_server(first: PreForkingTCPServer) -> None:
     """It is said to have no effect; one of a listener's has."""
-    with made(PreForkingTCPServer) as other:
-        other.max_requests, other.allowed_clients, first.max_lifetime = 7, "::1", 9.0
+    with made(Hurried) as other:
+        other.allowed_clients, first.max_lifetime = "::1", 9.0
         first.serve_also(other)
         assert list(pool_of(first).without_effect()) == [
-            ("max_requests of PreForkingTCPServer", "the settings of the pool are those of PreForkingTCPServer")
+            ("max_requests of Hurried", "the settings of the pool are those of PreForkingTCPServer")
         ]
 
 
