@@ -45,7 +45,7 @@ class View:
 def lines(before: Look | None, look: Look, view: View) -> list[Line]:
     """Return the lines of the screen, no wider and no more than fit."""
     span = Span(before, look)
-    top = [*_header(look, span), *_alerts(look, view), Line("")]
+    top = [*_header(look, span), *_listeners(look), *_alerts(look, view), Line("")]
     foot = _foot(look, view) if view.height is not None else []
     room = None if view.height is None else max(0, view.height - len(top) - len(foot))
     body = _metrics(look, span, view) if look.workers is None else _workers(look, before, span, view, room)
@@ -75,6 +75,13 @@ def _header(look: Look, span: Span) -> list[Line]:
             None if saturated is None else f"saturated {100 * saturated:.0f}%", f"failed {_rate(span.failed())}",
             None if status["workers"] is None else f"workers {states(status)}")),
     ]  # fmt: skip
+
+
+def _listeners(look: Look) -> list[Line]:
+    """Return a line that names the listeners, with the clients that wait at each, where there are several."""
+    found = look.status.get("listeners") or []
+    named = (f"{each['address']} {each['queue_length'] or ''}".rstrip() for each in found)
+    return [Line("at " + ", ".join(named))] if len(found) > 1 else []
 
 
 def _joined(*parts: str | None) -> str:

@@ -105,3 +105,11 @@ def test_cpu_is_what_was_used_since_the_look_before() -> None:
 def test_duration(seconds: float | None, text: str) -> None:
     """A duration is as short as it can be read."""
     assert duration(seconds) == text
+
+
+def test_several_listeners_are_named() -> None:
+    """With how many wait at each; one alone is not."""
+    listeners = [{"address": "127.0.0.1:9", "queue_length": 7}, {"address": "s", "queue_length": 0},
+                 {"address": "udp://127.0.0.1:9", "queue_length": None}]  # fmt: skip
+    assert text(None, look(listeners=listeners), View(80))[3] == "at 127.0.0.1:9 7, s, udp://127.0.0.1:9"
+    assert text(None, look(listeners=listeners[:1]), View(80)) == text(None, look(), View(80))
