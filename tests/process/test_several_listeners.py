@@ -18,6 +18,7 @@ from tests.support.hosts.manager import passing
 from tests.support.programs import command
 from tests.support.programs.releases import wait_scraped
 from tests.support.programs.service import Service, Watch
+from tests.support.tools.certificates import client_context, make_certificate
 
 PROGRAM = ("-m", "tests.process.programs.several")
 BINDS = ("--bind", "127.0.0.1:0", "--bind", "unix:s", "--bind", "[::1]:0")
@@ -370,3 +371,30 @@ def test_limits_count_what_comes_by_any_of_them(tmp_path: Path) -> None:
         for each in held:
             assert each.ask(b"y") == b"Y"
             each.close()
+
+
+def test_tls_at_one_of_them(tmp_path: Path) -> None:
+    """A table's settings are those of its listeners alone: there a client shakes hands, at the others none is asked to;
+    a new pair is taken by all of them, or by none."""
+    make_certificate(tmp_path)
+    (tmp_path / "s.toml").write_text(
+        '[prefork]\ntarget = "prefork.examples:Upper"\nbind = "127.0.0.1:0"\nmax_children = 1\n'
+        '[[prefork.also]]\nbind = "[::1]:0"\ntls_certificate = "cert.pem"\ntls_key = "key.pem"\n'
+    )
+    with command.running(["run", "--config", "s.toml", "--control", "c"], cwd=tmp_path) as run:
+        plain, secured = addresses(tmp_path)
+
+        def shaken() -> bytes:
+            with client_context(tmp_path, certified=False).wrap_socket(
+                dial(secured), server_hostname="localhost"
+            ) as client:
+                client.sendall(b"x\n")
+                return client.recv(10)
+
+        for _ in range(2):
+            assert (ask(plain, b"x\n"), shaken()) == (b"X\n", b"X\n")
+            assert ctl(tmp_path / "c", "reload-tls").returncode == 0
+        (tmp_path / "key.pem").rename(tmp_path / "gone.pem")
+        run.allow("could not reload-tls|reload_tls")
+        assert ctl(tmp_path / "c", "reload-tls").returncode == 1
+        assert (ask(plain, b"x\n"), shaken()) == (b"X\n", b"X\n")
