@@ -20,7 +20,6 @@ from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
-from prefork.workers.thread_pool import IN_THE_MAIN_THREAD, can_stay
 
 from .accompanied import Accompanied, checked
 from .errors import ConfigError, PreforkError
@@ -248,14 +247,6 @@ class Joined(Accompanied, Listened):
             raise ConfigError(f"{refused}: one of the two has a ThreadingMixIn, and the other has none")
         if hasattr(self.server, "collect_children") != hasattr(own.server, "collect_children"):
             raise ConfigError(f"{refused}: one of the two has a ForkingMixIn, and the other has none")
-
-    def check_threads(self) -> None:
-        """Raise ConfigError where the threads of a worker could not accept for each of several servers."""
-        for each in self.each if self.others and self.threaded() else ():
-            if not can_stay(each.server):
-                name, hooks = type(each.server).__qualname__, ", ".join(f"{hook}()" for hook in IN_THE_MAIN_THREAD)
-                raise ConfigError(f"could not serve {name} beside others with threads: one of these hooks is its own, "
-                                  f"and runs before the thread: {hooks}")  # fmt: skip
 
     def refuse_another_pool(self) -> None:
         """Raise PreforkError if this server is served by another one's pool."""

@@ -275,7 +275,6 @@ class Preforked(Joined):
             each.secure()
             check_handler(each.server, getattr(each.server, "socket_type", 0))
             check_shared_port(each.server)
-        self.check_threads()
 
     def _renew_tls(self) -> None:
         before = [(each, each.tls, each.tls_expires_at) for each in self.each]

@@ -33,7 +33,7 @@ from .lazy_imports import import_lazy
 from .limits import Usage
 from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
-from .straight import ServeOne, way_of
+from .straight import way_of
 from .terms import WorkerTerms
 from .thread_pool import LOOK_EVERY_NS, ThreadPool, can_stay
 from .waiters import go_to_the_back, wait_for
@@ -66,9 +66,9 @@ class Worker:
         self._usage = Usage(terms.limits, birth.slot.words, measures=terms.metrics)
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
-        self.lanes = self._lanes_of(terms)
+        self.lanes = self._lanes_of(server, terms, several=bool(others))
         self._served = [(server, self.lanes, terms)]
-        self._served += ((each, self._lanes_of(its, self.lanes), its) for each, its in others)
+        self._served += ((each, self._lanes_of(each, its, several=True, first=self.lanes), its) for each, its in others)
         self._threads: ThreadPool | None = None  # where they stay
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
@@ -84,12 +84,13 @@ class Worker:
         """The lanes of each server, in their order."""
         return [lanes for _, lanes, _ in self._served]
 
-    def _lanes_of(self, terms: WorkerTerms, first: Lanes | None = None) -> Lanes:
+    def _lanes_of(self, server: Any, terms: WorkerTerms, *, several: bool, first: Lanes | None = None) -> Lanes:
+        on_accept = partial(self._go_to_the_back, server) if several else self._go_to_the_back
         opened = OpenLanes(self.birth.slot, terms.listener)
         made = Lanes if first is None else partial(LanesBeside, first)
         return made(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
-            on_accept=self._go_to_the_back, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
+            on_accept=on_accept, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
             admission=terms.admission,
         )  # fmt: skip
 
@@ -316,43 +317,49 @@ class Worker:
                 return
 
     def _serve_several(self) -> None:
-        """Do as `_serve()` does, for several listeners and a request at a time, each in its server's own way.
+        """Do as `_serve()` does, for several listeners, each in its server's own way.
 
         One event is taken from a wait, the oldest: only that one is sure to have woken nobody else. The next wait takes
         the next, so that no listener waits for another's queue to be empty. Before leaving, and where something else
         ends a wait, each listener is tried once: the master wakes a worker for a queue that it had not been woken for.
         """
         wait, usage, most = self._epoll.poll, self._usage, self._usage.limits.max_requests or 0
-        ways: dict[int, tuple[Any, Lanes, ServeOne, Lane]] = {}
-        taken = self.lanes.take()
-        assert taken is not None
-        for server, lanes, _ in self._served:
-            lane = lanes.like(taken) if isinstance(lanes, LanesBeside) else taken
-            ways[server.fileno()] = server, lanes, way_of(lanes, server), lane
+        ways = {server.fileno(): (server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served}
         to_try: list[int] = []
         next_look_ns = 0
         leaving = False
+        lane: Lane | None = None
         while True:
             if self.draining and not leaving:
                 leaving, to_try = True, list(ways)
-            if to_try:
-                came = to_try.pop()
-            elif leaving:
+            if leaving and not to_try:
                 break
-            else:
-                ready = wait(None, 1)
-                came = ready[0][0] if ready else -1
-                if came not in ways:
+            if lane is None and (lane := self.lanes.take()) is None:
+                if leaving:
+                    return
+                self._rest(self._patience_ms)
+                continue
+            if not (self._waits or leaving):
+                self._pause()
+                again = [go_to_the_back(self._epoll, listener) for listener in ways]
+                self._waits = all(again)
+                continue
+            if not to_try:
+                ready = wait(None if self._patience_ms is None else self._patience_ms / 1000, 1)
+                to_try = [fd for fd, _ in ready if fd in ways]
+                if not to_try:
                     self._note(ready)
                     to_try = list(ways)
-                    continue
-            server, lanes, serve_one, lane = ways[came]
+            server, lanes, serve_one = ways[to_try.pop()]
             now_ns = monotonic_ns()
-            outcome = serve_one(server, lane, now_ns)
+            outcome = serve_one(server, lanes.like(lane) if isinstance(lanes, LanesBeside) else lane, now_ns)
             if lanes.forked:
                 leave(0)
-            if outcome is REQUEST:
-                self._signals.keep()
+            if outcome is REQUEST or outcome is NOT_BEGUN:
+                if lanes.elsewhere:
+                    lane = None
+                else:
+                    self._signals.keep()
                 usage.served += 1
                 if usage.served == most or now_ns >= next_look_ns:
                     next_look_ns = now_ns + LOOK_EVERY_NS
@@ -361,9 +368,16 @@ class Worker:
                     self._leaving = ExitReason.MAX_REQUESTS
                     self._begin_to_drain()
                     break
-            elif outcome is NO_RESOURCES and not leaving:
+            if (outcome is NO_RESOURCES or outcome is NOT_BEGUN) and not leaving:
                 self._pause(lanes)
-        self.lanes.give_back(taken)
+        if lane is not None:
+            self.lanes.give_back(lane)
+
+    @property
+    def _patience_ms(self) -> float | None:
+        """The time after which `look()` is to be called, at the latest, for whichever server; None: nothing waits."""
+        found = [ms for _, lanes, _ in self._served if (ms := lanes.contexts.patience_ms) is not None]
+        return min(found, default=None)
 
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""
@@ -385,10 +399,13 @@ class Worker:
                     threads.go_to_the_back()
         threads.tell_to_leave()
 
-    def _go_to_the_back(self) -> None:
+    def _go_to_the_back(self, server: Any = None) -> None:
         """Let other workers have the next requests. Called between the accept and the start of the thread: a client
-        that is quickly answered and comes again must not find us in front."""
-        self._waits = go_to_the_back(self._epoll, self.server.fileno())
+        that is quickly answered and comes again must not find us in front. `server`: one of several."""
+        if server is None:
+            self._waits = go_to_the_back(self._epoll, self.server.fileno())
+        else:
+            self._waits = go_to_the_back(self._epoll, server.fileno()) and self._waits
 
     def _pause(self, lanes: Lanes | None = None) -> None:
         """Leave the listeners alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.

@@ -170,7 +170,9 @@ def test_servers_of_other_classes(tmp_path: Path) -> None:
         assert sorted(found) == sorted(["Lines", "Datagrams", "Paths"] * count), event
 
 
-@pytest.mark.parametrize("model", [(), ("threads", "max_threads=1")], ids=["alone", "threads"])
+@pytest.mark.parametrize(
+    "model", [(), ("threads", "max_threads=1"), ("hooked", "max_threads=1")], ids=["alone", "threads", "hooked"]
+)
 def test_who_is_queued_at_any_of_them_is_served_in_a_drain(model: tuple[str, ...], tmp_path: Path) -> None:
     """TERM while every worker is busy: whoever waits at any of the listeners gets its answer."""
     with serving(tmp_path, 1, *model) as (service, tcp, udp, path):
@@ -192,7 +194,7 @@ def test_who_is_queued_at_any_of_them_is_served_in_a_drain(model: tuple[str, ...
         assert service.wait_exit() == 0
 
 
-@pytest.mark.parametrize("model", [(), ("threads",)], ids=["alone", "threads"])
+@pytest.mark.parametrize("model", [(), ("threads",), ("hooked",)], ids=["alone", "threads", "hooked"])
 def test_a_storm_of_kills_is_accounted_for(model: tuple[str, ...], tmp_path: Path) -> None:
     """Workers are killed while clients come at each listener: what was accepted is answered or lost, to the unit."""
     chosen = random.Random(17)

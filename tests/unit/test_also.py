@@ -116,22 +116,6 @@ def test_a_server_belongs_to_one_pool(first: PreForkingTCPServer) -> None:
         assert other.statistics() == first.statistics()
 
 
-class Verifying(Threaded):
-    """Has a hook that runs before the thread."""
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return True
-
-
-def test_a_hook_before_the_thread() -> None:
-    """Where threads accept for several servers nothing of the program's can come first; alone it can."""
-    with made(Verifying) as first, made(Threaded) as other:
-        pool_of(first).check()
-        first.serve_also(other)
-        with pytest.raises(ConfigError, match="could not serve Verifying beside others with threads: one of"):
-            pool_of(first).check()
-
-
 def test_the_others_are_closed_with_the_first() -> None:
     """And may be closed by themselves as well."""
     first = made(PreForkingTCPServer)

@@ -1,6 +1,6 @@
 """One pool for three servers: lines over TCP and over a Unix socket, datagrams over UDP. Each has hooks of its own.
 
-python -m tests.process.programs.several TCP-PORT [NAME=NUMBER ...] [threads]
+python -m tests.process.programs.several TCP-PORT [NAME=NUMBER ...] [threads|hooked]
 """
 
 import sys
@@ -16,7 +16,7 @@ from prefork import (
 )
 from tests.support.programs.served import Told, Who, log_everything, tell
 
-THREADS = "threads"
+THREADS, HOOKED = "threads", "hooked"  # the second: with a hook before the thread, so that the main thread accepts
 
 
 class Named:
@@ -64,9 +64,10 @@ class Upper(DatagramRequestHandler):
 def main(port: str, *settings: str) -> None:
     log_everything()
     classes: tuple[Any, ...] = (Lines, Datagrams, Paths)
-    if THREADS in settings:
-        settings = tuple(each for each in settings if each != THREADS)
-        classes = tuple(type(cls.__name__, (*cls.__bases__[:-1], Threaded, cls.__bases__[-1]), {}) for cls in classes)
+    if THREADS in settings or HOOKED in settings:
+        own = {"verify_request": lambda self, request, client_address: True} if HOOKED in settings else {}
+        settings = tuple(each for each in settings if each not in (THREADS, HOOKED))
+        classes = tuple(type(cls.__name__, (*cls.__bases__[:-1], Threaded, cls.__bases__[-1]), own) for cls in classes)
     lines, datagrams, paths = classes
     for setting in settings:
         name, _, value = setting.partition("=")
