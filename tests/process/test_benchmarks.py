@@ -15,6 +15,7 @@ import pytest
 
 from tests.benchmarks.__main__ import SECTIONS, pictures
 from tests.benchmarks.contenders import CONTENDERS, started
+from tests.benchmarks.edge import SETTINGS
 from tests.benchmarks.latency import open_loop
 from tests.benchmarks.servers.others import missing
 from tests.benchmarks.traffic import LINE, TRAFFIC, drive
@@ -111,3 +112,15 @@ def test_sections_print_what_they_measure(tmp_path: Path) -> None:
     assert not list(pictures({"lifecycle": found["lifecycle"]}))
     assert os.path.exists(tmp_path / "figures.json")
     assert set(SECTIONS) >= {"latency", "growth", "idle", "memory", "lifecycle", "reload", "scrape"}
+
+
+def test_the_edge_is_measured_beside_the_same_pool(tmp_path: Path) -> None:
+    """Each setting of the edge has a cost under each load, by clients that speak as it asks; the pool's is one."""
+    found = benchmarks(tmp_path, "edge", "--seconds", "1", "--launches", "1", "--burst", "0.01", "--workers", "1")
+    assert [(row["setting"], row["load"]) for row in found["edge"]] == [
+        (name, load) for load in ("saturated", "sequential") for name in SETTINGS
+    ]
+    for row in found["edge"]:
+        assert row["us"]["least"] > 0
+        assert row["times"]["median"] > 0
+        assert row["setting"] != "pool" or row["times"]["median"] == 1
