@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.injection.injector import CALLS
 from tests.faults.test_surroundings import surrounded
-from tests.support.clients.connections import Connection, dial
+from tests.support.clients.connections import Connection, connect, dial
 from tests.support.clients.controlling import asked, ctl, open_folder
 from tests.support.clients.scraping import get
 from tests.support.hosts.users import become, dropped, seen
@@ -179,19 +179,22 @@ def test_a_setuid_program(no_new_privs: bool) -> None:
 
 
 def test_what_a_worker_can_do_to_the_service() -> None:
-    """It has the listener, so it can have the kernel refuse every client; the log, so it can write what it likes there;
-    and it may ask for the end. The master goes on, obeys, and ends with status 0."""
+    """It has the listener, so it can have the kernel refuse every client, until a reload; the log, so it can write what
+    it likes there; and it may ask for the end. The master goes on, obeys, and ends with status 0."""
     with open_folder() as folder:
         settings: dict[str, Any] = IDS | {"max_children": 2, "graceful_timeout": 2, "control_socket": str(folder / "c")}
-        with Service(folder, script(PRIVILEGED, **settings)) as service:
+        with Service(folder, script(PRIVILEGED, **settings), env={RELOADS: "1"}) as service:
             service.wait_ready(2)
-            with service.hold() as held:
-                held.ask(b"attack shut")
-                with pytest.raises(ConnectionRefusedError):
-                    service.connect()
-                held.ask(b"attack log INFO running, as the master says it")
-                assert asked(folder / "c", "status")["phase"] == "running"
-                held.ask(b"shutdown")
+            with service.connect() as client:
+                client.ask(b"attack shut")
+            with pytest.raises(ConnectionRefusedError):
+                service.connect()
+            assert asked(folder / "c", "status")["phase"] == "running"
+            assert ctl(folder / "c", "reload").returncode == 0
+            host, _, port = asked(folder / "c", "status")["address"].partition(":")  # the kernel chooses the port anew
+            with connect((host, int(port))) as client:
+                client.ask(b"attack log INFO running, as the master says it")
+                client.ask(b"shutdown")
             assert service.wait_exit() == 0
             assert "INFO running, as the master says it\n" in service.log
 
