@@ -90,8 +90,8 @@ def accept_queue(sock: socket.socket) -> tuple[int | None, int | None]:
     return found or (None, None)
 
 
-def datagram_queue(sock: socket.socket) -> tuple[int | None, int | None]:
-    """Return the bytes in a datagram socket's receive queue, and the datagrams dropped because it was full.
+def datagram_queue(sock: socket.socket, *others: socket.socket) -> tuple[int | None, int | None]:
+    """Return the bytes in the receive queues of datagram sockets, and the datagrams dropped because these were full.
 
     The kernel counts the bytes with their overhead. Unknown for Unix datagrams: they are charged to the sender, which
     waits for room.
@@ -99,10 +99,12 @@ def datagram_queue(sock: socket.socket) -> tuple[int | None, int | None]:
     if sys.platform != "linux" or sock.family == socket.AF_UNIX or sock.type != socket.SOCK_DGRAM:
         return None, None
     try:
-        queued, dropped = MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))
+        told = [
+            MEMINFO.unpack(each.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size)) for each in (sock, *others)
+        ]
     except (OSError, struct.error):
         return None, None
-    return queued, dropped
+    return sum(queued for queued, _ in told), sum(dropped for _, dropped in told)
 
 
 def queue_wait_ns(sock: object) -> int | None:

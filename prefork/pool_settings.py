@@ -169,6 +169,11 @@ class PoolSettings:
         bool, Setting("bind to an address that the host does not have, or not yet", group="Listening",
                       reloadable=False),
     ] = False  # fmt: skip
+    peer_affinity: Annotated[
+        bool,
+        Setting("have all datagrams of one peer, by its address and port, received by one worker (UDP)",
+                group="Listening", reloadable=False),
+    ] = False  # fmt: skip
 
     tls_certificate: Annotated[
         str | None,

@@ -8,6 +8,8 @@ restore all of that when it ends. Longer than most files: the parts of a pool ar
 import contextlib
 import gc
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,11 +48,14 @@ from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
+from .settings.affinity import check_affinity
 from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
 from .settings.users import privileges_of
 from .sockets.accepted import accept_for
-from .sockets.listener import SERVICE, Listener, names_of, number_of
+from .sockets.addresses import over
+from .sockets.affinity import Places, gather, give_room, spread
+from .sockets.listener import SERVICE, Listener, beneath, names_of, number_of
 from .sockets.networks import admission, counted
 from .sockets.options import check_shared_port
 from .sockets.receiving import shortest
@@ -78,6 +83,7 @@ class Preforked(Joined):
         self._terms: WorkerTerms | None = None
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
+        self._places = Places()  # with `peer_affinity`
         self._by_hand = 0  # requests that the program has asked for one by one
 
     # Serving.
@@ -98,6 +104,7 @@ class Preforked(Joined):
             for each in self.each:
                 check_shared(each.listener, each.server)
                 stack.enter_context(prepared(each.listener, lambda: given is None or given.taken))
+            stack.enter_context(self._spread(given))
             stack.callback(self._leave_what_is_lent)
             stack.enter_context(process.titled(self.service_name()))
             process.import_psutil(server)
@@ -116,6 +123,29 @@ class Preforked(Joined):
                 user_forks.on_fork_by_user(None)
                 supervisor.close()
         return supervisor
+
+    @contextlib.contextmanager
+    def _spread(self, given: Handed | None) -> Iterator[None]:
+        """Have a socket for each worker, inside, with `peer_affinity`: those that the previous image handed over, or
+        new ones. Raises BindError."""
+        own, places = beneath(self.listener), self._places
+        if given is not None and "places" in given.values:
+            for fd in given.values["places"]["fds"]:
+                if self.origin is not None and self.origin.resumed:
+                    places.others.append(over(fd, socket.socket))
+                    given.lend(places.others[-1])
+                else:
+                    os.close(fd)  # of an address that is given up: it is left to its workers
+        if own is not None and places.others:
+            give_room(own, places.others)
+        elif own is not None and value_of(self.server, "peer_affinity"):
+            places.others = spread(own, value_of(self.server, "max_children"))
+        try:
+            yield
+        finally:
+            if places.others and own is not None and (given is None or given.taken):
+                gather(own, places.others)
+            places.others = []
 
     def _run(self, supervisor: Supervisor, mailbox: Mailbox, poll_interval: float | None) -> None:
         for where in names_of(self.sockets()):
@@ -174,7 +204,7 @@ class Preforked(Joined):
         lanes, lanes_open = lanes_of(value_of(server, "max_threads") if self.threaded() else 1)
         service = Service(
             self.service_name(), forget=self._forget_master, work=self._work, lanes=lanes, lanes_open=lanes_open,
-            listeners=self.sockets(), max_lifetime=value_of(server, "max_lifetime"),
+            listeners=self.sockets(), max_lifetime=value_of(server, "max_lifetime"), others=tuple(self._places.others),
             application_bytes=self.application_bytes(), companions=self.companions(),
             renew_tls=self._renew_tls if any(each.tls is not None for each in self.each) else None,
             privileges=privileges_of(server),
@@ -226,6 +256,7 @@ class Preforked(Joined):
             max_restart_delay=server.max_restart_delay, drain_delay=server.drain_delay,
             stall_timeout=server.stall_timeout,
             hang_up=server.drain_connections == "eof", room=WORKERS_MAX - len(self.companions()),
+            one_size=server.peer_affinity,
         )  # fmt: skip
 
     @staticmethod
@@ -259,6 +290,8 @@ class Preforked(Joined):
             record.add(name, pack_listener(each.origin, each.listener.fileno()))
         if self.metrics_listener is not None:
             record.add("metrics", pack_listener(self.metrics_listener, self.metrics_listener.fileno()))
+        if fds := [each.fileno() for each in self._places.others]:
+            record.add("places", ({"fds": fds}, fds))
         record.add("own", pack_own(self.counting.own))
         if (packed := sinks.pack()) is not None:
             record.add("log", packed)
@@ -271,6 +304,8 @@ class Preforked(Joined):
         """Refuse what cannot be served as it is set, each alone being valid. Raises ConfigError."""
         self.control_terms()
         self.check_companions()
+        inherited = self.origin is not None and self.origin.inherited
+        check_affinity(self.server, inherited=inherited, alone=len(self.each) == 1)
         for each in self.each:
             each.secure()
             check_handler(each.server, getattr(each.server, "socket_type", 0))
@@ -349,6 +384,7 @@ class Preforked(Joined):
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
+        self._places.take(number, beneath(self.listener))
         named = zip(self.each, names_of(self.sockets()), strict=True)
         served = [(each.server, self._terms_of(each, terms, number, name)) for each, name in named]
         worker = Worker(*served[0], birth, master, served[1:])
@@ -376,6 +412,10 @@ class Preforked(Joined):
         door = admission(InForce(server), each.tls, table, number)
         return terms._replace(admission=door, access_log=log)
 
+    def _accompany(self, *arguments: Any) -> int:
+        self._places.leave()
+        return super()._accompany(*arguments)
+
     def _forget_master(self) -> None:
         if self._signals is not None:
             self._signals.forget()
@@ -385,6 +425,7 @@ class Preforked(Joined):
         """Release everything of ours in a process that user code forked from the master, which is no master itself."""
         self._forget_master()
         self.leave_metrics_listener()
+        self._places.leave()
         for sock in self.sockets():
             sock.close()
 

@@ -80,7 +80,7 @@ class Supervised(ServingLoop):
         assert self.metrics_listener is not None
         board, pool, companions = self.counting.board, supervisor.limits.pool, supervisor.companions.table
         subject = Exported(self.service_name(), self.sockets(), pool, self._may_fork_exporter, companions,
-                           supervisor.service.privileges)  # fmt: skip
+                           supervisor.service.privileges, supervisor.service.others)  # fmt: skip
         supervisor.tasks.paths.add(self.metrics_listener)
         supervisor.tasks.export(
             ExporterChild(subject, self.metrics_listener, board, supervisor.fork, supervisor.forget_memory)

@@ -165,6 +165,8 @@ class Verbs(Facts):
     def _scale(self, workers: int) -> Answer:
         if workers > (room := self._supervisor.limits.room):
             return protocol.error(f"could not scale: beside the companions there is room for {room} workers at most")
+        if self._supervisor.limits.one_size:
+            return protocol.error("could not scale: with peer_affinity each worker has its place; it needs a restart")
         limits = self._supervisor.scale(workers)
         return protocol.result({"min_children": limits.min_children, "max_children": limits.max_children})
 

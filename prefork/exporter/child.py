@@ -48,6 +48,7 @@ class Exported(NamedTuple):
     may_fork: Callable[[], bool]  # must be false while threads of the service run
     companions: CompanionTable | None = None
     privileges: Privileges | None = None  # of the service's processes
+    others: tuple[socket.socket, ...] = ()  # of the workers, where each has a socket of its own
 
 
 def bind_metrics(address: Any, asked: str) -> Listener:
@@ -176,7 +177,10 @@ class ExporterChild:
             subject = self._subject
             socks = subject.listeners
             named = tuple(zip(names_of(socks), map(number_of, socks), socks, strict=True))
-            scope = Scope(subject.name, self._listener, named, subject.pool, subject.companions, subject.privileges)
+            scope = Scope(
+                subject.name, self._listener, named, subject.pool, subject.companions, subject.privileges,
+                subject.others,
+            )  # fmt: skip
             return serve(scope, slots, birth, master)
 
         try:

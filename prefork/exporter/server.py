@@ -65,6 +65,7 @@ class Scope:
     pool: bool
     companions: CompanionTable | None = None
     privileges: Privileges | None = None
+    others: tuple[socket.socket, ...] = ()  # of the workers, where each has a socket of its own
 
 
 class ExporterLoop(ServingLoop):
@@ -114,7 +115,7 @@ class Exporter(TCPServer):
             snapshot,
             collector.Namespace(*kernel.listen_overflows_and_drops()),
             __version__,
-            tuple((name, number, _queue(sock)) for name, number, sock in self.scope.listeners),
+            tuple((name, number, _queue(sock, self.scope.others)) for name, number, sock in self.scope.listeners),
             self.scope.pool,
             merged,
             () if self.scope.companions is None else self.scope.companions.read(),
@@ -173,11 +174,11 @@ class Exporter(TCPServer):
         super().service_actions()
 
 
-def _queue(sock: socket.socket) -> collector.Queue:
+def _queue(sock: socket.socket, others: tuple[socket.socket, ...]) -> collector.Queue:
     if sock.fileno() == -1:
         return collector.Queue()
     if sock.type == socket.SOCK_DGRAM:
-        queued, lost = kernel.datagram_queue(sock)
+        queued, lost = kernel.datagram_queue(sock, *others)
         return collector.Queue(datagram_bytes=queued, datagram_drops=lost, datagrams=True)
     length, limit = kernel.accept_queue(sock)
     return collector.Queue(length=length, limit=limit)

@@ -21,8 +21,10 @@ class AcceptQueue:
     `origin` is the Listener that knows it, also where the program has wrapped it (TLS).
     """
 
-    def __init__(self, listener: socket.socket | None) -> None:
+    def __init__(self, listener: socket.socket | None, others: Sequence[socket.socket] = ()) -> None:
+        """`others`: the sockets of the other workers, where each has its own."""
         self._listener = listener
+        self._others = others
         self.origin = origin_of(listener)
         self._narrowed = False
         self._serves_queue = listener is not None
@@ -34,14 +36,21 @@ class AcceptQueue:
         if not self._narrowed:
             self._narrowed = True
             self._serves_queue = self._listener is not None and narrow(self._listener)
+            for each in self._others:
+                narrow(each)
             self.queued_at = now if self._serves_queue else float("-inf")
 
     def look(self, now: float) -> bool:
-        """Return whether something is queued for us now, and note the time if so."""
+        """Return whether something is queued for us now, and note the time if so.
+
+        Before the end that is nothing to plan by where each worker has a socket of its own: no other may help.
+        """
         waiting = self._serves_queue and self._listener is not None and queued(self._listener)
+        if self._serves_queue and self._others:
+            waiting = waiting or any(map(queued, self._others))
         if waiting:
             self.queued_at = now
-        return waiting
+        return waiting and (self._narrowed or not self._others)
 
     def queue_length(self) -> int:
         """Return how many connections wait; 0 for datagrams, and where the kernel does not tell."""
@@ -52,15 +61,21 @@ class AcceptQueue:
 
     def datagrams_dropped(self) -> int | None:
         """Return how many datagrams the kernel has dropped for want of room; None where it does not tell."""
-        return None if self._listener is None else datagram_queue(self._listener)[1]
+        return None if self._listener is None else datagram_queue(self._listener, *self._others)[1]
 
     def kept(self) -> tuple[int, str] | None:
         """Return the descriptor and name of the listener for a service manager to keep over a crash.
 
-        None for an inherited listener: the manager that passed it on still has it.
+        None for an inherited listener: the manager that passed it on still has it; and where each worker has a socket,
+        which only make a group again if they are bound anew.
         """
         origin = self.origin
-        if self._listener is not None and origin is not None and origin.asked and not origin.inherited:
+        if (
+            self._listener is not None
+            and origin is not None
+            and origin.asked
+            and not (origin.inherited or self._others)
+        ):
             return self._listener.fileno(), origin.asked
         return None
 
@@ -68,8 +83,9 @@ class AcceptQueue:
 class AcceptQueues:
     """The accept queues of all listeners of a service, as one."""
 
-    def __init__(self, listeners: Sequence[socket.socket]) -> None:
-        self._each = [AcceptQueue(listener) for listener in listeners]
+    def __init__(self, listeners: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> None:
+        """`others`: beside the only listener, where each worker has a socket of its own."""
+        self._each = [AcceptQueue(listener, others) for listener in listeners]
 
     @property
     def origins(self) -> tuple[Listener, ...]:

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from itertools import count
 from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.board import Board
@@ -183,6 +184,7 @@ class ChildTable:
         self._board = board
         self._processes = processes
         self._children: dict[int, Child] = {}
+        self.places = 0  # among which the numbers of workers are shared out, if any
         self._siblings: dict[int, Child] = {}  # in a child, so that it need not free them
 
     def __iter__(self) -> Iterator[Child]:
@@ -208,13 +210,14 @@ class ChildTable:
         body: Callable[[bootstrap.Birth, bootstrap.Master, int], int],
         serial: int | None = None,
         name: str = "",
+        instead_of: int | None = None,
     ) -> Child:
         """Start a child; `body(birth, master, number)` runs in it, and returns its exit status.
 
         The slot belongs to the child from here on. `serial` is given for a child that is already on the board. Raises
         OSError when the kernel refuses; nothing is left behind then.
         """
-        number = self._free_number() if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
+        number = self._free_number(instead_of) if kind in (ChildKind.WORKER, ChildKind.REQUEST) else 0
         reader = SlotReader(slot, number)
         stacks = Stacks(slot)
         # All that can fail is done before the fork: a failure after it would leave a process that is in no table.
@@ -303,6 +306,19 @@ class ChildTable:
         self._children.clear()
         self._board.forget()
 
-    def _free_number(self) -> int:
+    def place_of(self, child: Child) -> int | None:
+        """Return the place of a worker, where each has one; see sockets/affinity.py."""
+        return (child.number - 1) % self.places if self.places and child.kind is ChildKind.WORKER else None
+
+    def _free_number(self, instead_of: int | None = None) -> int:
+        """Return the least number that nobody has; where there are places, one of a place in which nobody serves, else
+        of the place of the worker that is to be replaced."""
         taken = {child.number for child in self._children.values()}
-        return next(number for number in range(1, len(taken) + 2) if number not in taken)
+        if not self.places:
+            return next(number for number in range(1, len(taken) + 2) if number not in taken)
+        serving = (child for child in self if child.state in (ChildState.STARTING, ChildState.READY))
+        served = {self.place_of(child) for child in serving}
+        replaced = self._children.get(instead_of) if instead_of is not None else None
+        last = 0 if replaced is None else self.place_of(replaced)
+        place = next((place for place in range(self.places) if place not in served), last or 0)
+        return next(number for number in count(place + 1, self.places) if number not in taken)

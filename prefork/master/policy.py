@@ -18,6 +18,7 @@ The invariants, each with a test of its name (STARTING and READY children count 
                             the wanted generation; it is replaced once no older worker serves, and drained last
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from enum import Enum, auto
 from typing import NamedTuple
@@ -73,13 +74,16 @@ class Limits(NamedTuple):
     stall_timeout: float | None = None
     hang_up: bool = False  # drain_connections = "eof"
     room: int = WORKERS_MAX  # for workers: companions count as well
+    one_size: bool = False  # each worker has a place, and their number stays
 
     def packed(self) -> dict[str, float | bool | None]:
         """Return what holds for the workers that are there, whoever supervises them after a reload."""
         return {name: getattr(self, name) for name in HANDED_ON}
 
     def resized(self, step: int) -> "Limits":
-        """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one."""
+        """Return limits with `step` workers more (TTIN) or fewer (TTOU), at least one; the same where they stay."""
+        if self.one_size:
+            return self
         low, high = (min(max(1, each + step), self.room) for each in (self.min_children, self.max_children))
         return self._replace(min_children=low, max_children=high)
 
@@ -92,7 +96,7 @@ class Limits(NamedTuple):
 
 # What means nothing to a master that starts no worker.
 FOR_STARTS = {"pool", "max_children", "min_children", "min_spare_children", "max_spare_children", "max_restart_delay",
-              "room"}  # fmt: skip
+              "room", "one_size"}  # fmt: skip
 HANDED_ON = [name for name in Limits._fields if name not in FOR_STARTS]
 
 # For a plain server: it starts its children itself, and they end by themselves.
@@ -123,6 +127,7 @@ class ChildView(NamedTuple):
     reason: ExitReason | None = None
     name: str = ""  # of a companion
     run_late_at: float | None = None  # from when on the run of a periodic job that is on is over its time
+    place: int | None = None  # where each worker has one
 
     @property
     def staying(self) -> bool:
@@ -187,6 +192,7 @@ class Plan(NamedTuple):
     phase: Phase
     pool: Pool
     spawn: int = 0
+    instead_of: int | None = None  # the worker that goes when the one that is started is ready
     companions: tuple[str, ...] = ()  # to start
     drain: tuple[tuple[int, ExitReason], ...] = ()
     stop: tuple[int, ...] = ()
@@ -228,12 +234,20 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     pool = _resize(snapshot, limits, now)
     serving = [c for c in snapshot.children if c.serving]
     ready = [c for c in serving if c.ready]
-    leavers = sorted((c for c in ready if c.due or c.generation < snapshot.generation), key=lambda c: c.started)
+    places = Counter(c.place for c in ready)
+    leavers = sorted(
+        (c for c in ready if c.due or c.generation < snapshot.generation),
+        key=lambda c: (
+            places[c.place] == 1,
+            c.started,
+        ),  # that of a doubled place first: the other would leave its empty
+    )
     queue = _looked_at(snapshot, now)
     return Plan(
         phase,
         pool._replace(queue=queue),
         spawn=_spawn(pool, limits, serving, leavers, now),
+        instead_of=leavers[0].serial if leavers else None,
         companions=tuple(view.name for view in _missing(snapshot) if now >= view.next_start),
         drain=_surplus(snapshot, pool, limits, ready, leavers) + _replaced_companions(snapshot, serving),
         poke=tuple(dict.fromkeys((*_passed_over(snapshot), *queue.to_wake(pool.queue)))),

@@ -32,6 +32,7 @@ class Service(NamedTuple):
     lanes: int = 1  # in one worker
     lanes_open: int = 0  # at first; 0: all
     listeners: tuple[socket.socket, ...] = ()
+    others: tuple[socket.socket, ...] = ()  # beside the listener, where each worker has a socket of its own
     max_lifetime: float | None = None
     renew_tls: Callable[[], None] | None = None  # make the TLS context anew; raises ConfigError, and keeps the old one
     application_bytes: int = 0  # for the user's own metrics

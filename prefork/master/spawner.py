@@ -56,14 +56,15 @@ class Spawner:
         self._logged_at = float("-inf")
         self.any_served = False
 
-    def worker(self, generation: int, now: float) -> Child:
-        """Start a worker. Raises OSError; nothing is left behind then."""
+    def worker(self, generation: int, now: float, instead_of: int | None = None) -> Child:
+        """Start a worker, perhaps in the place of one that it is to replace. Raises OSError; nothing is left behind
+        then."""
         assert self._service.work is not None, "only a pool is told to spawn"
         slot = self._service.new_slot()
         if self._connections is not None:
             self._connections.expect({child.number for child in self._table if child.number})
         try:
-            child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now)
+            child = self.start(ChildKind.WORKER, slot, self._service.work, generation, now, instead_of=instead_of)
         except BaseException:
             slot.close()
             raise
@@ -86,7 +87,7 @@ class Spawner:
 
     def start(
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], generation: int, now: float,
-        serial: int | None = None, name: str = "",
+        serial: int | None = None, name: str = "", instead_of: int | None = None,
     ) -> Child:  # fmt: skip
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
 
@@ -110,6 +111,7 @@ class Spawner:
             child = self._table.fork(
                 kind, slot, generation=generation, now=now, forget=self._service.forget,
                 body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial, name=name,
+                instead_of=instead_of,
             )  # fmt: skip
         finally:
             user_forks.first_in_child(None)

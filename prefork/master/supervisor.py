@@ -92,9 +92,10 @@ class Supervisor:
         self.board = board
         self._waiting = Waiting(wakeup, self.clock.now, service.listeners, known.get("nudge"))
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queues = AcceptQueues(service.listeners)
+        self._accept_queues = AcceptQueues(service.listeners, service.others)
         self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
         self.connections = table_of_connections(service.counts_connections, known.get("connections"))
+        self.table.places = limits.max_children if limits.one_size else 0
         self._spawner = Spawner(service, self.table, board, self._waiting, self.companions, self.connections)
         self._gauges = Gauges(board, self.clock.now())
         self._overload = Overload.resumed(known.get("overload"))
@@ -446,7 +447,8 @@ class Supervisor:
         waiting = self._accept_queues.look(now)
         saturated, self._waiting.saturated = self._waiting.saturated, False
         late_at, clock = self.companions.run_late_at, self.clock
-        children = tuple(view_of(child, clock, late_at(child, clock)) for child in self.table)
+        place_of = self.table.place_of
+        children = tuple(view_of(child, clock, late_at(child, clock), place_of(child)) for child in self.table)
         return policy.PoolSnapshot(
             self.phase, self._phase_since, self.generations.wanted(now), children, self.pool,
             queued=waiting, queued_at=self._accept_queues.queued_at, saturated=saturated,
@@ -471,7 +473,7 @@ class Supervisor:
         signalling.carry_out(plan, self.table, now, self._leave_by(now), slow_ns, self._peers)
         starts = self.service.work is not None and not self.generations.holding
         for _ in range(plan.spawn if starts else 0):
-            if not self._spawn(now):
+            if not self._spawn(now, plan.instead_of):
                 break
         for name in plan.companions if starts else ():
             self._start_companion(name, now)
@@ -516,9 +518,9 @@ class Supervisor:
 
     # Effects.
 
-    def _spawn(self, now: float) -> bool:
+    def _spawn(self, now: float, instead_of: int | None) -> bool:
         try:
-            self._spawner.worker(self.generations.current, now)
+            self._spawner.worker(self.generations.current, now, instead_of)
         except OSError as exc:
             self._spawner.note_failure(exc, now)
             self.pool = policy.after_fork_failure(self.pool, now)

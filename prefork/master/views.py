@@ -11,7 +11,7 @@ from .notify import NotifyFacts
 from .policy import ChildView, Limits, Phase
 
 
-def view_of(child: Child, clock: Clock, run_late_at: float | None = None) -> ChildView:
+def view_of(child: Child, clock: Clock, run_late_at: float | None = None, place: int | None = None) -> ChildView:
     """Return the view of a child by which policy plans. `run_late_at`: see `Companions`."""
     report = child.report or child.reader.look(clock.stamp_ns())
     due: ExitReason | None = ExitReason.MAX_LIFETIME
@@ -23,7 +23,7 @@ def view_of(child: Child, clock: Clock, run_late_at: float | None = None) -> Chi
         child.serial, child.kind, child.state, child.generation, child.started, child.told, child.deadline, due,
         report.lanes, tuple(clock.at(since) for since in report.busy_since_ns), report.accepted, report.tried_ns,
         child.cut_at, child.cut_for, report.tried_ns != child.cut_tried_ns, child.reason, child.name,
-        run_late_at,
+        run_late_at, place,
     )  # fmt: skip
 
 

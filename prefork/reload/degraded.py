@@ -5,6 +5,7 @@ begins again from the original command line, and ends this state if the program 
 has no handler to run.
 """
 
+import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from ..master.policy import HANDED_ON, NO_POOL, Limits
 from ..master.service import Service
 from ..master.supervisor import Supervisor
 from ..process import unharmed
+from ..sockets.addresses import over
 from ..sockets.listener import Listener, listener_names
 from .generations import Generations
 from .handover import METRICS, Handed, Record
@@ -98,6 +100,8 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
             if name in values:
                 record.values[name] = values[name]
                 record.fds.append(values[name]["fd"])
+        if "places" in values:
+            record.add("places", (values["places"], values["places"]["fds"]))
         record.add("own", ([], []))
         if "log" in values:
             record.add("log", (values["log"], values["log"]))
@@ -122,8 +126,9 @@ def _supervisor(
         signals.put_back()
         supervisor.forget()
 
+    others = tuple(over(fd, socket.socket) for fd in values.get("places", {"fds": ()})["fds"])
     served = tuple(sock for name in listener_names(listeners) if (sock := listeners[name]) is not None)
-    service = Service(values["name"], forget=forget, listeners=served)
+    service = Service(values["name"], forget=forget, listeners=served, others=others)
     supervisor = Supervisor(service, limits(values), handed.board(), wakeup, generations, mailbox)
     if values["seen"] is not None:
         from .on_change import Changes
@@ -132,7 +137,8 @@ def _supervisor(
         supervisor.tasks.changes = Changes(reload, before=values["seen"])
     metrics = listeners.get(METRICS)
     if metrics is not None and served:
-        subject = Exported(service.name, served, True, lambda: True, supervisor.companions.table)
+        subject = Exported(service.name, served, True, lambda: True, supervisor.companions.table,
+                           others=others)  # fmt: skip
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
     return supervisor

@@ -14,8 +14,13 @@ def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
     """Yield the settings that a reload cannot change, of a server and of the command line's own record."""
     for holder in filter(None, holders):
         for field in settings(type(holder)).values():
-            if not field.setting.reloadable:
+            if not field.setting.reloadable or (field.name == "max_children" and _has_places(holder)):
                 yield field, getattr(holder, field.name)
+
+
+def _has_places(holder: object) -> bool:
+    """Return whether there is a socket for each of so many workers, none of which can be closed."""
+    return getattr(holder, "peer_affinity", False) is True
 
 
 def fixed_values(*holders: object) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def _tells_no_clients(server: Any) -> bool:
     return _is_at_a_path(server) and server.proxy_trusted is None
 
 
+def _has_places(server: Any) -> bool:
+    return server.peer_affinity is True
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
@@ -66,6 +70,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_requests", _serves_one_request, "below a ForkingMixIn each worker serves one request"),
     ("drain_connections", _takes_datagrams, "datagrams have no connection"),
     ("proxy_header_timeout", _takes_datagrams, "a datagram has its header with it, or it has none"),
+    ("stall_timeout", _has_places, "with peer_affinity nobody else may take what a worker leaves in its queue"),
     ("control_mode", _has_no_control_socket, _NO_CONTROL),
     ("control_owner", _has_no_control_socket, _NO_CONTROL),
     ("control_allow", _has_no_control_socket, _NO_CONTROL),

@@ -284,9 +284,12 @@ class Handler(DatagramRequestHandler):
 """
 
 
-def test_datagrams_over_reloads(tmp_path: Path) -> None:
-    """A stream of counted datagrams over reloads: every one that the kernel had room for is answered."""
-    with Released(tmp_path, source=script(DATAGRAMS, bases="PreForkingUDPServer", max_children=2)) as service:
+@pytest.mark.parametrize("affinity", [False, True])
+def test_datagrams_over_reloads(affinity: bool, tmp_path: Path) -> None:
+    """A stream of counted datagrams over reloads: every one that the kernel had room for is answered; so too where each
+    worker has a socket of its own."""
+    source = script(DATAGRAMS, bases="PreForkingUDPServer", max_children=2, peer_affinity=affinity)
+    with Released(tmp_path, source=source) as service:
         service.wait_ready(2)
         done = threading.Event()
         sent = 0

@@ -93,6 +93,29 @@ def test_dropped_datagrams() -> None:
         assert (accept_queue.datagrams_dropped() or 0) > 50
 
 
+def test_where_each_worker_has_a_socket() -> None:
+    """What is queued at any of them is nothing to plan by before the end; then nothing comes, and what is there counts.
+
+    What was dropped is summed, and a manager keeps none.
+    """
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(listening(socket.SOCK_DGRAM)) for _ in range(2))
+        queue = AcceptQueue(first, (second,))
+        with socket.socket(type=socket.SOCK_DGRAM) as peer:
+            peer.sendto(b"x", second.getsockname())
+            assert queue.look(5.0) is False
+            assert queue.queued_at == 5.0
+            queue.narrow(6.0)
+            assert queue.look(7.0) is True
+            for each in (first, second):
+                peer.sendto(b"y", each.getsockname())
+        assert second.recv(9) == b"x"
+        assert queue.look(8.0) is False
+        assert queue.queued_at == 7.0
+        assert queue.datagrams_dropped() == 2
+        assert queue.kept() is None
+
+
 def test_narrow_lets_nobody_in_and_keeps_who_is(listener: Listener) -> None:
     """Who came before is still seen; from then on nobody comes. It counts as looked at in that moment."""
     accept_queue = AcceptQueue(listener)

@@ -657,3 +657,17 @@ def test_whom_a_connection_may_have_passed_over(
     """A worker that is READY, and of whose threads one is free."""
     child = worker(1, state, lanes=lanes, busy_since=(NOW,) * busy)
     assert policy._passed_over(seen(child)._replace(saturated=True)) == passed_over
+
+
+def test_the_worker_whose_place_is_taken_leaves_first() -> None:
+    """Where each has a place: else that of the other would be nobody's. The oldest is the one to be replaced next."""
+    old, doubled, new = worker(1, place=0), worker(2, place=1, started=1.0), worker(3, place=1, generation=2)
+    limits = LIMITS._replace(pool=True, min_children=2, max_children=2)
+    snapshot = PoolSnapshot(Phase.RUNNING, 0.0, 2, (old, doubled, new), Pool(target=2, ever_ready=True))
+    assert [serial for serial, _ in plan(snapshot, limits, NOW).drain] == [2]
+    assert plan(snapshot._replace(children=(old, doubled)), limits, NOW).instead_of == 1
+
+
+def test_a_pool_of_one_size_stays_so() -> None:
+    limits = LIMITS._replace(min_children=3, max_children=3, one_size=True)
+    assert limits.resized(1) is limits.resized(-1) is limits
