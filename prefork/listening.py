@@ -24,8 +24,10 @@ from prefork.workers.identity import Descriptors
 from .accompanied import Accompanied, checked
 from .errors import ConfigError, PreforkError
 from .inheritance.precedence import is_called_by
+from .pool_settings import PoolSettings
 from .reload.handover import handed
 from .settings.also import is_of_a_listener
+from .settings.effects import without_effect
 from .settings.fields import settings
 from .settings.in_force import InForce, default_of, value_of
 from .sockets.addresses import address_text, over
@@ -234,7 +236,7 @@ class Joined(Accompanied, Listened):
             raise ConfigError(f"{refused}: a server belongs to one pool, which is that of its first server")
         if is_closed(other):
             raise ConfigError(f"{refused}: it is closed, or not bound")
-        if (companions := checked(other)) != ():
+        if (companions := checked(other)) not in ((), checked(self.server)):  # of one class, they are the first's
             named = ", ".join(each.name for each in companions)
             raise ConfigError(f"{refused}: the companions of a pool are its first server's, and this one has {named}")
         self._check_kind(refused, own)
@@ -262,6 +264,16 @@ class Joined(Accompanied, Listened):
             super().shutdown(wait=wait)
         else:
             self.first._prefork_.shutdown(wait=wait)
+
+    def in_vain(self, said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        """Yield those of these settings, without effect on the first server, that have none on any other: one of a
+        listener's may be said for all, and be for some."""
+        fields = settings(type(self.server))
+        others = [set(without_effect(other, PoolSettings)) for other in self.others]
+        for each in said:
+            name = each[0]
+            if name not in fields or not is_of_a_listener(fields[name]) or all(each in its for its in others):
+                yield each
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Yield each setting of the pool's that is set on another server than its first, and why it has no effect."""

@@ -170,7 +170,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         if run_mode() is RunMode.SINGLE:
             super().serve_forever(poll_interval)
             return
-        say_no_effect(no_effect(self, PoolSettings, os.environ if own.launch is None else {}))
+        say_no_effect(own.in_vain(no_effect(self, PoolSettings, os.environ if own.launch is None else {})))
         say_no_effect(own.without_effect())
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         with shutdown_heard(self, own, PreForkingMixIn):

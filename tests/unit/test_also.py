@@ -98,6 +98,26 @@ def test_who_is_not_served_as_well(cls: Any, said: str, first: PreForkingTCPServ
         assert pool_of(first).others == ()
 
 
+def test_the_companions_of_one_class() -> None:
+    """Served at two addresses it has its companions once: the first one's."""
+    with made(Accompanied) as server, made(Accompanied) as other:
+        server.serve_also(other)
+        assert [each.name for each in pool_of(server).companions()] == ["indexer"]
+
+
+def test_a_setting_that_is_for_some_of_them(first: PreForkingTCPServer) -> None:
+    """It is no setting without effect, although the first listener has no use for it; another one is, and so is one of
+    the pool's."""
+    said = [("dual_stack", "the address is no IPv6 address"), ("max_threads", "why"), ("other", "why")]
+    first.dual_stack = True
+    with PreForkingTCPServer(("::1", 0), StreamRequestHandler) as six, made(PreForkingTCPServer) as four:
+        four.dual_stack = True
+        first.serve_also(four)
+        assert list(pool_of(first).in_vain(said)) == said
+        first.serve_also(six)
+        assert list(pool_of(first).in_vain(said)) == said[1:]
+
+
 def test_a_server_belongs_to_one_pool(first: PreForkingTCPServer) -> None:
     """It is served once, by who is served by nobody else, while it is open; and serves no pool of its own then."""
     with made(PreForkingTCPServer) as other, made(PreForkingTCPServer) as third, made(PreForkingTCPServer) as closed:
