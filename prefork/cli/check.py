@@ -56,9 +56,8 @@ def _run(args: argparse.Namespace) -> int:
             validate(each.server)
         pool_of(server).check()
         check_room(server.max_children, len(pool_of(server).companions()))
-        found = [
-            sentence for each in pool_of(server).each for sentence in findings(each.server)
-        ]  # before a worker boots: what it starts is its own
+        # Before a worker boots: what it starts is its own. What holds for several servers is said once.
+        found = dict.fromkeys(sentence for each in pool_of(server).each for sentence in findings(each.server))
         since = monotonic()
         boot_one(pool_of(server).rehearsal())
         for address, verdict in tried.seen or [("inherited", "it came bound")]:

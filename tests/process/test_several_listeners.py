@@ -6,6 +6,8 @@ import random
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -400,3 +402,22 @@ def test_tls_at_one_of_them(tmp_path: Path) -> None:
         run.allow("could not reload-tls|reload_tls")
         assert ctl(tmp_path / "c", "reload-tls").returncode == 1
         assert (ask(plain, b"x\n"), shaken()) == (b"X\n", b"X\n")
+
+
+def test_what_check_says_of_several(tmp_path: Path) -> None:
+    """Each address, and each warning once."""
+    conf = tmp_path / "s.toml"
+    conf.write_text(
+        '[prefork]\ntarget = "app:Nothing"\nbind = ["127.0.0.1:0", "unix:s"]\nmax_threads = 3\n'
+        '[[prefork.also]]\ntarget = "prefork.examples:Upper"\nbind = "[::1]:0"\n'
+    )
+    (tmp_path / "app.py").write_text("import prefork\nclass Nothing(prefork.StreamRequestHandler):\n    pass\n")
+    argv = [sys.executable, "-m", "prefork", "check", "--config", "s.toml"]
+    environ = {**os.environ, "PYTHONPATH": str(command.ROOT)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=HUNG)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("address")] == [
+        "address   127.0.0.1:0: free", "address   s: free", "address   [::1]:0: free"
+    ]  # fmt: skip
+    assert done.stdout.count("Nothing does nothing with a request") == 1
+    assert not (tmp_path / "s").exists()
