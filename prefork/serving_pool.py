@@ -269,13 +269,17 @@ class Preforked(Joined):
     def rehearsal(self) -> Rehearsal:
         """Return the rehearsal of this service, in which one worker boots and exits."""
         origins, setting = [each.origin for each in self.each], InForce(self.server)
-        resumed = any(origin is not None and origin.resumed for origin in origins)
         return Rehearsal(
             setting.working_directory, setting.boot_timeout, self._pool_in_rehearsal, self._work,
             lambda: self.counting.board,
-            refuse=lambda fixed: refuse_changes(fixed, self.server, self.launch, same_listener=resumed),
+            refuse=lambda fixed: refuse_changes(fixed, self._by_address(resumed=True), self.server, self.launch),
             listeners=lambda: (*origins, self.metrics_listener, self._control_listener),
         )  # fmt: skip
+
+    def _by_address(self, *, resumed: bool = False) -> dict[str, Any]:
+        """Return the server at each address, as it was asked for; `resumed`: of those handed over."""
+        each = ((its.origin, its.server) for its in self.each)
+        return {at.asked or "": server for at, server in each if at is not None and (at.resumed or not resumed)}
 
     def _pool_in_rehearsal(self, wakeup: Wakeup) -> Supervisor:
         process.import_psutil(self.server)
@@ -295,7 +299,7 @@ class Preforked(Joined):
         record.add("own", pack_own(self.counting.own))
         if (packed := sinks.pack()) is not None:
             record.add("log", packed)
-        record.values["fixed"] = fixed_values(self.server, self.launch)
+        record.values["fixed"] = fixed_values(self._by_address(), self.server, self.launch)
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory

@@ -9,13 +9,20 @@ from typing import Any
 from ..errors import ConfigError
 from ..settings.fields import Field, settings, show
 
+LISTENING = "Listening"  # the group of settings that each listener has for its own
 
-def _fixed(*holders: object) -> Iterator[tuple[Field, Any]]:
-    """Yield the settings that a reload cannot change, of a server and of the command line's own record."""
+
+def _fixed(listeners: Mapping[str, object], *holders: object) -> Iterator[tuple[str, Field, Any]]:
+    """Yield the settings that a reload cannot change, each under the name that it has in the record."""
     for holder in filter(None, holders):
         for field in settings(type(holder)).values():
-            if not field.setting.reloadable or (field.name == "max_children" and _has_places(holder)):
-                yield field, getattr(holder, field.name)
+            fixed = not field.setting.reloadable or (field.name == "max_children" and _has_places(holder))
+            if fixed and field.setting.group != LISTENING:
+                yield field.name, field, getattr(holder, field.name)
+    for asked, server in listeners.items():
+        for field in settings(type(server)).values():
+            if not field.setting.reloadable and field.setting.group == LISTENING:
+                yield f"{field.name} of {asked}", field, getattr(server, field.name)
 
 
 def _has_places(holder: object) -> bool:
@@ -23,20 +30,21 @@ def _has_places(holder: object) -> bool:
     return getattr(holder, "peer_affinity", False) is True
 
 
-def fixed_values(*holders: object) -> dict[str, Any]:
-    """Return the settings that a reload cannot change, as values that JSON can hold."""
-    return {field.name: value for field, value in _fixed(*holders)}
+def fixed_values(listeners: Mapping[str, object], *holders: object) -> dict[str, Any]:
+    """Return the settings that a reload cannot change, as values that JSON can hold.
+
+    `listeners`: the server at each address, as it was asked for. `holders`: a server and the command line's own record.
+    """
+    return {name: value for name, _, value in _fixed(listeners, *holders)}
 
 
-def refuse_changes(before: Mapping[str, Any], *holders: object, same_listener: bool = True) -> None:
+def refuse_changes(before: Mapping[str, Any], listeners: Mapping[str, object], *holders: object) -> None:
     """Check in a rehearsal that no fixed setting differs from `before`, its values in the running service.
 
-    Raises ConfigError for the first one that does. With `same_listener` False, those of the group "Listening" may.
+    Raises ConfigError for the first one that does. `listeners` are those that go on: on a new address all may be new.
     """
-    for field, value in _fixed(*holders):
-        if field.setting.group == "Listening" and not same_listener:
-            continue  # on a new address everything may be new
-        was = before.get(field.name, value)
+    for name, field, value in _fixed(listeners, *holders):
+        was = before.get(name, value)
         if was != value:
             unit = field.setting.unit
             raise ConfigError(

@@ -163,7 +163,9 @@ MODULES = {
     "proxy_protocol": Module("workers/proxy_protocol.py", ("proxy_protocol",), ("process/proxy_protocol",)),
     "cut_datagrams": Module("workers/cut_datagrams.py", ("cut_datagrams",), ("process/datagrams_cut",)),
     "proxied_datagrams": Module("workers/proxied_datagrams.py", ("proxied_datagrams",), ("process/proxied_datagrams",)),
-    "fixed": Module("prefork/reload/fixed.py", ("rehearsal",), ("process/reload_settings", "process/peer_affinity")),
+    "fixed": Module(
+        "prefork/reload/fixed.py", ("fixed", "rehearsal"), ("process/reload_settings", "process/peer_affinity")
+    ),
     "check_affinity": Module("prefork/settings/affinity.py", ("affinity",), ("process/peer_affinity",)),
     "affinity": Module("prefork/sockets/affinity.py", ("affinity",), ("process/peer_affinity",)),
     "recent_peers": Module("workers/recent_peers.py", ("recent_peers", "wildcard"), ("process/datagram_answers",)),

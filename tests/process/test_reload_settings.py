@@ -34,6 +34,32 @@ def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
         assert service.answering() == "r3"
 
 
+def test_what_takes_a_restart_is_each_listeners_own(tmp_path: Path) -> None:
+    """The mode of a path that stands beside the first address cannot be changed either; that the addresses change their
+    places, or the mode of a new path, is no change."""
+    file = tmp_path / "s.toml"
+
+    def write(*modes: tuple[str, str], first: str = "127.0.0.1:0") -> None:
+        also = "".join(f"[[prefork.also]]\nbind = 'unix:{path}'\nsocket_mode = '{mode}'\n" for path, mode in modes)
+        file.write_text(
+            f"[prefork]\ntarget = 'prefork.examples:Upper'\nmax_children = 1\ncontrol = 'c'\nbind = '{first}'\n{also}"
+        )
+
+    write(("a", "0600"))
+    with running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+        run.expect("reload failed: could not change socket_mode from 0600 to 0666 by a reload")
+        write(("a", "0666"))
+        done = ctl(tmp_path / "c", "reload")
+        assert "could not change socket_mode from 0600 to 0666 by a reload" in done.stdout + done.stderr
+        write(("b", "0666"), ("a", "0600"), first="unix:d")
+        done = ctl(tmp_path / "c", "reload")
+        assert done.returncode == 0, done.stdout + done.stderr
+        write(("a", "0600"), ("b", "0666"), first="unix:d")
+        done = ctl(tmp_path / "c", "reload")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"] == [0o600, 0o666]
+
+
 FIXED = {name: field for name, field in fields().items() if not field.setting.reloadable}
 VALUES = {  # what cannot be just anything
     "socket_owner": (f":{os.getgid()}", f"{os.getuid()}:{os.getgid()}"),
