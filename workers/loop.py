@@ -240,7 +240,11 @@ class Worker:
         for fd in (self._wakeup.fileno(), self.master.fileno()):
             self._epoll.register(fd, select.EPOLLIN)
             self._own.register(fd, select.POLLIN)
-        for server, _, _ in self._served:
+        served = self._served
+        if len(served) > 1:  # it takes from the first before the others: where each worker has one request, for good
+            first = os.urandom(1)[0] % len(served)
+            served = served[first:] + served[:first]
+        for server, _, _ in served:
             wait_for(self._epoll, server.fileno())
 
     def _stop_watching(self) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -151,6 +152,25 @@ def test_what_cannot_be_served_together(argv: list[str], said: str, tmp_path: Pa
         assert run.ended() == 2
     assert said in run.log
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_of_one_request_take_turns(tmp_path: Path) -> None:
+    """While the queues of two listeners are full, neither is served before the other."""
+    shutil.copy(Path(__file__).parent / "programs" / "ahead.py", tmp_path)
+    (tmp_path / "s.toml").write_text(
+        "[prefork]\ntarget = 'ahead:Tcp'\nbind = '127.0.0.1:0'\nmax_children = 1\ncontrol = 'c'\n"
+        "[[prefork.also]]\ntarget = 'ahead:Unix'\nbind = 'unix:s'\n"
+    )
+    with command.running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+        tcp, path = addresses(tmp_path)
+        with connect(tcp) as held, contextlib.ExitStack() as stack:
+            clients = [(stack.enter_context(connect(at)), at) for _ in range(20) for at in (tcp, path)]
+            for each in (held, *(client for client, _ in clients)):
+                each.sock.shutdown(socket.SHUT_WR)
+            held.answer()
+            first = sorted((int(client.answer()), at) for client, at in clients)[:20]
+            assert {at for _, at in first} == {tcp, path}
+        assert run.ended(signal.SIGTERM) == 0
 
 
 # By a program.
