@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from prefork.workers.definitions import is_the_programs
+
 from .fields import Field, settings, show
 from .in_force import default_of, is_own, owner_of
 
@@ -57,11 +59,24 @@ def _has_places(server: Any) -> bool:
     return server.peer_affinity is True
 
 
+def _trusts_no_proxy(server: Any) -> bool:
+    return server.proxy_trusted is None and not _takes_datagrams(server)
+
+
+def _has_no_tls(server: Any) -> bool:
+    return server.tls_certificate is None and not is_the_programs(server, "create_ssl_context")
+
+
+def _asks_for_no_certificates(server: Any) -> bool:
+    return server.tls_client_ca is None and not is_the_programs(server, "create_ssl_context")
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
 
 _NO_CONTROL = "there is no control_socket"
+_NO_TLS = "there is no tls_certificate"
 _ONE_SIZE = "min_children is max_children, so that the pool has one size"
 _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_threads", _has_no_threads, "the class has no ThreadingMixIn among its bases"),
@@ -71,6 +86,10 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("drain_connections", _takes_datagrams, "datagrams have no connection"),
     ("proxy_header_timeout", _takes_datagrams, "a datagram has its header with it, or it has none"),
     ("stall_timeout", _has_places, "with peer_affinity nobody else may take what a worker leaves in its queue"),
+    ("proxy_header_timeout", _trusts_no_proxy, "there is no proxy_trusted"),
+    ("tls_minimum_version", _has_no_tls, _NO_TLS),
+    ("tls_handshake_timeout", _has_no_tls, _NO_TLS),
+    ("tls_verify_client", _asks_for_no_certificates, "there is no tls_client_ca"),
     ("control_mode", _has_no_control_socket, _NO_CONTROL),
     ("control_owner", _has_no_control_socket, _NO_CONTROL),
     ("control_allow", _has_no_control_socket, _NO_CONTROL),

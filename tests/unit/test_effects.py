@@ -44,6 +44,10 @@ def test_defaults_are_nobodys_mistake() -> None:
         ({"control_owner": "root"}, "control_owner", "no control_socket"),
         ({"control_allow": "root"}, "control_allow", "no control_socket"),
         ({"control_allow_read": "root"}, "control_allow_read", "no control_socket"),
+        ({"proxy_header_timeout": 1.0}, "proxy_header_timeout", "no proxy_trusted"),
+        ({"tls_minimum_version": "1.3"}, "tls_minimum_version", "no tls_certificate"),
+        ({"tls_handshake_timeout": 1.0}, "tls_handshake_timeout", "no tls_certificate"),
+        ({"tls_certificate": "c", "tls_verify_client": "optional"}, "tls_verify_client", "no tls_client_ca"),
         ({"dual_stack": True}, "dual_stack", "no IPv6"),
         ({"max_queue_wait": 1.0, "address_family": socket.AF_UNIX}, "max_queue_wait", "Unix socket"),
         (
