@@ -6,6 +6,7 @@ variables and file keys come from one list. Must not serve. Runs in the process 
 
 import argparse
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -212,36 +213,56 @@ def _enter(found: Mapping[str, Found], path: str | None = None) -> None:
 
 def _check_addresses(known: Mapping[str, Field], tables: Iterable[Mapping[str, Found]]) -> None:
     """Raise ConfigError if two settings have the same address."""
-    taken: list[tuple[Any, str]] = []
-    for name, each in (item for found in tables for item in found.items()):
-        if known[name].setting.unit != "address" or each.value is None:
-            continue
-        for value in each.value if known[name].setting.several else (each.value,):
-            place = _place(value)
-            if place is None:
-                continue
-            for other, origin in taken:
-                if _same(place, other):
-                    where = show(value, "address")
-                    raise ConfigError(
-                        f"could not set {known[name].key} to {where} (from {each.origin}): that is taken by {origin}"
-                    )
-            taken.append((place, each.origin))
+    taken: list[tuple[object, str]] = []
+    for field, each, value, v4_as_well in _asked(known, tables):
+        place = _place(value, v4_as_well)
+        for other, origin in taken:
+            if _same(place, other):
+                said = f"could not set {field.key} to {show(value, 'address')} (from {each.origin})"
+                raise ConfigError(f"{said}: that is taken by {origin}")
+        taken.append((place, each.origin))
 
 
-def _place(value: Any) -> Any:
-    """Return the address that a stream socket binds; None if it cannot collide, or is bound already."""
+def _asked(
+    known: Mapping[str, Field], tables: Iterable[Mapping[str, Found]]
+) -> Iterator[tuple[Field, Found, Any, bool]]:
+    """Yield each address of these tables, with whether its listener takes clients over IPv4 besides those over IPv6."""
+    for found in tables:
+        dual_stack = "dual_stack" in found and found["dual_stack"].value
+        for name, each in found.items():
+            field = known[name]
+            if field.setting.unit == "address" and each.value is not None:
+                for value in each.value if field.setting.several else (each.value,):
+                    yield field, each, value, dual_stack or not field.setting.several
+
+
+class _Port(NamedTuple):
+    """A port that one socket takes, at one host or at all, of these families."""
+
+    kind: str
+    host: str
+    port: int
+    families: frozenset[int]
+
+
+def _place(value: Any, v4_as_well: bool) -> object:
+    """Return what a socket at this address takes for itself."""
     if not isinstance(value, Address):
-        return value
-    return value.address if value.kind in ("tcp", "unix") and value.fd is None else None
+        value = Address("unix" if isinstance(value, str) else "tcp", value, None, "")
+    if value.fd is not None:
+        return value.fd
+    if isinstance(path := value.address, str):  # streams and datagrams share paths, but no abstract names
+        return (value.kind, path) if path[:1] == "\0" else os.path.realpath(path)
+    host, port = path
+    families = {socket.AF_INET6 if ":" in host else socket.AF_INET}
+    if v4_as_well and host == "::":
+        families.add(socket.AF_INET)
+    return _Port(value.kind, host, port, frozenset(families))
 
 
-def _real(path: str) -> str:
-    return path if path[:1] == "\0" else os.path.realpath(path)
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, str) or isinstance(other, str):
-        return isinstance(one, str) and isinstance(other, str) and _real(one) == _real(other)
-    anywhere = {"", "0.0.0.0", "::"}
-    return one[1] == other[1] != 0 and (one[0] == other[0] or bool(anywhere & {one[0], other[0]}))
+def _same(one: object, other: object) -> bool:
+    if not (isinstance(one, _Port) and isinstance(other, _Port)):
+        return one == other
+    if one.kind != other.kind or one.port != other.port or one.port == 0 or not one.families & other.families:
+        return False
+    return one.host == other.host or not {"", "0.0.0.0", "::"}.isdisjoint((one.host, other.host))

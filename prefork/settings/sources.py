@@ -64,7 +64,12 @@ def _parsed(field: Field, text: str | list[str], origin: str) -> Any:
     """Return the value of a text, or the values of several, in their order."""
     if isinstance(text, str):
         return parse(field, text, origin)
-    return tuple(value for each in text for value in parse(field, each, origin))
+    values = [parse(field, each, origin) for each in text]
+    if None not in values:
+        return tuple(each for some in values for each in some)
+    if len(values) == 1:
+        return None
+    raise ConfigError(f"could not set {field.key} to off (from {origin}): there are addresses beside it")
 
 
 def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -> Iterator[tuple[str, Found]]:

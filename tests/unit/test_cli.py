@@ -71,6 +71,11 @@ BIND = ("--bind", "unix:never.sock")
         (["ctl", "kill"], "there is no verb kill\n"),
         (["ctl", "status", "--timeout", "0"], "could not set timeout to '0' (from --timeout): it must be a time in"),
         (["run", "app:Handler", *BIND, *BIND], "could not set bind to unix:never.sock (from --bind): that is taken by"),
+        (
+            ["run", "app:Handler", "--bind", "off", *BIND],
+            "could not set bind to off (from --bind): there are addresses",
+        ),
+        (["run", "app:Handler", "--bind", "off"], "could not serve app:Handler: it needs an address"),
         (["run", "app:Handler", *BIND, "--metrics", ":1", "--metrics", ":2"], "--metrics is given twice, :1 and :2;"),
         (["run", "app:Handler", *BIND, "--control", "127.0.0.1:9"], "'127.0.0.1:9' (from --control): a control socket"),
         (["run", "app:Handler", *BIND, "--control", "@c"], "'@c' (from --control): a control socket is at /path"),

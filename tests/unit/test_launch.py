@@ -148,7 +148,8 @@ def test_a_working_directory_that_is_not_there(here: Path) -> None:
         ("127.0.0.1:9", "127.0.0.2:9", False),
         (":9", "127.0.0.1:9", True),
         ("127.0.0.1:9", "0.0.0.0:9", True),
-        ("[::]:9", "127.0.0.1:9", True),
+        ("127.0.0.1:9", "[::]:9", True),  # the metrics take clients over IPv4 as well
+        ("[::]:9", "127.0.0.1:9", False),
         ("127.0.0.1:0", "127.0.0.1:0", False),  # the kernel chooses
         ("udp://127.0.0.1:9", "127.0.0.1:9", False),  # ports of another protocol
         ("unix:s", "unix:s", True),
@@ -169,6 +170,39 @@ def test_two_cannot_listen_at_one_address(one: str, other: str, same: bool, here
     said = refusal(bind=one, metrics_address=other)
     assert said.startswith("could not set metrics to ")
     assert said.endswith(" (from --metrics): that is taken by --bind")
+
+
+@pytest.mark.parametrize(
+    ("binds", "more", "same"),
+    [
+        ('"0.0.0.0:9", "[::]:9"', "", False),
+        ('":9", "[::1]:9"', "", False),
+        ('"[::]:9", "[::1]:9"', "", True),
+        ('":9", "[::]:9"', "dual_stack = true\n", True),
+        ('"127.0.0.1:9", "[::]:9"', "dual_stack = true\n", True),
+        ('"127.0.0.1:9", "[::1]:9"', "dual_stack = true\n", False),
+        ('"udp://:9", "udp://127.0.0.1:9"', "", True),
+        ('"udp://127.0.0.1:9", "127.0.0.1:9"', "", False),
+        ('"unix:s", "unixgram:./s"', "", True),  # a path is one file
+        ('"unix:@s", "unixgram:@s"', "", False),
+        ('"unixgram:@s", "unixgram:@s"', "", True),
+    ],
+)
+def test_two_of_one_service_at_one_address(binds: str, more: str, same: bool) -> None:
+    """Refused where the kernel would refuse it, and nowhere else: IPv6 is another address unless IPv4 comes by it."""
+    one, other = binds.split(", ")
+    for text in (f"bind = [{binds}]\n{more}", f"bind = {one}\n[[prefork.also]]\nbind = {other}\n{more}"):
+        if same:
+            assert refusal(config=file(text)).startswith("could not set bind to ")
+        else:
+            read(config=file(text))
+
+
+def test_one_socket_is_inherited_once() -> None:
+    """Two servers cannot both take it over."""
+    with socket.create_server(("127.0.0.1", 0)) as inherited:
+        text = f"fd://{inherited.fileno()}"
+        assert refusal(config=file(f'bind = ["{text}", "{text}"]\n')).endswith("that is taken by s.toml: bind")
 
 
 def test_an_inherited_socket_takes_no_address_of_ours(here: Path) -> None:
