@@ -161,6 +161,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
                 lent, spares = 2 * len(given.values.get("children", ())), given.spares
             check_room(value_of(self, "max_children"), len(own.companions()), lent, spares, rehearsing=rehearsing())
         for each in own.each:
+            if each.closing and each is not own:
+                name = type(each.server).__qualname__
+                raise PreforkError(f"could not serve: {name}, which the pool is to serve as well, is closed")
             if each.descriptors.lost() and not own.closing:
                 leave_descriptor(each.listener)
                 raise PreforkError(f"could not serve: {CLOSED_BY_PROGRAM}")

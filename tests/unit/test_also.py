@@ -146,6 +146,16 @@ def test_the_others_are_closed_with_the_first() -> None:
     other.server_close()
 
 
+def test_one_that_was_closed_by_itself_is_named(first: PreForkingTCPServer) -> None:
+    """The pool does not serve without it, and says which it is."""
+    with made(PreForkingTCPServer) as other:
+        first.serve_also(other)
+    with pytest.raises(
+        PreforkError, match="could not serve: PreForkingTCPServer, which the pool is to serve as well, is"
+    ):
+        first.serve_forever()
+
+
 class Hurried(PreForkingTCPServer):
     max_requests = 7
 
