@@ -148,7 +148,7 @@ class _Known:
         self._all = numbers
         self._again: dict[int, list[int]] = {}  # more words of the same series, as of two that differ in their help
         self._hashes: list[int] = []
-        self._implausible: set[int] = set()
+        self._implausible: dict[int, int] = {}  # of each series, how many of its values cannot be
         self._floats = memoryview(b"").cast("d")
 
     def take(self, look: Glance) -> set[int]:
@@ -172,7 +172,7 @@ class _Known:
     def let_go(self) -> int:
         """Let go of the memory that was looked at, and return how many of its values could not be."""
         self._floats = memoryview(b"").cast("d")
-        return len(self._implausible)
+        return sum(self._implausible.values())
 
     def column(self, numbers: list[int]) -> "array[float] | None":
         """Return the values of series that are added up, None where one is missing or has to be looked at closely.
@@ -196,7 +196,9 @@ class _Known:
     def cells(self, changed: Collection[int]) -> Iterator[tuple[int, float, float]]:
         """Yield number, value and second of each cell of these series, and note which of them cannot be."""
         self._reach(len(self._all.series))
-        self._implausible.difference_update(changed)
+        if self._implausible:
+            for number in changed:
+                self._implausible.pop(number, None)
         found: Iterable[tuple[int, int]] = zip(changed, map(self.places.__getitem__, changed), strict=True)
         if self._again:
             found = chain(found, ((number, place) for number in changed for place in self._again.get(number, ())))
@@ -207,7 +209,7 @@ class _Known:
                 if (second == 0.0 and 0.0 <= value < MOST) or plausible(self._all.series[number], value, second):
                     yield number, value, second
                 else:
-                    self._implausible.add(number)
+                    self._implausible[number] = self._implausible.get(number, 0) + 1
 
     def _reach(self, count: int) -> None:
         self.places.frombytes(bytes(self.places.itemsize * max(0, count - len(self.places))))

@@ -103,6 +103,8 @@ STEPS = st.lists(st.tuples(st.one_of(COUNTED, SET, SPOILT, CAME_OR_WENT), st.boo
 @settings(deadline=None, max_examples=300)
 @given(STEPS, st.sampled_from([4, 64]))
 @example([(("count", 0, "c", "a", 1.0, ""), True), (("count", 0, "c", "a", 1.0, "?"), True), (("dies", 0), True)], 4)
+@example([(("count", 0, "c", "a", 0.0, help), True) for help in ("", "?")]
+         + [(("spoils", 0, place, 0, 1e300), True) for place in (0, 1)], 4)  # fmt: skip
 @example([(("gauge", 0, "all", "a", 1.0, 1.0), True), (("leaves", 0), True), (("comes",), True)], 4)
 def test_kept_is_what_a_first_scrape_sees(steps: list[tuple[tuple[Any, ...], bool]], block_words: int) -> None:
     """Whatever is counted, set, begun, folded, withdrawn or scribbled between two scrapes, and whichever series
