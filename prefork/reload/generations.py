@@ -43,14 +43,10 @@ class Generations:
     _reloading: Reloading
 
     def __init__(
-        self,
-        *,
-        pack: Callable[[Record], None],
-        refusal: str | None = None,
-        execute: Callable[[Record, Callable[[], bool]], None] = execute,
-        handed: Handed | None = None,
+        self, *, pack: Callable[[Record], None], refusal: str | None = None,
+        execute: Callable[[Record, Callable[[], bool]], None] = execute, handed: Handed | None = None,
         failed: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`pack` adds to the record what is not the supervisor's; `refusal`: why there can be no reload. `handed`: what
         the previous image of this process handed over; `failed`: why the program did not take it over."""
         self.degraded = self.failure = ""  # the reason, in one sentence; why the last reload failed
@@ -204,9 +200,11 @@ class Generations:
         self._reloading.cancel()
 
     def forget(self) -> None:
-        """Called in a new child: close its copies of the descriptors."""
+        """Called in a new child: close its copies of the descriptors. No other process may keep what is given up."""
         self._reloading.forget()
         self._left_over.forget()
+        while self._left:
+            self._left.pop().close()
 
     def close(self) -> None:
         """Called at the end of the service: what earlier programs have started is told to end."""

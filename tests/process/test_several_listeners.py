@@ -71,6 +71,26 @@ def test_addresses_of_several_kinds(tmp_path: Path) -> None:
             dial(each)
 
 
+def test_what_a_reload_has_dropped_is_free(tmp_path: Path) -> None:
+    """No process of the service holds the address any more, be it the exporter: clients are refused there, and a later
+    reload has it again."""
+    conf, port = tmp_path / "s.toml", free_port()
+
+    def write(*binds: str) -> None:
+        conf.write_text(f"[prefork]\nbind = {[*binds]}\nmetrics = 'unix:m'\ncontrol = 'c'\nmax_children = 1\n")
+
+    write("unix:s", f"127.0.0.1:{port}")
+    with command.running(["run", "prefork.examples:Upper", "--config", "s.toml"], cwd=tmp_path) as run:
+        write("unix:s")
+        assert ctl(tmp_path / "c", "reload").returncode == 0
+        with pytest.raises(ConnectionRefusedError):
+            dial(("127.0.0.1", port))
+        write("unix:s", f"127.0.0.1:{port}")
+        assert ctl(tmp_path / "c", "reload").returncode == 0
+        assert ask(("127.0.0.1", port), b"x\n") == b"X\n"
+        assert run.ended(signal.SIGTERM) == 0
+
+
 def test_a_reload_adds_one_and_drops_one(tmp_path: Path) -> None:
     """What the file says anew is listened to from then on, what it leaves out no longer is, and of clients that connect
     all the while at the address that stays none is refused or left without an answer."""
