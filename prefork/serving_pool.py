@@ -308,9 +308,9 @@ class Preforked(Joined):
         """Refuse what cannot be served as it is set, each alone being valid. Raises ConfigError."""
         self.control_terms()
         self.check_companions()
-        inherited = self.origin is not None and self.origin.inherited
-        check_affinity(self.server, inherited=inherited, alone=len(self.each) == 1)
         for each in self.each:
+            inherited = each.origin is not None and each.origin.inherited
+            check_affinity(each.server, inherited=inherited, alone=len(self.each) == 1)
             each.secure()
             check_handler(each.server, getattr(each.server, "socket_type", 0))
             check_shared_port(each.server)

@@ -146,6 +146,15 @@ def test_the_others_are_closed_with_the_first() -> None:
     other.server_close()
 
 
+def test_none_has_a_socket_for_each_worker(first: PreForkingTCPServer) -> None:
+    """Whichever of a pool's servers asks for it."""
+    with PreForkingUDPServer(("127.0.0.1", 0), DatagramRequestHandler) as other:
+        first.serve_also(other)
+        other.peer_affinity = True
+        with pytest.raises(ConfigError, match="could not set peer_affinity: the service has several listeners"):
+            pool_of(first).check()
+
+
 def test_one_that_was_closed_by_itself_is_named(first: PreForkingTCPServer) -> None:
     """The pool does not serve without it, and says which it is."""
     with made(PreForkingTCPServer) as other:
