@@ -3,14 +3,16 @@
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 
 import pytest
 
+from tests.support.clients.connections import ask_datagram, connect
 from tests.support.hosts.manager import Manager, passing
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
-from tests.support.programs.service import HUNG, Service, script
+from tests.support.programs.service import HUNG, ROOT, Service, script
 from tests.support.tools.figures import figure
 
 WAITING = 20  # connections
@@ -140,3 +142,40 @@ def crash(folder: Path, source: str, manager: Manager, *, keeps: bool) -> int:
             connection.close()
     assert not (folder / "s").exists()  # the path of a Unix listener that was kept is as much its own to remove
     return answered
+
+
+def test_crashed_master_with_several_kept_listeners(tmp_path: Path) -> None:
+    """Each is kept by its own name, and the next master has each again, with who waits there; at a good end the manager
+    is to keep none."""
+    argv = ["-m", "tests.process.programs.several", "0", "max_children=1"]
+
+    def service(before: Sequence[str] = (), fds: Sequence[int] = ()) -> Service:
+        env = {**manager.env(), "PYTHONPATH": str(ROOT)}
+        return Service(tmp_path, argv=argv, env=env, accounts=False, before=before, fds=fds)
+
+    with Manager(tmp_path) as manager:
+        with service() as first:
+            first.wait_ready(1)
+            manager.wait("READY=1")
+            assert len(manager.kept) == 3
+            path, udp = os.path.relpath(tmp_path / "s"), tuple(first.wait("also")["address"])
+            held, address = first.hold(), first.address
+            waiting = [connect(where) for where in (address, path)]
+            for connection in waiting:
+                connection.send(b"pid")
+                connection.sock.shutdown(socket.SHUT_WR)
+            first.signal(signal.SIGKILL)
+            first.signal(signal.SIGKILL, held.pid)
+            held.close()
+            first.wait_gone()
+            first.process.wait(HUNG)
+        with service(passing(*manager.kept.items()), list(manager.kept.values())) as second:
+            second.wait_ready(1)
+            assert (second.address, tuple(second.wait("also")["address"])) == (address, udp)
+            for connection in waiting:
+                assert int(connection.answer()) in second.workers()
+                connection.close()
+            assert ask_datagram(udp, b"x") == b"X"
+        manager.look()
+        assert manager.kept == {}
+    assert not (tmp_path / "s").exists()
