@@ -15,7 +15,7 @@ import contextlib
 import ctypes
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ..errors import BindError, reason_of
 from .addresses import address_text
@@ -24,9 +24,10 @@ from .listener import take_over
 SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF = 26, 51
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
-# Classic BPF: operation, jumps if true and if false, number; see bpf_common.h and filter.h of Linux. The packet begins
-# behind the header of UDP, so what is before it is read from the header of IP on (SKF_NET_OFF).
-Steps = list[tuple[int, int, int, int]]
+# Classic BPF: operation, and number; of a comparison: operation, jumps if true and if false, number. See bpf_common.h
+# and filter.h of Linux. The packet begins behind the header of UDP, so what is before it is read from the header of IP
+# on (SKF_NET_OFF).
+Steps = list[tuple[int, ...]]
 _LD_B, _LD_H, _LD_W, _LD_H_X, _LD_K = 0x30, 0x28, 0x20, 0x48, 0x00
 _AND, _MUL, _LSH, _RSH, _MOD, _XOR_X = 0x54, 0x24, 0x64, 0x74, 0x94, 0xAC
 _TAX, _TXA, _JA, _JEQ, _JGE, _RET, _RET_A = 0x07, 0x87, 0x05, 0x15, 0x35, 0x06, 0x16
@@ -37,11 +38,11 @@ _UDP = 17
 # A broadcast and a multicast reach every socket of the group: the first of them alone takes it. They are known by the
 # packet's type (PACKET_HOST is 0), and where that does not say so, as on the loopback interface, by the address.
 UNICAST_ONLY: Steps = [
-    (_LD_B, 0, 0, _PACKET_TYPE), (_JEQ, 0, 8, 0),
-    (_LD_B, 0, 0, _IP), (_AND, 0, 0, 0xF0), (_JEQ, 0, 2, 0x40),
-    (_LD_B, 0, 0, _IP + 16), (_JGE, 3, 2, 0xE0),
-    (_LD_B, 0, 0, _IP + 24), (_JEQ, 1, 0, 0xFF),
-    (_RET, 0, 0, 0xFFFFFFFF), (_RET, 0, 0, 0),
+    (_LD_B, _PACKET_TYPE), (_JEQ, 0, 8, 0),
+    (_LD_B, _IP), (_AND, 0xF0), (_JEQ, 0, 2, 0x40),
+    (_LD_B, _IP + 16), (_JGE, 3, 2, 0xE0),
+    (_LD_B, _IP + 24), (_JEQ, 1, 0, 0xFF),
+    (_RET, 0xFFFFFFFF), (_RET, 0),
 ]  # fmt: skip
 
 # What a socket of the group has as the listener has it: level, option.
@@ -81,19 +82,19 @@ def program_for(places: int) -> Steps:
 
     Behind an extension header of IPv6 it is the address alone.
     """
-    v4 = [(_LD_B, 0, 0, _IP), (_AND, 0, 0, 0x0F), (_LSH, 0, 0, 2), (_TAX, 0, 0, 0), (_LD_H_X, 0, 0, _IP)]
-    v4 += [(_TAX, 0, 0, 0), *_mixed((_LD_W, 0, 0, _IP + 12))]
-    v6 = [(_LD_K, 0, 0, 0), (_TAX, 0, 0, 0)]
+    v4 = [(_LD_B, _IP), (_AND, 0x0F), (_LSH, 2), (_TAX,), (_LD_H_X, _IP)]
+    v4 += [(_TAX,), *_mixed((_LD_W, _IP + 12))]
+    v6 = [(_LD_K, 0), (_TAX,)]
     for at in (8, 12, 16, 20):
-        v6 += _mixed((_LD_W, 0, 0, _IP + at))
-    v6 += [(_LD_B, 0, 0, _IP + 6), (_JEQ, 0, 4, _UDP), *_mixed((_LD_H, 0, 0, _IP + 40))]
-    v4 += [(_JA, 0, 0, len(v6))]
-    head = [(_LD_B, 0, 0, _IP), (_AND, 0, 0, 0xF0), (_JEQ, 0, len(v4), 0x40)]
-    return [*head, *v4, *v6, (_TXA, 0, 0, 0), (_RSH, 0, 0, 16), (_MOD, 0, 0, places), (_RET_A, 0, 0, 0)]
+        v6 += _mixed((_LD_W, _IP + at))
+    v6 += [(_LD_B, _IP + 6), (_JEQ, 0, 4, _UDP), *_mixed((_LD_H, _IP + 40))]
+    v4 += [(_JA, len(v6))]
+    head = [(_LD_B, _IP), (_AND, 0xF0), (_JEQ, 0, len(v4), 0x40)]
+    return [*head, *v4, *v6, (_TXA,), (_RSH, 16), (_MOD, places), (_RET_A,)]
 
 
-def _mixed(load: tuple[int, int, int, int]) -> Steps:
-    return [load, (_XOR_X, 0, 0, 0), (_MUL, 0, 0, _ODD), (_TAX, 0, 0, 0)]
+def _mixed(load: tuple[int, ...]) -> Steps:
+    return [load, (_XOR_X,), (_MUL, _ODD), (_TAX,)]
 
 
 def spread(listener: socket.socket, places: int) -> list[socket.socket]:
@@ -160,6 +161,11 @@ def give_room(listener: socket.socket, others: Iterable[socket.socket]) -> None:
                     sock.setsockopt(socket.SOL_SOCKET, option, size // 2)
 
 
-def _attach(sock: socket.socket, option: int, steps: Sequence[tuple[int, int, int, int]]) -> None:
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+def _attach(sock: socket.socket, option: int, steps: Steps) -> None:
+    code = ctypes.create_string_buffer(b"".join(map(_packed, steps)))
     sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(steps), ctypes.addressof(code)))
+
+
+def _packed(step: tuple[int, ...]) -> bytes:
+    operation, *jumps, number = step if len(step) > 1 else (*step, 0)
+    return struct.pack("HBBI", operation, *(jumps or (0, 0)), number)

@@ -1,6 +1,7 @@
 """A group of sockets at one address, one for each worker: who is heard by which, and who cannot join."""
 
 import contextlib
+import os
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import prefork
 from prefork.errors import BindError, ConfigError
 from prefork.settings.affinity import check_affinity
-from prefork.sockets.affinity import gather, give_room, spread
+from prefork.sockets.affinity import Places, gather, give_room, spread
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 PEERS = 200
@@ -74,6 +75,36 @@ def test_the_address_counts_as_the_port_does() -> None:
         assert heard == {0, 1, 2}
 
 
+def test_options_in_the_header_are_passed_over() -> None:
+    """The port stands behind them."""
+    with group("127.0.0.1", 3) as sockets:
+        heard = set()
+        for _ in range(40):
+            with socket.socket(type=socket.SOCK_DGRAM) as peer:
+                peer.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, b"\1\1\1\0")
+                peer.connect(sockets[0].getsockname())
+                at = set()
+                for _ in range(3):
+                    peer.send(b"x")
+                    at.add(heard_at(sockets))
+                assert len(at) == 1
+                heard |= at
+        assert heard == {0, 1, 2}
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_the_place_of_a_worker_is_that_of_its_number(number: int) -> None:
+    """In turn, however high the number is; the other sockets are closed."""
+    with group("127.0.0.1", 3) as sockets:
+        places = Places()
+        places.others = [socket.socket(fileno=os.dup(each.fileno())) for each in sockets[1:]]
+        with socket.socket(fileno=os.dup(sockets[0].fileno())) as listener:
+            inodes = [os.fstat(each.fileno()).st_ino for each in sockets]
+            places.take(number, listener)
+            assert os.fstat(listener.fileno()).st_ino == inodes[(number - 1) % 3]
+        assert places.others == []
+
+
 def test_a_multicast_is_heard_once() -> None:
     """By the first, as without a group: the kernel gives each socket a copy, and the others refuse theirs."""
     here = socket.inet_aton("127.0.0.1")
@@ -129,7 +160,7 @@ def test_nobody_is_heard_with_us() -> None:
 def test_what_cannot_be_bound_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
-        monkeypatch.setattr("prefork.sockets.affinity.program_for", lambda places: [(0xFF, 0, 0, 0)])
+        monkeypatch.setattr("prefork.sockets.affinity.program_for", lambda places: [(0xFF, 0)])
         with pytest.raises(BindError, match=r"could not bind 127\.0\.0\.1:\d+ for each worker \(peer_affinity\): "):
             spread(listener, 3)
         assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
