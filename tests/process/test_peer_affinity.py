@@ -93,6 +93,7 @@ def test_transfers(bases: str, host: str, tmp_path: Path) -> None:
                 service.wait_ready(WORKERS, replaced=WORKERS)  # and none of the old ones takes a last datagram
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs Debian's package curl")
 def test_transfers_by_curl(tmp_path: Path) -> None:
     """A real client, which knows nothing of workers."""
