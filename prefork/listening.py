@@ -31,7 +31,7 @@ from .settings.effects import without_effect
 from .settings.fields import settings
 from .settings.in_force import InForce, default_of, value_of
 from .sockets.addresses import address_text, over
-from .sockets.listener import Listener, asked_once_more, beneath, origin_of, put_beneath, take_over
+from .sockets.listener import Listener, asked_once_more, beneath, listener_names, origin_of, put_beneath, take_over
 from .sockets.networks import admission
 from .sockets.of_server import is_closed, socket_of
 from .sockets.options import SocketOptions
@@ -208,15 +208,18 @@ class Joined(Accompanied, Listened):
     def sockets(self) -> tuple[Any, ...]:
         return tuple(each.listener for each in self.each if each.listener is not None)
 
-    def number_listeners(self, board: Board, children: Iterable[Mapping[str, Any]]) -> None:
-        """Give each listener that has none a number: one that counts for no other, nor for one that these children of
-        the previous image serve."""
+    def number_listeners(self, board: Board, before: Mapping[str, Any]) -> None:
+        """Give each listener that has none a number: that of the one before it at the same address, whose path is lost,
+        by the record of the previous image; else one that counts for no other, nor for one that its children serve."""
         origins = [origin for each in self.each if (origin := each.origin) is not None]
         taken = sum({1 << origin.number for origin in origins if origin.number is not None})
-        for child in children:
+        for child in before.get("children", ()):
             taken |= child.get("listeners", FIRST_LISTENER)
+        known = {before[name]["asked"]: before[name].get("number", 0) for name in listener_names(before)}
         for origin in origins:
-            if origin.number is None:
+            if origin.number is None and origin.asked in known:
+                origin.number = known[origin.asked]
+            elif origin.number is None:
                 origin.number = next((n for n in range(LISTENERS_MAX) if not taken >> n & 1), None)
                 if origin.number is None:
                     raise ConfigError(f"could not serve {len(origins)} listeners: it must be at most {LISTENERS_MAX}, "

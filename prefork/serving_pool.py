@@ -216,7 +216,7 @@ class Preforked(Joined):
         self._control_before = None if given is None else given.values.get("control")
         if given is not None:
             self.counting.go_on_with(given.board())
-        self.number_listeners(self.counting.board, () if given is None else given.values["children"])
+        self.number_listeners(self.counting.board, {} if given is None else given.values)
         self.bind_metrics()  # before the supervisor takes what was handed over
         self._bind_control()
         self._generations = Generations(pack=self._pack, refusal=self._no_reload(), handed=given)

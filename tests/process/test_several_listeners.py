@@ -326,6 +326,11 @@ def test_each_listener_has_counts_of_its_own(tmp_path: Path) -> None:
             ask_each(*times)
             assert counted(tmp_path) == found
         assert asked(tmp_path / "c", "status")["requests"]["accepted"] == 9 + 5 + 3
+        run.allow("removed or replaced")
+        (tmp_path / "b").unlink()  # bound anew, it is the same listener to whoever reads its counts
+        assert ctl(tmp_path / "c", "reload").returncode == 0
+        ask_each(0, 1, 0)
+        assert counted(tmp_path) == [5, 4, 1]
         assert run.ended(signal.SIGTERM) == 0
 
 
