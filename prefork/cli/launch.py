@@ -47,7 +47,8 @@ FILES = Section(
     "files",
     (
         ("FILE.toml", "what --config names: the table [prefork] may set every option by its name with underscores, "
-         "and target; times and sizes are numbers or texts as above; other tables are left alone"),
+         "and target; times and sizes are numbers or texts as above, and bind may be a list; each table "
+         "[[prefork.also]] has the target and bind of what the same pool serves as well; other tables are left alone"),
     ),
 )  # fmt: skip
 EXIT_STATUS: dict[int, str] = {

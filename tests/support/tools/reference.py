@@ -20,6 +20,7 @@ from prefork.metrics.application.sums import Merged
 from prefork.metrics.board import Board, Word
 from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, Spec
 from prefork.metrics.log_events import LogEvent
+from prefork.settings.also import OF_A_LISTENER
 from prefork.settings.fields import Field, settings
 
 REFERENCE = Path(__file__).parents[3] / "prefork" / "REFERENCE.md"
@@ -37,7 +38,8 @@ are read.
 `max_children` is a class attribute, the option `--max-children`, the variable `PREFORK_MAX_CHILDREN` and a key of the
 file. Where another option stands in brackets, the variable and the key are called like that: `metrics_address` is
 `PREFORK_METRICS` and `metrics`. What begins with dashes here, and `TARGET`, is no attribute.
-[Configuration](README.md#configuration) says which source wins.
+[Configuration](README.md#configuration) says which source wins. A table `[[prefork.also]]` of the file is
+for [listeners beside the first](README.md#several-listeners): it has `target`, `bind`, and settings of {of_a_listener}.
 
 {settings}
 ## Options
@@ -203,6 +205,7 @@ def labels() -> str:
 def page() -> str:
     """The whole page, as the code is now."""
     return PAGE.format(
+        of_a_listener=f"{', '.join(OF_A_LISTENER[:-1])} and {OF_A_LISTENER[-1]}",
         settings=setting_tables(),
         options=options(),
         verbs=verbs(),
