@@ -114,4 +114,5 @@ def test_descriptors_closed_in_a_thread(daemon: bool, tmp_path: Path) -> None:
         service.wait_ready(1, crashed=3)
     assert len(re.findall(said, service.log)) == 3
     assert "Exception" not in service.log
-    assert service.log.count("Traceback") == 3, "the handler's"
+    told = service.log.count("Traceback")  # by the handler's thread, for which nobody waits if it is a daemon
+    assert told <= 3 if daemon else told == 3
