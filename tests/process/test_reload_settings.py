@@ -11,7 +11,7 @@ import pytest
 from prefork.cli.launch import fields
 from prefork.settings.fields import Field, show
 from prefork.sockets.addresses import parse_address
-from tests.support.clients.connections import ask, free_port
+from tests.support.clients.connections import ask, ask_datagram, free_port
 from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered
@@ -65,7 +65,8 @@ VALUES = {  # what cannot be just anything
     "socket_owner": (f":{os.getgid()}", f"{os.getuid()}:{os.getgid()}"),
     "bind_to_device": ("lo", "off"),
 }
-INTERNET = ("bind_to_device", "freebind")  # of a host and a port
+INTERNET = ("bind_to_device", "freebind", "peer_affinity")  # of a host and a port
+DATAGRAMS = ("peer_affinity",)
 
 
 def two_values(field: Field) -> tuple[str, str]:
@@ -85,11 +86,12 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
     file, field = tmp_path / "s.toml", FIXED[name]
     before, after = two_values(field)
     bind = f"127.0.0.1:{free_port()}" if name in INTERNET else "unix:s.sock"
+    target, bind = ("UpperDatagram", f"udp://{bind}") if name in DATAGRAMS else ("Upper", bind)
     address = parse_address(bind).address if name in INTERNET else os.path.relpath(tmp_path / "s.sock")
 
     def write(value: str, workers: int) -> None:
         file.write_text(
-            f"[prefork]\ntarget = 'prefork.examples:Upper'\nbind = '{bind}'\ncontrol = 'unix:c.sock'\n"
+            f"[prefork]\ntarget = 'prefork.examples:{target}'\nbind = '{bind}'\ncontrol = 'unix:c.sock'\n"
             f"max_children = {workers}\n{field.key} = '{value}'\n"
         )
 
@@ -110,7 +112,7 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         assert ctl(tmp_path / "c.sock", "reload").returncode == 0
         assert asked(tmp_path / "c.sock", "status")["max_children"] == 2
         assert mode() == was
-        assert ask(address, b"a\n") == b"A\n"
+        assert (ask_datagram if name in DATAGRAMS else ask)(address, b"a\n") == b"A\n"
 
 
 @pytest.mark.once
