@@ -279,7 +279,8 @@ class Joined(Accompanied, Listened):
                 yield each
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
-        """Yield each setting of the pool's that is set on another server than its first, and why it has no effect."""
+        """Yield each setting that is set for nothing on another server than the first, and why: one of the pool's, or
+        of its own listener's."""
         first, why = self.server, f"the settings of the pool are those of {type(self.server).__qualname__}"
         for other in self.others:
             defaults = settings(type(first))
@@ -288,3 +289,6 @@ class Joined(Accompanied, Listened):
                     continue
                 if value_of(other, name) not in (value_of(first, name), default_of(other, name)):
                     yield f"{name} of {type(other).__qualname__}", why
+            for name, its in without_effect(other, PoolSettings):
+                if is_of_a_listener(defaults[name]) and value_of(other, name) != value_of(first, name):
+                    yield f"{name} of {type(other).__qualname__}", its

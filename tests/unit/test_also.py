@@ -179,6 +179,18 @@ def test_a_setting_of_the_pools_on_another_server(first: PreForkingTCPServer) ->
         ]
 
 
+def test_a_setting_of_its_own_listener_for_nothing(first: PreForkingTCPServer) -> None:
+    """It is said of that server; what is said for all of them is the first's to say."""
+    with made(PreForkingTCPServer) as other:
+        first.serve_also(other)
+        other.dual_stack = True
+        assert list(pool_of(first).without_effect()) == [
+            ("dual_stack of PreForkingTCPServer", "the address is no IPv6 address")
+        ]
+        first.dual_stack = True
+        assert list(pool_of(first).without_effect()) == []
+
+
 def test_the_queues_of_several_are_seen_as_one() -> None:
     """Somebody waits if he does at any of them; the lengths are added up; narrowed are all."""
     socks = [Listener.adopt(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
