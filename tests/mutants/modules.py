@@ -398,7 +398,9 @@ MODULES = {
     "kernel": Module("metrics/kernel.py", ("kernel", "accept_queue"), ("process/exporter",)),
     "loggers": Module("metrics/loggers.py", ("loggers",), ("faults/logs", "process/logs")),
     "receiving": Module("prefork/sockets/receiving.py", ("receiving",), ("process/datagram_answers",)),
-    "destinations": Module("workers/destinations.py", ("identity",), ("process/log_operation", "faults/logs")),
+    "destinations": Module(
+        "workers/destinations.py", ("destinations", "identity"), ("process/log_operation", "faults/logs")
+    ),
     "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs", "faults/logs")),
     "straight": Module("workers/straight.py", ("straight", "loop"), ("process/pool", "process/own_ways")),
     "sums": Module("metrics/application/sums.py", ("sums", "application", "collector"), ("process/user_metrics",)),

@@ -363,3 +363,15 @@ def test_none_yet() -> None:
     server = PreForkingTCPServer.__new__(PreForkingTCPServer)
     with pytest.raises(AttributeError, match="this server has no socket yet"):
         server.socket  # noqa: B018
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_access_log_of_a_pool(setting: bool) -> None:
+    """A server beside the first has one where the pool has, whatever stands on its own class."""
+    with type("Server", (PreForkingTCPServer,), {"access_log": setting})(LOOPBACK, StreamRequestHandler) as server:
+        listened = server._prefork_
+        assert listened.access_log() is None  # in the master
+        listened.slot = 1
+        assert (listened.access_log() is not None) is setting
+        assert listened.access_log(wanted=True) is not None
+        assert listened.access_log(wanted=False) is None

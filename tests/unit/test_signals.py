@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import faulthandler
 import os
 import signal
 import threading
@@ -145,6 +146,24 @@ def test_stacks_are_written_between_a_call_and_its_errno() -> None:
         assert os.fstat(stacks).st_size == written
     finally:
         signals.put_back()
+        wakeup.close()
+        os.close(stacks)
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_stacks_that_the_program_asks_for_stay() -> None:
+    """Who has put back its handlers has not undone what the program has told faulthandler for the same signal."""
+    before = signal.signal(signal.SIGUSR1, ignore)
+    wakeup, stacks = Wakeup(), os.memfd_create("stacks")
+    try:
+        faulthandler.register(signal.SIGUSR1, file=stacks, chain=True)
+        signals = Signals(wakeup)
+        signals.take({signal.SIGUSR2: ignore})
+        signals.put_back()
+        raise_signal(signal.SIGUSR1)
+        assert os.fstat(stacks).st_size
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
         wakeup.close()
         os.close(stacks)
         signal.signal(signal.SIGUSR1, before)

@@ -69,6 +69,26 @@ def events(caplog: pytest.LogCaptureFixture) -> list[LogEvent]:
     return [record.__dict__["event"] for record in caplog.records]
 
 
+# The loop.
+
+
+def test_the_programs_turn_is_called(simulation: Simulation) -> None:
+    """The loop calls what it is given in place of its own turn, which that one calls, or the loop after it."""
+    supervisor, called = simulation.supervisor, list[bool]()
+
+    def turn() -> None:
+        called.append(len(called) % 2 == 0)
+        if called[-1]:
+            supervisor.turn()
+
+    supervisor.mailbox.post(Command.STOP)
+    before = supervisor.turns
+    supervisor.run(turn, 0.0)
+    assert supervisor.phase is P.STOPPED
+    assert called
+    assert supervisor.turns - before == len(called)
+
+
 # Phases and commands.
 
 

@@ -57,6 +57,19 @@ def test_from_where_it_was_asked(host: str, answer: Answer) -> None:
                 assert (data, client.recv(100)) == (b"question", b"answer")
 
 
+@pytest.mark.parametrize("send", ["sendto", "sendmsg"])
+def test_to_whom_nothing_came_from(send: str) -> None:
+    """A datagram that is no answer leaves from where the routes have it."""
+    with listening("0.0.0.0") as listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.settimeout(HUNG)
+        other.bind(("127.0.0.3", 0))
+        if send == "sendto":
+            assert listener.sendto(b"news", other.getsockname()) == 4
+        else:
+            assert listener.sendmsg([b"ne", b"ws"], [], 0, other.getsockname()) == 4
+        assert other.recv(100) == b"news"
+
+
 def test_several_in_hand() -> None:
     """Each has its own way back, in whatever order they are answered: threads may have them."""
     with listening("0.0.0.0") as listener, contextlib.ExitStack() as stack:
