@@ -45,6 +45,7 @@ from .admission import Admission, NotAdmitted
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
 from .definitions import evaluated, is_the_programs, of_class, put
+from .identity import Identity, identity, lost
 from .thread_body import THREAD_BODY, ThreadBody
 
 # A process asks at most so often how long a connection waited: asking costs 4 µs, the answer is in jiffies of 10 ms.
@@ -62,14 +63,15 @@ class Lanes:
     `on_free` is called when a lane comes back after `take()` found none. `more` makes another slot when every lane is
     taken, or returns None at the cap. `on_accept` is called between the accept of a request and its way elsewhere.
     `guarded`: an exception of `get_request()` costs one client; else what is no OSError ends the loop, as in
-    the standard library. `admission`: what a connection must show before the program sees it.
+    the standard library. `admission`: what a connection must show before the program sees it. `on_lost` is called when
+    the program has closed the listener.
     """
 
     def __init__(
         self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None],
         more: Callable[[], Slot | None] | None = None, on_accept: Callable[[], None] | None = None,
         queue_waits: bool = False, guarded: bool = False, access_log: AccessLog | None = None,
-        admission: Admission | None = None,
+        admission: Admission | None = None, on_lost: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self.elsewhere = elsewhere
         self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS
@@ -83,6 +85,8 @@ class Lanes:
         self._admits_at_once = True  # in the thread that accepts, whose hooks are given the client's address
         self.get_request: GetRequest | None = None  # for less than the server's own, where that leads to the same
         self._guarded = guarded
+        self._on_lost = on_lost
+        self._listener: Identity = None
         self.forked = False  # user code in a handler forked this process: it ends with the handler, and is no worker
         self._starved = False
         self._total = 0
@@ -218,6 +222,8 @@ class Lanes:
     def bind(self, server: Any) -> None:
         """Count the requests that this server instance finishes, until `unbind()`."""
         self._server = weakref.ref(server)
+        if self._on_lost is not None:
+            self._listener = identity(server.socket.fileno())
         self._placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
         self.bound = self._counting(server)
@@ -388,12 +394,18 @@ class Lanes:
         """Return what it means that `get_request()` raised this, or raise it."""
         lane[STATE] = IDLE
         if isinstance(exc, OSError):
+            if self._on_lost is not None and not isinstance(exc, BlockingIOError) and self._is_lost():
+                self._on_lost()
             return self._not_accepted.count(exc)
         if self._guarded and isinstance(exc, Exception):
             return self._not_accepted.count_unexpected(exc)
         if self.elsewhere:
             self.give_back(lane)
         raise exc
+
+    def _is_lost(self) -> bool:
+        server = self._server()
+        return server is not None and ((fd := server.socket.fileno()) == -1 or lost(fd, self._listener))
 
     def why_short(self) -> str:
         """Return why the listener has to be left alone for a while."""

@@ -72,6 +72,7 @@ class Worker:
         self._threads: ThreadPool | None = None  # where they stay
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
+        self._lost = False  # a listener, which the program has closed
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
@@ -91,7 +92,7 @@ class Worker:
         return made(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=on_accept, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
-            admission=terms.admission,
+            admission=terms.admission, on_lost=self._on_lost,
         )  # fmt: skip
 
     # Set-up and end.
@@ -428,8 +429,15 @@ class Worker:
         except OSError:  # no memory for it (poll(2)): the requests in hand go on
             sleep(HANDED_OVER_LOOK_MS / 1000)
 
+    def _on_lost(self) -> None:
+        """Note that a listener is closed, and not by us. In any thread that accepts; the main one ends the worker."""
+        self._lost = True
+        self._wakeup.wake()
+
     def _note(self, ready: list[tuple[int, int]]) -> None:
         """Act on what ended a wait. Signal handlers have run by then."""
+        if self._lost and not self.draining:
+            raise DescriptorsLost
         for _, lanes, _ in self._served:
             lanes.look()
         for fd, events in ready:

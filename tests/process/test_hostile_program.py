@@ -11,7 +11,7 @@ from tests.support.clients.controlling import ctl
 from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered
 from tests.support.programs.served import LOOK, RELOADS
-from tests.support.programs.service import Service, Watch, script
+from tests.support.programs.service import HUNG, Service, Watch, script
 from tests.support.tools.figures import figure, ms
 
 PROGRAM = "from tests.process.programs.hostile import Hooks"
@@ -176,6 +176,23 @@ def test_descriptors_closed_while_it_serves(tmp_path: Path) -> None:
         service.wait_gone()
     assert f"prefork: could not go on: {SAID}" in service.log
     assert service.log.count("Traceback") == 1, "the handler's"
+
+
+@pytest.mark.parametrize("how", [b"close_listener\n", b"close_its_descriptor\n"])
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", "PreForkingMixIn, ThreadingTCPServer"])
+def test_listener_closed_in_a_handler(bases: str, how: bytes, tmp_path: Path) -> None:
+    """A worker whose listener a handler has closed says so and is replaced, as soon as it hears of a connection that it
+    cannot accept; the others answer meanwhile."""
+    with Service(tmp_path, script(CLOSING, bases=bases, max_children=2), accounts=False) as service:
+        service.expect(rf"crashed \(exit status 1\)\n *{SAID}")
+        service.wait_ready(2)
+        ask(service.address, how)
+        deadline = monotonic() + HUNG
+        while "crashed" not in service.statistics()["exits"]:
+            assert ask(service.address, b"pid\n")
+            assert monotonic() < deadline, "hung: the worker is not replaced"
+        service.wait_ready(2, crashed=1)
+        assert service.statistics()["exits"] == {"crashed": 1}
 
 
 @pytest.mark.once

@@ -39,6 +39,12 @@ class Handler(Who):
     def do_close(self) -> None:
         close_all()
 
+    def do_close_listener(self) -> None:
+        self.server.socket.close()
+
+    def do_close_its_descriptor(self) -> None:
+        os.close(self.server.fileno())
+
 
 class Early(Told):
     """Of a release: closes them in the rehearsal as well."""
