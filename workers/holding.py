@@ -12,44 +12,59 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-_holding = False  # inside of `held()`
+
+class Holding:
+    """Says if handlers are held back. To set it is one step; before a call, a handler could still come."""
+
+    __slots__ = ("on",)
+
+    def __init__(self) -> None:
+        self.on = False
+
+
+_holding = Holding()  # on inside of `held()`
 _held: deque[Callable[[], object]] = deque()  # the program's handlers whose signals came meanwhile
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def held() -> Iterator[Holding]:
     """Hold back the program's signal handlers until the end of the outermost such block, where they may raise.
 
     Anywhere inside they could raise between two steps that belong together, as a fork and its entry in a table. For the
     main thread: handlers run in no other. Holds back only what `Signals.hold_back()` has prepared.
     """
-    global _holding
-    if _holding or threading.current_thread() is not threading.main_thread():
-        yield
+    if _holding.on or threading.current_thread() is not threading.main_thread():
+        yield Holding()
         return
-    _holding = True
+    _holding.on = True
     try:
-        yield
+        yield _holding
     finally:
-        _holding = False
+        _holding.on = False
         while _held:
             _held.popleft()()
 
 
-@contextlib.contextmanager
-def let_through() -> Iterator[None]:
-    """Let them run in this block of a `held()` one, where they may raise; first those whose signals came before."""
-    global _holding
-    if not _holding or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _holding = False
-    try:
-        while _held:
-            _held.popleft()()
-        yield
-    finally:
-        _holding = True
+class LetThrough:
+    """Let them run in this block of a `held()` one, where they may raise; first those whose signals came before.
+
+    One that raises just as the block ends leaves them let through: set `Holding.on` first where it is caught.
+    """
+
+    def __enter__(self) -> None:
+        self._lets = _holding.on and threading.current_thread() is threading.main_thread()
+        if self._lets:
+            _holding.on = False
+            try:
+                while _held:
+                    _held.popleft()()
+            except BaseException:
+                _holding.on = True
+                raise
+
+    def __exit__(self, *exc: object) -> None:
+        if self._lets:
+            _holding.on = True
 
 
 def holds_some() -> bool:
@@ -58,8 +73,7 @@ def holds_some() -> bool:
 
 
 def _in_child() -> None:
-    global _holding
-    _holding = False
+    _holding.on = False
     _held.clear()
 
 
@@ -70,7 +84,7 @@ def held_back(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int,
     """Return a handler that runs this one, or holds it back."""
 
     def handle(signum: int, frame: FrameType | None) -> object:
-        if not _holding:
+        if not _holding.on:
             return handler(signum, frame)
         _held.append(lambda: handler(signum, frame))
         return None

@@ -19,7 +19,7 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.connection_table import pack_connections, table_of_connections
-from prefork.workers.holding import held, holds_some, let_through
+from prefork.workers.holding import Holding, LetThrough, held, holds_some
 from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.wakeup import Wakeup
 
@@ -136,17 +136,19 @@ class Supervisor:
         Raises what the program has raised here (SystemExit in a signal handler) once the pool has drained. Its handlers
         run in the wait and in `turn`: nowhere else could be told whether they have raised.
         """
-        with held():
+        with held() as holding:
             self.generations.arrive()
             self.tasks.retire_exporters(self.clock.now())
-            raised = self._loop(turn, at_most)
+            raised = self._loop(holding, turn, at_most)
         if self.phase is not Phase.STOPPED:
             self._abandon()
             raise PreforkError(f"could not go on: {CLOSED_BY_PROGRAM}")
         if raised is not None:
             raise raised
 
-    def _loop(self, turn: Callable[[], None] | None, at_most: float | None) -> BaseException | None:
+    def _loop(
+        self, holding: Holding, turn: Callable[[], None] | None, at_most: float | None
+    ) -> BaseException | None:  # fmt: skip
         """Turn and wait. Return what was raised meanwhile."""
         parting = Parting(self.mailbox.post)
         ours = Descriptors(*self._waiting.descriptors(), self.board.fd)
@@ -163,6 +165,7 @@ class Supervisor:
                     break
                 self.wait(at_most)
             except BaseException as exc:  # SystemExit by a signal handler of the program's; an error of ours
+                holding.on = True  # first of all, or another handler could raise in here
                 if self.forgotten:
                     strays.end(exc)
                 self._waiting.hear_again()
@@ -182,7 +185,7 @@ class Supervisor:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
         self._acting_since = monotonic()
         try:
-            with let_through():
+            with LetThrough():
                 service_actions()
         except Exception as exc:
             if exc is self._fault or self.forgotten:
@@ -205,7 +208,7 @@ class Supervisor:
         seconds = 0.0 if self.mailbox else self.until_next_turn()  # the turn may have drained a command's wake-up
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
-        with let_through():
+        with LetThrough():
             heard = self._waiting.wait(seconds)
         with held():
             if not heard:

@@ -130,7 +130,7 @@ def check_shared_port(server: Any) -> None:
     """Raise ConfigError for a TCP listener that may be one of several at its port, in a pool: each has a queue of its
     own, and the one that closes resets what is in it. Where a class of the standard library's says so nobody chose it.
     """
-    tcp = server.socket_type == socket.SOCK_STREAM and server.address_family in _INTERNET
+    tcp = getattr(server, "socket_type", None) == socket.SOCK_STREAM and server.address_family in _INTERNET
     if not tcp or not getattr(server, "allow_reuse_port", False) or sysctl("net.ipv4.tcp_migrate_req"):
         return
     cls = definer(type(server), "allow_reuse_port") or object

@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from prefork.workers.holding import held, holds_some, let_through
+from prefork.workers.holding import LetThrough, held, holds_some
 from prefork.workers.signals import Signals, ignore
 from prefork.workers.wakeup import Wakeup
 
@@ -66,7 +66,7 @@ def test_a_handler_waits_for_the_end_of_the_outermost_block() -> None:
 
 
 @pytest.mark.usefixtures("signals")
-def test_a_handler_raises_where_it_is_let_through() -> None:
+def test_a_handler_raises_where_it_is_LetThrough() -> None:
     """Inside of a block that holds it back, a handler raises where it is let through, at once or for what came before;
     nobody else is interrupted, and afterwards it is held back again."""
     steps: list[str] = []
@@ -74,14 +74,14 @@ def test_a_handler_raises_where_it_is_let_through() -> None:
         for when in ("before", "inside"):
             if when == "before":
                 raise_signal(signal.SIGUSR1)
-            with pytest.raises(Raised), let_through():
+            with pytest.raises(Raised), LetThrough():
                 raise_signal(signal.SIGUSR1)
             steps.append(when)
             assert not holds_some()
-        with let_through():
+        with LetThrough():
             steps.append("nothing came")
     assert steps == ["before", "inside", "nothing came"]
-    with let_through(), pytest.raises(Raised):
+    with LetThrough(), pytest.raises(Raised):
         raise_signal(signal.SIGUSR1)
 
 
