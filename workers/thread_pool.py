@@ -24,7 +24,7 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, NOT_BEGUN, PASSED_ON, REQUEST
+from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, NOT_BEGUN, PASSED_ON, REQUEST, Accepted
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
@@ -119,7 +119,7 @@ class ThreadPool:
         while self._ended:
             self._threads.discard(self._ended.popleft())
         self._full = False
-        while len(self._waiting) < AHEAD:
+        while len(self._waiting) < AHEAD and self.failed is None:  # else each would fail, for ever
             lane = self._lanes.take()
             if lane is None:
                 self._full = True
@@ -223,14 +223,8 @@ class ThreadPool:
                 leave(0)
             if outcome is REQUEST:
                 leaving = leaving or self._leaving or not is_unchanged()
-            elif outcome is PASSED_ON or outcome is NOT_BEGUN:  # there is no lane for this thread any more
-                if outcome is NOT_BEGUN:
-                    self._leave_alone()
+            elif not self._goes_on(outcome):
                 return
-            elif outcome is NO_RESOURCES:
-                self._leave_alone()
-            else:
-                self.go_to_the_back()
             if now_ns >= self._next_look_ns:
                 self._next_look_ns = now_ns + LOOK_EVERY_NS
                 self._wake()
@@ -268,17 +262,19 @@ class ThreadPool:
                     leave(0)
                 if outcome is REQUEST:
                     leaving = leaving or self._leaving or not is_unchanged()
-                elif outcome is PASSED_ON or outcome is NOT_BEGUN:  # there is no lane for this thread any more
-                    if outcome is NOT_BEGUN:
-                        self._leave_alone()
+                elif not self._goes_on(outcome):
                     return
-                elif outcome is NO_RESOURCES:
-                    self._leave_alone()
-                else:
-                    self.go_to_the_back()
             if now_ns >= self._next_look_ns:
                 self._next_look_ns = now_ns + LOOK_EVERY_NS
                 self._wake()
+
+    def _goes_on(self, outcome: Accepted) -> bool:
+        """Return whether this thread has a lane still, after an accept without a request that it could serve."""
+        if outcome is NOT_BEGUN or outcome is NO_RESOURCES:
+            self._leave_alone()
+        elif outcome is not PASSED_ON:
+            self.go_to_the_back()
+        return outcome is not PASSED_ON and outcome is not NOT_BEGUN
 
     def _accepted(self, listener: int | None = None) -> None:
         """Called between an accept and its handler. `listener`: by which it came, if not by the first one's."""
