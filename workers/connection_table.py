@@ -62,9 +62,8 @@ class ConnectionTable:
     def __init__(self, fd: int | None = None) -> None:
         """Make a table, or with `fd` adopt one. Raises ValueError when that is of another version, OSError when
         descriptors or memory are short."""
-        self.lanes: defaultdict[int, Iterator[int]] = defaultdict(
-            count
-        )  # by the worker's number: lanes with a cell, of all its servers
+        # By the worker's number: its lanes with a cell, of all its servers.
+        self.lanes: defaultdict[int, Iterator[int]] = defaultdict(count)
         if fd is None:
             self.fd, self._memory = sealed_memory("prefork-connections", MEMORY_BYTES)
             self.words = memoryview(self._memory).cast("Q")
