@@ -406,6 +406,8 @@ class Supervisor:
         if report.replace_asked and not child.replace and self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
             child.replace = True
             log.info("%s: was sent TERM; to be replaced", child, extra=event(LogEvent.TERM_PASSED_ON, **child.fields))
+        if child.state is ChildState.DRAINING and child.reason is not None and not child.slot.told_to_drain:
+            child.signal(child.drain_signal)  # it has written over the word by which it was told
         if report.drain_asked and not self._drain_asked:
             self._drain_asked = True
             log.info("%s: asked to end the service", child, extra=event(LogEvent.DRAIN_ASKED, **child.fields))

@@ -2,10 +2,13 @@
 
 import ctypes
 import random
+import signal
 import time
 from collections.abc import Iterator
 
-from tests.support.programs.served import Who
+from prefork.metrics.scoreboard import TOLD_TO_DRAIN, YES
+from prefork.workers.signals import DRAIN_SIGNAL
+from tests.support.programs.served import Who, tell
 
 
 def mappings(name: str = "prefork-slot") -> Iterator[tuple[int, int]]:
@@ -45,6 +48,17 @@ class Handler(Who):
             ctypes.memmove(begin + size - 16384, rng.randbytes(16384), 16384)
             rounds += 1
         return rounds
+
+    def do_clear_when_told(self) -> None:
+        """Once the word to drain is there, and before the signal is heard that says so."""
+        ((begin, size),) = mappings()
+        word = ctypes.c_uint64.from_address(begin + TOLD_TO_DRAIN * 8)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {DRAIN_SIGNAL})
+        tell("deaf")
+        while word.value != YES:
+            time.sleep(0.001)
+        ctypes.memset(begin, 0, size)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL})
 
     def do_fill(self) -> None:
         """With ones: no number that anybody can have meant."""
