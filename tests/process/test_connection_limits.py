@@ -57,13 +57,6 @@ def turned_away(service: Service, source: str = "127.0.0.1", before: bytes = b""
             client.wait_end()
 
 
-def wait_in_flight(service: Service, requests: int) -> None:
-    """Until so many are: who was turned away is it for a moment after the end of its connection."""
-    deadline = monotonic() + HUNG
-    while (found := service.statistics()["in_flight"]) != requests:
-        assert monotonic() < deadline, f"hung: {found} requests are in flight, not {requests}"
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_one_client(kind: str, tmp_path: Path) -> None:
     """The third of two is closed at once, another client is served, and a place that is free is had at once."""
@@ -103,9 +96,9 @@ def test_client_is_the_one_behind_the_proxy(tmp_path: Path) -> None:
         one, other = V1 % b"192.0.2.7", V1 % b"192.0.2.8"
         with holding(service, before=one), holding(service, before=other):
             turned_away(service, before=one)
-            wait_in_flight(service, 2)
+            service.settled(in_flight=2)
             with dial(service.address):  # no header yet, and it counts
-                wait_in_flight(service, 3)
+                service.settled(in_flight=3)
                 turned_away(service, before=V1 % b"192.0.2.9")
 
 

@@ -197,11 +197,11 @@ class Service(Judged):
             return self.wait("statistics", after=after)
         return self.wait("ended")
 
-    def settled(self) -> Fact:
-        """The statistics once no request runs: a client may have its answer before the worker has counted it."""
+    def settled(self, in_flight: int = 0) -> Fact:
+        """The statistics once so many requests run: a client may have its answer before the worker has counted it."""
         deadline = monotonic() + HUNG
-        while (found := self.statistics())["in_flight"]:
-            assert monotonic() < deadline, f"hung: waited {HUNG} s for requests to end: {found}"
+        while (found := self.statistics())["in_flight"] != in_flight:
+            assert monotonic() < deadline, f"hung: waited {HUNG} s for {in_flight} requests in flight: {found}"
         return found
 
     def wait_exit(self) -> int:
