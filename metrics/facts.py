@@ -40,6 +40,7 @@ class ChildKind(Fact):
     EXPORTER = 3  # serves the metrics
     REHEARSAL = 4  # tries out the code that a reload would put in service
     COMPANION = 5  # runs a function of the program's
+    HOLDER = 6  # has the idle connections
 
 
 class Outcome(Fact):
@@ -91,6 +92,17 @@ class Refusal(Fact):
     OVERLOAD = 4
     TLS = 5
     FIRST_BYTE = 6  # it said nothing
+
+
+class CloseReason(Fact):
+    """The reason why a connection ended that could have gone on (KeepAliveMixIn)."""
+
+    CLIENT = 0  # it hung up
+    HANDLER = 1  # the handler said so, or raised
+    IDLE_TIMEOUT = 2  # keepalive_timeout
+    EVICTED = 3  # the longest idle of too many
+    DRAINED = 4  # the service ended
+    LOST = 5  # with the process that had it
 
 
 class AcceptError(Fact):

@@ -28,10 +28,10 @@ from time import monotonic_ns
 from typing import NamedTuple, Self
 
 from .application.region import Region
-from .facts import AcceptError, Activity, ExitReason
+from .facts import AcceptError, Activity, CloseReason, ExitReason
 from .histogram import Histogram, bounds
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 LISTENERS_MAX = 16
 FIRST_LISTENER = 1  # the set of listeners, as bits, of a child that has one, number 0
 
@@ -57,9 +57,15 @@ ENDS = slice(COMPLETED, LOST + 1)  # of a request; REJECTED + Refusal.… is one
 DURATION = Histogram(16, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60))
 # The kernel measures this in jiffies of up to 10 ms.
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
-TRUNCATED = QUEUE_WAIT.end  # datagrams that were longer than max_packet_size
-LANE_WORDS = 48
-COUNTS = slice(ACCEPTED, QUEUE_WAIT.end)
+# Connections that may be kept (KeepAliveMixIn); the requests of one are counted above, each for itself.
+OPENED = QUEUE_WAIT.end
+CLOSED = OPENED + 1  # CLOSED + CloseReason.…
+MOVES = CLOSED + len(CloseReason)  # connections that this process has taken from a queue
+COUNTS = slice(ACCEPTED, MOVES + 1)
+TRUNCATED = COUNTS.stop  # datagrams that were longer than max_packet_size
+IN_HAND = TRUNCATED + 1  # a gauge: the kept connections that are served on this lane now, 0 or 1
+IDLE_HERE = IN_HAND + 1  # a gauge: those that wait in this process: lingering in a worker, all of a holder's
+LANE_WORDS = IDLE_HERE + 1
 COUNT_WORDS = COUNTS.stop - COUNTS.start
 
 IDLE, ACCEPTING, BUSY = (int(activity) for activity in Activity)

@@ -1,0 +1,174 @@
+"""A kept connection on its way from one process to another, and the two queues on which it travels.
+
+    worker ─▶ park queue ─▶ holder ─▶ ready queue ─▶ any worker
+
+A connection belongs to one process at a time, or to the message in which it is. A message is a head, the client's
+address, the handler's state, bytes that were read ahead, and one descriptor. Both queues are SEQPACKET pairs, made by
+the master before the first fork. Nobody ever blocks on one.
+"""
+
+import array
+import contextlib
+import errno
+import marshal
+import os
+import socket
+import struct
+from typing import Any, NamedTuple, Self
+
+VERSION = 1
+# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, wanted, bytes: address, state, unread
+HEAD = struct.Struct("<BBBBIQIIII")
+STATE_MAX = 64 * 1024
+MESSAGE_MAX = 160 * 1024  # below the usual limit of a queue's buffer
+BUFFER = 1 << 20  # of a queue, where the kernel allows it
+MARSHAL = 4  # the version of that format, which all supported Pythons read
+
+# Flags.
+TELL_END = 1  # the handler's class has a connection_closed(): it is called by a worker, however the connection ends
+SHORT = 2  # what is unread is less than a request
+CLOSING = 4  # from the holder: call connection_closed() and close, for this reason
+
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)
+_ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
+
+
+class Kept(NamedTuple):
+    """A connection that is kept, without its descriptor."""
+
+    listener: int = 0  # the number of the one by which it came
+    requests: int = 0  # so far
+    opened_ns: int = 0  # monotonic
+    client_address: Any = None
+    state: bytes = b""  # as `encode_state()` returns it; empty: None
+    unread: bytes = b""  # read ahead
+    flags: int = 0
+    wanted: int = 1  # with SHORT: the number of bytes that the kernel must have before anybody is asked again
+    reason: int = 0  # with CLOSING: a CloseReason + 1
+
+    def encoded(self) -> bytes:
+        """Return the message. Raises ValueError if it is longer than MESSAGE_MAX."""
+        address = encode_address(self.client_address)
+        head = HEAD.pack(
+            VERSION, self.flags, self.listener, self.reason, self.requests & 0xFFFF_FFFF, self.opened_ns, self.wanted,
+            len(address), len(self.state), len(self.unread),
+        )  # fmt: skip
+        message = b"".join((head, address, self.state, self.unread))
+        if len(message) > MESSAGE_MAX:
+            raise ValueError(f"a kept connection has {len(message)} bytes to take along, more than {MESSAGE_MAX}")
+        return message
+
+    @classmethod
+    def decoded(cls, message: bytes) -> Self:
+        """Return what `encoded()` was called of. Raises ValueError if it is of another version, or no such message."""
+        try:
+            version, flags, listener, reason, requests, opened_ns, wanted, *sizes = HEAD.unpack_from(message)
+        except struct.error as exc:
+            raise ValueError("this is no message of a kept connection") from exc
+        if version != VERSION or HEAD.size + sum(sizes) != len(message):
+            raise ValueError(f"this message of a kept connection is of version {version}, or cut")
+        address_end = HEAD.size + sizes[0]
+        state_end = address_end + sizes[1]
+        return cls(
+            listener, requests, opened_ns, decode_address(message[HEAD.size : address_end]),
+            message[address_end:state_end], message[state_end:], flags, wanted, reason,
+        )  # fmt: skip
+
+
+def encode_address(address: Any) -> bytes:
+    """Return bytes for a client's address."""
+    return marshal.dumps(address, MARSHAL)
+
+
+def decode_address(data: bytes) -> Any:
+    return marshal.loads(data)
+
+
+class QueueEnd:
+    """One end of a queue. Does not own its descriptor where it was made by `over()`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def send(self, message: bytes, fd: int) -> bool:
+        """Send a connection; the caller still has to close its descriptor. False: the queue is full now, or too many
+        descriptors are on their way; try again later."""
+        try:
+            self.sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))])
+        except OSError as exc:
+            if exc.errno in _FULL:
+                return False
+            raise
+        return True
+
+    def receive(self) -> tuple[bytes, int] | None:
+        """Return the next message and its descriptor, now the caller's; None if the queue is empty. The descriptor is
+        -1 where this process had none free: then the connection is closed by the kernel."""
+        try:
+            message, ancillary, _, _ = self.sock.recvmsg(MESSAGE_MAX, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= 4:
+                return message, int(struct.unpack_from("i", data)[0])
+        return message, -1
+
+
+class Queues(NamedTuple):
+    """The four ends of the two queues, as the master makes them and hands them on."""
+
+    park_in: QueueEnd  # workers send
+    park_out: QueueEnd  # the holder receives
+    ready_in: QueueEnd  # the holder sends
+    ready_out: QueueEnd  # workers receive
+
+    @classmethod
+    def made(cls) -> Self:
+        """Make both queues. Raises OSError when descriptors are short, and then leaves nothing open."""
+        with contextlib.ExitStack() as stack:
+            socks = []
+            for _ in range(2):
+                pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                socks += [stack.enter_context(each) for each in pair]
+                pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            stack.pop_all()
+        return cls(*map(QueueEnd, socks))
+
+    def pack(self) -> tuple[dict[str, list[int]], list[int]]:
+        fds = [each.fileno() for each in self]
+        return {"fds": fds}, fds
+
+    @classmethod
+    def over(cls, packed: dict[str, list[int]]) -> Self:
+        """Return the queues that an earlier image of this process has packed."""
+        return cls(*(QueueEnd(socket.socket(fileno=fd)) for fd in packed["fds"]))
+
+    def close(self) -> None:
+        for each in self:
+            each.sock.close()
+
+
+def encode_state(state: Any) -> bytes:
+    """Return the bytes of a handler's state. Raises ValueError if it is not of plain values, or too large."""
+    if state is None:
+        return b""
+    try:
+        data = marshal.dumps(state, MARSHAL)
+    except ValueError as exc:
+        raise ValueError(f"the state of a connection must be of plain values, not {state!r:.80}") from exc
+    if len(data) > STATE_MAX:
+        raise ValueError(f"the state of a connection takes {len(data)} bytes, more than {STATE_MAX}")
+    return data
+
+
+def decode_state(data: bytes) -> Any:
+    return marshal.loads(data) if data else None
+
+
+def give_away(fd: int) -> None:
+    """Close this process's copy of a descriptor that was sent."""
+    os.close(fd)
