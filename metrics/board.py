@@ -84,7 +84,7 @@ class Word(IntEnum):
 
 
 EXITS = Word.LANES_DEAD + COUNT_WORDS
-EXIT_WORDS = 15
+EXIT_WORDS = 24  # leaves room for more reasons
 ACCEPT_ERRORS_DEAD = EXITS + EXIT_WORDS
 SIGNAL_DEATHS = ACCEPT_ERRORS_DEAD + len(AcceptError)
 FORK_FAILURES = SIGNAL_DEATHS + SIGNALS
@@ -104,11 +104,8 @@ BOARD_BYTES = BOARD_WORDS * 8 + FOLDED_BYTES  # after the table: the user's metr
 
 
 def exit_word(reason: ExitReason) -> int:
-    """Return the word of the board that counts the workers that ended for this reason.
-
-    Reasons count from 1, so that the first word was free for the fifteenth.
-    """
-    return EXITS + reason % EXIT_WORDS
+    """Return the word of the board that counts the workers that ended for this reason."""
+    return EXITS + reason
 
 
 def control_requests(command: ControlCommand, result: ControlResult) -> int:

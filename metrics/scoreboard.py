@@ -28,7 +28,7 @@ from time import monotonic_ns
 from typing import NamedTuple, Self
 
 from .application.region import Region
-from .facts import AcceptError, Activity, CloseReason, ExitReason
+from .facts import AcceptError, Activity, ExitReason
 from .histogram import Histogram, bounds
 
 LAYOUT_VERSION = 4
@@ -59,8 +59,8 @@ DURATION = Histogram(16, bounds(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
 QUEUE_WAIT = Histogram(DURATION.end, bounds(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30))
 # Connections that may be kept (KeepAliveMixIn); the requests of one are counted above, each for itself.
 OPENED = QUEUE_WAIT.end
-CLOSED = OPENED + 1  # CLOSED + CloseReason.…
-MOVES = CLOSED + len(CloseReason)  # connections that this process has taken from a queue
+CLOSED = OPENED + 1  # CLOSED + CloseReason.…, with room for two more
+MOVES = CLOSED + 8  # connections that this process has taken from a queue
 COUNTS = slice(ACCEPTED, MOVES + 1)
 TRUNCATED = COUNTS.stop  # datagrams that were longer than max_packet_size
 IN_HAND = TRUNCATED + 1  # a gauge: the kept connections that are served on this lane now, 0 or 1

@@ -16,7 +16,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.accepting import ACCEPT_PAUSE, SHORT, Shortage, is_resource_error
+from prefork.workers.accepting import ACCEPT_PAUSE, RESOURCES_SHORT, Shortage, is_resource_error
 from prefork.workers.definitions import gives_way, is_the_programs_class
 from prefork.workers.handshake import failure
 from prefork.workers.polling import READ, Poll, ms
@@ -165,7 +165,7 @@ class ServingLoop:
                 return
         server._handle_request_noblock()
 
-    def pause_accepting(self, reason: object = SHORT) -> None:
+    def pause_accepting(self, reason: object = RESOURCES_SHORT) -> None:
         """Stop accepting for a moment: after running out of descriptors or memory, a retry would fail at once."""
         self._accept_again_at = monotonic() + ACCEPT_PAUSE
         self._shortage.say(reason)

@@ -35,7 +35,7 @@ _FACTS = {
 _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
 NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
-SHORT = "descriptors or memory are short"
+RESOURCES_SHORT = "descriptors or memory are short"
 FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
 
 

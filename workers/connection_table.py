@@ -38,8 +38,8 @@ WORKER_ROWS = 2048  # workers and those that drain; the first row is the header
 BLOCK = 16  # lanes; a worker's lanes stand in blocks, so that the first of all workers are read at once
 BLOCKS = MOST_LANES // BLOCK
 REGION = WORKER_ROWS * BLOCK  # cells: a block of each row
-OPENED = BLOCKS * REGION  # for each row how many blocks of it have been in use
-MEMORY_BYTES = (OPENED + WORKER_ROWS) * 8
+BLOCKS_OPENED = BLOCKS * REGION  # for each row how many blocks of it have been in use
+MEMORY_BYTES = (BLOCKS_OPENED + WORKER_ROWS) * 8
 
 # Words of the header.
 IS_VERSION, TOP, KEY = 0, 1, slice(2, 6)
@@ -89,10 +89,10 @@ class ConnectionTable:
     def clear(self, number: int) -> None:
         """Called in the master: free the cells of the worker of this number, which is reaped."""
         words = self.words
-        for block in range(max(1, min(words[OPENED + number], BLOCKS))):
+        for block in range(max(1, min(words[BLOCKS_OPENED + number], BLOCKS))):
             start = block * REGION + number * BLOCK
             words[start : start + BLOCK] = memoryview(bytes(BLOCK * 8)).cast("Q")
-        words[OPENED + number] = 0
+        words[BLOCKS_OPENED + number] = 0
 
     def keep_memory(self) -> None:
         """Called in a worker, which needs nothing else."""
@@ -192,7 +192,7 @@ class ConnectionLimits:
         """Return a copy of every cell that may be in use, and the place of this one in it."""
         words = self._words
         top = max(min(words[TOP], WORKER_ROWS - 1), self._row)
-        blocks = min(max(words[OPENED + 1 : OPENED + top + 1]), BLOCKS)
+        blocks = min(max(words[BLOCKS_OPENED + 1 : BLOCKS_OPENED + top + 1]), BLOCKS)
         cells = [
             bytes(words[start + BLOCK : start + BLOCK + top * BLOCK]) for start in range(0, blocks * REGION, REGION)
         ]
@@ -205,7 +205,7 @@ class ConnectionLimits:
             with self._lock:
                 block, within = divmod(next(self._lanes), BLOCK)
                 cell = self._cells[id(lane)] = block * REGION + self._row * BLOCK + within
-                self._words[OPENED + self._row] = block + 1
+                self._words[BLOCKS_OPENED + self._row] = block + 1
         return cell
 
     def _client(self, client_address: Any) -> bytes | None:

@@ -16,8 +16,9 @@ import socket
 import struct
 from typing import Any, NamedTuple, Self
 
-VERSION = 1
-# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, wanted, bytes: address, state, unread
+MESSAGE_VERSION = 1
+# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, wanted; the number of bytes of each
+# part that follows: address, state, unread
 HEAD = struct.Struct("<BBBBIQIIII")
 STATE_MAX = 64 * 1024
 MESSAGE_MAX = 160 * 1024  # below the usual limit of a queue's buffer
@@ -50,8 +51,8 @@ class Kept(NamedTuple):
         """Return the message. Raises ValueError if it is longer than MESSAGE_MAX."""
         address = encode_address(self.client_address)
         head = HEAD.pack(
-            VERSION, self.flags, self.listener, self.reason, self.requests & 0xFFFF_FFFF, self.opened_ns, self.wanted,
-            len(address), len(self.state), len(self.unread),
+            MESSAGE_VERSION, self.flags, self.listener, self.reason, self.requests & 0xFFFF_FFFF, self.opened_ns,
+            self.wanted, len(address), len(self.state), len(self.unread),
         )  # fmt: skip
         message = b"".join((head, address, self.state, self.unread))
         if len(message) > MESSAGE_MAX:
@@ -65,7 +66,7 @@ class Kept(NamedTuple):
             version, flags, listener, reason, requests, opened_ns, wanted, *sizes = HEAD.unpack_from(message)
         except struct.error as exc:
             raise ValueError("this is no message of a kept connection") from exc
-        if version != VERSION or HEAD.size + sum(sizes) != len(message):
+        if version != MESSAGE_VERSION or HEAD.size + sum(sizes) != len(message):
             raise ValueError(f"this message of a kept connection is of version {version}, or cut")
         address_end = HEAD.size + sizes[0]
         state_end = address_end + sizes[1]

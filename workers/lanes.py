@@ -39,7 +39,7 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import strays, user_forks
-from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, SHORT, Accepted, GetRequest, NotAccepted, is_shortage
+from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, RESOURCES_SHORT, Accepted, GetRequest, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .admission import Admission, NotAdmitted
 from .bootstrap import leave
@@ -410,7 +410,7 @@ class Lanes:
     def why_short(self) -> str:
         """Return why the listener has to be left alone for a while."""
         why, self._not_accepted.why = self._not_accepted.why, None
-        return why or SHORT
+        return why or RESOURCES_SHORT
 
     def begin(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> None:
         """Note what is to be known of a request that was just accepted."""

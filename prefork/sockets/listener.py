@@ -29,7 +29,7 @@ from .unix_paths import clear_stale, identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
-Kept = TypeVar("Kept")
+Side = TypeVar("Side")
 family_of, type_of = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
 
 
@@ -60,22 +60,22 @@ def listener_names(roles: Iterable[str]) -> list[str]:
     return [name for name in roles if name.partition(" ")[0] == SERVICE]
 
 
-class SideValue(Generic[Kept]):
+class SideValue(Generic[Side]):
     """A value of a listener. It is kept apart from the object, which was a plain socket: that has no place for it."""
 
-    def __init__(self, default: Kept) -> None:
+    def __init__(self, default: Side) -> None:
         self.default = default
-        self._values: WeakKeyDictionary[socket.socket, Kept] = WeakKeyDictionary()
+        self._values: WeakKeyDictionary[socket.socket, Side] = WeakKeyDictionary()
 
     @overload
     def __get__(self, listener: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, listener: socket.socket, owner: type) -> Kept: ...
+    def __get__(self, listener: socket.socket, owner: type) -> Side: ...
 
-    def __get__(self, listener: socket.socket | None, owner: type) -> Self | Kept:
+    def __get__(self, listener: socket.socket | None, owner: type) -> Self | Side:
         return self if listener is None else self._values.get(listener, self.default)
 
-    def __set__(self, listener: socket.socket, value: Kept) -> None:
+    def __set__(self, listener: socket.socket, value: Side) -> None:
         self._values[listener] = value
 
 

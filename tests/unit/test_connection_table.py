@@ -14,8 +14,8 @@ from prefork.workers.connection_table import (
     ASKS_FOR_CLIENT,
     BLOCK,
     BLOCKS,
+    BLOCKS_OPENED,
     COUNTED,
-    OPENED,
     PATIENCE_S,
     TIE_S,
     WORKER_ROWS,
@@ -139,8 +139,8 @@ def test_lanes_beyond_the_first_block(table: ConnectionTable) -> None:
     for _ in range(50):
         assert enters(second) is not None
     assert enters(second) is None
-    assert table.words[OPENED + 3] == 0
-    assert table.words[OPENED + 4] == -(-101 // BLOCK)
+    assert table.words[BLOCKS_OPENED + 3] == 0
+    assert table.words[BLOCKS_OPENED + 4] == -(-101 // BLOCK)
 
 
 def test_next_image_sees_the_connections_of_the_old(table: ConnectionTable) -> None:
@@ -176,7 +176,7 @@ def cell(table: ConnectionTable, row: int, state: int, address: Any = ONE) -> in
     """What another worker has written into its first cell."""
     client = limits(table, row, most=1)._client(address)
     assert client is not None
-    table.words[OPENED + row] = 1
+    table.words[BLOCKS_OPENED + row] = 1
     table.words[row * BLOCK] = module._word(state, client)
     return row * BLOCK
 
@@ -251,7 +251,7 @@ def test_scribbled_words_fail_nobody(table: ConnectionTable) -> None:
     rng = random.Random(17)
     for word in (
         1,
-        *range(OPENED, OPENED + WORKER_ROWS),
+        *range(BLOCKS_OPENED, BLOCKS_OPENED + WORKER_ROWS),
         *(rng.randrange(16, BLOCKS * WORKER_ROWS * BLOCK) for _ in range(999)),
     ):
         table.words[word] = rng.getrandbits(64)
@@ -263,7 +263,7 @@ def test_scribbled_words_fail_nobody(table: ConnectionTable) -> None:
 def test_scribbled_table_is_right_again_when_all_are_replaced(table: ConnectionTable) -> None:
     """A worker starts with a row that is free, and no other is read than those of workers that live."""
     rng = random.Random(18)
-    for word in (1, *range(16, WORKER_ROWS * BLOCK), *range(OPENED, OPENED + WORKER_ROWS)):
+    for word in (1, *range(16, WORKER_ROWS * BLOCK), *range(BLOCKS_OPENED, BLOCKS_OPENED + WORKER_ROWS)):
         table.words[word] = rng.getrandbits(64) >> 56 | 4
     assert enters(limits(table, 1, most=1)) is None
     table.expect({1})  # the second is started, the first reaped, and another first started

@@ -14,7 +14,7 @@ import pytest
 from prefork.master.children import Child, ChildState
 from prefork.metrics.board import EXITS, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, Slot, SlotReader, Stacks
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, YES, Slot, SlotReader, Stacks
 from prefork.reload import handover
 from prefork.reload.handover import (
     VERSION,
@@ -153,6 +153,49 @@ def test_totals_go_on() -> None:
     assert new.words[Word.STARTED_AT_NS] == 11
     assert new.words[EXITS + ExitReason.CRASHED] == 3
     new.forget()
+    board.forget()
+
+
+# The memory of a service that runs with layout 3: that of its board, and a slot with one lane.
+BOARD_OF_LAYOUT_3 = 57368 + (4 << 20)
+SLOT_OF_LAYOUT_3 = (24 + 48) * 8
+TOLD_TO_DRAIN_IN_LAYOUT_3 = 23
+
+
+def memory_of_layout_3(name: str, size: int, words: dict[int, int]) -> int:
+    """Make memory with these words, as an image with that layout would leave it behind."""
+    fd = os.memfd_create(name)
+    os.ftruncate(fd, size)
+    for word, value in words.items():
+        os.pwrite(fd, value.to_bytes(8, "little"), word * 8)
+    return fd
+
+
+def test_an_upgrade_from_layout_3(caplog: pytest.LogCaptureFixture) -> None:
+    """The named totals go on, which the log says; so does the child, which is told to drain in its old slot."""
+    packed = {
+        "fd": memory_of_layout_3("board-3", BOARD_OF_LAYOUT_3, {1: 3, 14: 7, 15: 2, 33: 99}),
+        "words": {"SPAWNED": 7, "LOST": 2}, "exits": {"CRASHED": 3, "DRAINED": 5},
+    }  # fmt: skip
+    board = resume_board(packed)
+    assert [record.name for record in caplog.records] == ["prefork.supervisor"]
+    statistics = board.snapshot().statistics()
+    assert (statistics.spawned, statistics.lost) == (7, 2)
+    assert statistics.exits == {"crashed": 3, "drained": 5}
+    assert statistics.accepted == 0
+    assert not _is_open("board-3")
+
+    child = _child(board)
+    slot = memory_of_layout_3("slot-3", SLOT_OF_LAYOUT_3, {0: 3, 1: 1, 17: SLOT_OF_LAYOUT_3, 24 + 2: 9})
+    its = os.dup(slot)  # the child's own descriptor of it
+    same = resume_child({**pack_child(child)[0], "slot": slot}, board)
+    assert (same.pid, same.slot.lanes, same.reader.counts()[0]) == (4711, 0, 0)
+    told = os.pread(its, 8, TOLD_TO_DRAIN_IN_LAYOUT_3 * 8)
+    assert int.from_bytes(told, "little") == YES
+    os.close(its)
+    assert not _is_open("slot-3")
+    same.slot.close()
+    child.slot.close()
     board.forget()
 
 
