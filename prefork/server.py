@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 from prefork.workers.accepting import accepted_by
+from prefork.workers.unnamed_peer import UNNAMED
 
 from .serving_loop import ServingMixIn
 from .settings.fields import Setting
-from .sockets.addresses import UNNAMED, bindable
+from .sockets.addresses import bindable
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
 

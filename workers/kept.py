@@ -11,15 +11,20 @@ import array
 import contextlib
 import errno
 import marshal
+import mmap
 import os
 import socket
 import struct
+import sys
 from typing import Any, NamedTuple, Self
 
+from .proxy_protocol import ProxiedAddress, ProxiedPath, ProxyHeader
+from .unnamed_peer import UNNAMED, UnnamedPeer
+
 MESSAGE_VERSION = 1
-# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, wanted; the number of bytes of each
-# part that follows: address, state, unread
-HEAD = struct.Struct("<BBBBIQIIII")
+# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, since_ns, wanted; then the bytes of:
+# address, state, unread
+HEAD = struct.Struct("<BBBBIQQIIII")
 STATE_MAX = 64 * 1024
 MESSAGE_MAX = 160 * 1024  # below the usual limit of a queue's buffer
 BUFFER = 1 << 20  # of a queue, where the kernel allows it
@@ -27,11 +32,19 @@ MARSHAL = 4  # the version of that format, which all supported Pythons read
 
 # Flags.
 TELL_END = 1  # the handler's class has a connection_closed(): it is called by a worker, however the connection ends
-SHORT = 2  # what is unread is less than a request
-CLOSING = 4  # from the holder: call connection_closed() and close, for this reason
+SHORT = 2  # to the holder: what is there is less than a request. From it: that is all, for the client has hung up
+CLOSING = 4  # from the holder: call connection_closed() and close, for this reason, and count that
+HANDED_OVER = 128  # from a holder to the next one
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)
+_FD = struct.Struct("i")
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
+_RECEIVING = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+_NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
+
+# Where messages are received, each of them for one thread at a time: `recvmsg()` would allocate MESSAGE_MAX for each,
+# and what it returns keep a page of that. Private to a process, and no page of it is used before it is needed.
+_rooms: list[memoryview] = []
 
 
 class Kept(NamedTuple):
@@ -46,13 +59,14 @@ class Kept(NamedTuple):
     flags: int = 0
     wanted: int = 1  # with SHORT: the number of bytes that the kernel must have before anybody is asked again
     reason: int = 0  # with CLOSING: a CloseReason + 1
+    since_ns: int = 0  # the holder's: since when it is short, or idle. Whoever begins a request makes it 0
 
     def encoded(self) -> bytes:
-        """Return the message. Raises ValueError if it is longer than MESSAGE_MAX."""
+        """Return the message. Raises ValueError if it is longer than MESSAGE_MAX, or the address has no bytes."""
         address = encode_address(self.client_address)
         head = HEAD.pack(
             MESSAGE_VERSION, self.flags, self.listener, self.reason, self.requests & 0xFFFF_FFFF, self.opened_ns,
-            self.wanted, len(address), len(self.state), len(self.unread),
+            self.since_ns, self.wanted, len(address), len(self.state), len(self.unread),
         )  # fmt: skip
         message = b"".join((head, address, self.state, self.unread))
         if len(message) > MESSAGE_MAX:
@@ -63,7 +77,7 @@ class Kept(NamedTuple):
     def decoded(cls, message: bytes) -> Self:
         """Return what `encoded()` was called of. Raises ValueError if it is of another version, or no such message."""
         try:
-            version, flags, listener, reason, requests, opened_ns, wanted, *sizes = HEAD.unpack_from(message)
+            version, flags, listener, reason, requests, opened_ns, since_ns, wanted, *sizes = HEAD.unpack_from(message)
         except struct.error as exc:
             raise ValueError("this is no message of a kept connection") from exc
         if version != MESSAGE_VERSION or HEAD.size + sum(sizes) != len(message):
@@ -72,21 +86,39 @@ class Kept(NamedTuple):
         state_end = address_end + sizes[1]
         return cls(
             listener, requests, opened_ns, decode_address(message[HEAD.size : address_end]),
-            message[address_end:state_end], message[state_end:], flags, wanted, reason,
+            message[address_end:state_end], message[state_end:], flags, wanted, reason, since_ns,
         )  # fmt: skip
 
 
 def encode_address(address: Any) -> bytes:
-    """Return bytes for a client's address."""
+    """Return bytes for a client's address, with what a proxy has said of it. Raises ValueError if that cannot be: a
+    program's `get_request()` may return anything."""
+    if isinstance(address, UnnamedPeer):
+        return b""
+    if isinstance(address, ProxiedAddress | ProxiedPath):
+        header = address.proxy
+        kind = None if header.transport is None else int(header.transport)
+        fields = (header.version, header.source, header.destination, kind, header.tlvs, encode_address(header.peer))
+        return marshal.dumps({"proxy": fields}, MARSHAL)
+    if isinstance(address, dict):
+        raise ValueError(f"this is no address of a client: {address!r:.80}")
     return marshal.dumps(address, MARSHAL)
 
 
 def decode_address(data: bytes) -> Any:
-    return marshal.loads(data)
+    """Return what `encode_address()` was called of."""
+    if not data:
+        return UNNAMED
+    address = marshal.loads(data)
+    if not isinstance(address, dict):
+        return address
+    version, source, destination, kind, tlvs, peer = address["proxy"]
+    transport = None if kind is None else socket.SocketKind(kind)
+    return ProxyHeader(version, source, destination, transport, tlvs, decode_address(peer)).client_address()
 
 
 class QueueEnd:
-    """One end of a queue. Does not own its descriptor where it was made by `over()`."""
+    """One end of a queue. Whoever has made it closes it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -97,26 +129,43 @@ class QueueEnd:
 
     def send(self, message: bytes, fd: int) -> bool:
         """Send a connection; the caller still has to close its descriptor. False: the queue is full now, or too many
-        descriptors are on their way; try again later."""
+        descriptors are on their way (ETOOMANYREFS of unix(7)); try again later. Raises OSError: with EMSGSIZE, if the
+        kernel's buffers are smaller than the message."""
         try:
-            self.sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))])
+            self.sock.sendmsg((message,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd)),), socket.MSG_NOSIGNAL)
         except OSError as exc:
             if exc.errno in _FULL:
                 return False
             raise
         return True
 
-    def receive(self) -> tuple[bytes, int] | None:
-        """Return the next message and its descriptor, now the caller's; None if the queue is empty. The descriptor is
-        -1 where this process had none free: then the connection is closed by the kernel."""
+    def receive(self, *, has_room: bool = False) -> tuple[bytes, int] | None:
+        """Return the next message and its descriptor, now the caller's; None if the queue is empty.
+
+        Raises OSError with EMFILE where this process has no descriptor free, and leaves the message in the queue: the
+        kernel would deliver it and close the connection. The descriptor is -1 where that happened because another
+        thread was faster. `has_room`: the caller knows that there is one.
+        """
+        if not has_room:
+            os.close(os.dup(self.sock.fileno()))
         try:
-            message, ancillary, _, _ = self.sock.recvmsg(MESSAGE_MAX, _ROOM, socket.MSG_CMSG_CLOEXEC)
+            room = _rooms.pop()
+        except IndexError:
+            room = memoryview(mmap.mmap(-1, MESSAGE_MAX, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        try:
+            size, ancillary, _, _ = self.sock.recvmsg_into((room,), _ROOM, _RECEIVING)
+            message = bytes(room[:size])
         except BlockingIOError:
             return None
+        finally:
+            _rooms.append(room)
         for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= 4:
-                return message, int(struct.unpack_from("i", data)[0])
-        return message, -1
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(data) >= _FD.size:
+                return message, _FD.unpack_from(data)[0]
+        return (message, -1) if message else None  # an empty one: nobody has the other end any more
+
+    def close(self) -> None:
+        self.sock.close()
 
 
 class Queues(NamedTuple):
@@ -150,7 +199,7 @@ class Queues(NamedTuple):
 
     def close(self) -> None:
         for each in self:
-            each.sock.close()
+            each.close()
 
 
 def encode_state(state: Any) -> bytes:
@@ -158,7 +207,7 @@ def encode_state(state: Any) -> bytes:
     if state is None:
         return b""
     try:
-        data = marshal.dumps(state, MARSHAL)
+        data = marshal.dumps(state, MARSHAL, **_NO_CODE)
     except ValueError as exc:
         raise ValueError(f"the state of a connection must be of plain values, not {state!r:.80}") from exc
     if len(data) > STATE_MAX:

@@ -6,8 +6,8 @@ Runs in a worker, after the fork: the master's listener stays what it is. Owns n
 from typing import Any
 
 from prefork.workers.socket_files import AcceptedSocket, accepted_class
+from prefork.workers.unnamed_peer import UNNAMED
 
-from .addresses import UNNAMED
 from .listener import Listener, family_of, type_of
 
 

@@ -192,18 +192,6 @@ def _interface(index: int) -> str:
         return str(index)
 
 
-class UnnamedPeer(str):
-    """The address of a Unix client without one: empty, and so is its host, for which http.server asks."""
-
-    __slots__ = ()
-
-    def __getitem__(self, key: Any) -> str:
-        return super().__getitem__(key) if isinstance(key, slice) else ""
-
-
-UNNAMED = UnnamedPeer()
-
-
 def bindable(address: Any) -> Any:
     """Return an address as `socket.bind()` takes it: a tuple for a list, a text for a path, a number for the text of a
     port, and the scope of an IPv6 address in its place. Anything else is returned as it is.

@@ -19,9 +19,10 @@ from weakref import WeakKeyDictionary
 
 from prefork.metrics.kernel import somaxconn
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.unnamed_peer import UNNAMED
 
 from ..errors import BindError, ConfigError, reason_of
-from .addresses import UNNAMED, address_text, bindable, over
+from .addresses import address_text, bindable, over
 from .kept_paths import keep_path_of, unlink_ours
 from .options import SocketOptions
 from .ownership import Access

@@ -11,9 +11,9 @@ from typing import Any
 from prefork.workers.accepting import GetRequest
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.socket_files import AcceptedSocket
+from prefork.workers.unnamed_peer import UNNAMED
 
 from .accepted import FileListener
-from .addresses import UNNAMED
 from .listener import Beneath, family_of, type_of
 from .shared import SharedDatagrams, fitting
 from .wildcard import ROOM, WildcardListener, peer_of

@@ -415,6 +415,6 @@ MODULES = {
     "service": Module("prefork/master/service.py", ("spawner", "supervisor"), ("process/several_listeners",)),
     "lanes_beside": Module("workers/lanes_beside.py", ("also",), ("process/several_listeners",)),
     "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
-    "kept": Module("workers/kept.py", (), ("process/pool",)),
+    "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
     "stay": Module("workers/stay.py", (), ("process/pool",)),
 }

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from prefork import StreamRequestHandler, UnixStreamServer
 from prefork.errors import BindError, ConfigError
-from prefork.sockets.addresses import UNNAMED, Address, address_text, bindable, control_path, parse_address
+from prefork.sockets.addresses import Address, address_text, bindable, control_path, parse_address
+from prefork.workers.unnamed_peer import UNNAMED
 
 
 @pytest.mark.parametrize(

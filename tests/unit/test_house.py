@@ -164,6 +164,7 @@ SEES = {
     "reload": {"master", "settings", "sockets", "surroundings", "workers", "metrics"},
     "control": {"reload", "master", "settings", "sockets", "workers", "metrics"},
     "exporter": {"inheritance", "master", "sockets", "workers", "metrics"},
+    "holder": {"master", "sockets", "workers", "metrics"},
     "top": {"control", "sockets"},
     "cli": {
         "top",
