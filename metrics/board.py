@@ -12,12 +12,13 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import IntEnum
 from time import monotonic_ns
 from typing import NamedTuple, TypeVar
 
 from .application.region import FOLDED_BYTES, Folded, Glance, Region
+from .connections import ConnectionCounts, Whereabouts
 from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Refusal
 from .histogram import Histogram, bounds
 from .scoreboard import (
@@ -30,6 +31,7 @@ from .scoreboard import (
     LAYOUT_VERSION,
     LISTENERS_MAX,
     LOST,
+    OPENED,
     REJECTED,
     Report,
     SlotReader,
@@ -40,6 +42,7 @@ from .scoreboard import (
 SIGNALS = 65
 ROWS = 2048  # rows of the table of live slots
 ROW_WORDS = 3  # serial (0: free), role, condition
+SERVE_NOBODY = (ChildKind.EXPORTER, ChildKind.HOLDER)  # what their slots say is of no request of the service's
 PATIENCE_NS = 1_000_000_000  # a writer that has been in the middle of a change for this long died there
 WORD_MAX = (1 << 64) - 1
 
@@ -95,8 +98,9 @@ LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 CONTROL_REQUESTS = LOOP_DELAY.end
 CONTROL_COMMANDS = 16  # leaves room for more commands
 # Of each listener, by its number: the COUNTS of dead processes, and these.
-LISTENER_LOST, LISTENER_TIMED_OUT, QUEUE_LENGTH_MAX, TLS_EXPIRES_AT_S = range(COUNT_WORDS, COUNT_WORDS + 4)
-LISTENER_WORDS = COUNT_WORDS + 4
+# KEEPS: 1 if connections that come by it are kept.
+LISTENER_LOST, LISTENER_TIMED_OUT, QUEUE_LENGTH_MAX, TLS_EXPIRES_AT_S, KEEPS = range(COUNT_WORDS, COUNT_WORDS + 5)
+LISTENER_WORDS = COUNT_WORDS + 5
 OF_LISTENERS = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
 LIVE_TABLE = OF_LISTENERS + LISTENERS_MAX * LISTENER_WORDS
 BOARD_WORDS = LIVE_TABLE + ROWS * ROW_WORDS
@@ -123,6 +127,9 @@ class Statistics(NamedTuple):
 
     `accepted == completed + failed + timed_out + rejected + handed_over + lost + in_flight`, except for requests that
     are changing from one of these to another at the moment of reading.
+
+    Where connections are kept (KeepAliveMixIn) all this counts requests, and `connections_opened` the connections: it
+    is the sum of `connections` and `connections_closed`.
     """
 
     accepted: int = 0
@@ -144,6 +151,10 @@ class Statistics(NamedTuple):
     workers: dict[str, int] = {}
     exits: dict[str, int] = {}
     accept_errors: dict[str, int] = {}
+    connections_opened: int = 0
+    connections: dict[str, int] = {}  # those open now: active, lingering, held, queued; empty if none was ever opened
+    connections_closed: dict[str, int] = {}  # by reason
+    connection_moves: int = 0  # times that a worker got one from the holder
 
 
 class Live(NamedTuple):
@@ -166,6 +177,8 @@ class Snapshot(NamedTuple):
     serials: frozenset[int]  # of every slot on the board, including those the reader does not have
     now_ns: int
     by_listener: Mapping[int, list[int]] = {}  # COUNTS of the live slots, by the listener's number
+    whereabouts: Mapping[int, Whereabouts] = {}  # of the kept connections that came by it
+    held_most: int = 0  # connections that the holder may have; 0: unknown
 
     def count(self, lane_word: int) -> int:
         return self.counts[lane_word - COUNTS.start]
@@ -178,8 +191,27 @@ class Snapshot(NamedTuple):
 
     def in_flight(self, number: int) -> int:
         """Return how many requests that came by this listener run now."""
-        serving = (live for live in self.live if live.role is not ChildKind.EXPORTER)
-        return sum(live.report.busy_at.count(number) for live in serving)
+        return sum(live.report.busy_at.count(number) for live in self.live if live.role not in SERVE_NOBODY)
+
+    def keeps(self, number: int) -> bool:
+        """Return whether connections that come by this listener are kept, or were."""
+        words = self.of_listener(number)
+        return bool(words[KEEPS] or words[OPENED - COUNTS.start])
+
+    def connections_of(self, number: int) -> ConnectionCounts:
+        """Return the counts of the connections that came by this listener."""
+        return ConnectionCounts.of(self.of_listener(number), self.whereabouts.get(number, Whereabouts()))
+
+    @property
+    def connections(self) -> ConnectionCounts:
+        """The connections of all listeners."""
+        where = Whereabouts(*map(sum, zip(Whereabouts(), *self.whereabouts.values(), strict=True)))
+        return ConnectionCounts.of(self.counts, where)
+
+    @property
+    def holders(self) -> int:
+        """The number of holders that hold."""
+        return sum(live.role is ChildKind.HOLDER and live.condition is Condition.READY for live in self.live)
 
     @property
     def refused(self) -> int:
@@ -201,20 +233,17 @@ class Snapshot(NamedTuple):
 
     @property
     def serving(self) -> tuple[Live, ...]:
-        """The slots whose lanes take new requests: not the exporter's, nor those of draining children."""
+        """The slots whose lanes take new requests: not those of the exporter, the holder or draining children."""
         return tuple(
-            live for live in self.live
-            if live.role is not ChildKind.EXPORTER and live.condition is not Condition.DRAINING
-        )  # fmt: skip
+            live for live in self.live if live.role not in SERVE_NOBODY and live.condition is not Condition.DRAINING
+        )
 
     @property
     def busy_since_ns(self) -> list[int]:
-        return [
-            since for live in self.live if live.role is not ChildKind.EXPORTER for since in live.report.busy_since_ns
-        ]
+        return [since for live in self.live if live.role not in SERVE_NOBODY for since in live.report.busy_since_ns]
 
     def statistics(self) -> Statistics:
-        words, busy = self.words, self.busy_since_ns
+        words, busy, connections = self.words, self.busy_since_ns, self.connections
         return Statistics(
             accepted=self.count(ACCEPTED), completed=self.count(COMPLETED), failed=self.count(FAILED),
             timed_out=words[Word.TIMED_OUT], rejected=self.refused, handed_over=self.count(HANDED_OVER),
@@ -225,6 +254,9 @@ class Snapshot(NamedTuple):
             reloads={"ok": words[Word.RELOADS_OK], "failed": words[Word.RELOADS_FAILED]}, workers=self.workers(),
             exits={r.label: words[exit_word(r)] for r in ExitReason if words[exit_word(r)]},
             accept_errors={e.label: self.accept_errors[e] for e in AcceptError if self.accept_errors[e]},
+            connections_opened=connections.opened, connections=connections.open if connections.opened else {},
+            connections_closed={reason: count for reason, count in connections.closed.items() if count},
+            connection_moves=connections.moves,
         )  # fmt: skip
 
 
@@ -277,6 +309,8 @@ class BoardReader:
         rejected = words[Word.WORDS_REJECTED]
         live = []
         by_listener: dict[int, list[int]] = {}
+        whereabouts: dict[int, Whereabouts] = {}
+        held_most = 0
         looks = []
         rows = list(self._rows(words[Word.ROWS_USED]))
         for serial, role, condition in sorted(rows, reverse=True):
@@ -290,6 +324,11 @@ class BoardReader:
                 for number, its in reader.by_listener():
                     before = by_listener.get(number)
                     by_listener[number] = its if before is None else [a + b for a, b in zip(before, its, strict=True)]
+            holder = role == ChildKind.HOLDER
+            for number, *waiting in reader.connections():
+                before_it = whereabouts.get(number, Whereabouts())
+                whereabouts[number] = before_it.with_more(*waiting, holder=holder)
+            held_most = max(held_most, reader.held_most() if holder else 0)
             live.append(Live(ChildKind(role), Condition(condition), report))
             rejected += reader.words_rejected
             words[Word.LOG_DROPPED] += reader.log_dropped()
@@ -300,7 +339,10 @@ class BoardReader:
             looks.append(self._dead.copy())
         serials = frozenset(row[0] for row in rows)
         now_ns = monotonic_ns()
-        return Snapshot(words, counts, errors, rejected, tuple(live), tuple(looks), serials, now_ns, by_listener)
+        return Snapshot(
+            words, counts, errors, rejected, tuple(live), tuple(looks), serials, now_ns, by_listener, whereabouts,
+            held_most,
+        )  # fmt: skip
 
     def _rows(self, used: int) -> Iterator[list[int]]:
         table = self._words[LIVE_TABLE : LIVE_TABLE + used * ROW_WORDS].tolist()
@@ -424,6 +466,12 @@ class Board:
         with self.change() as words:
             for word in range(LISTENER_WORDS):
                 words[listener_word(number, word)] = 0
+
+    def say_who_keeps(self, numbers: Collection[int]) -> None:
+        """Say by which listeners connections come that are kept."""
+        with self.change() as words:
+            for number in range(LISTENERS_MAX):
+                words[listener_word(number, KEEPS)] = number in numbers
 
     def add(self, word: int, amount: int = 1) -> None:
         with self.change() as words:

@@ -31,6 +31,7 @@ from .board import (
     exit_word,
 )
 from .companions import CompanionCounts
+from .connections import ConnectionCounts
 from .facts import (
     AcceptError,
     ChildKind,
@@ -197,6 +198,36 @@ def _rejected(scrape: Scrape) -> Iterator[MetricSample]:
             yield (name, refusal.label), words[REJECTED + refusal - COUNTS.start]
 
 
+def _of_connections(value: Callable[[ConnectionCounts], int]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    """Give a sample for each listener whose connections are kept."""
+
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
+        for name, number, _ in scrape.listeners:
+            if scrape.snapshot.keeps(number):
+                yield (name,), value(scrape.snapshot.connections_of(number))
+
+    return samples
+
+
+def _by_what(pick: Callable[[ConnectionCounts], dict[str, int]]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    """Give a sample for each of these listeners, and each state or reason."""
+
+    def samples(scrape: Scrape) -> Iterator[MetricSample]:
+        for name, number, _ in scrape.listeners:
+            if scrape.snapshot.keeps(number):
+                for what, count in pick(scrape.snapshot.connections_of(number)).items():
+                    yield (name, what), count
+
+    return samples
+
+
+def _if_kept(value: Callable[[Snapshot], int | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    """Give a single sample where the connections of any listener are kept."""
+    return _one(
+        lambda scrape: value(scrape.snapshot) if any(scrape.snapshot.keeps(n) for _, n, _ in scrape.listeners) else None
+    )
+
+
 def _in_flight(scrape: Scrape) -> Iterator[MetricSample]:
     for name, number, _ in scrape.listeners:
         yield (name,), scrape.snapshot.in_flight(number)
@@ -343,12 +374,26 @@ METRIC_TABLE = (
         _of_queues(lambda queue: queue.datagram_bytes), ()),
     Spec("prefork_datagrams_truncated", "counter", LISTENER, "Datagrams longer than max_packet_size, which were cut.",
         _truncated, ("PreforkDatagramsTruncated",)),
-    Spec("prefork_connections_accepted", "counter", LISTENER, "Connections and datagrams accepted.",
+    Spec("prefork_connections_accepted", "counter", LISTENER,
+        "Connections and datagrams accepted; where connections are kept, requests that began.",
         _of_listener(lambda words: words[ACCEPTED - COUNTS.start]), ("PreforkNoTraffic",)),
     Spec("prefork_tls_certificate_expiry_timestamp_seconds", "gauge", LISTENER, "When the certificate expires.",
         _of_listener(lambda words: words[TLS_EXPIRES_AT_S] or None), ("PreforkCertificateExpires",)),
     Spec("prefork_connections_rejected", "counter", ("listener", "reason"), "Refused before a handler saw them.",
         _rejected, ("PreforkRejections",)),
+    Spec("prefork_connections", "gauge", ("listener", "state"),
+        "Kept connections that are open: with a request in hand, in a worker, in the holder, on the way.",
+        _by_what(lambda counts: counts.open), ("PreforkHeldNearLimit",)),
+    Spec("prefork_connections_opened", "counter", LISTENER, "Connections accepted that may be kept.",
+        _of_connections(lambda counts: counts.opened), ()),
+    Spec("prefork_connections_closed", "counter", ("listener", "reason"), "How they ended; lost: with a process.",
+        _by_what(lambda counts: counts.closed), ("PreforkConnectionsEvicted", "PreforkConnectionsLost")),
+    Spec("prefork_connection_moves", "counter", LISTENER, "Times that a worker got one from the holder.",
+        _of_connections(lambda counts: counts.moves), ()),
+    Spec("prefork_holder_up", "gauge", (), "Whether the process runs that has the idle connections.",
+        _if_kept(lambda snapshot: min(1, snapshot.holders)), ("PreforkNoHolder",)),
+    Spec("prefork_held_connections_limit", "gauge", (), "Connections that the holder may have.",
+        _if_kept(lambda snapshot: snapshot.held_most or None), ("PreforkHeldNearLimit",)),
     Spec("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
         ("PreforkDescriptorsExhausted",)),
     Spec("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",

@@ -48,7 +48,8 @@ LOG_FOLLOWED = 20  # how often the log file had been reopened when this process 
 LOG_KEPT = 21  # the same, when it had to go on with the old file instead
 LANES_OPEN = 22  # lanes that have been in use, of a child that takes them as it needs them; 0: all
 TOLD_TO_DRAIN = 23  # a flag, at this place in every layout: the master writes it before it sends the signal to drain
-HEADER_WORDS = 24
+HELD_MOST = 24  # connections that a holder may have; 0: it has not said
+HEADER_WORDS = 32
 
 # Words of a lane. From ACCEPTED on they only grow.
 STATE, STARTED_NS, ACCEPTED, COMPLETED, FAILED, HANDED_OVER, REJECTED = range(7)
@@ -77,6 +78,7 @@ YES = 0x7072_6566_6F72_6B21
 # 417 days. With 13 days, a lane with one long request was rejected for ever.
 MOST_GROWTH = 1 << 50
 MOST_SUM_GROWTH = 1 << 55
+MOST_IDLE_HERE = 1 << 30  # descriptors that one process may have, as the kernel counts them
 _SUMS = {DURATION.end - 1 - ACCEPTED, QUEUE_WAIT.end - 1 - ACCEPTED}
 _MOST = [MOST_SUM_GROWTH if word in _SUMS else MOST_GROWTH for word in range(COUNT_WORDS)]
 STACKS_MAX = 256 * 1024
@@ -325,6 +327,7 @@ class SlotReader:
         self._errors = [0] * len(AcceptError)
         self._log_dropped = [0]
         self._truncated = [0]
+        self._open: list[tuple[int, int]] = []  # of each in `_counts`, the gauges of kept connections
 
     def look(self, now_ns: int) -> Report:
         """Return the report that the supervisor needs at each turn of its loop. Cheap."""
@@ -378,10 +381,19 @@ class SlotReader:
             if found := self._counts[rank :: len(numbers)]:
                 yield number, [sum(column) for column in zip(*found, strict=True)]
 
+    def connections(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the number of each listener, how many kept connections that came by it are in hand here, and how many
+        wait here, of the moment that `counts()` has read last."""
+        for rank, number in enumerate(self.slot.numbers):
+            found = self._open[rank :: len(self.slot.numbers)]
+            yield number, sum(each[0] for each in found), sum(each[1] for each in found)
+
     def _summed(self, words: list[int]) -> list[int]:
+        self._open = []
         for index, last in enumerate(self._counts):
             start = HEADER_WORDS + index * LANE_WORDS
             self._counts[index] = self._checked(last, words[start : start + LANE_WORDS][COUNTS])
+            self._open.append(self._gauges(words[start + IN_HAND], words[start + IDLE_HERE]))
         self._sums = [sum(column) for column in zip(*self._counts, strict=True)] or [0] * COUNT_WORDS
         return self._sums
 
@@ -393,6 +405,11 @@ class SlotReader:
     def log_dropped(self) -> int:
         self._log_dropped = self._checked(self._log_dropped, [self.slot.words[LOG_DROPPED]])
         return self._log_dropped[0]
+
+    def held_most(self) -> int:
+        """Return how many connections this holder may have; 0 if it has not said."""
+        said = self.slot.words[HELD_MOST]
+        return said if said <= MOST_IDLE_HERE else 0
 
     def truncated(self) -> int:
         words = self.slot.words[HEADER_WORDS + TRUNCATED : HEADER_WORDS + self._opened() * LANE_WORDS : LANE_WORDS]
@@ -411,6 +428,12 @@ class SlotReader:
                 started_ns = self.slot.words[HEADER_WORDS + index * LANE_WORDS + STARTED_NS]
                 left.append((started_ns, numbers[index % len(numbers)]))
         return left
+
+    def _gauges(self, in_hand: int, idle_here: int) -> tuple[int, int]:
+        """Return the gauges, with 0 in place of each that is impossible."""
+        good = in_hand <= 1, idle_here <= MOST_IDLE_HERE
+        self.words_rejected += good.count(False)
+        return in_hand * good[0], idle_here * good[1]
 
     def _checked(self, last: list[int], seen: list[int]) -> list[int]:
         """Return the words seen, with the last plausible value in place of each impossible one."""

@@ -32,7 +32,7 @@ class Facts:
 
     def _facts(self, *, look: bool = False, slot: int | str | None = None) -> report.ServiceFacts:
         supervisor = self._supervisor
-        until = monotonic() + LOOKING_S
+        until, board = monotonic() + LOOKING_S, supervisor.board.snapshot()
         workers = tuple(self._worker(child, until if look else 0.0, slot is not None) for child in self._chosen(slot))
         generations, limits, pool = self._generations, supervisor.limits, supervisor.pool
         return report.ServiceFacts(
@@ -40,8 +40,8 @@ class Facts:
             supervisor.phase.name.lower(), generations.current, generations.reloading, generations.degraded,
             tuple(_listeners(supervisor.service.listeners)), limits.min_children, limits.max_children,
             supervisor.last_error,
-            pool.backing_off, generations.failure, time_ns(), supervisor.board.snapshot(), workers,
-            tuple(self._companions(until if look else 0.0)),
+            pool.backing_off, generations.failure, time_ns(), board, workers,
+            tuple(self._companions(until if look else 0.0)), tuple(self._holders(until if look else 0.0)),
         )  # fmt: skip
 
     def _workers(self) -> list[Child]:
@@ -57,8 +57,20 @@ class Facts:
         return report.WorkerFacts(
             child.number, child.pid, child.generation, state, self._supervisor.clock.now() - child.started,
             slot.accepted, slot.lanes, slot.busy_since_ns, slot.private_memory, child.reason, seen.peers,
-            seen.cpu_s, seen.rss,
+            seen.cpu_s, seen.rss, sum(in_hand + idle for _, in_hand, idle in child.reader.connections()),
         )  # fmt: skip
+
+    def _holders(self, until: float) -> Iterator[report.HolderFacts]:
+        for child in self._supervisor.table:
+            if child.kind is ChildKind.HOLDER:
+                seen = proc.look(child.pid, child.pidfd, (), busy=False, until=until)
+                yield report.HolderFacts(
+                    child.pid, child.generation,
+                    "running" if child.state is ChildState.READY else child.state.name.lower(),
+                    self._supervisor.clock.now() - child.started,
+                    sum(idle for _, _, idle in child.reader.connections()), child.reader.held_most(),
+                    seen.cpu_s, seen.rss,
+                )  # fmt: skip
 
     def _companions(self, until: float) -> Iterator[report.CompanionFacts]:
         """Yield the facts of each process of a companion, and of each companion that has none."""

@@ -14,6 +14,7 @@ COMPANION_COLUMNS = (
     "companion", "pid", "gen", "state", "age", "restarts", "runs", "failed", "run", "last", "took", "next", "cpu",
     "memory",
 )  # fmt: skip
+HOLDER_COLUMNS = ("holder", "gen", "state", "age", "held", "most", "cpu", "memory")
 COLUMNS = ("slot", "pid", "gen", "state", "age", "requests", "busy", "request", "cpu", "memory", "peer")
 
 
@@ -89,6 +90,39 @@ def _companion_cells(companion: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def holder_table(holders: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a heading and a line for each holder; nothing where there is none."""
+    return table([HOLDER_COLUMNS, *map(_holder_cells, holders)], left=frozenset({2})) if holders else []
+
+
+def _holder_cells(holder: dict[str, Any]) -> list[str]:
+    cpu, most = holder["cpu_s"], holder["held_limit"]
+    return [
+        str(holder["pid"]), str(holder["generation"]), holder["state"], duration(holder["age_s"]), str(holder["held"]),
+        "-" if most is None else str(most), "-" if cpu is None else f"{cpu:.1f}s", memory(holder),
+    ]  # fmt: skip
+
+
+def connections_text(status: dict[str, Any]) -> str | None:
+    """Summarize the kept connections by where they are; None where none are kept."""
+    found = status.get("connections")  # an image of an earlier version tells of none
+    if not found:
+        return None
+    limits = [each["held_limit"] for each in status.get("holders", ()) if each["held_limit"] is not None]
+    held = f"{found['held']} held" + (f" of {max(limits)}" if limits else "")
+    missing = "" if status.get("holders") else "; no holder runs"
+    open_now = sum(found[where] for where in ("active", "lingering", "held", "queued"))
+    return (
+        f"{open_now} open: {found['active']} active, {found['lingering']} lingering, {held}, "
+        f"{found['queued']} queued{missing}"
+    )
+
+
+def closed_text(found: dict[str, Any]) -> str:
+    """Summarize how kept connections have ended."""
+    return ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in found["closed"].items() if count) or "none"
+
+
 def runs_bad(companion: dict[str, Any]) -> int:
     """Return how many runs of a periodic job did not end well."""
     return sum(companion.get(key) or 0 for key in ("runs_failed", "runs_timed_out", "runs_lost"))
@@ -140,6 +174,8 @@ def _status(status: dict[str, Any]) -> list[str]:
         "requests   " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in requests.items()),
         f"exits      {exits(status)}",
     ]
+    if kept := connections_text(status):
+        lines += [f"kept       {kept}", f"ended      {closed_text(status['connections'])}"]
     if companions := status.get("companions"):  # an image of an earlier version has none
         lines.append(f"companions {companion_states(companions)}")
     if status["reloading"]:
@@ -176,7 +212,9 @@ def _workers(result: dict[str, Any]) -> list[str]:
     workers = table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
     asked = result["workers"] if result.get("slot") is not None else ()
     peers = [f"  {peer_text(peer)}" for worker in asked for peer in worker["peers"]]
-    return [*workers, *(["", "peers", *peers] if peers else []), *(["", *companions] if companions else [])]
+    holders = holder_table(result.get("holders", ()))
+    further = [["peers", *peers] if peers else [], companions, holders]
+    return [*workers, *(line for each in further if each for line in ["", *each])]
 
 
 def _stacks(result: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from prefork.metrics.board import Snapshot, Word, exit_word
 from prefork.metrics.companions import CompanionCounts
+from prefork.metrics.connections import ConnectionCounts
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.histogram import NS
 from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, COUNTS, DURATION, FAILED, HANDED_OVER
@@ -27,6 +28,20 @@ class WorkerFacts(NamedTuple):
     private_memory: int
     reason: ExitReason | None
     peers: tuple[str, ...] = ()
+    cpu_s: float | None = None
+    rss: int | None = None
+    connections: int = 0  # kept ones that it has: a request of theirs is in hand, or they linger
+
+
+class HolderFacts(NamedTuple):
+    """The master's facts about one holder of idle connections."""
+
+    pid: int
+    generation: int
+    state: str
+    age_s: float
+    held: int
+    most: int  # connections that it may have; 0: unknown
     cpu_s: float | None = None
     rss: int | None = None
 
@@ -75,6 +90,12 @@ class ServiceFacts(NamedTuple):
     board: Snapshot
     workers: tuple[WorkerFacts, ...]
     companions: tuple[CompanionFacts, ...] = ()
+    holders: tuple[HolderFacts, ...] = ()
+
+    @property
+    def keeps(self) -> bool:
+        """True if connections that come by any listener are kept."""
+        return any(self.board.keeps(each.number) for each in self.listeners)
 
 
 def version(facts: ServiceFacts) -> dict[str, Any]:
@@ -100,6 +121,19 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "requests": _requests(facts.board), "duration": _duration(facts.board),
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
         "companions": [_companion(each, facts) for each in facts.companions],
+        "connections": _connections(facts.board.connections) if facts.keeps else None,
+        "holders": [_holder(each) for each in facts.holders],
+    }  # fmt: skip
+
+
+def _connections(counts: ConnectionCounts) -> dict[str, Any]:
+    return {"opened": counts.opened, **counts.open, "moves": counts.moves, "closed": counts.closed}
+
+
+def _holder(holder: HolderFacts) -> dict[str, Any]:
+    return {
+        "pid": holder.pid, "generation": holder.generation, "state": holder.state, "age_s": _rounded(holder.age_s),
+        "held": holder.held, "held_limit": holder.most or None, "cpu_s": holder.cpu_s, "rss_bytes": holder.rss,
     }  # fmt: skip
 
 
@@ -108,6 +142,7 @@ def _listener(listener: ListenerFacts, board: Snapshot) -> dict[str, Any]:
     return {
         "address": listener.address, "queue_length": listener.queue_length, "queue_limit": listener.queue_limit,
         "accepted": words[ACCEPTED - COUNTS.start], "in_flight": board.in_flight(listener.number),
+        "connections": _connections(board.connections_of(listener.number)) if board.keeps(listener.number) else None,
     }  # fmt: skip
 
 
@@ -181,13 +216,14 @@ def _duration(board: Snapshot) -> dict[str, Any]:
 
 
 def workers(facts: ServiceFacts, slot: int | str | None = None) -> dict[str, Any]:
-    """Return the report of every worker and companion, or of the worker `slot` alone."""
+    """Return the report of every worker, companion and holder, or of the worker `slot` alone."""
     ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
-    companions = facts.companions if slot is None else ()
+    companions, holders = (facts.companions, facts.holders) if slot is None else ((), ())
     return {
         "slot": slot,
         "workers": [_worker(worker, facts) for worker in ordered],
         "companions": [_companion(each, facts) for each in companions],
+        "holders": [_holder(each) for each in holders],
     }
 
 
@@ -200,4 +236,5 @@ def _worker(worker: WorkerFacts, facts: ServiceFacts) -> dict[str, Any]:
         "peers": list(worker.peers), "cpu_s": worker.cpu_s, "rss_bytes": worker.rss,
         "private_memory_bytes": worker.private_memory or None,
         "reason": None if worker.reason is None else worker.reason.label,
+        "connections": worker.connections if facts.keeps else None,
     }  # fmt: skip

@@ -16,6 +16,7 @@ from ..errors import PreforkError
 __all__ = ["NotOurs", "status_of"]
 
 STATES = ("starting", "idle", "busy", "draining")
+WHERE = ("active", "lingering", "held", "queued")
 OUTCOMES = ("ok", "error", "timeout", "lost")
 RUNS_BAD = {"runs_failed": "error", "runs_timed_out": "timeout", "runs_lost": "lost"}
 OUR_LINES = ("prefork_", "# TYPE prefork_")  # skips the program's own series, perhaps thousands
@@ -82,6 +83,7 @@ def status_of(text: str, now: float) -> dict[str, Any]:
         "queue_limit": found.whole("prefork_listen_queue_limit"),
         "requests": _requests(found), "duration": found.histogram("prefork_request_duration_seconds"),
         "exits": _exits(found), "companions": _companions(found),
+        "connections": _connections(found), "holders": _holders(found),
         **_only_here(found, now),
     }  # fmt: skip
 
@@ -115,6 +117,23 @@ def _companions(found: _Samples) -> list[dict[str, Any]]:
         }
         for name in found.labels("prefork_companion_up", "companion")
     ]  # fmt: skip
+
+
+def _connections(found: _Samples) -> dict[str, Any] | None:
+    opened, closed = found.whole("prefork_connections_opened_total"), "prefork_connections_closed_total"
+    if opened is None:
+        return None
+    return {
+        "opened": opened, **{state: found.whole("prefork_connections", state=state) or 0 for state in WHERE},
+        "moves": found.whole("prefork_connection_moves_total") or 0,
+        "closed": {reason: found.whole(closed, reason=reason) or 0 for reason in found.labels(closed, "reason")},
+    }  # fmt: skip
+
+
+def _holders(found: _Samples) -> list[dict[str, Any]]:
+    """Return what the summary of the connections needs; the rest is only on the control socket."""
+    runs = found.total("prefork_holder_up")
+    return [{"held_limit": found.whole("prefork_held_connections_limit")}] if runs else []
 
 
 def _only_here(found: _Samples, now: float) -> Mapping[str, Any]:

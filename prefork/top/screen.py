@@ -9,7 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..control.render import companion_states, companion_table, duration, exits, printable, size, states
+from ..control.render import (
+    closed_text,
+    companion_states,
+    companion_table,
+    connections_text,
+    duration,
+    exits,
+    holder_table,
+    printable,
+    size,
+    states,
+)
 from .rates import Look, Span
 from .rows import WorkerRow, fitted
 
@@ -45,7 +56,7 @@ class View:
 def lines(before: Look | None, look: Look, view: View) -> list[Line]:
     """Return the lines of the screen, no wider and no more than fit."""
     span = Span(before, look)
-    top = [*_header(look, span), *_listeners(look), *_alerts(look, view), Line("")]
+    top = [*_header(look, span), *_listeners(look), *_kept(look), *_alerts(look, view), Line("")]
     foot = _foot(look, view) if view.height is not None else []
     room = None if view.height is None else max(0, view.height - len(top) - len(foot))
     body = _metrics(look, span, view) if look.workers is None else _workers(look, before, span, view, room)
@@ -82,6 +93,12 @@ def _listeners(look: Look) -> list[Line]:
     found = look.status.get("listeners") or []
     named = (f"{each['address']} {each['queue_length'] or ''}".rstrip() for each in found)
     return [Line("at " + ", ".join(named))] if len(found) > 1 else []
+
+
+def _kept(look: Look) -> list[Line]:
+    """Return a line of the kept connections, where there are any."""
+    found = connections_text(look.status)
+    return [] if found is None else [Line(f"connections {found}")]
 
 
 def _joined(*parts: str | None) -> str:
@@ -166,14 +183,15 @@ def _cpu_shares(before: Look | None, look: Look) -> dict[Chosen, float]:
 def _workers(look: Look, before: Look | None, span: Span, view: View, room: int | None) -> list[Line]:
     workers = ordered(before, look, view.sort)
     head, *rows = fitted(workers, _cpu_shares(before, look), view.width)
-    companions = [Line(text) for text in companion_table(look.status.get("companions", ()))]
-    if companions and room is not None:
-        companions = companions[: max(0, room - min(len(rows) + 1, room // 2) - 1)]
-        room -= len(companions) + 1 if companions else 0
+    tables = companion_table(look.status.get("companions", ())), holder_table(look.status.get("holders", ()))
+    others = [Line(text) for each in tables if each for text in ["", *each]][1:]
+    if others and room is not None:
+        others = others[: max(0, room - min(len(rows) + 1, room // 2) - 1)]
+        room -= len(others) + 1 if others else 0
     found = [Line(text, "reverse" if _chosen(w) == view.chosen else "") for w, text in zip(workers, rows, strict=True)]
     if room is not None and len(found) > room - 1:
         found = _window(found, max(1, room - 2))
-    return [Line(head, "bold"), *found, *([Line(""), *companions] if companions else [])]
+    return [Line(head, "bold"), *found, *([Line(""), *others] if others else [])]
 
 
 def _window(rows: Sequence[Line], size: int) -> list[Line]:
@@ -188,7 +206,7 @@ def _window(rows: Sequence[Line], size: int) -> list[Line]:
 
 
 def _metrics(look: Look, span: Span, view: View) -> list[Line]:
-    status, requests = look.status, look.status["requests"]
+    status, requests, connections = look.status, look.status["requests"], look.status.get("connections")
     low, high = span.quantiles("queue_wait", 0.5, 0.99)
     pairs = (
         ("oldest request", duration(status["oldest_request_s"]) if status["lanes_busy"] else "-"),
@@ -197,6 +215,7 @@ def _metrics(look: Look, span: Span, view: View) -> list[Line]:
             else f"{status['datagram_bytes']} bytes queued, {status['datagram_drops']} dropped by the kernel"),
         ("requests", f"{requests['accepted']} accepted, {requests['ok']} ok, {requests['rejected']} rejected"),
         ("", ", ".join(f"{requests[outcome]} {outcome}" for outcome in ("error", "timeout", "lost"))),
+        ("connections", connections and f"{connections['opened']} opened, ended: {closed_text(connections)}"),
         ("exits", exits(status)),
         ("cpu", None if status["cpu_user_s"] is None  # no rate: workers report it every ten seconds
             else f"{duration(status['cpu_user_s'])} user, {duration(status['cpu_system_s'])} system"),

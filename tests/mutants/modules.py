@@ -245,6 +245,7 @@ MODULES = {
     "board": Module(
         "metrics/board.py", ("layout", "board", "handover", "exits", "collector"), ("process/metrics_move",)
     ),
+    "connections": Module("metrics/connections.py", ("board", "collector", "connections_shown"), ("process/connection_limits",)),
     "scoreboard": Module(
         "metrics/scoreboard.py", ("layout", "scoreboard", "lanes", "histogram"), ("process/metrics_move",)
     ),

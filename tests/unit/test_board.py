@@ -23,9 +23,11 @@ from prefork.metrics.board import (
     Word,
     control_requests,
 )
+from prefork.metrics.connections import ConnectionCounts
 from prefork.metrics.facts import (
     AcceptError,
     ChildKind,
+    CloseReason,
     Condition,
     ControlCommand,
     ControlResult,
@@ -35,12 +37,19 @@ from prefork.metrics.scoreboard import (
     ACCEPTED,
     ACCEPTING,
     BUSY,
+    CLOSED,
     COMPLETED,
     DURATION,
     FAILED,
     HANDED_OVER,
+    HELD_MOST,
     IDLE,
+    IDLE_HERE,
+    IN_HAND,
+    LISTENERS_MAX,
     LOG_DROPPED,
+    MOVES,
+    OPENED,
     REJECTED,
     STARTED_NS,
     STATE,
@@ -343,15 +352,18 @@ def test_a_service_that_has_done_nothing() -> None:
 
 
 def test_who_takes_new_requests() -> None:
-    """Lanes of draining workers and of the exporter are none that serve; what workers hold is in flight either way."""
+    """Lanes of draining workers, of the exporter and the holder are none that serve; what workers hold is in flight
+    either way."""
     board = Board()
-    slots = [Slot(lanes) for lanes in (1, 2, 4)]
-    for slot, kind in zip(slots, (ChildKind.WORKER, ChildKind.WORKER, ChildKind.EXPORTER), strict=True):
+    slots = [Slot(lanes) for lanes in (1, 2, 4, 8)]
+    kinds = (ChildKind.WORKER, ChildKind.WORKER, ChildKind.EXPORTER, ChildKind.HOLDER)
+    for slot, kind in zip(slots, kinds, strict=True):
         serial = board.enter(kind, SlotReader(slot))
         board.set_condition(serial, Condition.DRAINING if slot is slots[0] else Condition.READY)
         slot.lane(0)[STATE] = BUSY
     found = board.snapshot().statistics()
     assert (found.lanes, found.lanes_busy, found.in_flight) == (2, 2, 2)
+    assert board.snapshot().in_flight(0) == 2
     assert found.workers == {"starting": 0, "idle": 0, "busy": 1, "draining": 1}
     board.forget()
     assert board.readers() == {}
@@ -398,3 +410,82 @@ def test_each_listener_has_totals_of_its_own() -> None:
         board.begin_listener(1)
         assert [board.snapshot().of_listener(number)[0] for number in range(3)] == [2, 0, 0]
         assert board.snapshot().statistics().accepted == 5
+
+
+def open_in(child: Child, lane: int, in_hand: int, idle: int, **counts: int) -> None:
+    """Write what a process counts of kept connections."""
+    words = child.slot.lane(lane)
+    words[IN_HAND], words[IDLE_HERE] = in_hand, idle
+    for name, count in counts.items():
+        word = {"opened": OPENED, "moves": MOVES}.get(name)
+        words[CLOSED + CloseReason[name.upper()] if word is None else word] = count
+
+
+def test_every_connection_is_somewhere() -> None:
+    """What was opened is closed, or open in a worker or the holder, or on its way between them; what a dead process has
+    counted stays."""
+    with boards() as board:
+        dead, one, other = (Child(board) for _ in range(3))
+        holder = Child(board, ChildKind.HOLDER)
+        open_in(dead, 0, 0, 0, opened=5, moves=2, handler=1)
+        dead.die()
+        open_in(one, 0, 1, 0, opened=40, moves=3, client=2)
+        open_in(one, 1, 1, 1)
+        open_in(other, 1, 0, 1, opened=7, lost=1)
+        open_in(holder, 0, 0, 30, idle_timeout=4, evicted=5)
+        found = board.snapshot()
+        assert found.connections_of(0) == found.connections == ConnectionCounts(
+            52, {"client": 2, "handler": 1, "idle_timeout": 4, "evicted": 5, "drained": 0, "lost": 1}, 5, 2, 2, 30, 5
+        )  # fmt: skip
+        statistics = found.statistics()
+        assert statistics.connections_opened == 52
+        assert statistics.connections == {"active": 2, "lingering": 2, "held": 30, "queued": 5}
+        assert statistics.connections_closed == {"client": 2, "handler": 1, "idle_timeout": 4, "evicted": 5, "lost": 1}
+        assert statistics.connection_moves == 5
+        assert statistics.accepted == 0
+        for child in (one, other, holder):
+            child.die()
+
+
+def test_the_connections_of_each_listener() -> None:
+    """Each has its own; the service has all."""
+    with boards() as board:
+        slot = Slot(1, listeners=0b11)
+        serial = board.enter(ChildKind.WORKER, SlotReader(slot))
+        for number, count in ((0, 2), (1, 3)):
+            lane = slot.of_listener(number).lane(0)
+            lane[OPENED], lane[IDLE_HERE] = count, 1
+        found = board.snapshot()
+        assert [found.connections_of(number).opened for number in range(3)] == [2, 3, 0]
+        assert [found.connections_of(number).lingering for number in range(3)] == [1, 1, 0]
+        assert (found.connections.opened, found.connections.lingering) == (5, 2)
+        board.fold(serial)
+        slot.close()
+
+
+def test_who_keeps_connections() -> None:
+    """The listeners that were named last, and any by which one has come that may be kept."""
+    with boards() as board:
+        child = Child(board)
+        for named in ({0, 3}, {3}, set[int]()):
+            board.say_who_keeps(named)
+            assert {number for number in range(LISTENERS_MAX) if board.snapshot().keeps(number)} == named
+        child.slot.lane(0)[OPENED] = 1
+        assert board.snapshot().keeps(0)
+        child.die()
+        assert board.snapshot().keeps(0)
+
+
+def test_holders() -> None:
+    """Those that are ready hold; the limit is that of the one that says the most, while there are two."""
+    with boards() as board:
+        first, second = Child(board, ChildKind.HOLDER), Child(board, ChildKind.HOLDER)
+        assert (board.snapshot().holders, board.snapshot().held_most) == (0, 0)
+        first.slot.words[HELD_MOST], second.slot.words[HELD_MOST] = 70, 60
+        board.set_condition(first.serial, Condition.DRAINING)
+        board.set_condition(second.serial, Condition.READY)
+        assert (board.snapshot().holders, board.snapshot().held_most) == (1, 70)
+        first.die()
+        assert (board.snapshot().holders, board.snapshot().held_most) == (1, 60)
+        second.die()
+        assert (board.snapshot().holders, board.snapshot().held_most) == (0, 0)

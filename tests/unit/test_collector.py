@@ -14,6 +14,7 @@ from prefork.metrics.board import (
     BOOT,
     EXITS,
     FORK_FAILURES,
+    KEEPS,
     LISTENER_LOST,
     LISTENER_TIMED_OUT,
     LOOP_DELAY,
@@ -29,16 +30,30 @@ from prefork.metrics.board import (
 )
 from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, families
 from prefork.metrics.companions import CompanionCounts
+from prefork.metrics.connections import Whereabouts
 from prefork.metrics.facts import (
     AcceptError,
     ChildKind,
+    CloseReason,
     Condition,
     ControlCommand,
     ControlResult,
     ExitReason,
     ForkFailure,
 )
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, COUNTS, DURATION, FAILED, QUEUE_WAIT, REJECTED, Report
+from prefork.metrics.scoreboard import (
+    ACCEPTED,
+    CLOSED,
+    COMPLETED,
+    COUNTS,
+    DURATION,
+    FAILED,
+    MOVES,
+    OPENED,
+    QUEUE_WAIT,
+    REJECTED,
+    Report,
+)
 
 S = 1_000_000_000
 NOW_NS = 1_000 * S
@@ -66,6 +81,12 @@ prefork_datagrams_truncated_total counter listener
 prefork_connections_accepted_total counter listener
 prefork_tls_certificate_expiry_timestamp_seconds gauge listener
 prefork_connections_rejected_total counter listener reason
+prefork_connections gauge listener state
+prefork_connections_opened_total counter listener
+prefork_connections_closed_total counter listener reason
+prefork_connection_moves_total counter listener
+prefork_holder_up gauge
+prefork_held_connections_limit gauge
 prefork_accept_errors_total counter reason
 prefork_requests_total counter listener outcome
 prefork_request_duration_seconds histogram listener
@@ -138,6 +159,7 @@ def whole_scrape() -> Scrape:
         Word.LOGS_COUNTED: 1,
         Word.CONTROL_OPEN: 1,
         listener_word(0, TLS_EXPIRES_AT_S): 1_800_000_000,
+        listener_word(0, KEEPS): 1,
         Word.DATAGRAMS_TRUNCATED: 35,
         EXITS + ExitReason.CRASHED: 13,
         SIGNAL_DEATHS + 6: 14,
@@ -145,7 +167,8 @@ def whole_scrape() -> Scrape:
         control_requests(ControlCommand.RELOAD, ControlResult.DENIED): 16,
     }.items():
         words[word] = value
-    for word, value in {ACCEPTED: 100, COMPLETED: 70, FAILED: 20, REJECTED: 3}.items():
+    kept = {OPENED: 400, MOVES: 170, **{CLOSED + reason: 10 + reason for reason in CloseReason}}
+    for word, value in {ACCEPTED: 100, COMPLETED: 70, FAILED: 20, REJECTED: 3, **kept}.items():
         counts[word - COUNTS.start] = value
     for histogram, into, start in ((DURATION, counts, COUNTS.start), (QUEUE_WAIT, counts, COUNTS.start),
                                    (BOOT, words, 0), (LOOP_DELAY, words, 0)):  # fmt: skip
@@ -160,8 +183,12 @@ def whole_scrape() -> Scrape:
         live(Condition.STARTING),
         live(Condition.DRAINING, NOW_NS - 5 * S, memory=200, fds=20),
         live(Condition.STARTING, role=ChildKind.EXPORTER, fds=99),
+        live(Condition.READY, NOW_NS - 9 * S, role=ChildKind.HOLDER, fds=98),
     )
-    snapshot = Snapshot(words, counts, errors, 22, children, (), frozenset(), NOW_NS, {0: counts})
+    where = {0: Whereabouts(2, 3, 300)}
+    snapshot = Snapshot(
+        words, counts, errors, 22, children, (), frozenset(), NOW_NS, {0: counts}, where, 36
+    )  # fmt: skip
     return Scrape(snapshot, NAMESPACE, "1.2.3", ((LISTENER, 0, QUEUE),), True, Merged({}, 23, 24), COMPANIONS)
 
 
@@ -247,6 +274,20 @@ def test_values(scrape: Scrape) -> None:
     prefork_connections_accepted_total{{listener="{LISTENER}"}} 100
     prefork_connections_rejected_total{{listener="{LISTENER}",reason="verify"}} 3
     prefork_tls_certificate_expiry_timestamp_seconds{{listener="{LISTENER}"}} 1800000000
+    prefork_connections{{listener="{LISTENER}",state="active"}} 2
+    prefork_connections{{listener="{LISTENER}",state="lingering"}} 3
+    prefork_connections{{listener="{LISTENER}",state="held"}} 300
+    prefork_connections{{listener="{LISTENER}",state="queued"}} 20
+    prefork_connections_opened_total{{listener="{LISTENER}"}} 400
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="client"}} 10
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="handler"}} 11
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="idle_timeout"}} 12
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="evicted"}} 13
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="drained"}} 14
+    prefork_connections_closed_total{{listener="{LISTENER}",reason="lost"}} 15
+    prefork_connection_moves_total{{listener="{LISTENER}"}} 170
+    prefork_holder_up 1
+    prefork_held_connections_limit 36
     prefork_accept_errors_total{{reason="emfile"}} 21
     prefork_accept_errors_total{{reason="other"}} 0
     prefork_requests_total{{listener="{LISTENER}",outcome="ok"}} 70
@@ -280,8 +321,8 @@ def test_values(scrape: Scrape) -> None:
     prefork_worker_private_memory_bytes{{agg="max"}} 300
     prefork_worker_open_fds_max 30
     prefork_worker_fds_limit 1024
-    prefork_worker_cpu_seconds_total{{mode="user"}} 15
-    prefork_worker_cpu_seconds_total{{mode="system"}} 30
+    prefork_worker_cpu_seconds_total{{mode="user"}} 16
+    prefork_worker_cpu_seconds_total{{mode="system"}} 32
     prefork_log_messages_dropped_total 9
     prefork_control_requests_total{{command="reload",result="denied"}} 16
     prefork_control_requests_total{{command="other",result="bad"}} 0
@@ -346,6 +387,50 @@ def test_feature_that_is_off_is_absent(scrape: Scrape, word: int, absent: set[st
     before = names(scrape)
     scrape.snapshot.words[word] = 0
     assert before - names(scrape) == absent
+
+
+OF_KEPT = {
+    "prefork_connections", "prefork_connections_opened", "prefork_connections_closed", "prefork_connection_moves",
+    "prefork_holder_up", "prefork_held_connections_limit",
+}  # fmt: skip
+
+
+def test_where_no_connection_is_kept(scrape: Scrape) -> None:
+    """Nothing is said of kept connections, unless some were: their totals go on when they are kept no more."""
+    keeps, opened = listener_word(0, KEEPS), scrape.snapshot.by_listener[0]
+    scrape.snapshot.words[keeps] = 0
+    assert names(scrape) >= OF_KEPT
+    opened[OPENED - COUNTS.start] = 0
+    assert not names(scrape) & OF_KEPT
+    scrape.snapshot.words[keeps] = 1
+    assert names(scrape) >= OF_KEPT
+
+
+def test_connections_of_each_listener(scrape: Scrape) -> None:
+    """Each has its own, and one whose connections are not kept has none."""
+    two = replace(scrape, listeners=((LISTENER, 0, QUEUE), ("other", 1, Queue())))
+    kept = re.compile(r'prefork_connection(s|s_opened_total|s_closed_total|_moves_total){listener="other"')
+    assert not list(filter(kept.match, samples(two)))
+    two.snapshot.words[listener_word(1, KEEPS)] = 1
+    found = samples(two)
+    assert len(list(filter(kept.match, found))) == 4 + 1 + len(CloseReason) + 1
+    assert found['prefork_connections{listener="other",state="held"}'] == 0
+    assert found['prefork_connections_closed_total{listener="other",reason="lost"}'] == 0
+    assert found[f'prefork_connections{{listener="{LISTENER}",state="held"}}'] == 300
+
+
+def test_without_a_holder(scrape: Scrape) -> None:
+    """That there is none is 0; of its limit nothing is known then."""
+    workers = tuple(live for live in scrape.snapshot.live if live.role is not ChildKind.HOLDER)
+    bare = replace(scrape, snapshot=scrape.snapshot._replace(live=workers, held_most=0))
+    assert samples(bare)["prefork_holder_up"] == 0
+    assert names(scrape) - names(bare) == {"prefork_held_connections_limit"}
+
+
+def test_more_is_seen_than_was_opened(scrape: Scrape) -> None:
+    """A connection that changes hands between two looks is seen twice: none is queued, and not fewer than none."""
+    seen = scrape.snapshot._replace(whereabouts={0: Whereabouts(0, 0, 999)})
+    assert samples(replace(scrape, snapshot=seen))[f'prefork_connections{{listener="{LISTENER}",state="queued"}}'] == 0
 
 
 def test_no_worker_has_sampled_itself(scrape: Scrape) -> None:

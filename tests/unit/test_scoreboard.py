@@ -28,13 +28,17 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     HEADER_WORDS,
+    HELD_MOST,
     IDLE,
+    IDLE_HERE,
+    IN_HAND,
     LANE_WORDS,
     LANES,
     LAYOUT_VERSION,
     LEAVING,
     LOG_DROPPED,
     MOST_GROWTH,
+    MOST_IDLE_HERE,
     MOST_SUM_GROWTH,
     OPEN_FDS,
     PRIVATE_MEMORY,
@@ -301,6 +305,38 @@ def test_datagrams_that_were_cut_are_summed_over_the_lanes(slot: Slot) -> None:
         slot.lane(0)[TRUNCATED], slot.lane(slot.lanes - 1)[TRUNCATED] = first, last
         assert reader.truncated() == believed
         assert reader.words_rejected == rejected
+
+
+def test_kept_connections_by_where_they_are() -> None:
+    """Those in hand and those that wait, of each listener, as the counts of the same moment have them."""
+    slot = Slot(2, listeners=0b101)
+    reader = SlotReader(slot)
+    assert list(reader.connections()) == [(0, 0, 0), (2, 0, 0)]
+    second = slot.of_listener(2)
+    for lane, in_hand, idle in (
+        (slot.lane(0), 1, 0),
+        (slot.lane(1), 0, 3),
+        (second.lane(0), 1, 4),
+        (second.lane(1), 1, 5),
+    ):
+        lane[IN_HAND], lane[IDLE_HERE] = in_hand, idle
+    assert list(reader.connections()) == [(0, 0, 0), (2, 0, 0)]
+    reader.counts()
+    assert list(reader.connections()) == [(0, 1, 3), (2, 2, 9)]
+    assert reader.words_rejected == 0
+    second.lane(0)[IN_HAND], second.lane(1)[IDLE_HERE] = 2, MOST_IDLE_HERE + 1
+    reader.counts()
+    assert list(reader.connections()) == [(0, 1, 3), (2, 1, 4)]
+    assert reader.words_rejected == 2
+    slot.close()
+
+
+def test_how_many_a_holder_may_have(slot: Slot) -> None:
+    """As it says; nothing is known where it cannot be."""
+    reader = SlotReader(slot)
+    for said, believed in ((0, 0), (36, 36), (MOST_IDLE_HERE, MOST_IDLE_HERE), (MOST_IDLE_HERE + 1, 0)):
+        slot.words[HELD_MOST] = said
+        assert reader.held_most() == believed
 
 
 def test_dropped_log_lines_never_fall(slot: Slot) -> None:

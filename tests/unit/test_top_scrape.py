@@ -58,6 +58,27 @@ prefork_saturated_seconds_total 25.0
 """
 
 
+KEPT = """\
+# TYPE prefork_connections gauge
+prefork_connections{listener="127.0.0.1:9999",state="active"} 2.0
+prefork_connections{listener="127.0.0.1:9999",state="lingering"} 1.0
+prefork_connections{listener="127.0.0.1:9999",state="held"} 40.0
+prefork_connections{listener="127.0.0.1:9998",state="held"} 2.0
+prefork_connections{listener="127.0.0.1:9999",state="queued"} 0.0
+# TYPE prefork_connections_opened_total counter
+prefork_connections_opened_total{listener="127.0.0.1:9999"} 60.0
+# TYPE prefork_connections_closed_total counter
+prefork_connections_closed_total{listener="127.0.0.1:9999",reason="client"} 15.0
+prefork_connections_closed_total{listener="127.0.0.1:9999",reason="lost"} 0.0
+# TYPE prefork_connection_moves_total counter
+prefork_connection_moves_total{listener="127.0.0.1:9999"} 9.0
+# TYPE prefork_holder_up gauge
+prefork_holder_up 1.0
+# TYPE prefork_held_connections_limit gauge
+prefork_held_connections_limit 1000.0
+"""
+
+
 def shown(text: str) -> str:
     return "\n".join(line.text for line in lines(None, Look(0.0, status_of(text, 1100.0), None), View(80)))
 
@@ -79,6 +100,17 @@ def test_a_server_without_a_pool() -> None:
     found = shown(PLAIN)
     assert "lanes 1 of 4" in found
     assert not any(word in found for word in ("None", "generation", "workers 0", "saturated", "reload"))
+
+
+def test_kept_connections() -> None:
+    """Where they are, of all listeners, and how they have ended; that no holder runs. Where none are kept, nothing."""
+    found = shown(PLAIN + POOL + KEPT)
+    assert "connections 45 open: 2 active, 1 lingering, 42 held of 1000, 0 queued" in found
+    assert "connections     60 opened, ended: 15 client" in found
+    alone = KEPT.replace("holder_up 1", "holder_up 0")
+    assert "42 held, 0 queued; no holder runs" in shown(PLAIN + POOL + alone)
+    assert "held" not in shown(PLAIN + POOL)
+    assert status_of(PLAIN + KEPT, 0.0)["connections"]["moves"] == 9
 
 
 def test_buckets_are_counts_between_bounds() -> None:
