@@ -23,6 +23,7 @@ from prefork.metrics.board import Statistics
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from .keepalive import KeepAliveMixIn
 from .mixins import (
     ForkingMixIn,
     ForkingTCPServer,
@@ -64,6 +65,7 @@ __all__ = [
     "ForkingUDPServer",
     "ForkingUnixDatagramServer",
     "ForkingUnixStreamServer",
+    "KeepAliveMixIn",
     "PreForkingMixIn",
     "PreForkingTCPServer",
     "PreForkingUDPServer",

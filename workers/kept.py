@@ -34,6 +34,7 @@ MARSHAL = 4  # the version of that format, which all supported Pythons read
 TELL_END = 1  # the handler's class has a connection_closed(): it is called by a worker, however the connection ends
 SHORT = 2  # to the holder: what is there is less than a request. From it: that is all, for the client has hung up
 CLOSING = 4  # from the holder: call connection_closed() and close, for this reason, and count that
+MET = 8  # a handler has had it: connection_opened() was called
 HANDED_OVER = 128  # from a holder to the next one
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)

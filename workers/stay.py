@@ -3,37 +3,217 @@
 The contract between the handler (prefork/keepalive.py) and whoever gave it the connection (workers/keeping.py). The
 handler finds its stay as `request.stay`; where the request has none (a plain server, TLS, a connection that a program's
 `get_request()` has wrapped) it serves one request after another, and keeps its lane.
+
+Bytes that were read ahead cannot be put back into the kernel: they are in `stay.unread`, and come first in whatever
+reads through the connection's methods and files. A KeptFile that is closed gives back what it has not been asked for.
+Must not wait, and must not close a connection. Runs in a worker.
 """
 
+import io
+import os
+import select
 import socket
 from collections.abc import Callable
+from typing import Any
 
-from .kept import Kept
+from .kept import CLOSING, MET, SHORT, Kept
+from .socket_files import AcceptedSocket, SocketReader
 
 MOST_REQUESTS = 8  # in one stay: others wait
+UNREAD_MAX = 64 * 1024  # of a message, beside the state; files read no more ahead
+WHOLE_MAX = 64 * 1024  # bytes that a `complete()` is shown; so many are given to the handler in any case
 
-
-class KeptSocket(socket.socket):
-    """A connection that can be kept; `stay` is the present one."""
-
-    __slots__ = ("stay",)
-
-    stay: "Stay | None"
+_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
+_recv = socket.SocketType.recv
 
 
 class Stay:
     """One stay. Made by `keeping` with the connection as it came; the handler's words of it are left here."""
 
-    def __init__(self, kept: Kept, next_request: Callable[["Stay"], None]) -> None:
-        """`next_request` counts the request that has ended, and begins to count the next one."""
+    __slots__ = (
+        "_next_request", "begun", "goes_on", "hung_up", "kept", "met", "more", "pid", "state", "unread", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1) -> None:
+        """`next_request` counts the request that has ended, and begins to count the next one.
+
+        `begun`: 1 if `keeping` has begun a request, as there are bytes at hand; 0 if nobody has said anything, or the
+        connection is to be closed.
+        """
         self.kept = kept  # as it came; `requests` are those before this stay
-        self.begun = 1  # requests in this stay: the first was begun by `keeping`, as there are bytes at hand
-        self.goes_on = False  # the handler leaves it to be kept, with `state` and `unread`; else it is closed
+        self.begun = begun  # requests in this stay
+        self.goes_on = False  # the handler leaves it to be kept, with what follows; else it is closed
         self.state = kept.state  # encoded
         self.unread = kept.unread  # not yet read by a file of the handler's; at the end: what these had read ahead
+        self.more = False  # others wait, and there is more at hand: it is forwarded at once
+        self.wanted = 0  # what is at hand is less than a request: the bytes that the kernel must have for another look
+        self.met = bool(kept.flags & MET)  # `connection_opened()` was called
+        self.hung_up = False  # the client, as the handler has found out
+        self.pid = os.getpid()  # not that of a process which the handler forks
         self._next_request = next_request
 
+    @property
+    def closing(self) -> bool:
+        """True: the connection has come to be closed; there is no request, but `connection_closed()`."""
+        return bool(self.kept.flags & CLOSING)
+
     def next_request(self) -> None:
-        """Called by the handler between two requests of this stay."""
+        """Called by the handler between two requests of this stay, and before the first where `begun` is 0."""
         self.begun += 1
         self._next_request(self)
+
+    def left(self) -> Kept:
+        """Return the connection as the handler has left it."""
+        flags = self.kept.flags & ~(SHORT | CLOSING | MET)
+        return self.kept._replace(
+            requests=self.kept.requests + self.begun, state=self.state, unread=self.unread, reason=0,
+            flags=flags | (MET if self.met else 0) | (SHORT if self.wanted else 0), wanted=max(1, self.wanted),
+        )  # fmt: skip
+
+    def read(self, buffer: Any, *, keep: bool = False) -> int:
+        """Move bytes that are unread into a buffer; `keep` them, as MSG_PEEK does."""
+        with memoryview(buffer) as view, view.cast("B") as into:
+            count = min(len(into), len(self.unread))
+            into[:count] = self.unread[:count]
+        if not keep:
+            self.unread = self.unread[count:]
+        return count
+
+
+class KeptSocket(AcceptedSocket):
+    """A connection that can be kept; `stay` is the present one. What it receives begins with what is unread."""
+
+    __slots__ = ("stay",)
+
+    stay: Stay | None
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        super().__init__(family, type, proto, fileno)
+        self.stay = None  # of a copy by dup(), too
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
+        if mode != "rb" or self.stay is None:
+            return super().makefile(mode, buffering, **text)
+        reader = KeptReader(self, self.stay)
+        if buffering == 0:
+            return reader
+        if buffering is None or buffering < 0:
+            buffering = io.DEFAULT_BUFFER_SIZE
+        return KeptFile(reader, min(buffering, UNREAD_MAX))
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        if self.stay is None or not self.stay.unread:
+            return super().recv(bufsize, flags)
+        data = bytearray(bufsize)
+        return bytes(data[: self.recv_into(data, bufsize, flags)])
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        if self.stay is None or not self.stay.unread:
+            return super().recv_into(buffer, nbytes, flags)
+        with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as into:
+            count = self.stay.read(into, keep=bool(flags & socket.MSG_PEEK))
+            if flags & socket.MSG_WAITALL and not flags & socket.MSG_PEEK and count < len(into):
+                count += super().recv_into(into[count:], 0, flags)
+        return count
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        if self.stay is None or not self.stay.unread:
+            return super().recvfrom(bufsize, flags)
+        return self.recv(bufsize, flags), None  # as the kernel has it for a stream
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        if self.stay is None or not self.stay.unread:
+            return super().recvfrom_into(buffer, nbytes, flags)
+        return self.recv_into(buffer, nbytes, flags), None
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        if self.stay is None or not self.stay.unread:
+            return super().recvmsg(bufsize, ancbufsize, flags)
+        return self.recv(bufsize, flags), [], 0, None
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
+        if self.stay is None or not self.stay.unread:
+            return super().recvmsg_into(buffers, ancbufsize, flags)
+        return self.recv_into(next(iter(buffers)), 0, flags), [], 0, None
+
+
+class KeptReader(SocketReader):
+    """The raw file of a kept connection: it reads what is unread first, and notes its end."""
+
+    __slots__ = ("dry", "stay")
+
+    def __init__(self, sock: KeptSocket, stay: Stay) -> None:
+        super().__init__(sock)
+        self.stay = stay
+        self.dry = False  # it gives nothing now, so that what is buffered above it can be told
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        if self.dry:
+            return None
+        if self.stay.unread and not self.closed:
+            return self.stay.read(buffer)
+        count = super().readinto(buffer)
+        if count == 0:
+            self.stay.hung_up = True
+        return count
+
+
+class KeptFile(io.BufferedReader):
+    """The buffered file of a kept connection. Closed, it gives back what it has read ahead."""
+
+    __slots__ = ()
+
+    def ahead(self) -> bytes:
+        """Return what it has read ahead, without reading and without taking it."""
+        raw: Any = self.raw
+        raw.dry = True
+        try:
+            return self.peek()
+        finally:
+            raw.dry = False
+
+    def close(self) -> None:
+        if not self.closed:
+            stay: Stay = self.raw.stay  # type: ignore[attr-defined]
+            if ahead := self.ahead():
+                stay.unread = ahead + stay.unread
+        super().close()
+
+
+def peek(sock: socket.socket, size: int = 1) -> bytes | None:
+    """Return what the kernel has of a connection, at most `size` bytes, and leave it there.
+
+    None if it has nothing now; b"" if the client has hung up, or the connection was reset. Does not wait, whatever the
+    socket's timeout.
+    """
+    timeout = sock.gettimeout()
+    if timeout:
+        sock.settimeout(0)
+    try:
+        return _recv(sock, size, _PEEK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+    finally:
+        if timeout:
+            sock.settimeout(timeout)
+
+
+def bytes_wanted(sock: socket.socket, unread: bytes, complete: Callable[[bytes], Any]) -> int:
+    """Return 0 if what is at hand is a whole request, or has to be given to the handler as it is.
+
+    Otherwise the number of bytes that the kernel must have before `complete()` is asked again. Raises what that does.
+    """
+    found = peek(sock, WHOLE_MAX) or b""
+    data = unread + found
+    if len(data) >= WHOLE_MAX or complete(data) or _is_at_end(sock):
+        return 0
+    return len(found) + 1
+
+
+def _is_at_end(sock: socket.socket) -> bool:
+    """Return True if the client will send no more than what is at hand."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 OURS = {
     "SupervisedMixIn", "PreForkingMixIn", "PreForkingTCPServer", "PreForkingUDPServer", "PreForkingUnixStreamServer",
     "PreForkingUnixDatagramServer", "ConfigError", "BootError", "BindError", "PreforkError", "Statistics",
-    "every", "rehearsing",
+    "every", "rehearsing", "KeepAliveMixIn",
 }  # fmt: skip
 SINCE_3_12 = {"ForkingUnixStreamServer", "ForkingUnixDatagramServer"}
 

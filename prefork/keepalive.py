@@ -1,0 +1,286 @@
+"""KeepAliveMixIn: a handler class whose connections stay open between requests, without a worker or a thread for each.
+
+    handler ─▶ setup ─▶ connection_opened ─▶ handle_one_request … ─▶ nothing at hand ─▶ finish ─▶ the connection is kept
+                         once                 until close_connection ─▶ connection_closed ─▶ finish ─▶ it is closed
+
+In a pool the handler object lives for one *stay* (workers/stay.py): as long as there are bytes at hand. Where a
+connection cannot be kept (a plain server, `--single`, TLS, a request that the program has wrapped) it lives as long as
+the connection, in a loop, and means the same. Must not close a connection, which the server does. Runs where
+`finish_request()` does.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
+from prefork.workers.keeps import KeepsConnections
+from prefork.workers.kept import decode_state, encode_state
+from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket, Stay, bytes_wanted, peek
+
+from .settings.in_force import value_of
+
+__all__ = ["KeepAliveMixIn"]
+
+
+class KeepAliveMixIn(KeepsConnections):
+    """Keep the connections of a stream handler open between requests. Mix in *before* a handler class.
+
+        class Line(KeepAliveMixIn, StreamRequestHandler):
+            def handle_one_request(self):
+                line = self.rfile.readline()
+                self.wfile.write(b"you said " + line)
+
+    Define `handle_one_request()`, as the standard library's http.server does, whose handler classes have one: it reads
+    one request, answers it, and returns. It is called when the client has sent something (or has ended the connection
+    after having sent something), and again for each further request. To close the connection, set `close_connection` to
+    True, or raise. A class with a `handle()` only (wsgiref's) has that called for each request.
+
+    In a pool, a connection on which nothing is at hand is put aside: it costs no worker and no thread, any worker may
+    have its next request, in a new object of this class, and a reload does not end it. So `setup()`, `handle()` and
+    `finish()` are called for one *stay* of the connection in a worker, which may be several requests that come one
+    after another. What is to be known at the next request stands in `state`. One that says nothing for
+    `keepalive_timeout` seconds is closed.
+
+    A plain server, `prefork run --single`, and a pool for connections over TLS or wrapped by the program's
+    `get_request()`, keep the object, and the thread or worker, until the connection ends; `keepalive_timeout` (where
+    the server has that attribute) and `timeout` bound the time between requests. All else is the same.
+
+    What the handler has read ahead through `rfile`, or another file of `connection.makefile("rb")`, goes along with the
+    connection; what a file of the program's own on top of that has read ahead (a TextIOWrapper) does not.
+
+    TCP_NODELAY is set on each connection.
+    """
+
+    state: Any = None
+    """What the next request of this connection is to know: None, numbers, texts, bytes, and tuples, lists, dicts and
+    sets of those (see `marshal`), at most 64 KiB. It is there before `setup()`, and noted after `finish()`; what cannot
+    be noted is a ValueError of this request, and its connection is closed."""
+
+    close_connection: bool = False
+    """Set it to True to have the connection closed after this request. False at the beginning of each stay."""
+
+    speaks_first: bool = False
+    """Have `connection_opened()` called at once, to greet a client that waits for it, instead of with the first bytes
+    that it sends."""
+
+    complete: Callable[[bytes], Any] | None = None
+    """Define it as a static or class method that returns whether the bytes it is given hold a whole request, or more:
+    then a request that comes in parts costs no worker either until all is there, at most `incomplete_timeout` seconds.
+    It is called again with more, and must be quick. 64 KiB are given to the handler in any case, and so is what comes
+    before the client's end of file. Over TLS, and where `get_request()` has wrapped the connection, it is not asked."""
+
+    def __init__(self, request: Any, client_address: Any, server: Any, *args: Any, **kwargs: Any) -> None:
+        stay = request.stay if type(request) is KeptSocket else None
+        visit: _Visit = _Loop() if stay is None else _Stay(stay)
+        self._prefork_ = visit
+        if stay is not None and stay.state:
+            self.state = decode_state(stay.state)
+        try:
+            super().__init__(request, client_address, server, *args, **kwargs)  # type: ignore[call-arg]
+            visit.leave(self)
+        except BaseException:
+            visit.give_up()
+            raise
+        finally:
+            visit.close(self)
+
+    def handle(self) -> None:
+        """Serve the requests of this stay. May be extended."""
+        self.close_connection = False
+        try:
+            self._prefork_.serve(self)
+        finally:
+            self._prefork_.close(self)
+
+    def connection_opened(self) -> None:
+        """Called once for a connection, between `setup()` and its first request. Override it."""
+
+    def connection_closed(self) -> None:
+        """Called once for a connection whose `connection_opened()` has returned, when it ends, whoever ends it, unless
+        its process is killed. Override it.
+
+        By then the client may have gone; and after an error of `setup()` or `finish()` the files are not there.
+        """
+
+
+class _Visit:
+    """The time for which an object of the program's class has a connection; the only attribute of ours on it."""
+
+    __slots__ = ("met", "told")
+
+    def __init__(self) -> None:
+        self.met = False  # connection_opened() has been called
+        self.told = False  # connection_closed() has been called, or is not to be, as the connection goes on
+
+    def serve(self, handler: Any) -> None:
+        raise NotImplementedError
+
+    def leave(self, handler: Any) -> None:
+        """Take what goes along with the connection, after `finish()`."""
+
+    def give_up(self) -> None:
+        """The connection does not go on after all."""
+
+    def open(self, handler: Any) -> None:
+        try:
+            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        except (AttributeError, OSError):
+            pass  # a Unix socket, or the program's own object
+        handler.connection_opened()
+        self.met = True
+
+    def close(self, handler: Any) -> None:
+        """Call `connection_closed()`, once, if the connection ends here."""
+        if self.met and not self.told:
+            self.told = True
+            handler.connection_closed()
+
+
+class _Stay(_Visit):
+    """A stay in a worker of a pool."""
+
+    __slots__ = ("stay",)
+
+    def __init__(self, stay: Stay) -> None:
+        super().__init__()
+        self.stay = stay
+        self.met = stay.met
+
+    def serve(self, handler: Any) -> None:
+        stay = self.stay
+        if stay.closing:
+            return
+        if not self.met:
+            self.open(handler)
+            stay.met = True
+        if not stay.begun and not self._finds_more(handler):
+            return
+        cls: type = type(handler)
+        step = _step_of(cls)
+        while True:
+            step(handler)
+            if handler.close_connection or not self._finds_more(handler):
+                return
+
+    def _finds_more(self, handler: Any) -> bool:
+        """Return True if the next request has begun. Else the stay is over, and may go on later."""
+        stay, request = self.stay, handler.request
+        if not _flushed(handler):
+            stay.hung_up = True
+        if stay.hung_up or stay.pid != os.getpid() or request.fileno() == -1 or request._closed:
+            return False
+        ahead = _ahead(handler) + stay.unread
+        complete = handler.complete
+        if not ahead:
+            found = peek(request)
+            if not found:
+                stay.hung_up = found is not None
+                self._keep(goes_on=found is None)
+                return False
+        if complete is not None:
+            stay.wanted = bytes_wanted(request, ahead, complete)
+        stay.more = stay.begun >= MOST_REQUESTS and not stay.wanted
+        if stay.wanted or stay.more:
+            self._keep(goes_on=True)
+            return False
+        stay.next_request()
+        return True
+
+    def give_up(self) -> None:
+        if self.stay.goes_on:
+            self._keep(goes_on=False)
+
+    def _keep(self, *, goes_on: bool) -> None:
+        self.stay.goes_on = self.told = goes_on
+
+    def leave(self, handler: Any) -> None:
+        stay, request = self.stay, handler.request
+        if not stay.goes_on:
+            return
+        self._keep(goes_on=False)  # unless all this succeeds
+        rfile = getattr(handler, "rfile", None)
+        if isinstance(rfile, KeptFile) and not rfile.closed:
+            rfile.close()  # the program's finish() has not
+        stay.state = encode_state(handler.state)
+        if len(stay.unread) > UNREAD_MAX:
+            raise ValueError(
+                f"{len(stay.unread)} bytes of a connection were read ahead, more than the {UNREAD_MAX} that can be kept"
+            )
+        if request.gettimeout() is not None:
+            request.settimeout(None)
+        self._keep(goes_on=True)
+
+
+class _Loop(_Visit):
+    """All of a connection that cannot be kept: http.server's loop, with a limit to the time between requests."""
+
+    __slots__ = ()
+
+    def serve(self, handler: Any) -> None:
+        if handler.speaks_first:
+            self.open(handler)
+        cls: type = type(handler)
+        step = _step_of(cls)
+        server, complete = handler.server, handler.complete
+        idle, incomplete = _seconds(server, "keepalive_timeout"), _seconds(server, "incomplete_timeout")
+        while _flushed(handler):
+            rfile = getattr(handler, "rfile", None)
+            if not wait_for_bytes(handler.request, rfile, idle):
+                return
+            if complete is not None and not wait_until_complete(handler.request, rfile, complete, incomplete):
+                return
+            if not self.met:
+                self.open(handler)
+            step(handler)
+            if handler.close_connection:
+                return
+
+
+@lru_cache(64)
+def _step_of(cls: type) -> Callable[[Any], object]:
+    """Return what serves one request: `handle_one_request()`, or the nearest `handle()` below the mix-in, where a class
+    has replaced the one that would call it. Raises TypeError where there is none."""
+    for base in cls.__mro__:
+        if "handle_one_request" in vars(base):
+            return _handle_one_request
+        if "handle" in vars(base) and issubclass(cls, KeepAliveMixIn) and not _is_no_handler(cls, base):
+            handle: Callable[[Any], object] = vars(base)["handle"]
+            return handle
+    raise TypeError(f"{cls.__qualname__} has no handle_one_request()")
+
+
+def _is_no_handler(cls: type, base: type) -> bool:
+    """Return True for a `handle()` that is no request's: that of the mix-in or before it, or BaseRequestHandler's."""
+    before = cls.__mro__.index(base) <= cls.__mro__.index(KeepAliveMixIn)
+    return before or base.__name__ == "BaseRequestHandler"
+
+
+def _handle_one_request(handler: Any) -> None:
+    handler.handle_one_request()
+
+
+def _seconds(server: Any, name: str) -> float | None:
+    """Return this setting, where the server has it."""
+    value = value_of(server, name) if hasattr(server, name) else None
+    return value if isinstance(value, int | float) else None
+
+
+def _flushed(handler: Any) -> bool:
+    """Flush `wfile`; return False if the client has gone."""
+    wfile = getattr(handler, "wfile", None)
+    if wfile is None or wfile.closed:
+        return True
+    try:
+        wfile.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _ahead(handler: Any) -> bytes:
+    """Return what is buffered above the kept connection."""
+    rfile = getattr(handler, "rfile", None)
+    return rfile.ahead() if isinstance(rfile, KeptFile) and not rfile.closed else b""
