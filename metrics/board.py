@@ -19,10 +19,21 @@ from typing import NamedTuple, TypeVar
 
 from .application.region import FOLDED_BYTES, Folded, Glance, Region
 from .connections import ConnectionCounts, Whereabouts
-from .facts import AcceptError, ChildKind, Condition, ControlCommand, ControlResult, ExitReason, ForkFailure, Refusal
+from .facts import (
+    AcceptError,
+    ChildKind,
+    CloseReason,
+    Condition,
+    ControlCommand,
+    ControlResult,
+    ExitReason,
+    ForkFailure,
+    Refusal,
+)
 from .histogram import Histogram, bounds
 from .scoreboard import (
     ACCEPTED,
+    CLOSED,
     COMPLETED,
     COUNT_WORDS,
     COUNTS,
@@ -460,6 +471,10 @@ class Board:
                 )  # fmt: skip
                 words[lost] += 1
                 words[listener_word(number, its)] += 1
+            for number, connections in reader.left_open():
+                word = CLOSED + CloseReason.LOST - COUNTS.start
+                words[Word.LANES_DEAD + word] += connections
+                words[listener_word(number, word)] += connections
 
     def begin_listener(self, number: int) -> None:
         """Begin the counts of a listener that has got this number. Those of the one before are in the totals only."""

@@ -66,6 +66,8 @@ class LogEvent(Enum):
     RUNS_AS_ROOT = "handlers run as root, because no `user` is set"
     PRIVILEGES_KEPT = "the exporter could not change its user"
     EXPORTER_GIVEN_UP = "the exporter hangs and is killed"
+    HOLDER_GIVEN_UP = "the holder of idle connections hangs and is killed, with `connections`"
+    CONNECTIONS_DIED = "kept connections ended with the process that had them: `connections`"
     # Reloads.
     RELOAD_PROGRESS = "a step of a reload: `step`"
     RELOAD_EXEC = "the new image begins"

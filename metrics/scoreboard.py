@@ -435,6 +435,17 @@ class SlotReader:
         self.words_rejected += good.count(False)
         return in_hand * good[0], idle_here * good[1]
 
+    def left_open(self) -> list[tuple[int, int]]:
+        """Return the listener's number, and how many, of the kept connections that this process has. For a child that
+        is gone."""
+        left, numbers = [], self.slot.numbers
+        for index in range(self._opened()):
+            start = HEADER_WORDS + index * LANE_WORDS
+            mine = sum(self._gauges(self.slot.words[start + IN_HAND], self.slot.words[start + IDLE_HERE]))
+            if mine:
+                left.append((numbers[index % len(numbers)], mine))
+        return left
+
     def _checked(self, last: list[int], seen: list[int]) -> list[int]:
         """Return the words seen, with the last plausible value in place of each impossible one."""
         if all(old <= new <= old + most for old, new, most in zip(last, seen, _MOST, strict=False)):

@@ -111,6 +111,22 @@ class PoolSettings:
         float, Setting("longest wait between starts while workers die at boot", group="Timeouts", unit="s", above=0)
     ] = 30.0
 
+    keepalive_timeout: Annotated[
+        float | None,
+        Setting("close a kept connection that has been idle for this time (KeepAliveMixIn)", group="Kept connections",
+                unit="s", above=0),
+    ] = 75.0  # fmt: skip
+    max_idle_connections: Annotated[
+        int | None,
+        Setting("close the longest idle of the kept connections when more than this are idle", group="Kept connections",
+                at_least=1, default_text="as many as descriptors allow"),
+    ] = None  # fmt: skip
+    incomplete_timeout: Annotated[
+        float,
+        Setting("close a kept connection whose next request is begun and not whole after this time (complete())",
+                group="Kept connections", unit="s", above=0),
+    ] = 10.0  # fmt: skip
+
     request_queue_size: Annotated[
         int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1,
                      default_text="1024, or Python's own where that is more"),

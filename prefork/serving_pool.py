@@ -12,17 +12,20 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import setproctitle
 
 from prefork.metrics.board import TLS_EXPIRES_AT_S, listener_word
+from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
+from prefork.workers.keeps import keeps
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.open_lanes import lanes_of
@@ -35,9 +38,11 @@ from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
 from .errors import ConfigError, PreforkError
+from .holder.child import HeldTerms, HolderChild, all_of
 from .inheritance.standard_classes import process_in_place
 from .listening import Joined
 from .logs import say_if_root, say_no_effect
+from .master.kept_queues import KeptQueues
 from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
@@ -115,6 +120,7 @@ class Preforked(Joined):
             self._publish_expiry()
             try:
                 self.export(supervisor)
+                self._hold(supervisor)
                 self._open_control(supervisor)
                 user_forks.on_fork_by_user(self._forked_by_user)
                 self._run(supervisor, mailbox, poll_interval)
@@ -208,7 +214,7 @@ class Preforked(Joined):
             application_bytes=self.application_bytes(), companions=self.companions(),
             renew_tls=self._renew_tls if any(each.tls is not None for each in self.each) else None,
             privileges=privileges_of(server),
-            counts_connections=self.counts_connections(),
+            counts_connections=self.counts_connections(), kept=self._kept_queues(),
         )  # fmt: skip
         for each in self.each:
             each.end_own_requests()
@@ -230,6 +236,38 @@ class Preforked(Joined):
         self._terms = self._worker_terms(supervisor)
         return supervisor
 
+    def keeps_connections(self) -> bool:
+        """Return True if any of the servers does; TLS is served as without a holder."""
+        return any(keeps(each.server) and each.tls is None for each in self.each)
+
+    def _kept_queues(self) -> KeptQueues:
+        """Return the queues of kept connections: those of the previous image, or new ones, but none in a rehearsal."""
+        given = self._given()
+        before = None if given is None else given.values.get("queues")
+        kept = KeptQueues(self.keeps_connections() and not process.rehearsing(), before)
+        if given is not None and before is not None and kept.queues is not None:
+            for each in kept.queues:
+                given.lend(each.sock)
+        return kept
+
+    def held_terms(self) -> HeldTerms:
+        setting = InForce(self.server)
+        return HeldTerms(
+            setting.keepalive_timeout, setting.max_idle_connections, setting.incomplete_timeout,
+            setting.graceful_timeout,
+        )  # fmt: skip
+
+    def _hold(self, supervisor: Supervisor) -> None:
+        """Add a holder where connections are kept, or were before a reload."""
+        if supervisor.kept.queues is not None:
+            before = (child.slot.listeners for child in supervisor.table if child.kind is ChildKind.WORKER)
+            listeners = reduce(or_, before, all_of(supervisor.service.numbers))
+            supervisor.tasks.hold(HolderChild(
+                self.held_terms(), supervisor.kept, listeners, self.counting.board,
+                supervisor.fork, supervisor.nudge, supervisor.connections, wanted=self.keeps_connections(),
+                in_use=supervisor.others_serve,
+            ))  # fmt: skip
+
     def counts_connections(self) -> bool:
         return any(counted(InForce(each.server)) for each in self.each)
 
@@ -243,7 +281,7 @@ class Preforked(Joined):
             queue_waits=self.counts_queue_waits(), metrics=setting.metrics_address is not None,
             nudge=supervisor.nudge, on_drain=_on_drain(server), listener=number_of(self.listener),
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {self.slot} {what}".rstrip()),
-            access_log=None, get_request=partial(shortest, server), admission=None,
+            access_log=None, get_request=partial(shortest, server), admission=None, queues=supervisor.kept.queues,
         )  # fmt: skip
 
     def _limits(self) -> Limits:
@@ -302,6 +340,7 @@ class Preforked(Joined):
         record.values["fixed"] = fixed_values(self._by_address(), self.server, self.launch)
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
+        record.values["held"] = self.held_terms()
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
 
     def check(self) -> None:
@@ -428,6 +467,8 @@ class Preforked(Joined):
     def _forked_by_user(self) -> None:
         """Release everything of ours in a process that user code forked from the master, which is no master itself."""
         self._forget_master()
+        if self.supervisor is not None:
+            self.supervisor.kept.keep_ends_of(ChildKind.SERVER)
         self.leave_metrics_listener()
         self._places.leave()
         for sock in self.sockets():

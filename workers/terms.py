@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .accepting import GetRequest
 from .access_log import AccessLog
 from .admission import Admission
+from .kept import Queues
 from .limits import WorkerLimits
 
 
@@ -30,3 +31,4 @@ class WorkerTerms(NamedTuple):
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
     listener: int = 0  # its number, by which its requests are counted
+    queues: Queues | None = None  # of kept connections: `park_in` and `ready_out` are open; None: no server keeps any

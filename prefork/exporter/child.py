@@ -25,6 +25,7 @@ from ..errors import BindError, reason_of
 from ..master.children import Child
 from ..master.guard import say_failed
 from ..master.policy import TICK_S
+from ..master.restarts import FIRST_RESTART_S, RESTART_MAX_S, Restarts
 from ..master.signalling import retire
 from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, names_of, number_of
@@ -34,9 +35,6 @@ log = logging.getLogger("prefork.supervisor")
 
 BACKLOG = 512  # enough for a burst; if the accept queue of a Unix listener is full, scrapes are refused
 WEDGED_S = 3.0  # an exporter that accepts no waiting connection for so long hangs
-FIRST_RESTART_S = 0.1
-RESTART_MAX_S = 30.0
-HEALTHY_S = 10.0  # an exporter that ran longer is restarted at once
 
 
 class Exported(NamedTuple):
@@ -97,8 +95,7 @@ class ExporterChild:
         self._forget_memory = forget_memory
         self._feed: Feed | None = None
         self._child: Child | None = None
-        self._next_start = 0.0
-        self._delay = FIRST_RESTART_S
+        self._restarts = Restarts()
         self._well_at = 0.0  # when it last accepted a connection or had none waiting
         self._taken = 0
         self._unkilled = False  # it was given up, and the kernel refused the signal
@@ -108,8 +105,8 @@ class ExporterChild:
     def turn(self, now: float) -> float:
         """Start the exporter if it is missing, kill it if it hangs. Return the time of the next turn."""
         if self._child is None:
-            if now < self._next_start or not self._subject.may_fork():
-                return min(max(self._next_start, now + FIRST_RESTART_S), now + TICK_S)
+            if now < self._restarts.next_start or not self._subject.may_fork():
+                return min(max(self._restarts.next_start, now + FIRST_RESTART_S), now + TICK_S)
             self._start(now)
         elif self._unkilled:
             self._unkilled = not self._child.signal(signal.SIGKILL)
@@ -135,9 +132,7 @@ class ExporterChild:
         """Schedule a restart after the exporter was reaped or could not be forked."""
         if child is not self._child:
             return
-        started = self._child.started if self._child is not None else now
-        self._delay = FIRST_RESTART_S if now - started > HEALTHY_S else min(RESTART_MAX_S, self._delay * 2)
-        self._next_start = now + (0.0 if now - started > HEALTHY_S else self._delay)
+        self._restarts.ended(now if self._child is None else self._child.started, now)
         self._child = None
         self._close_feed()
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from prefork.metrics.kernel import accept_queue, datagram_queue
+from prefork.workers.kept import QueueEnd
 
 from ..sockets.listener import Listener, origin_of
 from ..sockets.shared import narrow, queued
@@ -81,11 +82,16 @@ class AcceptQueue:
 
 
 class AcceptQueues:
-    """The accept queues of all listeners of a service, as one."""
+    """The queues of a service from which workers take, as one: the accept queues of all listeners, and that of the kept
+    connections which are ready."""
 
-    def __init__(self, listeners: Sequence[socket.socket], others: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], others: Sequence[socket.socket] = (), ready: QueueEnd | None = None
+    ) -> None:  # fmt: skip
         """`others`: beside the only listener, where each worker has a socket of its own."""
         self._each = [AcceptQueue(listener, others) for listener in listeners]
+        self._ready = ready
+        self._ready_at = float("-inf")
 
     @property
     def origins(self) -> tuple[Listener, ...]:
@@ -94,7 +100,7 @@ class AcceptQueues:
     @property
     def queued_at(self) -> float:
         """The time at which something was last queued for us, at any of them."""
-        return max((each.queued_at for each in self._each), default=0.0)
+        return max(self._ready_at, max((each.queued_at for each in self._each), default=0.0))
 
     def narrow(self, now: float) -> None:
         for each in self._each:
@@ -103,7 +109,17 @@ class AcceptQueues:
     def look(self, now: float) -> bool:
         """Return whether something is queued for us now, at any of them."""
         waiting = [each.look(now) for each in self._each]  # each, for the time at which it last was
-        return any(waiting)
+        return self._look_at_ready(now) or any(waiting)
+
+    def _look_at_ready(self, now: float) -> bool:
+        if self._ready is None or not queued(self._ready):
+            return False
+        self._ready_at = now
+        return True
+
+    def note_coming(self, now: float) -> None:
+        """Note that the holder still has connections, which it closes or passes on: the service is not quiet yet."""
+        self._ready_at = now
 
     def queue_length(self) -> int:
         return sum(self.queue_lengths())

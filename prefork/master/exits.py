@@ -123,6 +123,7 @@ class Exits:
         overdue_ns = None
         if reason is ExitReason.TIMEOUT and request_timeout is not None:
             overdue_ns = now_ns - int(request_timeout * 1e9)
+        connections = sum(number for _, number in exit.child.reader.left_open())
         with self._board.change() as words:
             before = words[Word.LOST], words[Word.TIMED_OUT]
             # A child for one request that ends with status 0, by os._exit() in its handler, has served it.
@@ -135,6 +136,10 @@ class Exits:
                 words[exit_word(reason)] += 1
                 if exit.signum is not None:
                     words[SIGNAL_DEATHS + exit.signum] += 1
+        if connections:
+            fields = {**exit.child.fields, "connections": connections}
+            log.warning("%s: kept connections that ended with it: %d", exit.child, connections,
+                        extra=event(LogEvent.CONNECTIONS_DIED, **fields))  # fmt: skip
         for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):
             if number:
                 _log_died(exit.child, number, outcome)

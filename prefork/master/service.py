@@ -13,6 +13,7 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.privileges import Privileges
 
 from ..sockets.listener import number_of
+from .kept_queues import KeptQueues
 
 
 class CompanionSpec(NamedTuple):
@@ -38,6 +39,7 @@ class Service(NamedTuple):
     application_bytes: int = 0  # for the user's own metrics
     counts_connections: bool = False  # their number is limited, in the pool or of a client
     companions: tuple[CompanionSpec, ...] = ()
+    kept: KeptQueues | None = None  # of connections that are kept, by this image or the one before
     privileges: Privileges | None = None  # that each child which serves is left with; None: its own
 
     @property

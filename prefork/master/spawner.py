@@ -30,6 +30,8 @@ from .waiting import Waiting
 log = logging.getLogger("prefork.supervisor")
 
 FORK_LOG_EVERY_S = 10.0
+COUNTING = (ChildKind.WORKER, ChildKind.HOLDER)  # connections, whose number is limited
+UNPRIVILEGED = (ChildKind.WORKER, ChildKind.COMPANION, ChildKind.HOLDER)
 
 
 def _drop(privileges: Privileges, kept: list[PrivilegesKept]) -> None:
@@ -92,26 +94,31 @@ class Spawner:
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
 
         def body_without_memory(birth: Birth, master: Master, number: int) -> int:
-            place = f"name={name}" if name else f"slot={number}"
-            sinks.name_child(f"{kind.label} {place} gen={generation} pid={os.getpid()}", self._waiting.nudge)
+            place = f"name={name} " if name else f"slot={number} " if number else ""
+            sinks.name_child(f"{kind.label} {place}gen={generation} pid={os.getpid()}", self._waiting.nudge)
             self._table.close_memory()
             if not name:
                 self._companions.close()
             if self._connections is not None:
-                self._connections.keep_memory() if kind is ChildKind.WORKER else self._connections.close()
-            descriptor_limit.give_back()
+                self._connections.keep_memory() if kind in COUNTING else self._connections.close()
+            if kind is not ChildKind.HOLDER:
+                descriptor_limit.give_back()
             if kept:
                 raise kept[0]
             return body(birth, master, number)
 
+        def body_of_its_own(birth: Birth, master: Master, number: int) -> int:
+            if self._service.kept is not None:
+                self._service.kept.keep_ends_of(kind)
+            return (body if kind is ChildKind.EXPORTER else body_without_memory)(birth, master, number)
+
         kept: list[PrivilegesKept] = []  # in the child
-        if self._service.privileges is not None and kind in (ChildKind.WORKER, ChildKind.COMPANION):
+        if self._service.privileges is not None and kind in UNPRIVILEGED:
             user_forks.first_in_child(partial(_drop, self._service.privileges, kept))
         try:
             child = self._table.fork(
                 kind, slot, generation=generation, now=now, forget=self._service.forget,
-                body=body if kind is ChildKind.EXPORTER else body_without_memory, serial=serial, name=name,
-                instead_of=instead_of,
+                body=body_of_its_own, serial=serial, name=name, instead_of=instead_of,
             )  # fmt: skip
         finally:
             user_forks.first_in_child(None)

@@ -29,6 +29,7 @@ class Workings(NamedTuple):
     values: Callable[[], dict[str, Any]]  # what the next image must know of the supervisor
     companions: Callable[[], tuple[Any, list[int]]]  # their table, for the next image
     connections: Callable[[], tuple[Any, list[int]]]  # the same of connections
+    queues: Callable[[], tuple[Any, list[int]]]  # those of kept connections
 
 
 class Succession(Protocol):

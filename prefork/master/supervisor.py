@@ -36,6 +36,7 @@ from .companions import Companions
 from .exits import Exits
 from .gauges import Gauges, is_saturated
 from .guard import attempt, say_failed
+from .kept_queues import KeptQueues
 from .mailbox import Mailbox
 from .notify import Notifier, NotifyFacts
 from .overload import Overload
@@ -54,6 +55,7 @@ log = logging.getLogger("prefork.supervisor")
 
 PAUSE_S = 0.5  # a turn that comes this late means that the master itself was stopped
 PEERS_WITHIN_S = 0.01  # longest look for the peers of a worker that is cut
+HOLDER_ENDS_WITHIN_S = 1.0  # it has only to close what it has
 TURN_AGAIN_S = 1.0  # until the next turn, after one that the kernel did not let us finish
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -90,9 +92,11 @@ class Supervisor:
             words[Word.STARTED_AT_NS] = words[Word.STARTED_AT_NS] or time_ns()
         self.pool = Pool()  # the state of policy, from plan to plan
         self.board = board
-        self._waiting = Waiting(wakeup, self.clock.now, service.listeners, known.get("nudge"))
+        self.kept = KeptQueues(False, None) if service.kept is None else service.kept
+        ready = () if self.kept.ready is None else (self.kept.ready,)
+        self._waiting = Waiting(wakeup, self.clock.now, (*service.listeners, *ready), known.get("nudge"))
         self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queues = AcceptQueues(service.listeners, service.others)
+        self._accept_queues = AcceptQueues(service.listeners, service.others, self.kept.ready)
         self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
         self.connections = table_of_connections(service.counts_connections, known.get("connections"))
         self.table.places = limits.max_children if limits.one_size else 0
@@ -112,7 +116,7 @@ class Supervisor:
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(
             board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values,
-            self.companions.pack, partial(pack_connections, self.connections),
+            self.companions.pack, partial(pack_connections, self.connections), self.kept.pack,
         )  # fmt: skip
         self.generations.begin(workings)
         self.companions.enter(self.table)
@@ -151,7 +155,7 @@ class Supervisor:
     ) -> BaseException | None:  # fmt: skip
         """Turn and wait. Return what was raised meanwhile."""
         parting = Parting(self.mailbox.post)
-        ours = Descriptors(*self._waiting.descriptors(), self.board.fd)
+        ours = Descriptors(*self._waiting.descriptors(), self.board.fd, *self.kept.pack()[1])
         while self.phase is not Phase.STOPPED:
             try:
                 turns = self.turns
@@ -352,6 +356,8 @@ class Supervisor:
     def _narrow_in_time(self, now: float) -> None:
         if self.phase is Phase.DRAINING and now >= self._narrow_at:
             self._accept_queues.narrow(now)
+            if self.tasks.drain_holder():
+                self._accept_queues.note_coming(now)
 
     def scale(self, workers: int) -> policy.Limits:
         """Set `max_children` to `workers`; return the limits that are now in force."""
@@ -396,7 +402,7 @@ class Supervisor:
     def _note_report(self, child: Child, now: float) -> None:
         report = child.report = child.reader.look(self.clock.stamp_ns())
         booted = child.state is ChildState.STARTING and report.ready
-        if booted and child.kind is ChildKind.COMPANION:
+        if booted and child.kind in (ChildKind.COMPANION, ChildKind.HOLDER):
             self.table.set_state(child, ChildState.READY, now)
         elif booted and child.kind is ChildKind.WORKER:
             self.table.set_state(child, ChildState.READY, now)
@@ -576,6 +582,11 @@ class Supervisor:
         """True once a child that serves has been started."""
         return self._spawner.any_served
 
+    def others_serve(self) -> bool:
+        """Return True while a worker of an earlier image is there."""
+        workers = (child for child in self.table if child.kind is ChildKind.WORKER)
+        return any(not self.generations.is_of_this_image(child) for child in workers)
+
     def raise_if_hopeless(self) -> None:
         """Raise BootError, with the last words of the last worker, if no worker of the pool ever became READY."""
         if policy.hopeless(self.pool):
@@ -607,10 +618,14 @@ class Supervisor:
         self.generations.cancel()
         self.tasks.end_control()
         self.tasks.end_export()
+        if self.tasks.end_holder():
+            self._reaper.wait_for(ChildKind.HOLDER, within=HOLDER_ENDS_WITHIN_S)
         self._reaper.kill(*ChildKind)
         self.generations.close()
         self.tasks.close()
         self.companions.close()
+        self.kept.close_left(self.board)
+        self.kept.close()
         if self.connections is not None:
             self.connections.close()
         self._waiting.close()

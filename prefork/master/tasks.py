@@ -47,6 +47,14 @@ class ExporterTask(TaskWithDescriptors, Protocol):
     def close(self) -> None: ...
 
 
+class HolderTask(Task, Protocol):
+    def succeed(self, before: list[Child]) -> None: ...
+    def ended(self, child: Child | None, now: float) -> None: ...
+    def drain(self) -> None: ...
+    def holds_some(self) -> bool: ...
+    def stop(self) -> None: ...
+
+
 class OnChangeTask(Task, Protocol):
     def pack(self) -> Any: ...
 
@@ -66,6 +74,7 @@ class Tasks:
         self.changes: OnChangeTask | None = None
         self._control: ControlTask | None = None
         self._exporter: ExporterTask | None = None
+        self._holder: HolderTask | None = None
         self._drops = drops
         self._notifier = notifier
         self._orphans = OrphanReaper(lambda: {child.pid for child in table}) if os.getpid() == 1 else None
@@ -84,6 +93,7 @@ class Tasks:
     def turn(self, now: float) -> float:
         """Give each task a turn; return when to be called again. Control may obey commands in its turn, at once."""
         present: tuple[tuple[str, Task | None], ...] = (
+            ("look after the holder", self._holder),
             ("serve the control socket", self._control), ("look after the exporter", self._exporter),
             ("tell of dropped log lines", self._drops), ("tell the service manager", self._notifier),
             ("watch the program's files", self.changes), ("look for orphans", self._orphans),
@@ -98,6 +108,9 @@ class Tasks:
         if child.kind is ChildKind.EXPORTER and self._exporter is not None:
             exporter = self._exporter
             attempt("look after the exporter", lambda: exporter.ended(child, now))
+        if child.kind is ChildKind.HOLDER and self._holder is not None:
+            holder = self._holder
+            attempt("look after the holder", lambda: holder.ended(child, now))
 
     def control(self, control: ControlTask) -> None:
         """Have a control socket from now on."""
@@ -108,6 +121,28 @@ class Tasks:
         """Have an exporter from now on."""
         exporter.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
         self._exporter = exporter
+
+    def hold(self, holder: HolderTask) -> None:
+        """Have a process for idle connections from now on."""
+        holder.succeed([child for child in self._table if child.kind is ChildKind.HOLDER])
+        self._holder = holder
+
+    def drain_holder(self) -> bool:
+        """Have the idle connections closed, for the service ends; return whether there are still some."""
+        if self._holder is None:
+            return False
+        holder = self._holder
+        attempt("tell the holder that the service ends", holder.drain)
+        return guarded("look what is held", holder.holds_some, False)
+
+    def end_holder(self) -> bool:
+        """Have whatever is held closed, and every holder leave, which is the caller's to reap; return whether there is
+        one."""
+        if self._holder is None:
+            return False
+        holder, self._holder = self._holder, None
+        attempt("end the holder", holder.stop)
+        return True
 
     def retire_exporters(self, now: float) -> None:
         """Retire the exporters of an earlier image if this one has none; they finish their scrapes."""

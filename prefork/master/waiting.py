@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from prefork.workers.kept import QueueEnd
 from prefork.workers.wakeup import Wakeup
 
 from .guard import say_failed
@@ -27,18 +28,18 @@ class Waiting:
     The nudge is an eventfd that every child may write, created and read here. It means "look at the slots", and nothing
     else.
 
-    The listeners are waited for only to learn of saturation. The supervisor is the *last* exclusive waiter, so that a
-    connection wakes it only when no worker waits. Exclusive waiters are woken in the order of their registration: in
-    front of a worker it would take that worker's wake-ups. So it leaves once it was woken, and whenever a worker became
-    READY, and comes back at the end of the waiters. Workers with threads go behind it with each request, and policy has
-    them woken.
+    The listeners, and the queue of kept connections that are ready, are waited for only to learn of saturation. The
+    supervisor is the *last* exclusive waiter, so that a connection wakes it only when no worker waits. Exclusive
+    waiters are woken in the order of their registration: in front of a worker it would take that worker's wake-ups. So
+    it leaves once it was woken, and whenever a worker became READY, and comes back at the end of the waiters. Workers
+    with threads go behind it with each request, and policy has them woken.
     """
 
     def __init__(
         self,
         wakeup: Wakeup,
         now: Callable[[], float],
-        listeners: Sequence[socket.socket] = (),
+        listeners: Sequence[socket.socket | QueueEnd] = (),
         nudge: int | None = None,
     ) -> None:
         """`nudge`: the eventfd of an earlier image of this process, which its children hold."""

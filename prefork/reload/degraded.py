@@ -21,8 +21,10 @@ from ..control.access import resumed_listener, resumed_terms
 from ..control.server import open_control
 from ..errors import PreforkError
 from ..exporter.child import Exported, ExporterChild
+from ..holder.child import HeldTerms, HolderChild, all_of
 from ..logs import complain
 from ..master.guard import attempt, insist
+from ..master.kept_queues import KeptQueues
 from ..master.mailbox import Mailbox
 from ..master.policy import HANDED_ON, NO_POOL, Limits
 from ..master.service import Service
@@ -107,6 +109,7 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
             record.add("log", (values["log"], values["log"]))
         record.values["fixed"] = values["fixed"]
         record.values["control_path"] = values["control_path"]
+        record.values |= {name: values[name] for name in ("held",) if name in values}
         record.values["directory"] = values["directory"]
 
     return pack
@@ -128,7 +131,10 @@ def _supervisor(
 
     others = tuple(over(fd, socket.socket) for fd in values.get("places", {"fds": ()})["fds"])
     served = tuple(sock for name in listener_names(listeners) if (sock := listeners[name]) is not None)
-    service = Service(values["name"], forget=forget, listeners=served, others=others)
+    kept = KeptQueues(False, values.get("queues"))
+    for end in kept.queues or ():
+        handed.lend(end.sock)
+    service = Service(values["name"], forget=forget, listeners=served, others=others, kept=kept)
     supervisor = Supervisor(service, limits(values), handed.board(), wakeup, generations, mailbox)
     if values["seen"] is not None:
         from .on_change import Changes
@@ -141,4 +147,8 @@ def _supervisor(
                            others=others)  # fmt: skip
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
+    if kept.queues is not None and values.get("held") is not None:
+        holder = HolderChild(HeldTerms(*values["held"]), kept, all_of(service.numbers), handed.board(), supervisor.fork,
+                             supervisor.nudge, supervisor.connections, adopts=True)  # fmt: skip
+        supervisor.tasks.hold(holder)
     return supervisor

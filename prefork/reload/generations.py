@@ -290,6 +290,7 @@ class Generations:
         record.add("nudge", self._workings.waiting.pack_nudge())
         record.add("companions", self._workings.companions())
         record.add("connections", self._workings.connections())
+        record.add("queues", self._workings.queues())
         self.pack_more(record)
         record.add("held", (held := still_held.found(record.fds), held))
         return record

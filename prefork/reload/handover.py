@@ -36,8 +36,8 @@ from ..sockets.unix_paths import identity_of
 
 log = logging.getLogger("prefork.supervisor")
 
-VERSION = 5  # raised when the record needs a new value, or one changes its meaning
-READABLE = (2, 3, 4, 5)  # the versions that this code can go on with
+VERSION = 6  # raised when the record needs a new value, or one changes its meaning
+READABLE = (2, 3, 4, 5, 6)  # the versions that this code can go on with
 # The counters with which a board of another layout can go on.
 NAMED = (
     Word.SPAWNED, Word.LOST, Word.TIMED_OUT, Word.WORDS_REJECTED, Word.SATURATED_NS, Word.CPU_USER_NS,
@@ -80,7 +80,7 @@ def handed_on(record: Record) -> Iterator[int]:
 SPARES_FROM = 512  # above what such programs close, below the usual soft limit
 METRICS = "metrics"
 # By whoever serves; the program may have another listener.
-NEEDED = ("metrics", "control", "board", "companions", "connections")
+NEEDED = ("metrics", "control", "board", "companions", "connections", "queues")
 
 
 class Handed:
@@ -100,7 +100,7 @@ class Handed:
         self._given: dict[str, Listener] = {}
         self._lent: list[socket.socket] = []
         self._spares: dict[int, int] = {}
-        first = [values[name]["fd"] for name in (*listener_names(values), *NEEDED) if values.get(name)]
+        first = _fds_of(values, *listener_names(values), *NEEDED)
         self._descriptors = Descriptors(*first)
         try:
             for fd in dict.fromkeys((*first, *values.get("fds", ()))):
@@ -207,7 +207,7 @@ class Handed:
 
     def require(self, *names: str) -> None:
         """Raise PreforkError if the program has closed what was handed over under one of these names."""
-        fds = [self.values[name]["fd"] for name in names if self.values.get(name)]
+        fds = _fds_of(self.values, *names)
         if fds and self._descriptors.lost(*fds):
             raise PreforkError(f"could not take over: {CLOSED_BY_PROGRAM}")
 
@@ -230,6 +230,12 @@ class Handed:
             with contextlib.suppress(OSError):
                 os.dup2(spare, fd, inheritable=False)
         self.require(*listener_names(self.values), *NEEDED)
+
+
+def _fds_of(values: Mapping[str, Any], *names: str) -> list[int]:
+    """Return the descriptors that the record has under these names."""
+    found = (values[name] for name in names if values.get(name))
+    return [fd for packed in found for fd in (packed["fds"] if "fds" in packed else [packed["fd"]])]
 
 
 def _spare(fd: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.contexts import Lane
 from prefork.workers.cut_datagrams import CutDatagrams
+from prefork.workers.kept import QueueEnd
 from prefork.workers.lanes import Lanes
 
 from ..errors import BindError, ConfigError, reason_of
@@ -191,7 +192,7 @@ def check_shared(sock: Any, server: Any) -> None:
             ) from None
 
 
-def queued(sock: socket.socket) -> bool:
+def queued(sock: socket.socket | QueueEnd) -> bool:
     """Return whether something is queued now. False for a closed socket, and where the kernel does not tell."""
     if sock.fileno() == -1:
         return False
