@@ -4,6 +4,7 @@ A figure that the kernel does not tell is None, never zero: on an old kernel, in
 for a kind of socket that has no such figure, on a system other than Linux. Nothing here may raise.
 """
 
+import fcntl
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ ORDER: Literal["little", "big"] = sys.byteorder
 TCP_INFO = 11
 TCP_LISTEN = 10  # Unix listeners are in this state too
 SO_MEMINFO = 55
+SIOCINQ = 0x541B  # asm-generic/ioctls.h
 
 # struct tcp_info of linux/tcp.h: these offsets have been the same since Linux 4.6.
 STATE_AT, UNACKED_AT = 0, 24
@@ -132,6 +134,14 @@ def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
         return received - (state in AFTER_FIN), sent - again + unsent
     except (OSError, AttributeError, struct.error):
         return None, None
+
+
+def unread_bytes(sock: object) -> int | None:
+    """Return how many bytes of those received nobody has read yet (SIOCINQ, tcp(7))."""
+    try:
+        return _u32(fcntl.ioctl(sock, SIOCINQ, bytes(4)), 0)  # type: ignore[call-overload]
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 class PeerCredentials(NamedTuple):

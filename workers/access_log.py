@@ -1,7 +1,8 @@
 """The access log: one record for each request if `access_log` asks for it, and no cost otherwise.
 
 Runs in a worker. Lanes tell it of each request that they begin and count, so that its outcome is the one in the
-metrics. Reports only requests that ended here; the master reports those that died with a worker.
+metrics. Reports only requests that ended here; the master reports those that died with a worker. Where connections are
+kept, a record has the number of its request on the connection, and the bytes of that request alone.
 """
 
 import logging
@@ -11,23 +12,25 @@ from time import monotonic_ns
 from typing import Any, NamedTuple
 from weakref import ref
 
-from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text
+from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text, unread_bytes
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER
 
 from .log_templates import LogTemplate
+from .stay import KeptSocket
 
 log = logging.getLogger("prefork.access")
 
 FIELDS = ("listener", "peer", "slot", "outcome", "duration_ms", "received", "sent", "queue_wait_ms")
+NUMBER = "request_number"  # the last field, where connections are kept
 VARYING = tuple(name for name in FIELDS if name not in ("listener", "slot"))
 MESSAGE = "request %s"
 OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", HANDED_OVER: "handed_over"}  # the others are rejected
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
 
 # The time of the accept, the wait before it, the client's address, the process of one that has none, the length of a
-# datagram, and the request.
-_Begun = tuple[int, int | None, Any, str | None, int | None, Callable[[], Any]]
+# datagram, the request, and what is known of one on a kept connection.
+_Begun = tuple[int, int | None, Any, str | None, int | None, Callable[[], Any], "_OnConnection | None"]
 
 
 class LogContext(NamedTuple):
@@ -36,6 +39,15 @@ class LogContext(NamedTuple):
     listener: str
     slot: int
     address_text: Callable[[Any], str]
+    keeps: bool = False  # its connections may be kept
+
+
+class _OnConnection(NamedTuple):
+    """The number of a request on its connection, and what the kernel had counted of that when the request began."""
+
+    number: int
+    received: int = 0
+    sent: int = 0
 
 
 class AccessLog:
@@ -45,47 +57,56 @@ class AccessLog:
         log.setLevel(logging.INFO)
         self._place = place
         self._open: dict[int, _Begun] = {}
-        self._template = LogTemplate(log, VARYING, self._record, _plain)
+        more = (NUMBER,) * place.keeps
+        self.fields, self.varying = FIELDS + more, VARYING + more
+        self._template = LogTemplate(log, self.varying, self._record, _plain)
 
     def begin(self, lane: memoryview, request: Any, client_address: Any) -> None:
-        """Note a request that was accepted on this lane."""
+        """Note a request that was accepted on this lane, or has begun on a kept connection."""
         process = None if client_address else unix_peer_text(request)
         datagram = len(request[0]) if isinstance(request, tuple) else None
         try:
             accepted: Callable[[], Any] = ref(request)  # we must not keep open what the program drops
         except TypeError:
             accepted = _gone
-        self._open[id(lane)] = monotonic_ns(), queue_wait_ns(request), client_address, process, datagram, accepted
+        kept = _on_connection(request) if type(request) is KeptSocket else None
+        waited_ns = queue_wait_ns(request) if kept is None else None  # known right after the accept only
+        self._open[id(lane)] = monotonic_ns(), waited_ns, client_address, process, datagram, accepted, kept
 
     def admit(self, lane: memoryview, request: Any, client_address: Any) -> None:
         """Note what admission has made of the request on this lane: another object, another client's address."""
-        accepted_ns, waited_ns, _, process, datagram, accepted = self._open[id(lane)]
+        accepted_ns, waited_ns, _, process, datagram, accepted, kept = self._open[id(lane)]
         if datagram is None:
             accepted = ref(request)
-        self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, accepted
+        if type(request) is KeptSocket:
+            kept = _OnConnection(1)
+        self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, accepted, kept
 
     def end(self, lane: memoryview, outcome: int, request: Any = None) -> None:
         """Write the record of the request on this lane. `request` is what its handler was given, where one was."""
         begun = self._open.pop(id(lane), None)
         if begun is None:
             return
-        accepted_ns, waited_ns, address, process, datagram, accepted = begun
-        received, sent = (
-            (datagram, None) if datagram is not None else tcp_bytes(accepted() if request is None else request)
-        )
-        values = (
+        accepted_ns, waited_ns, address, process, datagram, accepted, kept = begun
+        request = accepted() if request is None else request
+        received, sent = (datagram, None) if datagram is not None else tcp_bytes(request)
+        if kept is not None and received is not None and sent is not None:
+            received, sent = received - (unread_bytes(request) or 0) - kept.received, sent - kept.sent
+        values: tuple[Any, ...] = (
             self._place.address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
             None if waited_ns is None else waited_ns // 1_000_000,
         )  # fmt: skip
+        if self._place.keeps:
+            values += (None if kept is None else kept.number,)
         if not self._template.write(values):
-            fields = self._fields(dict(zip(VARYING, values, strict=True)))
+            fields = self._fields(dict(zip(self.varying, values, strict=True)))
             log.info(MESSAGE, Fields(fields), extra=event(LogEvent.REQUEST, **fields))
 
     def _fields(self, varying: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of a record in their order."""
         known = {**varying, "listener": self._place.listener, "slot": self._place.slot}
-        return {name: known[name] for name in FIELDS}
+        return {name: known[name] for name in self.fields}
 
     def _record(self, shown: dict[str, Any], fields: dict[str, Any]) -> logging.LogRecord:
         """Return a sample for the template."""
@@ -95,6 +116,17 @@ class AccessLog:
         )
         vars(record).update(event(LogEvent.REQUEST, **self._fields(fields)))
         return record
+
+
+def _on_connection(request: KeptSocket) -> _OnConnection:
+    """Return what is to be known at the end of a request that begins now.
+
+    What has arrived of it is counted as received already, so that is taken off again.
+    """
+    stay = getattr(request, "stay", None)
+    number = 1 if stay is None else stay.kept.requests + stay.begun
+    received, sent = tcp_bytes(request)
+    return _OnConnection(number, (received or 0) - (unread_bytes(request) or 0), sent or 0)
 
 
 def _gone() -> None:

@@ -11,7 +11,9 @@ import pytest
 from prefork.metrics.log_events import LogEvent
 from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER, REJECTED, Slot
 from prefork.workers import access_log
-from prefork.workers.access_log import FIELDS, VARYING, AccessLog, LogContext
+from prefork.workers.access_log import FIELDS, AccessLog, LogContext
+from prefork.workers.kept import Kept
+from prefork.workers.stay import KeptSocket, Stay
 from tests.support.programs.serving import HUNG
 
 US = 1000
@@ -21,18 +23,18 @@ Pair = tuple[socket.socket, socket.socket]
 class Written:
     """An access log whose values are kept in place of being written; `by_template`: nothing else would see them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps: bool = False) -> None:
         self.values: list[dict[str, Any]] = []
         self.by_template = True
         self.now_ns = 7 * 10**9
         self.waited_ns: int | None = 3_000_000
         monkeypatch.setattr(access_log, "monotonic_ns", lambda: self.now_ns)
         monkeypatch.setattr(access_log, "queue_wait_ns", lambda request: self.waited_ns)
-        self.log = AccessLog(LogContext("here", 3, "at {}".format))
+        self.log = AccessLog(LogContext("here", 3, "at {}".format, keeps))
         monkeypatch.setattr(self.log._template, "write", self._write)
 
     def _write(self, values: tuple[Any, ...]) -> bool:
-        self.values.append(dict(zip(VARYING, values, strict=True)))
+        self.values.append(dict(zip(self.log.varying, values, strict=True)))
         return self.by_template
 
 
@@ -40,6 +42,13 @@ class Written:
 def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
     level = access_log.log.level
     yield Written(monkeypatch)
+    access_log.log.setLevel(level)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    level = access_log.log.level
+    yield Written(monkeypatch, keeps=True)
     access_log.log.setLevel(level)
 
 
@@ -74,7 +83,7 @@ def test_the_values(written: Written, pair: Pair, lane: memoryview) -> None:
     written.now_ns += 1234 * US + 999
     written.log.end(lane, COMPLETED, pair[0])
     wanted = ("at a client", "ok", 1.234, 5, 3, 3)
-    assert written.values == [dict(zip(VARYING, wanted, strict=True))]
+    assert written.values == [dict(zip(written.log.varying, wanted, strict=True))]
 
 
 @pytest.mark.parametrize(
@@ -156,3 +165,74 @@ def test_where_logging_has_to_do_it(
     assert record.getMessage() == (
         'request listener=here peer="at a client" slot=3 outcome=ok duration_ms=0.0 received=5 sent=3 queue_wait_ms=3'
     )
+
+
+# Where connections are kept.
+
+
+def kept_over(request: socket.socket, requests: int = 0) -> tuple[KeptSocket, Stay]:
+    """The same connection as one that is kept, which has had so many requests before this stay."""
+    over = KeptSocket(fileno=request.detach())
+    over.stay = Stay(Kept(requests=requests), lambda stay: None)
+    return over, over.stay
+
+
+def told(written: Written) -> list[tuple[Any, ...]]:
+    return [
+        tuple(each[name] for name in ("request_number", "received", "sent", "queue_wait_ms")) for each in written.values
+    ]
+
+
+def test_each_request_of_a_kept_connection(kept: Written, pair: Pair, lane: memoryview) -> None:
+    """It has its number, and the bytes that were read and written for it alone: not what was there before, nor what has
+    come of the next one and nobody has read. How long the connection waited in the kernel nobody can know by now."""
+    request, client = pair
+    kept_one, stay = kept_over(request, requests=7)
+    with kept_one:
+        for at in (1, 2, 3):
+            client.sendall(b"x" * at + b"next")
+            assert kept_one.recv(at, socket.MSG_PEEK | socket.MSG_WAITALL) == b"x" * at
+            kept.log.begin(lane, kept_one, "one")
+            kept_one.recv(at, socket.MSG_WAITALL)
+            kept_one.sendall(b"answer" * at)
+            stay.next_request()
+            kept.log.end(lane, COMPLETED, kept_one)
+            assert kept_one.recv(4, socket.MSG_WAITALL) == b"next"
+    assert told(kept) == [(8, 1, 6, None), (9, 2, 12, None), (10, 3, 18, None)]
+
+
+def test_the_first_request_of_a_connection_that_may_be_kept(kept: Written, pair: Pair, lane: memoryview) -> None:
+    """Begun at the accept it has its wait too; its bytes are all that the connection has."""
+    request, _ = pair
+    kept.log.begin(lane, request, "one")
+    kept_one, _ = kept_over(request)
+    kept.log.admit(lane, kept_one, "another")
+    kept.log.end(lane, FAILED, kept_one)
+    kept_one.close()
+    assert told(kept) == [(1, 5, 3, 3)]
+    assert (kept.values[0]["peer"], kept.values[0]["outcome"]) == ("at another", "error")
+
+
+def test_what_has_no_number(kept: Written, pair: Pair, lane: memoryview) -> None:
+    """A connection that stays with its worker, as under TLS, and one that was closed before anybody asked."""
+    kept.log.begin(lane, pair[0], "one")
+    kept.log.end(lane, COMPLETED, pair[0])
+    kept_one, _ = kept_over(pair[0])
+    kept.log.begin(lane, kept_one, "one")
+    kept_one.close()
+    kept.log.end(lane, COMPLETED, kept_one)
+    assert told(kept) == [(None, 5, 3, 3), (1, None, None, None)]
+
+
+def test_the_number_in_the_record(
+    kept: Written, pair: Pair, lane: memoryview, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the last field, in the message and beside it."""
+    kept.by_template = False
+    kept_one, _ = kept_over(pair[0], requests=41)
+    with kept_one:
+        kept.log.begin(lane, kept_one, "one")
+        kept.log.end(lane, COMPLETED, kept_one)
+    (record,) = caplog.records
+    assert tuple(vars(record)["fields"]) == (*FIELDS, "request_number")
+    assert record.getMessage().endswith(" received=0 sent=0 queue_wait_ms=- request_number=42")

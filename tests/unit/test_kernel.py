@@ -194,3 +194,14 @@ def test_unix_peer(tmp_path: Path) -> None:
         assert kernel.unix_peer(tcp) is None
     assert kernel.unix_peer(one) is None  # closed
     assert kernel.unix_peer((b"datagram", None)) is None
+
+
+def test_unread_bytes() -> None:
+    """Those that have come and that nobody has read; unknown of what is closed, or no socket."""
+    mine, other = socket.socketpair()
+    with mine, other:
+        other.sendall(b"hello")
+        assert kernel.unread_bytes(mine) == 5
+        assert mine.recv(2) == b"he"
+        assert kernel.unread_bytes(mine) == 3
+    assert [kernel.unread_bytes(each) for each in (mine, (b"a datagram", mine), None)] == [None] * 3

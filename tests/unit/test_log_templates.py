@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prefork.log_formats import JournalFormat, JsonFormat, TextFormat
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import access_log, log_templates, sinks
-from prefork.workers.access_log import MESSAGE, VARYING, AccessLog, Fields, LogContext
+from prefork.workers.access_log import MESSAGE, AccessLog, Fields, LogContext
 from prefork.workers.sinks import Sink, SinkHandler
 
 from .test_log_handing import close
@@ -49,8 +49,8 @@ def handler(tmp_path: Path) -> Iterator[SinkHandler]:
         close(sink)
 
 
-def access(listener: str = "127.0.0.1:9871") -> AccessLog:
-    return AccessLog(LogContext(listener, 3, str))
+def access(listener: str = "127.0.0.1:9871", keeps: bool = False) -> AccessLog:
+    return AccessLog(LogContext(listener, 3, str, keeps))
 
 
 def written(handler: SinkHandler) -> list[str]:
@@ -60,7 +60,7 @@ def written(handler: SinkHandler) -> list[str]:
 
 def by_logging(handler: SinkHandler, log: AccessLog, values: tuple[Any, ...], at_ns: int) -> str:
     """The line that logging makes of a record with these values."""
-    fields = log._fields(dict(zip(VARYING, values, strict=True)))
+    fields = log._fields(dict(zip(log.varying, values, strict=True)))
     record = logging.LogRecord(log_name(), logging.INFO, __file__, 0, MESSAGE, (Fields(fields),), None)
     vars(record).update(event(LogEvent.REQUEST, **fields), prefork_process=handler.prefix)
     record.created, record.msecs = at_ns / 1e9, at_ns // 1_000_000 % 1000 + 0.0
@@ -89,13 +89,15 @@ NUMBER = st.none() | st.integers(0, 1 << 60)
     ),
     at_ms=st.integers(0, 4_000_000_000_000),
     listener=st.sampled_from(["127.0.0.1:9871", "/run/100%/x.987", 'a "b"', "é\u2028", "%(time)03d"]),
+    number=st.just(()) | st.tuples(NUMBER),  # where connections are kept
 )  # fmt: skip
 def test_the_line_is_loggings(
-    handler: SinkHandler, format: logging.Formatter, values: tuple[Any, ...], at_ms: int, listener: str
-) -> None:
+    handler: SinkHandler, format: logging.Formatter, values: tuple[Any, ...], at_ms: int, listener: str,
+    number: tuple[int | None, ...],
+) -> None:  # fmt: skip
     """Whatever the values are, at whatever time, in every format: to the byte."""
     with_format(handler, format)
-    log = access(listener)
+    log, values = access(listener, keeps=bool(number)), values + number
     lines: list[str] = []
     at_ns = at_ms * 1_000_000 + 500_000  # in the middle of it: the formats round a float of seconds
     with (
