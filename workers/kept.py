@@ -39,6 +39,8 @@ HANDED_OVER = 128  # from a holder to the next one
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)
 _FD = struct.Struct("i")
+_LONG, _SHORT = struct.Struct("<Q"), struct.Struct("<I")
+_SINCE_AT, _WANTED_AT, _UNREAD_AT = 16, 24, 36  # in the head
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
 _RECEIVING = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
@@ -89,6 +91,29 @@ class Kept(NamedTuple):
             listener, requests, opened_ns, decode_address(message[HEAD.size : address_end]),
             message[address_end:state_end], message[state_end:], flags, wanted, reason, since_ns,
         )  # fmt: skip
+
+
+# What a holder looks at and changes in a message, whose parts it does not decode: it has thousands.
+
+
+def changed(message: bytes, flags: int, reason: int = 0, since_ns: int = 0) -> bytes:
+    """Return the message with these in place of its own."""
+    head = bytes((MESSAGE_VERSION, flags, message[2], reason)) + message[4:_SINCE_AT] + _LONG.pack(since_ns)
+    return head + message[_WANTED_AT:]
+
+
+def has_unread(message: bytes) -> bool:
+    return message[_UNREAD_AT : HEAD.size] != b"\0\0\0\0"
+
+
+def since_of(message: bytes) -> int:
+    since_ns: int = _LONG.unpack_from(message, _SINCE_AT)[0]
+    return since_ns
+
+
+def wanted_of(message: bytes) -> int:
+    wanted: int = _SHORT.unpack_from(message, _WANTED_AT)[0]
+    return wanted
 
 
 def encode_address(address: Any) -> bytes:

@@ -421,6 +421,8 @@ MODULES = {
     "service": Module("prefork/master/service.py", ("spawner", "supervisor"), ("process/several_listeners",)),
     "lanes_beside": Module("workers/lanes_beside.py", ("also",), ("process/several_listeners",)),
     "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
+    "holder_connections": Module("prefork/holder/connections.py", ("holder_connections",), ("process/holder",)),
+    "holder_server": Module("prefork/holder/server.py", (), ("process/holder",)),
     "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
     "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
     "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),
