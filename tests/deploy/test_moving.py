@@ -1,5 +1,6 @@
 """deploy/moving.md: what it says that prefork, gunicorn and the standard library have, they have."""
 
+import http.server
 import re
 import socketserver
 import subprocess
@@ -46,8 +47,8 @@ def exists(name: str) -> bool:
         return words[2] in BY_VERB
     if words[0] == "prefork":
         return words[1:] in (["run"], ["top"], ["check"], ["config"])
-    if name == "handle()":
-        return hasattr(prefork.StreamRequestHandler, "handle")
+    if name in ("handle()", "handle_one_request()"):
+        return hasattr(http.server.BaseHTTPRequestHandler, name.removesuffix("()"))
     names = name.removesuffix("()").split(", ")
     return all(part in settings(Pool) or hasattr(Pool, part) or hasattr(prefork, part) for part in names)
 
@@ -67,12 +68,14 @@ def test_what_is_ours_exists(section: str) -> None:
 
 
 def test_what_is_gunicorns_exists() -> None:
-    """Every name in its column is a setting of gunicorn's."""
+    """Every name in its columns is a setting of gunicorn's."""
     from gunicorn.config import KNOWN_SETTINGS  # every other Python reads this file, and has no gunicorn
 
     known = {setting.name for setting in KNOWN_SETTINGS}
-    names = {name for cell in cells("From gunicorn's sync workers", 0) for name in quoted(cell)}
-    assert names - known == set()
+    for section in ("From gunicorn's sync workers", "From gunicorn's gthread workers"):
+        names = {name for cell in cells(section, 0) for name in quoted(cell)}
+        assert names
+        assert names - known == set()
 
 
 def test_what_is_the_standard_librarys_exists() -> None:

@@ -107,7 +107,9 @@ def test_a_difference_is_seen(shown: list[str], printed: list[str], same: bool) 
 
 
 @pytest.mark.parametrize(
-    ("server", "answer"), [("LookupServer", b"HELLO\n"), ("Gateway", b"ok hello\n")], ids=["state", "long-lived"]
+    ("server", "answer"),
+    [("LookupServer", b"HELLO\n"), ("Gateway", b"1 hello\n"), ("Feeds", b"ok hello\n")],
+    ids=["state", "kept", "threads"],
 )
 def test_servers(server: str, answer: bytes) -> None:
     """The servers that prefork/README.md shows answer from a pool."""
