@@ -221,11 +221,13 @@ def _by_what(pick: Callable[[ConnectionCounts], dict[str, int]]) -> Callable[[Sc
     return samples
 
 
-def _if_kept(value: Callable[[Snapshot], int | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
-    """Give a single sample where the connections of any listener are kept."""
+def _of_holder(value: Callable[[Snapshot], int | None]) -> Callable[[Scrape], Iterable[MetricSample]]:
+    """Give a single sample where a holder is needed."""
     return _one(
-        lambda scrape: value(scrape.snapshot) if any(scrape.snapshot.keeps(n) for _, n, _ in scrape.listeners) else None
-    )
+        lambda scrape: value(scrape.snapshot) if any(
+            scrape.snapshot.needs_holder(number) for _, number, _ in scrape.listeners
+        ) else None
+    )  # fmt: skip
 
 
 def _in_flight(scrape: Scrape) -> Iterator[MetricSample]:
@@ -391,9 +393,9 @@ METRIC_TABLE = (
     Spec("prefork_connection_moves", "counter", LISTENER, "Times that a worker got one from the holder.",
         _of_connections(lambda counts: counts.moves), ()),
     Spec("prefork_holder_up", "gauge", (), "Whether the process runs that has the idle connections.",
-        _if_kept(lambda snapshot: min(1, snapshot.holders)), ("PreforkNoHolder",)),
+        _of_holder(lambda snapshot: min(1, snapshot.holders)), ("PreforkNoHolder",)),
     Spec("prefork_held_connections_limit", "gauge", (), "Connections that the holder may have.",
-        _if_kept(lambda snapshot: snapshot.held_most or None), ("PreforkHeldNearLimit",)),
+        _of_holder(lambda snapshot: snapshot.held_most or None), ("PreforkHeldNearLimit",)),
     Spec("prefork_accept_errors", "counter", ("reason",), "Accepts that failed.", _accept_errors,
         ("PreforkDescriptorsExhausted",)),
     Spec("prefork_requests", "counter", ("listener", "outcome"), "Requests that ended; lost: died with their worker.",

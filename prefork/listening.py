@@ -20,6 +20,7 @@ from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.identity import Descriptors
+from prefork.workers.keeps import keeps
 
 from .accompanied import Accompanied, checked
 from .errors import ConfigError, PreforkError
@@ -152,7 +153,7 @@ class Listened(Supervised):
             return None
         sock = socket_of(self.server)
         where = where or address_text(self.server.server_address if sock is None else sock.getsockname())
-        return AccessLog(LogContext(where, self.slot, address_text))
+        return AccessLog(LogContext(where, self.slot, address_text, keeps(self.server)))
 
     # What connections must show.
 

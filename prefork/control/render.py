@@ -90,7 +90,7 @@ def _companion_cells(companion: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def holder_table(holders: Sequence[dict[str, Any]]) -> list[str]:
+def holder_table(holders: Sequence[dict[str, Any]] | None) -> list[str]:
     """Return a heading and a line for each holder; nothing where there is none."""
     return table([HOLDER_COLUMNS, *map(_holder_cells, holders)], left=frozenset({2})) if holders else []
 
@@ -108,9 +108,9 @@ def connections_text(status: dict[str, Any]) -> str | None:
     found = status.get("connections")  # an image of an earlier version tells of none
     if not found:
         return None
-    limits = [each["held_limit"] for each in status.get("holders", ()) if each["held_limit"] is not None]
+    limits = [each["held_limit"] for each in status["holders"] or () if each["held_limit"] is not None]
     held = f"{found['held']} held" + (f" of {max(limits)}" if limits else "")
-    missing = "" if status.get("holders") else "; no holder runs"
+    missing = "; no holder runs" if status["holders"] == [] else ""
     open_now = sum(found[where] for where in ("active", "lingering", "held", "queued"))
     return (
         f"{open_now} open: {found['active']} active, {found['lingering']} lingering, {held}, "
@@ -212,7 +212,7 @@ def _workers(result: dict[str, Any]) -> list[str]:
     workers = table([COLUMNS, *map(worker_cells, result["workers"])], left=frozenset({3, 10}))
     asked = result["workers"] if result.get("slot") is not None else ()
     peers = [f"  {peer_text(peer)}" for worker in asked for peer in worker["peers"]]
-    holders = holder_table(result.get("holders", ()))
+    holders = holder_table(result.get("holders"))
     further = [["peers", *peers] if peers else [], companions, holders]
     return [*workers, *(line for each in further if each for line in ["", *each])]
 

@@ -97,6 +97,10 @@ class ServiceFacts(NamedTuple):
         """True if connections that come by any listener are kept."""
         return any(self.board.keeps(each.number) for each in self.listeners)
 
+    @property
+    def needs_holder(self) -> bool:
+        return any(self.board.needs_holder(each.number) for each in self.listeners)
+
 
 def version(facts: ServiceFacts) -> dict[str, Any]:
     return {"prefork": facts.version, "python": facts.python}
@@ -122,12 +126,17 @@ def status_report(facts: ServiceFacts) -> dict[str, Any]:
         "exits": {reason.label: words[exit_word(reason)] for reason in ExitReason if words[exit_word(reason)]},
         "companions": [_companion(each, facts) for each in facts.companions],
         "connections": _connections(facts.board.connections) if facts.keeps else None,
-        "holders": [_holder(each) for each in facts.holders],
+        "holders": _holders(facts),
     }  # fmt: skip
 
 
 def _connections(counts: ConnectionCounts) -> dict[str, Any]:
     return {"opened": counts.opened, **counts.open, "moves": counts.moves, "closed": counts.closed}
+
+
+def _holders(facts: ServiceFacts) -> list[dict[str, Any]] | None:
+    """Return the report of every holder; None where there is none, and none is needed."""
+    return [_holder(each) for each in facts.holders] if facts.needs_holder or facts.holders else None
 
 
 def _holder(holder: HolderFacts) -> dict[str, Any]:
@@ -218,12 +227,12 @@ def _duration(board: Snapshot) -> dict[str, Any]:
 def workers(facts: ServiceFacts, slot: int | str | None = None) -> dict[str, Any]:
     """Return the report of every worker, companion and holder, or of the worker `slot` alone."""
     ordered = sorted(facts.workers, key=lambda worker: (worker.slot, worker.pid))
-    companions, holders = (facts.companions, facts.holders) if slot is None else ((), ())
+    companions = facts.companions if slot is None else ()
     return {
         "slot": slot,
         "workers": [_worker(worker, facts) for worker in ordered],
         "companions": [_companion(each, facts) for each in companions],
-        "holders": [_holder(each) for each in holders],
+        "holders": _holders(facts) if slot is None else None,
     }
 
 

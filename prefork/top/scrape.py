@@ -130,9 +130,11 @@ def _connections(found: _Samples) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _holders(found: _Samples) -> list[dict[str, Any]]:
+def _holders(found: _Samples) -> list[dict[str, Any]] | None:
     """Return what the summary of the connections needs; the rest is only on the control socket."""
     runs = found.total("prefork_holder_up")
+    if runs is None:
+        return None
     return [{"held_limit": found.whole("prefork_held_connections_limit")}] if runs else []
 
 

@@ -183,7 +183,7 @@ def _cpu_shares(before: Look | None, look: Look) -> dict[Chosen, float]:
 def _workers(look: Look, before: Look | None, span: Span, view: View, room: int | None) -> list[Line]:
     workers = ordered(before, look, view.sort)
     head, *rows = fitted(workers, _cpu_shares(before, look), view.width)
-    tables = companion_table(look.status.get("companions", ())), holder_table(look.status.get("holders", ()))
+    tables = companion_table(look.status.get("companions", ())), holder_table(look.status.get("holders"))
     others = [Line(text) for each in tables if each for text in ["", *each]][1:]
     if others and room is not None:
         others = others[: max(0, room - min(len(rows) + 1, room // 2) - 1)]

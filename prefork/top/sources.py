@@ -39,8 +39,8 @@ class ControlSource:
     def look(self) -> Look:
         with Client(self._path, ASK_WITHIN_S) as client:
             status_of, found = client.result(BY_VERB["status"]), client.result(BY_VERB["workers"])
-            for kind in ("companions", "holders"):
-                status_of[kind] = found.get(kind, [])  # with what only the processes themselves show
+            status_of["companions"] = found.get("companions", [])  # with what only the processes themselves show
+            status_of["holders"] = found.get("holders")
             return Look(time.monotonic(), status_of, found["workers"])
 
     def replace(self, slot: int, say: Callable[[str], None]) -> None:

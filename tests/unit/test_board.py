@@ -464,16 +464,19 @@ def test_the_connections_of_each_listener() -> None:
 
 
 def test_who_keeps_connections() -> None:
-    """The listeners that were named last, and any by which one has come that may be kept."""
+    """The listeners that were named last, and any by which one has come that may be kept; the holder is for those."""
     with boards() as board:
         child = Child(board)
-        for named in ({0, 3}, {3}, set[int]()):
+        for named in ({0: True, 3: False}, {3: True}, dict[int, bool]()):
             board.say_who_keeps(named)
-            assert {number for number in range(LISTENERS_MAX) if board.snapshot().keeps(number)} == named
+            found = board.snapshot()
+            assert {number for number in range(LISTENERS_MAX) if found.keeps(number)} == set(named)
+            assert {number: found.needs_holder(number) for number in named} == named
         child.slot.lane(0)[OPENED] = 1
         assert board.snapshot().keeps(0)
         child.die()
         assert board.snapshot().keeps(0)
+        assert not board.snapshot().needs_holder(0)
 
 
 def test_holders() -> None:

@@ -8,7 +8,7 @@ import pytest
 from prefork.commands import BY_VERB
 from prefork.control.render import connections_text, text
 from prefork.control.report import HolderFacts, ListenerFacts, ServiceFacts, WorkerFacts, status_report, workers
-from prefork.metrics.board import Board, Snapshot
+from prefork.metrics.board import KEEPS, Board, Snapshot, listener_word
 from prefork.metrics.facts import ChildKind, CloseReason, Condition
 from prefork.metrics.scoreboard import CLOSED, HELD_MOST, IDLE_HERE, IN_HAND, MOVES, OPENED, Slot, SlotReader
 from prefork.top.rates import Look
@@ -32,7 +32,7 @@ def board() -> Iterator[Snapshot]:
         slot.words[HELD_MOST] = 1000
         board.set_condition(board.enter(kind, SlotReader(slot)), Condition.READY)
         slots.append(slot)
-    board.say_who_keeps({0})
+    board.say_who_keeps({0: True})
     yield board.snapshot()
     board.forget()
     for slot in slots:
@@ -81,8 +81,17 @@ def test_the_workers(board: Snapshot) -> None:
         "holder  gen  state      age  held  most   cpu  memory",
         "    77    2  running  1m01s    42  1000  0.2s      9M",
     ]
-    assert workers(service(board, HOLDER), 1)["holders"] == []
+    assert workers(service(board, HOLDER), 1)["holders"] is None
     assert "holder" not in text(BY_VERB["workers"], workers(service(board, HOLDER), 1))
+
+
+def test_none_is_needed(board: Snapshot) -> None:
+    """Where connections stay with their workers, as under TLS, or are kept no more, that no holder runs is no news."""
+    board.words[listener_word(0, KEEPS)] = 1
+    found = status_report(service(board))
+    assert found["holders"] is None
+    assert connections_text(found) == "51 open: 1 active, 1 lingering, 42 held, 7 queued"
+    assert status_report(service(board, HOLDER))["holders"] != []
 
 
 def test_a_limit_that_is_not_known(board: Snapshot) -> None:
@@ -104,7 +113,7 @@ def test_where_none_are_kept(board: Snapshot) -> None:
     """Nothing is said of them; nor by an image of an earlier version, which does not know of any."""
     bare = board._replace(words=[0] * len(board.words), by_listener={})
     found = status_report(service(bare))
-    assert (found["connections"], found["holders"]) == (None, [])
+    assert (found["connections"], found["holders"]) == (None, None)
     assert [each["connections"] for each in found["listeners"]] == [None, None]
     assert workers(service(bare))["workers"][0]["connections"] is None
     shown = text(BY_VERB["status"], found)
