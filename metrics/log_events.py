@@ -78,6 +78,7 @@ class LogEvent(Enum):
     FILES_CHANGED = "reload_on_change: `files` have changed"
     # Requests.
     REQUEST = "the access log's record of a request"
+    KEPT_REFUSED = "a kept connection could not be taken over from another process, and is closed; `reason`"
     REQUEST_FAILED = "a handler raised; `peer`"
     CONNECTION_LOST = "the client broke the connection; `peer`"
     HANDSHAKE_FAILED = "the TLS handshake with a client failed; `peer`, `reason`"

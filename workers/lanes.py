@@ -81,7 +81,7 @@ class Lanes:
         self._on_accept = on_accept
         self.access_log = access_log
         self.admission = admission
-        self._limits = None if admission is None else admission.limits
+        self.limits = None if admission is None else admission.limits
         self._admits_at_once = True  # in the thread that accepts, whose hooks are given the client's address
         self.get_request: GetRequest | None = None  # for less than the server's own, where that leads to the same
         self._guarded = guarded
@@ -95,15 +95,16 @@ class Lanes:
         self._free: deque[Lane] = deque()
         self._left = self._free  # in a child, its siblings': kept, for to free them it would write into each
         self.contexts = Contexts(self._hand_over, on_free)
-        self._current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
+        self.current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
         self.accepted: Callable[[], None] | None = None  # see `serve_in_threads()`
         self._passed_by: object = None  # there, which is left out
         self.of_threads: dict[int, Lane] = {}  # of those that do so
         self._passing_on = RLock()  # there; a `process_request` may serve its request before it returns
-        self._placed = False  # the program processes requests in its own way: they are known by their places, too
+        self.placed = False  # the program processes requests in its own way: they are known by their places, too
         self.handed_over = HandedOver()
         self.found: Finish | None = None  # what the instance had of its own before `bind()`
         self.bound: Finish | None = None
+        self.keeping: Callable[[Any], Finish] | None = None  # counts instead, where connections are kept
         self._body: ThreadBody | None = None
         self._add(slot)
         _every.add(self)
@@ -142,13 +143,13 @@ class Lanes:
 
     def pass_on(self) -> None:
         """Give up the request that this thread has accepted, and its lane: a child took both."""
-        self._current.pop(get_ident(), None)
+        self.current.pop(get_ident(), None)
         self.contexts.claim_own()
         self._total -= 1
 
     def hand_on(self) -> Lane | None:
         """Give up the request that this thread has accepted, and return its lane: a child has both, until its end."""
-        self._current.pop(get_ident(), None)
+        self.current.pop(get_ident(), None)
         context = self.contexts.claim_own()
         return None if context is None else context.lane
 
@@ -169,17 +170,17 @@ class Lanes:
     def take_over(self) -> None:
         """Make that request this thread's, in the child that took it."""
         if (context := self.contexts.claim_own()) is not None:
-            self._current[get_ident()] = context.lane
+            self.current[get_ident()] = context.lane
 
     def leave_requests(self) -> None:
         """Forget every request, in a process that user code forked, as the standard library's ForkingMixIn does.
 
         The parent counts them as handed over.
         """
-        self._current.clear()
+        self.current.clear()
         self.contexts.forget()
-        if self._limits is not None:
-            self._limits.forget()
+        if self.limits is not None:
+            self.limits.forget()
 
     def all_free(self, held: Lane | None = None) -> bool:
         """Return whether no request is left, not counting `held`, a lane that the caller has taken.
@@ -204,18 +205,18 @@ class Lanes:
 
     def may_have_requests(self) -> bool:
         """Return True if a request is in hand, or where the program may have some in its own hands."""
-        return self._placed or any(lane[STATE] == BUSY for lane in self.all_lanes)
+        return self.placed or any(lane[STATE] == BUSY for lane in self.all_lanes)
 
     def _hand_over(self, lane: Lane) -> None:
         """Give back the lane of a request that nobody begins."""
-        self._end(lane, HANDED_OVER)
+        self.end(lane, HANDED_OVER)
         self.give_back(lane)
 
-    def _end(self, lane: Lane, outcome: int, request: Any = None) -> None:
+    def end(self, lane: Lane, outcome: int, request: Any = None) -> None:
         """Count a request."""
         lane[outcome] += 1
-        if self._limits is not None:
-            self._limits.leave(lane)
+        if self.limits is not None:
+            self.limits.leave(lane)
         if self.access_log is not None:
             self.access_log.end(lane, outcome, request)
 
@@ -224,15 +225,16 @@ class Lanes:
         self._server = weakref.ref(server)
         if self._on_lost is not None:
             self._listener = identity(server.socket.fileno())
-        self._placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
+        self.placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
-        self.bound = self._counting(server)
+        self.bound = (self.keeping or self.counting)(server)
         put(server, FINISH, self.bound)
         if self.elsewhere and hasattr(server, THREAD_BODY):
             self._body = ThreadBody(server)
-            self._admits_at_once = (self.admission is None or self.admission.at_once) or any(
-                is_the_programs(server, name) for name in ("verify_request", "process_request")
-            )
+            self._admits_at_once = (
+                self.keeping is not None or self.admission is None or self.admission.at_once
+                or any(is_the_programs(server, name) for name in ("verify_request", "process_request"))
+            )  # fmt: skip
 
     def unbind(self, server: Any) -> None:
         """Put back what the instance had of its own; what the program has put there meanwhile stays."""
@@ -244,10 +246,10 @@ class Lanes:
         if self._body is not None:
             self._body.leave(server)
 
-    def _put_back(self, server: Any) -> None:
+    def put_back(self, server: Any) -> None:
         """Count on, after the program has deleted from the object what it had put there: it means its class's."""
         if self.found is not None:
-            self.found, self.bound = None, self._counting(server)
+            self.found, self.bound = None, (self.keeping or self.counting)(server)
         if self.bound is not None:
             put(server, FINISH, self.bound)
 
@@ -259,18 +261,18 @@ class Lanes:
             request, client_address = server.get_request() if self.get_request is None else self.get_request()
         except BaseException as exc:
             return self.got_none(lane, exc)
-        place = place_of(request) if self._placed else None
+        place = place_of(request) if self.placed else None
         if FINISH not in vars(server):
-            self._put_back(server)
+            self.put_back(server)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
         self.begin(lane, request, client_address, now_ns)
         if self.accepted is not None:
             self.accepted()
             return self._process_here(server, lane, place, request, client_address)
-        current, thread = self._current, get_ident()
+        current, thread = self.current, get_ident()
         if self.elsewhere:
-            self._begin_to_pass_on(server, lane, place)
+            self.begin_to_pass_on(server, lane, place)
         else:
             current[thread] = lane
         try:
@@ -279,26 +281,26 @@ class Lanes:
             if server.verify_request(request, client_address):
                 server.process_request(request, client_address)
             else:
-                self._count(REJECTED)
+                self.count(REJECTED)
                 server.shutdown_request(request)
         except NotAdmitted as exc:
-            self._turn_away(request, exc)
+            self.turn_away(request, exc)
         except Exception as exc:
-            self._count(FAILED)
+            self.count(FAILED)
             server.handle_error(request, client_address)
             server.shutdown_request(request)
             if self.elsewhere and is_shortage(exc):
                 return NOT_BEGUN
         except BaseException:
-            self._count(FAILED)
+            self.count(FAILED)
             server.shutdown_request(request)
             raise
         finally:
             if self.elsewhere:
-                self._end_passing_on(server)
+                self.end_passing_on(server)
             else:
                 if current.pop(thread, None) is not None:
-                    self._end(lane, HANDED_OVER)
+                    self.end(lane, HANDED_OVER)
                     self.handed_over.note(place)
                 lane[STATE] = IDLE
         return REQUEST
@@ -311,19 +313,19 @@ class Lanes:
     def _process_here(
         self, server: Any, lane: Lane, place: Place | None, request: Any, client_address: Any
     ) -> Accepted:  # fmt: skip
-        self._current[get_ident()] = lane
+        self.current[get_ident()] = lane
         passes_on = False
         try:
             if (verified := self._verified(server, lane, request, client_address)) is None:
                 return REQUEST
-            if (body := self._body_here(server)) is not None:
+            if (body := self.body_here(server)) is not None:
                 body(*verified)
             passes_on = body is None
         finally:
             if not passes_on:
-                self._leave_it(lane, place)
+                self.leave_it(lane, place)
                 lane[STATE] = IDLE
-        return self._pass_on_after_all(server, lane, *verified) if passes_on else REQUEST
+        return self.pass_on_after_all(server, lane, *verified) if passes_on else REQUEST
 
     def _verified(self, server: Any, lane: Lane, request: Any, client_address: Any) -> tuple[Any, Any] | None:
         """Return the request as it was admitted and its client's address; None if it has come to its end."""
@@ -332,21 +334,21 @@ class Lanes:
                 request, client_address = self._admit(lane, request, client_address)
             if server.verify_request(request, client_address):
                 return request, client_address
-            self._count(REJECTED)
+            self.count(REJECTED)
             server.shutdown_request(request)
         except NotAdmitted as exc:
-            self._turn_away(request, exc)
+            self.turn_away(request, exc)
         except Exception:
-            self._count(FAILED)
+            self.count(FAILED)
             server.handle_error(request, client_address)
             server.shutdown_request(request)
         except BaseException:
-            self._count(FAILED)
+            self.count(FAILED)
             server.shutdown_request(request)
             raise
         return None
 
-    def _body_here(self, server: Any) -> Callable[..., Any] | None:
+    def body_here(self, server: Any) -> Callable[..., Any] | None:
         """Return what processes a request in this thread; None if the program has put a `process_request` there since.
 
         Never a Carrier: that is another request's, which its thread passes on at this moment.
@@ -357,14 +359,14 @@ class Lanes:
                 return body
         return None
 
-    def _pass_on_after_all(self, server: Any, lane: Lane, request: Any, client_address: Any) -> Accepted:
+    def pass_on_after_all(self, server: Any, lane: Lane, request: Any, client_address: Any) -> Accepted:
         """Call the program's `process_request`; the lane goes along with the request, and this thread has none.
 
         One at a time, as in the thread of a loop: there is one place on the object for what carries a request.
         """
-        self._current.pop(get_ident(), None)
+        self.current.pop(get_ident(), None)
         self.of_threads.pop(get_ident(), None)
-        self._placed = True
+        self.placed = True
         with self._passing_on:
             if self._body is None:
                 self._body = ThreadBody(server)
@@ -373,21 +375,21 @@ class Lanes:
             try:
                 server.process_request(request, client_address)
             except Exception as exc:
-                self._count(FAILED)
+                self.count(FAILED)
                 server.handle_error(request, client_address)
                 server.shutdown_request(request)
                 return NOT_BEGUN if is_shortage(exc) else PASSED_ON
             except BaseException:
-                self._count(FAILED)
+                self.count(FAILED)
                 server.shutdown_request(request)
                 raise
             finally:
-                self._end_passing_on(server)
+                self.end_passing_on(server)
         return PASSED_ON
 
-    def _leave_it(self, lane: Lane, place: Place | None) -> None:
-        if self._current.pop(get_ident(), None) is not None:
-            self._end(lane, HANDED_OVER)
+    def leave_it(self, lane: Lane, place: Place | None) -> None:
+        if self.current.pop(get_ident(), None) is not None:
+            self.end(lane, HANDED_OVER)
             self.handed_over.note(place)
 
     def got_none(self, lane: Lane, exc: BaseException) -> Accepted:
@@ -416,27 +418,36 @@ class Lanes:
         """Note what is to be known of a request that was just accepted."""
         self._not_accepted.in_a_row = 0
         if now_ns >= self.next_queue_wait_ns:
-            self.next_queue_wait_ns = now_ns + QUEUE_WAIT_EVERY_NS
-            if (wait := queue_wait_ns(request)) is not None:
-                QUEUE_WAIT.observe(lane, wait)
+            self._observe_wait(lane, request, now_ns)
         if self.access_log is not None:
             self.access_log.begin(lane, request, client_address)
+
+    def note_accepted(self, lane: Lane, request: Any, now_ns: int) -> None:
+        """Do as `begin()` does with a connection of which no request may have come yet."""
+        self._not_accepted.in_a_row = 0
+        if now_ns >= self.next_queue_wait_ns:
+            self._observe_wait(lane, request, now_ns)
+
+    def _observe_wait(self, lane: Lane, request: Any, now_ns: int) -> None:
+        self.next_queue_wait_ns = now_ns + QUEUE_WAIT_EVERY_NS
+        if (wait := queue_wait_ns(request)) is not None:
+            QUEUE_WAIT.observe(lane, wait)
 
     def fail(self, lane: Lane, request: Any, exc: BaseException) -> None:
         """Count a request whose handler raised this; a process that the handler has forked ends here."""
         if self.forked:
             strays.end(exc)
-        self._end(lane, FAILED, request)
+        self.end(lane, FAILED, request)
         DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
 
-    def _begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
+    def begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
         number = self.contexts.begin(lane, place)
         if self._on_accept is not None:
             self._on_accept()
         if self._body is not None:
             self._body.carry(server, Carrier(self.contexts, number, self._carry))
 
-    def _end_passing_on(self, server: Any) -> None:
+    def end_passing_on(self, server: Any) -> None:
         if self._body is not None:
             self._body.carried(server)
         else:
@@ -456,28 +467,28 @@ class Lanes:
             log.admit(lane, *admitted)
         return admitted
 
-    def _turn_away(self, request: Any, refused: NotAdmitted) -> None:
+    def turn_away(self, request: Any, refused: NotAdmitted) -> None:
         """Count a connection that is not admitted, and close it: by the program's hooks if its `get_request()` has seen
         it."""
-        self._count(REJECTED + refused.refusal)
+        self.count(REJECTED + refused.refusal)
         server = self._server()
         if server is not None and is_the_programs(server, "get_request"):
             server.shutdown_request(request)
         elif hasattr(request, "close"):
             request.close()
 
-    def _count(self, outcome: int) -> None:
+    def count(self, outcome: int) -> None:
         """Count this thread's request, unless it is counted already."""
-        lane = self._current.pop(get_ident(), None)
+        lane = self.current.pop(get_ident(), None)
         if lane is not None:
-            self._end(lane, outcome)
+            self.end(lane, outcome)
         elif (context := self.contexts.claim_own()) is not None:
-            self._end(context.lane, outcome)
+            self.end(context.lane, outcome)
             self.give_back(context.lane)
 
-    def _counting(self, server: Any) -> Finish:
-        current, finish, cls = self._current, evaluated(server, FINISH), type(server)
-        observe, access_log, limits = DURATION.observe, self.access_log, self._limits
+    def counting(self, server: Any) -> Finish:
+        current, finish, cls = self.current, evaluated(server, FINISH), type(server)
+        observe, access_log, limits = DURATION.observe, self.access_log, self.limits
         noted = cls.finish_request
         own = FINISH in vars(server)
 
@@ -487,7 +498,7 @@ class Lanes:
                 finish, noted = of_class(server, FINISH), cls.finish_request
             lane = current.pop(get_ident(), None)
             if lane is None:
-                return self._finish_in_its_own_way(finish_request, finish, request, client_address, *more, **named)
+                return self.finish_in_its_own_way(finish_request, finish, request, client_address, *more, **named)
             try:
                 result = finish(request, client_address, *more, **named)
             except BaseException as exc:
@@ -505,10 +516,10 @@ class Lanes:
 
         return finish_request
 
-    def _finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
+    def finish_in_its_own_way(self, counted: Finish, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a request in a thread that has no lane: the request's own where it has one, else uncounted."""
         if (context := self.contexts.claim(request)) is not None:
-            self._current[get_ident()] = context.lane
+            self.current[get_ident()] = context.lane
             try:
                 return counted(request, *more, **named)
             finally:
@@ -521,20 +532,20 @@ class Lanes:
         assert self._body is not None
         forked = self.forked
         if context is not None:
-            self._current[get_ident()] = context.lane
+            self.current[get_ident()] = context.lane
         try:
             if self.admission is not None and not self._admits_at_once:
                 request, client_address, *more = args
-                args = (*self._admit(self._current.get(get_ident()), request, client_address), *more)
+                args = (*self._admit(self.current.get(get_ident()), request, client_address), *more)
             result = self._body.process(*args, **kwargs)
             if self.forked and not forked:
                 leave(0)
             return result
         except NotAdmitted as exc:
-            self._turn_away(args[0], exc)
+            self.turn_away(args[0], exc)
         finally:
             if context is not None:
-                self._leave_it(*context)
+                self.leave_it(*context)
                 self.give_back(context.lane)
 
 

@@ -27,6 +27,8 @@ from .contexts import Lane
 from .definitions import hook
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
+from .keeping import Keeping
+from .keeps import keeps
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lazy_imports import import_lazy
@@ -76,9 +78,11 @@ class Worker:
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
+        self._keeping = self._keeps()
         self._descriptors = Descriptors(
-            self._wakeup.fileno(), self._wakeup.write_fileno(), master.fileno(), self._epoll.fileno(), birth.slot.fd
-        )
+            self._wakeup.fileno(), self._wakeup.write_fileno(), master.fileno(), self._epoll.fileno(), birth.slot.fd,
+            *(() if self._keeping is None else self._keeping.filenos()),
+        )  # fmt: skip
 
     @property
     def every(self) -> list[Lanes]:
@@ -93,6 +97,15 @@ class Worker:
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=on_accept, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
             admission=terms.admission, on_lost=self._on_lost,
+        )  # fmt: skip
+
+    def _keeps(self) -> Keeping | None:
+        if self.terms.queues is None or not any(keeps(server) for server, _, _ in self._served):
+            return None
+        lingers = not (self.terms.elsewhere or self.terms.one_request)
+        return Keeping(
+            self.terms.queues, self._epoll, lingers=lingers, draining=lambda: self.draining, on_lost=self._on_lost,
+            wake=self._wakeup.wake,
         )  # fmt: skip
 
     # Set-up and end.
@@ -132,13 +145,18 @@ class Worker:
         self.master.tell_us_when_dying()  # worker_started() may have changed credentials
         if self.terms.elsewhere and all(can_stay(server) for server, _, _ in self._served):
             served = [(server, lanes) for server, lanes, _ in self._served]
-            self._threads = ThreadPool(served, self._epoll, self._wakeup.wake)
+            self._threads = ThreadPool(served, self._epoll, self._wakeup.wake, self._keeping)
+            if self._keeping is not None:
+                self._keeping.lingers = True
         for server, lanes, terms in self._served:
             handshake.in_its_lane(server)
             strays.end_in_hooks(server, lambda: self.lanes.forked)
+            if kept := self._keeping is not None and keeps(server):
+                count = self._count_one_more if self._threads is None else self._threads.count_one_more
+                self._keeping.keep(server, lanes, terms.listener, count)
             lanes.bind(server)
             lanes.get_request = terms.get_request()
-            if self.terms.hang_up:
+            if self.terms.hang_up and not kept:
                 self._in_hand.bind(server)
         if self.terms.metrics:
             self._usage.sample(monotonic_ns())
@@ -156,7 +174,7 @@ class Worker:
         try:
             if self._threads is not None:
                 self._serve_in_threads(self._threads)
-            elif len(self._served) > 1:
+            elif self._keeping is not None or len(self._served) > 1:
                 self._serve_several()
             else:
                 self._serve()
@@ -231,6 +249,8 @@ class Worker:
         slot = self.birth.slot  # the rest of it, the program's own metrics, is detached by metrics/application/values
         user_forks.make_private(slot.memory, slot.words.nbytes)
         self._signals.put_back()
+        if self._keeping is not None:
+            self._keeping.forget()
         for server, lanes, _ in self._served:
             lanes.forked = True
             # It must not hold the port. But a datagram's socket is its request's as well, and this may be to answer it.
@@ -247,10 +267,14 @@ class Worker:
             served = served[first:] + served[:first]
         for server, _, _ in served:
             wait_for(self._epoll, server.fileno())
+        if self._keeping is not None:
+            wait_for(self._epoll, self._keeping.ready_fileno())
 
     def _stop_watching(self) -> None:
         """Leave the epoll to the threads. What is the main thread's stays in its own poll."""
-        for fd in (self._wakeup.fileno(), self.master.fileno(), *(server.fileno() for server, _, _ in self._served)):
+        ready = () if self._keeping is None else (self._keeping.ready_fileno(),)
+        listeners = (server.fileno() for server, _, _ in self._served)
+        for fd in (self._wakeup.fileno(), self.master.fileno(), *listeners, *ready):
             with contextlib.suppress(OSError, ValueError):  # the program may have closed the listener
                 self._epoll.unregister(fd)
 
@@ -328,15 +352,20 @@ class Worker:
         the next, so that no listener waits for another's queue to be empty. Before leaving, and where something else
         ends a wait, each listener is tried once: the master wakes a worker for a queue that it had not been woken for.
         """
-        wait, usage, most = self._epoll.poll, self._usage, self._usage.limits.max_requests or 0
-        ways = {server.fileno(): (server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served}
+        keeping, usage, most = self._keeping, self._usage, self._usage.limits.max_requests or 0
+        wait = self._epoll.poll if keeping is None else keeping.wait
+        each = [(server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served]
+        ways = {way[0].fileno(): way for way in each} if keeping is None else keeping.ways_of(each)
+        shared = list(ways)  # beside those of one connection each
         to_try: list[int] = []
         next_look_ns = 0
         leaving = False
         lane: Lane | None = None
         while True:
             if self.draining and not leaving:
-                leaving, to_try = True, list(ways)
+                leaving, to_try = True, list(shared)
+                if keeping is not None:
+                    keeping.park_all()
             if leaving and not to_try:
                 break
             if lane is None and (lane := self.lanes.take()) is None:
@@ -346,7 +375,7 @@ class Worker:
                 continue
             if not (self._waits or leaving):
                 self._pause()
-                again = [go_to_the_back(self._epoll, listener) for listener in ways]
+                again = [go_to_the_back(self._epoll, listener) for listener in shared]
                 self._waits = all(again)
                 continue
             if not to_try:
@@ -354,7 +383,7 @@ class Worker:
                 to_try = [fd for fd, _ in ready if fd in ways]
                 if not to_try:
                     self._note(ready)
-                    to_try = list(ways)
+                    to_try = list(shared)
             server, lanes, serve_one = ways[to_try.pop()]
             now_ns = monotonic_ns()
             outcome = serve_one(server, lanes.like(lane) if isinstance(lanes, LanesBeside) else lane, now_ns)
@@ -392,6 +421,8 @@ class Worker:
             if threads.failed is not None:
                 raise threads.failed
             at_most_ms = threads.see_to()
+            if self._keeping is not None and (due_ms := self._keeping.see_to()) is not None:
+                at_most_ms = due_ms if at_most_ms is None else min(at_most_ms, due_ms)
             if threads.short:
                 threads.short = False
                 self._pause()
@@ -411,12 +442,16 @@ class Worker:
             self._waits = go_to_the_back(self._epoll, self.server.fileno())
         else:
             self._waits = go_to_the_back(self._epoll, server.fileno()) and self._waits
+        if self._keeping is not None:
+            self._waits = go_to_the_back(self._epoll, self._keeping.ready_fileno()) and self._waits
 
     def _pause(self, lanes: Lanes | None = None) -> None:
         """Leave the listeners alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.
 
         The master wakes us meanwhile, because it sees an idle lane beside a queue: no reason to try any earlier.
         """
+        if self._keeping is not None:
+            self._keeping.park_all()
         self._shortage.say((lanes or self.lanes).why_short())
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
@@ -452,6 +487,11 @@ class Worker:
             elif fd == self.master.fileno():
                 self._orphaned()
 
+    def _count_one_more(self) -> None:
+        """Count a request for `max_requests`, the loop's as well: at the limit it is the loop's to look."""
+        if self._usage.served + 1 != self._usage.limits.max_requests:
+            self._usage.served += 1
+
     def _look(self, now_ns: int) -> None:
         """Check between two requests, now and then, whether a limit is reached."""
         sinks.follow()
@@ -473,6 +513,9 @@ class Worker:
         """Ask the master to drain the whole pool: `server.shutdown()` called in a worker."""
         self.birth.slot.words[DRAIN_ASKED] = YES
         self.terms.nudge()
+
+    def _is_orphan(self) -> bool:
+        return self._leaving is ExitReason.MASTER_DIED
 
     def _orphaned(self) -> None:
         """Free the port at once and finish the current requests within the graceful timeout: the master is dead.
@@ -500,6 +543,8 @@ class Worker:
         """Finish the current requests, whatever `daemon_threads` says. The master enforces the deadline."""
         self.terms.set_title("draining")
         self._close_listeners()
+        if self._keeping is not None:
+            self._keeping.leave(self._rest, self._is_orphan)
         for _, lanes, _ in self._served:
             while not lanes.all_free():
                 self._rest(lanes.contexts.patience_ms)
@@ -507,5 +552,7 @@ class Worker:
                 self._rest(HANDED_OVER_LOOK_MS)
         if self._threads is not None:
             self._threads.join()
+        if self._keeping is not None:  # what has come back meanwhile
+            self._keeping.leave(self._rest, self._is_orphan)
         self._drain_hook.wait()
         self.terms.nudge()

@@ -29,6 +29,7 @@ from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
 from .identity import identity, lost
+from .keeping import Keeping
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .signals import DRAIN_SIGNAL
@@ -53,7 +54,10 @@ def can_stay(server: Any) -> bool:
 class ThreadPool:
     """The threads of one worker. For its main thread; `wake` ends that one's wait, and then it calls `see_to()`."""
 
-    def __init__(self, served: Sequence[tuple[Any, Lanes]], epoll: select.epoll, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, served: Sequence[tuple[Any, Lanes]], epoll: select.epoll, wake: Callable[[], None],
+        keeping: Keeping | None = None,
+    ) -> None:  # fmt: skip
         """`served`: each server, with its lanes; the first one's are those that the threads have."""
         (server, lanes), *others = served
         self.served = 0
@@ -63,6 +67,10 @@ class ThreadPool:
         self._listener: int = server.fileno()
         self._others = others
         self._listeners: tuple[int, ...] = tuple(each.fileno() for each, _ in served)
+        self._keeping = keeping
+        if keeping is not None:
+            keeping.on_begin = self._begun
+            self._listeners += (keeping.ready_fileno(),)
         self._lanes = lanes
         self._epoll = epoll
         self._identity = identity(epoll.fileno())
@@ -74,7 +82,7 @@ class ThreadPool:
         for other, its in others:
             its.serve_in_threads(other, partial(self._accepted, other.fileno()))
         self._serve_one: ServeOne = lanes.serve_one
-        self._ways: dict[int, tuple[Any, Lanes, ServeOne]] = {}  # of the others, by their listeners
+        self._ways: dict[int, tuple[Any, Lanes, ServeOne]] = {}  # where it is not all for the first
         self._numbers = count(1)
         self._most = 0  # requests, after which the main thread is woken
         self._next_look_ns = 0
@@ -94,7 +102,12 @@ class ThreadPool:
         """
         self._most = most
         self._serve_one = way_in_threads(self._lanes, self._server)
-        self._ways = {other.fileno(): (other, its, way_in_threads(its, other)) for other, its in self._others}
+        if self._others or self._keeping is not None:
+            each = [(self._server, self._lanes, self._serve_one)]
+            each += ((other, its, way_in_threads(its, other)) for other, its in self._others)
+            self._ways = {way[0].fileno(): way for way in each}
+            if self._keeping is not None:
+                self._ways = self._keeping.ways_of(each)
         self._always_ready = always_ready
         self._epoll.register(always_ready, 0)
 
@@ -175,7 +188,7 @@ class ThreadPool:
         thread = threading.current_thread()
         self._lanes.of_threads[threading.get_ident()] = lane
         try:
-            if self._others:
+            if self._ways:
                 self._serve_several(thread, lane)
             else:
                 self._serve(thread, lane)
@@ -188,6 +201,8 @@ class ThreadPool:
             lanes_left = [its.of_threads.pop(threading.get_ident(), None) for its in every]
             passed_on = None in lanes_left
             self._waiting.discard(thread)
+            if self._keeping is not None:  # nobody else may be awake when it is time
+                self._keeping.park_all()
             self._ended.append(thread)
             if not passed_on:
                 self._lanes.give_back(lane)
@@ -232,32 +247,31 @@ class ThreadPool:
     def _serve_several(self, thread: threading.Thread, lane: Lane) -> None:
         """Do as `_serve()` does, for whichever server something comes, in that one's own way."""
         waiting, new_context, is_unchanged = self._waiting, self._context.copy, state_of_thread()
-        ways = {self._listener: (self._server, self._lanes, self._serve_one, lane)}
-        for listener, (other, its, serve_one) in self._ways.items():
+        ways, wait = self._ways, self._epoll.poll if self._keeping is None else self._keeping.wait
+        words_of = {self._lanes: lane}
+        for _, its in self._others:
             assert isinstance(its, LanesBeside)
-            ways[listener] = other, its, serve_one, its.like(lane)
-            its.of_threads[threading.get_ident()] = ways[listener][3]
+            words_of[its] = its.of_threads[threading.get_ident()] = its.like(lane)
         leaving = False
         while not leaving:
             waiting.add(thread)
             try:
-                ready = self._epoll.poll(IDLE_S if len(waiting) > AHEAD else None, 1)
+                ready = wait(IDLE_S if len(waiting) > AHEAD else None, 1)
             except (OSError, ValueError) as exc:  # the program has closed the descriptor
                 self.failed = exc
                 return
             waiting.discard(thread)
             leaving = self._leaving
-            to_try = [ready[0][0]] if ready and ready[0][0] in ways else []
+            to_try = [way] if ready and (way := ways.get(ready[0][0])) is not None else []
             if not to_try:
                 if len(waiting) >= (1 if leaving else AHEAD):
                     return
                 if not leaving:
                     continue
-                to_try = list(ways)
-            for came in to_try:
-                server, lanes, serve_one, words = ways[came]
+                to_try = [way for fd in self._listeners if (way := ways.get(fd)) is not None]
+            for server, lanes, serve_one in to_try:
                 now_ns = monotonic_ns()
-                outcome = new_context().run(serve_one, server, words, now_ns)
+                outcome = new_context().run(serve_one, server, words_of[lanes], now_ns)
                 if lanes.forked:
                     leave(0)
                 if outcome is REQUEST:
@@ -267,6 +281,20 @@ class ThreadPool:
             if now_ns >= self._next_look_ns:
                 self._next_look_ns = now_ns + LOOK_EVERY_NS
                 self._wake()
+
+    def _begun(self, source: int | None) -> None:
+        """Called before a stay of a kept connection. `source`: the listener or queue by which it came; None: it was
+        here."""
+        if source is not None:
+            self._accepted(source)
+        else:
+            self.count_one_more(may_need_another=True)
+
+    def count_one_more(self, *, may_need_another: bool = False) -> None:
+        """Count a request that came without an accept."""
+        self.served = served = next(self._numbers)
+        if served == self._most or (may_need_another and len(self._waiting) < AHEAD and not self._full):
+            self._wake()
 
     def _goes_on(self, outcome: Accepted) -> bool:
         """Return whether this thread has a lane still, after an accept without a request that it could serve."""

@@ -424,6 +424,8 @@ MODULES = {
     "holder_connections": Module("prefork/holder/connections.py", ("holder_connections",), ("process/holder",)),
     "holder_server": Module("prefork/holder/server.py", (), ("process/holder",)),
     "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
+    "keeping": Module("workers/keeping.py", ("keeping",), ("process/pool",)),
+    "stays": Module("workers/stays.py", ("keeping",), ("process/pool",)),
     "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
     "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),
     "idle_waits": Module("workers/idle_waits.py", ("keepalive",), ("process/server",)),

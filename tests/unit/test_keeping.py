@@ -1,0 +1,611 @@
+"""A worker that keeps connections, in the test's own process: a real listener, real queues whose other ends the test
+has, a real slot, and a master that is none."""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from time import monotonic, sleep
+from typing import Any, cast
+
+import pytest
+
+from prefork import (
+    KeepAliveMixIn,
+    PreForkingMixIn,
+    PreForkingTCPServer,
+    StreamRequestHandler,
+    TCPServer,
+    ThreadingMixIn,
+)
+from prefork.metrics.facts import CloseReason
+from prefork.metrics.scoreboard import (
+    ACCEPTED,
+    BUSY,
+    CLOSED,
+    COMPLETED,
+    DURATION,
+    FAILED,
+    IDLE,
+    IDLE_HERE,
+    IN_HAND,
+    MOVES,
+    OPENED,
+    STARTED_NS,
+    STATE,
+    Slot,
+    Stacks,
+)
+from prefork.sockets.shared import prepared
+from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.kept import CLOSING, MET, SHORT, TELL_END, Kept, Queues
+from prefork.workers.loop import Worker
+from prefork.workers.signals import DRAIN_SIGNAL
+from tests.support.programs.inside import NoMaster, as_a_child
+from tests.support.programs.serving import threads_end
+
+from .test_loop import TERMS
+
+HUNG_S = 20.0
+LINE_MAX = 100
+
+
+class Line(KeepAliveMixIn, StreamRequestHandler):
+    """Answers each line with the number of those of its connection."""
+
+    server: "Server"
+
+    def connection_opened(self) -> None:
+        self.server.seen.append("opened")
+
+    def handle_one_request(self) -> None:
+        line = self.rfile.readline().strip().decode()
+        self.server.seen.append(line)
+        self.state = (self.state or 0) + 1
+        self.server.do(self, line)
+        self.wfile.write(f"{self.state} {line}\n".encode())
+
+
+class Told(Line):
+    """Is told of the end."""
+
+    def connection_closed(self) -> None:
+        self.server.seen.append(f"closed after {self.state}")
+
+
+class Greeting(Line):
+    speaks_first = True
+
+    def connection_opened(self) -> None:
+        super().connection_opened()
+        self.wfile.write(b"hello\n")
+
+
+class Whole(Line):
+    """Is given whole lines only."""
+
+    @staticmethod
+    def complete(data: bytes) -> bool:
+        if data.startswith(b"?"):
+            raise ValueError(data)
+        return b"\n" in data
+
+
+class Doing:
+    """What the servers here do."""
+
+    seen: list[str]
+    keep: Any
+    _prefork_: Any
+
+    def do(self, handler: Line, line: str) -> None:
+        match line:
+            case "leave":
+                self.leave()
+            case "close":
+                handler.close_connection = True
+            case "raise":
+                raise ValueError(line)
+            case _:
+                self.keep.during(line)
+
+    def leave(self) -> None:
+        """Tell this worker to drain, as its master does."""
+        self._prefork_.worker.birth.slot.tell_to_drain()
+        os.kill(os.getpid(), DRAIN_SIGNAL)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.seen.append("error")
+
+
+class Server(Doing, PreForkingTCPServer):
+    pass
+
+
+class Threaded(Doing, PreForkingMixIn, ThreadingMixIn, TCPServer):
+    pass
+
+
+class Behind(Threaded):
+    """Its main thread accepts, for a hook of the program's may rely on that."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.seen.append("process")
+        super().process_request(request, client_address)
+
+
+class Keep:
+    """A worker that keeps connections, and the test at the other ends. `script` runs beside it, and then it is told to
+    leave."""
+
+    def __init__(
+        self, server_class: type[Any] = Server, handler: Any = Line, *, lanes: int = 1, **terms: Any
+    ) -> None:  # fmt: skip
+        self.seen: list[str] = []
+        self.slot, self.master, self.queues = Slot(lanes), NoMaster(), Queues.made()
+        self.server = server_class(("127.0.0.1", 0), handler)
+        self.server.seen, self.server.keep = self.seen, self
+        terms.setdefault("elsewhere", isinstance(self.server, ThreadingMixIn))
+        self.terms = TERMS._replace(queues=self.queues, **terms)
+        self.birth = Birth(self.slot, Stacks(self.slot), 0, False, lambda: None, set())
+        self.during: Callable[[str], None] = lambda line: None
+        self.failed: BaseException | None = None
+        self.mine = set[int]()  # descriptors that the worker has parked
+        self.held: list[Any] = []  # the clients of those that the holder has had
+        self._opened = contextlib.ExitStack()
+
+    def connect(self) -> socket.socket:
+        client = socket.create_connection(self.server.server_address, HUNG_S)
+        return self._opened.enter_context(client)
+
+    def ask(self, client: socket.socket, *lines: str) -> str:
+        client.sendall("".join(f"{line}\n" for line in lines).encode())
+        return self.answer(client, len(lines))
+
+    def answer(self, client: socket.socket, lines: int = 1) -> str:
+        data = b""
+        while data.count(b"\n") < lines and (more := client.recv(4096)):
+            data += more
+        return data.decode()
+
+    def parked(self, seconds: float = HUNG_S) -> tuple[Kept, int]:
+        """The next connection that the worker parks after a request of it."""
+        kept, fd = self.parked_silent(seconds)
+        while not kept.requests:  # its client was slower than the accept
+            self.ready(kept, fd)
+            kept, fd = self.parked_silent(seconds)
+        return kept, fd
+
+    def parked_silent(self, seconds: float = HUNG_S) -> tuple[Kept, int]:
+        """The next connection that the worker parks."""
+        select.select([self.queues.park_out], [], [], seconds)
+        came = self.queues.park_out.receive()
+        assert came is not None, "nothing was parked"
+        self.mine.add(came[1])
+        return Kept.decoded(came[0]), came[1]
+
+    def ready(self, kept: Kept, fd: int) -> None:
+        """Have it ready, as the holder does."""
+        assert self.queues.ready_in.send(kept.encoded(), fd)
+        self.mine.discard(fd)
+        os.close(fd)
+
+    @contextlib.contextmanager
+    def holder(self) -> Iterator[None]:
+        """Inside, what is parked is ready again once its client says something."""
+        ended = threading.Event()
+
+        def hold() -> None:
+            held: dict[int, Kept] = {}
+            while not ended.is_set():
+                for fd in select.select([self.queues.park_out.fileno(), *held], [], [], 0.01)[0]:
+                    if fd in held:
+                        self.ready(held.pop(fd), fd)
+                    elif (came := self.queues.park_out.receive()) is not None:
+                        self.mine.add(came[1])
+                        held[came[1]] = Kept.decoded(came[0])
+                        self.held.append(held[came[1]].client_address)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def count(self, *words: int) -> list[int]:
+        return [sum(self.slot.lane(index)[word] for index in range(self.slot.lanes)) for word in words]
+
+    def closed(self) -> dict[str, int]:
+        """How many connections were closed for which reason."""
+        return {reason.name: n for reason in CloseReason if (n := self.count(CLOSED + reason)[0])}
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait for the worker."""
+        end = monotonic() + HUNG_S
+        while not is_so():
+            assert monotonic() < end, "hung"
+            sleep(0.001)
+
+    def run(self, script: Callable[[], None]) -> int:
+        """Run the worker in this thread, and the script in another."""
+
+        def scripted() -> None:
+            try:
+                script()
+            except BaseException as exc:
+                self.failed = exc
+            finally:
+                self.server.leave()
+
+        thread = threading.Thread(target=scripted)
+        with (
+            threads_end(),
+            prepared(self.server.socket, lambda: True),
+            pytest.MonkeyPatch.context() as patch,
+            as_a_child(),
+        ):
+            patch.setattr("prefork.workers.ending.finish", lambda: None)
+            worker = Worker(self.server, self.terms, self.birth, cast(Master, self.master))
+            self.server._prefork_.worker = worker
+            thread.start()
+            try:
+                status: int = worker.run()
+            finally:
+                thread.join()
+        if self.failed is not None:
+            raise self.failed
+        return status
+
+    def close(self) -> None:
+        if (worker := self.server._prefork_.worker) is not None:
+            worker._wakeup.close()
+            worker._epoll.close()
+        self.server._prefork_.worker = None
+        self.server.socket.close()
+        self._opened.close()
+        for fd in self.mine:
+            os.close(fd)
+        for end in self.queues:
+            with contextlib.suppress(OSError):
+                end.close()
+        os.close(self.master.pidfd)
+        self.slot.close()
+
+
+@pytest.fixture
+def keeps() -> Iterator[Callable[..., Keep]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*args: Any, **terms: Any) -> Keep:
+            keep = Keep(*args, **terms)
+            stack.callback(keep.close)
+            return keep
+
+        yield make
+
+
+def test_lingers_and_is_parked(keeps: Callable[..., Keep]) -> None:
+    """Requests one after another are served where the connection lingers; then it is parked with what goes along."""
+    keep = keeps()
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        assert keep.ask(client, "two") == "2 two\n"
+        kept, fd = keep.parked()
+        assert (kept.requests, kept.flags, kept.unread, kept.listener) == (2, MET, b"", 0)
+        assert kept.client_address == client.getsockname()
+        keep.ready(kept, fd)
+        assert keep.ask(client, "three") == "3 three\n"
+        assert keep.parked()[0].requests == 3
+
+    assert keep.run(script) == 0
+    assert keep.seen == ["opened", "one", "two", "three"]
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, MOVES, IN_HAND, IDLE_HERE, STATE) == [1, 3, 3, 1, 0, 0, IDLE]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_lingers_with_nothing_said(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """A connection that says nothing costs 50 ms in the epoll, and is no request; what it says later is its first."""
+    keep = keeps(server_class, lanes=8)
+
+    def script() -> None:
+        client = keep.connect()
+        keep.until(lambda: keep.count(OPENED, IDLE_HERE) == [1, 1])
+        kept, fd = keep.parked_silent()
+        assert (kept.requests, kept.flags, kept.state) == (0, 0, b"")
+        keep.until(lambda: keep.count(IDLE_HERE, ACCEPTED, IN_HAND) == [0, 0, 0])
+        keep.ready(kept, fd)
+        assert keep.ask(client, "one") == "1 one\n"
+
+    assert keep.run(script) == 0
+    assert keep.seen == ["opened", "one"]
+    assert keep.count(OPENED, MOVES, ACCEPTED, COMPLETED, IDLE_HERE) == [1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded, Behind])
+def test_ends(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """An end is counted once, by its reason: the client's, before a request or after one, the handler's, an error's."""
+    keep = keeps(server_class, lanes=8)
+
+    def script() -> None:
+        keep.connect().close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 1})
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        client.close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 2})
+        client = keep.connect()
+        assert keep.ask(client, "close") == "1 close\n"
+        assert client.recv(1) == b""
+        client = keep.connect()
+        client.sendall(b"raise\n")
+        assert client.recv(1) == b""
+        keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 2})
+
+    with keep.holder():
+        assert keep.run(script) == 0
+    assert keep.seen.count("error") == 1
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, FAILED, IN_HAND, IDLE_HERE) == [4, 3, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_nobody_waits_behind_another(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """Before anything begins, whatever else lingers is parked: before another's first request, and one that has come
+    back."""
+    keep = keeps(server_class, lanes=8)
+    clients: list[socket.socket] = []
+
+    def during(line: str) -> None:
+        if line == "other":
+            keep.until(lambda: clients[0].getsockname() in keep.held)
+        elif line == "back":
+            keep.until(lambda: clients[2].getsockname() in keep.held)
+
+    def script() -> None:
+        keep.during = during
+        clients.extend(keep.connect() for _ in range(3))
+        keep.until(lambda: len(keep.held) == 3)
+        keep.held.clear()
+        keep.ask(clients[0], "one")
+        assert keep.ask(clients[1], "other") == "1 other\n"
+        keep.until(lambda: len(keep.held) == 2)
+        keep.ask(clients[2], "one")
+        assert keep.ask(clients[1], "back") == "2 back\n"
+
+    with keep.holder():
+        keep.run(script)
+
+
+def test_one_lingers(keeps: Callable[..., Keep]) -> None:
+    """At most one per worker: it is the last one."""
+    keep = keeps()
+
+    def script() -> None:
+        clients = [keep.connect() for _ in range(3)]
+        keep.until(lambda: keep.count(OPENED)[0] == 3)
+        assert [keep.parked_silent()[0].client_address for _ in clients] == [client.getsockname() for client in clients]
+
+    keep.run(script)
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded, Behind])
+def test_a_pipeline(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """After eight requests others have a turn, and what was read ahead goes along, in order."""
+    keep = keeps(server_class, lanes=8)
+    lines = [f"line {number}" for number in range(20)]
+
+    def script() -> None:
+        client = keep.connect()
+        client.sendall("".join(f"{line}\n" for line in lines).encode())
+        for requests in (8, 16):
+            kept, fd = keep.parked()
+            assert kept.requests == requests
+            assert kept.unread.decode().split("\n")[:-1] == lines[requests:]
+            keep.ready(kept, fd)
+        answers = [f"{number} {line}" for number, line in enumerate(lines, 1)]
+        assert keep.answer(client, 20).split("\n")[:-1] == answers
+
+    keep.run(script)
+    assert keep.count(ACCEPTED, COMPLETED, OPENED) == [20, 20, 1]
+    assert sum(keep.count(*range(DURATION.start, DURATION.end - 1))) == 20
+
+
+def test_a_request_is_timed_by_itself(keeps: Callable[..., Keep]) -> None:
+    """`request_timeout` is for one of a stay: each has a beginning of its own, and the lane is BUSY throughout."""
+    keep = keeps()
+    begun: list[int] = []
+
+    def during(line: str) -> None:
+        begun.append(keep.slot.lane(0)[STARTED_NS])
+        assert keep.count(STATE, IN_HAND) == [BUSY, 1]
+        assert keep.count(ACCEPTED, COMPLETED) == [len(begun), len(begun) - 1]
+
+    def script() -> None:
+        keep.during = during
+        keep.ask(keep.connect(), "one", "two", "three")
+
+    keep.run(script)
+    assert begun == sorted(set(begun))
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_is_told_of_the_end(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """Once, whoever ends it: its handler, its client while it lingers, or the holder, which sends it back with the
+    reason. One that has said nothing is not told of."""
+    keep = keeps(server_class, Told, lanes=8)
+
+    def script() -> None:
+        keep.connect().close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 1})
+        keep.ask(keep.connect(), "close")
+        client = keep.connect()
+        keep.ask(client, "one", "two")
+        client.close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 1})
+        keep.ask(keep.connect(), "one")
+        kept, fd = keep.parked()
+        assert kept.flags == MET | TELL_END
+        keep.ready(kept._replace(flags=kept.flags | CLOSING, reason=CloseReason.EVICTED + 1), fd)
+        keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 1, "EVICTED": 1})
+
+    keep.run(script)
+    assert [line for line in keep.seen if "closed" in line] == ["closed after 1", "closed after 2", "closed after 1"]
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, FAILED) == [4, 4, 4, 0]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded, Behind])
+def test_speaks_first(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """Its greeting is no request, and is given once."""
+    keep = keeps(server_class, Greeting, lanes=8)
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.answer(client) == "hello\n"
+        kept, fd = keep.parked_silent()
+        assert (kept.requests, kept.flags) == (0, MET)
+        assert keep.count(OPENED, ACCEPTED, IN_HAND, IDLE_HERE) == [1, 0, 0, 0]
+        client.sendall(b"one\ntwo\n")
+        keep.ready(kept, fd)
+        assert keep.answer(client, 2) == "1 one\n2 two\n"
+
+    keep.run(script)
+    assert keep.seen.count("opened") == 1
+    assert keep.count(OPENED, ACCEPTED, COMPLETED) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded, Behind])
+def test_whole_requests(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """What is less than a request is no handler's: it is parked with the number of bytes to wait for. Bytes after a
+    request, too; and with the client's end it is given as it is."""
+    keep = keeps(server_class, Whole, lanes=8)
+
+    def script() -> None:
+        client = keep.connect()
+        client.sendall(b"on")
+        kept, fd = keep.parked_silent()
+        while not kept.flags & SHORT:
+            keep.ready(kept, fd)
+            kept, fd = keep.parked_silent()
+        assert (kept.flags, kept.wanted, kept.unread, keep.seen) == (SHORT, 3, b"", [])
+        client.sendall(b"e\ntw")
+        keep.ready(kept._replace(flags=0), fd)
+        assert keep.answer(client) == "1 one\n"
+        kept, fd = keep.parked()
+        assert (kept.flags & SHORT, kept.wanted, kept.unread) == (SHORT, 1, b"tw")
+        client.shutdown(socket.SHUT_WR)
+        keep.ready(kept, fd)
+        assert keep.answer(client) == "2 tw\n"
+
+    keep.run(script)
+    assert keep.count(OPENED, ACCEPTED, COMPLETED) == [1, 2, 2]
+
+
+def test_what_asks_for_whole_requests_fails(keeps: Callable[..., Keep]) -> None:
+    """That is the handler's error, and the end of one connection."""
+    keep = keeps(Server, Whole)
+
+    def script() -> None:
+        client = keep.connect()
+        client.sendall(b"?")
+        assert client.recv(1) == b""
+        assert keep.ask(keep.connect(), "one") == "1 one\n"
+
+    keep.run(script)
+    assert keep.seen == ["error", "opened", "one"]
+    assert keep.count(ACCEPTED, FAILED, COMPLETED) == [2, 1, 1]
+    assert keep.closed() == {"HANDLER": 1}
+
+
+def test_a_full_queue(keeps: Callable[..., Keep]) -> None:
+    """What cannot be parked stays, is served, and is tried again; nobody waits for it."""
+    keep = keeps()
+    mine, yours = socket.socketpair()
+
+    def fill() -> int:
+        sent = 0
+        while keep.queues.park_in.send(Kept(unread=bytes(60_000)).encoded(), yours.fileno()):
+            sent += 1
+        return sent
+
+    def script() -> None:
+        filled = fill()
+        assert filled
+        first, second = keep.connect(), keep.connect()
+        for _ in range(3):
+            assert keep.ask(first, "first").endswith(" first\n")
+            assert keep.ask(second, "second").endswith(" second\n")
+        sleep(0.06)  # longer than anything lingers
+        assert keep.ask(first, "first") == "4 first\n"
+        keep.until(lambda: keep.count(IDLE_HERE, IN_HAND) == [2, 0])
+        for _ in range(filled):
+            os.close(keep.queues.park_out.receive()[1])  # type: ignore[index]
+        assert {keep.parked()[0].requests, keep.parked()[0].requests} == {3, 4}
+
+    with mine, yours:
+        keep.run(script)
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IDLE_HERE) == [2, 7, 7, 0]
+
+
+def test_leaves(keeps: Callable[..., Keep]) -> None:
+    """It takes one last from the listener and from the ready queue, and parks at once what it had in hand."""
+    keep = keeps()
+    siblings = socket.socket(fileno=os.dup(keep.server.fileno()))
+    clients: list[socket.socket] = []
+
+    def script() -> None:
+        back = keep.connect()
+        keep.ask(back, "one")
+        kept, fd = keep.parked()
+
+        def during(line: str) -> None:
+            if line == "hold":
+                clients.extend((back, keep.connect(), keep.connect()))
+                for client in clients:
+                    client.sendall(b"last\n")
+                keep.ready(kept, fd)
+                keep.server.leave()
+
+        keep.during = during
+        assert keep.ask(keep.connect(), "hold") == "1 hold\n"
+
+    with siblings:
+        keep.run(script)
+        assert [keep.answer(client) for client in clients[:2]] == ["2 last\n", "1 last\n"]
+        siblings.accept()[0].close()  # not his
+    assert sorted(keep.parked_silent(0)[0].requests for _ in range(3)) == [1, 1, 2]
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IDLE_HERE) == [3, 4, 4, 0]
+
+
+def test_what_it_cannot_take(keeps: Callable[..., Keep], caplog: pytest.LogCaptureFixture) -> None:
+    """A connection of a listener that it has not, one that is told of in other words, and one whose descriptor was
+    lost: closed, counted, and the next one is served."""
+    keep = keeps()
+
+    def script() -> None:
+        client = keep.connect()
+        keep.ask(client, "one")
+        kept, fd = keep.parked()
+        for message in (kept._replace(listener=3).encoded(), b"\xff" * 80):
+            mine, yours = socket.socketpair()
+            with mine, yours:
+                assert keep.queues.ready_in.send(message, yours.fileno())
+                yours.close()
+                mine.settimeout(HUNG_S)
+                assert mine.recv(1) == b""
+        keep.queues.ready_in.sock.send(kept.encoded())
+        client.sendall(b"two\n")
+        keep.ready(kept, fd)
+        assert keep.answer(client) == "2 two\n"
+
+    keep.run(script)
+    assert keep.closed() == {"DRAINED": 2, "LOST": 1}
+    assert keep.count(OPENED, MOVES, ACCEPTED) == [1, 4, 2]
+    assert [record.message for record in caplog.records] == [
+        "could not take a kept connection, which is closed: this message of a kept connection is of version 255, or cut"
+    ]

@@ -1,0 +1,395 @@
+"""Stays: how the requests of a kept connection are counted, and which of a server's hooks see them.
+
+    admitted, verified: once ─▶ begun: accepted+1, BUSY ─▶ process_request ─▶ finish_request ─▶ goes on, or closed
+                                   ▲     next_request: completed+1, accepted+1 ─┘ (of the handler, within a stay)
+
+Runs in a worker, in the thread that serves. A stay that goes on is taken out of the request's object as soon as
+`finish_request()` has returned: whatever the program does with that object cannot touch the connection any more. So
+`shutdown_request()` is called at the end of a connection alone; below a `process_request()` of the program's, which
+calls it, it is given a socket that is closed. Must not park a connection: keeping.py does.
+Longer than most files: here the counts of a stay can be read in their order.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from threading import get_ident
+from time import monotonic_ns
+from typing import Any
+
+from prefork.metrics.facts import CloseReason
+from prefork.metrics.scoreboard import (
+    ACCEPTED,
+    BUSY,
+    CLOSED,
+    COMPLETED,
+    DURATION,
+    FAILED,
+    HANDED_OVER,
+    IDLE,
+    IN_HAND,
+    OPENED,
+    REJECTED,
+    STARTED_NS,
+    STATE,
+)
+
+from . import strays
+from .accepting import NOT_BEGUN, REQUEST, Accepted, is_shortage
+from .admission import NotAdmitted
+from .bootstrap import leave
+from .contexts import Lane, Place, place_of
+from .definitions import definer, evaluated, is_base_servers, is_threading_mixins, of_class
+from .keeps import KeepsConnections
+from .kept import MESSAGE_MAX, MET, TELL_END, Kept
+from .lanes import FINISH, PROCESS, Finish, Lanes
+from .stay import KeptSocket, Stay, bytes_wanted
+from .thread_body import THREAD_BODY
+
+ROOM_FOR_ADDRESS = 4096  # bytes of a message
+
+
+class LaneStay(Stay):
+    """A stay, with the lane on which it is counted; None where it is not, in a thread of the program's own."""
+
+    __slots__ = ("kept_on", "lane", "request")
+
+    lane: Lane | None
+    request: Any
+    kept_on: bool  # its descriptor is no more the request's
+
+
+class KeptServer:
+    """A server whose connections are kept, in a worker.
+
+    `keep_on` is given a connection that a stay has left to be kept: itself, the stay, its lane, and the descriptor.
+    `count` is called for each request but the first of a stay.
+    """
+
+    def __init__(
+        self, server: Any, lanes: Lanes, listener: int, keep_on: Callable[["KeptServer", LaneStay, int], None],
+        count: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Has to be made before the lanes are bound to the server."""
+        self.server = server
+        self.lanes = lanes
+        self.listener = listener
+        self.idle = 0  # connections that are idle here
+        self._keep_on = keep_on
+        self._count = count
+        cls = _handler_class(server)
+        self.speaks_first = bool(getattr(cls, "speaks_first", False))
+        self.complete: Callable[[bytes], Any] | None = getattr(cls, "complete", None)
+        self._tells_end = definer(cls, "connection_closed") is not _mixin_of(cls)
+        self._kind = int(server.socket.family), int(server.socket.type), server.socket.proto
+        self._in_place = is_base_servers(server, PROCESS)
+        self._in_thread = is_threading_mixins(server, THREAD_BODY)
+        self._process = type(server).process_request
+        self._body = getattr(type(server), THREAD_BODY, None)
+        lanes.keeping = self.counting
+
+    def socket(self, fd: int) -> KeptSocket:
+        return KeptSocket(*self._kind, fd)
+
+    def is_short(self, sock: KeptSocket, kept: Kept) -> int:
+        """Return 0 if there is a whole request, else the number of bytes to wait for. Raises what `complete()` does."""
+        return 0 if self.complete is None else bytes_wanted(sock, kept.unread, self.complete)
+
+    # The beginning of a connection.
+
+    def admitted(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> tuple[Any] | None:
+        """Return the address of the client of a connection that may be served; else None, and it is closed."""
+        lanes, server = self.lanes, self.server
+        try:
+            if lanes.admission is not None:
+                request, client_address = lanes.admission.admit(request, client_address, lane)
+            if server.verify_request(request, client_address):
+                return (client_address,)
+            self._not_kept(lane, request, client_address, REJECTED)
+            server.shutdown_request(request)
+        except NotAdmitted as exc:
+            self._begin(lane, request, exc.client_address)
+            lanes.current[get_ident()] = lane
+            lanes.turn_away(request, exc)
+        except Exception:
+            self._not_kept(lane, request, client_address, FAILED)
+            server.handle_error(request, client_address)
+            server.shutdown_request(request)
+        except BaseException:
+            self._not_kept(lane, request, client_address, FAILED)
+            server.shutdown_request(request)
+            raise
+        lane[STATE] = IDLE
+        return None
+
+    def fail(self, lane: Lane, sock: KeptSocket, client_address: Any) -> None:
+        """Count a connection that failed before a request of it began, and close it. In an `except` block."""
+        self._not_kept(lane, sock, client_address, FAILED)
+        self.server.handle_error(sock, client_address)
+        self.close(lane, sock, client_address, CloseReason.HANDLER)
+
+    def _not_kept(self, lane: Lane, request: Any, client_address: Any, outcome: int) -> None:
+        self._begin(lane, request, client_address)
+        self.lanes.end(lane, outcome, request)
+
+    def _begin(self, lane: Lane, request: Any, client_address: Any) -> None:
+        lane[ACCEPTED] += 1
+        if self.lanes.access_log is not None:
+            self.lanes.access_log.begin(lane, request, client_address)
+
+    def close(self, lane: Lane, sock: KeptSocket, client_address: Any, reason: int) -> None:
+        """Close a connection of which no request is in hand."""
+        lane[CLOSED + reason] += 1
+        self.leave_limits(lane)
+        try:
+            self.server.shutdown_request(sock)
+        except Exception:
+            self.server.handle_error(sock, client_address)
+            sock.close()
+        finally:
+            lane[STATE] = IDLE
+
+    def leave_limits(self, lane: Lane) -> None:
+        if self.lanes.limits is not None:
+            self.lanes.limits.leave(lane)
+
+    # A stay.
+
+    def begin(self, lane: Lane, sock: KeptSocket, kept: Kept, begun: int) -> Accepted:
+        """Process a stay of a connection that is admitted, on this lane. `begun`: requests that are at hand, 0 or 1."""
+        stay = LaneStay(kept, self._next, begun)
+        stay.lane, stay.request, stay.kept_on = lane, sock, False
+        sock.stay = stay
+        if lane[IN_HAND]:  # nobody has finished the last one: the program has it
+            lane[CLOSED + CloseReason.HANDLER] += 1
+        lane[IN_HAND] = 1
+        if begun:
+            lane[ACCEPTED] += 1
+            if (access_log := self.lanes.access_log) is not None:
+                if kept.opened_ns == lane[STARTED_NS]:  # it was accepted now: how long it had waited is known
+                    access_log.begin(lane, super(KeptSocket, sock), kept.client_address)
+                    access_log.admit(lane, sock, kept.client_address)
+                else:
+                    access_log.begin(lane, sock, kept.client_address)
+        lane[STATE] = BUSY
+        lanes, server = self.lanes, self.server
+        place = place_of(sock) if lanes.placed else None
+        if FINISH not in vars(server):
+            lanes.put_back(server)
+        if lanes.accepted is not None:
+            return self._process_in_thread(stay, lane, place, sock, kept.client_address)
+        return self._process_by_hooks(stay, lane, place, sock, kept.client_address)
+
+    def _process_by_hooks(
+        self, stay: LaneStay, lane: Lane, place: Place | None, sock: KeptSocket, client_address: Any
+    ) -> Accepted:  # fmt: skip
+        lanes, server = self.lanes, self.server
+        if lanes.elsewhere:
+            lanes.begin_to_pass_on(server, lane, place)
+        else:
+            lanes.current[get_ident()] = lane
+        try:
+            if self._in_place and type(server).process_request is self._process and PROCESS not in vars(server):
+                server.finish_request(sock, client_address)
+                if not stay.kept_on:
+                    server.shutdown_request(sock)
+            else:
+                server.process_request(sock, client_address)
+        except Exception as exc:
+            self._fail_here(stay)
+            server.handle_error(sock, client_address)
+            server.shutdown_request(sock)
+            if lanes.elsewhere and is_shortage(exc):
+                return NOT_BEGUN
+        except BaseException:
+            self._fail_here(stay)
+            server.shutdown_request(sock)
+            raise
+        finally:
+            if lanes.elsewhere:
+                lanes.end_passing_on(server)
+            else:
+                self._leave_it(stay, lane, place)
+        return REQUEST
+
+    def _process_in_thread(
+        self, stay: LaneStay, lane: Lane, place: Place | None, sock: KeptSocket, client_address: Any
+    ) -> Accepted:  # fmt: skip
+        """Do as `Lanes._process_here()` does, in a thread that accepts by itself."""
+        lanes, server = self.lanes, self.server
+        lanes.current[get_ident()] = lane
+        passes_on = False
+        try:
+            body = lanes.body_here(server)
+            passes_on = body is None
+            if body is not None:
+                if (
+                    self._in_thread
+                    and getattr(type(server), THREAD_BODY) is self._body
+                    and THREAD_BODY not in vars(server)
+                ):
+                    self._thread_body(stay, sock, client_address)
+                else:
+                    body(sock, client_address)
+        finally:
+            if not passes_on:
+                self._leave_it(stay, lane, place)
+        return lanes.pass_on_after_all(server, lane, sock, client_address) if passes_on else REQUEST
+
+    def _thread_body(self, stay: LaneStay, sock: KeptSocket, client_address: Any) -> None:
+        """Stand for ThreadingMixIn's `process_request_thread()`."""
+        server = self.server
+        try:
+            server.finish_request(sock, client_address)
+        except Exception:
+            server.handle_error(sock, client_address)
+        finally:
+            if not stay.kept_on:
+                server.shutdown_request(sock)
+
+    def _leave_it(self, stay: LaneStay, lane: Lane, place: Place | None) -> None:
+        """Hand over a stay that nobody has finished."""
+        if self.lanes.current.pop(get_ident(), None) is not None:
+            self._end(stay, lane, HANDED_OVER)
+            self.lanes.handed_over.note(place)
+        lane[STATE] = IDLE
+
+    def _fail_here(self, stay: LaneStay) -> None:
+        """Count a stay that failed in this thread, unless it is counted already."""
+        lanes = self.lanes
+        lane = lanes.current.pop(get_ident(), None)
+        if lane is not None:
+            self._end(stay, lane, FAILED)
+        elif (context := lanes.contexts.claim_own()) is not None:
+            self._end(stay, context.lane, FAILED)
+            lanes.give_back(context.lane)
+
+    # Counting.
+
+    def counting(self, server: Any) -> Finish:
+        """Return the `finish_request()` that counts stays, and all else as that of Lanes does."""
+        lanes, cls = self.lanes, type(server)
+        current, other = lanes.current, lanes.counting(server)
+        finish, noted, own = evaluated(server, FINISH), cls.finish_request, FINISH in vars(server)
+
+        def finish_request(request: Any, client_address: Any, *more: Any, **named: Any) -> Any:
+            nonlocal finish, noted
+            if cls.finish_request is not noted and not own:  # the program has put another one into its class since
+                finish, noted = of_class(server, FINISH), cls.finish_request
+            stay: Any = request.stay if type(request) is KeptSocket else None
+            if stay is None:
+                return self._finish_whole(other, request, client_address, *more, **named)
+            lane = current.pop(get_ident(), None)
+            if lane is None:
+                uncounted = partial(self._finish_uncounted, finish)
+                return lanes.finish_in_its_own_way(finish_request, uncounted, request, client_address, *more, **named)
+            try:
+                result = finish(request, client_address, *more, **named)
+                _check_size(stay)
+            except BaseException as exc:
+                if lanes.forked:
+                    strays.end(exc)
+                stay.goes_on = False
+                self._end(stay, lane, FAILED, request)
+                raise
+            if lanes.forked:
+                leave(0)
+            self._end(stay, lane, COMPLETED, request)
+            return result
+
+        return finish_request
+
+    def _next(self, stay: Any) -> None:
+        """Count the request before, and begin to count the next one."""
+        lanes = self.lanes
+        if lanes.forked:
+            strays.end()
+        lane = stay.lane
+        if lane is None:
+            return
+        if stay.begun > 1:
+            self._end_request(lane, COMPLETED, stay.request)
+        lane[STARTED_NS] = monotonic_ns()
+        self._begin(lane, stay.request, stay.kept.client_address)
+        self._count()
+
+    def _end_request(self, lane: Lane, outcome: int, request: Any) -> None:
+        lane[outcome] += 1
+        DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
+        if self.lanes.access_log is not None:
+            self.lanes.access_log.end(lane, outcome, request)
+
+    def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any = None) -> None:
+        """Count the last request of a stay, and leave the connection to whoever has it next."""
+        if stay.begun:
+            self._end_request(lane, outcome, request)
+        self._leave(stay, lane)
+
+    def _leave(self, stay: LaneStay, lane: Lane) -> None:
+        self.leave_limits(lane)
+        request, stay.request = stay.request, None
+        if stay.goes_on and (fd := self._taken_out(request)) != -1:
+            stay.kept_on = True
+            self._keep_on(self, stay, fd)
+        else:
+            lane[CLOSED + self._why_closed(stay)] += 1
+            lane[IN_HAND] = 0
+        request.stay = None
+
+    def _why_closed(self, stay: LaneStay) -> int:
+        if stay.closing:
+            return stay.kept.reason - 1
+        return CloseReason.CLIENT if stay.hung_up else CloseReason.HANDLER
+
+    def _taken_out(self, request: KeptSocket) -> int:
+        if request.gettimeout() is not None:
+            request.settimeout(None)  # the flag travels with the connection
+        return request.detach()
+
+    def _finish_uncounted(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
+        """Finish a stay in a thread of the program's that has no lane."""
+        stay = request.stay
+        stay.lane = None
+        result = finish(request, *more, **named)
+        if stay.goes_on and (fd := self._taken_out(request)) != -1:
+            stay.kept_on = True
+            self._keep_on(self, stay, fd)
+        request.stay = None
+        return result
+
+    def _finish_whole(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
+        """Finish a connection that is served in one: the program has wrapped it."""
+        lane = self.lanes.current.get(get_ident())
+        if lane is None:
+            return finish(request, *more, **named)
+        lane[OPENED] += 1 - lane[IN_HAND]
+        lane[IN_HAND] = 1
+        try:
+            return finish(request, *more, **named)
+        finally:
+            lane[CLOSED + CloseReason.HANDLER] += 1
+            lane[IN_HAND] = 0
+
+    def left(self, stay: LaneStay) -> Kept:
+        """Return the connection as it goes along from this stay."""
+        kept = stay.left()
+        if self._tells_end and kept.flags & MET and not kept.flags & TELL_END:
+            kept = kept._replace(flags=kept.flags | TELL_END)
+        return kept
+
+
+def _handler_class(server: Any) -> Any:
+    handler = server.RequestHandlerClass
+    while isinstance(handler, partial):
+        handler = handler.func
+    return handler
+
+
+def _mixin_of(cls: type) -> type | None:
+    """Return the class KeepAliveMixIn among the bases."""
+    return next((base for base in cls.__mro__ if KeepsConnections in base.__bases__), None)
+
+
+def _check_size(stay: Any) -> None:
+    """Raise ValueError if a connection has more to take along than a message can."""
+    if stay.goes_on and (size := len(stay.state) + len(stay.unread)) > MESSAGE_MAX - ROOM_FOR_ADDRESS:
+        raise ValueError(f"a kept connection has {size} bytes to take along, more than {MESSAGE_MAX}")
