@@ -15,8 +15,11 @@ others, so never are there too many. Where some may still have to leave, the one
 again, and the others let it go before. Who is refused has seen a full pool, or others that asked for as long as
 PATIENCE_S: that is a worker that was stopped or killed within some microseconds.
 
+A connection that is kept (KeepAliveMixIn) has no lane between two stays, so it has a cell of its own, which goes along
+with it (kept_cells.py) and is looked at with all the others.
+
 Clients are known by 56 bits of a keyed hash, an IPv6 address by its /64, which is what one client has. The table is
-64 MiB of addresses; memory is what is written of it: a page for 16 lanes of 30 workers.
+66 MiB of addresses; memory is what is written of it: a page for 16 lanes of 30 workers.
 """
 
 import os
@@ -31,15 +34,17 @@ from typing import Any
 from prefork.metrics.scoreboard import mapped, sealed_memory
 
 from .contexts import Lane
+from .kept_cells import KEPT_WORDS, KeptCells
 from .open_lanes import MOST_LANES
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 WORKER_ROWS = 2048  # workers and those that drain; the first row is the header
 BLOCK = 16  # lanes; a worker's lanes stand in blocks, so that the first of all workers are read at once
 BLOCKS = MOST_LANES // BLOCK
 REGION = WORKER_ROWS * BLOCK  # cells: a block of each row
 BLOCKS_OPENED = BLOCKS * REGION  # for each row how many blocks of it have been in use
-MEMORY_BYTES = (BLOCKS_OPENED + WORKER_ROWS) * 8
+KEPT = BLOCKS_OPENED + WORKER_ROWS  # the cells of kept connections
+MEMORY_BYTES = (KEPT + KEPT_WORDS) * 8
 
 # Words of the header.
 IS_VERSION, TOP, KEY = 0, 1, slice(2, 6)
@@ -69,6 +74,7 @@ class ConnectionTable:
             self.words = memoryview(self._memory).cast("Q")
             self.words[IS_VERSION] = TABLE_VERSION
             self.words[KEY] = memoryview(os.urandom(32)).cast("Q")
+            self.kept = KeptCells(self.words[KEPT:])
             return
         if os.fstat(fd).st_size != MEMORY_BYTES:
             raise ValueError("this memory is no table of connections of this version")
@@ -77,6 +83,7 @@ class ConnectionTable:
         if self.words[IS_VERSION] != TABLE_VERSION:
             self._unmap()
             raise ValueError("this table of connections is of another version")
+        self.kept = KeptCells(self.words[KEPT:])
 
     def expect(self, living: set[int]) -> None:
         """Called in the master before a fork: have the rows of these workers be read, and of one more. Others are free,
@@ -94,12 +101,17 @@ class ConnectionTable:
             words[start : start + BLOCK] = memoryview(bytes(BLOCK * 8)).cast("Q")
         words[BLOCKS_OPENED + number] = 0
 
+    def clear_process(self, pid: int) -> None:
+        """Called in the master: free the cells of the kept connections that a process had, which is reaped."""
+        self.kept.drop_all_of(pid)
+
     def keep_memory(self) -> None:
         """Called in a worker, which needs nothing else."""
         os.close(self.fd)
         self.fd = -1
 
     def close(self) -> None:
+        self.kept.close()
         self._unmap()
         if self.fd != -1:
             os.close(self.fd)
@@ -118,6 +130,7 @@ class ConnectionLimits:
         most_of_client: int | None = None,
     ) -> None:  # fmt: skip
         self._words = table.words
+        self.kept = table.kept
         self._row = number
         self._client_of = client_of
         self._most, self._most_of_client = most, most_of_client
@@ -156,6 +169,17 @@ class ConnectionLimits:
         cell = self._taken.pop(id(lane), None)
         if cell is not None:
             self._words[cell] = 0
+
+    def keep(self, lane: Lane) -> int:
+        """Free the lane's cell, but go on counting its connection, which is kept. Return the number that goes along
+        with it, for `kept`; 0 if it is not counted."""
+        cell = self._taken.pop(id(lane), None)
+        if cell is None:
+            return 0
+        with self._lock:
+            number = self.kept.claim(self._words[cell])
+        self._words[cell] = 0
+        return number
 
     def forget(self) -> None:
         """Leave all to the parent, in a process that user code has forked."""
@@ -197,7 +221,7 @@ class ConnectionLimits:
             bytes(words[start + BLOCK : start + BLOCK + top * BLOCK]) for start in range(0, blocks * REGION, REGION)
         ]
         block, within = divmod(cell, REGION)
-        return b"".join(cells), block * top * BLOCK + within - BLOCK
+        return b"".join((*cells, self.kept.read())), block * top * BLOCK + within - BLOCK
 
     def _cell_of(self, lane: Lane) -> int:
         cell = self._cells.get(id(lane))

@@ -22,9 +22,9 @@ from .proxy_protocol import ProxiedAddress, ProxiedPath, ProxyHeader
 from .unnamed_peer import UNNAMED, UnnamedPeer
 
 MESSAGE_VERSION = 1
-# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, since_ns, wanted; then the bytes of:
-# address, state, unread
-HEAD = struct.Struct("<BBBBIQQIIII")
+# version, flags, listener, reason (CloseReason + 1; 0: none), requests, opened_ns, since_ns, wanted, cell; the length
+# of each part that follows: address, state, unread
+HEAD = struct.Struct("<BBBBIQQIIIII")
 STATE_MAX = 64 * 1024
 MESSAGE_MAX = 160 * 1024  # below the usual limit of a queue's buffer
 BUFFER = 1 << 20  # of a queue, where the kernel allows it
@@ -40,7 +40,7 @@ HANDED_OVER = 128  # from a holder to the next one
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)
 _FD = struct.Struct("i")
 _LONG, _SHORT = struct.Struct("<Q"), struct.Struct("<I")
-_SINCE_AT, _WANTED_AT, _UNREAD_AT = 16, 24, 36  # in the head
+_SINCE_AT, _WANTED_AT, _CELL_AT, _UNREAD_AT = 16, 24, 28, 40  # in the head
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
 _RECEIVING = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
 _NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
@@ -63,13 +63,14 @@ class Kept(NamedTuple):
     wanted: int = 1  # with SHORT: the number of bytes that the kernel must have before anybody is asked again
     reason: int = 0  # with CLOSING: a CloseReason + 1
     since_ns: int = 0  # the holder's: since when it is short, or idle. Whoever begins a request makes it 0
+    cell: int = 0  # in which it is counted (kept_cells.py); 0: in none
 
     def encoded(self) -> bytes:
         """Return the message. Raises ValueError if it is longer than MESSAGE_MAX, or the address has no bytes."""
         address = encode_address(self.client_address)
         head = HEAD.pack(
             MESSAGE_VERSION, self.flags, self.listener, self.reason, self.requests & 0xFFFF_FFFF, self.opened_ns,
-            self.since_ns, self.wanted, len(address), len(self.state), len(self.unread),
+            self.since_ns, self.wanted, self.cell, len(address), len(self.state), len(self.unread),
         )  # fmt: skip
         message = b"".join((head, address, self.state, self.unread))
         if len(message) > MESSAGE_MAX:
@@ -80,7 +81,9 @@ class Kept(NamedTuple):
     def decoded(cls, message: bytes) -> Self:
         """Return what `encoded()` was called of. Raises ValueError if it is of another version, or no such message."""
         try:
-            version, flags, listener, reason, requests, opened_ns, since_ns, wanted, *sizes = HEAD.unpack_from(message)
+            version, flags, listener, reason, requests, opened_ns, since_ns, wanted, cell, *sizes = HEAD.unpack_from(
+                message
+            )
         except struct.error as exc:
             raise ValueError("this is no message of a kept connection") from exc
         if version != MESSAGE_VERSION or HEAD.size + sum(sizes) != len(message):
@@ -89,7 +92,7 @@ class Kept(NamedTuple):
         state_end = address_end + sizes[1]
         return cls(
             listener, requests, opened_ns, decode_address(message[HEAD.size : address_end]),
-            message[address_end:state_end], message[state_end:], flags, wanted, reason, since_ns,
+            message[address_end:state_end], message[state_end:], flags, wanted, reason, since_ns, cell,
         )  # fmt: skip
 
 
@@ -114,6 +117,11 @@ def since_of(message: bytes) -> int:
 def wanted_of(message: bytes) -> int:
     wanted: int = _SHORT.unpack_from(message, _WANTED_AT)[0]
     return wanted
+
+
+def cell_of(message: bytes) -> int:
+    cell: int = _SHORT.unpack_from(message, _CELL_AT)[0]
+    return cell
 
 
 def encode_address(address: Any) -> bytes:

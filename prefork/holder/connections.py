@@ -29,11 +29,13 @@ from prefork.workers.kept import (
     SHORT,
     TELL_END,
     QueueEnd,
+    cell_of,
     changed,
     has_unread,
     since_of,
     wanted_of,
 )
+from prefork.workers.kept_cells import KeptCells
 
 WATCHED = EPOLLIN | EPOLLRDHUP
 UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of bytes
@@ -53,7 +55,10 @@ class Bounds(NamedTuple):
 class Connections:
     """All connections of one holder."""
 
-    def __init__(self, bounds: Bounds, slot: Slot, watch: epoll, ready: QueueEnd) -> None:
+    def __init__(
+        self, bounds: Bounds, slot: Slot, watch: epoll, ready: QueueEnd, cells: KeptCells | None = None
+    ) -> None:
+        """`cells`: where each is counted, if their number is limited."""
         self.bounds = bounds
         self.idle: OrderedDict[int, tuple[bytes, float]] = OrderedDict()  # by descriptor: message, since when
         self.short: dict[int, tuple[bytes, float]] = {}
@@ -63,6 +68,7 @@ class Connections:
         self._words = {number: slot.of_listener(number).lane(0) for number in slot.numbers}
         self._watch = watch
         self._ready = ready
+        self._cells = cells
         self._looked_at: dict[int, int] = {}  # short Unix connections: the number of bytes that each must have
         self._look_at = float("inf")  # at the deadlines of the short ones
 
@@ -79,13 +85,15 @@ class Connections:
         """Take a connection from a message."""
         words = self._words.get(message[_LISTENER]) if message[0] == MESSAGE_VERSION else None
         if words is None:  # no listener of this image, or of a version that it does not know
-            if fd != -1:
-                os.close(fd)
+            self.close(message, fd)
             return
         if fd == -1:
             words[CLOSED + CloseReason.LOST] += 1
+            self._drop(message)
             return
         words[IDLE_HERE] += 1
+        if self._cells is not None:
+            self._cells.take(cell_of(message))
         flags = message[_FLAGS]
         if flags & CLOSING:
             self._pass_on(fd, message)
@@ -215,13 +223,19 @@ class Connections:
     def _sent(self, queue: QueueEnd, fd: int, message: bytes) -> bool:
         """Return False if the queue is full. Counted first: killed in between, it must not be counted twice."""
         words = self._words[message[_LISTENER]]
+        cells = self._cells
         words[IDLE_HERE] -= 1
+        if cells is not None:
+            cells.park(cell_of(message))
         try:
             if not queue.send(message, fd):
                 words[IDLE_HERE] += 1
+                if cells is not None:
+                    cells.take(cell_of(message))
                 return False
         except OSError:  # nobody has the other end any more, or the kernel's buffers are too small for this message
             words[CLOSED + CloseReason.LOST] += 1
+            self._drop(message)
         os.close(fd)
         return True
 
@@ -244,7 +258,12 @@ class Connections:
         words = self._words[message[_LISTENER]]
         words[IDLE_HERE] -= 1
         words[CLOSED + reason] += 1
+        self._drop(message)
         os.close(fd)
+
+    def _drop(self, message: bytes) -> None:
+        if self._cells is not None:
+            self._cells.drop(cell_of(message))
 
     def _forget_idle(self, fd: int) -> bytes:
         message, _ = self.idle.pop(fd)
@@ -286,9 +305,10 @@ class Connections:
 
     def close(self, message: bytes, fd: int) -> None:
         """Close a connection from a message at once."""
-        words = self._words.get(message[_LISTENER]) if message[0] == MESSAGE_VERSION else None
-        if words is not None:
-            words[CLOSED + CloseReason.DRAINED] += 1
+        if message[0] == MESSAGE_VERSION:
+            self._drop(message)
+            if (words := self._words.get(message[_LISTENER])) is not None:
+                words[CLOSED + CloseReason.DRAINED] += 1
         if fd != -1:
             os.close(fd)
 

@@ -67,7 +67,8 @@ class Holder:
         self._watch = select.epoll()
         bounds = _bounds(held)
         birth.slot.words[HELD_MOST] = bounds.most_idle
-        self._connections = Connections(bounds, birth.slot, self._watch, queues.ready_in)
+        cells = None if held.table is None else held.table.kept
+        self._connections = Connections(bounds, birth.slot, self._watch, queues.ready_in, cells)
         self._own: dict[int, Callable[[int], None]] = {
             queues.park_out.fileno(): self._on_park,
             self._wakeup.fileno(): self._on_wakeup,

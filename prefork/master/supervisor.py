@@ -446,6 +446,8 @@ class Supervisor:
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)
         if child.kind is ChildKind.WORKER and self.connections is not None:
             self.connections.clear(child.number)
+        if child.kind in (ChildKind.WORKER, ChildKind.HOLDER) and self.connections is not None:
+            self.connections.clear_process(child.pid)
         self.tasks.note_exit(child, now)
         if child.kind is ChildKind.REHEARSAL:
             attempt("judge the rehearsal", lambda: self.generations.rehearsal_ended(str(exit)))

@@ -292,3 +292,42 @@ def test_hashes_are_of_this_table_alone() -> None:
     assert all(found is not None and len(found) == 7 for found in hashes)
     for each in tables:
         each.close()
+
+
+def test_a_kept_connection(table: ConnectionTable) -> None:
+    """It is counted from its lane's accept on, wherever it is, by every worker; the lane is free for another one."""
+    at, others = lane(), ConnectionLimits(table, 2, client_of, most_of_client=1)
+    limits = ConnectionLimits(table, 1, client_of, most_of_client=1)
+    assert limits.admits(at)
+    assert limits.admits_client(at, ONE)
+    number = limits.keep(at)
+    assert number > 0
+    limits.leave(at)
+    assert limits.keep(at) == 0
+    for who in (limits, others):
+        assert who.admits(at)
+        assert not who.admits_client(at, ONE)
+        assert who.admits_client(at, OTHER)
+        who.leave(at)
+        limits.kept.park(number)
+    others.kept.drop(number)
+    assert limits.admits(at)
+    assert limits.admits_client(at, ONE)
+
+
+def test_kept_connections_of_the_pool(table: ConnectionTable) -> None:
+    """They count for the limit of all; a worker that dies frees those that it had, and not those that it has sent."""
+    dies, lives = (ConnectionLimits(table, number, client_of, most=2) for number in (1, 2))
+    first, at = lane(), lane()
+    numbers = []
+    for _ in range(2):
+        assert dies.admits(first)
+        numbers.append(dies.keep(first))
+    assert not lives.admits(at)
+    dies.kept.park(numbers[0])
+    table.clear(1)
+    assert not lives.admits(at)
+    table.clear_process(os.getpid())
+    assert lives.admits(at)
+    lives.keep(at)
+    assert not lives.admits(at)

@@ -15,6 +15,7 @@ from prefork.holder.connections import Bounds, Connections
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
 from prefork.workers.kept import CLOSING, SHORT, TELL_END, Kept, QueueEnd, Queues
+from prefork.workers.kept_cells import KEPT_WORDS, KeptCells
 
 HUNG_S = 10.0
 PLAIN = Kept()
@@ -24,11 +25,11 @@ BOUNDS = Bounds(keepalive_timeout=75.0, incomplete_timeout=10.0, most_idle=100, 
 class Play:
     """A holder's connections; the test is its loop, the workers and the clients."""
 
-    def __init__(self, bounds: Bounds = BOUNDS, listeners: int = 0b101) -> None:
+    def __init__(self, bounds: Bounds = BOUNDS, listeners: int = 0b101, cells: KeptCells | None = None) -> None:
         self.queues = Queues.made()
         self.slot = Slot(1, listeners=listeners)
         self.watch = select.epoll()
-        self.held = Connections(bounds, self.slot, self.watch, self.queues.ready_in)
+        self.held = Connections(bounds, self.slot, self.watch, self.queues.ready_in, cells)
         self.clients: list[socket.socket] = []
         self.now = monotonic()
 
@@ -486,3 +487,40 @@ def test_a_ready_queue_that_nobody_has(play: Play) -> None:
     other, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     other.close()
     play.queues = play.queues._replace(ready_out=QueueEnd(end))
+
+
+def test_the_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection is counted for as long as it is open: here, on its way, and not once it is closed."""
+    words = memoryview(bytearray(KEPT_WORDS * 8)).cast("Q")
+    cells = KeptCells(words)
+    play = Play(BOUNDS, 0b101, cells)
+    request.addfinalizer(play.close)
+    numbers = [cells.claim(5) for _ in range(7)]
+
+    def counted() -> list[bool]:
+        return [bool(words[number]) for number in numbers]
+
+    def of_a_holder_that_dies() -> list[int]:
+        return [index for index, number in enumerate(numbers) if words[KEPT_WORDS // 2 + number] == 77]
+
+    for number in numbers:
+        cells.park(number)
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    clients = [play.park(Kept(cell=number)) for number in numbers[:4]]
+    assert (counted(), of_a_holder_that_dies()) == ([True] * 7, [0, 1, 2, 3])
+    clients[0].sendall(b"x")
+    clients[1].close()
+    play.turn()
+    assert (counted(), of_a_holder_that_dies()) == ([True, False, *[True] * 5], [2, 3])
+    [(found, fd)] = play.passed_on()
+    assert found.cell == numbers[0]
+    os.close(fd)
+    play.fill_ready()
+    clients[2].sendall(b"x")
+    play.turn()
+    assert of_a_holder_that_dies() == [2, 3]  # the queue is full
+    play.held.close(Kept(cell=numbers[4]).encoded(), -1)
+    play.held.take(Kept(cell=numbers[5]).encoded(), -1, play.now)
+    play.held.take(Kept(cell=numbers[6], listener=1).encoded(), -1, play.now)
+    play.held.close_all()
+    assert counted() == [True, *[False] * 6]

@@ -22,11 +22,16 @@ from prefork.workers.kept import (
     Kept,
     QueueEnd,
     Queues,
+    cell_of,
+    changed,
     decode_address,
     decode_state,
     encode_address,
     encode_state,
     give_away,
+    has_unread,
+    since_of,
+    wanted_of,
 )
 from prefork.workers.proxy_protocol import ProxyHeader
 from prefork.workers.unnamed_peer import UNNAMED
@@ -64,17 +69,35 @@ def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @given(
     ADDRESSES, PLAIN, st.binary(), NUMBERS, st.integers(0, 2**64 - 1), st.integers(0, 15), st.integers(0, 255),
-    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**64 - 1), NUMBERS,
 )  # fmt: skip
 def test_a_message(
-    address: Any, state: Any, unread: bytes, number: int, ns: int, listener: int, flags: int, since_ns: int
+    address: Any,
+    state: Any,
+    unread: bytes,
+    number: int,
+    ns: int,
+    listener: int,
+    flags: int,
+    since_ns: int,
+    cell: int,
 ) -> None:
     """Whatever goes along comes out as it was, and of the same types."""
-    was = Kept(listener, number, ns, address, encode_state(state), unread, flags, number, flags, since_ns)
+    was = Kept(listener, number, ns, address, encode_state(state), unread, flags, number, flags, since_ns, cell)
     found = Kept.decoded(was.encoded())
     assert found == was
     assert type(found.client_address) is type(address)
     assert decode_state(found.state) == state
+
+
+def test_what_a_holder_looks_at() -> None:
+    """It finds and changes some words of a message without decoding it, and leaves all else."""
+    was = Kept(3, 7, 9, ("192.0.2.1", 5), b"state", b"rest", TELL_END | SHORT, 12, 4, 5, 6)
+    message = was.encoded()
+    assert (since_of(message), wanted_of(message), cell_of(message), has_unread(message)) == (5, 12, 6, True)
+    assert not has_unread(was._replace(unread=b"").encoded())
+    assert Kept.decoded(changed(message, 200, 2, 2**63)) == was._replace(flags=200, reason=2, since_ns=2**63)
+    assert Kept.decoded(changed(message, 0)) == was._replace(flags=0, reason=0, since_ns=0)
 
 
 @pytest.mark.parametrize(

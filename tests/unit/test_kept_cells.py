@@ -1,0 +1,94 @@
+"""The cells of kept connections: who has one, and what is free again when a process has died."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from prefork.workers import kept_cells as module
+from prefork.workers.kept_cells import CELLS_FEWEST, CELLS_MOST, KEPT_WORDS, TRIES, KeptCells
+
+WORD = 0x0102_0304_0506_0708
+
+
+@pytest.fixture
+def words() -> Iterator[memoryview]:
+    words = memoryview(bytearray(KEPT_WORDS * 8)).cast("Q")
+    yield words
+    words.release()
+
+
+@pytest.fixture
+def cells(words: memoryview) -> KeptCells:
+    return KeptCells(words)
+
+
+def found(cells: KeptCells) -> int:
+    """How many connections are counted."""
+    return cells.read().count(WORD.to_bytes(8, "little"))
+
+
+def test_one_after_another(cells: KeptCells) -> None:
+    """Each claim gets a cell of its own, and every one is read; more are looked at only when these are full."""
+    numbers = {cells.claim(WORD) for _ in range(CELLS_FEWEST // 2)}
+    assert (len(numbers), found(cells), len(cells.read())) == (CELLS_FEWEST // 2, CELLS_FEWEST // 2, CELLS_FEWEST * 8)
+    numbers |= {cells.claim(WORD) for _ in range(CELLS_FEWEST)}
+    assert (len(numbers), found(cells)) == (CELLS_FEWEST * 3 // 2, CELLS_FEWEST * 3 // 2)
+    assert min(numbers) > 0
+    for number in numbers:
+        cells.drop(number)
+    assert cells.read().count(0) == len(cells.read())
+
+
+def test_several_processes(words: memoryview, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They try at different places, also those that were forked with the same object; the dead one's are freed, but
+    not those that it has sent."""
+    cells, others = KeptCells(words), KeptCells(words)
+    first = cells.claim(WORD)
+    sent, taken = cells.claim(WORD), cells.claim(WORD)
+    cells.park(sent)
+    cells.park(taken)
+    before = cells._chance
+    monkeypatch.setattr(os, "getpid", lambda: 77)
+    second = cells.claim(WORD)
+    assert cells._chance not in (before, (before * 6364136223846793005 + 1442695040888963407) % (1 << 64))
+    cells.take(taken)
+    monkeypatch.undo()
+    others.drop_all_of(os.getpid())
+    assert (len({first, second, sent, taken}), found(others)) == (4, 3)
+    others.drop_all_of(77)
+    assert found(others) == 1
+    others.take(sent)
+    others.drop_all_of(os.getpid())
+    assert found(others) == 0
+
+
+def test_no_cell_is_free(cells: KeptCells, words: memoryview) -> None:
+    """Then a connection is not counted, and its number is of none."""
+    for index in range(1, CELLS_MOST + 1):
+        words[index] = 1
+    assert cells.claim(WORD) == 0
+    for change in (cells.take, cells.park, cells.drop):
+        change(0)
+        change(CELLS_MOST + 1)
+    assert words[0] == CELLS_MOST
+    assert words[CELLS_MOST + 1 : KEPT_WORDS].tolist().count(0) == KEPT_WORDS - CELLS_MOST - 1
+
+
+def test_the_last_cell(cells: KeptCells, words: memoryview) -> None:
+    """It is claimed, dropped and given away like any other."""
+    words[0] = CELLS_MOST
+    words[CELLS_MOST] = WORD
+    cells.take(CELLS_MOST)
+    assert words[KEPT_WORDS - 1] == os.getpid()
+    assert found(cells) == 1
+    cells.drop(CELLS_MOST)
+    assert (found(cells), words[KEPT_WORDS - 1]) == (0, 0)
+
+
+def test_a_number_that_is_impossible(cells: KeptCells, words: memoryview) -> None:
+    """Where a worker has scribbled, the number of cells is none that is looked at."""
+    words[0] = 1 << 60
+    assert len(cells.read()) == CELLS_MOST * 8
+    assert 0 < cells.claim(WORD) <= CELLS_MOST
+    assert module.TRIES == TRIES
