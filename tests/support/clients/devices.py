@@ -35,10 +35,11 @@ class Device:
     sent_again: list[int] = field(default_factory=list)  # readings
 
     async def run(self, port: int, pause: float, enough: asyncio.Event, begun: "asyncio.Semaphore") -> None:
-        """Send readings until it is enough."""
-        while not enough.is_set():
+        """Send readings until it is enough, and then `bye`, on a connection that is there."""
+        while True:
             try:
                 await self._stay_connected(port, pause, enough, begun)
+                return
             except (ConnectionError, asyncio.IncompleteReadError):
                 self.sent_again.append(self.acknowledged + 1)
 
