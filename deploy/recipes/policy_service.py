@@ -1,6 +1,6 @@
 """A Postfix policy service: says of each recipient, before the mail is sent, whether to take it (SMTPD_POLICY_README).
 
-    prefork run policy_service:Policy --bind 127.0.0.1:10040 --max-threads 50 --request-timeout 1h
+    prefork run policy_service:Policy --bind 127.0.0.1:10040 --request-timeout 30s --keepalive-timeout 10m
 
     # main.cf
     smtpd_recipient_restrictions = reject_unauth_destination, check_policy_service inet:127.0.0.1:10040
@@ -8,9 +8,10 @@
     # by hand; an empty line ends the question
     printf 'request=smtpd_access_policy\nsender=spam@blocked.example\n\n' | nc -N 127.0.0.1 10040
 
-Postfix keeps the connection of each smtpd for many questions, so threads wait for them, and asks again on a new
-connection when one ends: a worker that is replaced or dies costs no mail. When no answer comes at all, Postfix defers
-(`smtpd_policy_service_default_action`).
+Postfix keeps the connection of each smtpd for many questions, with five minutes between two of them at most, and asks
+again on a new connection when one ends: a worker that dies costs no mail, and a reload not even a connection. A worker
+has a connection for as long as its question takes; a hundred smtpds need no hundred workers. When no answer comes at
+all, Postfix defers (`smtpd_policy_service_default_action`).
 
 POLICY_BLOCKED, comma-separated, are the sender domains that are refused; read when the module is imported, so that a
 reload takes a new list from a file, or from a database, in a service of your own.
@@ -18,7 +19,7 @@ reload takes a new list from a file, or from a database, in a service of your ow
 
 import os
 
-from prefork import StreamRequestHandler
+from prefork import KeepAliveMixIn, StreamRequestHandler
 
 BLOCKED = frozenset(os.environ.get("POLICY_BLOCKED", "blocked.example").split(","))
 TAGGED = "PREPEND X-Policy: seen"
@@ -35,12 +36,18 @@ def decide(attributes: dict[str, str]) -> str:
     return TAGGED if attributes.get("protocol_state") == "RCPT" else "DUNNO"
 
 
-class Policy(StreamRequestHandler):
-    """Questions of name=value lines, each ended by an empty line; an answer for each."""
+class Policy(KeepAliveMixIn, StreamRequestHandler):
+    """A question of name=value lines, ended by an empty line, and its answer; then the next one."""
 
-    def handle(self) -> None:
-        while attributes := self.read_attributes():
+    @staticmethod
+    def complete(data: bytes) -> bool:
+        return b"\n\n" in data.replace(b"\r", b"")
+
+    def handle_one_request(self) -> None:
+        attributes = self.read_attributes()
+        if attributes:
             self.wfile.write(f"action={decide(attributes)}\n\n".encode())
+        self.close_connection = not attributes
 
     def read_attributes(self) -> dict[str, str]:
         """One question; nothing at the end of the connection."""

@@ -168,7 +168,7 @@ def test_redis_counts_exactly(tmp_path: Path) -> None:
 
 def test_policy_protocol() -> None:
     """Questions on one connection get an answer each."""
-    with recipe("policy_service:Policy", "127.0.0.1:0", "--max-threads", "4") as run:
+    with recipe("policy_service:Policy", "127.0.0.1:0") as run:
 
         def ask(sender: str = "a@b.test") -> str:
             with connect(("127.0.0.1", run.port)) as client:
@@ -190,7 +190,7 @@ def test_policy_protocol() -> None:
 def test_policy_of_a_real_postfix() -> None:
     """Postfix takes and refuses recipients as the service says, and no mail waits over a reload or the kills."""
     with (
-        recipe("policy_service:Policy", "127.0.0.1:0", "--max-threads", "4") as run,
+        recipe("policy_service:Policy", "127.0.0.1:0") as run,
         postfix(f"check_policy_service inet:127.0.0.1:{run.port}") as port,
     ):
 
