@@ -27,7 +27,7 @@ from .errors import ConfigError, PreforkError
 from .inheritance.precedence import is_called_by
 from .pool_settings import PoolSettings
 from .reload.handover import handed
-from .settings.also import is_of_a_listener
+from .settings.also import is_of_a_listener, is_of_some
 from .settings.effects import without_effect
 from .settings.fields import settings
 from .settings.in_force import InForce, default_of, value_of
@@ -271,12 +271,12 @@ class Joined(Accompanied, Listened):
 
     def in_vain(self, said: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         """Yield those of these settings, without effect on the first server, that have none on any other: one of a
-        listener's may be said for all, and be for some."""
+        listener's, or of kept connections, may be said for all, and be for some."""
         fields = settings(type(self.server))
         others = [set(without_effect(other, PoolSettings)) for other in self.others]
         for each in said:
             name = each[0]
-            if name not in fields or not is_of_a_listener(fields[name]) or all(each in its for its in others):
+            if name not in fields or not is_of_some(fields[name]) or all(each in its for its in others):
                 yield each
 
     def without_effect(self) -> Iterator[tuple[str, str]]:

@@ -121,8 +121,7 @@ class HolderChild:
             if not self._own.ready:
                 return min(when, now + SUCCESSION_S)
             for each in self._before:
-                each.child.reason = ExitReason.REPLACED
-                each.tell(signal.SIGTERM)
+                _retire(each)
         return when
 
     def succeed(self, before: list[Child]) -> None:
@@ -201,6 +200,15 @@ class HolderChild:
             extra=event(LogEvent.HOLDER_GIVEN_UP, **each.child.fields, connections=each.idle),
         )
         each.child.signal(signal.SIGKILL)
+
+
+def _retire(each: Watched) -> None:
+    """Have a holder park all that it has, for its successor, and leave."""
+    if each.child.reason is None:
+        each.child.reason, each.child.replace = ExitReason.REPLACED, True
+        log.info("%s: parks what it has, and leaves", each.child,
+                 extra=event(LogEvent.CHILD_DRAINING, **each.child.fields, state="draining"))  # fmt: skip
+    each.tell(signal.SIGTERM)
 
 
 def all_of(numbers: tuple[int, ...]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefork.workers.definitions import is_the_programs
+from prefork.workers.keeps import keeps
 
 from .fields import Field, settings, show
 from .in_force import default_of, is_own, owner_of
@@ -71,12 +72,17 @@ def _asks_for_no_certificates(server: Any) -> bool:
     return server.tls_client_ca is None and not is_the_programs(server, "create_ssl_context")
 
 
+def _keeps_nothing(server: Any) -> bool:
+    return not keeps(server)
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
 
 _NO_CONTROL = "there is no control_socket"
 _NO_TLS = "there is no tls_certificate"
+_NOT_KEPT = "the handler class has no KeepAliveMixIn among its bases"
 _ONE_SIZE = "min_children is max_children, so that the pool has one size"
 _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("max_threads", _has_no_threads, "the class has no ThreadingMixIn among its bases"),
@@ -90,6 +96,9 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("tls_minimum_version", _has_no_tls, _NO_TLS),
     ("tls_handshake_timeout", _has_no_tls, _NO_TLS),
     ("tls_verify_client", _asks_for_no_certificates, "there is no tls_client_ca"),
+    ("keepalive_timeout", _keeps_nothing, _NOT_KEPT),
+    ("max_idle_connections", _keeps_nothing, _NOT_KEPT),
+    ("incomplete_timeout", _keeps_nothing, _NOT_KEPT),
     ("control_mode", _has_no_control_socket, _NO_CONTROL),
     ("control_owner", _has_no_control_socket, _NO_CONTROL),
     ("control_allow", _has_no_control_socket, _NO_CONTROL),
