@@ -118,7 +118,9 @@ class Preforked(Joined):
                 stack.enter_context(process.frozen())
             supervisor = self.supervisor = self._pool(wakeup, mailbox)
             self._publish_expiry()
-            self.counting.board.say_who_keeps({number_of(each.listener) for each in self._that_keep()})
+            self.counting.board.say_who_keeps(
+                {number_of(each.listener): each.tls is None for each in self._that_keep()}
+            )
             try:
                 self.export(supervisor)
                 self._hold(supervisor)
@@ -344,7 +346,7 @@ class Preforked(Joined):
         record.values["fixed"] = fixed_values(self._by_address(), self.server, self.launch)
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
-        record.values["held"] = self.held_terms()
+        record.values["holder"] = self.held_terms()
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
 
     def check(self) -> None:

@@ -90,8 +90,17 @@ class HolderChild:
     ) -> None:  # fmt: skip
         """`listeners`: those of the service, a bit for each number. `wanted`: this image keeps connections; else the
         holder of the one before stays as long as its workers are there (`in_use`). `adopts`: it stays in any case."""
-        self._terms, self._kept, self._listeners, self._board = terms, kept, listeners, board
-        self._fork, self._nudge, self._table = fork, nudge, table
+        # Now, not in the process: by then the program may have changed its root, or given up what it was read with. And
+        # not with this module, for it needs Linux.
+        from .server import Held, serve
+
+        def body(birth: Birth, master: Master, number: int) -> int:
+            setproctitle.setproctitle("prefork: holder")
+            assert kept.queues is not None, "there is no holder without them"
+            return serve(Held(*terms, table=table, nudge=nudge), kept.queues, birth, master)
+
+        self._body = body
+        self._kept, self._listeners, self._board, self._fork = kept, listeners, board, fork
         self._wanted, self._adopts, self._in_use = wanted, adopts or not wanted, in_use
         self._own: Watched | None = None
         self._before: list[Watched] = []
@@ -166,20 +175,10 @@ class HolderChild:
         return now + TICK_S
 
     def _start(self, now: float) -> None:
-        terms, kept, nudge, table = self._terms, self._kept, self._nudge, self._table
-
-        def body(birth: Birth, master: Master, number: int) -> int:
-            from .server import Held, serve  # only here: no other process runs it
-
-            setproctitle.setproctitle("prefork: holder")
-            assert kept.queues is not None, "there is no holder without them"
-            held = Held(*terms, table=table, nudge=nudge)
-            return serve(held, kept.queues, birth, master)
-
         try:
             slot = Slot(1, 0, 0, self._listeners)
             try:
-                child = self._fork(ChildKind.HOLDER, slot, body)
+                child = self._fork(ChildKind.HOLDER, slot, self._body)
             except BaseException:
                 slot.close()
                 raise
@@ -191,7 +190,7 @@ class HolderChild:
 
     def _give_up(self, each: Watched, now: float) -> None:
         """Kill a holder that hangs; again in HUNG_S if the kernel refuses that."""
-        each.well_at = now
+        each.well_at, each.child.reason = now, ExitReason.STALLED
         log.error(
             "%s: its heart has not beaten for %g s, killing it: the %d connections that it has are lost",
             each.child,

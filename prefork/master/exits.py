@@ -20,7 +20,7 @@ log = logging.getLogger("prefork.supervisor")
 
 
 class Death(NamedTuple):
-    """Why a child ended, and its last words. Workers and companions have a reason; other kinds have none."""
+    """Why a child ended, and its last words. Workers, companions and holders have a reason; other kinds have none."""
 
     reason: ExitReason | None
     booted: bool  # it has been READY
@@ -35,7 +35,7 @@ class Death(NamedTuple):
         return not self.booted and not self.asked and self.reason in unasked
 
 
-WITH_REASON = (ChildKind.WORKER, ChildKind.COMPANION)
+WITH_REASON = (ChildKind.WORKER, ChildKind.COMPANION, ChildKind.HOLDER)
 
 # The reasons that a child may give itself, and that are believed if it ended with status 0, or nobody knows its status.
 HINTS = (ExitReason.DRAINED, ExitReason.STOPPED, ExitReason.MAX_REQUESTS, ExitReason.MASTER_DIED)

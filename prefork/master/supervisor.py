@@ -440,7 +440,7 @@ class Supervisor:
         # A death of the old code says nothing about the new.
         if child.kind is ChildKind.COMPANION:
             self.companions.note_exit(child, self.limits, self.clock)
-        elif death.at_boot and self.generations.is_of_this_image(child):
+        elif child.kind is ChildKind.WORKER and death.at_boot and self.generations.is_of_this_image(child):
             self.last_error = death.text.splitlines()[-1] if death.text else str(exit)
             killed = death.reason is not ExitReason.BOOT_FAILED
             self.pool = policy.after_boot_death(self.pool, self.limits, now, killed=killed)

@@ -109,7 +109,7 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
             record.add("log", (values["log"], values["log"]))
         record.values["fixed"] = values["fixed"]
         record.values["control_path"] = values["control_path"]
-        record.values |= {name: values[name] for name in ("held",) if name in values}
+        record.values |= {name: values[name] for name in ("holder",) if name in values}
         record.values["directory"] = values["directory"]
 
     return pack
@@ -147,8 +147,9 @@ def _supervisor(
                            others=others)  # fmt: skip
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
-    if kept.queues is not None and values.get("held") is not None:
-        holder = HolderChild(HeldTerms(*values["held"]), kept, all_of(service.numbers), handed.board(), supervisor.fork,
-                             supervisor.nudge, supervisor.connections, adopts=True)  # fmt: skip
+    if kept.queues is not None and values.get("holder") is not None:
+        terms, numbers = HeldTerms(*values["holder"]), all_of(service.numbers)
+        holder = HolderChild(terms, kept, numbers, handed.board(), supervisor.fork, supervisor.nudge,
+                             supervisor.connections, adopts=True)  # fmt: skip
         supervisor.tasks.hold(holder)
     return supervisor

@@ -18,7 +18,7 @@ from .sources import ALSO, Found, value_in_file
 # Groups of settings that are a listener's own. All others are the pool's.
 OF_A_LISTENER = ("Listening", "Sockets", "TLS", "Admission")
 OWN = ("target", "bind")
-KEPT = "Kept connections"  # settings of the pool, for those of its servers that keep any
+OF_KEPT = "Kept connections"  # settings of the pool, for those of its servers that keep any
 
 
 class Also(NamedTuple):
@@ -37,7 +37,7 @@ def is_of_a_listener(field: Field) -> bool:
 
 def is_of_some(field: Field) -> bool:
     """Return True for a setting that may be of some listeners only: one of its own, or of kept connections."""
-    return is_of_a_listener(field) or field.setting.group == KEPT
+    return is_of_a_listener(field) or field.setting.group == OF_KEPT
 
 
 def also(fields: Mapping[str, Field], tables: object, path: str) -> tuple[Also, ...]:

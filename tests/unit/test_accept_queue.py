@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from prefork.master.accept_queue import AcceptQueue
+from prefork.master.accept_queue import AcceptQueue, AcceptQueues
 from prefork.sockets.listener import Listener, put_beneath
+from prefork.workers.kept import Queues
 
 FOREVER_AGO = float("-inf")
 
@@ -192,3 +193,23 @@ def test_a_strange_socket_is_not_kept() -> None:
     with socket.create_server(("127.0.0.1", 0)) as theirs:
         assert AcceptQueue(theirs).kept() is None
     assert AcceptQueue(None).kept() is None
+
+
+def test_kept_connections_that_are_ready() -> None:
+    """They are one more queue from which workers take: it is looked at as the others are, and has no length of its own.
+    As long as the holder has some to pass on, or to close, the service is not quiet."""
+    kept = Queues.made()
+    with listening() as listener:
+        queues = AcceptQueues([listener], (), kept.ready_out)
+        assert (queues.look(5.0), queues.queued_at) == (False, 0.0)
+        kept.ready_in.sock.send(b"ready")
+        assert (queues.look(6.0), queues.queued_at) == (True, 6.0)
+        assert queues.queue_length() == 0
+        kept.ready_out.sock.recv(99)
+        assert (queues.look(7.0), queues.queued_at) == (False, 6.0)
+        with client(listener):
+            assert (queues.look(8.0), queues.queued_at) == (True, 8.0)
+            listener.accept()[0].close()
+        queues.note_coming(9.0)
+        assert (queues.look(9.5), queues.queued_at) == (False, 9.0)
+    kept.close()

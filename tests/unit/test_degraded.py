@@ -66,10 +66,10 @@ def test_what_it_was_handed_is_handed_on(names: tuple[str, ...]) -> None:
     """Unchanged, with the descriptors: the next image begins where this one did. Of its own it has no memory."""
     listeners = {name: {"fd": number, "asked": name} for number, name in enumerate(names, 7)}
     values = {**listeners, "fixed": {"lanes": 3}, "control_path": "c", "directory": "/d", "other": 1}
-    values |= {"held": [75.0, None, 10.0, 30.0]} if names else {}
+    values |= {"holder": [75.0, None, 10.0, 30.0]} if names else {}
     record = Record({})
     degraded._packer(values)(record)
-    held = {"held": values["held"]} if names else {}
+    held = {"holder": values["holder"]} if names else {}
     known = {"own": [], "fixed": {"lanes": 3}, "control_path": "c", "directory": "/d"}
     assert record.values == {**listeners, **known, **held}
     assert record.fds == [7, 8][: len(names)]

@@ -11,6 +11,7 @@ from prefork.logs import say_no_effect
 from prefork.pool_settings import PoolSettings
 from prefork.settings.effects import PROTECTING, hooks_without_a_pool, misspelt, no_effect, unread, without_effect
 from prefork.settings.fields import settings
+from prefork.workers.keeps import KeepsConnections
 
 
 class Pool(PoolSettings):
@@ -48,6 +49,10 @@ def test_defaults_are_nobodys_mistake() -> None:
         ({"tls_minimum_version": "1.3"}, "tls_minimum_version", "no tls_certificate"),
         ({"tls_handshake_timeout": 1.0}, "tls_handshake_timeout", "no tls_certificate"),
         ({"tls_certificate": "c", "tls_verify_client": "optional"}, "tls_verify_client", "no tls_client_ca"),
+        ({"keepalive_timeout": 5.0}, "keepalive_timeout", "no KeepAliveMixIn"),
+        ({"keepalive_timeout": None, "RequestHandlerClass": object}, "keepalive_timeout", "no KeepAliveMixIn"),
+        ({"max_idle_connections": 9}, "max_idle_connections", "no KeepAliveMixIn"),
+        ({"incomplete_timeout": 5.0}, "incomplete_timeout", "no KeepAliveMixIn"),
         ({"dual_stack": True}, "dual_stack", "no IPv6"),
         ({"max_queue_wait": 1.0, "address_family": socket.AF_UNIX}, "max_queue_wait", "Unix socket"),
         (
@@ -70,6 +75,7 @@ def test_no_effect(values: dict[str, object], name: str, why: str) -> None:
         {"max_threads": 4, "process_request_thread": None},
         {"max_children": 4, "min_children": 2, "min_spare_children": 2},
         {"max_requests": 4},
+        {"keepalive_timeout": 5.0, "RequestHandlerClass": KeepsConnections},
         {"drain_connections": "eof"},
         {"control_mode": 0o660, "control_socket": "/c"},
         {"dual_stack": True, "address_family": socket.AF_INET6},

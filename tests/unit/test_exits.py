@@ -11,13 +11,17 @@ import pytest
 from prefork.master import exits
 from prefork.master.children import Child, Exit
 from prefork.master.exits import WITH_REASON, Death, Exits, exit_reason
-from prefork.metrics.board import EXIT_WORDS, EXITS, SIGNAL_DEATHS, Board, Word, exit_word
-from prefork.metrics.facts import ChildKind, ExitReason
+from prefork.metrics.board import EXIT_WORDS, EXITS, SIGNAL_DEATHS, Board, Word, exit_word, listener_word
+from prefork.metrics.facts import ChildKind, CloseReason, ExitReason
 from prefork.metrics.log_events import LogEvent
 from prefork.metrics.scoreboard import (
     ACCEPTED,
     BUSY,
+    CLOSED,
     COMPLETED,
+    COUNTS,
+    IDLE_HERE,
+    IN_HAND,
     LEAVING,
     READY,
     STARTED_NS,
@@ -250,6 +254,25 @@ def test_one_kill_of_the_kernels_is_held_against_one_worker(
     account = Exits(board)
     found = [account.settle(ended(None, KILL), None, NOW_NS).reason for _ in range(3)]
     assert found == [R.OOM_SUSPECTED, R.KILLED, R.OOM_SUSPECTED]
+
+
+@pytest.mark.parametrize(
+    ("in_hand", "idle", "lost"), [(0, 0, 0), (1, 0, 1), (0, 7, 7), (1, 7, 8), (2, 7, 7), (0, 1 << 40, 0)]
+)
+def test_kept_connections_that_ended_with_it(
+    in_hand: int, idle: int, lost: int, board: Board, ended: Ended, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those that it had in hand or idle are counted as lost, in all and of their listener, and logged; a number that
+    cannot be is none."""
+    exit = ended(None, KILL)
+    lane = exit.child.slot.lane(1)
+    lane[IN_HAND], lane[IDLE_HERE] = in_hand, idle
+    lane[CLOSED + CloseReason.LOST] = 3  # what stands there from before
+    settle(board, exit)
+    word = CLOSED + CloseReason.LOST - COUNTS.start
+    assert board.words[Word.LANES_DEAD + word] == board.words[listener_word(0, word)] == lost + 3
+    said = [record.__dict__ for record in caplog.records if record.__dict__["event"] is LogEvent.CONNECTIONS_DIED]
+    assert [record["fields"]["connections"] for record in said] == ([lost] if lost else [])
 
 
 def begin(exit: Exit, lane: int, since_ns: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from prefork.errors import PreforkError
 from prefork.master.children import Child, ChildState
 from prefork.metrics.board import EXITS, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
@@ -31,6 +32,7 @@ from prefork.reload.handover import (
     resume_child,
 )
 from prefork.sockets.listener import Listener
+from prefork.workers.kept import Queues
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,23 @@ def test_a_program_that_closed_its_listener_has_not_closed_it() -> None:
         assert again.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     for spare in handed._spares.values():
         os.close(spare)
+
+
+def test_queues_that_the_program_has_closed() -> None:
+    """Each of their ends is missed, and there again for whoever goes on without the program."""
+    kept = Queues.made()
+    packed, fds = kept.pack()
+    handed = Handed({"queues": packed, "fds": fds})
+    for fd in fds:
+        handed.require("queues")
+        os.close(fd)
+        with pytest.raises(PreforkError, match="closed"):
+            handed.require("queues")
+        handed.take_back()
+    kept.ready_in.sock.send(b"x")
+    assert kept.ready_out.sock.recv(2) == b"x"
+    handed._close_spares()
+    kept.close()
 
 
 def test_totals_go_on() -> None:

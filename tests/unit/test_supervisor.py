@@ -391,6 +391,16 @@ def test_stacks_that_come_unasked_are_logged(simulation: Simulation, caplog: pyt
     assert events(caplog) == [LogEvent.STACKS]
 
 
+class Leaving:
+    """A holder that is told to leave."""
+
+    def __init__(self, done: list[str]) -> None:
+        self._done = done
+
+    def stop(self) -> None:
+        self._done.append("stop")
+
+
 def test_the_order_of_the_end(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody asks or scrapes what ends; then the children; then what is beside them; and only once."""
     done: list[str] = []
@@ -399,10 +409,15 @@ def test_the_order_of_the_end(simulation: Simulation, monkeypatch: pytest.Monkey
     monkeypatch.setattr(supervisor.generations, "cancel", lambda: done.append("reload"))
     for name in ("end_control", "end_export", "close"):
         monkeypatch.setattr(supervisor.tasks, name, partial(done.append, name))
+    monkeypatch.setattr(supervisor.tasks, "_holder", Leaving(done))
+    reaper = supervisor._reaper
+    monkeypatch.setattr(reaper, "wait_for", lambda *kinds, within: done.append(f"{kinds[0].label} {within:g}"))
     monkeypatch.setattr(supervisor._reaper, "kill", lambda *kinds: done.append(f"{len(kinds)} kinds"))
+    monkeypatch.setattr(supervisor.kept, "close_left", lambda board: done.append("queues"))
     supervisor.close()
     supervisor.close()
-    assert done == ["reload", "end_control", "end_export", f"{len(ChildKind)} kinds", "close"]
+    ends = ["end_control", "end_export", "stop", "holder 1"]
+    assert done == ["reload", *ends, f"{len(ChildKind)} kinds", "close", "queues"]
 
 
 def test_a_slow_request_beside_a_young_one() -> None:
