@@ -71,6 +71,7 @@ class Connections:
         self._cells = cells
         self._looked_at: dict[int, int] = {}  # short Unix connections: the number of bytes that each must have
         self._look_at = float("inf")  # at the deadlines of the short ones
+        self._look_at_bytes = 0.0  # at those of a Unix socket
 
     def __len__(self) -> int:
         return len(self.idle) + len(self.short) + len(self.backlog)
@@ -169,10 +170,16 @@ class Connections:
     def look(self, now: float) -> float:
         """End what has been idle or short for too long, and try what nobody has taken. Return when to look again."""
         self.flush()
-        again = now + UNIX_LOOK_S if self.backlog or self._looked_at else float("inf")
-        for fd, wanted in list(self._looked_at.items()):
-            if _bytes_at_hand(fd) >= wanted:
-                self.on_event(fd, EPOLLIN)
+        again = float("inf")
+        if self._looked_at and now >= self._look_at_bytes:
+            self._look_at_bytes = now + UNIX_LOOK_S
+            for fd, wanted in list(self._looked_at.items()):
+                if _bytes_at_hand(fd) >= wanted:
+                    self.on_event(fd, EPOLLIN)
+        if self._looked_at:
+            again = self._look_at_bytes
+        if self.backlog:
+            again = min(again, now + UNIX_LOOK_S)
         if now >= self._look_at:
             self._expire_short(now)
         timeout = self.bounds.keepalive_timeout

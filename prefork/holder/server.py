@@ -111,7 +111,7 @@ class Holder:
 
     def _serve(self) -> None:
         connections, watch, own = self._connections, self._watch, self._own
-        again = 0.0
+        again = follow_at = 0.0
         while True:
             ours = []
             for fd, event in watch.poll(max(0.0, min(BEAT_S, again - monotonic())), MOST_AT_ONCE):
@@ -123,6 +123,9 @@ class Holder:
             for fd, event in ours:
                 own[fd](event)
             now = self._beat()
+            if now >= follow_at:
+                follow_at = now + BEAT_S
+                sinks.follow()
             if self._quits or self._hands_over or now >= self._quit_at:
                 self._quits = self._quits or now >= self._quit_at
                 return
@@ -142,7 +145,6 @@ class Holder:
 
     def _on_wakeup(self, event: int) -> None:
         self._wakeup.drain()
-        sinks.follow()
 
     def _on_park(self, event: int) -> None:
         connections, receive, now = self._connections, self._queues.park_out.receive, monotonic()

@@ -315,7 +315,9 @@ def test_a_short_one_over_a_unix_socket(play: Play) -> None:
     assert play.turn() == pytest.approx(play.now + module.UNIX_LOOK_S)
     assert play.passed_on() == []
     client.sendall(b"5")
-    play.turn()
+    play.turn(module.UNIX_LOOK_S / 2)
+    assert play.passed_on() == []
+    play.turn(module.UNIX_LOOK_S / 2)
     [(found, fd)] = play.passed_on()
     assert found.flags == 0
     os.close(fd)
@@ -340,7 +342,7 @@ def test_the_deadline_of_a_short_one(play: Play) -> None:
     client = play.park(Kept(flags=SHORT, wanted=2))
     play.turn(6.0)
     client.sendall(b"12")
-    play.turn()
+    play.turn(module.UNIX_LOOK_S)
     [(found, fd)] = play.passed_on()
     play.held.take(found._replace(flags=SHORT | TELL_END, wanted=3).encoded(), fd, play.now)
     assert play.turn(3.9) <= play.now + module.UNIX_LOOK_S
