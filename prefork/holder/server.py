@@ -29,6 +29,7 @@ from prefork.workers.wakeup import Wakeup
 
 from .connections import Bounds, Connections
 
+ONE_MORE_AFTER = 8  # turns: to receive what is not there costs as much as all the rest
 BEAT_S = 1.0  # the longest time without a sign of life
 MOST_AT_ONCE = 64  # events of one wait, and messages of one turn
 KEPT_FREE = 16  # descriptors that are free when it has as many connections as it can
@@ -61,6 +62,7 @@ class Holder:
         self._quits = False  # and closes everything
         self._quit_at = float("inf")  # its master is dead
         self._reads = True  # the park queue
+        self._in_a_row = 0  # turns in which there was as much in the park queue as was taken
         self._waits_for_room = False  # in the ready queue
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
@@ -148,13 +150,15 @@ class Holder:
 
     def _on_park(self, event: int) -> None:
         connections, receive, now = self._connections, self._queues.park_out.receive, monotonic()
-        for _ in range(MOST_AT_ONCE):
+        self._in_a_row += 1
+        for _ in range(min(MOST_AT_ONCE, 1 + self._in_a_row // ONE_MORE_AFTER)):
             if not connections.has_room():
                 self._reads = False
                 self._watch.unregister(self._queues.park_out.fileno())
                 return
             found = receive(has_room=True)
             if found is None:
+                self._in_a_row = 0
                 break
             connections.take(*found, now)
         if event & EPOLLHUP:  # no worker is left that could park

@@ -315,9 +315,9 @@ def test_a_short_one_over_a_unix_socket(play: Play) -> None:
     assert play.turn() == pytest.approx(play.now + module.UNIX_LOOK_S)
     assert play.passed_on() == []
     client.sendall(b"5")
-    play.turn(module.UNIX_LOOK_S / 2)
+    play.turn(module.UNIX_LOOK_S * 0.6)
     assert play.passed_on() == []
-    play.turn(module.UNIX_LOOK_S / 2)
+    play.turn(module.UNIX_LOOK_S * 0.6)
     [(found, fd)] = play.passed_on()
     assert found.flags == 0
     os.close(fd)
