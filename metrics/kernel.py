@@ -17,6 +17,7 @@ ORDER: Literal["little", "big"] = sys.byteorder
 TCP_INFO = 11
 TCP_LISTEN = 10  # Unix listeners are in this state too
 SO_MEMINFO = 55
+LOOKS = 4  # at most, at a connection to which more and more comes
 SIOCINQ = 0x541B  # asm-generic/ioctls.h
 
 # struct tcp_info of linux/tcp.h: these offsets have been the same since Linux 4.6.
@@ -142,6 +143,17 @@ def unread_bytes(sock: object) -> int | None:
         return _u32(fcntl.ioctl(sock, SIOCINQ, bytes(4)), 0)  # type: ignore[call-overload]
     except (OSError, TypeError, ValueError):
         return None
+
+
+def tcp_bytes_read(sock: object) -> tuple[int | None, int | None]:
+    """Return the bytes that were read from a TCP connection and written to it; unknown once it is closed."""
+    unread = unread_bytes(sock)
+    for _ in range(LOOKS):
+        received, sent = tcp_bytes(sock)
+        before, unread = unread, unread_bytes(sock)
+        if unread == before:
+            break  # nothing has come between the two questions
+    return None if received is None or unread is None else received - unread, sent
 
 
 class PeerCredentials(NamedTuple):

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import Any, NamedTuple
 from weakref import ref
 
-from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, unix_peer_text, unread_bytes
+from prefork.metrics.kernel import queue_wait_ns, tcp_bytes, tcp_bytes_read, unix_peer_text
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import COMPLETED, FAILED, HANDED_OVER
 
@@ -43,11 +43,16 @@ class LogContext(NamedTuple):
 
 
 class _OnConnection(NamedTuple):
-    """The number of a request on its connection, and what the kernel had counted of that when the request began."""
+    """The number of a request on its connection, and the bytes read and written there when the request began."""
 
     number: int
     received: int = 0
     sent: int = 0
+
+    def until(self, request: Any) -> tuple[int | None, int | None]:
+        """Return the bytes read and written since then."""
+        received, sent = tcp_bytes_read(request)
+        return None if received is None else received - self.received, None if sent is None else sent - self.sent
 
 
 class AccessLog:
@@ -89,9 +94,10 @@ class AccessLog:
             return
         accepted_ns, waited_ns, address, process, datagram, accepted, kept = begun
         request = accepted() if request is None else request
-        received, sent = (datagram, None) if datagram is not None else tcp_bytes(request)
-        if kept is not None and received is not None and sent is not None:
-            received, sent = received - (unread_bytes(request) or 0) - kept.received, sent - kept.sent
+        if kept is not None:
+            received, sent = kept.until(request)
+        else:
+            received, sent = (datagram, None) if datagram is not None else tcp_bytes(request)
         values: tuple[Any, ...] = (
             self._place.address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
@@ -119,14 +125,11 @@ class AccessLog:
 
 
 def _on_connection(request: KeptSocket) -> _OnConnection:
-    """Return what is to be known at the end of a request that begins now.
-
-    What has arrived of it is counted as received already, so that is taken off again.
-    """
+    """Return what is to be known at the end of a request that begins now."""
     stay = getattr(request, "stay", None)
     number = 1 if stay is None else stay.kept.requests + stay.begun
-    received, sent = tcp_bytes(request)
-    return _OnConnection(number, (received or 0) - (unread_bytes(request) or 0), sent or 0)
+    received, sent = tcp_bytes_read(request)
+    return _OnConnection(number, received or 0, sent or 0)
 
 
 def _gone() -> None:

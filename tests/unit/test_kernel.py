@@ -196,6 +196,35 @@ def test_unix_peer(tmp_path: Path) -> None:
     assert kernel.unix_peer((b"datagram", None)) is None
 
 
+def test_bytes_that_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has come and was not read is none of them, also where it comes between the two questions; not known of what
+    is closed, or is no TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        mine, _ = listener.accept()
+    with mine, client:
+        client.sendall(b"hello")
+        assert mine.recv(2, socket.MSG_WAITALL) == b"he"
+        mine.sendall(b"bye")
+        assert kernel.tcp_bytes_read(mine) == (2, 3)
+        asked, last = kernel.tcp_bytes, list[int]()
+
+        def more_comes(sock: object) -> tuple[int | None, int | None]:
+            found = asked(sock)
+            if len(last) < 2:
+                last.append(client.send(b"more"))
+                assert mine.recv(3 + 4 * len(last), socket.MSG_PEEK | socket.MSG_WAITALL)
+            return found
+
+        monkeypatch.setattr(kernel, "tcp_bytes", more_comes)
+        assert kernel.tcp_bytes_read(mine) == (2, 3)
+        assert len(last) == 2
+    assert kernel.tcp_bytes_read(mine) == (None, None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert kernel.tcp_bytes_read(ours) == (None, None)
+
+
 def test_unread_bytes() -> None:
     """Those that have come and that nobody has read; unknown of what is closed, or no socket."""
     mine, other = socket.socketpair()
