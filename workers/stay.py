@@ -67,6 +67,7 @@ class Stay:
         flags = self.kept.flags & ~(SHORT | CLOSING | MET)
         return self.kept._replace(
             requests=self.kept.requests + self.begun, state=self.state, unread=self.unread, reason=0,
+            since_ns=0 if self.begun else self.kept.since_ns,
             flags=flags | (MET if self.met else 0) | (SHORT if self.wanted else 0), wanted=max(1, self.wanted),
         )  # fmt: skip
 

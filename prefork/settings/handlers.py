@@ -8,7 +8,10 @@ that gives the handler something else than the request.
 
 import socket
 from functools import partial
+from types import FunctionType
 from typing import Any
+
+from prefork.workers.keeps import KeepsConnections
 
 from ..errors import ConfigError
 
@@ -20,7 +23,8 @@ PLAIN_HOOKS = (
     "server_bind", "server_activate", "server_close",
 )  # fmt: skip
 STEPS = ("setup", "handle", "finish")
-_OWNERS = ("socketserver", "http.server", "prefork.handlers")
+OF_KEPT = ("handle_one_request", "complete", "connection_opened", "connection_closed")
+_OWNERS = ("socketserver", "http.server", "prefork.handlers", "prefork.keepalive")
 _KINDS: dict[int, tuple[str, str, str]] = {
     socket.SOCK_DGRAM: ("StreamRequestHandler", "a stream", "datagrams"),
     socket.SOCK_STREAM: ("DatagramRequestHandler", "datagrams", "a stream"),
@@ -66,16 +70,55 @@ def _code_flags(function: object) -> int:
 
 
 def _why_not_class(server: Any, handler: type, kind: int) -> str | None:
+    keeps = issubclass(handler, KeepsConnections)
+    if keeps and (why := _why_not_before(handler)) is not None:
+        return why
     runs = list(STEPS) if _reaches(handler, "__init__", "BaseRequestHandler") else []
     if _reaches(handler, "handle_one_request", "BaseHTTPRequestHandler"):
         runs += [name for name in dir(handler) if name.startswith("do_")]
+    if keeps:
+        runs += OF_KEPT
     for name in runs:
         if (why := why_not_run(getattr(handler, name, None))) is not None:
             return f"its {name}() {why}"
+    if keeps and (why := _why_not_kept(server, handler, kind)) is not None:
+        return why
     other, its, ours = _KINDS.get(kind, ("", "", ""))
     if other and _reaches(handler, "setup", other) and _gives_requests(server):
         return f"it is a handler for {its}, and the socket is one for {ours}"
     return None
+
+
+def _why_not_before(handler: type) -> str | None:
+    """Return why KeepAliveMixIn does not do its work in this class, from where it stands."""
+    mro = handler.__mro__
+    mixin = next(base for base in mro if KeepsConnections in base.__bases__)
+    before = [base.__name__ for base in mro[: mro.index(mixin)]]
+    if "BaseRequestHandler" in before:
+        hides = before[1] if before[1] in {base.__name__ for base in handler.__bases__} else "the handler class"
+        return f"KeepAliveMixIn must stand before {hides} in its bases"
+    if not _reaches(handler, "handle", "KeepAliveMixIn"):
+        return (
+            "its handle() hides that of KeepAliveMixIn; define handle_one_request() instead, which serves one request"
+        )
+    return None
+
+
+def _why_not_kept(server: Any, handler: type, kind: int) -> str | None:
+    if kind == socket.SOCK_DGRAM and _gives_requests(server):
+        return "it keeps connections (KeepAliveMixIn), and the socket is one for datagrams"
+    found = [name for name in ("handle_one_request", "handle") for base in _serving(handler) if name in vars(base)]
+    if not found:
+        return "it has no handle_one_request(), which KeepAliveMixIn calls for each request"
+    complete = next(vars(base)["complete"] for base in handler.__mro__ if "complete" in vars(base))
+    if isinstance(complete, FunctionType) or not (complete is None or callable(getattr(handler, "complete", None))):
+        return "its complete() must be a staticmethod or a classmethod: it is asked before there is a handler"
+    return None
+
+
+def _serving(handler: type) -> list[type]:
+    """Return the classes that may say what one request is: not the mix-in, nor the one whose `handle()` is empty."""
+    return [base for base in handler.__mro__ if base.__name__ not in ("KeepAliveMixIn", "BaseRequestHandler")]
 
 
 def _gives_requests(server: Any) -> bool:

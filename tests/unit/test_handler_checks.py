@@ -4,6 +4,8 @@ import functools
 import http.server
 import socket
 import socketserver
+import wsgiref.simple_server
+import xmlrpc.server
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -190,3 +192,100 @@ def test_a_function_that_makes_handlers(handler: Any) -> None:
     server, client = socket.socketpair()
     with server, client, pytest.raises(TypeError, match=rf"{handler.__name__}\.handle\(\) is async, and nobody would"):
         handler(server, "", None)
+
+
+def answers(self: Any) -> None:
+    """Answer one request."""
+
+
+async def awaits(self: Any) -> None:
+    """Never awaited."""
+
+
+def kept(*bases: type, **names: Any) -> type:
+    return type("Kept", bases, {"handle_one_request": answers, **names})
+
+
+STREAM = (prefork.KeepAliveMixIn, StreamRequestHandler)
+WRONGLY_KEPT = {
+    "after": (
+        kept(StreamRequestHandler, prefork.KeepAliveMixIn),
+        "KeepAliveMixIn must stand before StreamRequestHandler in its bases",
+    ),
+    "after the standard library's": (
+        kept(http.server.SimpleHTTPRequestHandler, prefork.KeepAliveMixIn),
+        "KeepAliveMixIn must stand before SimpleHTTPRequestHandler in its bases",
+    ),
+    "after, further below": (
+        type("Below", (kept(StreamRequestHandler, prefork.KeepAliveMixIn),), {}),
+        "KeepAliveMixIn must stand before Kept in its bases",
+    ),
+    "hidden": (
+        kept(*STREAM, handle=answers),
+        "its handle() hides that of KeepAliveMixIn; define handle_one_request() instead, which serves one request",
+    ),
+    "hidden by another": (
+        kept(type("Other", (StreamRequestHandler,), {"handle": answers}), *STREAM),
+        "its handle() hides that of KeepAliveMixIn; define handle_one_request() instead, which serves one request",
+    ),
+    "nothing to call": (
+        type("Kept", STREAM, {}),
+        "it has no handle_one_request(), which KeepAliveMixIn calls for each request",
+    ),
+    "async request": (kept(*STREAM, handle_one_request=awaits), f"its handle_one_request() is {ASYNC}"),
+    "async beginning": (kept(*STREAM, connection_opened=awaits), f"its connection_opened() is {ASYNC}"),
+    "async end": (kept(*STREAM, connection_closed=awaits), f"its connection_closed() is {ASYNC}"),
+    "async complete": (kept(*STREAM, complete=staticmethod(awaits)), f"its complete() is {ASYNC}"),
+    "complete of an object": (
+        kept(*STREAM, complete=answers),
+        "its complete() must be a staticmethod or a classmethod: it is asked before there is a handler",
+    ),
+    "complete that is none": (
+        kept(*STREAM, complete=b"\n"),
+        "its complete() must be a staticmethod or a classmethod: it is asked before there is a handler",
+    ),
+}
+
+
+@pytest.mark.parametrize(("handler", "sentence"), WRONGLY_KEPT.values(), ids=WRONGLY_KEPT)
+@pytest.mark.parametrize("server", [PreForkingTCPServer, prefork.PreForkingUnixStreamServer])
+def test_a_handler_that_would_not_keep(server: Any, handler: Any, sentence: str) -> None:
+    """Wrong use of KeepAliveMixIn is said before anything is bound, by what has to be done."""
+    with pytest.raises(ConfigError) as refused:
+        server("/nowhere/at/all" if "Unix" in server.__name__ else ("127.0.0.1", 0), functools.partial(handler))
+    assert str(refused.value) == f"could not serve with {handler.__qualname__}: {sentence}"
+
+
+def test_kept_datagrams() -> None:
+    """There is no connection to keep."""
+    with pytest.raises(ConfigError, match=r"it keeps connections \(KeepAliveMixIn\), and the socket is one for datag"):
+        PreForkingUDPServer(("127.0.0.1", 0), kept(prefork.KeepAliveMixIn, BaseRequestHandler))
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        kept(*STREAM), kept(*STREAM, complete=staticmethod(answers)), kept(*STREAM, complete=classmethod(answers)),
+        kept(*STREAM, complete=functools.partial(answers)), kept(type("Other", (StreamRequestHandler,), {}), *STREAM),
+        type("Kept", (prefork.KeepAliveMixIn, http.server.SimpleHTTPRequestHandler), {}),
+        type("Kept", (prefork.KeepAliveMixIn, wsgiref.simple_server.WSGIRequestHandler), {}),
+        type("Kept", (prefork.KeepAliveMixIn, xmlrpc.server.SimpleXMLRPCRequestHandler), {}),
+        type("Kept", (prefork.KeepAliveMixIn, type("Other", (StreamRequestHandler,), {"handle": answers})), {}),
+    ],
+)  # fmt: skip
+def test_a_handler_that_keeps(handler: Any) -> None:
+    """What can work is served."""
+    PreForkingTCPServer(("127.0.0.1", 0), handler).server_close()
+
+
+def test_a_handle_that_calls_the_next() -> None:
+    """Is around the requests of a stay, and may be."""
+
+    class Around(*STREAM):  # type: ignore[misc]
+        handle_one_request = answers
+
+        def handle(self) -> None:
+            with open("/dev/null"):
+                super().handle()
+
+    PreForkingTCPServer(("127.0.0.1", 0), Around).server_close()
