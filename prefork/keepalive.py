@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from prefork.workers.http_exchange import Exchange, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
 from prefork.workers.kept import decode_state, encode_state
@@ -23,6 +24,26 @@ from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket
 from .settings.in_force import value_of
 
 __all__ = ["KeepAliveMixIn"]
+
+
+class _ParseRequest:
+    """The `parse_request()` of http.server's handlers, which tells when the head of a request was read."""
+
+    def __get__(self, handler: Any, owner: type) -> Any:
+        if handler is None:
+            return super(KeepAliveMixIn, owner).parse_request  # type: ignore[misc]
+        parse = super(KeepAliveMixIn, handler).parse_request  # type: ignore[misc]
+        exchange = getattr(getattr(handler, "_prefork_", None), "exchange", None)
+        if exchange is None:
+            return parse
+
+        def parse_request() -> Any:
+            parsed = parse()
+            if parsed:
+                exchange.head_read(handler)
+            return parsed
+
+        return parse_request
 
 
 class KeepAliveMixIn(KeepsConnections):
@@ -87,6 +108,8 @@ class KeepAliveMixIn(KeepsConnections):
         finally:
             visit.close(self)
 
+    parse_request = _ParseRequest()
+
     def handle(self) -> None:
         """Serve the requests of this stay. May be extended."""
         self.close_connection = False
@@ -109,9 +132,10 @@ class KeepAliveMixIn(KeepsConnections):
 class _Visit:
     """The time for which an object of the program's class has a connection; the only attribute of ours on it."""
 
-    __slots__ = ("met", "told")
+    __slots__ = ("exchange", "met", "told")
 
     def __init__(self) -> None:
+        self.exchange: Exchange | None = None  # over HTTP
         self.met = False  # connection_opened() has been called
         self.told = False  # connection_closed() has been called, or is not to be, as the connection goes on
 
@@ -123,6 +147,21 @@ class _Visit:
 
     def give_up(self) -> None:
         """The connection does not go on after all."""
+
+    def step(self, handler: Any) -> Callable[[Any], object]:
+        """Return what serves one request of this handler."""
+        cls: type = type(handler)
+        step = _step_of(cls)
+        if not is_http(cls) or not hasattr(handler, "wfile"):
+            return step
+        self.exchange = exchange = Exchange(handler)
+
+        def exchanged(handler: Any) -> None:
+            exchange.begin()
+            step(handler)
+            exchange.end(handler)
+
+        return exchanged
 
     def open(self, handler: Any) -> None:
         try:
@@ -158,8 +197,7 @@ class _Stay(_Visit):
             stay.met = True
         if not stay.begun and not self._finds_more(handler):
             return
-        cls: type = type(handler)
-        step = _step_of(cls)
+        step = self.step(handler)
         while True:
             step(handler)
             if handler.close_connection or not self._finds_more(handler):
@@ -222,8 +260,7 @@ class _Loop(_Visit):
     def serve(self, handler: Any) -> None:
         if handler.speaks_first:
             self.open(handler)
-        cls: type = type(handler)
-        step = _step_of(cls)
+        step = self.step(handler)
         server, complete = handler.server, handler.complete
         idle, incomplete = _seconds(server, "keepalive_timeout"), _seconds(server, "incomplete_timeout")
         while _flushed(handler):

@@ -141,22 +141,36 @@ class KeptSocket(AcceptedSocket):
 class KeptReader(SocketReader):
     """The raw file of a kept connection: it reads what is unread first, and notes its end."""
 
-    __slots__ = ("dry", "stay")
+    __slots__ = ("dry", "received", "stay")
 
     def __init__(self, sock: KeptSocket, stay: Stay) -> None:
         super().__init__(sock)
         self.stay = stay
         self.dry = False  # it gives nothing now, so that what is buffered above it can be told
+        self.received = 0  # bytes so far
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
             return None
         if self.stay.unread and not self.closed:
-            return self.stay.read(buffer)
-        count = super().readinto(buffer)
-        if count == 0:
-            self.stay.hung_up = True
+            count: int | None = self.stay.read(buffer)
+        else:
+            count = super().readinto(buffer)
+            if count == 0:
+                self.stay.hung_up = True
+        self.received += count or 0
         return count
+
+    def taken(self) -> int:
+        """Return how many bytes were read from this file."""
+        return self.received
+
+    def ahead(self) -> bytes:
+        return b""
+
+    def give_back(self, data: bytes) -> None:
+        """Have these bytes read first by whoever reads next."""
+        self.stay.unread = data + self.stay.unread
 
 
 class KeptFile(io.BufferedReader):
@@ -173,11 +187,16 @@ class KeptFile(io.BufferedReader):
         finally:
             raw.dry = False
 
+    def taken(self) -> int:
+        """Return how many bytes were read from this file."""
+        raw: Any = self.raw
+        return int(raw.received) - len(self.ahead())
+
     def close(self) -> None:
         if not self.closed:
-            stay: Stay = self.raw.stay  # type: ignore[attr-defined]
+            raw: Any = self.raw
             if ahead := self.ahead():
-                stay.unread = ahead + stay.unread
+                raw.give_back(ahead)
         super().close()
 
 

@@ -23,7 +23,7 @@ PLAIN_HOOKS = (
     "server_bind", "server_activate", "server_close",
 )  # fmt: skip
 STEPS = ("setup", "handle", "finish")
-OF_KEPT = ("handle_one_request", "complete", "connection_opened", "connection_closed")
+KEPT_STEPS = ("handle_one_request", "complete", "connection_opened", "connection_closed")
 _OWNERS = ("socketserver", "http.server", "prefork.handlers", "prefork.keepalive")
 _KINDS: dict[int, tuple[str, str, str]] = {
     socket.SOCK_DGRAM: ("StreamRequestHandler", "a stream", "datagrams"),
@@ -77,7 +77,7 @@ def _why_not_class(server: Any, handler: type, kind: int) -> str | None:
     if _reaches(handler, "handle_one_request", "BaseHTTPRequestHandler"):
         runs += [name for name in dir(handler) if name.startswith("do_")]
     if keeps:
-        runs += OF_KEPT
+        runs += KEPT_STEPS
     for name in runs:
         if (why := why_not_run(getattr(handler, name, None))) is not None:
             return f"its {name}() {why}"

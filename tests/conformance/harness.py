@@ -3,9 +3,10 @@
     python -m tests.conformance.harness ours report.json test.test_socketserver
 
 With "ours", `prefork` stands in `socketserver`'s place before anything imports that; with "accepted", AcceptedSocket is
-`socket.socket` itself, so that every file of a socket is ours; with "stock" nothing is replaced, which tells what the
-same tests do on this machine without us. The report is JSON: `outcomes` (a word by the id of the
-test), `details` (why, where the word is not "passed") and `left` (what was left behind).
+`socket.socket` itself, so that every file of a socket is ours; with "looped" every handler of `http.server` and of what
+is built on it has KeepAliveMixIn, and with "kept" its connections are served stay by stay, too; with "stock" nothing is
+replaced, which tells what the same tests do on this machine without us. The report is JSON: `outcomes` (a word by the
+id of the test), `details` (why, where the word is not "passed"), `left` (what was left behind) and `stays`.
 """
 
 import gc
@@ -61,6 +62,61 @@ def accept_ours() -> None:
     early = [name for name in ("socketserver", *USERS_OF_SOCKETSERVER) if name in sys.modules]
     assert not early, f"imported too early to see our sockets: {early}"
     socket.socket = AcceptedSocket  # type: ignore[misc]
+
+
+HANDLERS = {
+    "http.server": ("BaseHTTPRequestHandler", "SimpleHTTPRequestHandler", "CGIHTTPRequestHandler"),
+    "xmlrpc.server": ("SimpleXMLRPCRequestHandler", "DocXMLRPCRequestHandler"),
+    "wsgiref.simple_server": ("WSGIRequestHandler",),
+}
+
+
+stays = 0  # that were served
+
+
+def mix_in() -> None:
+    """Have each handler class of the standard library keep its connections, under its own name."""
+    from prefork import KeepAliveMixIn
+
+    for module_name, names in HANDLERS.items():
+        module = importlib.import_module(module_name)
+        for name in names:
+            cls = vars(module).get(name)  # some end with a version of Python
+            if cls is not None and not issubclass(cls, KeepAliveMixIn):
+                own = {"__module__": module_name, "__doc__": cls.__doc__}
+                setattr(module, name, type(name, (KeepAliveMixIn, cls), own))
+
+
+def keep() -> None:
+    """Have every server serve a connection stay by stay, in the thread that serves it, as a pool's workers would."""
+    import select
+
+    from prefork import KeepAliveMixIn
+    from prefork.server import BaseServer
+    from prefork.workers.kept import Kept
+    from prefork.workers.stay import KeptSocket, Stay, peek
+
+    finish_request = BaseServer.finish_request
+
+    def stay_by_stay(self: Any, request: Any, client_address: Any) -> None:
+        global stays
+        handler, left = self.RequestHandlerClass, Kept()
+        if not (isinstance(handler, type) and issubclass(handler, KeepAliveMixIn) and hasattr(request, "detach")):
+            finish_request(self, request, client_address)
+            return
+        while True:
+            select.select([] if left.unread else [request], [], [], 0 if left.unread else None)
+            if not left.unread and not peek(request):
+                return
+            with KeptSocket(request.family, request.type, request.proto, os.dup(request.fileno())) as kept:
+                kept.stay = stay = Stay(left, lambda stay: None)
+                stays += 1
+                finish_request(self, kept, client_address)
+            if not stay.goes_on:
+                return
+            left = Kept.decoded(stay.left().encoded())
+
+    BaseServer.finish_request = stay_by_stay  # type: ignore[method-assign]
 
 
 class Recorder(unittest.TestResult):
@@ -147,12 +203,16 @@ def run(names: list[str]) -> dict[str, Any]:
         recorder = Recorder()
         without(unittest.defaultTestLoader.loadTestsFromNames(names)).run(recorder)
         left = left_behind(before)
-    return {"outcomes": recorder.outcomes, "details": recorder.details, "left": left}
+    return {"outcomes": recorder.outcomes, "details": recorder.details, "left": left, "stays": stays}
 
 
 def main(which: str, report: str, *names: str) -> None:
-    if which == "ours":
+    if which in ("ours", "looped", "kept"):
         stand_in()
+        if which != "ours":
+            mix_in()
+        if which == "kept":
+            keep()
     elif which == "accepted":
         accept_ours()
     Path(report).write_text(json.dumps(run(list(names))))

@@ -32,6 +32,10 @@ class Report:
     outcomes: dict[str, str]
     details: dict[str, str]
     left: list[str]
+    stays: int
+
+    def differing(self, other: "Report") -> set[str]:
+        return {name for name, _ in self.outcomes.items() ^ other.outcomes.items()}
 
     def explain(self, names: set[str]) -> str:
         return "\n\n".join(f"{name}: {self.outcomes.get(name)}\n{self.details.get(name, '')}" for name in sorted(names))
@@ -92,6 +96,26 @@ def test_users_of_socketserver(names: list[str], tmp_path: Path) -> None:
     assert ours.outcomes == stock.outcomes, ours.explain(differing)
     assert "passed" in ours.outcomes.values()
     assert ours.left == stock.left == []
+
+
+# They take the objects of a handler for connections; one that is kept has an object for each stay.
+ONE_OBJECT = "test.test_xmlrpc.KeepaliveServerTestCase"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["test.test_httpservers"], ["test.test_xmlrpc"], ["test.test_wsgiref"]],
+    ids=["http.server", "xmlrpc.server", "wsgiref"],
+)
+def test_kept_connections(names: list[str], tmp_path: Path) -> None:
+    """With KeepAliveMixIn before each handler class, in a loop and stay by stay, they do what they do without it."""
+    looped, kept, stock = run(tmp_path, ("looped", "kept", "stock"), names)
+    assert looped.outcomes == stock.outcomes, looped.explain(looped.differing(stock))
+    differing = {name for name in kept.differing(stock) if ONE_OBJECT not in name}
+    assert not differing, kept.explain(differing)
+    assert looped.left == kept.left == []
+    assert "passed" in stock.outcomes.values()
+    assert [report.stays > 0 for report in (looped, kept, stock)] == [False, True, False]
 
 
 # Where test_socket speaks of files.

@@ -429,5 +429,6 @@ MODULES = {
     "stays": Module("workers/stays.py", ("keeping",), ("process/pool",)),
     "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
     "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),
+    "http_exchange": Module("workers/http_exchange.py", ("http_exchange",), ("process/server",)),
     "idle_waits": Module("workers/idle_waits.py", ("keepalive",), ("process/server",)),
 }
