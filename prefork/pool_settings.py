@@ -234,12 +234,12 @@ class PoolSettings:
     ] = None  # fmt: skip
     max_connections: Annotated[
         int | None,
-        Setting("close a connection while the pool serves so many", group="Admission", at_least=1),
+        Setting("close a connection while the pool serves so many, or keeps them", group="Admission", at_least=1),
     ] = None
     max_connections_per_client: Annotated[
         int | None,
-        Setting("close a connection while the pool serves so many of the same client, which is an IPv4 address, or an "
-                "IPv6 network of 64 bits", group="Admission", at_least=1),
+        Setting("close a connection while the pool serves or keeps so many of the same client, which is an IPv4 "
+                "address, or an IPv6 network of 64 bits", group="Admission", at_least=1),
     ] = None  # fmt: skip
     proxy_trusted: Annotated[
         str | None,

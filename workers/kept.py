@@ -27,7 +27,11 @@ MESSAGE_VERSION = 1
 HEAD = struct.Struct("<BBBBIQQIIIII")
 STATE_MAX = 64 * 1024
 MESSAGE_MAX = 160 * 1024  # below the usual limit of a queue's buffer
-BUFFER = 1 << 20  # of a queue, where the kernel allows it
+PARK_BUFFER = 1 << 20  # where the kernel allows it: no worker has to keep what it could park
+# Half of what the kernel makes of it: room for the longest message, or some 250 short ones. The rest waits in the
+# holder: all descriptors of a user that are on their way count for the limit that unix(7) calls ETOOMANYREFS, which is
+# 1024 in most workers.
+READY_BUFFER = 96 * 1024
 MARSHAL = 4  # the version of that format, which all supported Pythons read
 
 # Flags.
@@ -215,10 +219,10 @@ class Queues(NamedTuple):
         """Make both queues. Raises OSError when descriptors are short, and then leaves nothing open."""
         with contextlib.ExitStack() as stack:
             socks = []
-            for _ in range(2):
+            for size in (PARK_BUFFER, READY_BUFFER):
                 pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 socks += [stack.enter_context(each) for each in pair]
-                pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+                pair[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
             stack.pop_all()
         return cls(*map(QueueEnd, socks))
 

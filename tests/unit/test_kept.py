@@ -191,6 +191,22 @@ def test_a_full_queue(queues: Queues, connection: tuple[socket.socket, socket.so
     assert queues.ready_in.send(Kept().encoded(), connection[1].fileno())
 
 
+def test_the_room_of_the_queues(queues: Queues, connection: tuple[socket.socket, socket.socket]) -> None:
+    """Each takes the longest message. The ready queue takes a few hundred short ones, so that a worker with the usual
+    limit of descriptors can still park."""
+    for sending, receiving in ((queues.park_in, queues.park_out), (queues.ready_in, queues.ready_out)):
+        longest = Kept(unread=bytes(MESSAGE_MAX - len(Kept().encoded()))).encoded()
+        assert sending.send(longest, connection[1].fileno())
+        found = receiving.receive()
+        assert found is not None
+        assert found[0] == longest
+        os.close(found[1])
+    sent = 0
+    while queues.ready_in.send(Kept().encoded(), connection[1].fileno()):
+        sent += 1
+    assert 100 <= sent <= 500
+
+
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM, errno.EBADF])
 def test_a_refused_message(number: int) -> None:
     """What passes is told by False, and nothing else: an error that stays is raised."""
