@@ -106,6 +106,7 @@ class HolderChild:
         self._before: list[Watched] = []
         self._restarts = Restarts()
         self._draining = False  # the service ends
+        self._over = False  # and nothing is held any more
 
     def turn(self, now: float) -> float:
         """Start the holder if it is missing, kill it if it hangs, retire the one before. Return the time of the next
@@ -114,6 +115,8 @@ class HolderChild:
             return self._wind_up(now)
         when = now + TICK_S
         if self._own is None:
+            if self._over:
+                return when
             if now < self._restarts.next_start:
                 return min(self._restarts.next_start, when)
             self._start(now)
@@ -145,6 +148,7 @@ class HolderChild:
         self._before = [each for each in self._before if each.child is not child]
         if child is not None and (self._own is None or child is not self._own.child):
             return
+        self._over = child is not None and child.reason is ExitReason.STOPPED
         self._restarts.ended(now if self._own is None else self._own.child.started, now)
         self._own = None
 

@@ -46,6 +46,7 @@ SPAWN_BURST_MAX = 32
 RESIZE_EVERY_S = 1.0
 
 
+AWAITED = (ChildKind.WORKER, ChildKind.COMPANION, ChildKind.HOLDER)  # at the end of the service
 TOLD_TO_LEAVE = (ChildState.DRAINING, ChildState.STOPPING)
 
 
@@ -257,12 +258,13 @@ def _run(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
 
 def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     """Plan the end: DRAINING serves the accept queue to its end, then drains the workers, and the companions when these
-    have gone, or when half of the time has; STOPPING stops them all.
+    have gone, or when half of the time has; STOPPING stops them all. The holder is stopped last: workers park what they
+    have.
 
     Where every worker has died before the queue was once seen empty, one more serves it. The end does not wait for one
     that outlives its SIGKILL, or is out of our reach.
     """
-    children = [c for c in snapshot.children if c.kind in (ChildKind.WORKER, ChildKind.COMPANION)]
+    children = [c for c in snapshot.children if c.kind in AWAITED]
     phase, left = snapshot.phase, [c for c in children if c.deadline is None or now < c.deadline + OUT_OF_REACH_S]
     quiet = not snapshot.queued and now - snapshot.queued_at >= QUIET_S
     late = now >= queue_deadline(snapshot, limits)
@@ -273,8 +275,11 @@ def _end(snapshot: PoolSnapshot, limits: Limits, now: float) -> Plan:
     if phase is Phase.STOPPING:
         stop = tuple(c.serial for c in left if c.state not in (ChildState.STOPPING, ChildState.KILLING))
         return Plan(phase, pool, stop=stop)
+    holders = [c for c in left if c.kind is ChildKind.HOLDER]
+    if not forsaken and len(holders) == len(left):
+        return Plan(phase, pool, stop=tuple(c.serial for c in holders if c.staying))
     drain = [c for c in left if c.serving and (quiet or late or (c.state is ChildState.STARTING and not forsaken))]
-    if late or (all(c.is_companion for c in left) and not forsaken):
+    if late or (all(c.is_companion for c in left if c not in holders) and not forsaken):
         drain += [c for c in left if c.is_companion and c.staying]
     spawn = int(forsaken and now >= snapshot.pool.next_start and not any(c.serving for c in left))
     return Plan(phase, pool, spawn=spawn, drain=tuple((c.serial, ExitReason.DRAINED) for c in drain))

@@ -292,9 +292,9 @@ MODULES = {
     "exporter_child": Module(
         "prefork/exporter/child.py", ("exporter_child",), ("process/exporter", "faults/metrics_endpoint")
     ),
-    "holder_child": Module("prefork/holder/child.py", ("holder_child",), ()),
-    "kept_queues": Module("prefork/master/kept_queues.py", ("kept_queues", "holder_child"), ()),
-    "restarts": Module("prefork/master/restarts.py", ("holder_child", "exporter_child"), ()),
+    "holder_child": Module("prefork/holder/child.py", ("holder_child",), ("process/held",)),
+    "kept_queues": Module("prefork/master/kept_queues.py", ("kept_queues", "holder_child"), ("process/held",)),
+    "restarts": Module("prefork/master/restarts.py", ("holder_child", "exporter_child"), ("process/exporter",)),
     "exporter": Module("prefork/exporter/server.py", (), ("process/exporter", "faults/metrics_endpoint")),
     "request_handlers": Module("prefork/handlers.py", ("handlers", "socket_files", "loop"), ("process/server",)),
     "own": Module("prefork/inheritance/own.py", (), ("process/names_of_the_program", "process/precedence")),

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import psutil
 import pytest
@@ -18,30 +19,10 @@ from tests.support.programs.releases import AFTERWARDS, Released
 from tests.support.programs.service import HUNG, Service, Watch, script
 
 WORKERS = 2
-ANY = """
-with open("release.py") as file:
-    exec(compile(file.read(), "release.py", "exec"))
-"""
-KEPT = """
-class Handler(KeepAliveMixIn, StreamRequestHandler):
-    def handle_one_request(self):
-        self.state = (self.state or 0) + len(self.rfile.readline())
-        self.wfile.write(f"{self.state}\\n".encode())
-"""
+ANY = "with open('release.py') as file: exec(compile(file.read(), 'release.py', 'exec'))\n"
+KEPT = "from tests.process.programs.held import Handler\n"
 PLAIN = "Handler = Who\n"
-FORKS = """
-class Hooks(Told):
-    forked = False
-    def service_actions(self):
-        super().service_actions()
-        if not Hooks.forked:
-            Hooks.forked = True
-            if not (pid := os.fork()):
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                while True:
-                    signal.pause()
-            tell("forked", child=pid)
-"""
+FORKS = "from tests.process.programs.held import Forking as Hooks\n"
 
 
 class Client:
@@ -126,7 +107,7 @@ def queue_ends(pid: int) -> set[str]:
 def test_who_has_which_ends(tmp_path: Path) -> None:
     """A worker has those by which it parks and takes, the holder the other two and the one by which it parks for its
     successor; nobody else has any, nor a process that the program forks."""
-    settings = {"metrics_address": ("127.0.0.1", 0), "max_children": WORKERS}
+    settings: dict[str, Any] = {"metrics_address": ("127.0.0.1", 0), "max_children": WORKERS}
     with Service(tmp_path, script(KEPT + FORKS, **settings)) as service:
         service.wait_ready(WORKERS)
         forked = service.wait("forked")["child"]
@@ -278,6 +259,7 @@ def test_the_end(signum: int, tmp_path: Path) -> None:
             assert service.wait_exit() == 0
         statistics = service.statistics()
     assert took < 1.0
+    assert service.log.splitlines()[-1].endswith("INFO stopped")
     assert statistics["connections_closed"] == {"drained": 500}
     assert not any(statistics["connections"].values())
 

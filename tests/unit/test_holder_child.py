@@ -249,6 +249,17 @@ def test_the_end_of_the_service(master: Masters) -> None:
     assert new.reason is ExitReason.STOPPED
 
 
+def test_the_last_one(master: Masters) -> None:
+    """After one that was stopped none is started."""
+    side = master.side()
+    side.turn(0.0)
+    ended: Any = master.children[0]
+    ended.reason = ExitReason.STOPPED
+    side.ended(ended, 50.0)
+    assert side.turn(50.0) == 50.0 + TICK_S
+    assert len(master.children) == 1
+
+
 def test_one_out_of_reach_is_told_again(master: Masters) -> None:
     """A signal that the kernel refuses is sent in the next turn."""
     side = master.side()

@@ -56,7 +56,7 @@ later = st.sampled_from([NOW - 1, NOW, NOW + 0.005, NOW + 0.5, NOW + 3, NOW + 10
 def children(draw: st.DrawFn, serial: int) -> ChildView:
     """Any that the supervisor can see: what contradicts itself is left out, what is unlikely is not."""
     state = draw(st.sampled_from(list(ChildState)[:5]))
-    kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER, ChildKind.COMPANION]))
+    kind = draw(st.sampled_from([ChildKind.WORKER] * 8 + [ChildKind.EXPORTER, ChildKind.COMPANION, ChildKind.HOLDER]))
     told = state in (ChildState.DRAINING, ChildState.STOPPING, ChildState.KILLING)
     lanes = 0 if kind is ChildKind.COMPANION else draw(st.sampled_from([1, 1, 3]))
     busy = [] if state is ChildState.STARTING or not lanes else draw(st.lists(moments, max_size=lanes))
@@ -173,7 +173,7 @@ def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     """After STOP, and after DRAIN and its drain_delay, nothing is started but a worker for a queue that has none any
     more; no phase goes back; everybody is told."""
     result = plan(snapshot, limits, NOW)
-    kinds = (ChildKind.WORKER, ChildKind.COMPANION)
+    kinds = (ChildKind.WORKER, ChildKind.COMPANION, ChildKind.HOLDER)
     workers = [child for child in snapshot.children if child.kind in kinds]
     assert ORDER.index(result.phase) >= ORDER.index(snapshot.phase)
     if snapshot.phase is Phase.DRAINING and limits.drain_delay and snapshot.pool.ever_ready:
@@ -181,7 +181,7 @@ def test_stop_wins(snapshot: PoolSnapshot, limits: Limits) -> None:
     forsaken = snapshot.phase is Phase.DRAINING and snapshot.queued and not any(child.ready for child in workers)
     assert result.spawn in ((0, 1) if forsaken else (0,))
     assert result.companions == ()
-    if not (forsaken and not workers):
+    if not (forsaken and all(child.kind is ChildKind.HOLDER for child in workers)):
         assert (result.phase is Phase.STOPPED) == (snapshot.phase is Phase.STOPPED or not workers)
     if result.phase is Phase.STOPPING:
         told = {child.serial for child in workers if child.state in (ChildState.STOPPING, ChildState.KILLING)}
@@ -499,6 +499,30 @@ def test_end_waits_for_the_queue() -> None:
     assert drained(seen(ready, starting, queued_at=NOW - 2 * QUIET_S, **ending), FOUR) == told
     long: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - FOUR.graceful_timeout / 2}
     assert drained(seen(ready, starting, queued=True, queued_at=NOW, **long), FOUR) == told
+
+
+def test_the_holder_is_last() -> None:
+    """While the service drains it is there for what the workers park and the companions take; then it is stopped, and
+    the end waits for it, within its deadline. Where everybody is told to leave now, so is it."""
+    ending: dict[str, Any] = {"phase": Phase.DRAINING, "phase_since": NOW - 1, "queued_at": NOW - 1}
+    holder = worker(7)._replace(kind=ChildKind.HOLDER)
+    companion = worker(3)._replace(kind=ChildKind.COMPANION, name="one")
+    gone = worker(1, ChildState.DRAINING, deadline=NOW + 5)
+    with_worker = plan(seen(worker(1), companion, holder, **ending), FOUR, NOW)
+    assert (with_worker.stop, with_worker.drain) == ((), ((1, ExitReason.DRAINED),))
+    assert plan(seen(gone, holder, **ending), FOUR, NOW).stop == ()
+    with_companion = plan(seen(companion, holder, **ending), FOUR, NOW)
+    assert (with_companion.stop, with_companion.drain) == ((), ((3, ExitReason.DRAINED),))
+    alone = plan(seen(holder, **ending), FOUR, NOW)
+    assert (alone.phase, alone.stop, alone.drain) == (Phase.DRAINING, (7,), ())
+    told = holder._replace(state=ChildState.STOPPING, deadline=NOW + 0.5)
+    waiting = plan(seen(told, **ending), FOUR, NOW)
+    assert (waiting.phase, waiting.stop) == (Phase.DRAINING, ())
+    assert waiting.wake_at <= NOW + 0.5
+    assert plan(seen(told._replace(deadline=NOW - 9), **ending), FOUR, NOW).phase is Phase.STOPPED
+    forsaken = plan(seen(holder, **{**ending, "queued": True, "queued_at": NOW}), FOUR, NOW)
+    assert (forsaken.phase, forsaken.spawn, forsaken.stop) == (Phase.DRAINING, 1, ())
+    assert plan(seen(worker(1), holder, phase=Phase.STOPPING), FOUR, NOW).stop == (1, 7)
 
 
 def test_a_queue_that_its_workers_have_left() -> None:
