@@ -12,7 +12,7 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import IntEnum
 from time import monotonic_ns
 from typing import NamedTuple, TypeVar
@@ -109,7 +109,7 @@ LOOP_DELAY = Histogram(BOOT.end, bounds(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.
 CONTROL_REQUESTS = LOOP_DELAY.end
 CONTROL_COMMANDS = 16  # leaves room for more commands
 # Of each listener, by its number: the COUNTS of dead processes, and these.
-# KEEPS: 1 if connections that come by it may be kept, 2 if a holder has those that are idle.
+# KEEPS: 1 if connections that come by it are kept, so that a holder has those that are idle.
 LISTENER_LOST, LISTENER_TIMED_OUT, QUEUE_LENGTH_MAX, TLS_EXPIRES_AT_S, KEEPS = range(COUNT_WORDS, COUNT_WORDS + 5)
 LISTENER_WORDS = COUNT_WORDS + 5
 OF_LISTENERS = CONTROL_REQUESTS + CONTROL_COMMANDS * len(ControlResult)
@@ -206,12 +206,11 @@ class Snapshot(NamedTuple):
 
     def needs_holder(self, number: int) -> bool:
         """Return whether idle connections that came by this listener go to a holder."""
-        return self.words[listener_word(number, KEEPS)] == 2
+        return bool(self.words[listener_word(number, KEEPS)])
 
     def keeps(self, number: int) -> bool:
-        """Return whether connections that come by this listener may be kept, or were."""
-        words = self.of_listener(number)
-        return bool(words[KEEPS] or words[OPENED - COUNTS.start])
+        """Return whether connections that come by this listener are kept, or were."""
+        return self.needs_holder(number) or bool(self.of_listener(number)[OPENED - COUNTS.start])
 
     def connections_of(self, number: int) -> ConnectionCounts:
         """Return the counts of the connections that came by this listener."""
@@ -486,12 +485,11 @@ class Board:
             for word in range(LISTENER_WORDS):
                 words[listener_word(number, word)] = 0
 
-    def say_who_keeps(self, listeners: Mapping[int, bool]) -> None:
-        """Say by which listeners connections come that may be kept, and of each whether a holder has the idle ones:
-        those under TLS stay with their worker."""
+    def say_who_keeps(self, numbers: Collection[int]) -> None:
+        """Say by which listeners connections come that are kept."""
         with self.change() as words:
             for number in range(LISTENERS_MAX):
-                words[listener_word(number, KEEPS)] = 1 + listeners[number] if number in listeners else 0
+                words[listener_word(number, KEEPS)] = number in numbers
 
     def add(self, word: int, amount: int = 1) -> None:
         with self.change() as words:

@@ -153,7 +153,7 @@ class Listened(Supervised):
             return None
         sock = socket_of(self.server)
         where = where or address_text(self.server.server_address if sock is None else sock.getsockname())
-        return AccessLog(LogContext(where, self.slot, address_text, keeps(self.server)))
+        return AccessLog(LogContext(where, self.slot, address_text, keeps(self.server) and self.tls is None))
 
     # What connections must show.
 

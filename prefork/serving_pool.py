@@ -118,9 +118,7 @@ class Preforked(Joined):
                 stack.enter_context(process.frozen())
             supervisor = self.supervisor = self._pool(wakeup, mailbox)
             self._publish_expiry()
-            self.counting.board.say_who_keeps(
-                {number_of(each.listener): each.tls is None for each in self._that_keep()}
-            )
+            self.counting.board.say_who_keeps({number_of(each.listener) for each in self._that_keep()})
             try:
                 self.export(supervisor)
                 self._hold(supervisor)
@@ -240,11 +238,12 @@ class Preforked(Joined):
         return supervisor
 
     def keeps_connections(self) -> bool:
-        """Return True if any of the servers does; TLS is served as without a holder."""
-        return any(each.tls is None for each in self._that_keep())
+        """Return True if any of the servers does."""
+        return bool(self._that_keep())
 
     def _that_keep(self) -> list[Joined]:
-        return [each for each in self.each if keeps(each.server)]
+        """The servers whose connections are kept; TLS is served as without a holder."""
+        return [each for each in self.each if keeps(each.server) and each.tls is None]
 
     def _kept_queues(self) -> KeptQueues:
         """Return the queues of kept connections: those of the previous image, or new ones, but none in a rehearsal."""

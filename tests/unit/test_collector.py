@@ -159,7 +159,7 @@ def whole_scrape() -> Scrape:
         Word.LOGS_COUNTED: 1,
         Word.CONTROL_OPEN: 1,
         listener_word(0, TLS_EXPIRES_AT_S): 1_800_000_000,
-        listener_word(0, KEEPS): 2,
+        listener_word(0, KEEPS): 1,
         Word.DATAGRAMS_TRUNCATED: 35,
         EXITS + ExitReason.CRASHED: 13,
         SIGNAL_DEATHS + 6: 14,
@@ -398,10 +398,9 @@ OF_HOLDER = {"prefork_holder_up", "prefork_held_connections_limit"}
 
 def test_where_no_connection_is_kept(scrape: Scrape) -> None:
     """Nothing is said of kept connections, unless some were: their totals go on when they are kept no more. Nothing of
-    a holder, where none is needed, as under TLS."""
+    a holder then."""
     keeps, opened = listener_word(0, KEEPS), scrape.snapshot.by_listener[0]
-    for said, opened_now, told in ((0, 1, OF_KEPT - OF_HOLDER), (0, 0, set()), (1, 0, OF_KEPT - OF_HOLDER),
-                                   (2, 0, OF_KEPT)):  # fmt: skip
+    for said, opened_now, told in ((0, 1, OF_KEPT - OF_HOLDER), (0, 0, set()), (1, 0, OF_KEPT)):
         scrape.snapshot.words[keeps], opened[OPENED - COUNTS.start] = said, opened_now
         assert names(scrape) & OF_KEPT == told
 
@@ -411,7 +410,7 @@ def test_connections_of_each_listener(scrape: Scrape) -> None:
     two = replace(scrape, listeners=((LISTENER, 0, QUEUE), ("other", 1, Queue())))
     kept = re.compile(r'prefork_connection(s|s_opened_total|s_closed_total|_moves_total){listener="other"')
     assert not list(filter(kept.match, samples(two)))
-    two.snapshot.words[listener_word(1, KEEPS)] = 2
+    two.snapshot.words[listener_word(1, KEEPS)] = 1
     found = samples(two)
     assert len(list(filter(kept.match, found))) == 4 + 1 + len(CloseReason) + 1
     assert found['prefork_connections{listener="other",state="held"}'] == 0

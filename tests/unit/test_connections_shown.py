@@ -32,7 +32,7 @@ def board() -> Iterator[Snapshot]:
         slot.words[HELD_MOST] = 1000
         board.set_condition(board.enter(kind, SlotReader(slot)), Condition.READY)
         slots.append(slot)
-    board.say_who_keeps({0: True})
+    board.say_who_keeps({0})
     yield board.snapshot()
     board.forget()
     for slot in slots:
@@ -86,8 +86,8 @@ def test_the_workers(board: Snapshot) -> None:
 
 
 def test_none_is_needed(board: Snapshot) -> None:
-    """Where connections stay with their workers, as under TLS, or are kept no more, that no holder runs is no news."""
-    board.words[listener_word(0, KEEPS)] = 1
+    """Where no connection is kept any more, that no holder runs is no news."""
+    board.words[listener_word(0, KEEPS)] = 0
     found = status_report(service(board))
     assert found["holders"] is None
     assert connections_text(found) == "51 open: 1 active, 1 lingering, 42 held, 7 queued"
