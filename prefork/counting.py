@@ -8,7 +8,9 @@ constructor must not create anything that has to be closed. A child has a copy, 
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -22,6 +24,9 @@ from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
+from prefork.workers.looped import LoopTerms
+
+from .sockets.of_server import is_closed
 
 ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
@@ -80,6 +85,7 @@ class Counting:
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
                            admission=admission, access_log=access_log)  # fmt: skip
+        self.lanes.loops = LoopTerms(partial(_is_over, weakref.ref(server)))
         handshake.in_its_lane(server)
         self.lanes.bind(server)
         return self.lanes
@@ -151,3 +157,9 @@ class Counting:
             if slot is not birth.slot:
                 user_forks.write_privately(slot.memory, slot.fd)
                 os.close(slot.fd)
+
+
+def _is_over(server: "weakref.ref[Any]") -> bool:
+    """Return True if this server is told to end, or closed: then connections that rest in a thread are over."""
+    found = server()
+    return found is None or found._prefork_.shutdown_requested or is_closed(found)

@@ -9,16 +9,17 @@ the connection, in a loop, and means the same. Must not close a connection, whic
 `finish_request()` does.
 """
 
-import os
 import socket
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from prefork.metrics.facts import CloseReason
 from prefork.workers.http_exchange import Exchange, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
 from prefork.workers.kept import decode_state, encode_state
+from prefork.workers.looped import Looped, of_this_thread
 from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket, Stay, bytes_wanted, peek
 
 from .settings.in_force import value_of
@@ -151,8 +152,8 @@ class _Visit:
     def step(self, handler: Any) -> Callable[[Any], object]:
         """Return what serves one request of this handler."""
         cls: type = type(handler)
-        step = _step_of(cls)
-        if not is_http(cls) or not hasattr(handler, "wfile"):
+        step, http = _step_of(cls)
+        if not http or not hasattr(handler, "wfile"):
             return step
         self.exchange = exchange = Exchange(handler)
 
@@ -164,10 +165,6 @@ class _Visit:
         return exchanged
 
     def open(self, handler: Any) -> None:
-        try:
-            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except (AttributeError, OSError):
-            pass  # a Unix socket, or the program's own object
         handler.connection_opened()
         self.met = True
 
@@ -208,7 +205,7 @@ class _Stay(_Visit):
         stay, request = self.stay, handler.request
         if not _flushed(handler):
             stay.hung_up = True
-        if stay.hung_up or stay.pid != os.getpid() or request.fileno() == -1 or request._closed:
+        if stay.hung_up or request.fileno() == -1 or request._closed:
             return False
         ahead = _ahead(handler) + stay.unread
         complete = handler.complete
@@ -257,35 +254,60 @@ class _Loop(_Visit):
 
     __slots__ = ()
 
+    def open(self, handler: Any) -> None:
+        try:  # one that is kept has it of its listener
+            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        except (AttributeError, OSError):
+            pass  # a Unix socket, or the program's own object
+        super().open(handler)
+
     def serve(self, handler: Any) -> None:
         if handler.speaks_first:
             self.open(handler)
         step = self.step(handler)
-        server, complete = handler.server, handler.complete
-        idle, incomplete = _seconds(server, "keepalive_timeout"), _seconds(server, "incomplete_timeout")
-        while _flushed(handler):
-            rfile = getattr(handler, "rfile", None)
-            if not wait_for_bytes(handler.request, rfile, idle):
-                return
-            if complete is not None and not wait_until_complete(handler.request, rfile, complete, incomplete):
-                return
+        loop = of_this_thread()
+        while _flushed(handler) and self._finds_more(handler, loop):
             if not self.met:
                 self.open(handler)
             step(handler)
             if handler.close_connection:
                 return
+            if loop is not None:
+                loop.rest()
+
+    def _finds_more(self, handler: Any, loop: Looped | None) -> bool:
+        """Return True if the next request has begun, False if the connection is over."""
+        server, request, complete = handler.server, handler.request, handler.complete
+        rfile = getattr(handler, "rfile", None)
+        resting = loop if loop is not None and loop.resting else None
+        reason = CloseReason.CLIENT
+        try:
+            found = wait_for_bytes(
+                request, rfile, _seconds(server, "keepalive_timeout"), None if resting is None else resting.goes_on
+            )
+            if found and complete is not None:
+                wait_until_complete(request, rfile, complete, _seconds(server, "incomplete_timeout"))
+        except TimeoutError:
+            found, reason = False, CloseReason.IDLE_TIMEOUT
+        if loop is not None and not found and loop.reason == CloseReason.HANDLER:
+            loop.reason = reason
+        if resting is not None and found:
+            resting.next_request()
+        return found
 
 
 @lru_cache(64)
-def _step_of(cls: type) -> Callable[[Any], object]:
-    """Return what serves one request: `handle_one_request()`, or the nearest `handle()` below the mix-in, where a class
-    has replaced the one that would call it. Raises TypeError where there is none."""
+def _step_of(cls: type) -> tuple[Callable[[Any], object], bool]:
+    """Return what serves one request, and whether that is one over HTTP.
+
+    It is `handle_one_request()`, or the nearest `handle()` below the mix-in, where a class has replaced the one that
+    would call it. Raises TypeError where there is none.
+    """
     for base in cls.__mro__:
         if "handle_one_request" in vars(base):
-            return _handle_one_request
+            return _handle_one_request, is_http(cls)
         if "handle" in vars(base) and issubclass(cls, KeepAliveMixIn) and not _is_no_handler(cls, base):
-            handle: Callable[[Any], object] = vars(base)["handle"]
-            return handle
+            return vars(base)["handle"], is_http(cls)
     raise TypeError(f"{cls.__qualname__} has no handle_one_request()")
 
 

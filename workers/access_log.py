@@ -66,17 +66,25 @@ class AccessLog:
         self.fields, self.varying = FIELDS + more, VARYING + more
         self._template = LogTemplate(log, self.varying, self._record, _plain)
 
-    def begin(self, lane: memoryview, request: Any, client_address: Any) -> None:
-        """Note a request that was accepted on this lane, or has begun on a kept connection."""
+    def begin(self, lane: memoryview, request: Any, client_address: Any, number: int | None = None) -> None:
+        """Note a request that was accepted on this lane, or has begun on a kept connection.
+
+        `number`: which one it is of a connection that stays on its lane.
+        """
         process = None if client_address else unix_peer_text(request)
         datagram = len(request[0]) if isinstance(request, tuple) else None
         try:
             accepted: Callable[[], Any] = ref(request)  # we must not keep open what the program drops
         except TypeError:
             accepted = _gone
-        kept = _on_connection(request) if type(request) is KeptSocket else None
+        kept = _on_connection(request, number) if type(request) is KeptSocket or number is not None else None
         waited_ns = queue_wait_ns(request) if kept is None else None  # known right after the accept only
         self._open[id(lane)] = monotonic_ns(), waited_ns, client_address, process, datagram, accepted, kept
+
+    def number_first(self, lane: memoryview) -> None:
+        """Note that the request on this lane is the first of a connection that stays there."""
+        if (begun := self._open.get(id(lane))) is not None:
+            self._open[id(lane)] = (*begun[:-1], _OnConnection(1))
 
     def admit(self, lane: memoryview, request: Any, client_address: Any) -> None:
         """Note what admission has made of the request on this lane: another object, another client's address."""
@@ -124,10 +132,11 @@ class AccessLog:
         return record
 
 
-def _on_connection(request: KeptSocket) -> _OnConnection:
+def _on_connection(request: Any, number: int | None) -> _OnConnection:
     """Return what is to be known at the end of a request that begins now."""
     stay = getattr(request, "stay", None)
-    number = 1 if stay is None else stay.kept.requests + stay.begun
+    if number is None:
+        number = 1 if stay is None else stay.kept.requests + stay.begun
     received, sent = tcp_bytes_read(request)
     return _OnConnection(number, received or 0, sent or 0)
 

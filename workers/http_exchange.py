@@ -16,6 +16,7 @@ from .stay import KeptFile, KeptReader, KeptSocket, peek
 
 _END = b"\r\n\r\n"
 _KEEP_ALIVE = b"Connection: keep-alive\r\n"
+_INITIALS = b"cCtT"  # of the fields that matter: Connection, Content-Length, Transfer-Encoding
 HEAD_MAX = 256 * 1024  # bytes of an answer; one with a longer head is the last of its connection
 SKIPPED_MAX = 64 * 1024  # bytes of a request that its handler has not read
 
@@ -74,9 +75,10 @@ class Exchange:
 
     def _skip(self, request: Any, left: int) -> bool:
         at_hand = len(self._rfile.ahead())
-        if type(request) is KeptSocket and request.stay is not None:
+        kept = type(request) is KeptSocket
+        if kept and request.stay is not None:
             at_hand += len(request.stay.unread)
-        if at_hand < left and is_plain(request):
+        if at_hand < left and (kept or is_plain(request)):
             at_hand += len(peek(request, left) or b"")
         return bool(at_hand >= left and len(self._rfile.read(left)) == left)
 
@@ -166,6 +168,8 @@ class AnswerFile(io.BufferedIOBase):
         self._status = rest[:3]
         fields: HeaderFields = {}
         for line in lines:
+            if line[:1] not in _INITIALS:
+                continue
             name, _, value = line.partition(b":")
             name, value = name.strip().lower(), value.strip()
             fields[name] = fields[name] + b"," + value if name in fields else value

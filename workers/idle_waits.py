@@ -14,18 +14,22 @@ from typing import Any
 from .stay import bytes_wanted
 
 INCOMPLETE_S = 10.0  # for a request that comes in parts, where the server has no `incomplete_timeout`
+LOOK_S = 0.25  # between two calls of `alive`
 _LOOK_S = 0.02  # between two looks, where the kernel cannot be told for how many bytes to wait
 
 _plain = (socket.SocketType.recv, socket.SocketType.recv_into)
 
 
-def wait_for_bytes(request: Any, rfile: Any, idle_s: float | None) -> bool:
+def wait_for_bytes(request: Any, rfile: Any, idle_s: float | None, alive: Callable[[], bool] | None = None) -> bool:
     """Wait for the next request; return False if the client has hung up or was silent for `idle_s` seconds.
 
-    The request's own timeout is a limit, too. Raises what a read raises, but for a connection that was lost.
+    The request's own timeout is a limit, too. `alive` is called now and then: if it returns False the wait is over.
+    Raises what a read raises, but for a connection that was lost, and TimeoutError where the client was silent.
     """
     limits = [each for each in (idle_s, _timeout_of(request)) if each is not None]
     limit = min(limits, default=None)
+    if alive is not None and not _alive_until_readable(request, rfile, limit, alive):
+        return False
     try:
         if hasattr(rfile, "peek"):
             with _limited(request, limit):
@@ -33,29 +37,42 @@ def wait_for_bytes(request: Any, rfile: Any, idle_s: float | None) -> bool:
         if is_plain(request):
             with _limited(request, limit):
                 return bool(request.recv(1, socket.MSG_PEEK))
-    except (TimeoutError, ConnectionError):
+    except ConnectionError:
         return False
-    return _is_readable(request, limit)
+    if not _is_readable(request, limit):
+        raise TimeoutError
+    return True
 
 
-def wait_until_complete(
-    request: Any, rfile: Any, complete: Callable[[bytes], Any], limit_s: float | None
-) -> bool:  # fmt: skip
-    """Wait until the bytes at hand are a whole request, where these can be told; return False if they never were."""
-    if not is_plain(request):
+def _alive_until_readable(request: Any, rfile: Any, limit: float | None, alive: Callable[[], bool]) -> bool:
+    """Wait until something is there, or the end; return False where `alive` did. Raises TimeoutError at the limit."""
+    deadline = None if limit is None else time.monotonic() + limit
+    if _ahead(request, rfile):
         return True
+    while not _is_readable(request, LOOK_S):
+        if not alive() or getattr(request, "fileno", int)() == -1:
+            return False
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError
+    return True
+
+
+def wait_until_complete(request: Any, rfile: Any, complete: Callable[[bytes], Any], limit_s: float | None) -> None:
+    """Wait until the bytes at hand are a whole request, where these can be told. Raises TimeoutError if they never are,
+    and what `complete()` does."""
+    if not is_plain(request):
+        return
     deadline = time.monotonic() + (INCOMPLETE_S if limit_s is None else limit_s)
     unread, asked = _ahead(request, rfile), False
     try:
         while wanted := bytes_wanted(request, unread, complete):
             if (left := deadline - time.monotonic()) <= 0:
-                return False
+                raise TimeoutError
             asked = True
             _wait_for_so_many(request, wanted, left)
     finally:
         if asked:
             request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-    return True
 
 
 def is_plain(request: Any) -> bool:
@@ -102,7 +119,7 @@ def _ahead(request: Any, rfile: Any) -> bytes:
     with _limited(request, 0):
         try:
             ahead: bytes = rfile.peek()
-        except BlockingIOError:
+        except OSError:  # nothing at hand, as TLS says it; an error is met again by who reads
             return b""
     return ahead
 

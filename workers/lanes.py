@@ -38,7 +38,7 @@ from prefork.metrics.scoreboard import (
     Slot,
 )
 
-from . import strays, user_forks
+from . import looped, strays, user_forks
 from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, RESOURCES_SHORT, Accepted, GetRequest, NotAccepted, is_shortage
 from .access_log import AccessLog
 from .admission import Admission, NotAdmitted
@@ -46,6 +46,7 @@ from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
 from .definitions import evaluated, is_the_programs, of_class, put
 from .identity import Identity, identity, lost
+from .keeps import keeps
 from .thread_body import THREAD_BODY, ThreadBody
 
 # A process asks at most so often how long a connection waited: asking costs 4 µs, the answer is in jiffies of 10 ms.
@@ -105,6 +106,7 @@ class Lanes:
         self.found: Finish | None = None  # what the instance had of its own before `bind()`
         self.bound: Finish | None = None
         self.keeping: Callable[[Any], Finish] | None = None  # counts instead, where connections are kept
+        self.loops = looped.LoopTerms()  # for those of such a handler class that are not
         self._body: ThreadBody | None = None
         self._add(slot)
         _every.add(self)
@@ -227,7 +229,7 @@ class Lanes:
             self._listener = identity(server.socket.fileno())
         self.placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
-        self.bound = (self.keeping or self.counting)(server)
+        self.bound = self._counts(server)
         put(server, FINISH, self.bound)
         if self.elsewhere and hasattr(server, THREAD_BODY):
             self._body = ThreadBody(server)
@@ -235,6 +237,11 @@ class Lanes:
                 self.keeping is not None or self.admission is None or self.admission.at_once
                 or any(is_the_programs(server, name) for name in ("verify_request", "process_request"))
             )  # fmt: skip
+
+    def _counts(self, server: Any) -> Finish:
+        if self.keeping is not None:
+            return self.keeping(server)
+        return looped.counting(self, server) if keeps(server) else self.counting(server)
 
     def unbind(self, server: Any) -> None:
         """Put back what the instance had of its own; what the program has put there meanwhile stays."""
@@ -249,7 +256,7 @@ class Lanes:
     def put_back(self, server: Any) -> None:
         """Count on, after the program has deleted from the object what it had put there: it means its class's."""
         if self.found is not None:
-            self.found, self.bound = None, (self.keeping or self.counting)(server)
+            self.found, self.bound = None, self._counts(server)
         if self.bound is not None:
             put(server, FINISH, self.bound)
 

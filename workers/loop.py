@@ -33,6 +33,7 @@ from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lazy_imports import import_lazy
 from .limits import Usage
+from .looped import LoopTerms
 from .open_lanes import OpenLanes
 from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .straight import way_of
@@ -151,8 +152,9 @@ class Worker:
         for server, lanes, terms in self._served:
             handshake.in_its_lane(server)
             strays.end_in_hooks(server, lambda: self.lanes.forked)
+            count = self._count_one_more if self._threads is None else self._threads.count_one_more
+            lanes.loops = LoopTerms(lambda: self.draining, count)
             if kept := self._keeping is not None and keeps(server):
-                count = self._count_one_more if self._threads is None else self._threads.count_one_more
                 self._keeping.keep(server, lanes, terms.listener, count)
             lanes.bind(server)
             lanes.get_request = terms.get_request()

@@ -10,7 +10,6 @@ Must not wait, and must not close a connection. Runs in a worker.
 """
 
 import io
-import os
 import select
 import socket
 from collections.abc import Callable
@@ -24,14 +23,14 @@ UNREAD_MAX = 64 * 1024  # of a message, beside the state; files read no more ahe
 WHOLE_MAX = 64 * 1024  # bytes that a `complete()` is shown; so many are given to the handler in any case
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_recv = socket.SocketType.recv
+_recv, _recv_into = socket.SocketType.recv, socket.SocketType.recv_into
 
 
 class Stay:
     """One stay. Made by `keeping` with the connection as it came; the handler's words of it are left here."""
 
     __slots__ = (
-        "_next_request", "begun", "goes_on", "hung_up", "kept", "met", "more", "pid", "state", "unread", "wanted",
+        "_next_request", "begun", "goes_on", "hung_up", "kept", "met", "more", "state", "unread", "wanted",
     )  # fmt: skip
 
     def __init__(self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1) -> None:
@@ -49,7 +48,6 @@ class Stay:
         self.wanted = 0  # what is at hand is less than a request: the bytes that the kernel must have for another look
         self.met = bool(kept.flags & MET)  # `connection_opened()` was called
         self.hung_up = False  # the client, as the handler has found out
-        self.pid = os.getpid()  # not that of a process which the handler forks
         self._next_request = next_request
 
     @property
@@ -64,11 +62,11 @@ class Stay:
 
     def left(self) -> Kept:
         """Return the connection as the handler has left it."""
-        flags = self.kept.flags & ~(SHORT | CLOSING | MET)
-        return self.kept._replace(
-            requests=self.kept.requests + self.begun, state=self.state, unread=self.unread, reason=0,
-            since_ns=0 if self.begun else self.kept.since_ns,
-            flags=flags | (MET if self.met else 0) | (SHORT if self.wanted else 0), wanted=max(1, self.wanted),
+        kept, wanted = self.kept, self.wanted
+        flags = kept.flags & ~(SHORT | CLOSING | MET) | (MET if self.met else 0) | (SHORT if wanted else 0)
+        return Kept(
+            kept.listener, kept.requests + self.begun, kept.opened_ns, kept.client_address, self.state, self.unread,
+            flags, wanted or 1, 0, 0 if self.begun else kept.since_ns,
         )  # fmt: skip
 
     def read(self, buffer: Any, *, keep: bool = False) -> int:
@@ -152,12 +150,13 @@ class KeptReader(SocketReader):
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
             return None
-        if self.stay.unread and not self.closed:
-            count: int | None = self.stay.read(buffer)
+        stay = self.stay
+        if self.closed or stay.unread or self._timeout_occurred or self._sock.gettimeout() is not None:
+            count = stay.read(buffer) if stay.unread and not self.closed else super().readinto(buffer)
         else:
-            count = super().readinto(buffer)
-            if count == 0:
-                self.stay.hung_up = True
+            count = _recv_into(self._sock, buffer)  # as all that is left out would do
+        if count == 0:
+            stay.hung_up = True
         self.received += count or 0
         return count
 

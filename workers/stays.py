@@ -27,13 +27,12 @@ from prefork.metrics.scoreboard import (
     HANDED_OVER,
     IDLE,
     IN_HAND,
-    OPENED,
     REJECTED,
     STARTED_NS,
     STATE,
 )
 
-from . import strays
+from . import looped, strays
 from .accepting import NOT_BEGUN, REQUEST, Accepted, is_shortage
 from .admission import NotAdmitted
 from .bootstrap import leave
@@ -268,7 +267,7 @@ class KeptServer:
     def counting(self, server: Any) -> Finish:
         """Return the `finish_request()` that counts stays, and all else as that of Lanes does."""
         lanes, cls = self.lanes, type(server)
-        current, other = lanes.current, lanes.counting(server)
+        current, other = lanes.current, looped.counting(lanes, server)
         finish, noted, own = evaluated(server, FINISH), cls.finish_request, FINISH in vars(server)
 
         def finish_request(request: Any, client_address: Any, *more: Any, **named: Any) -> Any:
@@ -277,7 +276,7 @@ class KeptServer:
                 finish, noted = of_class(server, FINISH), cls.finish_request
             stay: Any = request.stay if type(request) is KeptSocket else None
             if stay is None:
-                return self._finish_whole(other, request, client_address, *more, **named)
+                return other(request, client_address, *more, **named)
             lane = current.pop(get_ident(), None)
             if lane is None:
                 uncounted = partial(self._finish_uncounted, finish)
@@ -355,19 +354,6 @@ class KeptServer:
             self._keep_on(self, stay, fd)
         request.stay = None
         return result
-
-    def _finish_whole(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
-        """Finish a connection that is served in one: the program has wrapped it."""
-        lane = self.lanes.current.get(get_ident())
-        if lane is None:
-            return finish(request, *more, **named)
-        lane[OPENED] += 1 - lane[IN_HAND]
-        lane[IN_HAND] = 1
-        try:
-            return finish(request, *more, **named)
-        finally:
-            lane[CLOSED + CloseReason.HANDLER] += 1
-            lane[IN_HAND] = 0
 
     def left(self, stay: LaneStay) -> Kept:
         """Return the connection as it goes along from this stay."""

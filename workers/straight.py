@@ -18,6 +18,7 @@ from . import strays
 from .accepting import REQUEST, Accepted
 from .contexts import Lane
 from .definitions import is_base_servers, is_threading_mixins
+from .keeps import keeps
 from .lanes import Lanes
 from .thread_body import THREAD_BODY
 
@@ -33,7 +34,7 @@ def way_of(lanes: Lanes, server: Any) -> ServeOne:
     on: that is asked each time, for a tenth of what is saved.
     """
     counted = lanes.bound
-    if lanes.elsewhere or lanes.admission is not None or lanes.found is not None:
+    if lanes.elsewhere or lanes.admission is not None or lanes.found is not None or keeps(server):
         return lanes.serve_one
     if not all(is_base_servers(server, name) for name in PASSED_BY):
         return lanes.serve_one
@@ -96,7 +97,7 @@ def way_in_threads(lanes: Lanes, server: Any) -> ServeOne:
     """
     counted, accepted = lanes.bound, lanes.accepted
     if (
-        accepted is None or lanes.admission is not None or lanes.found is not None
+        accepted is None or lanes.admission is not None or lanes.found is not None or keeps(server)
         or not all(is_base_servers(server, name) for name in ("verify_request", "finish_request"))
         or not all(is_threading_mixins(server, name) for name in ("process_request", THREAD_BODY))
     ):  # fmt: skip

@@ -16,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefork import KeepAliveMixIn
 from prefork.workers.http_exchange import HEAD_MAX, AnswerFile
@@ -199,7 +201,7 @@ def reads(size: int) -> Callable[[Any], object]:
 
 
 @KEPT
-@pytest.mark.parametrize("rbufsize", [-1, 16])
+@pytest.mark.parametrize("rbufsize", [-1, 1, 16])
 @pytest.mark.parametrize("size", range(6))
 def test_a_body_that_is_not_read(size: int, rbufsize: int, kept: bool) -> None:
     """What is left of it is skipped, as it is there: it is no request."""
@@ -380,6 +382,56 @@ def test_xmlrpc(kept: bool) -> None:
     responses = answered(got, *["POST"] * 4)
     assert [response.status for response, _ in responses] == [200, 200, 404, 200]
     assert responses[0][1] == responses[3][1] == xmlrpc.client.dumps((32,), methodresponse=True).encode()
+
+
+class Echo(Quiet, BaseHTTPRequestHandler):
+    """Answers with the body that was sent."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@given(
+    st.lists(st.binary(max_size=300), min_size=1, max_size=20), st.integers(0, 2000),
+    st.sampled_from([1, 7, 64, 8192]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_a_pipeline_cut_anywhere(bodies: list[bytes], cut: int, rbufsize: int) -> None:
+    """Is answered in its order, each request once, wherever a stay ends."""
+    handler = type("Small", (Echo,), {"rbufsize": rbufsize})
+    sent = b"".join(get("/", f"Content-Length: {len(body)}", method="POST", body=body) for body in bodies)
+    server = SimpleNamespace(closed=[])
+    request, client = pair()
+    request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    with client:
+        client.sendall(sent[:cut])
+        serving = threading.Thread(target=serve_all, args=(handler, request, server))
+        serving.start()
+        client.sendall(sent[cut:])
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as file:
+            got = file.read()
+    serving.join(HUNG)
+    assert [body for _, body in answered(got, *["POST"] * len(bodies))] == bodies
+
+
+def serve_all(handler: Any, request: socket.socket, server: Any) -> None:
+    """Serve a connection stay by stay, to its client's end."""
+    left = Kept()
+    with request:
+        while True:
+            with KeptSocket(request.family, request.type, request.proto, socket.dup(request.fileno())) as sock:
+                if not left.unread and not sock.recv(1, socket.MSG_PEEK):
+                    return
+                sock.stay = stay = Stay(left, lambda stay: None)
+                handler(sock, ("client", 1), server)
+            if not stay.goes_on:
+                return
+            left = stay.left()
 
 
 def test_the_file_of_an_answer() -> None:

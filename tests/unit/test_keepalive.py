@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefork import BaseRequestHandler, KeepAliveMixIn, StreamRequestHandler
 from prefork.workers.kept import CLOSING, Kept, decode_state, encode_state
@@ -61,6 +63,7 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 @contextlib.contextmanager
 def connected(handler: Any, kept: Kept = Kept()) -> Iterator[Connection]:  # noqa: B008
     with tcp_pair() as (server, client):
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # as a listener hands it down
         connection = Connection(handler, client, server.detach(), kept)
         try:
             yield connection
@@ -491,17 +494,18 @@ def test_a_request_that_is_never_whole_in_a_loop() -> None:
 
 
 def test_no_delay() -> None:
-    """TCP_NODELAY is set before the first request, and a Unix socket needs none."""
+    """TCP_NODELAY is set before the first request of a loop, and a Unix socket needs none."""
 
     class Asks(Line):
         def handle_one_request(self) -> None:
             self.server.events.append(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             super().handle_one_request()
 
-    with connected(Asks) as connection:
-        connection.client.sendall(b"one\n")
-        connection.visit()
-        assert connection.events[2] != 0
+    with tcp_pair() as (server, client):
+        client.sendall(b"quit\n")
+        told = SimpleNamespace(events=[])
+        Asks(server, "", told)
+        assert told.events[2] != 0
     server, client = socket.socketpair()
     with server, client:
         client.sendall(b"quit\n")
@@ -525,3 +529,42 @@ def test_an_object_that_is_no_socket() -> None:
     wrapped = Wrapped()
     Line(wrapped, "", SimpleNamespace(events=[]))
     assert wrapped.sent == [b"1 one\n", b"2 quit\n"]
+
+
+class Reads(KeepAliveMixIn, StreamRequestHandler):
+    """Reads each request in the way that the test says, and gives what it has got to the server."""
+
+    def handle_one_request(self) -> None:
+        how, size = self.server.ways.pop(0) if self.server.ways else ("read", 1)
+        if how == "recv":
+            self.rfile.close()  # what it has read ahead is given back
+            got = self.request.recv(size)
+            self.rfile = self.request.makefile("rb", self.rbufsize)
+        elif how == "peek":
+            got = self.rfile.peek(size)[:size]  # type: ignore[attr-defined]
+            got = self.rfile.read(len(got))
+        elif how == "file":
+            with self.request.makefile("rb", size) as file:
+                self.rfile.close()
+                got = file.read1(size)
+            self.rfile = self.request.makefile("rb", self.rbufsize)
+        else:
+            got = getattr(self.rfile, how)(size)
+        self.server.got.append(got)
+
+
+ways = st.lists(st.tuples(st.sampled_from(["read1", "readline", "recv", "peek", "file"]), st.integers(1, 40)))
+
+
+@given(st.binary(min_size=1, max_size=200), ways, st.integers(1, 64), st.integers(0, 100))
+@settings(max_examples=60)
+def test_no_byte_is_lost(sent: bytes, ways: list[tuple[str, int]], rbufsize: int, unread: int) -> None:
+    """However a handler reads, and wherever its stays end: each byte comes once, in its order."""
+    handler = type("Small", (Reads,), {"rbufsize": rbufsize})
+    with connected(handler, Kept(unread=sent[:unread])) as connection:
+        connection.client.sendall(sent[unread:])
+        connection.client.shutdown(socket.SHUT_WR)
+        connection.server.ways, connection.server.got = list(ways), []
+        while connection.fd != -1:
+            connection.visit()
+        assert b"".join(connection.server.got) == sent

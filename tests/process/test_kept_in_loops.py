@@ -1,0 +1,143 @@
+"""KeepAliveMixIn where connections cannot be kept: they stay with their thread, and their requests are counted, bounded
+and drained. Over TLS, and in servers without a pool."""
+
+import contextlib
+import http.client
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefork
+from tests.process.programs.looping import Lines
+from tests.support.clients.connections import HUNG, Connection, connect, dial
+from tests.support.programs.command import ROOT, running
+from tests.support.programs.service import Service, script
+from tests.support.programs.serving import serving
+from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
+
+BASES = {"sync": "PreForkingTCPServer", "threads": "PreForkingMixIn, ThreadingTCPServer",
+         "forked ahead": "PreForkingMixIn, ForkingTCPServer"}  # fmt: skip
+
+
+def looping(bases: str, handler: str = "Lines", **settings: Any) -> str:
+    program = f"from tests.process.programs.looping import {handler} as Handler\n"
+    return script(program, bases=bases, tls_certificate=CERTIFICATE, tls_key=KEY, max_children=2, **settings)
+
+
+def secured(service: Service) -> Connection:
+    context = client_context(service.directory, certified=False)
+    return Connection(context.wrap_socket(dial(service.address), server_hostname="localhost"))
+
+
+@pytest.mark.parametrize("bases", BASES.values(), ids=BASES)
+def test_requests_of_one_connection(bases: str, tmp_path: Path) -> None:
+    """One after another, and in one piece; each is in the access log by its number."""
+    make_certificate(tmp_path)
+    with Service(tmp_path, looping(bases, access_log=True)) as service:
+        service.wait_ready(2)
+        with secured(service) as client:
+            for number in range(1, 4):
+                assert client.ask(b"hello") == b"%d hello" % number
+            client.sock.sendall(b"a\nb\n")
+            assert (client.answer(), client.answer()) == (b"4 a", b"5 b")
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+    for number in range(1, 6):
+        assert f"request_number={number}" in service.log
+
+
+@pytest.mark.parametrize("bases", BASES.values(), ids=BASES)
+def test_http(bases: str, tmp_path: Path) -> None:
+    """http.server's handler keeps a client of HTTP/1.1, over TLS as well."""
+    make_certificate(tmp_path)
+    with Service(tmp_path, looping(bases, "Site")) as service:
+        service.wait_ready(2)
+        context = client_context(tmp_path, certified=False)
+        client = http.client.HTTPSConnection("localhost", service.address[1], timeout=HUNG, context=context)
+        with contextlib.closing(client):
+            client.connect()
+            sock = client.sock
+            for path, status in [("/", 200), ("/program.py", 200), ("/nothing", 404), ("/", 200)]:
+                client.request("GET", path)
+                with client.getresponse() as answer:
+                    assert (answer.status, len(answer.read()) > 0) == (status, True)
+                assert client.sock is (sock if status == 200 else None)
+                if status != 200:
+                    client.connect()
+                    sock = client.sock
+
+
+@pytest.mark.parametrize("bases", list(BASES.values())[:2], ids=list(BASES)[:2])
+def test_an_idle_client_is_no_long_request(bases: str, tmp_path: Path) -> None:
+    """Its worker is not killed for it; it is closed after `keepalive_timeout`."""
+    make_certificate(tmp_path)
+    with Service(tmp_path, looping(bases, request_timeout=0.5, keepalive_timeout=1.5)) as service:
+        service.wait_ready(2)
+        with secured(service) as client:
+            assert client.ask(b"hello") == b"1 hello"
+            begun = time.monotonic()
+            client.wait_end()
+            assert time.monotonic() - begun > 1.2
+
+
+@pytest.mark.parametrize("bases", list(BASES.values())[:2], ids=list(BASES)[:2])
+def test_a_drain_does_not_wait_for_idle_clients(bases: str, tmp_path: Path) -> None:
+    """A reload and an end take no longer than without them."""
+    make_certificate(tmp_path)
+    with Service(tmp_path, looping(bases, graceful_timeout=HUNG)) as service:
+        service.wait_ready(2)
+        with secured(service) as client:
+            assert client.ask(b"hello") == b"1 hello"
+            begun = time.monotonic()
+            service.signal(signal.SIGTERM)
+            client.wait_end()
+            assert service.wait_exit() == 0
+            assert time.monotonic() - begun < HUNG / 2
+
+
+@pytest.mark.parametrize("kind", [prefork.ThreadingTCPServer, prefork.ForkingTCPServer])
+def test_a_server_without_a_pool(kind: Any) -> None:
+    """Each request is counted; an idle client does not hold up its end, nor a thread for longer than it is allowed."""
+    server = kind(("127.0.0.1", 0), Lines)
+    server.keepalive_timeout = 0.5
+    with serving(server), connect(server.server_address) as client, connect(server.server_address) as idle:
+        for number in range(1, 4):
+            assert client.ask(b"hello") == b"%d hello" % number
+        assert idle.ask(b"hello") == b"1 hello"
+        idle.wait_end()
+    assert server.statistics().completed == 4
+
+
+def test_the_end_of_a_server_without_a_pool() -> None:
+    """Does not wait for a client that says nothing."""
+    server = prefork.ThreadingTCPServer(("127.0.0.1", 0), Lines)
+    with connected(server) as client:
+        client.wait_end()
+
+
+@contextlib.contextmanager
+def connected(server: Any) -> Iterator[Connection]:
+    """A client that was answered, once the server has come to its end."""
+    with contextlib.ExitStack() as stack:
+        with serving(server):
+            client = stack.enter_context(connect(server.server_address))
+            assert client.ask(b"hello") == b"1 hello"
+        yield client
+
+
+def test_single() -> None:
+    """In one process, one connection after another: the idle one ends, so that the next is served, and TERM ends it."""
+    argv = ["run", "tests.process.programs.looping:Server", "--bind", "127.0.0.1:0", "--single"]
+    with running(argv, cwd=ROOT) as run:
+        address = "127.0.0.1", run.port
+        with connect(address) as client, connect(address) as other:
+            assert client.ask(b"hello") == b"1 hello"
+            assert other.ask(b"hello") == b"1 hello"
+            client.wait_end()
+            run.process.terminate()
+            other.wait_end()
+            assert run.ended() == 0
