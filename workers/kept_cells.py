@@ -42,8 +42,8 @@ class KeptCells:
             for _ in range(TRIES):
                 cell = 1 + self._next_chance() % among
                 if not words[_CELLS + cell]:
+                    words[_PROCESSES + cell] = pid  # first: whoever is killed in between leaves nothing that counts
                     words[_CELLS + cell] = word
-                    words[_PROCESSES + cell] = pid
                     return cell
             if among == CELLS_MOST:
                 return 0
@@ -67,15 +67,14 @@ class KeptCells:
     def drop(self, cell: int) -> None:
         """Free the cell, before the connection is closed: a client that sees the end and comes again must find room."""
         if 0 < cell <= CELLS_MOST:
-            self._words[_PROCESSES + cell] = 0  # first: from the next line on it may be another connection's
-            self._words[_CELLS + cell] = 0
+            self._words[_CELLS + cell] = 0  # in one step, from which on it may be another connection's
 
     def drop_all_of(self, pid: int) -> None:
         """Called in the master: free the cells of a process that is reaped."""
         among = min(self._words[0], CELLS_MOST)
         processes = self._words[_PROCESSES + 1 : _PROCESSES + 1 + among].tolist()
         for index, process in enumerate(processes):
-            if process == pid:
+            if process == pid and self._words[_PROCESSES + 1 + index] == pid:  # free ones are claimed meanwhile
                 self.drop(index + 1)
 
     def close(self) -> None:

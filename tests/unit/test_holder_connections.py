@@ -15,7 +15,7 @@ from prefork.holder.connections import Bounds, Connections
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
 from prefork.workers.kept import CLOSING, SHORT, TELL_END, Kept, QueueEnd, Queues
-from prefork.workers.kept_cells import KEPT_WORDS, KeptCells
+from prefork.workers.kept_cells import CELLS_MOST, KEPT_WORDS, KeptCells
 
 HUNG_S = 10.0
 PLAIN = Kept()
@@ -362,6 +362,22 @@ def test_short_ones_over_tcp_are_looked_at_when_they_are_due(play: Play) -> None
     assert play.words() == {"idle": 0, "idle_timeout": 2}
 
 
+def test_when_to_look_again(request: pytest.FixtureRequest) -> None:
+    """At the next thing that is due, whichever it is."""
+    play = play_of(request, incomplete_timeout=100.0)
+    began = play.now
+    play.park(Kept(flags=SHORT, wanted=2), tcp=True)
+    assert play.turn() == pytest.approx(began + 100.0)
+    play.park()
+    assert play.turn(30.0) == pytest.approx(began + 75.0)
+    assert play.turn(50.0) == pytest.approx(began + 100.0)
+    play.fill_ready()
+    play.park(Kept(unread=b"x"))
+    assert play.turn() == pytest.approx(began + 80.0 + module.UNIX_LOOK_S)
+    play.park()
+    assert play.turn() == pytest.approx(began + 80.0 + module.UNIX_LOOK_S)
+
+
 # The end.
 
 
@@ -503,7 +519,7 @@ def test_the_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         return [bool(words[number]) for number in numbers]
 
     def of_a_holder_that_dies() -> list[int]:
-        return [index for index, number in enumerate(numbers) if words[KEPT_WORDS // 2 + number] == 77]
+        return [index for index, number in enumerate(numbers) if words[number] and words[CELLS_MOST + number] == 77]
 
     for number in numbers:
         cells.park(number)

@@ -100,6 +100,11 @@ def test_what_a_holder_looks_at() -> None:
     assert Kept.decoded(changed(message, 0)) == was._replace(flags=0, reason=0, since_ns=0)
 
 
+def test_a_new_connection() -> None:
+    """Of what nobody has said there is nothing."""
+    assert Kept() == Kept.decoded(Kept().encoded()) == (0, 0, 0, None, b"", b"", 0, 1, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from prefork.workers import kept_cells as module
-from prefork.workers.kept_cells import CELLS_FEWEST, CELLS_MOST, KEPT_WORDS, TRIES, KeptCells
+from prefork.workers.kept_cells import CELLS_FEWEST, CELLS_MOST, KEPT_WORDS, ON_ITS_WAY, KeptCells
 
 WORD = 0x0102_0304_0506_0708
 
@@ -75,15 +75,33 @@ def test_no_cell_is_free(cells: KeptCells, words: memoryview) -> None:
     assert words[CELLS_MOST + 1 : KEPT_WORDS].tolist().count(0) == KEPT_WORDS - CELLS_MOST - 1
 
 
-def test_the_last_cell(cells: KeptCells, words: memoryview) -> None:
-    """It is claimed, dropped and given away like any other."""
+@pytest.mark.parametrize("cell", [1, CELLS_MOST])
+def test_the_first_and_the_last_cell(cells: KeptCells, words: memoryview, cell: int) -> None:
+    """They are taken, sent and dropped like any other."""
     words[0] = CELLS_MOST
-    words[CELLS_MOST] = WORD
-    cells.take(CELLS_MOST)
-    assert words[KEPT_WORDS - 1] == os.getpid()
+    words[cell] = WORD
+    cells.take(cell)
+    assert words[CELLS_MOST + cell] == os.getpid()
+    cells.park(cell)
+    assert words[CELLS_MOST + cell] == ON_ITS_WAY
     assert found(cells) == 1
-    cells.drop(CELLS_MOST)
-    assert (found(cells), words[KEPT_WORDS - 1]) == (0, 0)
+    cells.drop(cell)
+    assert (found(cells), words[cell]) == (0, 0)
+
+
+def test_killed_in_between() -> None:
+    """A process is noted before its connection counts, and one step ends that: where it dies between two, nothing
+    counts for ever."""
+
+    class Seen(list[int]):
+        def __setitem__(self, at: Any, value: Any) -> None:
+            steps.append("process" if at > CELLS_MOST else "cell" if at else "number")
+            super().__setitem__(at, value)
+
+    steps: list[str] = []
+    cells = KeptCells(Seen([0] * KEPT_WORDS))  # type: ignore[arg-type]
+    cells.drop(cells.claim(WORD))
+    assert steps == ["number", "process", "cell", "cell"]
 
 
 def test_a_number_that_is_impossible(cells: KeptCells, words: memoryview) -> None:
@@ -91,4 +109,3 @@ def test_a_number_that_is_impossible(cells: KeptCells, words: memoryview) -> Non
     words[0] = 1 << 60
     assert len(cells.read()) == CELLS_MOST * 8
     assert 0 < cells.claim(WORD) <= CELLS_MOST
-    assert module.TRIES == TRIES
