@@ -20,8 +20,6 @@ class Page(KeepAliveMixIn, http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
-        if not self.close_connection:
-            self.send_header("Connection", "keep-alive")  # a client of HTTP/1.0 wants to be told
         self.end_headers()
         self.wfile.write(body)
 
