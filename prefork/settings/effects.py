@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefork.workers.definitions import is_the_programs
+from prefork.workers.descriptor_limit import hard_limit
 from prefork.workers.keeps import keeps
 
 from .fields import Field, settings, show
@@ -76,6 +77,10 @@ def _keeps_nothing(server: Any) -> bool:
     return not keeps(server)
 
 
+def _has_fewer_descriptors(server: Any) -> bool:
+    return keeps(server) and server.max_idle_connections is not None and server.max_idle_connections >= hard_limit()
+
+
 def _is_not_ipv6(server: Any) -> bool:
     return bool(server.address_family != socket.AF_INET6)
 
@@ -98,6 +103,7 @@ _WITHOUT_EFFECT: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("tls_verify_client", _asks_for_no_certificates, "there is no tls_client_ca"),
     ("keepalive_timeout", _keeps_nothing, _NOT_KEPT),
     ("max_idle_connections", _keeps_nothing, _NOT_KEPT),
+    ("max_idle_connections", _has_fewer_descriptors, "the hard limit of descriptors (ulimit -Hn) is less"),
     ("incomplete_timeout", _keeps_nothing, _NOT_KEPT),
     ("control_mode", _has_no_control_socket, _NO_CONTROL),
     ("control_owner", _has_no_control_socket, _NO_CONTROL),

@@ -264,6 +264,23 @@ def test_the_end(signum: int, tmp_path: Path) -> None:
     assert not any(statistics["connections"].values())
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_signal_for_all_of_them(signum: int, tmp_path: Path) -> None:
+    """Sent to every process of the service at once, as a terminal and some service managers do, it ends the service as
+    if it had come to the master alone: all that is idle is closed, and counted so."""
+    with Service(tmp_path, script(KEPT, max_children=WORKERS)) as service:
+        service.wait_ready(WORKERS)
+        with clients(service, 50) as all_of_them:
+            wait_held(service, held=50, lingering=0)
+            os.killpg(service.pid, signum)
+            for client in all_of_them:
+                assert client.ended()
+            assert service.wait_exit() == 0
+        statistics = service.statistics()
+    assert statistics["connections_closed"] == {"drained": 50}
+    assert not any(statistics["connections"].values())
+
+
 def test_queues_end_with_what_is_on_them(tmp_path: Path) -> None:
     """Connections that nobody has taken when the service ends are closed, and counted: the holder is stopped, so that
     they stay where they are."""

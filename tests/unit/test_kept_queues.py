@@ -22,7 +22,9 @@ class Keeping(KeepsConnections):
 
 
 def server(handler: Any, kind: int = socket.SOCK_STREAM) -> Any:
-    return type("Server", (), {"RequestHandlerClass": handler, "socket_type": kind})()
+    made: Any = type("Server", (), {"socket_type": kind})()
+    made.RequestHandlerClass = handler
+    return made
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def server(handler: Any, kind: int = socket.SOCK_STREAM) -> Any:
         (server(Keeping), True),
         (server(functools.partial(functools.partial(Keeping))), True),
         (server(Keeping, socket.SOCK_DGRAM), False),
-        (server(staticmethod(lambda *args: None)), False),
+        (server(lambda *args: None), False),
         (server(object), False),
         (object(), False),
     ],

@@ -13,7 +13,7 @@ import pytest
 from prefork.commands import Command
 from prefork.errors import BootError
 from prefork.master import guard
-from prefork.master.children import Child
+from prefork.master.children import Child, ChildState
 from prefork.master.policy import Phase
 from prefork.master.service import Service
 from prefork.master.succession import OneGeneration
@@ -389,6 +389,38 @@ def test_stacks_that_come_unasked_are_logged(simulation: Simulation, caplog: pyt
     simulation.living()[0].stacks.write("Thread 0x1\n")
     simulation.advance(3.0)
     assert events(caplog) == [LogEvent.STACKS]
+
+
+class Held:
+    """What a holder has when the service ends."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self.some = True
+        self.asked: list[float] = []
+
+    def drain(self) -> bool:
+        self.asked.append(self._simulation.now)
+        return self.some
+
+
+def test_a_drain_waits_for_what_is_held(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder is told in the first turn of it; while there is something that it closes or passes on, the workers are
+    there."""
+    held = Held(simulation)
+    monkeypatch.setattr(simulation.supervisor.tasks, "drain_holder", held.drain)
+    simulation.settle()
+    simulation.advance(1.0)
+    assert held.asked == []
+    began = simulation.now
+    simulation.command(Command.DRAIN)
+    simulation.advance(2.0)
+    assert held.asked[0] == began
+    serving = [child.state for child in simulation.supervisor.table]
+    assert serving == [ChildState.READY] * LIMITS.max_children
+    held.some = False
+    simulation.advance(1.0)
+    assert len(simulation.supervisor.table) == 0
 
 
 class Leaving:
