@@ -46,7 +46,7 @@ class PoolSettings:
     request_timeout: Annotated[
         float | None,
         Setting(
-            "cut a request that takes longer, which is a whole connection, and replace its worker",
+            "cut a request that takes longer, and replace its worker; without KeepAliveMixIn it is a whole connection",
             group="Requests",
             unit="s",
             above=0,
