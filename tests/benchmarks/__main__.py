@@ -1,7 +1,8 @@
 """All benchmarks by one command: tables on stdout, figures as JSON and pictures where they are asked for.
 
     python -m tests.benchmarks                                  everything, a quarter of an hour
-    python -m tests.benchmarks --quick                          the ratios of a short run, a minute
+    python -m tests.benchmarks --quick                          the ratios of a short run, a minute; with a brief `kept`
+    python -m tests.benchmarks kept --quick                     of kept connections only
     python -m tests.benchmarks recv udp --seconds 60            of these traffics only
     python -m tests.benchmarks recv --contender 'pool*' --beside ../main    and the same of another checkout
     python -m tests.benchmarks latency idle                     these sections only
@@ -24,7 +25,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from . import edge, growth, idle, latency, lifecycle, memory, ratios, reload, scrape
+from . import edge, growth, idle, kept, latency, lifecycle, memory, ratios, reload, scrape
 from .contenders import BARE, CONTENDERS, POOL, STANDARD, Contender, beside
 from .meter import Meter
 from .plot import plot
@@ -41,7 +42,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     names = [*TRAFFIC, *SECTIONS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default all")
-    parser.add_argument("--quick", action="store_true", help="the traffics, briefly: shows a tenth, not a hundredth")
+    parser.add_argument(
+        "--quick", action="store_true", help="the traffics and kept, briefly: shows a tenth, not a hundredth"
+    )
     parser.add_argument("--seconds", type=float, help="of the traffics, in all; default 300, with --quick 40")
     parser.add_argument("--launches", type=int, help="how often each is started; default 2 to 10, by the time")
     parser.add_argument("--burst", type=float, default=0.03, help="seconds of one measurement; default 0.03")
@@ -133,6 +136,12 @@ def of_edge(options: argparse.Namespace) -> Section:
     return found, edge.report(found)
 
 
+def of_kept(options: argparse.Namespace) -> Section:
+    plan = kept.Plan(options.workers)
+    found = kept.measure(plan.brief() if options.quick else plan)
+    return found, kept.report(found)
+
+
 def of_scrape(options: argparse.Namespace) -> Section:
     found = list(scrape.run())
     return found, scrape.report(found)
@@ -146,8 +155,10 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "lifecycle": of_lifecycle,
     "reload": of_reload,
     "edge": of_edge,
+    "kept": of_kept,
     "scrape": of_scrape,
 }
+QUICK = ("kept",)  # of a short run, beside the traffics
 
 
 def pictures(figures: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
@@ -187,7 +198,8 @@ def main(argv: Sequence[str]) -> None:
 def run(options: argparse.Namespace) -> dict[str, list[Any]]:
     """Measure what is wanted, print each table when it is there, and return the figures by section."""
     figures: dict[str, list[Any]] = {}
-    wanted = [name for name in SECTIONS if name in options.names or not (options.names or options.quick)]
+    everything = QUICK if options.quick else SECTIONS
+    wanted = [name for name in SECTIONS if name in (options.names or everything)]
     if not options.names or set(options.names) & set(TRAFFIC):
         print("Median of the rounds (quartiles), then the lowest tenth: of the rounds that nothing disturbed.\n")
         wanted.insert(0, "requests")

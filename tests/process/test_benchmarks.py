@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks import kept
 from tests.benchmarks.__main__ import SECTIONS, pictures
 from tests.benchmarks.contenders import CONTENDERS, started
 from tests.benchmarks.edge import SETTINGS
@@ -124,3 +125,23 @@ def test_the_edge_is_measured_beside_the_same_pool(tmp_path: Path) -> None:
         assert row["us"]["least"] > 0
         assert row["times"]["median"] > 0
         assert row["setting"] != "pool" or row["times"]["median"] == 1
+
+
+def test_kept_connections_are_measured_beside_others() -> None:
+    """Each pattern has who it is compared with; the idle ones cost something; nothing is lost by reloads; and a report
+    has a line for each."""
+    found = kept.measure(kept.Plan(1, rounds=2, idle=40, busy=5, rate=100, burst_s=0.1, kept=20, reloads=1))
+    messages = [each for each in found if isinstance(each, kept.Message)]
+    for pattern in kept.PATTERNS:
+        names = [each.contender for each in messages if each.pattern == pattern]
+        assert kept.POOL in names
+        assert (kept.NO_MIXIN if pattern.startswith("fresh") else "asyncio, streams") in names
+    assert all(each.us.least > 0 for each in messages)
+    assert all(each.times.median == 1 for each in messages if each.contender in (kept.POOL, kept.POOL_HTTP))
+    idle = [each for each in found if isinstance(each, kept.Idle)]
+    assert {each.idle for each in idle} == {40, 8}
+    (reloads,) = (each for each in found if isinstance(each, kept.Reloads))
+    assert (reloads.lost, reloads.wrong, reloads.reloads) == (0, 0, 1)
+    assert reloads.messages >= 40
+    lines = "\n".join(kept.report(found))
+    assert all(name in lines for name in {*(each.contender for each in messages), *(each.contender for each in idle)})

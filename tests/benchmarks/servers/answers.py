@@ -30,6 +30,20 @@ class Line:
             self.wfile.write(line.upper())
 
 
+class OneLine:
+    """A line of a connection that is kept; `once` of one that is not."""
+
+    rfile: Any
+    wfile: Any
+    close_connection: bool
+    once = False
+
+    def handle_one_request(self) -> None:
+        line = self.rfile.readline()
+        self.wfile.write(line.upper())
+        self.close_connection = self.once or not line
+
+
 class Datagram:
     request: Any
     client_address: Any
@@ -59,3 +73,10 @@ def handler(module: Any, traffic: str) -> Any:
     kinds = {"stream": Stream, "line": Line, "udp": Datagram, "unixgram": Datagram}
     own = kinds.get(traffic, Recv)
     return type(own.__name__, (own, base), {})
+
+
+def kept_handler(module: Any, traffic: str) -> Any:
+    """The same with connections that are kept; `module` is prefork."""
+    if traffic == "http":
+        return type("Http", (module.KeepAliveMixIn, Http), {"protocol_version": "HTTP/1.1"})
+    return type("OneLine", (OneLine, module.KeepAliveMixIn, module.StreamRequestHandler), {"once": traffic == "stream"})

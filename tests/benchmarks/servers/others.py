@@ -116,7 +116,7 @@ def in_c(traffic: str, address: Address, workers: int, ready: Ready) -> None:
             process.wait()
 
 
-def gunicorn(traffic: str, address: Address, workers: int, ready: Ready, worker_class: str) -> None:
+def gunicorn(traffic: str, address: Address, workers: int, ready: Ready, worker_class: str, *more: str) -> None:
     port = free_port()
     options = [
         "--workers",
@@ -127,6 +127,7 @@ def gunicorn(traffic: str, address: Address, workers: int, ready: Ready, worker_
         "1024",
         "--log-level",
         "critical",
+        *more,
     ]
     if worker_class == "gthread":
         options += ["--threads", "10"]

@@ -9,7 +9,7 @@ import prefork
 from prefork import logs
 
 from ..traffic import LOOPBACK, Address, Ready
-from .answers import handler
+from .answers import handler, kept_handler
 
 BASES: dict[str, Any] = {
     "unix": prefork.UnixStreamServer,
@@ -35,8 +35,10 @@ def plain(traffic: str, address: Address, workers: int, ready: Ready, model: str
         server.serve_forever()
 
 
-def pool(traffic: str, address: Address, workers: int, ready: Ready, model: str = "", **settings: Any) -> None:
-    with made(traffic, model, prefork.PreForkingMixIn)(address, handler(prefork, traffic)) as server:
+def pool(
+    traffic: str, address: Address, workers: int, ready: Ready, model: str = "", made_by: Any = handler, **settings: Any
+) -> None:
+    with made(traffic, model, prefork.PreForkingMixIn)(address, made_by(prefork, traffic)) as server:
         vars(server).update(settings)
         server.max_children = workers
         server.worker_started = lambda: ready(server.server_address)
@@ -58,3 +60,8 @@ def logged(traffic: str, address: Address, workers: int, ready: Ready, format: s
     file = os.memfd_create("access-log")
     logs.set_up("warning", format, f"/proc/{os.getpid()}/fd/{file}")
     pool(traffic, address, workers, ready, access_log=True)
+
+
+def kept(traffic: str, address: Address, workers: int, ready: Ready, model: str = "") -> None:
+    """With connections that are kept."""
+    pool(traffic, address, workers, ready, model, kept_handler)
