@@ -1,0 +1,395 @@
+"""Connections that are kept: each request by whichever worker is free, and nobody while they say nothing."""
+
+import contextlib
+import http.client
+import os
+import select
+import signal
+import socket
+import time
+import xmlrpc.client
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.clients.connections import dial
+from tests.support.clients.keeping import (
+    KINDS,
+    Staying,
+    counted,
+    definitions,
+    holder,
+    keeping,
+    quiet,
+    releasing,
+    stay,
+    staying,
+    wait_counted,
+)
+from tests.support.clients.scraping import get, total
+from tests.support.hosts.users import dropped, seen
+from tests.support.programs.releases import numbered
+from tests.support.programs.service import HUNG, Service, script
+
+IDLE = 20
+LINGERS_S = 0.05
+TIMEOUT_S = 0.5
+BESIDE = "from tests.process.programs.kept_sites import Beside as Hooks\n"
+SITE = "from tests.process.programs.kept_sites import Site as Handler\n"
+SITES = "from tests.process.programs.kept_sites import {} as Handler, {} as Hooks\n"
+V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4242 443\r\n"
+
+
+def end(client: Staying) -> None:
+    client.sock.shutdown(socket.SHUT_WR)
+    client.wait_end()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_says_nothing_costs_nobody(kind: str, tmp_path: Path) -> None:
+    """Many connections, each between two messages, and a pool with few places: all are answered, again and again, in
+    their own order, with the state that the one before has left; what they cost are places in the holder."""
+    with keeping(tmp_path, **KINDS[kind]) as service:
+        with staying(service.address, IDLE) as clients:
+            for _ in range(3):
+                for client in clients:
+                    client.send(b"say x")
+                for client in clients:
+                    assert client.heard() == b"x"
+            assert wait_counted(service, held=IDLE, lingering=0, active=0)["moves"] >= IDLE
+        wait_counted(service, held=0, client=IDLE)
+        statistics = service.settled()
+    assert (statistics["accepted"], statistics["completed"]) == (3 * IDLE, 3 * IDLE)
+    assert statistics["exits"] == ({} if kind != "forked ahead" else statistics["exits"])
+
+
+def test_any_worker_may_have_the_next_request(tmp_path: Path) -> None:
+    """While the worker that had a connection is busy with another one, and while its first one is stopped for good."""
+    with keeping(tmp_path, max_children=3) as service, staying(service.address, 3) as (one, *others):
+        for other in others:
+            first = int(one.say())
+            other.send(b"wait")
+            service.wait("waiting", lambda fact: fact["pid"] in service.workers())
+            one.say()
+        assert int(one.say()) not in [fact["pid"] for fact in service.facts if fact["event"] == "waiting"]
+        assert first
+        (tmp_path / "go on").touch()
+        for other in others:
+            other.heard()
+
+
+@pytest.mark.parametrize("kind", ["sync", "threads", "unix"])
+def test_a_pipeline_is_answered_in_order(kind: str, tmp_path: Path) -> None:
+    """Thirty requests at once, and more than a stay may have: each is answered, in order, and counted."""
+    with keeping(tmp_path, **KINDS[kind]) as service, stay(service.address) as client:
+        client.sock.sendall(b"".join(b"say %d\n" % number for number in range(1, 31)))
+        for number in range(1, 31):
+            assert client.heard(number) == b"%d" % number
+        assert service.settled()["completed"] == 30
+
+
+def test_it_begins_and_ends_once(tmp_path: Path) -> None:
+    """connection_opened() before the first request, connection_closed() after the last, whoever ends the connection and
+    whoever has it then; setup() and finish() once a stay."""
+    with keeping(tmp_path, "Told", keepalive_timeout=TIMEOUT_S) as service:
+        with staying(service.address, 5) as (by_handler, in_hand, held, expired, by_error):
+            service.expect("asked to raise")
+            for client in (by_handler, in_hand, held, expired, by_error):
+                client.say()
+            by_handler.say(b"close")
+            by_handler.wait_end()
+            in_hand.send(b"wait")
+            service.wait("waiting")
+            in_hand.close()
+            (tmp_path / "go on").touch()
+            by_error.send(b"raise")
+            by_error.wait_end()
+            wait_counted(service, held=2)
+            held.close()
+            expired.wait_end()
+        wait_counted(service, held=0, active=0, lingering=0)
+        closed = service.wait_each("closed", 5)
+        assert len([fact for fact in service.facts if fact["event"] == "opened"]) == 5
+        reasons = counted(service)
+    assert sorted(fact["state"] for fact in closed) == [1, 1, 2, 2, 2]
+    assert reasons["idle_timeout"] == 1
+    assert reasons["client"] + reasons["handler"] == 4
+    assert reasons["handler"] >= 2
+    assert len([fact for fact in service.facts if fact["event"] == "closed"]) == 5
+
+
+@pytest.mark.parametrize("kind", ["sync", "threads"])
+def test_who_speaks_first(kind: str, tmp_path: Path) -> None:
+    """A service that greets does so before its client has said anything; a client that says nothing then is idle, and
+    no request."""
+    with keeping(tmp_path, "Greeting", **KINDS[kind]) as service:
+        with staying(service.address, IDLE) as clients:
+            for client in clients:
+                assert client.answer() == b"hello"
+            wait_counted(service, held=IDLE)
+            assert service.settled()["accepted"] == 0
+            for client in clients:
+                assert client.say(b"say x") == b"x"
+        wait_counted(service, held=0, client=IDLE)
+        assert service.settled()["completed"] == IDLE
+        service.wait_each("closed", IDLE)
+    assert len([fact for fact in service.facts if fact["event"] == "opened"]) == IDLE
+
+
+@pytest.mark.parametrize("kind", ["sync", "unix"])
+def test_complete_requests_only(kind: str, tmp_path: Path) -> None:
+    """A class that says what is whole is given nothing else: more clients than workers that stop within a line cost
+    nobody, and are answered when the rest comes, byte by byte; one that stays short is closed in its time."""
+    with keeping(tmp_path, "Whole", incomplete_timeout=2.5, **KINDS[kind]) as service:
+        with staying(service.address, 6) as (busy, short, *clients):
+            for client in (short, *clients):
+                client.sock.sendall(b"s")
+            for client in clients:
+                for byte in b"ay x y":
+                    client.sock.sendall(bytes((byte,)))
+                    assert busy.say(b"say z") == b"z"
+            for client in clients:
+                client.sock.sendall(b"\nsay t")
+                client.sent += 1
+                assert client.heard() == b"x y"
+                client.sock.sendall(b"\n")
+                client.sent += 1
+                assert client.heard() == b"t"
+            with contextlib.suppress(ConnectionResetError):  # its byte was never read
+                short.wait_end()
+            wait_counted(service, idle_timeout=1)
+        wait_counted(service, held=0, idle_timeout=1, client=5)
+        statistics = service.settled()
+    assert statistics["completed"] == busy.sent + sum(client.sent for client in clients)
+    assert statistics["accepted"] == statistics["completed"]
+
+
+def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) -> None:
+    """keepalive_timeout closes who has said nothing for so long; max_idle_connections closes the longest idle."""
+    with keeping(tmp_path, "Told", max_idle_connections=3, keepalive_timeout=2.0) as service:
+        with contextlib.ExitStack() as stack:
+            clients = []
+            for number in range(5):
+                clients.append(stack.enter_context(stay(service.address)))
+                clients[-1].say()
+                wait_counted(service, held=min(number + 1, 3), lingering=0)
+            for client in clients[:2]:
+                client.wait_end()
+            assert quiet(*clients[2:])
+            assert counted(service)["evicted"] == 2
+            began = time.monotonic()
+            clients[2].say()
+            for client in (*clients[3:], clients[2]):
+                client.wait_end()
+            assert time.monotonic() - began > 1.5
+            assert wait_counted(service, held=0)["idle_timeout"] == 3
+        assert len(service.wait_each("closed", 5)) == 5
+
+
+def test_a_request_is_what_is_measured(tmp_path: Path) -> None:
+    """A connection that lives longer than request_timeout is not ended by it, a request that does is, with its
+    connection; max_requests counts requests, and the connections of a worker that is recycled go on."""
+    with keeping(tmp_path, request_timeout=1.0, max_requests=5) as service:
+        service.expect("a request has run for longer than request_timeout")
+        with staying(service.address, 4) as (spinning, *clients):
+            began = time.monotonic()
+            while time.monotonic() < began + 1.5:
+                for client in clients:
+                    client.say()
+                select.select([], [], [], 0.1)  # between two messages; an input
+            mark = service.mark()
+            spinning.send(b"spin")
+            service.wait("spinning", after=mark)
+            spinning.wait_end()
+            for client in clients:
+                client.say()
+            messages = sum(client.sent for client in clients)
+            wait_counted(service, held=3)
+        found = wait_counted(service, held=0, client=3)
+        statistics = service.settled()
+    assert found["lost"] == 1
+    assert statistics["exits"]["timeout"] == 1
+    assert statistics["exits"]["max_requests"] >= messages // 5 - 2
+    assert (statistics["completed"], statistics["lost"] + statistics["timed_out"]) == (messages, 1)
+
+
+@pytest.mark.parametrize("kind", ["sync", "threads", "unix"])
+def test_a_reload_is_not_noticed(kind: str, tmp_path: Path) -> None:
+    """Connections that are held, that are in hand, and that linger live through reloads, with their state; the new code
+    has the next request."""
+    more = {key: value for key, value in KINDS[kind].items() if key != "more"}
+    with releasing(tmp_path, "Handler", **more) as service, staying(service.address, IDLE) as (waiting, *clients):
+        service.wait_ready(2)
+        before = service.workers()
+        for number in range(2, 5):
+            for client in clients:
+                client.say()
+            with contextlib.suppress(FileNotFoundError):
+                (tmp_path / "go on").unlink()
+            mark = service.mark()
+            waiting.send(b"wait")
+            service.wait("waiting", after=mark)
+            service.release(numbered(number))
+            service.signal(signal.SIGHUP)
+            service.wait("worker_started", after=service.facts.index(service.wait("listening", after=mark)))
+            (tmp_path / "go on").touch()
+            waiting.heard()
+            service.wait_reloads(ok=number - 1)
+        assert not {int(client.say()) for client in clients} & set(before)
+        found = wait_counted(service, held=IDLE)
+        statistics = service.settled()
+    assert "lost" not in found
+    assert "client" not in found
+    assert statistics["completed"] == sum(client.sent for client in (waiting, *clients))
+    assert statistics["lost"] == 0
+
+
+def test_half_closed(tmp_path: Path) -> None:
+    """A client that says all it has and that this was it is answered to the end, however much of it there is; one that
+    half-closes while it is held is closed, and no request."""
+    with keeping(tmp_path) as service, staying(service.address, 3) as (pipeline, held, cut):
+        held.say()
+        wait_counted(service, held=3)
+        pipeline.sock.sendall(b"say x\n" * 20)
+        pipeline.sock.shutdown(socket.SHUT_WR)
+        for number in range(1, 21):
+            assert pipeline.heard(number) == b"x"
+        pipeline.wait_end()
+        end(held)
+        cut.sock.sendall(b"sa")
+        end(cut)
+        wait_counted(service, held=0, active=0, lingering=0)
+        assert service.settled()["completed"] == 22
+
+
+def test_what_is_written_is_sent(tmp_path: Path) -> None:
+    """What a handler has written into a buffer is with the client before the next request is waited for, at once."""
+    with keeping(tmp_path, "Buffered") as service, stay(service.address) as client:
+        began = time.monotonic()
+        for number in range(50):
+            assert client.say(b"say %d" % number) == b"%d" % number
+            assert len(client.say(b"big 100000")) == 100000
+        assert time.monotonic() - began < 50 * 0.04  # what a delayed acknowledgement takes
+
+
+def test_plain_servers_loop(tmp_path: Path) -> None:
+    """Without a pool the same class serves its connection to the end, requests one by one, and the service ends."""
+    more = "from tests.support.programs.served import EndedByTerm as Hooks\n"
+    source = script(definitions("Told", more), bases="ThreadingTCPServer", daemon_threads=True)
+    with Service(tmp_path, source) as service, staying(service.address, 3) as clients:
+        for _ in range(3):
+            for client in clients:
+                assert int(client.say()) == service.pid
+        clients[0].sock.sendall(b"say x\n" * 20)
+        for number in range(4, 24):
+            assert clients[0].heard(number) == b"x"
+        clients[1].say(b"close")
+        clients[1].wait_end()
+        end(clients[2])
+        service.wait_each("closed", 2)
+
+
+def test_behind_a_proxy(tmp_path: Path) -> None:
+    """Whom the PROXY header named is the client of every request; the header is read once."""
+    with keeping(tmp_path, proxy_trusted="127.0.0.1") as service, staying(service.address, 2) as clients:
+        for client in clients:
+            client.sock.sendall(V1)
+        for _ in range(2):
+            for client in clients:
+                said = client.say(b"proxied").decode()
+                assert said.startswith("192.0.2.7 ")
+                assert "4242" in said
+            wait_counted(service, held=2)
+        with dial(service.address) as refused:
+            refused.sendall(b"PROXY nonsense\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert refused.recv(1) == b""
+        assert service.settled()["completed"] == 4
+
+
+def test_several_listeners(tmp_path: Path) -> None:
+    """Connections of two servers in one pool come back to their own, and are counted there."""
+    with keeping(tmp_path, more=BESIDE) as service:
+        beside = os.path.relpath(tmp_path / "beside")
+        with staying(service.address, 3) as over_tcp, staying(beside, 4) as over_unix:
+            for _ in range(2):
+                for client in (*over_tcp, *over_unix):
+                    client.say()
+            assert all(client.say(b"client").startswith(b"(") for client in over_tcp)
+            assert not any(client.say(b"client").startswith(b"(") for client in over_unix)
+            deadline = time.monotonic() + HUNG
+            while time.monotonic() < deadline:
+                found = get(os.path.relpath(tmp_path / "m")).samples
+                held = {name: value for name, value in found.items() if 'state="held"' in name}
+                if sorted(held.values()) == [3, 4]:
+                    break
+            assert sorted(held.values()) == [3, 4]
+            assert total(found, "prefork_connections") == 7
+
+
+def test_http(tmp_path: Path) -> None:
+    """SimpleHTTPRequestHandler keeps the connections of its clients: any number of requests on each, none of which
+    costs a worker in between; `Connection: close` ends it."""
+    (tmp_path / "page").write_text("x" * 1000)
+    with keeping(tmp_path, more=SITE) as service, contextlib.ExitStack() as stack:
+        clients = [http.client.HTTPConnection("127.0.0.1", service.address[1], timeout=HUNG) for _ in range(6)]
+        for client in clients:
+            stack.callback(client.close)
+        for _ in range(3):
+            for client in clients:
+                client.request("GET", "/page")
+                answer = client.getresponse()
+                assert (answer.status, len(answer.read())) == (200, 1000)
+        wait_counted(service, held=6)
+        clients[0].request("GET", "/page", headers={"Connection": "close"})
+        assert len(clients[0].getresponse().read()) == 1000
+        assert wait_counted(service, held=5, handler=1)
+        assert service.settled()["completed"] == 19
+
+
+def test_xmlrpc(tmp_path: Path) -> None:
+    """SimpleXMLRPCRequestHandler, over a pool of its own server class."""
+    more = SITES.format("Calls", "Powers")
+    bases = "PreForkingMixIn, xmlrpc.server.SimpleXMLRPCServer"
+    with keeping(tmp_path, more="import xmlrpc.server\n" + more, bases=bases) as service:
+        with xmlrpc.client.ServerProxy("http://{}:{}".format(*service.address)) as proxy:
+            assert [proxy.pow(2, number) for number in range(8)] == [2**number for number in range(8)]
+            wait_counted(service, held=1)
+        wait_counted(service, held=0, client=1)
+
+
+def test_wsgi(tmp_path: Path) -> None:
+    """WSGIRequestHandler, whose `handle()` is one request: what it answers over HTTP/1.0 ends, and is counted so."""
+    more = SITES.format("Gateway", "Wsgi")
+    bases = "PreForkingMixIn, wsgiref.simple_server.WSGIServer"
+    with keeping(tmp_path, more="import wsgiref.simple_server\n" + more, bases=bases) as service:
+        for _ in range(3):
+            with contextlib.closing(
+                http.client.HTTPConnection("127.0.0.1", service.address[1], timeout=HUNG)
+            ) as client:
+                client.request("GET", "/")
+                assert client.getresponse().read() == b"x"
+        wait_counted(service, held=0, active=0, lingering=0)
+        assert service.settled()["completed"] == 3
+
+
+@pytest.mark.once
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change the user of a worker")
+def test_the_holder_gives_up_what_workers_do(tmp_path: Path) -> None:
+    """Where workers serve as another user the holder is that user, too, with no right left."""
+    with keeping(tmp_path, user="54321", group="54322", no_new_privs=True, metrics_address=("127.0.0.1", 0)) as service:
+        with stay(service.address) as client:
+            client.say()
+            nobody = dropped(54321, 54322, no_new=1)
+            deadline = time.monotonic() + HUNG
+            while {seen(child.pid) for child in psutil.Process(service.pid).children()} != {nobody}:
+                assert time.monotonic() < deadline, "hung: a child has not dropped its rights"
+            assert seen(holder(service)) == nobody
+
+
+def test_an_unkept_service_has_no_holder(tmp_path: Path) -> None:
+    """A pool of a class without the mix-in costs no process more."""
+    with Service(tmp_path, script(max_children=1)) as service:
+        service.wait_ready(1)
+        assert len(psutil.Process(service.pid).children()) == 1
