@@ -283,7 +283,7 @@ class _Loop(_Visit):
         reason = CloseReason.CLIENT
         try:
             found = wait_for_bytes(
-                request, rfile, _seconds(server, "keepalive_timeout"), None if resting is None else resting.goes_on
+                request, rfile, _seconds(server, "keepalive_timeout"), None if loop is None else loop.goes_on
             )
             if found and complete is not None:
                 wait_until_complete(request, rfile, complete, _seconds(server, "incomplete_timeout"))

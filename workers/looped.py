@@ -51,7 +51,7 @@ class Looped:
         self.count(COMPLETED)
 
     def goes_on(self) -> bool:
-        """Say that the connection is alive, while it rests; return False if it is over, as the process drains."""
+        """Say that it is alive, while its client is silent; return False if it is over, as the process drains."""
         self._lane[STARTED_NS] = monotonic_ns()
         if self._lanes.loops.draining():
             self.reason = CloseReason.DRAINED

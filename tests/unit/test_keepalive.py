@@ -1,10 +1,13 @@
 """KeepAliveMixIn alone: what a handler is told of its connection, stay by stay, or in a loop where that is not kept."""
 
 import contextlib
+import gc
+import http.server
 import io
 import socket
 import socketserver
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -568,3 +571,34 @@ def test_no_byte_is_lost(sent: bytes, ways: list[tuple[str, int]], rbufsize: int
         while connection.fd != -1:
             connection.visit()
         assert b"".join(connection.server.got) == sent
+
+
+class Page(KeepAliveMixIn, http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.events.append(self.path)  # type: ignore[attr-defined]
+        self.send_response_only(204)
+        self.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("handler", "sent"), [(Line, b"one\n"), (Page, b"GET /one HTTP/1.1\r\n\r\n")], ids=["lines", "http"]
+)
+def test_an_object_is_freed_with_its_stay(handler: Any, sent: bytes) -> None:
+    """At once, and not by a collection: nothing of ours refers to it in a circle."""
+    made: list[weakref.ref[Any]] = []
+
+    def note(*args: Any) -> None:
+        made.append(weakref.ref(handler(*args)))
+
+    gc.disable()
+    try:
+        with connected(note) as connection:
+            for _ in range(2):
+                connection.client.sendall(sent)
+                assert connection.visit().goes_on
+            assert [ref() for ref in made] == [None, None]
+            assert len(connection.events) >= 2
+    finally:
+        gc.enable()

@@ -173,3 +173,11 @@ def test_a_class_that_keeps_nothing(server: Served) -> None:
 def test_in_another_thread() -> None:
     """There is nothing that counts."""
     assert looped.of_this_thread() is None
+
+
+def test_a_drain_and_a_client_that_has_said_nothing(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for a moment, for its bytes may be on their way."""
+    monkeypatch.setattr(idle_waits, "LOOK_S", 0.01)
+    server.lanes.loops = LoopTerms(lambda: True)
+    assert server.serve(ends=False) == b""
+    assert server.words() == {"accepted": 1, "completed": 1, "opened": 1, "drained": 1}
