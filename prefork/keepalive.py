@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from prefork.metrics.facts import CloseReason
-from prefork.workers.http_exchange import Exchange, is_http
+from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
 from prefork.workers.kept import decode_state, encode_state
@@ -25,26 +25,6 @@ from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket
 from .settings.in_force import value_of
 
 __all__ = ["KeepAliveMixIn"]
-
-
-class _ParseRequest:
-    """The `parse_request()` of http.server's handlers, which tells when the head of a request was read."""
-
-    def __get__(self, handler: Any, owner: type) -> Any:
-        if handler is None:
-            return super(KeepAliveMixIn, owner).parse_request  # type: ignore[misc]
-        parse = super(KeepAliveMixIn, handler).parse_request  # type: ignore[misc]
-        exchange = getattr(getattr(handler, "_prefork_", None), "exchange", None)
-        if exchange is None:
-            return parse
-
-        def parse_request() -> Any:
-            parsed = parse()
-            if parsed:
-                exchange.head_read(handler)
-            return parsed
-
-        return parse_request
 
 
 class KeepAliveMixIn(KeepsConnections):
@@ -68,12 +48,20 @@ class KeepAliveMixIn(KeepsConnections):
 
     A plain server, `prefork run --single`, and a pool for connections over TLS or wrapped by the program's
     `get_request()`, keep the object, and the thread or worker, until the connection ends; `keepalive_timeout` (where
-    the server has that attribute) and `timeout` bound the time between requests. All else is the same.
+    the server has that attribute) and `timeout` bound the time between requests, and a drain ends a connection that is
+    between two. All else is the same.
 
     What the handler has read ahead through `rfile`, or another file of `connection.makefile("rb")`, goes along with the
-    connection; what a file of the program's own on top of that has read ahead (a TextIOWrapper) does not.
+    connection, and comes first in whatever reads through its methods and files: select(2) and the descriptor know
+    nothing of it. What a file of the program's own on top of that has read ahead (a TextIOWrapper) is lost.
 
-    TCP_NODELAY is set on each connection.
+    With http.server's classes, and what is built on them, give `protocol_version = "HTTP/1.1"`. A connection is closed
+    after an answer whose end the client cannot tell (no Content-Length or chunks, or another length than was written),
+    that does not go through `wfile`, or after a request of which something was left that is not there to be skipped; a
+    client of HTTP/1.0 that asks for it is told that its connection is kept.
+
+    TCP_NODELAY is set on each connection. One that the handler has closed, detached or wrapped is not kept; nor can one
+    be that is used by a thread or a process of the program's after its request: set `close_connection`.
     """
 
     state: Any = None
@@ -109,7 +97,7 @@ class KeepAliveMixIn(KeepsConnections):
         finally:
             visit.close(self)
 
-    parse_request = _ParseRequest()
+    parse_request = ParseRequest()
 
     def handle(self) -> None:
         """Serve the requests of this stay. May be extended."""

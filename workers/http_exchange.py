@@ -29,6 +29,30 @@ def is_http(cls: type) -> bool:
     return isinstance(standard, type) and issubclass(cls, standard)
 
 
+class ParseRequest:
+    """The `parse_request()` of a handler class behind a mix-in, which tells an Exchange that the head was read.
+
+    A handler has the exchange as `_prefork_.exchange`. A class without the method is none of http.server's.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._mixin = owner
+
+    def __get__(self, handler: Any, owner: type) -> Any:
+        parse: Any = getattr(super(self._mixin, owner if handler is None else handler), "parse_request")  # noqa: B009
+        exchange = getattr(getattr(handler, "_prefork_", None), "exchange", None)
+        if exchange is None:
+            return parse
+
+        def parse_request() -> Any:
+            parsed = parse()
+            if parsed:
+                exchange.head_read(handler)
+            return parsed
+
+        return parse_request
+
+
 class Exchange:
     """The requests and answers of one connection, one after another."""
 
