@@ -8,15 +8,19 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prefork.workers.definitions import is_the_programs
+from prefork.workers.definitions import is_the_programs, is_the_programs_class
 from prefork.workers.descriptor_limit import hard_limit
 from prefork.workers.keeps import keeps
 
 from .fields import Field, settings, show
+from .handlers import unwrapped
 from .in_force import default_of, is_own, owner_of
 
-__all__ = ["hooks_without_a_pool", "misspelt", "no_effect", "unread", "without_effect"]
+__all__ = ["hooks_without_a_pool", "misspelt", "misspelt_in_handler", "no_effect", "unread", "without_effect"]
 
+OF_KEPT_HANDLERS = (
+    "handle_one_request", "close_connection", "connection_opened", "connection_closed", "speaks_first", "complete",
+)  # fmt: skip
 POOL_HOOKS = ("worker_started", "worker_stopping", "worker_draining")
 # Settings of a pool without which a server is open to everybody.
 PROTECTING = (
@@ -124,6 +128,7 @@ def no_effect(server: Any, defaults: type, environ: Mapping[str, str]) -> Iterat
     yield from without_effect(server, defaults)
     yield from own_values(server, fields)
     yield from misspelt(server, fields)
+    yield from misspelt_in_handler(server)
     yield from unread(fields, environ)
 
 
@@ -156,6 +161,17 @@ def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, st
                 known = POOL_HOOKS if callable(value) else fields
                 if name not in known and (near := _near(name, known)):
                     yield name, f"it is none that prefork knows; did you mean {near}?"
+
+
+def misspelt_in_handler(server: Any) -> Iterator[tuple[str, str]]:
+    """Yield each name that a handler class with KeepAliveMixIn defines, and that is close to one which that has."""
+    if not keeps(server):
+        return
+    classes = [cls for cls in unwrapped(server.RequestHandlerClass).__mro__ if is_the_programs_class(cls)]
+    defined = {name for cls in classes for name in vars(cls)}
+    for name in sorted(defined.difference(OF_KEPT_HANDLERS)):
+        if (near := _near(name, OF_KEPT_HANDLERS)) and near not in defined:
+            yield f"{name} of the handler class", f"KeepAliveMixIn does not know it; did you mean {near}?"
 
 
 def _near(name: str, known: Iterable[str]) -> str:

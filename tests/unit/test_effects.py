@@ -1,7 +1,9 @@
 """Settings without effect, and hooks that nobody calls: each with its reason, and none beside."""
 
+import http.server
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +11,15 @@ import pytest
 import prefork
 from prefork.logs import say_no_effect
 from prefork.pool_settings import PoolSettings
-from prefork.settings.effects import PROTECTING, hooks_without_a_pool, misspelt, no_effect, unread, without_effect
+from prefork.settings.effects import (
+    PROTECTING,
+    hooks_without_a_pool,
+    misspelt,
+    misspelt_in_handler,
+    no_effect,
+    unread,
+    without_effect,
+)
 from prefork.settings.fields import settings
 from prefork.workers.keeps import KeepsConnections
 
@@ -155,3 +165,36 @@ def test_looking_keeps_nobody_from_serving(caplog: pytest.LogCaptureFixture) -> 
         "max_threads has no effect: of a reason",
         "could not look for settings without effect: ModuleNotFoundError: No module named 'difflib'",
     ]
+
+
+def kept(**names: object) -> Any:
+    """A server whose handler class has these names."""
+    handler = type("Handler", (prefork.KeepAliveMixIn, prefork.StreamRequestHandler), names)
+    cls: Any = type("Server", (prefork.PreForkingTCPServer,), {"RequestHandlerClass": partial(handler)})
+    return cls.__new__(cls)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("connection_close", "connection_closed"), ("connection_open", "connection_opened"),
+        ("speak_first", "speaks_first"), ("completed", "complete"), ("handle_request", "handle_one_request"),
+        ("close_connections", "close_connection"),
+    ],
+)  # fmt: skip
+def test_misspelt_names_of_a_kept_handler(name: str, meant: str) -> None:
+    """They are told, unless the class has the right one, too: then it is another thing of the program's."""
+    (found,) = misspelt_in_handler(kept(**{name: 1}))
+    assert found == (f"{name} of the handler class", f"KeepAliveMixIn does not know it; did you mean {meant}?")
+    assert list(misspelt_in_handler(kept(**{name: 1, meant: 1}))) == []
+
+
+@pytest.mark.parametrize("handler", [http.server.SimpleHTTPRequestHandler, prefork.StreamRequestHandler])
+def test_other_names_of_a_handler(handler: Any) -> None:
+    """Those of the standard library's classes, of the program's own, and of a class that keeps nothing."""
+    names = dict.fromkeys(("connection", "handle_get", "complaint", "state", "speaks", "do_GET", "connect"), 1)
+    kept_one = type("Handler", (prefork.KeepAliveMixIn, handler), {**names, "handle_one_request": 1})
+    other = type("Handler", (handler,), {"speak_first": True})
+    for each in (kept_one, other):
+        cls: Any = type("Server", (prefork.PreForkingTCPServer,), {"RequestHandlerClass": each})
+        assert list(misspelt_in_handler(cls.__new__(cls))) == []
