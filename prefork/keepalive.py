@@ -153,6 +153,10 @@ class _Visit:
         return exchanged
 
     def open(self, handler: Any) -> None:
+        try:
+            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        except (AttributeError, OSError):
+            pass  # a Unix socket, or the program's own object
         handler.connection_opened()
         self.met = True
 
@@ -241,13 +245,6 @@ class _Loop(_Visit):
     """All of a connection that cannot be kept: http.server's loop, with a limit to the time between requests."""
 
     __slots__ = ()
-
-    def open(self, handler: Any) -> None:
-        try:  # one that is kept has it of its listener
-            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except (AttributeError, OSError):
-            pass  # a Unix socket, or the program's own object
-        super().open(handler)
 
     def serve(self, handler: Any) -> None:
         if handler.speaks_first:

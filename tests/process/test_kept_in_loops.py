@@ -35,7 +35,7 @@ def secured(service: Service) -> Connection:
 
 @pytest.mark.parametrize("bases", BASES.values(), ids=BASES)
 def test_requests_of_one_connection(bases: str, tmp_path: Path) -> None:
-    """One after another, and in one piece; each is in the access log by its number."""
+    """One after another, and in one piece; each is in the access log."""
     make_certificate(tmp_path)
     with Service(tmp_path, looping(bases, access_log=True)) as service:
         service.wait_ready(2)
@@ -46,8 +46,7 @@ def test_requests_of_one_connection(bases: str, tmp_path: Path) -> None:
             assert (client.answer(), client.answer()) == (b"4 a", b"5 b")
         service.signal(signal.SIGTERM)
         assert service.wait_exit() == 0
-    for number in range(1, 6):
-        assert f"request_number={number}" in service.log
+    assert service.log.count("outcome=ok") == 5
 
 
 @pytest.mark.parametrize("bases", BASES.values(), ids=BASES)

@@ -497,7 +497,7 @@ def test_a_request_that_is_never_whole_in_a_loop() -> None:
 
 
 def test_no_delay() -> None:
-    """TCP_NODELAY is set before the first request of a loop, and a Unix socket needs none."""
+    """TCP_NODELAY is set before the first request, of a stay and of a loop, and a Unix socket needs none."""
 
     class Asks(Line):
         def handle_one_request(self) -> None:
@@ -509,6 +509,11 @@ def test_no_delay() -> None:
         told = SimpleNamespace(events=[])
         Asks(server, "", told)
         assert told.events[2] != 0
+    with tcp_pair() as (server, client):
+        client.sendall(b"quit\n")
+        kept = Connection(Asks, client, server.detach())
+        kept.visit()
+        assert kept.events[2] != 0
     server, client = socket.socketpair()
     with server, client:
         client.sendall(b"quit\n")
