@@ -47,7 +47,8 @@ REPLACE_ASKED = 19  # a flag: the child was sent TERM by somebody else than its 
 LOG_FOLLOWED = 20  # how often the log file had been reopened when this process went on in it
 LOG_KEPT = 21  # the same, when it had to go on with the old file instead
 LANES_OPEN = 22  # lanes that have been in use, of a child that takes them as it needs them; 0: all
-TOLD_TO_DRAIN = 23  # a flag, at this place in every layout: the master writes it before it sends the signal to drain
+# A flag, or FOR_GOOD where the service ends.
+TOLD_TO_DRAIN = 23  # at this place in every layout: the master writes it before it sends the signal to drain
 HELD_MOST = 24  # connections that a holder may have; 0: it has not said
 HEADER_WORDS = 32
 
@@ -73,6 +74,7 @@ IDLE, ACCEPTING, BUSY = (int(activity) for activity in Activity)
 
 # A flag is set if it is this number, which a child that corrupts its slot does not hit by chance.
 YES = 0x7072_6566_6F72_6B21
+FOR_GOOD = YES ^ 0xFF  # in TOLD_TO_DRAIN: the service ends
 
 # No counter of a slot grows by more than this between two reads; nor does a sum of nanoseconds on one lane by more than
 # 417 days. With 13 days, a lane with one long request was rejected for ever.
@@ -208,11 +210,17 @@ class Slot:
     @property
     def told_to_drain(self) -> bool:
         """True once the master has told the child to drain."""
-        return bool(self._told[0] == YES)
+        return self._told[0] in (YES, FOR_GOOD)
 
-    def tell_to_drain(self) -> None:
-        """Say that the signal to drain, which is sent next, is the master's. Called in the master only."""
-        self._told[0] = YES
+    @property
+    def told_to_end(self) -> bool:
+        """True once the master has told the child so because the service ends: nobody comes after it."""
+        return bool(self._told[0] == FOR_GOOD)
+
+    def tell_to_drain(self, *, ends: bool = False) -> None:
+        """Say that the signal to drain, which is sent next, is the master's; and whether the service `ends`. Called in
+        the master only."""
+        self._told[0] = FOR_GOOD if ends else YES
 
     def lane(self, index: int) -> memoryview:
         start = HEADER_WORDS + ((self.first + index) * len(self.numbers) + self.rank) * LANE_WORDS

@@ -270,6 +270,7 @@ class Preforked(Joined):
             supervisor.tasks.hold(HolderChild(
                 self.held_terms(), supervisor.kept, listeners, self.counting.board,
                 supervisor.fork, supervisor.nudge, supervisor.connections, wanted=self.keeps_connections(),
+                leave=self._leave_listeners,
                 in_use=supervisor.others_serve,
             ))  # fmt: skip
 
@@ -460,6 +461,12 @@ class Preforked(Joined):
         door = admission(InForce(server), each.tls, table, number)
         return terms._replace(admission=door, access_log=log)
 
+    def _leave_listeners(self) -> None:
+        self.leave_metrics_listener()
+        self._places.leave()
+        for sock in self.sockets():
+            sock.close()
+
     def _accompany(self, *arguments: Any) -> int:
         self._places.leave()
         return super()._accompany(*arguments)
@@ -474,10 +481,7 @@ class Preforked(Joined):
         self._forget_master()
         if self.supervisor is not None:
             self.supervisor.kept.keep_ends_of(ChildKind.SERVER)
-        self.leave_metrics_listener()
-        self._places.leave()
-        for sock in self.sockets():
-            sock.close()
+        self._leave_listeners()
 
 
 def _on_drain(server: Any) -> Callable[[], None] | None:

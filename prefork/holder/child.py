@@ -85,10 +85,11 @@ class HolderChild:
     def __init__(
         self, terms: HeldTerms, kept: KeptQueues, listeners: int, board: Board,
         fork: Callable[[ChildKind, Slot, Callable[[Birth, Master, int], int]], Child], nudge: Callable[[], None],
-        table: ConnectionTable | None = None, *, wanted: bool = True, adopts: bool = False,
-        in_use: Callable[[], bool] = lambda: False,
+        table: ConnectionTable | None = None, *, leave: Callable[[], None] = lambda: None, wanted: bool = True,
+        adopts: bool = False, in_use: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
-        """`listeners`: those of the service, a bit for each number. `wanted`: this image keeps connections; else the
+        """`listeners`: those of the service, a bit for each number. `leave` is called in the process, which may outlive
+        the master, to close its copies of the sockets that listen. `wanted`: this image keeps connections; else the
         holder of the one before stays as long as its workers are there (`in_use`). `adopts`: it stays in any case."""
         # Now, not in the process: by then the program may have changed its root, or given up what it was read with. And
         # not with this module, for it needs Linux.
@@ -96,6 +97,7 @@ class HolderChild:
 
         def body(birth: Birth, master: Master, number: int) -> int:
             setproctitle.setproctitle("prefork: holder")
+            leave()
             assert kept.queues is not None, "there is no holder without them"
             return serve(Held(*terms, table=table, nudge=nudge), kept.queues, birth, master)
 

@@ -143,7 +143,7 @@ class Child:
 
     def _send(self, signum: int) -> None:
         if signum == self.drain_signal:
-            self.slot.tell_to_drain()
+            self.slot.tell_to_drain(ends=self.reason is ExitReason.DRAINED)
         self.processes.signal(self.pidfd, signum)
 
 

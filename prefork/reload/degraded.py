@@ -131,6 +131,12 @@ def _supervisor(
 
     others = tuple(over(fd, socket.socket) for fd in values.get("places", {"fds": ()})["fds"])
     served = tuple(sock for name in listener_names(listeners) if (sock := listeners[name]) is not None)
+
+    def leave() -> None:
+        for sock in (*others, *listeners.values()):
+            if sock is not None:
+                sock.close()
+
     kept = KeptQueues(False, values.get("queues"))
     for end in kept.queues or ():
         handed.lend(end.sock)
@@ -150,6 +156,6 @@ def _supervisor(
     if kept.queues is not None and values.get("holder") is not None:
         terms, numbers = HeldTerms(*values["holder"]), all_of(service.numbers)
         holder = HolderChild(terms, kept, numbers, handed.board(), supervisor.fork, supervisor.nudge,
-                             supervisor.connections, adopts=True)  # fmt: skip
+                             supervisor.connections, adopts=True, leave=leave)  # fmt: skip
         supervisor.tasks.hold(holder)
     return supervisor

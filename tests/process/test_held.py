@@ -120,6 +120,7 @@ def test_who_has_which_ends(tmp_path: Path) -> None:
             for worker in titled(service, "worker"):
                 assert len(queue_ends(worker) & ends) == 2
             assert len(queue_ends(one_holder(service)) & ends) == 3
+            assert not psutil.Process(one_holder(service)).net_connections("inet")[1:]  # but the one that it has
             for other in (*titled(service, "exporter"), forked):
                 assert not queue_ends(other) & ends
         os.kill(forked, signal.SIGKILL)

@@ -113,8 +113,10 @@ def test_a_slot_of_the_previous_image(slot: Slot) -> None:
         again.lane(1)[ACCEPTED] = 8
     before = slot.words.tolist()
     again.tell_to_drain()
-    assert slot.told_to_drain
+    assert (slot.told_to_drain, slot.told_to_end) == (True, False)
     assert [at for at, word in enumerate(slot.words) if word != before[at]] == [TOLD_TO_DRAIN]
+    again.tell_to_drain(ends=True)
+    assert (slot.told_to_drain, slot.told_to_end) == (True, True)
     again.close()
     with pytest.raises(ValueError, match="released"):
         again.tell_to_drain()

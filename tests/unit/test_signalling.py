@@ -220,6 +220,15 @@ def test_the_word_of_the_master(signum: int, told: bool, child: Child, sent: lis
     assert (sent, child.slot.told_to_drain) == ([signum], told)
 
 
+@pytest.mark.parametrize("reason", [R.DRAINED, R.REPLACED, R.MAX_REQUESTS, None])
+def test_whether_the_service_ends(reason: ExitReason | None, child: Child, sent: list[int]) -> None:
+    """A child that drains with the whole service is told that nobody comes after it."""
+    child.reason = reason
+    child.signal(DRAIN)
+    assert sent == [DRAIN]
+    assert (child.slot.told_to_drain, child.slot.told_to_end) == (True, reason is R.DRAINED)
+
+
 def test_a_request_over_its_time_is_noted(child: Child, sent: list[int]) -> None:
     """When it was seen; it is told to leave a turn later, when its stacks are there."""
     signalling.cut(child, NOW, lambda child: ())
