@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.support.clients.connections import ask_datagram, connect, free_port
 from tests.support.clients.controlling import AS_OTHER
+from tests.support.clients.keeping import holder, staying
 from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
 from tests.support.programs.monitored import monitored, target, watching
 from tests.support.programs.service import HUNG, Service
@@ -39,6 +40,10 @@ class Hooks(Hooks):
 """
 
 SHORT = "from tests.support.programs.watched import Short as Hooks"
+
+KEPT = "from tests.support.programs.kept import Handler"
+IDLE_MOST = 3  # connections that a holder may have
+HOLDERS_KILLED = 6  # the next one waits for some seconds
 
 DATAGRAMS = "class Handler(DatagramRequestHandler):\n    def handle(self): self.wfile.write(self.packet)\n"
 DROPPING = "from tests.support.programs.watched import Busy as Handler, Narrow as Hooks"
@@ -128,6 +133,27 @@ def guarded(service: Service) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def crowded(service: Service) -> Iterator[None]:
+    """More clients stay than the holder may have."""
+    with staying(service.address, IDLE_MOST + 2):
+        yield
+
+
+@contextlib.contextmanager
+def unheld(service: Service) -> Iterator[None]:
+    """The holder is killed with what it has, and again and again, so that it waits to be started."""
+    service.allow("kept connections that ended with it")
+    with staying(service.address, IDLE_MOST) as clients:
+        for client in clients:
+            client.say()
+        while service.statistics()["connections"]["held"] < IDLE_MOST:
+            pass  # each time a turn of the master
+        for _ in range(HOLDERS_KILLED):
+            service.signal(signal.SIGKILL, holder(service))
+        yield
+
+
+@contextlib.contextmanager
 def calm(service: Service) -> Iterator[None]:
     """A service that is well."""
     with service.connect() as client:
@@ -160,6 +186,11 @@ STATES: dict[str, tuple[str, Callable[[Service], contextlib.AbstractContextManag
         monitored(DATAGRAMS, bases="PreForkingUDPServer", max_children=1, max_packet_size=100), cutting,
         {"PreforkDatagramsTruncated"},
     ),
+    "crowded": (
+        monitored(KEPT, max_children=1, max_idle_connections=IDLE_MOST), crowded,
+        {"PreforkHeldNearLimit", "PreforkConnectionsEvicted"},
+    ),
+    "unheld": (monitored(KEPT, max_children=1), unheld, {"PreforkNoHolder", "PreforkConnectionsLost"}),
     "stale": (monitored(max_children=1), stale, {"PreforkReloadFailed"}),
     **({
         "guarded": (monitored(max_children=1, control_socket="c", control_mode=0o666), guarded,

@@ -13,6 +13,7 @@ import yaml
 
 from tests.deploy.test_rules import SERVED, names, rules
 from tests.support.clients.connections import Load, ask_datagram
+from tests.support.clients.keeping import stay
 from tests.support.hosts.prometheus import Prometheus, needs_prometheus, prometheus
 from tests.support.programs.monitored import WINDOW, monitored, target, watching
 from tests.support.programs.served import RELOADS
@@ -25,6 +26,7 @@ QUESTIONS = ["Is it up?", "Is it full?", "Is it slow?", "Is it losing?", "What c
 KILLS = 12
 # Everything a service can have: a control socket, and the log written by prefork.
 WHOLE = "from prefork import logs\nlogging.getLogger().handlers.clear()\nlogs.set_up()\n"
+KEPT = "from tests.support.programs.kept import Handler\n"
 ECHO = "class Handler(DatagramRequestHandler):\n    def handle(self):\n        self.wfile.write(self.rfile.read())\n"
 
 
@@ -121,15 +123,22 @@ def test_provisioning(path: Path) -> None:
 
 @needs_prometheus
 def test_every_query_gives_data(tmp_path: Path) -> None:
-    """After a short run of a TCP and a UDP pool under load and kills, no panel and no recorded series is empty."""
-    for name in ("tcp", "udp"):
+    """After a short run of a TCP and a UDP pool under load and kills, and of one with a client that stays, no panel and
+    no recorded series is empty."""
+    for name in ("tcp", "udp", "kept"):
         (tmp_path / name).mkdir()
     with (
         Service(tmp_path / "tcp", monitored(WHOLE, max_children=3, control_socket="c"), env={RELOADS: "1"}) as tcp,
         Service(tmp_path / "udp", monitored(ECHO, bases="PreForkingUDPServer", max_children=2)) as udp,
-        prometheus(tmp_path, watching(tmp_path, [target("tcp", tcp), target("udp", udp)])) as server,
+        Service(tmp_path / "kept", monitored(KEPT, max_children=1)) as kept,
+        stay(kept.address) as client,
+        prometheus(
+            tmp_path, watching(tmp_path, [target("tcp", tcp), target("udp", udp), target("kept", kept)])
+        ) as server,
     ):
-        server.wait_for("count(up == 1) == 2")
+        server.wait_for("count(up == 1) == 3")
+        assert client.say(b"say x") == b"x"
+        server.wait_for('prefork_connections{state="held"} == 1')
         with Load(tcp.address, 2):
             for kills in range(1, KILLS + 1):
                 assert ask_datagram(udp.address, b"x") == b"x"

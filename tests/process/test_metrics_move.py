@@ -21,6 +21,7 @@ import prefork
 from prefork.metrics.collector import METRIC_TABLE
 from tests.support.clients.connections import Load, ask, free_ports
 from tests.support.clients.controlling import ctl
+from tests.support.clients.keeping import holder, staying
 from tests.support.clients.scraping import HUNG, get, labelled, total
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, script
@@ -468,6 +469,33 @@ def test_certificate(tmp_path: Path) -> None:
         make_certificate(tmp_path, days=30)
         assert ctl(tmp_path / "c", "reload-tls").returncode == 0
         scrape(running)
+
+
+@moves("connections", "connections_opened", "connections_closed", "connection_moves", "holder_up",
+       "held_connections_limit")  # fmt: skip
+def test_kept_connections(tmp_path: Path) -> None:
+    """Where the open ones are, how the others have ended; and, when the holder ends again and again, that there is none
+    for a while."""
+    with service(tmp_path, "from tests.support.programs.kept import Handler", max_idle_connections=3) as running:
+        running.allow("kept connections that ended with it")
+        running.wait_ready(2)
+        before = scrape(running)
+        with staying(running.address, 5) as clients:
+            full = scrape_until(running, lambda found: of(found, "connections_closed_total").get("evicted") == 2)
+            clients[-1].say()
+            moved = scrape_until(running, lambda found: of(found, "connections").get("held") == 3)
+            gone = scrape(running)
+            while gone["prefork_holder_up"] or "prefork_held_connections_limit" in gone:
+                running.signal(signal.SIGKILL, holder(running))
+                gone = scrape(running)
+    assert of(before, "connections") == of(before, "connections_closed_total") == {}
+    assert total(before, "prefork_connections_opened_total") == 0
+    assert (before["prefork_holder_up"], before["prefork_held_connections_limit"]) == (1, 3)
+    assert of(full, "connections") == {"held": 3}
+    assert of(full, "connections_closed_total") == {"evicted": 2}
+    assert total(moved, "prefork_connections_opened_total") == 5
+    assert total(moved, "prefork_connection_moves_total") > total(before, "prefork_connection_moves_total")
+    assert of(gone, "connections_closed_total") == {"evicted": 2, "lost": 3}
 
 
 def test_every_metric_is_seen_to_move() -> None:

@@ -3,7 +3,8 @@
     python -m tests.support.tools.pictures [SECONDS [FOLDER]]     into deploy/pictures, of a run of 60 s
 
 Both are of the same real service, which is watched by a real Prometheus while it has a burst of clients, a reload, a
-worker that is killed, and requests that fail. Runs in a process of its own; owns all of that.
+worker that is killed, and requests that fail; the dashboard shows another one beside it, whose clients stay. Runs in a
+process of its own; owns all of that.
 """
 
 import io
@@ -17,12 +18,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from threading import Event
 from time import monotonic, time
 
 from tests.support.clients.connections import HUNG, Load, connect, free_port
+from tests.support.clients.keeping import Crowd
 from tests.support.hosts.prometheus import prometheus
-from tests.support.programs.monitored import WINDOW, watching
+from tests.support.programs.monitored import WINDOW, monitored, watching
+from tests.support.programs.monitored import target as named
 from tests.support.programs.service import ROOT, Service
 from tests.support.tools.panels import drawn
 
@@ -32,6 +36,7 @@ INDENTED = r'x="([\d.]+)"( y="[\d.]+" )textLength="([\d.]+)"([^>]*)>((?:&#160;)+
 LETTER = 12.2  # pixels of one, in rich's pictures
 APP = Path(__file__).parents[1] / "programs" / "gateway_app.py"
 WORKERS = 6
+DEVICES = 60
 
 
 def make(seconds: float, into: Path) -> None:
@@ -47,7 +52,8 @@ def make(seconds: float, into: Path) -> None:
         target: dict[str, object] = {"labels": {"service": "gateway"}, "targets": [f"127.0.0.1:{metrics[1]}"]}
         with (
             Service(folder, argv=argv, accounts=False) as service,
-            prometheus(folder, watching(folder, [target])) as server,
+            devices(folder / "devices") as other,
+            prometheus(folder, watching(folder, [target, other])) as server,
         ):
             service.expect("ValueError: not a message of ours", r"killed \(killed by SIGKILL\)")
             server.wait_for(f"prefork_lanes == {WORKERS}")
@@ -60,6 +66,15 @@ def make(seconds: float, into: Path) -> None:
                     screen = screen_of_top(folder)
                     (into / "dashboard.svg").write_text(drawn(server, began, time(), WINDOW))
         (into / "top.svg").write_text(svg(screen))
+
+
+@contextmanager
+def devices(folder: Path) -> Iterator[dict[str, object]]:
+    """A service whose clients stay, and say something now and then; who is silent for long is cut, and comes again."""
+    folder.mkdir()
+    source = monitored("from tests.support.programs.kept import Handler", max_children=2, keepalive_timeout=3.0)
+    with Service(folder, source) as service, Crowd(service.address, DEVICES, Random(1), threads=1, pause=1.0):
+        yield named("devices", service)
 
 
 def live(service: Service, address: tuple[str, int], seconds: float) -> None:
