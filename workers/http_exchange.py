@@ -99,10 +99,9 @@ class Exchange:
 
     def _skip(self, request: Any, left: int) -> bool:
         at_hand = len(self._rfile.ahead())
-        kept = type(request) is KeptSocket
-        if kept and request.stay is not None:
+        if type(request) is KeptSocket and request.stay is not None:
             at_hand += len(request.stay.unread)
-        if at_hand < left and (kept or is_plain(request)):
+        if at_hand < left and is_plain(request):
             at_hand += len(peek(request, left) or b"")
         return bool(at_hand >= left and len(self._rfile.read(left)) == left)
 

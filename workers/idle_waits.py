@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .stay import bytes_wanted
+from .stay import KeptSocket, bytes_wanted
 
 INCOMPLETE_S = 10.0  # for a request that comes in parts, where the server has no `incomplete_timeout`
 LOOK_S = 0.25  # between two calls of `alive`
@@ -78,7 +78,7 @@ def wait_until_complete(request: Any, rfile: Any, complete: Callable[[bytes], An
 def is_plain(request: Any) -> bool:
     """Return True for a socket that receives as the kernel does."""
     kind = type(request)
-    return isinstance(request, socket.socket) and (kind.recv, kind.recv_into) == _plain
+    return isinstance(request, socket.socket) and ((kind.recv, kind.recv_into) == _plain or kind is KeptSocket)
 
 
 def _timeout_of(request: Any) -> float | None:

@@ -483,6 +483,23 @@ def test_requests_in_parts_in_a_loop(family: str, rbufsize: int) -> None:
         assert [line for line in told.events if isinstance(line, bytes)] == [b"one\n", b"two\n", b"quit\n"]
 
 
+@pytest.mark.parametrize("rbufsize", [-1, 0])
+def test_a_socket_that_could_be_kept_and_is_not(rbufsize: int) -> None:
+    """Is served in a loop, as any other."""
+
+    class Whole(Line):
+        complete = staticmethod(lambda data: b"\n" in data)
+
+    Whole.rbufsize = rbufsize
+    server, client = socket.socketpair()
+    with KeptSocket(server.family, server.type, server.proto, server.detach()) as request, client:
+        client.sendall(b"one\ntw")
+        client.shutdown(socket.SHUT_WR)
+        told = SimpleNamespace(events=[])
+        Whole(request, "client", told)
+        assert told.events == ["setup", "opened", b"one\n", b"tw", "closed", "finish"]
+
+
 def test_a_request_that_is_never_whole_in_a_loop() -> None:
     """Ends after `incomplete_timeout`."""
 
