@@ -66,7 +66,7 @@ class Stay:
         flags = kept.flags & ~(SHORT | CLOSING | MET) | (MET if self.met else 0) | (SHORT if wanted else 0)
         return Kept(
             kept.listener, kept.requests + self.begun, kept.opened_ns, kept.client_address, self.state, self.unread,
-            flags, wanted or 1, 0, 0 if self.begun else kept.since_ns,
+            flags, wanted or 1, 0, 0 if self.begun else kept.since_ns, kept.cell,
         )  # fmt: skip
 
     def read(self, buffer: Any, *, keep: bool = False) -> int:

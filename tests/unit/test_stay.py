@@ -191,13 +191,13 @@ def test_what_a_request_wants(unread: bytes, sent: bytes, ends: bool, wanted: in
 
 
 def test_what_is_left_of_a_stay() -> None:
-    """The requests are added up; flags say what the handler has left, and nothing of how it came."""
-    stay = Stay(Kept(3, 10, 99, ("::1", 1), b"s", b"u", TELL_END | SHORT, 7, 0), lambda stay: None)
+    """The requests are added up; flags say what the handler has left, and nothing of how it came; its cell stays."""
+    stay = Stay(Kept(3, 10, 99, ("::1", 1), b"s", b"u", TELL_END | SHORT, 7, 0, 8, 6), lambda stay: None)
     stay.next_request()
     stay.met, stay.state, stay.unread = True, b"new", b"more"
-    assert stay.left() == Kept(3, 12, 99, ("::1", 1), b"new", b"more", TELL_END | MET, 1, 0)
+    assert stay.left() == Kept(3, 12, 99, ("::1", 1), b"new", b"more", TELL_END | MET, 1, cell=6)
     stay.wanted = 5
-    assert stay.left() == Kept(3, 12, 99, ("::1", 1), b"new", b"more", TELL_END | MET | SHORT, 5, 0)
+    assert stay.left() == Kept(3, 12, 99, ("::1", 1), b"new", b"more", TELL_END | MET | SHORT, 5, cell=6)
 
 
 @pytest.mark.parametrize(
