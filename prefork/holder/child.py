@@ -65,7 +65,10 @@ class Watched:
         return sum(words[HEADER_WORDS + IDLE_HERE :: LANE_WORDS].tolist())
 
     def hangs(self, now: float) -> bool:
-        """Return whether its heart has not been seen to beat for HUNG_S."""
+        """Return whether its heart has not been seen to beat for HUNG_S; False where it cannot be seen, in a slot of
+        another layout."""
+        if not self.child.slot.lanes:
+            return False
         words = self.child.slot.words
         beat = sum(words[HEADER_WORDS + STARTED_NS :: LANE_WORDS].tolist())
         if beat != self.beat:

@@ -1,22 +1,26 @@
 """The master's side of the holder, with the holder played by the test."""
 
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from prefork.holder.child import HUNG_S, HeldTerms, HolderChild, all_of
+from prefork.holder.child import HeldTerms, HolderChild, all_of
 from prefork.master.kept_queues import KeptQueues
 from prefork.master.policy import TICK_S
-from prefork.metrics.board import Board
-from prefork.metrics.facts import ChildKind, ExitReason
-from prefork.metrics.scoreboard import HEADER_WORDS, IDLE_HERE, READY, STARTED_NS, YES, Slot
+from prefork.master.restarts import Restarts
+from prefork.metrics.board import Board, Word
+from prefork.metrics.facts import ChildKind, CloseReason, ExitReason
+from prefork.metrics.scoreboard import CLOSED, COUNTS, HEADER_WORDS, IDLE_HERE, READY, STARTED_NS, YES, Slot
+from prefork.workers.kept import Kept
 from prefork.workers.signals import DRAIN_SIGNAL
 
 TERMS = HeldTerms(75.0, None, 10.0, 30.0)
 CONT = signal.SIGCONT
+HUNG_S = 5.0  # written out, so that it cannot change unseen
 
 
 @dataclass
@@ -194,6 +198,20 @@ def test_one_before_that_hangs(master: Masters) -> None:
     assert old.signals == [signal.SIGKILL, signal.SIGTERM]
 
 
+def test_one_before_of_another_layout(master: Masters) -> None:
+    """Its heart cannot be seen: it is told to leave, and has the time that it takes."""
+    side = master.side()
+    old = master.played()
+    old.slot.close()
+    old.slot = Slot(0)
+    side.succeed([old])
+    side.turn(0.0)
+    for now in range(1, 60):
+        master.children[1].beat()
+        side.turn(float(now))
+    assert old.signals == [signal.SIGTERM]
+
+
 def test_without_the_program(master: Masters) -> None:
     """The degraded master goes on with the youngest that is there, and starts another only when that has ended."""
     side = master.side(adopts=True)
@@ -222,9 +240,27 @@ def test_where_nothing_is_kept_any_more(master: Masters) -> None:
     side.turn(1.0)
     side.turn(2.0)
     assert old.signals == [signal.SIGQUIT]
+    assert master.kept.queues is not None
+    client, kept = socket.socketpair()
+    master.kept.queues.park_in.send(Kept(3).encoded(), kept.fileno())
+    kept.close()
     side.ended(old, 2.5)
     side.turn(3.0)
     assert len(master.children) == 1
+    assert client.recv(1) == b""
+    client.close()
+    assert master.board.words[Word.LANES_DEAD + CLOSED + CloseReason.DRAINED - COUNTS.start] == 1
+
+
+def test_the_longest_pause() -> None:
+    """One that never lives long is tried again after half a minute at most; one that has lived for ten seconds, and no
+    longer, is no better."""
+    restarts = Restarts()
+    for _ in range(12):
+        restarts.ended(90.0, 100.0)
+    assert restarts.next_start == 130.0
+    restarts.ended(89.9, 100.0)
+    assert restarts.next_start == 100.0
 
 
 def test_the_end_of_the_service(master: Masters) -> None:
