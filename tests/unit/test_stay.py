@@ -217,3 +217,13 @@ def test_each_further_request_is_told() -> None:
     stay.next_request()
     stay.next_request()
     assert seen == [1, 2]
+
+
+def test_what_a_stay_does_not_know_goes_along() -> None:
+    """Every word of a connection that is not the handler's to change is what it was, also one that is added later."""
+    changed = {"requests", "state", "unread", "flags", "wanted", "reason", "since_ns"}
+    sevens: dict[str, Any] = {name: 7 for name, value in Kept()._asdict().items() if type(value) is int}
+    kept = Kept(**sevens)
+    left = Stay(kept, none_follows).left()
+    assert {name for name, was in kept._asdict().items() if getattr(left, name) != was} <= changed
+    assert left.requests == 8
