@@ -154,7 +154,7 @@ def test_curl_over_a_reload(site: Recipe) -> None:
         assert curl.stdout.readline() == "1 connects\n"
         site.reload()
         new = {f"{pid} /\n" for pid in re.findall(r"gen=2 pid=(\d+): ready", site.log)}
-        said = []
+        said: list[str] = []
         while not said or said[-2] not in new:
             said += [curl.stdout.readline(), curl.stdout.readline()]
             assert said[-1] == "0 connects\n", said
