@@ -14,8 +14,18 @@ class KeepsConnections:
 
 def keeps(server: Any) -> bool:
     """Return whether a pool may keep the connections of this server: a stream server with such a handler class."""
-    handler = getattr(server, "RequestHandlerClass", None)
+    streams = getattr(server, "socket_type", None) == socket.SOCK_STREAM
+    return streams and is_keeping(getattr(server, "RequestHandlerClass", None))
+
+
+def is_keeping(handler: Any) -> bool:
+    """Return whether this is such a handler class."""
+    found = class_of(handler)
+    return isinstance(found, type) and issubclass(found, KeepsConnections)
+
+
+def class_of(handler: Any) -> Any:
+    """Return the class of which handlers are made."""
     while isinstance(handler, functools.partial):
         handler = handler.func
-    streams = getattr(server, "socket_type", None) == socket.SOCK_STREAM
-    return streams and isinstance(handler, type) and issubclass(handler, KeepsConnections)
+    return handler

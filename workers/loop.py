@@ -355,7 +355,7 @@ class Worker:
         ends a wait, each listener is tried once: the master wakes a worker for a queue that it had not been woken for.
         """
         keeping, usage, most = self._keeping, self._usage, self._usage.limits.max_requests or 0
-        wait = self._epoll.poll if keeping is None else keeping.wait
+        wait = self._epoll.poll if keeping is None else keeping.idle.wait
         each = [(server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served]
         ways = {way[0].fileno(): way for way in each} if keeping is None else keeping.ways_of(each)
         shared = list(ways)  # beside those of one connection each
@@ -367,7 +367,7 @@ class Worker:
             if self.draining and not leaving:
                 leaving, to_try = True, list(shared)
                 if keeping is not None:
-                    keeping.park_all()
+                    keeping.idle.park_all()
             if leaving and not to_try:
                 break
             if lane is None and (lane := self.lanes.take()) is None:
@@ -423,7 +423,7 @@ class Worker:
             if threads.failed is not None:
                 raise threads.failed
             at_most_ms = threads.see_to()
-            if self._keeping is not None and (due_ms := self._keeping.see_to()) is not None:
+            if self._keeping is not None and (due_ms := self._keeping.idle.see_to()) is not None:
                 at_most_ms = due_ms if at_most_ms is None else min(at_most_ms, due_ms)
             if threads.short:
                 threads.short = False
@@ -453,7 +453,7 @@ class Worker:
         The master wakes us meanwhile, because it sees an idle lane beside a queue: no reason to try any earlier.
         """
         if self._keeping is not None:
-            self._keeping.park_all()
+            self._keeping.idle.park_all()
         self._shortage.say((lanes or self.lanes).why_short())
         until = monotonic() + ACCEPT_PAUSE
         while not self.draining and (left := until - monotonic()) > 0:
@@ -516,9 +516,6 @@ class Worker:
         self.birth.slot.words[DRAIN_ASKED] = YES
         self.terms.nudge()
 
-    def _is_orphan(self) -> bool:
-        return self._leaving is ExitReason.MASTER_DIED
-
     def _orphaned(self) -> None:
         """Free the port at once and finish the current requests within the graceful timeout: the master is dead.
 
@@ -526,6 +523,8 @@ class Worker:
         """
         if self._leaving is not ExitReason.MASTER_DIED:
             self._leaving = ExitReason.MASTER_DIED
+            if self._keeping is not None:
+                self._keeping.idle.closes = True
             self._begin_to_drain()
             self._signals.kill_me_after(self.terms.graceful_timeout)
             self._own.unregister(self.master.fileno())
@@ -546,7 +545,7 @@ class Worker:
         self.terms.set_title("draining")
         self._close_listeners()
         if self._keeping is not None:
-            self._keeping.leave(self._rest, self._is_orphan)
+            self._keeping.idle.leave(self._rest)
         for _, lanes, _ in self._served:
             while not lanes.all_free():
                 self._rest(lanes.contexts.patience_ms)
@@ -555,6 +554,6 @@ class Worker:
         if self._threads is not None:
             self._threads.join()
         if self._keeping is not None:  # what has come back meanwhile
-            self._keeping.leave(self._rest, self._is_orphan)
+            self._keeping.idle.leave(self._rest)
         self._drain_hook.wait()
         self.terms.nudge()

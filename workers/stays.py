@@ -12,6 +12,7 @@ Longer than most files: here the counts of a stay can be read in their order.
 
 from collections.abc import Callable
 from functools import partial
+from socket import socket
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
@@ -38,13 +39,15 @@ from .admission import NotAdmitted
 from .bootstrap import leave
 from .contexts import Lane, Place, place_of
 from .definitions import definer, evaluated, is_base_servers, is_threading_mixins, of_class
-from .keeps import KeepsConnections
+from .keeps import KeepsConnections, class_of
 from .kept import MESSAGE_MAX, MET, TELL_END, Kept
 from .lanes import FINISH, PROCESS, Finish, Lanes
 from .stay import KeptSocket, Stay, bytes_wanted
 from .thread_body import THREAD_BODY
 
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
+
+_observe = DURATION.observe
 
 
 class LaneStay(Stay):
@@ -72,19 +75,47 @@ class KeptServer:
         self.server = server
         self.lanes = lanes
         self.listener = listener
-        self.idle = 0  # connections that are idle here
+        self.idle = 0  # connections that are idle here,
+        self.gauge = lanes.all_lanes[0]  # where that is told, whichever lane each was served on
+        self.cells: Any = NoCells if lanes.limits is None else lanes.limits.kept
         self._keep_on = keep_on
         self._count = count
-        cls = _handler_class(server)
+        cls = class_of(server.RequestHandlerClass)
         self.speaks_first = bool(getattr(cls, "speaks_first", False))
         self.complete: Callable[[bytes], Any] | None = getattr(cls, "complete", None)
         self._tells_end = definer(cls, "connection_closed") is not _mixin_of(cls)
         self._kind = int(server.socket.family), int(server.socket.type), server.socket.proto
         self._in_place = is_base_servers(server, PROCESS)
         self._in_thread = is_threading_mixins(server, THREAD_BODY)
-        self._process = type(server).process_request
+        self._process, self._finish = type(server).process_request, type(server).finish_request
         self._body = getattr(type(server), THREAD_BODY, None)
+        self._is_straight: Callable[[], bool] = lambda: False
         lanes.keeping = self.counting
+
+    def bound(self) -> None:
+        """Choose the way of a stay, once the lanes are bound: straight where the program has no hook in between."""
+        lanes, server = self.lanes, self.server
+        if not lanes.elsewhere and lanes.found is None and is_base_servers(server, FINISH):
+            if lanes.accepted is None and self._in_place:
+                self._is_straight = self._is_straight_here
+            elif lanes.accepted is not None and self._in_thread and is_threading_mixins(server, PROCESS):
+                self._is_straight = self._is_straight_in_thread
+
+    def _is_straight_here(self) -> bool:
+        """Asked each time, as a program may put a hook there while it serves."""
+        server, cls = self.server, type(self.server)
+        return (
+            server.finish_request is self.lanes.bound and PROCESS not in vars(server)
+            and cls.process_request is self._process and cls.finish_request is self._finish
+        )  # fmt: skip
+
+    def _is_straight_in_thread(self) -> bool:
+        server, cls = self.server, type(self.server)
+        return (
+            server.finish_request is self.lanes.bound and THREAD_BODY not in vars(server)
+            and PROCESS not in vars(server) and cls.process_request is self._process
+            and cls.finish_request is self._finish and getattr(cls, THREAD_BODY) is self._body
+        )  # fmt: skip
 
     def socket(self, fd: int) -> KeptSocket:
         return KeptSocket(*self._kind, fd)
@@ -95,7 +126,7 @@ class KeptServer:
 
     # The beginning of a connection.
 
-    def admitted(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> tuple[Any] | None:
+    def admitted(self, lane: Lane, request: Any, client_address: Any) -> tuple[Any] | None:
         """Return the address of the client of a connection that may be served; else None, and it is closed."""
         lanes, server = self.lanes, self.server
         try:
@@ -120,11 +151,11 @@ class KeptServer:
         lane[STATE] = IDLE
         return None
 
-    def fail(self, lane: Lane, sock: KeptSocket, client_address: Any) -> None:
+    def fail(self, lane: Lane, sock: KeptSocket, kept: Kept) -> None:
         """Count a connection that failed before a request of it began, and close it. In an `except` block."""
-        self._not_kept(lane, sock, client_address, FAILED)
-        self.server.handle_error(sock, client_address)
-        self.close(lane, sock, client_address, CloseReason.HANDLER)
+        self._not_kept(lane, sock, kept.client_address, FAILED)
+        self.server.handle_error(sock, kept.client_address)
+        self.close(lane, sock, kept, CloseReason.HANDLER)
 
     def _not_kept(self, lane: Lane, request: Any, client_address: Any, outcome: int) -> None:
         self._begin(lane, request, client_address)
@@ -135,21 +166,17 @@ class KeptServer:
         if self.lanes.access_log is not None:
             self.lanes.access_log.begin(lane, request, client_address)
 
-    def close(self, lane: Lane, sock: KeptSocket, client_address: Any, reason: int) -> None:
+    def close(self, lane: Lane, sock: KeptSocket, kept: Kept, reason: int) -> None:
         """Close a connection of which no request is in hand."""
         lane[CLOSED + reason] += 1
-        self.leave_limits(lane)
+        self.cells.drop(kept.cell)
         try:
             self.server.shutdown_request(sock)
         except Exception:
-            self.server.handle_error(sock, client_address)
+            self.server.handle_error(sock, kept.client_address)
             sock.close()
         finally:
             lane[STATE] = IDLE
-
-    def leave_limits(self, lane: Lane) -> None:
-        if self.lanes.limits is not None:
-            self.lanes.limits.leave(lane)
 
     # A stay.
 
@@ -170,6 +197,8 @@ class KeptServer:
                 else:
                     access_log.begin(lane, sock, kept.client_address)
         lane[STATE] = BUSY
+        if self._is_straight():
+            return self._process_straight(stay, lane, sock, kept.client_address)
         lanes, server = self.lanes, self.server
         place = place_of(sock) if lanes.placed else None
         if FINISH not in vars(server):
@@ -177,6 +206,32 @@ class KeptServer:
         if lanes.accepted is not None:
             return self._process_in_thread(stay, lane, place, sock, kept.client_address)
         return self._process_by_hooks(stay, lane, place, sock, kept.client_address)
+
+    def _process_straight(self, stay: LaneStay, lane: Lane, sock: KeptSocket, client_address: Any) -> Accepted:
+        """Do as the others, without calls of what leads to the handler."""
+        server = self.server
+        try:
+            try:
+                server.RequestHandlerClass(sock, client_address, server)
+                if stay.goes_on:
+                    _check_size(stay)
+            except BaseException as exc:
+                self._failed(stay, lane, sock, exc)
+                raise
+            if self.lanes.forked:
+                strays.end()
+            self._end(stay, lane, COMPLETED, sock)
+            if not stay.kept_on:
+                server.shutdown_request(sock)
+        except Exception:
+            server.handle_error(sock, client_address)
+            server.shutdown_request(sock)
+        except BaseException:
+            server.shutdown_request(sock)
+            raise
+        finally:
+            lane[STATE] = IDLE
+        return REQUEST
 
     def _process_by_hooks(
         self, stay: LaneStay, lane: Lane, place: Place | None, sock: KeptSocket, client_address: Any
@@ -283,12 +338,10 @@ class KeptServer:
                 return lanes.finish_in_its_own_way(finish_request, uncounted, request, client_address, *more, **named)
             try:
                 result = finish(request, client_address, *more, **named)
-                _check_size(stay)
+                if stay.goes_on:
+                    _check_size(stay)
             except BaseException as exc:
-                if lanes.forked:
-                    strays.end(exc)
-                stay.goes_on = False
-                self._end(stay, lane, FAILED, request)
+                self._failed(stay, lane, request, exc)
                 raise
             if lanes.forked:
                 leave(0)
@@ -313,25 +366,30 @@ class KeptServer:
 
     def _end_request(self, lane: Lane, outcome: int, request: Any) -> None:
         lane[outcome] += 1
-        DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
+        _observe(lane, monotonic_ns() - lane[STARTED_NS])
         if self.lanes.access_log is not None:
             self.lanes.access_log.end(lane, outcome, request)
+
+    def _failed(self, stay: LaneStay, lane: Lane, request: Any, exc: BaseException) -> None:
+        """Count a stay that raised this; a process that it has forked ends here."""
+        if self.lanes.forked:
+            strays.end(exc)
+        stay.goes_on = False
+        self._end(stay, lane, FAILED, request)
 
     def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any = None) -> None:
         """Count the last request of a stay, and leave the connection to whoever has it next."""
         if stay.begun:
             self._end_request(lane, outcome, request)
-        self._leave(stay, lane)
-
-    def _leave(self, stay: LaneStay, lane: Lane) -> None:
-        self.leave_limits(lane)
         request, stay.request = stay.request, None
-        if stay.goes_on and (fd := self._taken_out(request)) != -1:
+        if stay.goes_on and (fd := taken_out(request)) != -1:
             stay.kept_on = True
             self._keep_on(self, stay, fd)
         else:
             lane[CLOSED + self._why_closed(stay)] += 1
             lane[IN_HAND] = 0
+            if stay.kept.cell:
+                self.cells.drop(stay.kept.cell)
         request.stay = None
 
     def _why_closed(self, stay: LaneStay) -> int:
@@ -339,19 +397,20 @@ class KeptServer:
             return stay.kept.reason - 1
         return CloseReason.CLIENT if stay.hung_up else CloseReason.HANDLER
 
-    def _taken_out(self, request: KeptSocket) -> int:
-        if request.gettimeout() is not None:
-            request.settimeout(None)  # the flag travels with the connection
-        return request.detach()
-
     def _finish_uncounted(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a stay in a thread of the program's that has no lane."""
         stay = request.stay
         stay.lane = None
-        result = finish(request, *more, **named)
-        if stay.goes_on and (fd := self._taken_out(request)) != -1:
+        try:
+            result = finish(request, *more, **named)
+        except BaseException:
+            self.cells.drop(stay.kept.cell)
+            raise
+        if stay.goes_on and (fd := taken_out(request)) != -1:
             stay.kept_on = True
             self._keep_on(self, stay, fd)
+        else:
+            self.cells.drop(stay.kept.cell)
         request.stay = None
         return result
 
@@ -363,11 +422,17 @@ class KeptServer:
         return kept
 
 
-def _handler_class(server: Any) -> Any:
-    handler = server.RequestHandlerClass
-    while isinstance(handler, partial):
-        handler = handler.func
-    return handler
+class NoCells:
+    """The cells of connections that nobody counts."""
+
+    take = park = drop = staticmethod(lambda cell: None)
+
+
+def taken_out(sock: socket) -> int:
+    """Take the descriptor out of a connection's object, as others have to find it; -1 if it is closed."""
+    if sock.gettimeout() is not None and sock.fileno() != -1:
+        sock.settimeout(None)  # the flag travels with the connection
+    return sock.detach()
 
 
 def _mixin_of(cls: type) -> type | None:

@@ -202,7 +202,7 @@ class ThreadPool:
             passed_on = None in lanes_left
             self._waiting.discard(thread)
             if self._keeping is not None:  # nobody else may be awake when it is time
-                self._keeping.park_all()
+                self._keeping.idle.park_all()
             self._ended.append(thread)
             if not passed_on:
                 self._lanes.give_back(lane)
@@ -247,7 +247,7 @@ class ThreadPool:
     def _serve_several(self, thread: threading.Thread, lane: Lane) -> None:
         """Do as `_serve()` does, for whichever server something comes, in that one's own way."""
         waiting, new_context, is_unchanged = self._waiting, self._context.copy, state_of_thread()
-        ways, wait = self._ways, self._epoll.poll if self._keeping is None else self._keeping.wait
+        ways, wait = self._ways, self._epoll.poll if self._keeping is None else self._keeping.idle.wait
         words_of = {self._lanes: lane}
         for _, its in self._others:
             assert isinstance(its, LanesBeside)

@@ -11,14 +11,16 @@ from typing import Any
 from prefork.workers.accepting import GetRequest
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.socket_files import AcceptedSocket
+from prefork.workers.stay import KeptSocket
 from prefork.workers.unnamed_peer import UNNAMED
 
-from .accepted import FileListener
+from .accepted import FileListener, KeptListener
 from .listener import Beneath, family_of, type_of
 from .shared import SharedDatagrams, fitting
 from .wildcard import ROOM, WildcardListener, peer_of
 
-_CONNECTIONS = {Beneath: socket.socket, FileListener: AcceptedSocket}  # by whose accept() it is
+# By whose accept() it is.
+_CONNECTIONS = {Beneath: socket.socket, FileListener: AcceptedSocket, KeptListener: KeptSocket}
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _TRUNC = int(getattr(socket, "MSG_TRUNC", 0))
 

@@ -403,6 +403,7 @@ MODULES = {
     "histogram": Module("metrics/histogram.py", ("histogram", "scoreboard"), ("process/exporter",)),
     "kernel": Module("metrics/kernel.py", ("kernel", "accept_queue"), ("process/exporter",)),
     "loggers": Module("metrics/loggers.py", ("loggers",), ("faults/logs", "process/logs")),
+    "accepted": Module("prefork/sockets/accepted.py", ("socket_files", "receiving"), ("process/pool",)),
     "receiving": Module("prefork/sockets/receiving.py", ("receiving",), ("process/datagram_answers",)),
     "destinations": Module(
         "workers/destinations.py", ("destinations", "identity"), ("process/log_operation", "faults/logs")
@@ -426,6 +427,7 @@ MODULES = {
     "kept_cells": Module("workers/kept_cells.py", ("kept_cells", "connection_table"), ("process/holder",)),
     "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
     "keeping": Module("workers/keeping.py", ("keeping",), ("process/pool",)),
+    "lingering": Module("workers/lingering.py", ("keeping",), ("process/pool",)),
     "stays": Module("workers/stays.py", ("keeping",), ("process/pool",)),
     "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
     "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),

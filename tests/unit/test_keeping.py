@@ -3,12 +3,13 @@ has, a real slot, and a master that is none."""
 
 import contextlib
 import os
+import resource
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic, sleep
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
@@ -20,30 +21,35 @@ from prefork import (
     TCPServer,
     ThreadingMixIn,
 )
-from prefork.metrics.facts import CloseReason
+from prefork.metrics.facts import CloseReason, ExitReason
 from prefork.metrics.scoreboard import (
     ACCEPTED,
     BUSY,
     CLOSED,
     COMPLETED,
+    DUE,
     DURATION,
     FAILED,
     IDLE,
     IDLE_HERE,
     IN_HAND,
+    LEAVING,
     MOVES,
     OPENED,
+    REJECTED,
     STARTED_NS,
     STATE,
     Slot,
     Stacks,
 )
 from prefork.sockets.shared import prepared
+from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.kept import CLOSING, MET, SHORT, TELL_END, Kept, Queues
+from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
-from tests.support.programs.inside import NoMaster, as_a_child
+from tests.support.programs.inside import NoMaster, Stray, as_a_child
 from tests.support.programs.serving import threads_end
 
 from .test_loop import TERMS
@@ -136,6 +142,65 @@ class Behind(Threaded):
         super().process_request(request, client_address)
 
 
+class OwnFinish(Server):
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.seen.append("finish")
+        super().finish_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.seen.append("shutdown")
+        super().shutdown_request(request)
+
+
+class OwnThreadBody(Threaded):
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self.seen.append("body")
+        super().process_request_thread(request, client_address)
+
+
+class OwnProcess(Server):
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.seen.append("process")
+        super().process_request(request, client_address)
+
+
+class Wrapped(Server):
+    """Its connections are of a class of its own."""
+
+    def get_request(self) -> Any:
+        request, client_address = super().get_request()
+        own = Own(request.family, request.type, request.proto, request.detach())
+        return own, client_address
+
+
+class Own(socket.socket):
+    pass
+
+
+class Named(Server):
+    """Its clients have names."""
+
+    def get_request(self) -> Any:
+        return super().get_request()[0], Name("somebody")
+
+
+class Name:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Picky(Server):
+    """Serves every other connection; the first it serves not, and with the third it fails."""
+
+    came = 0
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        self.came += 1
+        if self.came == 3:
+            raise ValueError("verify_request")
+        return self.came % 2 == 0
+
+
 class Keep:
     """A worker that keeps connections, and the test at the other ends. `script` runs beside it, and then it is told to
     leave."""
@@ -163,6 +228,11 @@ class Keep:
     def ask(self, client: socket.socket, *lines: str) -> str:
         client.sendall("".join(f"{line}\n" for line in lines).encode())
         return self.answer(client, len(lines))
+
+    def anew(self, client: socket.socket, line: str) -> str:
+        """Ask in a stay of its own."""
+        self.until(lambda: self.count(IN_HAND) == [0])
+        return self.ask(client, line)
 
     def answer(self, client: socket.socket, lines: int = 1) -> str:
         data = b""
@@ -455,7 +525,7 @@ def test_is_told_of_the_end(server_class: type[Any], keeps: Callable[..., Keep])
         keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 1, "EVICTED": 1})
 
     keep.run(script)
-    assert [line for line in keep.seen if "closed" in line] == ["closed after 1", "closed after 2", "closed after 1"]
+    assert sorted(line for line in keep.seen if "closed" in line) == ["closed after 1"] * 2 + ["closed after 2"]
     assert keep.count(OPENED, ACCEPTED, COMPLETED, FAILED) == [4, 4, 4, 0]
 
 
@@ -609,3 +679,227 @@ def test_what_it_cannot_take(keeps: Callable[..., Keep], caplog: pytest.LogCaptu
     assert [record.message for record in caplog.records] == [
         "could not take a kept connection, which is closed: this message of a kept connection is of version 255, or cut"
     ]
+
+
+@pytest.mark.parametrize(
+    ("server_class", "seen"),
+    [
+        (OwnFinish, ["finish", "opened", "one", "finish", "two", "finish", "close", "shutdown"]),
+        (OwnProcess, ["process", "opened", "one", "process", "two", "process", "close"]),
+        (OwnThreadBody, ["body", "opened", "one", "body", "two", "body", "close"]),
+        (Behind, ["process", "opened", "one", "process", "two", "process", "close"]),
+    ],
+)
+def test_hooks_of_a_stay(server_class: type[Any], seen: list[str], keeps: Callable[..., Keep]) -> None:
+    """Those on the way to a handler are called for each stay, `shutdown_request()` at the end of the connection."""
+    keep = keeps(server_class, lanes=8)
+
+    def script() -> None:
+        client = keep.connect()
+        for number, line in enumerate(("one", "two", "close"), 1):
+            assert keep.anew(client, line) == f"{number} {line}\n"
+        assert client.recv(1) == b""
+
+    with keep.holder():
+        keep.run(script)
+    assert keep.seen == seen
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND) == [1, 3, 3, 0]
+    assert keep.closed() == {"HANDLER": 1}
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_a_hook_that_comes_later(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """One that a program puts there while it serves is called from the next stay on."""
+    keep = keeps(server_class, lanes=8)
+
+    def process(request: Any, client_address: Any) -> None:
+        keep.seen.append("process")
+        server_class.process_request(keep.server, request, client_address)
+
+    def script() -> None:
+        client = keep.connect()
+        keep.ask(client, "one")
+        keep.server.process_request = process
+        assert keep.anew(client, "two") == "2 two\n"
+        assert keep.anew(client, "three") == "3 three\n"
+
+    with keep.holder():
+        keep.run(script)
+    assert keep.seen == ["opened", "one", "process", "two", "process", "three"]
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND) == [1, 3, 3, 0]
+
+
+@pytest.mark.parametrize("server_class", [Wrapped, Named])
+def test_what_cannot_be_kept(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """A connection of the program's own class, or whose client has an address that cannot go along, is served to its
+    end by its worker, in a loop. It is counted as one."""
+    keep = keeps(server_class)
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        assert keep.count(OPENED, IN_HAND) == [1, 1]
+        assert keep.ask(client, "close") == "2 close\n"
+        assert client.recv(1) == b""
+
+    keep.run(script)
+    assert keep.seen == ["opened", "one", "close"]
+    assert keep.count(OPENED, IN_HAND, IDLE_HERE, STATE) == [1, 0, 0, IDLE]
+    assert keep.closed() == {"HANDLER": 1}
+
+
+def test_what_is_refused(keeps: Callable[..., Keep]) -> None:
+    """Once for a connection, which is none that could have gone on then."""
+    keep = keeps(Picky)
+
+    def script() -> None:
+        for served in (False, True, False):
+            client = keep.connect()
+            if served:
+                assert keep.ask(client, "one", "two") == "1 one\n2 two\n"
+                assert keep.ask(client, "close") == "3 close\n"
+            assert client.recv(1) == b""
+
+    keep.run(script)
+    assert keep.seen == ["opened", "one", "two", "close", "error"]
+    assert keep.count(ACCEPTED, COMPLETED, REJECTED, FAILED, OPENED) == [5, 3, 1, 1, 1]
+
+
+def test_no_descriptor_is_free(keeps: Callable[..., Keep]) -> None:
+    """A connection stays in the ready queue until there is one: nothing is lost."""
+    keep = keeps()
+
+    def script() -> None:
+        client = keep.connect()
+        keep.ask(client, "one")
+        kept, fd = keep.parked()
+        last = keep.connect()
+        keep.ask(last, "close")  # by now the worker has closed its own copy
+        assert last.recv(1) == b""
+        keep.until(lambda: keep.count(STATE) == [IDLE])
+        client.sendall(b"two\n")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        os.close(room := os.dup(fd))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(room, fd), limits[1]))
+        try:
+            keep.ready(kept, fd)
+            client.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        client.settimeout(HUNG_S)
+        assert keep.answer(client) == "2 two\n"
+
+    keep.run(script)
+    assert keep.closed() == {"HANDLER": 1}
+    assert keep.count(OPENED, COMPLETED) == [2, 3]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_requests_are_counted_for_max_requests(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """Each of a stay is one."""
+    keep = keeps(server_class, lanes=8, limits=WorkerLimits(5, None))
+    due: list[int] = []
+
+    def during(line: str) -> None:
+        due.append(keep.slot.words[DUE])
+
+    def script() -> None:
+        keep.during = during
+        client = keep.connect()
+        assert keep.ask(client, *"abcd").count("\n") == 4
+        for line in "efghijklmnop":
+            keep.ask(client, line)
+        keep.until(lambda: bool(keep.slot.words[DUE]))
+
+    with keep.holder(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefork.workers.limits.jittered", lambda number: number)
+        patch.setattr("prefork.workers.loop.LOOK_EVERY_NS", 1 << 60)
+        patch.setattr("prefork.workers.thread_pool.LOOK_EVERY_NS", 1 << 60)
+        keep.run(script)
+    assert keep.slot.words[DUE] == ExitReason.MAX_REQUESTS
+    assert not any(due[:4])
+
+
+def test_one_request_each(keeps: Callable[..., Keep]) -> None:
+    """A worker that was forked ahead serves one stay, and parks its connection; one that says nothing is parked, and is
+    not it."""
+    keep = keeps(one_request=True)
+
+    def script() -> None:
+        silent = keep.connect()
+        kept, fd = keep.parked_silent()
+        assert kept.requests == 0
+        silent.sendall(b"one\ntwo\n")
+        keep.ready(kept, fd)
+        assert keep.answer(silent, 2) == "1 one\n2 two\n"
+        assert keep.parked()[0].requests == 2
+        keep.until(lambda: keep.server.socket.fileno() == -1)
+
+    assert keep.run(script) == 0
+    assert keep.slot.words[LEAVING] == ExitReason.MAX_REQUESTS
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IDLE_HERE) == [1, 2, 2, 0]
+
+
+def test_the_master_dies(keeps: Callable[..., Keep]) -> None:
+    """There is nobody left to park for: what is idle is closed."""
+    keep = keeps()
+
+    def script() -> None:
+        client = keep.connect()
+        keep.ask(client, "one")
+        keep.master.die()
+        assert client.recv(1) == b""
+        keep.until(lambda: keep.closed() == {"DRAINED": 1})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 5_000_000_000)
+        keep.run(script)
+    assert keep.queues.park_out.receive() is None
+    assert keep.slot.words[LEAVING] == ExitReason.MASTER_DIED
+
+
+def test_a_fork_in_a_handler(keeps: Callable[..., Keep]) -> None:
+    """The new process has no end of a queue, and nothing that lingers; it ends where its handler does."""
+    keep = keeps()
+
+    def during(line: str) -> None:
+        user_forks._after_fork()  # as in the new process
+        keep.seen.append(f"{[end.fileno() for end in keep.queues]} {bool(keep.server._prefork_.worker._keeping.idle)}")
+
+    def left(*arguments: Any) -> NoReturn:
+        keep.seen.append("left")
+        raise Stray
+
+    def script() -> None:
+        keep.during = during
+        keep.connect().sendall(b"fork\n")
+        keep.until(lambda: "left" in keep.seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("stays", "strays", "loop", "lanes", "thread_pool"):
+            patch.setattr(f"prefork.workers.{module}.leave", left)
+        with contextlib.suppress(Stray):
+            keep.run(script)
+    assert keep.seen[2:4] == ["[-1, -1, -1, -1] False", "left"]
+    assert keep.count(COMPLETED) == [0]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_the_program_closes_the_queues(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """The worker ends, as after the loss of any descriptor of ours, and is replaced."""
+    keep = keeps(server_class, lanes=8)
+
+    def during(line: str) -> None:
+        os.close(keep.queues.park_in.fileno())
+
+    def script() -> None:
+        keep.during = during
+        client = keep.connect()
+        keep.ask(client, "one")
+        keep.until(lambda: keep.slot.words[LEAVING] == ExitReason.CRASHED)
+
+    assert keep.run(script) == 1
+    keep.queues.park_in.sock.detach()
+    keep.server._prefork_.worker._keeping.idle.forget()

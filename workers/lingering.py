@@ -1,0 +1,197 @@
+"""Lingering: the connections that are idle in a worker, in its epoll, until they say something or are parked.
+
+Runs in a worker: in the thread of its loop, or in all of its threads that stay. Owns the descriptors of what lingers.
+A connection lingers for LINGER_NS, and at most one at a time; more are here only while the park queue has no room for
+them. Must not wait for that queue. A connection is taken out of the epoll before it is closed or parked, for another
+process may have its description.
+"""
+
+import errno
+import logging
+import os
+import select
+from collections.abc import Callable
+from functools import partial
+from threading import RLock
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+from prefork.metrics.facts import CloseReason
+from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, IN_HAND
+
+from .accepting import NOTHING, Accepted
+from .contexts import Lane
+from .identity import identity, lost
+from .kept import Kept, QueueEnd
+from .lanes import Lanes
+from .stay import KeptSocket
+from .stays import KeptServer, taken_out
+from .straight import ServeOne
+
+log = logging.getLogger("prefork.server")
+
+LINGER_NS = 50_000_000
+TRY_AGAIN_NS = 20_000_000  # where the queue is full, or too many descriptors are on their way
+SAYS_SOMETHING = select.EPOLLIN | select.EPOLLONESHOT  # to one thread
+
+Way = tuple[Any, Lanes, ServeOne]  # a server, its lanes, and what serves what comes for it
+
+
+class Idle(NamedTuple):
+    """A connection that lingers."""
+
+    at: KeptServer
+    kept: Kept
+    until_ns: int  # then it is parked
+    sock: KeptSocket | None = None  # where there is one yet
+    stuck: bool = False  # it could not be parked
+
+
+class Lingering:
+    """The connections that linger in one worker, and their parking.
+
+    `resume` serves one that has said something. `ways` is what the loop looks up what comes in: here are those of the
+    connections, by their descriptors. `on_lost` is called when the program has closed the queue.
+    """
+
+    def __init__(
+        self, park_in: QueueEnd, epoll: select.epoll, ways: dict[int, Way],
+        resume: Callable[[Idle, int, Lane, int], Accepted], on_lost: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._send = park_in.send
+        self._fd, self._identity = park_in.fileno(), identity(park_in.fileno())
+        self._poll, self._register, self._unregister = epoll.poll, epoll.register, epoll.unregister
+        self._ways = ways
+        self._resume = resume
+        self._on_lost = on_lost
+        self._lock = RLock()
+        self._idle: dict[int, Idle] = {}
+        self._due_ns = 0  # not before that anything is
+        self.closes = False  # nobody is left to park for: the master is dead, and the holder with it
+
+    def __bool__(self) -> bool:
+        return bool(self._idle)
+
+    def add(self, fd: int, idle: Idle, lane: Lane | None = None) -> None:
+        """Have a connection linger. `lane`: on which it was in hand."""
+        at = idle.at
+        with self._lock:
+            at.idle += 1
+            at.gauge[IDLE_HERE] = at.idle
+            if lane is not None:
+                lane[IN_HAND] = 0
+            self._due_ns = min(self._due_ns, idle.until_ns) if self._idle else idle.until_ns
+            self._idle[fd] = idle
+            self._ways[fd] = at.server, at.lanes, partial(self._come, fd)
+            try:
+                self._register(fd, SAYS_SOMETHING)
+            except (OSError, ValueError):  # no memory: then it is parked when it is time
+                pass
+
+    def _come(self, fd: int, server: Any, lane: Lane, now_ns: int) -> Accepted:
+        idle = self._take(fd)
+        return NOTHING if idle is None else self._resume(idle, fd, lane, now_ns)
+
+    def _take(self, fd: int) -> Idle | None:
+        """Take a connection out; None if another thread was faster."""
+        with self._lock:
+            idle = self._idle.pop(fd, None)
+            if idle is None:
+                return None
+            del self._ways[fd]
+            try:
+                self._unregister(fd)
+            except (OSError, ValueError):
+                pass
+            at = idle.at
+            at.idle -= 1
+            at.gauge[IDLE_HERE] = at.idle
+        return idle
+
+    # Parking.
+
+    def park(self, at: KeptServer, kept: Kept, fd: int) -> bool:
+        """Park a connection. Return False if that has to be tried again."""
+        if self.closes:
+            at.close(at.gauge, at.socket(fd), kept, CloseReason.DRAINED)
+            return True
+        if kept.cell:
+            at.cells.park(kept.cell)
+        try:
+            if not self._send(kept.encoded(), fd):
+                if kept.cell:
+                    at.cells.take(kept.cell)
+                return False
+        except (OSError, ValueError) as exc:
+            at.cells.take(kept.cell)
+            if isinstance(exc, OSError) and exc.errno != errno.EMSGSIZE:
+                self.look_for_loss()
+                return False
+            log.error("could not park a connection, which is closed: %s", exc,
+                      extra=event(LogEvent.KEPT_REFUSED, reason=str(exc)))  # fmt: skip
+            at.cells.drop(kept.cell)
+            at.gauge[CLOSED + CloseReason.HANDLER] += 1
+        os.close(fd)
+        return True
+
+    def park_all(self, *, due: bool = False) -> None:
+        """Park what lingers; with `due` what has for long enough. What was tried a moment ago waits for its time."""
+        now_ns = monotonic_ns()
+        with self._lock:
+            for fd, idle in list(self._idle.items()):
+                if idle.until_ns > now_ns and (due or idle.stuck):
+                    continue
+                self._take(fd)
+                if idle.sock is not None:
+                    taken_out(idle.sock)
+                if not self.park(idle.at, idle.kept, fd):
+                    self.add(fd, idle._replace(until_ns=now_ns + TRY_AGAIN_NS, sock=None, stuck=True))
+                    break
+            if due:
+                self._due_ns = min((idle.until_ns for idle in self._idle.values()), default=0)
+
+    def wait(self, at_most_s: float | None, most: int) -> list[tuple[int, int]]:
+        """Wait as the epoll does; park what has lingered long enough."""
+        while self._idle:
+            left_ns = self._due_ns - monotonic_ns()
+            if left_ns <= 0:
+                self.park_all(due=True)
+                continue
+            left_s = left_ns / 1e9
+            if at_most_s is not None and at_most_s <= left_s:
+                break
+            if ready := self._poll(left_s, most):
+                return ready
+        return self._poll(at_most_s, most)
+
+    def see_to(self) -> float | None:
+        """Park what is due. Return the milliseconds after which to call this again; None: nothing lingers.
+
+        For a main thread whose threads wait themselves: a connection may have come back from one that does not.
+        """
+        if not self._idle:
+            return None
+        self.park_all(due=True)
+        return TRY_AGAIN_NS / 1e6
+
+    # Leaving.
+
+    def leave(self, rest: Callable[[float], None]) -> None:
+        """Park all, at a drain. `rest` waits for so many milliseconds."""
+        while self._idle:
+            self.park_all()
+            if self._idle:
+                rest(TRY_AGAIN_NS / 1e6)
+
+    def forget(self) -> None:
+        """Let go of everything, in a process that the program forked: the connections are the parent's."""
+        idle, self._idle = self._idle, {}
+        for fd, each in idle.items():
+            if each.sock is not None:
+                each.sock.detach()
+            os.close(fd)
+
+    def look_for_loss(self) -> None:
+        if lost(self._fd, self._identity):
+            self._on_lost()
