@@ -424,7 +424,7 @@ MODULES = {
     "also": Module("prefork/settings/also.py", ("also",), ("process/several_listeners",)),
     "holder_connections": Module("prefork/holder/connections.py", ("holder_connections",), ("process/holder",)),
     "holder_server": Module("prefork/holder/server.py", (), ("process/holder",)),
-    "kept_cells": Module("workers/kept_cells.py", ("kept_cells", "connection_table"), ("process/holder",)),
+    "kept_cells": Module("workers/kept_cells.py", ("kept_cells", "connection_table"), ("process/kept_limits",)),
     "kept": Module("workers/kept.py", ("kept",), ("process/pool",)),
     "keeping": Module("workers/keeping.py", ("keeping",), ("process/pool",)),
     "lingering": Module("workers/lingering.py", ("keeping",), ("process/pool",)),
