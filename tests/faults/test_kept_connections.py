@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.clients.keeping import (
     KINDS,
+    THREADED,
     Crowd,
     counted,
     heard_of,
@@ -28,8 +29,10 @@ from tests.support.clients.keeping import (
     staying,
     wait_counted,
 )
+from tests.support.clients.scraping import Scraper
 from tests.support.programs.releases import AFTERWARDS, numbered
 from tests.support.programs.service import HUNG, Service, Watch
+from tests.support.programs.storm import Storm
 from tests.support.tools.figures import figure, ms
 
 SECONDS = float(os.environ.get("TEST_PREFORK_LEDGER_S", "8")) / 2
@@ -43,6 +46,43 @@ def reload(service: Any, number: int) -> None:
     service.release(numbered(number + 1))
     service.signal(signal.SIGHUP)
     service.wait_reloads(ok=number)
+
+
+@pytest.mark.parametrize("bases", ["PreForkingTCPServer", THREADED])
+def test_ledger_of_connections(bases: str, tmp_path: Path, rng: random.Random) -> None:
+    """Workers killed at random, and a reload in the midst: what the clients saw is in the books. A connection is lost
+    only with a worker that had it; no message comes twice or is left out; no total falls between two scrapes."""
+    with releasing(tmp_path, bases=bases, max_children=WORKERS, max_threads=3) as service:
+        service.expect(r"killed \(killed by SIGKILL\)")
+        service.wait_ready(WORKERS)
+        storm = Storm(service, rng)
+        with Scraper(os.path.relpath(tmp_path / "m")) as scraper:
+            with Crowd(service.address, CONNECTIONS, rng) as crowd:
+                crowd.wait_answered(CONNECTIONS)
+                storm.rage(SECONDS / 2)
+                reload(service, 1)
+                storm.rage(SECONDS / 2)
+                service.wait_ready(WORKERS, killed=storm.kills)
+                crowd.wait_answered(CONNECTIONS)
+            ledger = crowd.ledger
+            found = wait_counted(service, active=0, lingering=0, held=0)
+            statistics = service.settled()
+    unsaid = ledger.cut - found.get("lost", 0)
+    figure(f"{bases}: kills, connections, messages", f"{storm.kills}, {ledger.opened}, {ledger.answered}")
+    figure(f"{bases}: cut at the clients, lost by the books", f"{ledger.cut}, {found.get('lost', 0)}")
+    figure(f"{bases}: the slowest answer", ms(ledger.slowest))
+    assert ledger.wrong == {}
+    # A death hides one that its worker had just received, or was about to park; it is among `queued` then.
+    hidden = 5 + storm.kills // 3
+    assert -5 <= unsaid <= hidden
+    assert abs(found["client"] + found.get("lost", 0) - ledger.opened) <= hidden
+    assert 0 < ledger.cut <= storm.kills * (3 if bases == THREADED else 2)  # in hand, and one that lingered
+    assert 0 <= ledger.answered - statistics["completed"] <= min(storm.kills * 3, statistics["lost"])
+    assert statistics["accepted"] == statistics["completed"] + statistics["lost"]
+    assert statistics["lost"] <= ledger.cut + 5
+    assert set(found) <= {"client", "lost", "moves", "queued"}
+    assert scraper.falls == []
+    assert scraper.failed == []
 
 
 @pytest.mark.parametrize("kind", ["sync", "threads", "unix"])

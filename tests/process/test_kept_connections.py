@@ -31,6 +31,7 @@ from tests.support.clients.scraping import get, total
 from tests.support.hosts.users import dropped, seen
 from tests.support.programs.releases import numbered
 from tests.support.programs.service import HUNG, Service, script
+from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
 
 IDLE = 20
 LINGERS_S = 0.05
@@ -245,6 +246,28 @@ def test_a_reload_is_not_noticed(kind: str, tmp_path: Path) -> None:
     assert statistics["lost"] == 0
 
 
+def test_the_end_of_the_service(tmp_path: Path) -> None:
+    """TERM: who is idle is closed at once, and told to the handler's class; a request in hand is answered, and then its
+    connection ends."""
+    with keeping(tmp_path, "Told") as service, staying(service.address, IDLE) as (waiting, *clients):
+        for client in clients:
+            client.say()
+        wait_counted(service, held=IDLE)
+        waiting.send(b"wait")
+        service.wait("waiting")
+        service.signal(signal.SIGTERM)
+        for client in clients:
+            client.wait_end()
+        assert quiet(waiting)
+        (tmp_path / "go on").touch()
+        waiting.heard()
+        waiting.wait_end()
+        assert service.wait_exit() == 0
+        told = {tuple(fact["client"]) for fact in service.facts if fact["event"] == "closed"}
+        assert told >= {client.sock.getsockname() for client in clients}
+        assert service.statistics()["completed"] == IDLE
+
+
 def test_half_closed(tmp_path: Path) -> None:
     """A client that says all it has and that this was it is answered to the end, however much of it there is; one that
     half-closes while it is held is closed, and no request."""
@@ -290,6 +313,23 @@ def test_plain_servers_loop(tmp_path: Path) -> None:
         service.wait_each("closed", 2)
 
 
+def test_over_tls(tmp_path: Path) -> None:
+    """A connection whose bytes are wrapped serves its requests, and is counted as one that ended."""
+    make_certificate(tmp_path)
+    settings = {"tls_certificate": CERTIFICATE, "tls_key": KEY}
+    with keeping(tmp_path, "Told", **settings) as service:
+        context = client_context(tmp_path, certified=False)
+        with Staying(context.wrap_socket(dial(service.address), server_hostname="localhost")) as client:
+            for _ in range(20):
+                client.say()
+            assert counted(service).get("held", 0) == 0
+            client.say(b"close")
+            client.wait_end()
+        service.wait("closed")
+        wait_counted(service, handler=1)
+        assert service.settled()["completed"] == 21
+
+
 def test_behind_a_proxy(tmp_path: Path) -> None:
     """Whom the PROXY header named is the client of every request; the header is read once."""
     with keeping(tmp_path, proxy_trusted="127.0.0.1") as service, staying(service.address, 2) as clients:
@@ -306,6 +346,32 @@ def test_behind_a_proxy(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert refused.recv(1) == b""
         assert service.settled()["completed"] == 4
+
+
+def test_the_idle_count_for_the_limits(tmp_path: Path) -> None:
+    """A client that has as many connections as one may is refused another one while they are held, and over a reload;
+    one less, and it has another."""
+    with releasing(tmp_path, max_connections_per_client=3) as service:
+        with staying(service.address, 3) as clients:
+            for number in (1, 2):
+                for client in clients:
+                    client.say()
+                wait_counted(service, held=3)
+                with stay(service.address) as refused, contextlib.suppress(ConnectionError):
+                    refused.send(b"pid")
+                    refused.wait_end()
+                service.release(numbered(number))
+                service.signal(signal.SIGHUP)
+                service.wait_reloads(ok=number)
+            clients[0].close()
+            wait_counted(service, held=2)
+            with stay(service.address) as another:
+                another.say()
+                wait_counted(service, held=3)
+        wait_counted(service, held=0)
+        with staying(service.address, 3) as clients:
+            for client in clients:
+                client.say()
 
 
 def test_several_listeners(tmp_path: Path) -> None:
@@ -365,9 +431,8 @@ def test_wsgi(tmp_path: Path) -> None:
     bases = "PreForkingMixIn, wsgiref.simple_server.WSGIServer"
     with keeping(tmp_path, more="import wsgiref.simple_server\n" + more, bases=bases) as service:
         for _ in range(3):
-            with contextlib.closing(
-                http.client.HTTPConnection("127.0.0.1", service.address[1], timeout=HUNG)
-            ) as client:
+            client = http.client.HTTPConnection("127.0.0.1", service.address[1], timeout=HUNG)
+            with contextlib.closing(client):
                 client.request("GET", "/")
                 assert client.getresponse().read() == b"x"
         wait_counted(service, held=0, active=0, lingering=0)
