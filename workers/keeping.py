@@ -29,7 +29,7 @@ from .identity import identity, lost
 from .kept import CLOSING, MET, SHORT, TELL_END, Kept, Queues
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
-from .lingering import LINGER_NS, TRY_AGAIN_NS, Idle, Lingering, Way
+from .lingering import LINGER_NS, Idle, Lingering, Way
 from .proxy_protocol import ProxiedAddress, ProxiedPath
 from .socket_files import AcceptedSocket
 from .stay import KeptSocket, peek
@@ -134,6 +134,7 @@ class Keeping:
         if admitted is None:
             return NOTHING if lanes.elsewhere else REQUEST
         lane[OPENED] += 1
+        lane[IN_HAND] = 1
         cell = 0 if lanes.limits is None else lanes.limits.keep(lane)
         kept = Kept(at.listener, 0, now_ns, *admitted, cell=cell)
         sock = request if type(request) is KeptSocket else at.socket(request.detach())
@@ -152,6 +153,7 @@ class Keeping:
         if came is None:
             lane[STATE] = IDLE
             return NOTHING
+        lane[IN_HAND] = 1
         lane[MOVES] += 1
         kept, fd = _decoded(came[0]), came[1]
         at = None if kept is None else self._served.get(kept.listener)
@@ -159,9 +161,9 @@ class Keeping:
             return self._cannot_take(lane, at, kept, fd)
         if at.lanes is not lanes:
             assert isinstance(at.lanes, LanesBeside)
-            lane[STATE] = IDLE
+            lane[STATE], lane[IN_HAND] = IDLE, 0
             lane = at.lanes.like(lane)
-            lane[STARTED_NS] = now_ns
+            lane[STARTED_NS], lane[IN_HAND] = now_ns, 1
             lane[STATE] = ACCEPTING
         if kept.cell:
             at.cells.take(kept.cell)
@@ -175,6 +177,7 @@ class Keeping:
     def _cannot_take(self, lane: Lane, at: KeptServer | None, kept: Kept | None, fd: int) -> Accepted:
         """Close a connection that nobody here can serve, or that has arrived without its descriptor."""
         lane[CLOSED + (CloseReason.LOST if fd == -1 else CloseReason.DRAINED)] += 1
+        lane[IN_HAND] = 0
         lane[STATE] = IDLE
         if kept is not None:
             (at or next(iter(self._served.values()))).cells.drop(kept.cell)
@@ -199,8 +202,7 @@ class Keeping:
                 return self._hung_up(at, lane, sock, kept, source)
             if at.speaks_first and not kept.flags & MET:
                 return self._begin(at, lane, sock, kept, 0, source)
-            lane[STATE] = IDLE
-            return self._stay_idle(at, sock, kept, now_ns, lingers=self.lingers)
+            return self._stay_idle(at, lane, sock, kept, now_ns, lingers=self.lingers)
         if at.complete is not None and not kept.flags & SHORT:
             try:
                 wanted = at.is_short(sock, kept)
@@ -208,9 +210,8 @@ class Keeping:
                 at.fail(lane, sock, kept)
                 return NOTHING if at.lanes.elsewhere else REQUEST
             if wanted:
-                lane[STATE] = IDLE
                 short = kept._replace(flags=kept.flags | SHORT, wanted=wanted)
-                return self._stay_idle(at, sock, short, now_ns, lingers=False)
+                return self._stay_idle(at, lane, sock, short, now_ns, lingers=False)
         if kept.since_ns:
             kept = kept._replace(since_ns=0)
         return self._begin(at, lane, sock, kept, 1, source)
@@ -241,23 +242,24 @@ class Keeping:
                 self.idle.park_all()
             self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)
             return
-        if lane is not None:
-            lane[IN_HAND] = 0
-        self._park(at, kept, fd)
+        self._park(at, kept, fd, lane)
 
-    def _stay_idle(self, at: KeptServer, sock: KeptSocket, kept: Kept, now_ns: int, *, lingers: bool) -> Accepted:
+    def _stay_idle(
+        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, *, lingers: bool
+    ) -> Accepted:  # fmt: skip
         """Keep a connection on which no request has begun. Return that there is none."""
         if lingers and not self._draining():
             if self.idle:
                 self.idle.park_all()
-            self.idle.add(sock.fileno(), Idle(at, kept, now_ns + LINGER_NS, sock))
+            self.idle.add(sock.fileno(), Idle(at, kept, now_ns + LINGER_NS, sock), lane)
         else:
-            self._park(at, kept, taken_out(sock))
+            self._park(at, kept, taken_out(sock), lane)
+        lane[STATE] = IDLE
         return NOTHING
 
-    def _park(self, at: KeptServer, kept: Kept, fd: int) -> None:
-        if not self.idle.park(at, kept, fd):
-            self.idle.add(fd, Idle(at, kept, monotonic_ns() + TRY_AGAIN_NS, stuck=True))
+    def _park(self, at: KeptServer, kept: Kept, fd: int, lane: Lane | None) -> None:
+        if not self.idle.park(at, kept, fd, lane):
+            self.idle.add(fd, Idle(at, kept, monotonic_ns()), lane)
             self._wake()
 
 

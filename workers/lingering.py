@@ -45,7 +45,6 @@ class Idle(NamedTuple):
     kept: Kept
     until_ns: int  # then it is parked
     sock: KeptSocket | None = None  # where there is one yet
-    stuck: bool = False  # it could not be parked
 
 
 class Lingering:
@@ -68,6 +67,7 @@ class Lingering:
         self._lock = RLock()
         self._idle: dict[int, Idle] = {}
         self._due_ns = 0  # not before that anything is
+        self._full_until_ns = 0  # the queue: nothing is tried; 0: it has room
         self.closes = False  # nobody is left to park for: the master is dead, and the holder with it
 
     def __bool__(self) -> bool:
@@ -90,8 +90,12 @@ class Lingering:
                 pass
 
     def _come(self, fd: int, server: Any, lane: Lane, now_ns: int) -> Accepted:
+        lane[IN_HAND] = 1  # before it is no more idle here: if this process dies, it is lost in any case
         idle = self._take(fd)
-        return NOTHING if idle is None else self._resume(idle, fd, lane, now_ns)
+        if idle is None:
+            lane[IN_HAND] = 0
+            return NOTHING
+        return self._resume(idle, fd, lane, now_ns)
 
     def _take(self, fd: int) -> Idle | None:
         """Take a connection out; None if another thread was faster."""
@@ -111,23 +115,37 @@ class Lingering:
 
     # Parking.
 
-    def park(self, at: KeptServer, kept: Kept, fd: int) -> bool:
-        """Park a connection. Return False if that has to be tried again."""
+    def park(self, at: KeptServer, kept: Kept, fd: int, lane: Lane | None = None) -> bool:
+        """Park a connection, in hand on this lane. Return False if that has to be tried again."""
         if self.closes:
-            at.close(at.gauge, at.socket(fd), kept, CloseReason.DRAINED)
+            if lane is not None:
+                lane[IN_HAND] = 0
+            at.end(at.gauge, at.socket(fd), kept, CloseReason.DRAINED)
             return True
-        if kept.cell:
-            at.cells.park(kept.cell)
+        if self._full_until_ns and monotonic_ns() < self._full_until_ns:
+            return False
         try:
-            if not self._send(kept.encoded(), fd):
+            message = kept.encoded()
+            if kept.cell:
+                at.cells.park(kept.cell)
+            if lane is not None:
+                lane[IN_HAND] = 0
+            if not self._send(message, fd):
+                if lane is not None:
+                    lane[IN_HAND] = 1
+                self._full_until_ns = monotonic_ns() + TRY_AGAIN_NS
                 if kept.cell:
                     at.cells.take(kept.cell)
                 return False
+            self._full_until_ns = 0
         except (OSError, ValueError) as exc:
             at.cells.take(kept.cell)
             if isinstance(exc, OSError) and exc.errno != errno.EMSGSIZE:
+                self._full_until_ns = monotonic_ns() + TRY_AGAIN_NS
                 self.look_for_loss()
                 return False
+            if lane is not None:
+                lane[IN_HAND] = 0
             log.error("could not park a connection, which is closed: %s", exc,
                       extra=event(LogEvent.KEPT_REFUSED, reason=str(exc)))  # fmt: skip
             at.cells.drop(kept.cell)
@@ -136,18 +154,24 @@ class Lingering:
         return True
 
     def park_all(self, *, due: bool = False) -> None:
-        """Park what lingers; with `due` what has for long enough. What was tried a moment ago waits for its time."""
+        """Park what lingers; with `due` what has for long enough. If the queue is full, all wait for its time: trying
+        each by itself cost a whole CPU."""
         now_ns = monotonic_ns()
+        if now_ns < self._full_until_ns and not self.closes:
+            self._due_ns = self._full_until_ns
+            return
         with self._lock:
             for fd, idle in list(self._idle.items()):
-                if idle.until_ns > now_ns and (due or idle.stuck):
+                if due and idle.until_ns > now_ns:
                     continue
-                self._take(fd)
+                if self._take(fd) is None:
+                    continue
                 if idle.sock is not None:
                     taken_out(idle.sock)
                 if not self.park(idle.at, idle.kept, fd):
-                    self.add(fd, idle._replace(until_ns=now_ns + TRY_AGAIN_NS, sock=None, stuck=True))
-                    break
+                    self.add(fd, idle._replace(until_ns=now_ns, sock=None))
+                    self._due_ns = self._full_until_ns
+                    return
             if due:
                 self._due_ns = min((idle.until_ns for idle in self._idle.values()), default=0)
 

@@ -167,7 +167,15 @@ class KeptServer:
             self.lanes.access_log.begin(lane, request, client_address)
 
     def close(self, lane: Lane, sock: KeptSocket, kept: Kept, reason: int) -> None:
-        """Close a connection of which no request is in hand."""
+        """Close a connection of which no request is in hand, on the lane that has it."""
+        lane[IN_HAND] = 0
+        try:
+            self.end(lane, sock, kept, reason)
+        finally:
+            lane[STATE] = IDLE
+
+    def end(self, lane: Lane, sock: KeptSocket, kept: Kept, reason: int) -> None:
+        """Count and close it."""
         lane[CLOSED + reason] += 1
         self.cells.drop(kept.cell)
         try:
@@ -175,8 +183,6 @@ class KeptServer:
         except Exception:
             self.server.handle_error(sock, kept.client_address)
             sock.close()
-        finally:
-            lane[STATE] = IDLE
 
     # A stay.
 
@@ -185,8 +191,6 @@ class KeptServer:
         stay = LaneStay(kept, self._next, begun)
         stay.lane, stay.request, stay.kept_on = lane, sock, False
         sock.stay = stay
-        if lane[IN_HAND]:  # nobody has finished the last one: the program has it
-            lane[CLOSED + CloseReason.HANDLER] += 1
         lane[IN_HAND] = 1
         if begun:
             lane[ACCEPTED] += 1
@@ -303,7 +307,10 @@ class KeptServer:
     def _leave_it(self, stay: LaneStay, lane: Lane, place: Place | None) -> None:
         """Hand over a stay that nobody has finished."""
         if self.lanes.current.pop(get_ident(), None) is not None:
-            self._end(stay, lane, HANDED_OVER)
+            stay.lane = None
+            if stay.begun:
+                self.lanes.end(lane, HANDED_OVER)
+            lane[IN_HAND] = 0
             self.lanes.handed_over.note(place)
         lane[STATE] = IDLE
 
@@ -404,15 +411,19 @@ class KeptServer:
         try:
             result = finish(request, *more, **named)
         except BaseException:
-            self.cells.drop(stay.kept.cell)
+            self._end_uncounted(stay)
             raise
         if stay.goes_on and (fd := taken_out(request)) != -1:
             stay.kept_on = True
             self._keep_on(self, stay, fd)
         else:
-            self.cells.drop(stay.kept.cell)
+            self._end_uncounted(stay)
         request.stay = None
         return result
+
+    def _end_uncounted(self, stay: Any) -> None:
+        self.gauge[CLOSED + self._why_closed(stay)] += 1
+        self.cells.drop(stay.kept.cell)
 
     def left(self, stay: LaneStay) -> Kept:
         """Return the connection as it goes along from this stay."""
