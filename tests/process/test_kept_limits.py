@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,15 @@ def test_over_a_reload(tmp_path: Path) -> None:
             second.wait_end()
             with said(stay(service.address)):
                 turned_away(service)
+
+
+@pytest.mark.parametrize("settings", [{"keepalive_timeout": 0.3}, {"max_idle_connections": 1}])
+@pytest.mark.parametrize("handler", ["Handler", "Told"])
+def test_who_is_ended_by_the_holder(handler: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """There is room again, whether the holder closes it itself, or a worker whose handler wants to hear of it."""
+    with keeping(tmp_path, handler, max_connections_per_client=2, **settings) as service:
+        for _ in range(3):
+            with said(stay(service.address)) as first, said(stay(service.address)) as second:
+                first.wait_end()
+                second.say(b"close") if "max_idle_connections" in settings else second.wait_end()
+            wait_counted(service, held=0, lingering=0, active=0, queued=0)
