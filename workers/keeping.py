@@ -63,13 +63,14 @@ class GivenFirst:
 class Keeping:
     """The kept connections of one worker.
 
-    `lingers`: they may wait in its epoll. `draining` says whether it takes nothing new; `on_lost` is called when
-    the program has closed a queue; `wake` ends the wait of the main thread.
+    `lingers`: they may wait in its epoll. `draining` says whether it takes nothing new, and `ends` whether that is the
+    end of the service; `on_lost` is called when the program has closed a queue; `wake` ends the wait of the main
+    thread.
     """
 
     def __init__(
         self, queues: Queues, epoll: select.epoll, *, lingers: bool, draining: Callable[[], bool],
-        on_lost: Callable[[], None], wake: Callable[[], None],
+        on_lost: Callable[[], None], wake: Callable[[], None], ends: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.lingers = lingers
         self.on_begin: Callable[[int | None], None] | None = None  # of threads that stay: what a stay has come by
@@ -79,6 +80,7 @@ class Keeping:
         self._receive = queues.ready_out.receive
         self._ready, self._identity = queues.ready_out.fileno(), identity(queues.ready_out.fileno())
         self._draining = draining
+        self._ends = ends
         self._on_lost = on_lost
         self._wake = wake
         self._served: dict[int, KeptServer] = {}  # by the number of the listener
@@ -241,6 +243,9 @@ class Keeping:
             if self.idle:
                 self.idle.park_all()
             self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)
+            return
+        if lane is not None and self._ends():
+            at.end_in_place(lane, kept, fd)
             return
         self._park(at, kept, fd, lane)
 

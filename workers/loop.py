@@ -106,7 +106,7 @@ class Worker:
         lingers = not (self.terms.elsewhere or self.terms.one_request)
         return Keeping(
             self.terms.queues, self._epoll, lingers=lingers, draining=lambda: self.draining, on_lost=self._on_lost,
-            wake=self._wakeup.wake,
+            wake=self._wakeup.wake, ends=lambda: self.birth.slot.told_to_end,
         )  # fmt: skip
 
     # Set-up and end.

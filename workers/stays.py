@@ -40,7 +40,7 @@ from .bootstrap import leave
 from .contexts import Lane, Place, place_of
 from .definitions import definer, evaluated, is_base_servers, is_threading_mixins, of_class
 from .keeps import KeepsConnections, class_of
-from .kept import MESSAGE_MAX, MET, TELL_END, Kept
+from .kept import CLOSING, MESSAGE_MAX, MET, TELL_END, Kept
 from .lanes import FINISH, PROCESS, Finish, Lanes
 from .stay import KeptSocket, Stay, bytes_wanted
 from .thread_body import THREAD_BODY
@@ -183,6 +183,20 @@ class KeptServer:
         except Exception:
             self.server.handle_error(sock, kept.client_address)
             sock.close()
+
+    def end_in_place(self, lane: Lane, kept: Kept, fd: int) -> None:
+        """Close a connection whose stay has ended as the service does: no worker might be left to be told of it."""
+        sock, server = self.socket(fd), self.server
+        if kept.flags & MET and kept.flags & TELL_END:
+            closing = kept._replace(flags=kept.flags | CLOSING, reason=CloseReason.DRAINED + 1)
+            sock.stay = LaneStay(closing, lambda stay: None, 0)
+            try:
+                server.RequestHandlerClass(sock, kept.client_address, server)
+            except Exception:
+                server.handle_error(sock, kept.client_address)
+            sock.stay = None
+        self.end(lane, sock, kept, CloseReason.DRAINED)
+        lane[IN_HAND] = 0
 
     # A stay.
 

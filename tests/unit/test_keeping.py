@@ -903,3 +903,25 @@ def test_the_program_closes_the_queues(server_class: type[Any], keeps: Callable[
     assert keep.run(script) == 1
     keep.queues.park_in.sock.detach()
     keep.server._prefork_.worker._keeping.idle.forget()
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_the_service_ends(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """A connection whose request is answered as the service ends is closed in place, and its handler told of that."""
+    keep = keeps(server_class, Told, lanes=8)
+
+    def during(line: str) -> None:
+        keep.slot.tell_to_drain(ends=True)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
+        keep.until(lambda: keep.server._prefork_.worker.draining)
+
+    def script() -> None:
+        keep.during = during
+        client = keep.connect()
+        assert keep.ask(client, "last") == "1 last\n"
+        assert client.recv(1) == b""
+
+    keep.run(script)
+    assert keep.seen == ["opened", "last", "closed after 1"]
+    assert keep.closed() == {"DRAINED": 1}
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND, IDLE_HERE) == [1, 1, 1, 0, 0]
