@@ -7,7 +7,7 @@
 Runs in the holder only, and owns every descriptor in it. Must not read a byte of a client's, nor block. What is passed
 on is a worker's from then on. Who closes a connection counts it: one whose handler wants to hear of the end is passed
 on with the reason. A connection that belongs to nobody's message is in one of three tables, and in the gauge of its
-listener.
+listener. Longer than most files: all that can become of a connection reads here in one piece.
 """
 
 import fcntl
@@ -39,6 +39,8 @@ from prefork.workers.kept_cells import KeptCells
 
 WATCHED = EPOLLIN | EPOLLRDHUP
 UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of bytes
+# An attempt that fails with ETOOMANYREFS gives its buffer back, which the kernel takes for room, and says so.
+FLUSH_AGAIN_S = 0.002
 SHORT_LOOK_S = 1.0  # at the deadlines of the short ones, at the most
 _FLAGS, _LISTENER = 1, 2  # bytes of a message
 
@@ -69,6 +71,7 @@ class Connections:
         self._watch = watch
         self._ready = ready
         self._cells = cells
+        self._flush_at = 0.0  # no earlier
         self._looked_at: dict[int, int] = {}  # short Unix connections: the number of bytes that each must have
         self._look_at = float("inf")  # at the deadlines of the short ones
         self._look_at_bytes = 0.0  # at those of a Unix socket
@@ -169,8 +172,12 @@ class Connections:
 
     def look(self, now: float) -> float:
         """End what has been idle or short for too long, and try what nobody has taken. Return when to look again."""
-        self.flush()
         again = float("inf")
+        if self.backlog and now < self._flush_at:
+            again = self._flush_at
+        elif self.backlog:
+            self.flush()
+            self._flush_at = now + FLUSH_AGAIN_S
         if self._looked_at and now >= self._look_at_bytes:
             self._look_at_bytes = now + UNIX_LOOK_S
             for fd, wanted in list(self._looked_at.items()):

@@ -236,6 +236,7 @@ def test_no_descriptor_for_another_one(request: pytest.FixtureRequest) -> None:
     assert (len(play.held.backlog), play.held.has_room()) == (3, False)
     for _, fd in play.passed_on():
         os.close(fd)
+    play.now += module.FLUSH_AGAIN_S
     play.turn()
     assert (len(play.held.backlog), play.held.has_room()) == (0, True)
     assert play.words() == {"idle": 0, "evicted": 1}
@@ -283,6 +284,7 @@ def test_a_full_ready_queue(play: Play) -> None:
     for _, fd in found:
         os.close(fd)
     assert len(found) == filled
+    play.now += module.FLUSH_AGAIN_S
     play.turn()
     found = play.passed_on()
     assert [kept.requests for kept, _ in found] == [0, 1, 2, 3]
