@@ -255,8 +255,3 @@ def encode_state(state: Any) -> bytes:
 
 def decode_state(data: bytes) -> Any:
     return marshal.loads(data) if data else None
-
-
-def give_away(fd: int) -> None:
-    """Close this process's copy of a descriptor that was sent."""
-    os.close(fd)

@@ -366,8 +366,6 @@ class Worker:
         while True:
             if self.draining and not leaving:
                 leaving, to_try = True, list(shared)
-                if keeping is not None:
-                    keeping.idle.park_all()
             if leaving and not to_try:
                 break
             if lane is None and (lane := self.lanes.take()) is None:

@@ -18,7 +18,7 @@ from prefork.holder.server import BEAT_S, KEPT_FREE, Held, serve
 from prefork.metrics.facts import CloseReason, ExitReason
 from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, LEAVING, READY, REPLACE_ASKED, STARTED_NS, YES, Slot, Stacks
 from prefork.workers.bootstrap import Birth, enter
-from prefork.workers.kept import CLOSING, TELL_END, Kept, Queues, give_away
+from prefork.workers.kept import CLOSING, TELL_END, Kept, Queues
 from prefork.workers.signals import DRAIN_SIGNAL
 
 HUNG = 20.0
@@ -104,7 +104,7 @@ class Service:
         self.clients.append(client)
         message = kept.encoded()
         eventually(lambda: self.queues.park_in.send(message, ours.fileno()))
-        give_away(ours.detach())
+        os.close(ours.detach())
         return client
 
     def take(self) -> tuple[Kept, int]:
@@ -140,7 +140,7 @@ def test_many_stays(service: Service) -> None:
             kept, fd = service.take()
             assert os.read(fd, 9) == str(kept.requests // 1000).encode()
             assert service.queues.park_in.send(kept._replace(requests=kept.requests + 1).encoded(), fd)
-            give_away(fd)
+            os.close(fd)
     eventually(lambda: holder.idle == 50)
     for client in clients:
         client.sendall(b"x")

@@ -925,3 +925,24 @@ def test_the_service_ends(server_class: type[Any], keeps: Callable[..., Keep]) -
     assert keep.seen == ["opened", "last", "closed after 1"]
     assert keep.closed() == {"DRAINED": 1}
     assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND, IDLE_HERE) == [1, 1, 1, 0, 0]
+
+
+class Stuck(Server):
+    """Whose `shutdown_request()` fails."""
+
+    def shutdown_request(self, request: Any) -> None:
+        raise ValueError("not this one")
+
+
+def test_it_cannot_be_shut_down(keeps: Callable[..., Keep]) -> None:
+    """A connection is closed all the same, and the program hears of its error."""
+    keep = keeps(Stuck)
+
+    def script() -> None:
+        client = keep.connect()
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+
+    assert keep.run(script) == 0
+    assert keep.seen == ["error"]
+    assert keep.closed() == {"CLIENT": 1}

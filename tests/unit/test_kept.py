@@ -28,7 +28,6 @@ from prefork.workers.kept import (
     decode_state,
     encode_address,
     encode_state,
-    give_away,
     has_unread,
     since_of,
     wanted_of,
@@ -170,7 +169,7 @@ def test_a_connection_on_a_queue(queues: Queues, connection: tuple[socket.socket
     kept = Kept(3, 7, 9, ("192.0.2.1", 5), encode_state({"n": 1}), b"rest", TELL_END | SHORT, 12)
     assert queues.park_out.receive() is None
     assert queues.park_in.send(kept.encoded(), ours.fileno())
-    give_away(ours.detach())
+    os.close(ours.detach())
     found = queues.park_out.receive()
     assert found is not None
     assert Kept.decoded(found[0]) == kept

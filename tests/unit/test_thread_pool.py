@@ -528,3 +528,22 @@ def test_the_main_thread_is_woken(pools: Callable[..., Pool]) -> None:
     pool.ask(b"x")
     eventually(lambda: pool.pool.served == 5)
     eventually(lambda: len(pool.pauses) > 1)
+
+
+@pytest.mark.parametrize("may_need_another", [False, True])
+def test_requests_without_an_accept(may_need_another: bool) -> None:
+    """The main thread hears of the last that it waits for, and of each that leaves too few waiting."""
+    woken: list[int] = []
+    server = Server()
+    slot = Slot(1)
+    lanes = Lanes(slot, elsewhere=True, on_free=lambda: None, guarded=True)
+    ready, write = socket.socketpair()
+    with ready, write, select.epoll() as epoll:
+        pool = ThreadPool([(server, lanes)], epoll, lambda: woken.append(pool.served))
+        lanes.bind(server)
+        pool.open(3, ready.fileno())
+        for _ in range(4):
+            pool.count_one_more(may_need_another=may_need_another)
+    server.server_close()
+    slot.close()
+    assert woken == ([1, 2, 3, 4] if may_need_another else [3])
