@@ -98,14 +98,19 @@ class KeepAliveMixIn(KeepsConnections):
             visit.close(self)
 
     parse_request = ParseRequest()
+    _prefork_: "_Visit | None" = None  # where a class has not called `__init__()`
 
     def handle(self) -> None:
         """Serve the requests of this stay. May be extended."""
+        if (visit := self._prefork_) is None:
+            raise TypeError(
+                f"{type(self).__qualname__}.__init__() must call super().__init__(): KeepAliveMixIn has one"
+            )
         self.close_connection = False
         try:
-            self._prefork_.serve(self)
+            visit.serve(self)
         finally:
-            self._prefork_.close(self)
+            visit.close(self)
 
     def connection_opened(self) -> None:
         """Called once for a connection, between `setup()` and its first request. Override it."""

@@ -201,7 +201,7 @@ class HolderChild:
         """Kill a holder that hangs; again in HUNG_S if the kernel refuses that."""
         each.well_at, each.child.reason = now, ExitReason.STALLED
         log.error(
-            "%s: its heart has not beaten for %g s, killing it: the %d connections that it has are lost",
+            "%s: its heart has not beaten for %g s, killing it; connections that are lost with it: %d",
             each.child,
             HUNG_S,
             each.idle,

@@ -624,3 +624,19 @@ def test_an_object_is_freed_with_its_stay(handler: Any, sent: bytes) -> None:
             assert len(connection.events) >= 2
     finally:
         gc.enable()
+
+
+def test_an_init_that_does_not_call_ours() -> None:
+    """It is told in one sentence, and not by an attribute that is missing."""
+
+    class PassesUsBy(KeepAliveMixIn, StreamRequestHandler):
+        def __init__(self, request: Any, client_address: Any, server: Any) -> None:
+            StreamRequestHandler.__init__(self, request, client_address, server)
+
+        def handle_one_request(self) -> None:
+            raise AssertionError("nobody knows this connection")
+
+    with connected(PassesUsBy) as connection:
+        connection.client.sendall(b"one\n")
+        with pytest.raises(TypeError, match=r"PassesUsBy\.__init__\(\) must call super\(\)\.__init__\(\)"):
+            connection.visit()
