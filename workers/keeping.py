@@ -26,7 +26,7 @@ from prefork.metrics.scoreboard import ACCEPTING, CLOSED, IDLE, IN_HAND, MOVES, 
 from .accepting import NOTHING, REQUEST, Accepted, GetRequest
 from .contexts import Lane
 from .identity import identity, lost
-from .kept import CLOSING, MET, SHORT, TELL_END, Kept, Queues
+from .kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queues
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lingering import LINGER_NS, Idle, Lingering, Way
@@ -239,7 +239,8 @@ class Keeping:
     def _keep_on(self, at: KeptServer, stay: LaneStay, fd: int) -> None:
         """Keep a connection whose stay has ended, here or on its way. In the thread of the stay."""
         kept, lane = at.left(stay), stay.lane
-        if self.lingers and lane is not None and not (kept.unread or stay.more or stay.wanted or self._draining()):
+        waits = not (kept.flags & SLOW or kept.unread or stay.more or stay.wanted or self._draining())
+        if self.lingers and lane is not None and waits:
             if self.idle:
                 self.idle.park_all()
             self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)

@@ -39,6 +39,7 @@ TELL_END = 1  # the handler's class has a connection_closed(): it is called by a
 SHORT = 2  # to the holder: what is there is less than a request. From it: that is all, for the client has hung up
 CLOSING = 4  # from the holder: call connection_closed() and close, for this reason, and count that
 MET = 8  # a handler has had it: connection_opened() was called
+SLOW = 16  # it has lingered in vain: it is parked at once, until it comes back to the holder quickly
 HANDED_OVER = 128  # from a holder to the next one
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)

@@ -2,7 +2,8 @@
 
 Runs in a worker: in the thread of its loop, or in all of its threads that stay. Owns the descriptors of what lingers.
 A connection lingers for LINGER_NS, and at most one at a time; more are here only while the park queue has no room for
-them. Must not wait for that queue. A connection is taken out of the epoll before it is closed or parked, for another
+them. One that has lingered in vain after a request is SLOW, and parked at once, until it comes back to the holder
+quickly. Must not wait for that queue. A connection is taken out of the epoll before it is closed or parked, for another
 process may have its description.
 """
 
@@ -23,7 +24,7 @@ from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, IN_HAND
 from .accepting import NOTHING, Accepted
 from .contexts import Lane
 from .identity import identity, lost
-from .kept import Kept, QueueEnd
+from .kept import SLOW, Kept, QueueEnd
 from .lanes import Lanes
 from .stay import KeptSocket
 from .stays import KeptServer, taken_out
@@ -168,6 +169,8 @@ class Lingering:
                     continue
                 if idle.sock is not None:
                     taken_out(idle.sock)
+                if (kept := idle.kept).requests and not kept.flags & SLOW:
+                    idle = idle._replace(kept=kept._replace(flags=kept.flags | SLOW))
                 if not self.park(idle.at, idle.kept, fd):
                     self.add(fd, idle._replace(until_ns=now_ns, sock=None))
                     self._due_ns = self._full_until_ns

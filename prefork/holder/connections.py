@@ -27,6 +27,7 @@ from prefork.workers.kept import (
     HANDED_OVER,
     MESSAGE_VERSION,
     SHORT,
+    SLOW,
     TELL_END,
     QueueEnd,
     cell_of,
@@ -41,6 +42,7 @@ WATCHED = EPOLLIN | EPOLLRDHUP
 UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of bytes
 # An attempt that fails with ETOOMANYREFS gives its buffer back, which the kernel takes for room, and says so.
 FLUSH_AGAIN_S = 0.002
+QUICK_S = 0.005  # a connection that comes back so soon is in the midst of something, and had better linger
 SHORT_LOOK_S = 1.0  # at the deadlines of the short ones, at the most
 _FLAGS, _LISTENER = 1, 2  # bytes of a message
 
@@ -152,15 +154,18 @@ class Connections:
 
     # What becomes of it.
 
-    def on_event(self, fd: int, event: int) -> None:
+    def on_event(self, fd: int, event: int, now: float) -> None:
         """Pass on a connection that has become readable, or end it if it is at its end."""
         entry = self.idle.pop(fd, None)
         if entry is not None:
             self._watch.unregister(fd)
+            message, since = entry
             if event == EPOLLIN or _bytes_at_hand(fd):
-                self._pass_on(fd, entry[0])
+                if message[_FLAGS] & SLOW and now - since < QUICK_S:
+                    message = changed(message, message[_FLAGS] & ~SLOW)
+                self._pass_on(fd, message)
             else:
-                self._end(fd, entry[0], CloseReason.CLIENT)
+                self._end(fd, message, CloseReason.CLIENT)
         elif fd in self.short:
             message = self._forget_short(fd)
             if event == EPOLLIN:
@@ -182,7 +187,7 @@ class Connections:
             self._look_at_bytes = now + UNIX_LOOK_S
             for fd, wanted in list(self._looked_at.items()):
                 if _bytes_at_hand(fd) >= wanted:
-                    self.on_event(fd, EPOLLIN)
+                    self.on_event(fd, EPOLLIN, now)
         if self._looked_at:
             again = self._look_at_bytes
         if self.backlog:

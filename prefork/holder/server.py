@@ -116,11 +116,13 @@ class Holder:
         again = follow_at = 0.0
         while True:
             ours = []
-            for fd, event in watch.poll(max(0.0, min(BEAT_S, again - monotonic())), MOST_AT_ONCE):
+            ready = watch.poll(max(0.0, min(BEAT_S, again - monotonic())), MOST_AT_ONCE)
+            now = monotonic()
+            for fd, event in ready:
                 if fd in own:
                     ours.append((fd, event))
                 else:
-                    connections.on_event(fd, event)
+                    connections.on_event(fd, event, now)
             # After all others: a new connection may get the descriptor of one that was closed just now.
             for fd, event in ours:
                 own[fd](event)

@@ -14,7 +14,7 @@ from prefork.holder import connections as module
 from prefork.holder.connections import Bounds, Connections
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
-from prefork.workers.kept import CLOSING, SHORT, TELL_END, Kept, QueueEnd, Queues
+from prefork.workers.kept import CLOSING, SHORT, SLOW, TELL_END, Kept, QueueEnd, Queues
 from prefork.workers.kept_cells import CELLS_MOST, KEPT_WORDS, KeptCells
 
 HUNG_S = 10.0
@@ -44,7 +44,7 @@ class Play:
         """One turn of the loop, so many seconds after the last one."""
         self.now += later
         for fd, event in self.watch.poll(wait, 64):
-            self.held.on_event(fd, event)
+            self.held.on_event(fd, event, self.now)
         return self.held.look(self.now)
 
     def passed_on(self) -> list[tuple[Kept, int]]:
@@ -116,10 +116,22 @@ def stays(client: socket.socket) -> bool:
     return poll.poll(0) == []
 
 
+@pytest.mark.parametrize(("after", "flags"), [(0.004, TELL_END), (0.006, TELL_END | SLOW)])
+def test_one_that_comes_back_quickly(play: Play, after: float, flags: int) -> None:
+    """It may linger with its worker again; one that takes its time is parked at once as ever."""
+    client = play.park(Kept(flags=TELL_END | SLOW))
+    play.turn()
+    client.sendall(b"more")
+    play.turn(after, wait=HUNG_S)
+    [(found, fd)] = play.passed_on()
+    assert found.flags == flags
+    os.close(fd)
+
+
 @pytest.mark.parametrize("tcp", [False, True])
 def test_bytes_at_an_idle_connection(play: Play, tcp: bool) -> None:
     """It is passed on with its message as it came and the bytes unread, and no trace is left of it."""
-    kept = Kept(2, 7, 9, ("192.0.2.1", 5), b"state", b"", 0b01010000)
+    kept = Kept(2, 7, 9, ("192.0.2.1", 5), b"state", b"", 0b01100000)
     client = play.park(kept, tcp=tcp)
     play.turn()
     assert (play.passed_on(), play.words(2)) == ([], {"idle": 1})

@@ -45,7 +45,7 @@ from prefork.metrics.scoreboard import (
 from prefork.sockets.shared import prepared
 from prefork.workers import user_forks
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.kept import CLOSING, MET, SHORT, TELL_END, Kept, Queues
+from prefork.workers.kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queues
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -367,7 +367,7 @@ def test_lingers_and_is_parked(keeps: Callable[..., Keep]) -> None:
         assert keep.ask(client, "one") == "1 one\n"
         assert keep.ask(client, "two") == "2 two\n"
         kept, fd = keep.parked()
-        assert (kept.requests, kept.flags, kept.unread, kept.listener) == (2, MET, b"", 0)
+        assert (kept.requests, kept.flags, kept.unread, kept.listener) == (2, MET | SLOW, b"", 0)
         assert kept.client_address == client.getsockname()
         keep.ready(kept, fd)
         assert keep.ask(client, "three") == "3 three\n"
@@ -376,6 +376,29 @@ def test_lingers_and_is_parked(keeps: Callable[..., Keep]) -> None:
     assert keep.run(script) == 0
     assert keep.seen == ["opened", "one", "two", "three"]
     assert keep.count(OPENED, ACCEPTED, COMPLETED, MOVES, IN_HAND, IDLE_HERE, STATE) == [1, 3, 3, 1, 0, 0, IDLE]
+
+
+@pytest.mark.parametrize("flags", [0, SLOW])
+def test_one_that_has_lingered_in_vain(flags: int, keeps: Callable[..., Keep]) -> None:
+    """It is parked as soon as nothing is at hand, unless the holder says that it came back quickly."""
+    keep = keeps()
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        kept, fd = keep.parked()
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
+        keep.ready(kept._replace(flags=kept.flags & ~SLOW | flags), fd)
+        assert keep.ask(client, "two") == "2 two\n"
+        if flags:
+            assert keep.parked()[0].flags == MET | SLOW
+        else:
+            keep.until(lambda: keep.count(IDLE_HERE) == [1])
+            assert keep.ask(client, "three") == "3 three\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert keep.run(script) == 0
+    assert keep.count(MOVES) == [1]
 
 
 @pytest.mark.parametrize("server_class", [Server, Threaded])
@@ -520,7 +543,7 @@ def test_is_told_of_the_end(server_class: type[Any], keeps: Callable[..., Keep])
         keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 1})
         keep.ask(keep.connect(), "one")
         kept, fd = keep.parked()
-        assert kept.flags == MET | TELL_END
+        assert kept.flags == MET | TELL_END | SLOW
         keep.ready(kept._replace(flags=kept.flags | CLOSING, reason=CloseReason.EVICTED + 1), fd)
         keep.until(lambda: keep.closed() == {"CLIENT": 2, "HANDLER": 1, "EVICTED": 1})
 
