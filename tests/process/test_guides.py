@@ -3,6 +3,7 @@
 Python is imported, and its tests run; what a page shows of a terminal is typed; files are where it puts them.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -151,7 +152,10 @@ def test_a_wrapped_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 [*argv, *shown], input="GET /page.html HTTP/1.0\r\n\r\n", capture_output=True, text=True, timeout=HUNG
             )
             assert ("the page" in asked.stdout) is bool(shown), asked.stderr
-        assert b"the page" not in ask(pool.address, b"GET /page.html HTTP/1.0\r\n\r\n")
+        answered = b""
+        with contextlib.suppress(OSError):  # it may be reset before it has sent all, or read what it was told
+            answered = ask(pool.address, b"GET /page.html HTTP/1.0\r\n\r\n")
+        assert b"the page" not in answered
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

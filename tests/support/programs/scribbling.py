@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from prefork.metrics.scoreboard import TOLD_TO_DRAIN, YES
+from prefork.metrics.scoreboard import TOLD_TO_DRAIN
 from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.served import Who, tell
 
@@ -55,7 +55,7 @@ class Handler(Who):
         word = ctypes.c_uint64.from_address(begin + TOLD_TO_DRAIN * 8)
         signal.pthread_sigmask(signal.SIG_BLOCK, {DRAIN_SIGNAL})
         tell("deaf")
-        while word.value != YES:
+        while not word.value:
             time.sleep(0.001)
         ctypes.memset(begin, 0, size)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {DRAIN_SIGNAL})
