@@ -104,6 +104,14 @@ def queue_ends(pid: int) -> set[str]:
     return {link for link in links if kind.get(link) == "0005"}
 
 
+def wait_ends(pid: int, ends: set[str], count: int) -> None:
+    """Until a process has so many of these: after the fork it has all that its parent has."""
+    until = monotonic() + HUNG
+    while len(found := queue_ends(pid) & ends) != count:
+        assert monotonic() < until, f"hung: it has {found}"
+        sleep(0.005)
+
+
 def test_who_has_which_ends(tmp_path: Path) -> None:
     """A worker has those by which it parks and takes, the holder the other two and the one by which it parks for its
     successor; nobody else has any, nor a process that the program forks."""
@@ -118,11 +126,11 @@ def test_who_has_which_ends(tmp_path: Path) -> None:
             ends |= queue_ends(one_holder(service))
             assert len(ends) == 4
             for worker in titled(service, "worker"):
-                assert len(queue_ends(worker) & ends) == 2
-            assert len(queue_ends(one_holder(service)) & ends) == 3
+                wait_ends(worker, ends, 2)
+            wait_ends(one_holder(service), ends, 3)
             assert not psutil.Process(one_holder(service)).net_connections("inet")[1:]  # but the one that it has
             for other in (*titled(service, "exporter"), forked):
-                assert not queue_ends(other) & ends
+                wait_ends(other, ends, 0)
         os.kill(forked, signal.SIGKILL)
 
 
