@@ -93,6 +93,7 @@ def keep() -> None:
 
     from prefork import KeepAliveMixIn
     from prefork.server import BaseServer
+    from prefork.workers.keeping import KEEPABLE
     from prefork.workers.kept import Kept
     from prefork.workers.stay import KeptSocket, Stay, peek
 
@@ -101,7 +102,7 @@ def keep() -> None:
     def stay_by_stay(self: Any, request: Any, client_address: Any) -> None:
         global stays
         handler, left = self.RequestHandlerClass, Kept()
-        if not (isinstance(handler, type) and issubclass(handler, KeepAliveMixIn) and hasattr(request, "detach")):
+        if not (isinstance(handler, type) and issubclass(handler, KeepAliveMixIn) and type(request) in KEEPABLE):
             finish_request(self, request, client_address)
             return
         while True:

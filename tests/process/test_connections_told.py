@@ -16,6 +16,8 @@ from tests.support.clients.scraping import get, total
 from tests.support.programs.service import HUNG, Service, script
 from tests.support.tools.certificates import CERTIFICATE, KEY, make_certificate
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 IDLE, MOST = 5, 8
 
 

@@ -12,6 +12,8 @@ from tests.support.clients.keeping import KINDS, Staying, holder, keeping, relea
 from tests.support.programs.releases import numbered
 from tests.support.programs.service import Service
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 TCP = sorted(kind for kind in KINDS if kind != "unix")
 
 

@@ -471,6 +471,7 @@ def test_certificate(tmp_path: Path) -> None:
         scrape(running)
 
 
+@pytest.mark.once
 @moves("connections", "connections_opened", "connections_closed", "connection_moves", "holder_up",
        "held_connections_limit")  # fmt: skip
 def test_kept_connections(tmp_path: Path) -> None:

@@ -170,8 +170,9 @@ def test_looking_keeps_nobody_from_serving(caplog: pytest.LogCaptureFixture) -> 
 def kept(**names: object) -> Any:
     """A server whose handler class has these names."""
     handler = type("Handler", (prefork.KeepAliveMixIn, prefork.StreamRequestHandler), names)
-    cls: Any = type("Server", (prefork.PreForkingTCPServer,), {"RequestHandlerClass": partial(handler)})
-    return cls.__new__(cls)
+    server: Any = prefork.PreForkingTCPServer.__new__(prefork.PreForkingTCPServer)
+    server.RequestHandlerClass = partial(handler)
+    return server
 
 
 @pytest.mark.parametrize(
