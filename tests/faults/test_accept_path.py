@@ -67,6 +67,7 @@ def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
+            load.wait_answered(100)  # each SYN that the full queue drops costs one of them a second
         with service.hold():  # behind all that wait in the queue
             pass
         statistics = service.settled()
@@ -80,7 +81,6 @@ def test_clients_that_reset(bases: str, tmp_path: Path) -> None:
     figure(f"{bases}, connections that reset: the others that failed", f"{tally.failures} of {tally.opened}", 0)
     figure(f"{bases}, connections that reset: lines above DEBUG and INFO", len(news), 0)
     assert tally.failures == 0
-    assert tally.answered > 100
     assert max(RESETS - refused, RESETS * 0.9) <= arrived <= RESETS
     assert news == []
     assert statistics["exits"] == {}
