@@ -42,7 +42,7 @@ def test_pipelines_cut_anywhere(kind: str, handler: str, tmp_path: Path, rng: ra
                             wait_counted(service, active=0, lingering=0)
                 for number in range(answered + 1, len(lines) + 1):
                     assert client.heard(number) == lines[number - 1][4:]
-        found = wait_counted(service, active=0, lingering=0, held=0)
+        found = wait_counted(service, active=0, lingering=0, queued=0, held=0)
         assert service.settled()["failed"] == 0
     assert found["client"] == CUTS
 
@@ -115,7 +115,7 @@ def test_clients_hang_up_anywhere(tmp_path: Path) -> None:
             client.sock.sendall(b"big 1000000\n" * 2)
         for client in clients[24:32]:
             client.close()
-        wait_counted(service, held=8, active=0, lingering=0)
+        wait_counted(service, held=8, active=0, lingering=0, queued=0)
         for client in clients[32:]:
             client.say()
         found = counted(service)

@@ -98,7 +98,7 @@ def test_reloads_and_recycling_lose_nothing(kind: str, tmp_path: Path, rng: rand
                 reload(service, number)
             crowd.wait_answered(CONNECTIONS)
         ledger = crowd.ledger
-        found = wait_counted(service, active=0, lingering=0, held=0)
+        found = wait_counted(service, active=0, lingering=0, queued=0, held=0)
         statistics = service.settled()
     figure(f"{kind}: messages over {RELOADS} reloads, the slowest", f"{ledger.answered}, {ms(ledger.slowest)}")
     figure(f"{kind}: connections cut, of {ledger.opened}", ledger.cut, 0)

@@ -366,7 +366,7 @@ def test_a_holder_with_few_descriptors(tmp_path: Path) -> None:
         for _ in range(2 * QUEUED):
             clients.append(stack.enter_context(stay(service.address)))
             clients[-1].say()
-        found = wait_counted(service, lingering=0, active=0)
+        found = wait_counted(service, lingering=0, active=0, queued=0)
         ended = heard_of(*clients)
         figure("a limit of 150 descriptors: connections held", found["held"])
         assert max(map(clients.index, ended)) < len(ended) + 3  # each worker parks in its own time

@@ -109,10 +109,9 @@ def test_it_begins_and_ends_once(tmp_path: Path) -> None:
             wait_counted(service, held=2)
             held.close()
             expired.wait_end()
-        wait_counted(service, held=0, active=0, lingering=0)
         closed = service.wait_each("closed", 5)
         assert len([fact for fact in service.facts if fact["event"] == "opened"]) == 5
-        reasons = counted(service)
+        reasons = wait_counted(service, held=0, active=0, lingering=0, queued=0)
     assert sorted(fact["state"] for fact in closed) == [1, 1, 2, 2, 2]
     assert reasons["idle_timeout"] == 1
     assert reasons["client"] + reasons["handler"] == 4
@@ -178,13 +177,13 @@ def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) 
             for client in clients[:2]:
                 client.wait_end()
             assert quiet(*clients[2:])
-            assert counted(service)["evicted"] == 2
+            wait_counted(service, evicted=2)
             began = time.monotonic()
             clients[2].say()
             for client in (*clients[3:], clients[2]):
                 client.wait_end()
             assert time.monotonic() - began > 1.5
-            assert wait_counted(service, held=0)["idle_timeout"] == 3
+            wait_counted(service, held=0, idle_timeout=3)
         assert len(service.wait_each("closed", 5)) == 5
 
 
@@ -208,9 +207,8 @@ def test_a_request_is_what_is_measured(tmp_path: Path) -> None:
                 client.say()
             messages = sum(client.sent for client in clients)
             wait_counted(service, held=3)
-        found = wait_counted(service, held=0, client=3)
+        wait_counted(service, held=0, client=3, lost=1)
         statistics = service.settled()
-    assert found["lost"] == 1
     assert statistics["exits"]["timeout"] == 1
     assert statistics["exits"]["max_requests"] <= messages // 4
     assert (statistics["completed"], statistics["lost"] + statistics["timed_out"]) == (messages, 1)
@@ -283,7 +281,7 @@ def test_half_closed(tmp_path: Path) -> None:
         end(held)
         cut.sock.sendall(b"sa")
         end(cut)
-        wait_counted(service, held=0, active=0, lingering=0)
+        wait_counted(service, held=0, active=0, lingering=0, queued=0)
         assert service.settled()["completed"] == 22
 
 
@@ -369,7 +367,7 @@ def test_the_idle_count_for_the_limits(tmp_path: Path) -> None:
             with stay(service.address) as another:
                 another.say()
                 wait_counted(service, held=3)
-        wait_counted(service, held=0)
+        wait_counted(service, held=0, active=0, lingering=0, queued=0)
         with staying(service.address, 3) as clients:
             for client in clients:
                 client.say()
@@ -436,7 +434,7 @@ def test_wsgi(tmp_path: Path) -> None:
             with contextlib.closing(client):
                 client.request("GET", "/")
                 assert client.getresponse().read() == b"x"
-        wait_counted(service, held=0, active=0, lingering=0)
+        wait_counted(service, held=0, active=0, lingering=0, queued=0)
         assert service.settled()["completed"] == 3
 
 

@@ -52,7 +52,7 @@ def test_of_one_client(kind: str, tmp_path: Path) -> None:
                         wait_counted(service, held=2)
                     client.say(b"close")
                     client.wait_end()
-        wait_counted(service, held=0, lingering=0, active=0)
+        wait_counted(service, held=0, lingering=0, active=0, queued=0)
 
 
 def test_of_the_pool(tmp_path: Path) -> None:
