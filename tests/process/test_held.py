@@ -94,14 +94,14 @@ def wait_held(service: Service, **counts: int) -> dict[str, int]:
 def queue_ends(pid: int) -> set[str]:
     """The sockets of the queues' kind that a process has open, by inode."""
     kind = {}
-    for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]:
-        fields = line.split()
-        kind[f"socket:[{fields[6]}]"] = fields[4]
+    for line in Path(f"/proc/{pid}/net/unix").read_bytes().splitlines()[1:]:  # others have names of any bytes there
+        if len(fields := line.split()) > 6:
+            kind[f"socket:[{fields[6].decode(errors='replace')}]"] = fields[4]
     links = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             links.add(os.readlink(entry))
-    return {link for link in links if kind.get(link) == "0005"}
+    return {link for link in links if kind.get(link) == b"0005"}
 
 
 def wait_ends(pid: int, ends: set[str], count: int) -> None:
