@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.signals import DRAIN_SIGNAL
 
 from .children import CHILD_MAY_FOLLOW, Child, ChildState, ChildTable
 from .guard import guarded
@@ -102,9 +103,12 @@ def remind(child: Child, now: float) -> None:
 
 def rouse(child: Child, now: float) -> None:
     """Continue a draining child, which may have been stopped after it was told. Once, end the wait of an idle one: it
-    looks at its slot then, whatever the program does with the signal to drain."""
+    looks at its slot then, whatever the program does with the signal to drain. A busy worker is told again: it may have
+    written over the word just when it heard the signal, and over that with anything."""
     first, child.told = child.told == child.changed, now
     child.signal(signal.SIGCONT)
+    if child.kind is ChildKind.WORKER and child.drain_signal == DRAIN_SIGNAL and child.report and child.report.busy:
+        child.signal(DRAIN_SIGNAL)
     if first and child.kind in POKED and child.report is not None and not child.report.busy:
         child.signal(POKE)
 

@@ -202,9 +202,10 @@ def test_an_exporter_is_retired(child: Child, sent: list[int]) -> None:
     assert (sent, child.deadline, child.reason) == ([DRAIN, CONT], NOW + 10.0, R.REPLACED)
 
 
-@pytest.mark.parametrize(("busy", "signals"), [((), [CONT, HUP, CONT]), ((30,), [CONT, CONT])])
+@pytest.mark.parametrize(("busy", "signals"), [((), [CONT, HUP, CONT]), ((30,), [CONT, DRAIN, CONT, DRAIN])])
 def test_who_has_not_left_is_roused(busy: tuple[int, ...], signals: list[int], child: Child, sent: list[int]) -> None:
-    """Continued each time, for it may have been stopped; an idle one has its wait ended once."""
+    """Continued each time, for it may have been stopped; an idle one has its wait ended once, a busy one is
+    told again."""
     child.state, child.changed, child.told = S.DRAINING, NOW, NOW
     busy_since(child, *busy)
     signalling.rouse(child, NOW + 1)
