@@ -84,6 +84,7 @@ class Child:
     stacks_text: str = ""
     stacks_asked_again: int = 0  # for want of whole ones, in a row
     replace: bool = False  # a client, or the child itself, has asked for its replacement
+    due: ExitReason | None = None  # the limit that it has said it reached: it cannot take that back
     drain_signal: int = DRAIN_SIGNAL  # by which it is told to drain; TERM in an earlier version
     report: Report | None = None
     processes: Processes = KERNEL

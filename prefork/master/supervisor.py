@@ -409,6 +409,8 @@ class Supervisor:
             self.board.observe(BOOT, now - child.started)
             self.pool = policy.after_ready(self.pool)
             self._waiting.step_back()  # to come back behind the new worker
+        if child.due is None and report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY):
+            child.due = report.due
         if report.replace_asked and not child.replace and self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
             child.replace = True
             log.info("%s: was sent TERM; to be replaced", child, extra=event(LogEvent.TERM_PASSED_ON, **child.fields))

@@ -16,7 +16,7 @@ def view_of(child: Child, clock: Clock, run_late_at: float | None = None, place:
     report = child.report or child.reader.look(clock.stamp_ns())
     due: ExitReason | None = ExitReason.MAX_LIFETIME
     if child.lifetime is None or clock.now() < child.started + child.lifetime:
-        due = report.due if report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY) else None
+        due = child.due
     if child.replace:
         due = ExitReason.REPLACED
     return ChildView(

@@ -21,7 +21,7 @@ from prefork.master.supervisor import PHASE_MAY_FOLLOW, Supervisor
 from prefork.metrics.board import FORK_FAILURES, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason, ForkFailure
 from prefork.metrics.log_events import LogEvent
-from prefork.metrics.scoreboard import LEAVING, REPLACE_ASKED, YES, Slot
+from prefork.metrics.scoreboard import DUE, LEAVING, REPLACE_ASKED, YES, Slot
 from prefork.workers.wakeup import Wakeup
 from tests.support.programs.simulation import LIMITS, FakeProcesses, Simulation
 
@@ -539,6 +539,19 @@ def test_a_worker_that_was_sent_term(phase: Phase, simulation: Simulation) -> No
     supervisor._note_report(child, 7.0)
     assert child.replace == (phase is not P.DRAINING)
     supervisor.phase = P.RUNNING
+
+
+def test_a_worker_that_takes_back_that_it_is_due(simulation: Simulation) -> None:
+    """It is replaced all the same, as it has a replacement already; nobody else is told to leave for that one."""
+    simulation.settle()
+    scribbler, *others = simulation.living()
+    scribbler.become_due()
+    simulation.turn()
+    scribbler.slot.words[DUE] = 0
+    simulation.settle()
+    assert not scribbler.alive
+    assert all(other.alive and not other.told for other in others)
+    assert simulation.statistics().exits == {"max_requests": 1}
 
 
 def test_a_process_that_service_actions_forks(simulation: Simulation) -> None:
