@@ -347,6 +347,8 @@ class Preforked(Joined):
         control = self._control_listener
         record.values["control_path"] = control.path if control is not None and control.stands else None
         record.values["holder"] = self.held_terms()
+        assert self.supervisor is not None
+        record.values["privileges"] = self.supervisor.service.privileges
         record.values["directory"] = value_of(self.server, "working_directory") or START.directory
 
     def check(self) -> None:

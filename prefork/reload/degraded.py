@@ -13,6 +13,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from prefork.workers.descriptor_limit import raised
+from prefork.workers.privileges import Privileges
 from prefork.workers.signals import Signals, handled, set_mask
 from prefork.workers.wakeup import Wakeup
 
@@ -109,7 +110,7 @@ def _packer(values: Mapping[str, Any]) -> Callable[[Record], None]:
             record.add("log", (values["log"], values["log"]))
         record.values["fixed"] = values["fixed"]
         record.values["control_path"] = values["control_path"]
-        record.values |= {name: values[name] for name in ("holder",) if name in values}
+        record.values |= {name: values[name] for name in ("holder", "privileges") if name in values}
         record.values["directory"] = values["directory"]
 
     return pack
@@ -140,7 +141,8 @@ def _supervisor(
     kept = KeptQueues(False, values.get("queues"))
     for end in kept.queues or ():
         handed.lend(end.sock)
-    service = Service(values["name"], forget=forget, listeners=served, others=others, kept=kept)
+    privileges = Privileges(*values["privileges"]) if values.get("privileges") else None
+    service = Service(values["name"], forget=forget, listeners=served, others=others, kept=kept, privileges=privileges)
     supervisor = Supervisor(service, limits(values), handed.board(), wakeup, generations, mailbox)
     if values["seen"] is not None:
         from .on_change import Changes
@@ -149,8 +151,8 @@ def _supervisor(
         supervisor.tasks.changes = Changes(reload, before=values["seen"])
     metrics = listeners.get(METRICS)
     if metrics is not None and served:
-        subject = Exported(service.name, served, True, lambda: True, supervisor.companions.table,
-                           others=others)  # fmt: skip
+        subject = Exported(service.name, served, True, lambda: True, supervisor.companions.table, privileges,
+                           others)  # fmt: skip
         exporter = ExporterChild(subject, metrics, handed.board(), supervisor.fork, supervisor.forget_memory)
         supervisor.tasks.export(exporter)
     if kept.queues is not None and values.get("holder") is not None:

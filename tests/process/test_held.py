@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.hosts.users import dropped, seen
 from tests.support.programs.releases import AFTERWARDS, Released
 from tests.support.programs.service import HUNG, Service, Watch, script
 
@@ -237,6 +238,32 @@ def test_the_program_fails_after_the_exec(closes: str, tmp_path: Path) -> None:
             for client in all_of_them:
                 client.ask()
             assert wait_held(service, held=10, lingering=0).get("lost", 0) == 0
+
+
+@pytest.mark.once
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change the user of a process")
+def test_rights_after_the_program_failed(tmp_path: Path) -> None:
+    """A holder, and an exporter, that a master without its program starts have given up what those before had."""
+    rights = {"user": "54321", "group": "54322", "no_new_privs": True, "metrics_address": ("127.0.0.1", 0)}
+    nobody = dropped(54321, 54322, no_new=1)
+    with Released(tmp_path, KEPT, script(ANY, max_children=WORKERS, **rights)) as service:
+        service.wait_ready(WORKERS)
+        service.expect(r"Error", r"reload failed")
+        first = one_holder(service)
+        service.release(KEPT + AFTERWARDS + "raise RuntimeError\n")
+        service.signal(signal.SIGHUP)
+        service.wait_degraded()
+        before = {first, *titled(service, "exporter")}
+        for pid in before:
+            service.signal(signal.SIGKILL, pid)
+        one_holder(service, but=first)
+        until = monotonic() + HUNG
+        while not (after := {*titled(service, "holder"), *titled(service, "exporter")} - before) or len(after) < 2:
+            assert monotonic() < until, f"hung: there are only {after}"
+            sleep(0.005)
+        while {seen(pid) for pid in after} != {nobody}:
+            assert monotonic() < until, "hung: one has not given up its rights"
+            sleep(0.005)
 
 
 def test_a_rehearsal_that_fails(tmp_path: Path) -> None:
