@@ -244,7 +244,12 @@ def test_the_program_fails_after_the_exec(closes: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can change the user of a process")
 def test_rights_after_the_program_failed(tmp_path: Path) -> None:
     """A holder, and an exporter, that a master without its program starts have given up what those before had."""
-    rights = {"user": "54321", "group": "54322", "no_new_privs": True, "metrics_address": ("127.0.0.1", 0)}
+    rights: dict[str, Any] = {
+        "user": "54321",
+        "group": "54322",
+        "no_new_privs": True,
+        "metrics_address": ("127.0.0.1", 0),
+    }
     nobody = dropped(54321, 54322, no_new=1)
     with Released(tmp_path, KEPT, script(ANY, max_children=WORKERS, **rights)) as service:
         service.wait_ready(WORKERS)

@@ -452,6 +452,43 @@ def test_the_holder_gives_up_what_workers_do(tmp_path: Path) -> None:
             assert seen(holder(service)) == nobody
 
 
+OWN_THREADS = """
+import threading
+class Hooks(Told):
+    def process_request(self, *request):
+        threading.Thread(target=self.in_thread, args=request).start()
+    def in_thread(self, request, client_address):
+        try:
+            self.finish_request(request, client_address)
+        except Exception:
+            self.handle_error(request, client_address)
+        self.shutdown_request(request)
+"""
+
+
+def test_threads_of_the_programs_own(tmp_path: Path) -> None:
+    """A program that gives each request to a thread of its own: a connection is kept from one to the next, with its
+    state, and ends once, by whoever ends it."""
+    with keeping(tmp_path, "Told", more=OWN_THREADS) as service:
+        service.expect("asked to raise")
+        with staying(service.address, 5) as (by_client, by_handler, by_error, *idle):
+            for number in range(1, 4):
+                for client in (by_client, by_handler, by_error, *idle):
+                    client.say()
+                found = wait_counted(service, held=5, active=0, lingering=0, queued=0)
+                assert found == {"held": 5, "moves": found.get("moves", 0)}, number
+            by_handler.say(b"close")
+            by_handler.wait_end()
+            by_error.send(b"raise")
+            by_error.wait_end()
+            by_client.close()
+            wait_counted(service, held=2, client=1, handler=2)
+            service.signal(signal.SIGTERM)
+            assert all(client.answer_or_end() is None for client in idle)
+        states = sorted(fact["state"] for fact in service.wait_each("closed", 5))
+    assert states == [3, 3, 3, 4, 4]
+
+
 def test_an_unkept_service_has_no_holder(tmp_path: Path) -> None:
     """A pool of a class without the mix-in costs no process more."""
     with Service(tmp_path, script(max_children=1)) as service:
