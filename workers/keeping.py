@@ -75,12 +75,11 @@ class Keeping:
         self.lingers = lingers
         self.on_begin: Callable[[int | None], None] | None = None  # of threads that stay: what a stay has come by
         self.ways: dict[int, Way] = {}  # by the descriptor at which something comes
-        self.idle = Lingering(queues.park_in, epoll, self.ways, self._resume, on_lost)
+        self.idle = Lingering(queues.park_in, epoll, self.ways, self._resume, on_lost, ends)
         self._queues = queues
         self._receive = queues.ready_out.receive
         self._ready, self._identity = queues.ready_out.fileno(), identity(queues.ready_out.fileno())
         self._draining = draining
-        self._ends = ends
         self._on_lost = on_lost
         self._wake = wake
         self._served: dict[int, KeptServer] = {}  # by the number of the listener
@@ -244,9 +243,6 @@ class Keeping:
             if self.idle:
                 self.idle.park_all()
             self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)
-            return
-        if lane is not None and self._ends():
-            at.end_in_place(lane, kept, fd)
             return
         self._park(at, kept, fd, lane)
 

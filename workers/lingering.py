@@ -52,12 +52,13 @@ class Lingering:
     """The connections that linger in one worker, and their parking.
 
     `resume` serves one that has said something. `ways` is what the loop looks up what comes in: here are those of the
-    connections, by their descriptors. `on_lost` is called when the program has closed the queue.
+    connections, by their descriptors. `on_lost` is called when the program has closed the queue. Where `ends` says that
+    the service does, what is silent is closed instead of parked: no worker might be left to tell its handler.
     """
 
     def __init__(
         self, park_in: QueueEnd, epoll: select.epoll, ways: dict[int, Way],
-        resume: Callable[[Idle, int, Lane, int], Accepted], on_lost: Callable[[], None],
+        resume: Callable[[Idle, int, Lane, int], Accepted], on_lost: Callable[[], None], ends: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._send = park_in.send
         self._fd, self._identity = park_in.fileno(), identity(park_in.fileno())
@@ -65,6 +66,7 @@ class Lingering:
         self._ways = ways
         self._resume = resume
         self._on_lost = on_lost
+        self._ends = ends
         self._lock = RLock()
         self._idle: dict[int, Idle] = {}
         self._due_ns = 0  # not before that anything is
@@ -118,10 +120,7 @@ class Lingering:
 
     def park(self, at: KeptServer, kept: Kept, fd: int, lane: Lane | None = None) -> bool:
         """Park a connection, in hand on this lane. Return False if that has to be tried again."""
-        if self.closes:
-            if lane is not None:
-                lane[IN_HAND] = 0
-            at.end(at.gauge, at.socket(fd), kept, CloseReason.DRAINED)
+        if (self.closes or self._ends()) and at.end_in_place(kept, fd, lane, silent_only=not self.closes):
             return True
         if self._full_until_ns and monotonic_ns() < self._full_until_ns:
             return False
@@ -162,20 +161,20 @@ class Lingering:
             self._due_ns = self._full_until_ns
             return
         with self._lock:
-            for fd, idle in list(self._idle.items()):
-                if due and idle.until_ns > now_ns:
-                    continue
-                if self._take(fd) is None:
-                    continue
-                if idle.sock is not None:
-                    taken_out(idle.sock)
-                if (kept := idle.kept).requests and not kept.flags & SLOW:
-                    idle = idle._replace(kept=kept._replace(flags=kept.flags | SLOW))
-                if not self.park(idle.at, idle.kept, fd):
-                    self.add(fd, idle._replace(until_ns=now_ns, sock=None))
-                    self._due_ns = self._full_until_ns
-                    return
-            if due:
+            here = [fd for fd, idle in self._idle.items() if not due or idle.until_ns <= now_ns]
+        for fd in here:
+            if (idle := self._take(fd)) is None:
+                continue
+            if idle.sock is not None:
+                taken_out(idle.sock)
+            if (kept := idle.kept).requests and not kept.flags & SLOW:
+                kept = kept._replace(flags=kept.flags | SLOW)
+            if not self.park(idle.at, kept, fd):
+                self.add(fd, Idle(idle.at, kept, now_ns))
+                self._due_ns = self._full_until_ns
+                return
+        if due:
+            with self._lock:
                 self._due_ns = min((idle.until_ns for idle in self._idle.values()), default=0)
 
     def wait(self, at_most_s: float | None, most: int) -> list[tuple[int, int]]:

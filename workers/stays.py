@@ -42,7 +42,7 @@ from .definitions import definer, evaluated, is_base_servers, is_threading_mixin
 from .keeps import KeepsConnections, class_of
 from .kept import CLOSING, MESSAGE_MAX, MET, TELL_END, Kept
 from .lanes import FINISH, PROCESS, Finish, Lanes
-from .stay import KeptSocket, Stay, bytes_wanted
+from .stay import KeptSocket, Stay, bytes_wanted, peek
 from .thread_body import THREAD_BODY
 
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
@@ -184,19 +184,27 @@ class KeptServer:
             self.server.handle_error(sock, kept.client_address)
             sock.close()
 
-    def end_in_place(self, lane: Lane, kept: Kept, fd: int) -> None:
-        """Close a connection whose stay has ended as the service does: no worker might be left to be told of it."""
+    def end_in_place(self, kept: Kept, fd: int, lane: Lane | None, *, silent_only: bool) -> bool:
+        """Close a connection as the service ends, and tell its handler here: no worker might be left for that. Return
+        False, with `silent_only`, where there is something at hand. `lane`: on which it was in hand."""
         sock, server = self.socket(fd), self.server
+        found = kept.unread or peek(sock)
+        if silent_only and found:
+            sock.detach()
+            return False
+        reason = CloseReason.DRAINED if found is None or found else CloseReason.CLIENT
         if kept.flags & MET and kept.flags & TELL_END:
-            closing = kept._replace(flags=kept.flags | CLOSING, reason=CloseReason.DRAINED + 1)
+            closing = kept._replace(flags=kept.flags | CLOSING, reason=reason + 1)
             sock.stay = LaneStay(closing, lambda stay: None, 0)
             try:
                 server.RequestHandlerClass(sock, kept.client_address, server)
             except Exception:
                 server.handle_error(sock, kept.client_address)
             sock.stay = None
-        self.end(lane, sock, kept, CloseReason.DRAINED)
-        lane[IN_HAND] = 0
+        self.end(self.gauge if lane is None else lane, sock, kept, reason)
+        if lane is not None:
+            lane[IN_HAND] = 0
+        return True
 
     # A stay.
 

@@ -263,7 +263,7 @@ def test_the_end_of_the_service(tmp_path: Path) -> None:
         waiting.wait_end()
         assert service.wait_exit() == 0
         told = {tuple(fact["client"]) for fact in service.facts if fact["event"] == "closed"}
-        assert told >= {client.sock.getsockname() for client in clients}
+        assert told == {client.sock.getsockname() for client in (waiting, *clients)}
         assert service.statistics()["completed"] == IDLE
 
 

@@ -49,6 +49,7 @@ from prefork.workers.kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queu
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.stay import MOST_REQUESTS
 from tests.support.programs.inside import NoMaster, Stray, as_a_child
 from tests.support.programs.serving import threads_end
 
@@ -948,6 +949,49 @@ def test_the_service_ends(server_class: type[Any], keeps: Callable[..., Keep]) -
     assert keep.seen == ["opened", "last", "closed after 1"]
     assert keep.closed() == {"DRAINED": 1}
     assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND, IDLE_HERE) == [1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_the_service_ends_while_one_lingers(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """It is closed there, and its handler told."""
+    keep = keeps(server_class, Told, lanes=8)
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        keep.until(lambda: keep.count(IDLE_HERE) == [1])
+        keep.slot.tell_to_drain(ends=True)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
+        assert client.recv(1) == b""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
+        keep.run(script)
+    assert keep.seen == ["opened", "one", "closed after 1"]
+    assert keep.closed() == {"DRAINED": 1}
+    assert keep.count(OPENED, IN_HAND, IDLE_HERE) == [1, 0, 0]
+
+
+def test_the_service_ends_before_all_is_answered(keeps: Callable[..., Keep]) -> None:
+    """What a client has said already is passed on, for whoever is left."""
+    keep = keeps(Server, Told)
+
+    def during(line: str) -> None:
+        if line == "7":
+            keep.slot.tell_to_drain(ends=True)
+            os.kill(os.getpid(), DRAIN_SIGNAL)
+            keep.until(lambda: keep.server._prefork_.worker.draining)
+
+    def script() -> None:
+        keep.during = during
+        client = keep.connect()
+        client.sendall(b"".join(b"%d\n" % number for number in range(10)))
+        assert keep.answer(client, MOST_REQUESTS).endswith("8 7\n")
+        kept, _ = keep.parked()
+        assert (kept.requests, kept.unread) == (8, b"8\n9\n")
+
+    keep.run(script)
+    assert keep.closed() == {}
 
 
 class Stuck(Server):
