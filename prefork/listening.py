@@ -153,7 +153,12 @@ class Listened(Supervised):
             return None
         sock = socket_of(self.server)
         where = where or address_text(self.server.server_address if sock is None else sock.getsockname())
-        return AccessLog(LogContext(where, self.slot, address_text, keeps(self.server) and self.tls is None))
+        return AccessLog(LogContext(where, self.slot, address_text, self.keeps_connections))
+
+    @property
+    def keeps_connections(self) -> bool:
+        """True if a pool keeps the connections of this server; over TLS they stay on their lanes."""
+        return keeps(self.server) and self.tls is None
 
     # What connections must show.
 

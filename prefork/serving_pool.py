@@ -25,7 +25,6 @@ from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
-from prefork.workers.keeps import keeps
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.open_lanes import lanes_of
@@ -118,7 +117,9 @@ class Preforked(Joined):
                 stack.enter_context(process.frozen())
             supervisor = self.supervisor = self._pool(wakeup, mailbox)
             self._publish_expiry()
-            self.counting.board.say_who_keeps({number_of(each.listener) for each in self._that_keep()})
+            self.counting.board.say_who_keeps(
+                {number_of(each.listener) for each in self.each if each.keeps_connections}
+            )
             try:
                 self.export(supervisor)
                 self._hold(supervisor)
@@ -237,19 +238,14 @@ class Preforked(Joined):
         self._terms = self._worker_terms(supervisor)
         return supervisor
 
-    def keeps_connections(self) -> bool:
-        """Return True if any of the servers does."""
-        return bool(self._that_keep())
-
-    def _that_keep(self) -> list[Joined]:
-        """The servers whose connections are kept; TLS is served as without a holder."""
-        return [each for each in self.each if keeps(each.server) and each.tls is None]
+    def _some_keep(self) -> bool:
+        return any(each.keeps_connections for each in self.each)
 
     def _kept_queues(self) -> KeptQueues:
         """Return the queues of kept connections: those of the previous image, or new ones, but none in a rehearsal."""
         given = self._given()
         before = None if given is None else given.values.get("queues")
-        kept = KeptQueues(self.keeps_connections() and not process.rehearsing(), before)
+        kept = KeptQueues(self._some_keep() and not process.rehearsing(), before)
         if given is not None and before is not None and kept.queues is not None:
             for each in kept.queues:
                 given.lend(each.sock)
@@ -269,7 +265,7 @@ class Preforked(Joined):
             listeners = reduce(or_, before, all_of(supervisor.service.numbers))
             supervisor.tasks.hold(HolderChild(
                 self.held_terms(), supervisor.kept, listeners, self.counting.board,
-                supervisor.fork, supervisor.nudge, supervisor.connections, wanted=self.keeps_connections(),
+                supervisor.fork, supervisor.nudge, supervisor.connections, wanted=self._some_keep(),
                 leave=self._leave_listeners,
                 in_use=supervisor.others_serve,
             ))  # fmt: skip
@@ -461,7 +457,8 @@ class Preforked(Joined):
         log = each.access_log(wanted=value_of(self.server, "access_log"), where=name)
         table = None if self.supervisor is None else self.supervisor.connections
         door = admission(InForce(server), each.tls, table, number)
-        return terms._replace(admission=door, access_log=log)
+        queues = terms.queues if each.keeps_connections else None
+        return terms._replace(admission=door, access_log=log, queues=queues)
 
     def _leave_listeners(self) -> None:
         self.leave_metrics_listener()

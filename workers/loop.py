@@ -28,7 +28,6 @@ from .definitions import hook
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .keeping import Keeping
-from .keeps import keeps
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lazy_imports import import_lazy
@@ -101,11 +100,12 @@ class Worker:
         )  # fmt: skip
 
     def _keeps(self) -> Keeping | None:
-        if self.terms.queues is None or not any(keeps(server) for server, _, _ in self._served):
+        queues = next((terms.queues for _, _, terms in self._served if terms.queues is not None), None)
+        if queues is None:
             return None
         lingers = not (self.terms.elsewhere or self.terms.one_request)
         return Keeping(
-            self.terms.queues, self._epoll, lingers=lingers, draining=lambda: self.draining, on_lost=self._on_lost,
+            queues, self._epoll, lingers=lingers, draining=lambda: self.draining, on_lost=self._on_lost,
             wake=self._wakeup.wake, ends=lambda: self.birth.slot.told_to_end,
         )  # fmt: skip
 
@@ -154,7 +154,8 @@ class Worker:
             strays.end_in_hooks(server, lambda: self.lanes.forked)
             count = self._count_one_more if self._threads is None else self._threads.count_one_more
             lanes.loops = LoopTerms(lambda: self.draining, count)
-            if kept := self._keeping is not None and keeps(server):
+            kept = terms.queues is not None
+            if kept and self._keeping is not None:
                 self._keeping.keep(server, lanes, terms.listener, count)
             lanes.bind(server)
             lanes.get_request = terms.get_request()

@@ -31,4 +31,4 @@ class WorkerTerms(NamedTuple):
     set_title: Callable[[str], None]
     nudge: Callable[[], None]
     listener: int = 0  # its number, by which its requests are counted
-    queues: Queues | None = None  # of kept connections: `park_in` and `ready_out` are open; None: no server keeps any
+    queues: Queues | None = None  # by which its connections are kept: `park_in` and `ready_out`; None: none is

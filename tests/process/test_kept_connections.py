@@ -452,18 +452,7 @@ def test_the_holder_gives_up_what_workers_do(tmp_path: Path) -> None:
             assert seen(holder(service)) == nobody
 
 
-OWN_THREADS = """
-import threading
-class Hooks(Told):
-    def process_request(self, *request):
-        threading.Thread(target=self.in_thread, args=request).start()
-    def in_thread(self, request, client_address):
-        try:
-            self.finish_request(request, client_address)
-        except Exception:
-            self.handle_error(request, client_address)
-        self.shutdown_request(request)
-"""
+OWN_THREADS = "from tests.process.programs.own_threads import Hooks\n"
 
 
 def test_threads_of_the_programs_own(tmp_path: Path) -> None:

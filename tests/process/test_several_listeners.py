@@ -11,17 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from tests.support.clients.connections import HUNG, Load, ask, ask_datagram, connect, dial, free_port
+from tests.support.clients.connections import HUNG, Connection, Load, ask, ask_datagram, connect, dial, free_port
 from tests.support.clients.controlling import asked, ctl
 from tests.support.hosts.manager import passing
 from tests.support.programs import command
 from tests.support.programs.releases import wait_scraped
 from tests.support.programs.service import Service, Watch
-from tests.support.tools.certificates import client_context, make_certificate
+from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
 
 PROGRAM = ("-m", "tests.process.programs.several")
 BINDS = ("--bind", "127.0.0.1:0", "--bind", "unix:s", "--bind", "[::1]:0")
@@ -466,3 +467,41 @@ def test_what_check_says_of_several(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert done.stdout.count("Nothing does nothing with a request") == 1
     assert not (tmp_path / "s").exists()
+
+
+KEPT = """
+[prefork]
+target = "looping:Lines"
+bind = "127.0.0.1:0"
+max_children = 1
+control = "unix:c"
+[[prefork.also]]
+target = "prefork.examples:Upper"
+bind = "127.0.0.1:0"
+[[prefork.also]]
+target = "looping:Lines"
+bind = "127.0.0.1:0"
+"""
+
+
+@pytest.mark.parametrize("threads", ["", "max_threads = 4\n"], ids=["sync", "threads"])
+def test_connections_that_are_kept_and_others(threads: str, tmp_path: Path) -> None:
+    """A listener whose connections are kept, one that keeps nothing, one of the same handler over TLS: each serves, and
+    counts, as it does alone."""
+    make_certificate(tmp_path)
+    tls = f'tls_certificate = "{CERTIFICATE}"\ntls_key = "{KEY}"\n'
+    (tmp_path / "s.toml").write_text(KEPT.replace("max_children", f"{threads}max_children") + tls)
+    shutil.copy(Path(__file__).parent / "programs" / "looping.py", tmp_path)
+    with command.running(["run", "--config", "s.toml"], cwd=tmp_path):
+        kept, plain, secure = addresses(tmp_path)
+        with connect(kept) as client:
+            for number in range(1, 4):
+                assert client.ask(b"x") == b"%d x" % number
+                assert ask(plain, b"x\n") == b"X\n"
+                context = client_context(tmp_path, certified=False)
+                with Connection(context.wrap_socket(dial(secure), server_hostname="localhost")) as other:
+                    assert [other.ask(b"y"), other.ask(b"y")] == [b"1 y", b"2 y"]
+            deadline = monotonic() + HUNG
+            while (found := asked(tmp_path / "c", "status"))["connections"]["held"] != 1:
+                assert monotonic() < deadline, f"hung: {found['connections']}"
+        assert [each["accepted"] for each in found["listeners"]] == [3, 3, 6]
