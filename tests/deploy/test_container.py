@@ -104,7 +104,7 @@ def test_as_pid_1_it_reaps_orphans_and_ends_in_time(tmp_path: Path, monkeypatch:
     before = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     with Service(tmp_path, argv=argv, before=before, accounts=False) as service:
         deadline = monotonic() + HUNG
-        while not (tmp_path / "s").exists() or not (found := psutil.Process(service.pid).children()):
+        while "listening on" not in service.log or not (found := psutil.Process(service.pid).children()):
             assert monotonic() < deadline, "hung: it does not listen"
         master = found[0]
         monkeypatch.chdir(tmp_path)  # a socket's path must be short

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clients.connections import free_port
 from tests.support.clients.controlling import ctl
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
 
@@ -22,8 +23,7 @@ KEPT = {
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def reload(service: Released) -> tuple[int, str]:

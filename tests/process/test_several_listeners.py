@@ -95,9 +95,7 @@ def test_what_a_reload_has_dropped_is_free(tmp_path: Path) -> None:
 def test_a_reload_adds_one_and_drops_one(tmp_path: Path) -> None:
     """What the file says anew is listened to from then on, what it leaves out no longer is, and of clients that connect
     all the while at the address that stays none is refused or left without an answer."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    conf = tmp_path / "s.toml"
+    conf, port = tmp_path / "s.toml", free_port()
     conf.write_text(f'[prefork]\nbind = ["127.0.0.1:{port}", "unix:old"]\n')
     argv = ["run", "prefork.examples:Upper", "--config", "s.toml", "--max-children", "2", "--control", "c"]
     with command.running(argv, cwd=tmp_path) as run:

@@ -8,6 +8,7 @@ it may be.
 import contextlib
 import json
 import queue
+import random
 import re
 import socket
 import subprocess
@@ -96,17 +97,22 @@ def dial(address: Any, timeout: float = HUNG, source: str = "") -> socket.socket
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens now. Somebody may before you do: only for who takes no other way."""
+    """A port of 127.0.0.1 at which nobody listens now: only for who takes no other way."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1, each another one, at which nobody listens now."""
+    """Ports of 127.0.0.1, each another one, at which nobody listens now. The kernel gives none of these to who asks
+    for any port, so that a test may give one up and find nobody there; ip(7), ip_local_port_range."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = list[int]()
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        while len(found) < count:
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody has it
+                probe.bind(("127.0.0.1", random.SystemRandom().randrange(1024, lowest)))
+                found.append(probe.getsockname()[1])
+    return found
 
 
 def ask(address: Any, question: bytes, timeout: float = HUNG) -> bytes:

@@ -19,6 +19,7 @@ from tests.support.programs.command import MODULE, Run, watched
 from tests.support.programs.service import HUNG, ROOT
 
 RECIPES = ROOT / "deploy" / "recipes"
+READY = r"worker .*pid=(\d+): ready$"  # in the log
 
 
 class Recipe(Run):
@@ -30,7 +31,7 @@ class Recipe(Run):
         super().__init__(process)
         self.read_until(r"listening on (\S+)", 1)
         self.address = self.found
-        self.read_until("ready$", self.workers)
+        self.read_until(READY, self.workers)
 
     def read_until(self, pattern: str, count: int) -> None:
         """Read the log until so many more lines have this in them; what the pattern's group found is in `found`."""
@@ -51,14 +52,14 @@ class Recipe(Run):
 
     def kill_each_worker(self) -> None:
         """SIGKILL to one worker after the other, each when the one before has been replaced."""
-        for pid in re.findall(r"pid=(\d+): ready$", self.log, re.MULTILINE)[-self.workers :]:
+        for pid in re.findall(READY, self.log, re.MULTILINE)[-self.workers :]:
             self.kill(int(pid))
 
     def kill(self, pid: int) -> None:
         """SIGKILL to this worker, until it has been replaced."""
         self.allow(rf"pid={pid}: killed \(killed by SIGKILL\)")
         os.kill(pid, signal.SIGKILL)
-        self.read_until("ready$", 1)
+        self.read_until(READY, 1)
 
 
 @contextlib.contextmanager
