@@ -465,7 +465,8 @@ def test_threads_of_the_programs_own(tmp_path: Path) -> None:
                 for client in (by_client, by_handler, by_error, *idle):
                     client.say()
                 found = wait_counted(service, held=5, active=0, lingering=0, queued=0)
-                assert found == {"held": 5, "moves": found.get("moves", 0)}, number
+                found.pop("moves", None)  # none at first: each may have lingered
+                assert found == {"held": 5}, number
             by_handler.say(b"close")
             by_handler.wait_end()
             by_error.send(b"raise")
