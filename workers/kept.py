@@ -86,15 +86,14 @@ class Kept(NamedTuple):
     def decoded(cls, message: bytes) -> Self:
         """Return what `encoded()` was called of. Raises ValueError if it is of another version, or no such message."""
         try:
-            version, flags, listener, reason, requests, opened_ns, since_ns, wanted, cell, *sizes = HEAD.unpack_from(
-                message
-            )
+            (version, flags, listener, reason, requests, opened_ns, since_ns, wanted, cell, of_address, of_state,
+             of_unread) = HEAD.unpack_from(message)  # fmt: skip
         except struct.error as exc:
             raise ValueError("this is no message of a kept connection") from exc
-        if version != MESSAGE_VERSION or HEAD.size + sum(sizes) != len(message):
+        address_end = HEAD.size + of_address
+        state_end = address_end + of_state
+        if version != MESSAGE_VERSION or state_end + of_unread != len(message):
             raise ValueError(f"this message of a kept connection is of version {version}, or cut")
-        address_end = HEAD.size + sizes[0]
-        state_end = address_end + sizes[1]
         return cls(
             listener, requests, opened_ns, decode_address(message[HEAD.size : address_end]),
             message[address_end:state_end], message[state_end:], flags, wanted, reason, since_ns, cell,
@@ -132,6 +131,8 @@ def cell_of(message: bytes) -> int:
 def encode_address(address: Any) -> bytes:
     """Return bytes for a client's address, with what a proxy has said of it. Raises ValueError if that cannot be: a
     program's `get_request()` may return anything."""
+    if type(address) is tuple:
+        return marshal.dumps(address, MARSHAL)
     if isinstance(address, UnnamedPeer):
         return b""
     if isinstance(address, ProxiedAddress | ProxiedPath):
