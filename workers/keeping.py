@@ -196,8 +196,9 @@ class Keeping:
         self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, source: int | None
     ) -> Accepted:  # fmt: skip
         """Begin a stay of a connection that is ours; or keep it, where it has said nothing. `source`: the listener or
-        the queue by which it has come; None: it was here."""
-        found = kept.unread or peek(sock)
+        the queue by which it has come; None: it was here. The holder passes on what has said something, and nobody has
+        read of it since."""
+        found = kept.unread or source == self._ready or peek(sock)
         if not found:
             if found is not None:
                 return self._hung_up(at, lane, sock, kept, source)

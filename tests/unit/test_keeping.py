@@ -265,15 +265,19 @@ class Keep:
 
     @contextlib.contextmanager
     def holder(self) -> Iterator[None]:
-        """Inside, what is parked is ready again once its client says something."""
+        """Inside, what is parked is ready again once its client says something, or to be closed, once that hangs up."""
         ended = threading.Event()
 
         def hold() -> None:
             held: dict[int, Kept] = {}
             while not ended.is_set():
                 for fd in select.select([self.queues.park_out.fileno(), *held], [], [], 0.01)[0]:
-                    if fd in held:
-                        self.ready(held.pop(fd), fd)
+                    if (kept := held.pop(fd, None)) is not None:
+                        with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as sock:
+                            hung_up = not sock.recv(1, socket.MSG_PEEK)
+                        if hung_up:
+                            kept = kept._replace(flags=kept.flags | CLOSING, reason=CloseReason.CLIENT + 1)
+                        self.ready(kept, fd)
                     elif (came := self.queues.park_out.receive()) is not None:
                         self.mine.add(came[1])
                         held[came[1]] = Kept.decoded(came[0])
@@ -400,6 +404,25 @@ def test_one_that_has_lingered_in_vain(flags: int, keeps: Callable[..., Keep]) -
     with pytest.MonkeyPatch.context() as patch:
         assert keep.run(script) == 0
     assert keep.count(MOVES) == [1]
+
+
+@pytest.mark.parametrize("server_class", [Server, Threaded])
+def test_what_the_holder_passes_on_is_not_looked_at(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """It has said something, or is to be closed."""
+    keep = keeps(server_class)
+
+    def script() -> None:
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        kept, fd = keep.parked()
+        patch.setattr("prefork.workers.keeping.peek", lambda sock: pytest.fail("looked"))
+        client.sendall(b"two\n")
+        keep.ready(kept, fd)
+        assert keep.answer(client) == "2 two\n"
+        keep.parked()
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert keep.run(script) == 0
 
 
 @pytest.mark.parametrize("server_class", [Server, Threaded])
