@@ -207,7 +207,8 @@ class _Stay(_Visit):
         ahead = _ahead(handler) + stay.unread
         complete = handler.complete
         if not ahead:
-            found = peek(request)
+            # What comes to the holder slowly has hardly said more by now; if it has, the holder finds that at once.
+            found = None if stay.slow and complete is None else peek(request)
             if not found:
                 stay.hung_up = found is not None
                 self._keep(goes_on=found is None)

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from .kept import CLOSING, MET, SHORT, Kept
+from .kept import CLOSING, MET, SHORT, SLOW, Kept
 from .socket_files import AcceptedSocket, SocketReader
 
 MOST_REQUESTS = 8  # in one stay: others wait
@@ -54,6 +54,11 @@ class Stay:
     def closing(self) -> bool:
         """True: the connection has come to be closed; there is no request, but `connection_closed()`."""
         return bool(self.kept.flags & CLOSING)
+
+    @property
+    def slow(self) -> bool:
+        """True: the connection has come by way of the holder, and goes back there."""
+        return bool(self.kept.flags & SLOW)
 
     def next_request(self) -> None:
         """Called by the handler between two requests of this stay, and before the first where `begun` is 0."""

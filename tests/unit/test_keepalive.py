@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork import BaseRequestHandler, KeepAliveMixIn, StreamRequestHandler
-from prefork.workers.kept import CLOSING, Kept, decode_state, encode_state
+from prefork.workers.kept import CLOSING, SLOW, Kept, decode_state, encode_state
 from prefork.workers.stay import MOST_REQUESTS, KeptSocket, Stay
 from tests.support.programs.serving import HUNG
 
@@ -156,6 +156,18 @@ def test_a_pipeline_cut_anywhere(cut: int) -> None:
         rest.join(HUNG)
         assert connection.events.count("opened") == 1
         assert [line for line in connection.events if isinstance(line, bytes)] == sent.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(("complete", "stays"), [(None, [1, 1]), (staticmethod(lambda data: b"\n" in data), [2])])
+def test_a_slow_one_goes_back_at_once(complete: Any, stays: list[int]) -> None:
+    """What the kernel has of one that comes by way of the holder is not asked after a request; the holder finds that.
+    Where requests are to be whole it is, for the class has to be."""
+    handler = type("Small", (Line,), {"rbufsize": 0, "complete": complete})
+    with connected(handler, Kept(flags=SLOW)) as connection:
+        connection.client.sendall(b"one\ntwo\n")
+        assert [connection.visit().begun for _ in stays] == stays
+        assert connection.client.recv(99) == b"1 one\n2 two\n"
+        assert connection.kept.requests == 2
 
 
 def test_the_client_hangs_up_between_requests() -> None:
