@@ -64,10 +64,12 @@ class Connections:
     ) -> None:
         """`cells`: where each is counted, if their number is limited."""
         self.bounds = bounds
+        self._timeout = float("inf") if bounds.keepalive_timeout is None else bounds.keepalive_timeout
         self.idle: OrderedDict[int, tuple[bytes, float]] = OrderedDict()  # by descriptor: message, since when
         self.short: dict[int, tuple[bytes, float]] = {}
         self.backlog: deque[tuple[int, bytes]] = deque()
         self.ending = False  # the service ends: nothing stays
+        self.look_at = float("inf")  # when `look()` is to be called; where there is a backlog, after whatever happens
         self._slot = slot
         self._words = {number: slot.of_listener(number).lane(0) for number in slot.numbers}
         self._watch = watch
@@ -75,7 +77,7 @@ class Connections:
         self._cells = cells
         self._flush_at = 0.0  # no earlier
         self._looked_at: dict[int, int] = {}  # short Unix connections: the number of bytes that each must have
-        self._look_at = float("inf")  # at the deadlines of the short ones
+        self._look_at_short = float("inf")  # at their deadlines
         self._look_at_bytes = 0.0  # at those of a Unix socket
 
     def __len__(self) -> int:
@@ -110,13 +112,17 @@ class Connections:
         elif self.ending:
             self._end_idle(fd, message)
         elif self._watches(fd, message, WATCHED):
+            since = now
             if flags & HANDED_OVER:
                 # A holder sends the longest idle one last, and each goes before the others.
-                self.idle[fd] = changed(message, flags & ~HANDED_OVER), since_of(message) / NS
+                since = since_of(message) / NS
+                self.idle[fd] = changed(message, flags & ~HANDED_OVER), since
                 self.idle.move_to_end(fd, last=False)
             else:
                 self.idle[fd] = message, now
-        if len(self.idle) + len(self.short) > self.bounds.most_idle or not self.has_room():
+            self.look_at = min(self.look_at, since + self._timeout)
+        waiting = len(self.idle) + len(self.short)
+        if waiting > self.bounds.most_idle or waiting + len(self.backlog) > self.bounds.most:
             self._evict()
 
     def _take_short(self, fd: int, message: bytes, now: float) -> None:
@@ -139,7 +145,8 @@ class Connections:
             self.short[fd] = message, since
             if look:
                 self._looked_at[fd] = wanted
-            self._look_at = min(self._look_at, since + self.bounds.incomplete_timeout)
+            self._look_at_short = min(self._look_at_short, since + self.bounds.incomplete_timeout)
+            self.look_at = min(self.look_at, now if look else self._look_at_short)
 
     def _watches(self, fd: int, message: bytes, events: int) -> bool:
         """Wait for this connection. Where the kernel has no memory for that, the longest idle one goes, or this."""
@@ -192,28 +199,29 @@ class Connections:
             again = self._look_at_bytes
         if self.backlog:
             again = min(again, now + UNIX_LOOK_S)
-        if now >= self._look_at:
+        if now >= self._look_at_short:
             self._expire_short(now)
-        timeout = self.bounds.keepalive_timeout
-        if timeout is None:
-            return min(again, self._look_at)
+        self.look_at = min(again, self._look_at_short, self._expire_idle(now))
+        return self.look_at
+
+    def _expire_idle(self, now: float) -> float:
         while self.idle:
             fd, (message, since) = next(iter(self.idle.items()))
-            if since + timeout > now:
-                return min(again, self._look_at, since + timeout)
+            if since + self._timeout > now:
+                return since + self._timeout
             self._forget_idle(fd)
             self._end_idle(fd, message, CloseReason.IDLE_TIMEOUT)
-        return min(again, self._look_at)
+        return float("inf")
 
     def _expire_short(self, now: float) -> None:
         timeout = self.bounds.incomplete_timeout
-        self._look_at = float("inf")
+        self._look_at_short = float("inf")
         for fd, (message, since) in list(self.short.items()):
             if since + timeout <= now:
                 self._forget_short(fd)
                 self._end(fd, message, CloseReason.IDLE_TIMEOUT)
             else:
-                self._look_at = min(self._look_at, since + timeout)
+                self._look_at_short = min(self._look_at_short, since + timeout)
 
     def _evict(self) -> bool:
         """End the longest idle connection. Return whether there is room for another one now."""

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import Callable
 from select import EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT
-from time import monotonic, monotonic_ns, sleep
+from time import monotonic_ns, sleep
 from typing import NamedTuple
 
 from prefork.metrics.facts import ExitReason
@@ -71,7 +71,7 @@ class Holder:
         birth.slot.words[HELD_MOST] = bounds.most_idle
         cells = None if held.table is None else held.table.kept
         self._connections = Connections(bounds, birth.slot, self._watch, queues.ready_in, cells)
-        self._own: dict[int, Callable[[int], None]] = {
+        self._own: dict[int, Callable[[int, float], None]] = {
             queues.park_out.fileno(): self._on_park,
             self._wakeup.fileno(): self._on_wakeup,
             master.fileno(): self._on_death,
@@ -113,11 +113,12 @@ class Holder:
 
     def _serve(self) -> None:
         connections, watch, own = self._connections, self._watch, self._own
-        again = follow_at = 0.0
+        follow_at = 0.0
+        now = self._beat()
         while True:
             ours = []
-            ready = watch.poll(max(0.0, min(BEAT_S, again - monotonic())), MOST_AT_ONCE)
-            now = monotonic()
+            ready = watch.poll(max(0.0, min(BEAT_S, connections.look_at - now)), MOST_AT_ONCE)
+            now = self._beat()
             for fd, event in ready:
                 if fd in own:
                     ours.append((fd, event))
@@ -125,8 +126,7 @@ class Holder:
                     connections.on_event(fd, event, now)
             # After all others: a new connection may get the descriptor of one that was closed just now.
             for fd, event in ours:
-                own[fd](event)
-            now = self._beat()
+                own[fd](event, now)
             if now >= follow_at:
                 follow_at = now + BEAT_S
                 sinks.follow()
@@ -135,7 +135,8 @@ class Holder:
                 return
             if self._ends and not connections.ending:
                 connections.end_all()
-            again = connections.look(now)
+            if now >= connections.look_at or connections.backlog:
+                connections.look(now)
             if connections.backlog or self._waits_for_room:
                 self._wait_for_room()
             if not self._reads and connections.has_room():
@@ -147,11 +148,11 @@ class Holder:
         self._beats[STARTED_NS] = now_ns = monotonic_ns()
         return now_ns / NS
 
-    def _on_wakeup(self, event: int) -> None:
+    def _on_wakeup(self, event: int, now: float) -> None:
         self._wakeup.drain()
 
-    def _on_park(self, event: int) -> None:
-        connections, receive, now = self._connections, self._queues.park_out.receive, monotonic()
+    def _on_park(self, event: int, now: float) -> None:
+        connections, receive = self._connections, self._queues.park_out.receive
         self._in_a_row += 1
         for _ in range(min(MOST_AT_ONCE, 1 + self._in_a_row // ONE_MORE_AFTER)):
             if not connections.has_room():
@@ -166,10 +167,10 @@ class Holder:
         if event & EPOLLHUP:  # no worker is left that could park
             self._quits = True
 
-    def _on_death(self, event: int) -> None:
+    def _on_death(self, event: int, now: float) -> None:
         """The master is dead: its workers finish what they have, and so does this."""
         self._watch.unregister(self._master.fileno())
-        self._quit_at = monotonic() + self._held.graceful_timeout
+        self._quit_at = now + self._held.graceful_timeout
         self._ends = True
         self._queues.park_in.close()
 

@@ -45,7 +45,9 @@ class Play:
         self.now += later
         for fd, event in self.watch.poll(wait, 64):
             self.held.on_event(fd, event, self.now)
-        return self.held.look(self.now)
+        if self.now >= self.held.look_at or self.held.backlog:
+            self.held.look(self.now)
+        return self.held.look_at
 
     def passed_on(self) -> list[tuple[Kept, int]]:
         """What a worker finds in the ready queue."""
