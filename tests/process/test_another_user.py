@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients.controlling import OTHER, as_other, asked, ctl, open_folder
+from tests.support.clients.controlling import OTHER, as_other, asked, ctl, open_folder, printed
 from tests.support.clients.scraping import Answer, get, total
 from tests.support.hosts.users import become
 from tests.support.programs.releases import Released, numbered
@@ -64,17 +64,17 @@ def test_control(service: Released) -> None:
     assert users(service) == {USER}
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (USER, 0o600)
     with service.hold() as held:
-        workers = {worker["pid"]: worker for worker in asked(path, "workers", before=AS_USER)["workers"]}
-        stacks = {worker["pid"]: worker["stacks"] for worker in asked(path, "stacks", before=AS_USER)["workers"]}
+        workers = {worker["pid"]: worker for worker in printed(path, "workers", before=AS_USER)["workers"]}
+        stacks = {worker["pid"]: worker["stacks"] for worker in printed(path, "stacks", before=AS_USER)["workers"]}
         peer = ":".join(map(str, held.sock.getsockname()[:2]))
     assert set(workers) == set(stacks) == set(service.workers())
     assert workers[held.pid]["peers"] == [peer]
     assert "in handle" in stacks[held.pid]
     assert all(worker["rss_bytes"] > 1 << 20 for worker in workers.values())
-    assert asked(path, "scale", "3", before=AS_USER)["max_children"] == 3
+    assert printed(path, "scale", "3", before=AS_USER)["max_children"] == 3
     service.wait_ready(3)
     if ROOT:
-        assert asked(path, "scale", "1")["max_children"] == 1
+        assert asked(path, "scale", 1)["max_children"] == 1
         service.wait_ready(1, scaled_down=2)
         assert as_other(path, "status", OTHER) == {"errno": 13}
 

@@ -19,6 +19,8 @@ from tests.support.programs.releases import AFTERWARDS, Released, numbered
 from tests.support.programs.service import ROOT, Service, script
 from tests.support.tools.figures import figure
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 KINDS = {
     "processes": {"bases": "PreForkingTCPServer", "max_children": 4},
     "threads": {"bases": "PreForkingMixIn, ThreadingTCPServer", "max_children": 2, "max_threads": 4},

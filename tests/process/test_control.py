@@ -19,6 +19,8 @@ from tests.support.programs.command import MODULE, ROOT
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 WORKERS = 2
 
 
@@ -27,7 +29,7 @@ def ctl(service: Service, *argv: str) -> "controlling.Done[str]":
 
 
 def result_of(service: Service, *argv: str) -> Any:
-    return controlling.asked(service.directory / "c", *argv)
+    return controlling.printed(service.directory / "c", *argv)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from tests.support.clients.controlling import OTHER, answer, as_other, asked, co
 from tests.support.programs.command import HUNG, MODULE, ROOT
 from tests.support.programs.releases import Released, numbered
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 GATED = "if rehearsing():\n    os.read(os.open('gate', os.O_RDONLY), 1)\n"
 
 

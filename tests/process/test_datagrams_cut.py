@@ -12,6 +12,8 @@ from tests.support.clients.scraping import get, total
 from tests.support.programs.releases import Released
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 ECHO = "class Handler(DatagramRequestHandler):\n    def handle(self): self.wfile.write(self.packet)\n"
 COUNTED = "prefork_datagrams_truncated_total"
 

@@ -5,10 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
+import pytest
+
 from tests.support.clients.connections import ask
 from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import HUNG, Service, script
+
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
 
 DEFINITIONS = "from tests.process.programs.logging_app import Handler, Hooks"
 FILE = """\
@@ -52,7 +56,7 @@ def test_reopen(tmp_path: Path) -> None:
         assert int(ask(service.address, b"pid\n"))
         service.settled()
         wait_text(log, lambda text: text.count(": request ") == 1)
-        asked(control, "scale", "2")  # the master has something to say too
+        asked(control, "scale", 2)  # the master has something to say too
         wait_text(log, lambda text: "scale" in text)
         assert old.read_text() == rotated
         assert rotated.count(": request ") == 2

@@ -28,6 +28,8 @@ from tests.support.programs.service import Service, script
 from tests.support.tools.certificates import CERTIFICATE, KEY, make_certificate
 from tests.support.tools.proc import datagrams, no_descriptor_left, nothing_for
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 Samples = dict[str, float]
 QUEUED = 3
 WAIT = 0.2  # seconds
@@ -471,7 +473,6 @@ def test_certificate(tmp_path: Path) -> None:
         scrape(running)
 
 
-@pytest.mark.once
 @moves("connections", "connections_opened", "connections_closed", "connection_moves", "holder_up",
        "held_connections_limit")  # fmt: skip
 def test_kept_connections(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tests.support.clients.connections import HUNG
 from tests.support.programs.releases import Released
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 TFTP = "from tests.process.programs.tftp import Handler"
 WORKERS = 3
 TRANSFERS = 5
@@ -93,7 +95,6 @@ def test_transfers(bases: str, host: str, tmp_path: Path) -> None:
                 service.wait_ready(WORKERS, replaced=WORKERS)  # and none of the old ones takes a last datagram
 
 
-@pytest.mark.once
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs Debian's package curl")
 def test_transfers_by_curl(tmp_path: Path) -> None:
     """A real client, which knows nothing of workers."""

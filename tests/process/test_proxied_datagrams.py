@@ -10,6 +10,8 @@ from prefork.workers.proxy_protocol import SIGNATURE
 from tests.support.clients.connections import HUNG
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 PROGRAM = "from tests.process.programs.addressed import {hooks} as Hooks\n"
 PROGRAM += "from tests.process.programs.proxied import {handler} as Handler\n"
 CASES = {

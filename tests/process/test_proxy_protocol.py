@@ -12,6 +12,8 @@ from tests.support.clients.connections import HUNG, Connection
 from tests.support.programs.service import Service, script
 from tests.support.tools.certificates import client_context, make_certificate
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 PROGRAM = "from tests.process.programs.addressed import {hooks} as Hooks, {handler} as Handler\n"
 PLAIN = "PreForkingTCPServer"
 CASES = {

@@ -16,6 +16,8 @@ from tests.support.hosts.manager import Manager, passing
 from tests.support.programs.releases import DEFINITIONS, Released, numbered
 from tests.support.programs.service import HUNG, Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 WRAPPED = "from tests.process.programs.wrapped import Wrapped\n"
 
 

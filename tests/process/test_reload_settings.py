@@ -16,6 +16,8 @@ from tests.support.clients.controlling import asked, ctl
 from tests.support.programs.command import running
 from tests.support.programs.releases import Released, numbered
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 
 def test_what_takes_a_restart_is_refused_by_name(tmp_path: Path) -> None:
     """A reload that would change how the listener was made changes nothing, and says which setting it was."""
@@ -115,7 +117,6 @@ def test_each_that_takes_a_restart_is_refused_by_name(name: str, tmp_path: Path)
         assert (ask_datagram if name in DATAGRAMS else ask)(address, b"a\n") == b"A\n"
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("how", "wanted"), [("TTIN", 4), ("TTOU", 2), ("scale 1", 1), ("scale 5", 5)])
 def test_a_reload_forgets_the_size_that_was_asked_for(how: str, wanted: int, tmp_path: Path) -> None:
     """After TTIN, TTOU or `scale` a reload puts the settings' own size in force again."""

@@ -10,6 +10,8 @@ from tests.support.clients.connections import free_port
 from tests.support.clients.controlling import ctl
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 OPENED = {
     "a server in a thread": "import tests.process.programs.second_port",
     "a lock": "import fcntl; lock = open('lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",

@@ -24,6 +24,8 @@ from tests.support.programs.releases import wait_scraped
 from tests.support.programs.service import Service, Watch
 from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 PROGRAM = ("-m", "tests.process.programs.several")
 BINDS = ("--bind", "127.0.0.1:0", "--bind", "unix:s", "--bind", "[::1]:0")
 

@@ -13,6 +13,8 @@ from tests.support.programs.command import running
 from tests.support.programs.releases import Released
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 SYN_DATA = 32  # TCPI_OPT_SYN_DATA
 OPTIONED = "from tests.process.programs.optioned import Handler\n"
 SET: dict[str, Any] = {

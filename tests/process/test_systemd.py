@@ -18,6 +18,8 @@ from tests.support.programs import command
 from tests.support.programs.releases import Released, numbered
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 APP = Path(__file__).parent / "programs" / "systemd_app.py"
 ENVIRONMENT = "from tests.process.programs.systemd_app import Environment as Handler"
 BOOTS_ONE_BY_ONE = "from tests.process.programs.systemd_app import OneByOne as Hooks"

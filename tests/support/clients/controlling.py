@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prefork.commands import COMMAND_TABLE
+from prefork.control.client import Client
 from tests.support.programs.command import HUNG, MODULE, ROOT
 
 Done = subprocess.CompletedProcess
@@ -40,11 +42,18 @@ def started(path: Path, *argv: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def asked(path: Path, *argv: str, before: Sequence[str] = ()) -> Any:
-    """The result of a verb, which must be good."""
+def printed(path: Path, *argv: str, before: Sequence[str] = ()) -> Any:
+    """The result of a verb as `prefork ctl --json` prints it, which must be good."""
     done = ctl(path, *argv, "--json", before=before)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+def asked(path: Path, verb: str, argument: int | str | None = None) -> Any:
+    """The same without a process, which costs more than the service's answer."""
+    (row,) = (row for row in COMMAND_TABLE if row.verb == verb)
+    with Client(os.path.relpath(path), HUNG) as client:
+        return client.result(row, argument)
 
 
 @contextlib.contextmanager
