@@ -15,8 +15,10 @@ Every public name of the standard library's `socketserver` is here with the same
 `import prefork as socketserver` works. The PreForking classes add the pool.
 
 This package is the master and the public interface. `prefork.workers` runs after the fork; `prefork.metrics` is the
-memory that the two share.
+memory that the two share. What only a pool needs is loaded when the program first names one of its classes.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.application.hook import install_hook as _install_hook
 from prefork.metrics.board import Statistics
@@ -36,19 +38,21 @@ from .mixins import (
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
-from .pool import (
-    PreForkingMixIn,
-    PreForkingTCPServer,
-    PreForkingUDPServer,
-    PreForkingUnixDatagramServer,
-    PreForkingUnixStreamServer,
-)
 from .process import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.companions import every
 from .supervised import SupervisedMixIn
 from .surroundings.inherited import open_standard_descriptors as _open_standard_descriptors
 from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .pool import (
+        PreForkingMixIn,
+        PreForkingTCPServer,
+        PreForkingUDPServer,
+        PreForkingUnixDatagramServer,
+        PreForkingUnixStreamServer,
+    )
 
 _open_standard_descriptors()
 _install_hook()
@@ -87,3 +91,17 @@ __all__ = [
     "every",
     "rehearsing",
 ]
+
+if not TYPE_CHECKING:  # to a type checker every name would be there
+
+    def __getattr__(name: str) -> Any:
+        """Return a class of a pool (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import pool
+
+        globals().update({each: getattr(pool, each) for each in __all__ if each.startswith("PreForking")})
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -24,7 +24,6 @@ from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
 from prefork.workers.lanes import Lanes
-from prefork.workers.loop import Worker
 from prefork.workers.wakeup import Wakeup
 
 from .counting import ENDING, Counting
@@ -47,6 +46,8 @@ from .sockets.listener import Listener, asked_for
 from .sockets.of_server import is_closed, socket_of
 
 if TYPE_CHECKING:
+    from prefork.workers.loop import Worker  # of a pool
+
     _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
 else:
     _AnyServer = ServingMixIn

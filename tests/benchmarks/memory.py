@@ -47,6 +47,7 @@ CONTENDERS = {
 }  # fmt: skip
 IMPORTS = {
     "import prefork": ["-c", "import prefork"],
+    "from prefork import PreForkingTCPServer": ["-c", "from prefork import PreForkingTCPServer"],
     "import socketserver": ["-c", "import socketserver"],
     "prefork --version": ["-m", "prefork", "--version"],
 }
