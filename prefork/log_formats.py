@@ -7,7 +7,7 @@ left margin, and control characters are escaped.
 import json
 import logging
 import re
-from datetime import UTC, datetime
+from time import gmtime, strftime
 from typing import Any
 
 from prefork.metrics.log_events import LogEvent
@@ -74,7 +74,7 @@ class JsonFormat(TextFormat):
     def format(self, record: logging.LogRecord) -> str:
         process = getattr(record, "prefork_process", "")
         found: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _utc(record.created),
             "level": record.levelname.lower(),
             "event": _event(record),
             "logger": record.name,
@@ -103,6 +103,12 @@ class JsonFormat(TextFormat):
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         text = self.formatException((kind, exc, exc.__traceback__))
         return {"type": name, "message": escaped(str(exc)), "traceback": escaped(text)}
+
+
+def _utc(seconds: float) -> str:
+    """Return a time as RFC 3339 has it. (The module `datetime` is a fortieth of all that prefork loads.)"""
+    whole, thousandths = divmod(round(seconds * 1e6) // 1000, 1000)
+    return f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(whole))}.{thousandths:03d}+00:00"
 
 
 def _event(record: logging.LogRecord) -> str:

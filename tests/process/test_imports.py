@@ -11,9 +11,10 @@ from tests.support.programs.command import running
 ROOT = Path(prefork.__file__).parents[1]
 # Of other people. A program may import any of them; we do not.
 HEAVY = {
-    "argparse", "ast", "asyncio", "bz2", "concurrent.futures", "dataclasses", "dis", "email", "gettext", "html", "http",
-    "inspect", "ipaddress", "logging.handlers", "lzma", "multiprocessing", "pathlib", "platform", "prometheus_client",
-    "psutil", "queue", "random", "shutil", "ssl", "subprocess", "tempfile", "tomllib", "urllib", "uuid", "xml",
+    "argparse", "ast", "asyncio", "bz2", "concurrent.futures", "dataclasses", "datetime", "dis", "email", "gettext",
+    "html", "http", "inspect", "ipaddress", "logging.handlers", "lzma", "multiprocessing", "pathlib", "platform",
+    "prometheus_client", "psutil", "queue", "random", "shutil", "ssl", "subprocess", "tempfile", "tomllib",
+    "urllib", "uuid", "xml",
 }  # fmt: skip
 # Of ours: each is for one command, or for one process that is no worker, or for a setting that is off.
 APART = {
@@ -23,9 +24,13 @@ APART = {
     "prefork.metrics.application.sums", "prefork.metrics.collector", "prefork.reload.degraded",
     "prefork.reload.on_change", "prefork.testing", "prefork.top",
 }  # fmt: skip
+OF_A_POOL = {
+    "prefork.control.server", "prefork.holder.child", "prefork.reload.generations", "prefork.serving_pool",
+    "prefork.workers.keeping", "prefork.workers.loop", "prefork.workers.thread_pool",
+}  # fmt: skip
 # What cannot be done without brings some of it, in some versions.
 NEEDED = """
-import ctypes, datetime, json, logging, signal, socket, threading, typing
+import ctypes, json, logging, signal, socket, threading, typing
 class Record(typing.NamedTuple):  # as a class: that brings more, since Python 3.15
     field: int
 """
@@ -50,10 +55,24 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_import_is_light() -> None:
-    """`import prefork` brings nothing that only some programs, some commands or other processes use."""
-    brought = loaded_by("import prefork") - loaded_by(NEEDED)
+    """A pool's classes bring nothing that only some programs, some commands or other processes use."""
+    brought = loaded_by("from prefork import PreForkingTCPServer") - loaded_by(NEEDED)
     assert "prefork.workers.loop" in brought
     assert brought & (HEAVY | APART | {"prefork.cli"}) == set()
+
+
+def test_what_only_a_pool_needs_is_loaded_with_its_classes() -> None:
+    """`import prefork`, and the plain classes, bring none of it; a pool's class brings all that its master needs."""
+    plain = loaded_by("import prefork; prefork.ForkingTCPServer, prefork.ThreadingUDPServer, prefork.every")
+    assert plain & OF_A_POOL == set()
+    assert loaded_by("import prefork; prefork.PreForkingMixIn") >= OF_A_POOL
+
+
+def test_every_public_name_is_there() -> None:
+    """What is loaded later is listed as the rest is, and another name is none."""
+    assert {*prefork.__all__} <= {*dir(prefork)}
+    assert all(hasattr(prefork, name) for name in prefork.__all__)
+    assert not hasattr(prefork, "PreForkingServer")
 
 
 def test_a_worker_is_light(tmp_path: Path) -> None:
