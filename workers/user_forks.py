@@ -6,11 +6,10 @@ and restores the signals (so that TERM ends it). Under a plain server nothing ne
 request is left for the parent to count. In a process that prefork forks the hook takes the first step, if there is one.
 """
 
-import contextlib
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prefork.metrics.scoreboard import map_over
 
@@ -40,17 +39,17 @@ def always_on_fork_by_user(undo: Callable[[], None]) -> None:
     _always.append(undo)
 
 
-@contextlib.contextmanager
-def own_fork() -> Iterator[None]:
+class OwnFork:
     """Mark a fork inside the block as prefork's own. The hook is restored afterwards, in the parent only."""
-    global _undo, _ours
-    undo, _undo, _ours = _undo, None, True
-    pid = os.getpid()
-    try:
-        yield
-    finally:
-        if os.getpid() == pid:
-            _undo, _ours = undo, False
+
+    def __enter__(self) -> None:
+        global _undo, _ours
+        self._pid, self._kept, _undo, _ours = os.getpid(), _undo, None, True
+
+    def __exit__(self, *exc: object) -> None:
+        global _undo, _ours
+        if os.getpid() == self._pid:
+            _undo, _ours = self._kept, False
 
 
 def make_private(memory: mmap.mmap, size: int) -> None:

@@ -316,7 +316,10 @@ class ChildTable:
         of the place of the worker that is to be replaced."""
         taken = {child.number for child in self._children.values()}
         if not self.places:
-            return next(number for number in range(1, len(taken) + 2) if number not in taken)
+            number = 1
+            while number in taken:
+                number += 1
+            return number
         serving = (child for child in self if child.state in (ChildState.STARTING, ChildState.READY))
         served = {self.place_of(child) for child in serving}
         replaced = self._children.get(instead_of) if instead_of is not None else None

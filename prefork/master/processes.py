@@ -80,7 +80,7 @@ class Processes:
         mask = signals.set_mask(signals.EVERY)
         try:
             log_locks.hold(held)
-            with user_forks.own_fork():
+            with user_forks.OwnFork():
                 pid = _fork()
                 if pid == 0:
                     enter(mask)

@@ -235,18 +235,26 @@ class Supervisor:
         self.turns += 1
         if self.closed or self.forgotten:
             return
+        if not self.limits.pool:  # which takes no signals: no handler of the program's could be held back
+            self._try_turn()
+            return
         with held():
-            try:
-                self._turn()
-            except (OSError, MemoryError) as exc:
-                say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
-                self._wake_at = self.clock.now() + TURN_AGAIN_S
-            except Exception as exc:
-                self._fault = exc
-                raise
+            self._try_turn()
+
+    def _try_turn(self) -> None:
+        try:
+            self._turn()
+        except (OSError, MemoryError) as exc:
+            say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
+            self._wake_at = self.clock.now() + TURN_AGAIN_S
+        except Exception as exc:
+            self._fault = exc
+            raise
 
     def _turn(self) -> None:
         self._note_ended(self._waiting.wait(0))
+        if not (self.limits.pool or self._waiting.nudged or self.tasks.watched or self.is_due()):
+            return  # each step of a turn costs a plain server, after each fork, the pages that it writes
         self._note_pause()
         now = self._looked_at = self.clock.now()
         if self.limits.pool:

@@ -74,8 +74,10 @@ class Waiting:
 
     def take_out(self, fd: int) -> None:
         """Stop waiting for this descriptor, if it was waited for."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             self._epoll.unregister(fd)
+        except (OSError, ValueError):
+            pass
 
     def pack_nudge(self) -> tuple[int, list[int]]:
         return self._nudge, [self._nudge]
@@ -86,8 +88,10 @@ class Waiting:
         Closing it alone does not take it out of the epoll while a child that was just forked has a copy.
         """
         self.take_out(pidfd)
-        with contextlib.suppress(OSError):
+        try:
             os.close(pidfd)
+        except OSError:
+            pass
 
     def wait(self, seconds: float) -> set[int]:
         """Wait until something happens, at most `seconds`; return the readable descriptors, pidfds among them."""
