@@ -8,7 +8,7 @@ collectors must not be served: they would describe the exporter.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,29 +27,35 @@ from prometheus_client import (
 
 from ..log_events import LogEvent, event
 from .series import Family, Series
+from .summed import Cells, Encoder, LabelledSample, Labels, Registry, Shapes, Summed
 from .sums import Merged
 from .values import OURS, Value
 
 log = logging.getLogger("prefork.metrics")
 
-Labels = dict[str, str]
-LabelledSample = tuple[str, Labels, float]  # suffix, labels, value
-Cells = Mapping[Series, float]
-
 _failed: set[str] = set()
 
 
-def application_families(merged: Merged) -> Iterator[Metric]:
-    """Yield every metric of the program: those with values in the regions, then those that are evaluated here."""
+def application_families(merged: Merged, shapes: Shapes | None = None) -> Iterator[Metric]:
+    """Yield every metric of the program: those with values in the regions, then those that are evaluated here.
+
+    `shapes`: what was kept of those with values since the last scrape.
+    """
     ours = values.ValueClass is Value  # otherwise the user chose another way for all of them
     functions = _functions() if ours else {}
     served = set()
-    for family, cells in sorted(_by_name(merged.values).items(), key=lambda item: item[0].name):
-        samples = list(_SAMPLES[family.kind](cells))
-        if evaluated := functions.pop(family.name, None):
-            samples = [*(sample for sample in samples if sample[1] not in evaluated.labels), *evaluated.samples]
-        served.add(family.name)
-        yield from _metric(family.kind, family.name, family.help, samples)
+    found = sorted(_by_name(merged.values).items(), key=lambda item: item[0].name)
+    for shape, cells in (shapes or Shapes()).of(found):
+        served.add(shape.family.name)
+        try:
+            summed = Summed(shape, cells)
+        except ValueError:
+            continue  # a name that this version of prometheus_client cannot write
+        if evaluated := functions.pop(shape.family.name, None):
+            samples = [*(each for each in summed.labelled() if each[1] not in evaluated.labels), *evaluated.samples]
+            yield from _metric(summed.type, summed.name, summed.documentation, samples)
+        elif shape.rows:
+            yield summed
     for name, evaluated in functions.items():
         served.add(name)
         yield from _metric("gauge", name, evaluated.help, evaluated.samples)
@@ -86,42 +92,6 @@ def _by_name(cells: Cells) -> dict[Family, dict[Series, float]]:
         if (family.kind, family.mode) == (theirs.kind, theirs.mode):
             found[family][series] = value
     return found
-
-
-def _labels(series: Series) -> Labels:
-    return dict(zip(series.family.labelnames, series.labels, strict=True))
-
-
-def _plain(cells: Cells) -> Iterator[LabelledSample]:
-    for series in sorted(cells, key=lambda series: (series.labels, series.suffix)):
-        yield series.suffix, _labels(series), cells[series]
-
-
-def _histogram(cells: Cells) -> Iterator[LabelledSample]:
-    """Yield the samples of a histogram, with cumulative buckets, as Prometheus expects.
-
-    There is no sum if observations may be negative.
-    """
-    together: dict[tuple[tuple[str, ...], ...], list[Series]] = defaultdict(list)
-    for series in cells:
-        together[series.family.labelnames, series.labels].append(series)
-    for _, group in sorted(together.items()):
-        labels, count = _labels(group[0]), 0.0
-        buckets = {series.labelvalues[-1]: cells[series] for series in group if series.suffix == "_bucket"}
-        for le in sorted(buckets, key=float):
-            count += buckets[le]
-            yield "_bucket", {**labels, "le": le}, count
-        yield "_count", labels, count
-        if buckets and min(map(float, buckets)) >= 0:
-            yield from (("_sum", labels, cells[series]) for series in group if series.suffix == "_sum")
-
-
-_SAMPLES: dict[str, Callable[[Cells], Iterator[LabelledSample]]] = {
-    "counter": _plain,
-    "gauge": _plain,
-    "histogram": _histogram,
-    "summary": _plain,
-}
 
 
 # Metrics without values.
@@ -200,32 +170,21 @@ def _say_left_out(name: str) -> None:
         log.warning("could not collect %s", name, exc_info=True, extra=event(LogEvent.METRIC_FAILED, metric=name))
 
 
-class _Registry:
-    """These families, as an encoder asks a registry for them."""
+def encoded(families: Iterable[Metric], encoder: Encoder, form: str) -> bytes:
+    """Return the text of a scrape, of the form that this encoder writes.
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
-
-
-def encoded(families: list[Metric], encoder: Callable[[Any], bytes]) -> bytes:
-    """Return the text of a scrape. A family that cannot be written, since the program made it so (a label that is no
-    text, a lone surrogate), is left out, and the log says so once."""
-    try:
-        return encoder(_Registry(families))
-    except Exception:
-        return encoder(_Registry([family for family in families if _can_be_written(family, encoder)]))
-
-
-def _can_be_written(family: Metric, encoder: Callable[[Any], bytes]) -> bool:
-    try:
-        encoder(_Registry([family]))
-    except Exception:
-        _say_left_out(family.name)
-        return False
-    return True
+    A family that cannot be written, since the program made it so (a label that is no text, a lone surrogate), is left
+    out, and the log says so once.
+    """
+    end = encoder(Registry())
+    texts = []
+    for family in families:
+        try:
+            whole = family.text(encoder, form) if isinstance(family, Summed) else encoder(Registry(family))
+            texts.append(whole.removesuffix(end))
+        except Exception:
+            _say_left_out(family.name)
+    return b"".join((*texts, end))
 
 
 def _name(collector: Any) -> str:

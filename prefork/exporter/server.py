@@ -26,6 +26,7 @@ from prometheus_client.exposition import choose_encoder
 
 from prefork.metrics import collector, kernel
 from prefork.metrics.application.exposition import application_families, encoded
+from prefork.metrics.application.summed import Shapes
 from prefork.metrics.application.sums import Sums
 from prefork.metrics.board import Word
 from prefork.metrics.companions import CompanionTable
@@ -97,6 +98,7 @@ class Exporter(TCPServer):
         self.slot = slot
         self.open_requests: set[socket.socket] = set()
         self._sums, self._summing = Sums(), threading.Lock()
+        self._shapes = Shapes()
         self._unread: dict[socket.socket, None] = {}
 
     def serving_master(self) -> bool:
@@ -120,7 +122,7 @@ class Exporter(TCPServer):
             merged,
             () if self.scope.companions is None else self.scope.companions.read(),
         )
-        return [*collector.families(scrape), *application_families(merged)]
+        return [*collector.families(scrape), *application_families(merged, self._shapes)]
 
     # Limits.
 
@@ -226,7 +228,7 @@ class MetricsHandler(BaseHTTPRequestHandler):
 
     def _metrics(self) -> None:
         encoder, content_type = choose_encoder(self.headers.get("Accept", ""))
-        body = encoded(self.server.collect(), encoder)
+        body = encoded(self.server.collect(), encoder, content_type)
         encoding = None
         if "gzip" in self.headers.get("Accept-Encoding", ""):
             body, encoding = gzip.compress(body, 1), "gzip"

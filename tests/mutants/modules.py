@@ -410,6 +410,7 @@ MODULES = {
     ),
     "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs", "faults/logs")),
     "straight": Module("workers/straight.py", ("straight", "loop"), ("process/pool", "process/own_ways")),
+    "summed": Module("metrics/application/summed.py", ("summed", "exposition"), ("process/user_metrics",)),
     "sums": Module("metrics/application/sums.py", ("sums", "application", "collector"), ("process/user_metrics",)),
     "thread_pool": Module(
         "workers/thread_pool.py", ("thread_pool", "threads"), ("process/threads_of_a_pool", "process/composition")

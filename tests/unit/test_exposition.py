@@ -75,9 +75,9 @@ def test_a_bad_collector(
 ) -> None:
     """Every other family is served, before it and behind it, and the log says once which one is left out."""
     monkeypatch.setattr(exposition, "_failed", set())
-    encoder, _ = choose_encoder(accept)
+    encoder, form = choose_encoder(accept)
     with registered(lambda: [gauge("first", "a")], BAD[bad], lambda: [gauge("last", "z")]):
-        texts = {encoded([*application_families(Merged({}, 0, 0))], encoder).decode() for _ in range(2)}
+        texts = {encoded([*application_families(Merged({}, 0, 0))], encoder, form).decode() for _ in range(2)}
     (text,) = texts
     assert 'first{label0="a"} 1.0' in text
     assert 'last{label0="z"} 1.0' in text
