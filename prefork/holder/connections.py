@@ -42,7 +42,8 @@ WATCHED = EPOLLIN | EPOLLRDHUP
 UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of bytes
 # An attempt that fails with ETOOMANYREFS gives its buffer back, which the kernel takes for room, and says so.
 FLUSH_AGAIN_S = 0.002
-QUICK_S = 0.005  # a connection that comes back so soon is in the midst of something, and had better linger
+# A connection that comes back so soon, and before any other came, is in the midst of something, and had better linger.
+QUICK_S = 0.005
 SHORT_LOOK_S = 1.0  # at the deadlines of the short ones, at the most
 _FLAGS, _LISTENER = 1, 2  # bytes of a message
 
@@ -168,7 +169,7 @@ class Connections:
             self._watch.unregister(fd)
             message, since = entry
             if event == EPOLLIN or _bytes_at_hand(fd):
-                if message[_FLAGS] & SLOW and now - since < QUICK_S:
+                if message[_FLAGS] & SLOW and now - since < QUICK_S and self._came_last(since):
                     message = changed(message, message[_FLAGS] & ~SLOW)
                 self._pass_on(fd, message)
             else:
@@ -181,6 +182,11 @@ class Connections:
                 self._pass_on(fd, message)
             else:
                 self._end(fd, message, CloseReason.CLIENT)
+
+    def _came_last(self, since: float) -> bool:
+        """Return whether no other connection has become idle since then: one would not let it linger."""
+        last = next(reversed(self.idle.values()), None)
+        return last is None or last[1] <= since
 
     def look(self, now: float) -> float:
         """End what has been idle or short for too long, and try what nobody has taken. Return when to look again."""

@@ -131,6 +131,22 @@ def test_one_that_comes_back_quickly(play: Play, after: float, flags: int) -> No
 
 
 @pytest.mark.parametrize("tcp", [False, True])
+def test_one_that_comes_back_quickly_after_another(play: Play, tcp: bool) -> None:
+    """It would not linger for long: the other one's next request parks it."""
+    first, second = (play.park(Kept(requests=number, flags=SLOW), tcp=tcp) for number in (1, 2))
+    play.now += 0.001
+    play.park(Kept(flags=SLOW), tcp=tcp)
+    flags = {}
+    for client in (second, first):
+        client.sendall(b"more")
+        play.turn(wait=HUNG_S)
+        [(found, fd)] = play.passed_on()
+        flags[found.requests] = found.flags
+        os.close(fd)
+    assert flags == {1: SLOW, 2: SLOW}
+
+
+@pytest.mark.parametrize("tcp", [False, True])
 def test_bytes_at_an_idle_connection(play: Play, tcp: bool) -> None:
     """It is passed on with its message as it came and the bytes unread, and no trace is left of it."""
     kept = Kept(2, 7, 9, ("192.0.2.1", 5), b"state", b"", 0b01100000)
