@@ -19,7 +19,6 @@ from tests.support.clients.keeping import (
     KINDS,
     THREADED,
     Crowd,
-    counted,
     heard_of,
     holder,
     keeping,
@@ -303,7 +302,7 @@ def test_growth_from_the_ready_queue(tmp_path: Path) -> None:
             for client in clients[2:]:
                 client.say()
             took = monotonic() - began
-            assert counted(service)["active"] == 2
+            wait_counted(service, active=2)
             (tmp_path / "go on").touch()
             for client in clients[:2]:
                 client.heard()
