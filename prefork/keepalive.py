@@ -18,7 +18,7 @@ from prefork.metrics.facts import CloseReason
 from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
-from prefork.workers.kept import decode_state, encode_state
+from prefork.workers.kept import SLOW, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
 from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket, Stay, bytes_wanted, peek
 
@@ -178,9 +178,8 @@ class _Stay(_Visit):
     __slots__ = ("stay",)
 
     def __init__(self, stay: Stay) -> None:
-        super().__init__()
-        self.stay = stay
-        self.met = stay.met
+        self.exchange, self.told = None, False
+        self.stay, self.met = stay, stay.met
 
     def serve(self, handler: Any) -> None:
         stay = self.stay
@@ -208,7 +207,7 @@ class _Stay(_Visit):
         complete = handler.complete
         if not ahead:
             # What comes to the holder slowly has hardly said more by now; if it has, the holder finds that at once.
-            found = None if stay.slow and complete is None else peek(request)
+            found = None if stay.kept.flags & SLOW and complete is None else peek(request)
             if not found:
                 stay.hung_up = found is not None
                 self._keep(goes_on=found is None)

@@ -359,6 +359,7 @@ class Worker:
         wait = self._epoll.poll if keeping is None else keeping.idle.wait
         each = [(server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served]
         ways = {way[0].fileno(): way for way in each} if keeping is None else keeping.ways_of(each)
+        contexts = [lanes.contexts for _, lanes, _ in self._served]
         shared = list(ways)  # beside those of one connection each
         to_try: list[int] = []
         next_look_ns = 0
@@ -380,7 +381,8 @@ class Worker:
                 self._waits = all(again)
                 continue
             if not to_try:
-                ready = wait(None if self._patience_ms is None else self._patience_ms / 1000, 1)
+                patience = [each.patience for each in contexts if each.patience is not None]
+                ready = wait(min(patience) if patience else None, 1)
                 to_try = [fd for fd, _ in ready if fd in ways]
                 if not to_try:
                     self._note(ready)

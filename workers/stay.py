@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from .kept import CLOSING, MET, SHORT, SLOW, Kept
+from .kept import CLOSING, MET, SHORT, Kept
 from .socket_files import AcceptedSocket, SocketReader
 
 MOST_REQUESTS = 8  # in one stay: others wait
@@ -55,11 +55,6 @@ class Stay:
         """True: the connection has come to be closed; there is no request, but `connection_closed()`."""
         return bool(self.kept.flags & CLOSING)
 
-    @property
-    def slow(self) -> bool:
-        """True: the connection has come by way of the holder, and goes back there."""
-        return bool(self.kept.flags & SLOW)
-
     def next_request(self) -> None:
         """Called by the handler between two requests of this stay, and before the first where `begun` is 0."""
         self.begun += 1
@@ -92,7 +87,7 @@ class KeptSocket(AcceptedSocket):
     stay: Stay | None
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
-        super().__init__(family, type, proto, fileno)
+        socket.socket.__init__(self, family, type, proto, fileno)
         self.stay = None  # of a copy by dup(), too
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
@@ -147,7 +142,7 @@ class KeptReader(SocketReader):
     __slots__ = ("dry", "received", "stay")
 
     def __init__(self, sock: KeptSocket, stay: Stay) -> None:
-        super().__init__(sock)
+        SocketReader.__init__(self, sock)
         self.stay = stay
         self.dry = False  # it gives nothing now, so that what is buffered above it can be told
         self.received = 0  # bytes so far
