@@ -17,7 +17,7 @@ from typing import Any
 from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import FIRST_LISTENER, LISTENERS_MAX
 from prefork.workers.access_log import AccessLog, LogContext
-from prefork.workers.admission import Admission
+from prefork.workers.admission import Admission, Terms
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.identity import Descriptors
 from prefork.workers.keeps import keeps
@@ -33,7 +33,7 @@ from .settings.fields import settings
 from .settings.in_force import InForce, default_of, value_of
 from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, listener_names, origin_of, put_beneath, take_over
-from .sockets.networks import admission
+from .sockets.networks import admission, asked
 from .sockets.of_server import is_closed, socket_of
 from .sockets.options import SocketOptions
 from .sockets.ownership import Access
@@ -53,6 +53,7 @@ class Listened(Supervised):
         self.tls: Any = None  # the ssl.SSLContext of new workers, of the settings
         self.tls_expires_at = 0.0
         self.secured = False  # the settings have been asked for one
+        self.asks: Terms | None = None  # what they ask of the connections of new workers; None: nothing
         self._asked: str | None = None
         self._inode: int | None = None  # by which a socket is known under each of its objects and descriptors
 
@@ -165,7 +166,7 @@ class Listened(Supervised):
     def admission(self) -> Admission | None:
         if not self.secured:  # handle_request() serves without serve_forever()
             self.secure()
-        return admission(InForce(self.server), self.tls, at_once=True)
+        return None if self.asks is None else admission(self.asks, at_once=True)
 
     def _makes_its_own(self) -> bool:
         """Return True if the program has a `create_ssl_context()` for connections that it wraps itself."""
@@ -174,7 +175,12 @@ class Listened(Supervised):
         return value_of(self.server, "tls_certificate") is None and is_called_by(classes, "create_ssl_context")
 
     def secure(self) -> None:
-        """Make the TLS context anew; the one before stays if that fails. Raises ConfigError."""
+        """Make the TLS context anew, and with it what connections must show; what was before stays if that fails.
+        Raises ConfigError."""
+        self._make_context()
+        self.asks = asked(InForce(self.server), self.tls)
+
+    def _make_context(self) -> None:
         context = None if self._makes_its_own() else hook(self.server, "create_ssl_context")()
         if context is None:
             for name in ("tls_key", "tls_client_ca", "tls_alpn"):

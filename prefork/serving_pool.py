@@ -84,7 +84,10 @@ class Preforked(Joined):
         self._control_listener: Listener | None = None
         self._control_before: dict[str, Any] | None = None  # the previous image's control socket
         self._generations: Generations | None = None
+        # Of every worker, made before the first fork: what a worker looks up is in its own memory, and how it does so.
         self._terms: WorkerTerms | None = None
+        self._freezes = self._logs_access = False
+        self._names: list[str] = []  # of the listeners, in logs
         self._mailbox: Mailbox | None = None  # while the pool serves
         self._signals: Signals | None = None  # while the pool serves
         self._places = Places()  # with `peer_affinity`
@@ -236,6 +239,8 @@ class Preforked(Joined):
             before = None if given is None else given.values["seen"]
             supervisor.tasks.changes = Changes(reload, self.watched, before)
         self._terms = self._worker_terms(supervisor)
+        self._freezes, self._logs_access = value_of(server, "gc_freeze"), value_of(server, "access_log")
+        self._names = names_of(self.sockets())
         return supervisor
 
     def _some_keep(self) -> bool:
@@ -274,7 +279,7 @@ class Preforked(Joined):
         return any(counted(InForce(each.server)) for each in self.each)
 
     def _worker_terms(self, supervisor: Supervisor) -> WorkerTerms:
-        """Return the terms of every worker: made once, before the first fork, they are in no worker's own memory."""
+        """Return the terms of every worker."""
         server, setting = self.server, InForce(self.server)
         return WorkerTerms(
             WorkerLimits(setting.max_requests, setting.max_memory), graceful_timeout=setting.graceful_timeout,
@@ -359,13 +364,13 @@ class Preforked(Joined):
             check_shared_port(each.server)
 
     def _renew_tls(self) -> None:
-        before = [(each, each.tls, each.tls_expires_at) for each in self.each]
+        before = [(each, each.tls, each.tls_expires_at, each.asks) for each in self.each]
         try:
             for each in self.each:
                 each.secure()
         except ConfigError:
-            for each, context, expires_at in before:
-                each.tls, each.tls_expires_at = context, expires_at
+            for each, context, expires_at, asks in before:
+                each.tls, each.tls_expires_at, each.asks = context, expires_at, asks
             raise
         self._publish_expiry()
 
@@ -426,14 +431,13 @@ class Preforked(Joined):
     def _work(self, birth: Birth, master: Master, number: int) -> int:
         """Run a worker in its new process. Return its exit status."""
         assert self._terms is not None
-        setting, terms = InForce(self.server), self._terms
-        if setting.gc_freeze:
+        if self._freezes:
             gc.freeze()
         self.counting.leave(birth)
         self.leave_metrics_listener()
         self._places.take(number, beneath(self.listener))
-        named = zip(self.each, names_of(self.sockets()), strict=True)
-        served = [(each.server, self._terms_of(each, terms, number, name)) for each, name in named]
+        named = zip(self.each, self._names, strict=True)
+        served = [(each.server, self._terms_of(each, self._terms, number, name)) for each, name in named]
         worker = Worker(*served[0], birth, master, served[1:])
         for each in self.each:
             each.worker = worker
@@ -454,11 +458,15 @@ class Preforked(Joined):
                 queue_waits=terms.metrics and each.takes_tcp(), get_request=partial(shortest, server),
                 on_drain=_on_drain(server), listener=number_of(each.listener),
             )  # fmt: skip
-        log = each.access_log(wanted=value_of(self.server, "access_log"), where=name)
-        table = None if self.supervisor is None else self.supervisor.connections
-        door = admission(InForce(server), each.tls, table, number)
-        queues = terms.queues if each.keeps_connections else None
-        return terms._replace(admission=door, access_log=log, queues=queues)
+        own: dict[str, Any] = {}
+        if self._logs_access:
+            own["access_log"] = each.access_log(wanted=True, where=name)
+        if each.asks is not None:
+            table = None if self.supervisor is None else self.supervisor.connections
+            own["admission"] = admission(each.asks, table, number)
+        if terms.queues is not None and not each.keeps_connections:
+            own["queues"] = None
+        return terms._replace(**own) if own else terms
 
     def _leave_listeners(self) -> None:
         self.leave_metrics_listener()

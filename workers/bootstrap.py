@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.loggers import be_patient
@@ -26,7 +26,8 @@ from .privileges import PrivilegesKept
 PR_SET_PDEATHSIG = 1
 CRASHED = 1  # exit status of a child that ended with an exception
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# Not on every system. Looked up here: in each child that would take a dozen pages of its own.
+_prctl: Any = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
 
 
 class Birth(NamedTuple):
@@ -63,7 +64,7 @@ class Master:
         A change of credentials clears that, so it is called twice.
         """
         if self._in_main_thread:
-            _libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
+            _prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
 def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:

@@ -23,7 +23,7 @@ class _End(socket.socket):
     """
 
     def __init__(self, end: socket.socket) -> None:
-        super().__init__(end.family, end.type, end.proto, end.fileno())
+        super().__init__(fileno=end.fileno())
         end.detach()
         self._identity = identity(self.fileno())
         self.setblocking(False)

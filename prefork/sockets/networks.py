@@ -94,13 +94,8 @@ def counted(setting: Any) -> bool:
     return setting.max_connections is not None or setting.max_connections_per_client is not None
 
 
-def admission(
-    setting: Any, tls: Any, table: ConnectionTable | None = None, number: int = 0, *, at_once: bool = False
-) -> Admission | None:
-    """Return what these settings and this ssl.SSLContext ask of each connection; None if they ask for nothing.
-
-    `table`: where the worker of this number counts its connections, if their number is limited.
-    """
+def asked(setting: Any, tls: Any) -> Terms | None:
+    """Return what these settings and this ssl.SSLContext ask of each connection; None if they ask for nothing."""
     allowed, denied, proxies = (
         None if text is None else Networks(text)
         for text in (setting.allowed_clients, setting.denied_clients, setting.proxy_trusted)
@@ -109,10 +104,18 @@ def admission(
         allowed, denied, proxies, setting.proxy_header_timeout, setting.first_byte_timeout, setting.max_queue_wait,
         setting.max_connections, setting.max_connections_per_client, tls, setting.tls_handshake_timeout,
     )  # fmt: skip
-    if terms.ask_nothing():
-        return None
+    return None if terms.ask_nothing() else terms
+
+
+def admission(
+    terms: Terms, table: ConnectionTable | None = None, number: int = 0, *, at_once: bool = False
+) -> Admission:
+    """Return what admits connections by these terms.
+
+    `table`: where the worker of this number counts its connections, if their number is limited.
+    """
     limits = None
-    if table is not None and counted(setting):
+    if table is not None and counted(terms):
         limits = ConnectionLimits(
             table, number, client_of, most=terms.max_connections, most_of_client=terms.max_connections_per_client
         )

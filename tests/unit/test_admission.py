@@ -11,7 +11,7 @@ import pytest
 
 from prefork.metrics.facts import Refusal
 from prefork.sockets.addresses import address_text
-from prefork.sockets.networks import Networks, admission
+from prefork.sockets.networks import Networks, asked
 from prefork.workers import admission as module
 from prefork.workers.admission import Admission, NotAdmitted, Terms
 from prefork.workers.proxy_protocol import SIGNATURE
@@ -190,13 +190,13 @@ class Nothing:
 
 
 def test_nothing_is_asked_unless_it_is_set() -> None:
-    assert admission(Nothing(), None) is None
-    assert admission(Nothing(), "a context") is not None
+    assert asked(Nothing(), None) is None
+    assert asked(Nothing(), "a context") is not None
     for name, value in (
         ("proxy_trusted", "::1"), ("allowed_clients", "::1"), ("denied_clients", "::1"), ("first_byte_timeout", 1.0),
         ("max_queue_wait", 1.0), ("max_connections", 1), ("max_connections_per_client", 1),
     ):  # fmt: skip
-        assert admission(type("Settings", (Nothing,), {name: value})(), None) is not None, name
+        assert asked(type("Settings", (Nothing,), {name: value})(), None) is not None, name
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def test_the_kernel_tells_of_its_death(
 ) -> None:
     """By TERM; prctl(2) has PR_SET_PDEATHSIG as 1, and wants the rest 0. A thread may end before its process does."""
     libc = LibC()
-    monkeypatch.setattr(bootstrap, "_libc", libc)
+    monkeypatch.setattr(bootstrap, "_prctl", libc.prctl)
     master = Master(Birth(birth.slot, birth.stacks, os.getppid(), main, birth.forget, set()))
     master.tell_us_when_dying()
     assert libc.asked == asked
