@@ -70,7 +70,8 @@ class KeepAliveMixIn(KeepsConnections):
     be noted is a ValueError of this request, and its connection is closed."""
 
     close_connection: bool = False
-    """Set it to True to have the connection closed after this request. False at the beginning of each stay."""
+    """Set it to True to have the connection closed after this request, or in `connection_opened()` without any. False at
+    the beginning of each stay."""
 
     speaks_first: bool = False
     """Have `connection_opened()` called at once, to greet a client that waits for it, instead of with the first bytes
@@ -157,13 +158,15 @@ class _Visit:
 
         return exchanged
 
-    def open(self, handler: Any) -> None:
+    def open(self, handler: Any) -> bool:
+        """Call `connection_opened()`, which is once. Return whether it leaves the connection open."""
         try:
             handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         except (AttributeError, OSError):
             pass  # a Unix socket, or the program's own object
         handler.connection_opened()
         self.met = True
+        return not handler.close_connection
 
     def close(self, handler: Any) -> None:
         """Call `connection_closed()`, once, if the connection ends here."""
@@ -186,7 +189,8 @@ class _Stay(_Visit):
         if stay.closing:
             return
         if not self.met:
-            self.open(handler)
+            if not self.open(handler):
+                return
             stay.met = True
         if not stay.begun and not self._finds_more(handler):
             return
@@ -252,13 +256,13 @@ class _Loop(_Visit):
     __slots__ = ()
 
     def serve(self, handler: Any) -> None:
-        if handler.speaks_first:
-            self.open(handler)
+        if handler.speaks_first and not self.open(handler):
+            return
         step = self.step(handler)
         loop = of_this_thread()
         while _flushed(handler) and self._finds_more(handler, loop):
-            if not self.met:
-                self.open(handler)
+            if not self.met and not self.open(handler):
+                return
             step(handler)
             if handler.close_connection:
                 return

@@ -311,6 +311,37 @@ def test_a_greeting_to_a_client_that_does_not_wait() -> None:
         assert connection.client.recv(12, socket.MSG_WAITALL) == b"hello\n1 one\n"
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("speaks_first", [True, False])
+@pytest.mark.parametrize("sent", [b"one\ntwo\n", b""])
+def test_who_is_turned_away_by_a_greeting(sent: bytes, speaks_first: bool, kept: bool) -> None:
+    """`close_connection` in connection_opened(): nothing of what the client says is served."""
+
+    class Away(Greets):
+        def connection_opened(self) -> None:
+            super().connection_opened()
+            self.close_connection = True
+
+    Away.speaks_first = speaks_first
+    if kept:
+        with connected(Away) as connection:
+            connection.client.sendall(sent)
+            stay = connection.visit(begun=0 if speaks_first else 1)
+            assert (stay.goes_on, connection.begun, connection.fd) == (False, [], -1)
+            assert connection.client.recv(99) == b"hello\n"
+            events = connection.events
+    else:
+        with tcp_pair() as (server, client):
+            client.sendall(sent)
+            client.shutdown(socket.SHUT_WR)
+            events = []
+            Away(server, "client", SimpleNamespace(events=events))
+            server.shutdown(socket.SHUT_WR)
+            assert client.recv(99) == (b"hello\n" if speaks_first or sent else b"")
+    met = kept or speaks_first or sent
+    assert events == (["setup", "opened", "closed", "finish"] if met else ["setup", "finish"])
+
+
 def test_a_connection_that_is_closed() -> None:
     """By its worker or the holder: only that is told, with the state."""
 
