@@ -11,7 +11,6 @@ process; a worker runs `process_request` of the same object.
 
 import os
 import threading
-from socket import SOCK_STREAM
 from typing import Annotated, Any, NoReturn
 
 from prefork.metrics.application.values import begin
@@ -31,7 +30,7 @@ from .master.children import Exit, SharedSlot
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
 from .settings.in_force import value_of
-from .sockets.of_server import is_closed, socket_of
+from .sockets.of_server import is_closed, is_stream, socket_of
 from .supervised import LANES_AT_ONCE, Supervised, SupervisedMixIn
 
 
@@ -147,7 +146,7 @@ class ForkedRequests(Supervised):
     def _finish_in_child(self, request: Any, client_address: Any, mask: set[int]) -> int:
         server = self.server
         listener = socket_of(server)
-        if listener is not None and listener.type == SOCK_STREAM:  # on a datagram socket the handler needs it to reply
+        if listener is not None and is_stream(listener):  # on a datagram socket the handler needs it to reply
             listener.close()  # a long request must not hold the port after the server has ended
         set_mask(mask)
         try:

@@ -95,9 +95,11 @@ def flush_briefly() -> bool:
         return False
     signal.setitimer(signal.ITIMER_REAL, FLUSH_S)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        try:
             if stream is not None:
                 stream.flush()
+        except Exception:
+            pass
     for reference in logging._handlerList:  # type: ignore[attr-defined]
         handler = reference()
         if handler is not None and handler is not logging.lastResort:  # whose stream is stderr
