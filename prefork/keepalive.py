@@ -70,8 +70,8 @@ class KeepAliveMixIn(KeepsConnections):
     be noted is a ValueError of this request, and its connection is closed."""
 
     close_connection: bool = False
-    """Set it to True to have the connection closed after this request, or in `connection_opened()` without any. False at
-    the beginning of each stay."""
+    """Set it to True to have the connection closed after this request, or in `connection_opened()` without one. False
+    at the beginning of each stay."""
 
     speaks_first: bool = False
     """Have `connection_opened()` called at once, to greet a client that waits for it, instead of with the first bytes
