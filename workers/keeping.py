@@ -10,7 +10,6 @@ stays.py.
 """
 
 import logging
-import os
 import select
 import socket
 import threading
@@ -26,7 +25,7 @@ from prefork.metrics.scoreboard import ACCEPTING, CLOSED, IDLE, IN_HAND, MOVES, 
 from .accepting import NOTHING, REQUEST, Accepted, GetRequest
 from .contexts import Lane
 from .identity import identity, lost
-from .kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queues
+from .kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queues, end_connection
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lingering import LINGER_NS, Idle, Lingering, Way
@@ -183,7 +182,7 @@ class Keeping:
         if kept is not None:
             (at or next(iter(self._served.values()))).cells.drop(kept.cell)
         if fd != -1:
-            os.close(fd)
+            end_connection(fd)
         return NOTHING
 
     def _resume(self, idle: Idle, fd: int, lane: Lane, now_ns: int) -> Accepted:

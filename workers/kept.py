@@ -242,6 +242,12 @@ class Queues(NamedTuple):
             each.close()
 
 
+def end_connection(fd: int) -> None:
+    """Close a connection for good: its client sees the end even where a process of the program's has a copy of it."""
+    with socket.socket(fileno=fd) as sock, contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+
+
 def encode_state(state: Any) -> bytes:
     """Return the bytes of a handler's state. Raises ValueError if it is not of plain values, or too large."""
     if state is None:

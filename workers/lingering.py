@@ -24,7 +24,7 @@ from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, IN_HAND
 from .accepting import NOTHING, Accepted
 from .contexts import Lane
 from .identity import identity, lost
-from .kept import SLOW, Kept, QueueEnd
+from .kept import SLOW, Kept, QueueEnd, end_connection
 from .lanes import Lanes
 from .stay import KeptSocket
 from .stays import KeptServer, taken_out
@@ -150,6 +150,8 @@ class Lingering:
                       extra=event(LogEvent.KEPT_REFUSED, reason=str(exc)))  # fmt: skip
             at.cells.drop(kept.cell)
             at.gauge[CLOSED + CloseReason.HANDLER] += 1
+            end_connection(fd)
+            return True
         os.close(fd)
         return True
 

@@ -32,6 +32,7 @@ from prefork.workers.kept import (
     QueueEnd,
     cell_of,
     changed,
+    end_connection,
     has_unread,
     since_of,
     wanted_of,
@@ -269,7 +270,9 @@ class Connections:
         except OSError:  # nobody has the other end any more, or the kernel's buffers are too small for this message
             words[CLOSED + CloseReason.LOST] += 1
             self._drop(message)
-        os.close(fd)
+            end_connection(fd)
+        else:
+            os.close(fd)
         return True
 
     def _end(self, fd: int, message: bytes, reason: CloseReason) -> None:
@@ -292,7 +295,7 @@ class Connections:
         words[IDLE_HERE] -= 1
         words[CLOSED + reason] += 1
         self._drop(message)
-        os.close(fd)
+        end_connection(fd)
 
     def _drop(self, message: bytes) -> None:
         if self._cells is not None:
@@ -343,7 +346,7 @@ class Connections:
             if (words := self._words.get(message[_LISTENER])) is not None:
                 words[CLOSED + CloseReason.DRAINED] += 1
         if fd != -1:
-            os.close(fd)
+            end_connection(fd)
 
     def hand_over(self, park: QueueEnd) -> bool:
         """Send everything to the next holder. Return False if the queue is full; then try again."""

@@ -6,14 +6,13 @@ on its way, for then nobody is left to take it.
 """
 
 import contextlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from prefork.metrics.board import Board, Word, listener_word
 from prefork.metrics.facts import ChildKind, CloseReason
 from prefork.metrics.scoreboard import CLOSED, COUNTS, LISTENERS_MAX
-from prefork.workers.kept import Kept, QueueEnd, Queues
+from prefork.workers.kept import Kept, QueueEnd, Queues, end_connection
 
 # The ends that a child of each kind uses; one of another kind, or of the program's, has none.
 USED_BY = {
@@ -78,7 +77,7 @@ def _close_one(end: QueueEnd, board: Board) -> bool:
         return False
     message, fd = found
     if fd != -1:
-        os.close(fd)
+        end_connection(fd)
     with contextlib.suppress(ValueError):  # one of another version
         listener = Kept.decoded(message).listener
         word = CLOSED + CloseReason.DRAINED - COUNTS.start

@@ -267,6 +267,30 @@ def test_the_end_of_the_service(tmp_path: Path) -> None:
         assert service.statistics()["completed"] == IDLE
 
 
+@pytest.mark.parametrize("how", ["expired", "evicted", "drained", "no more kept"])
+def test_it_ends_beside_a_copy(how: str, tmp_path: Path) -> None:
+    """A process of the program's, forked while the connection was in hand, has a copy of it for as long as it lives:
+    the client is told of the end all the same, whoever ends the connection."""
+    settings = {"keepalive_timeout": TIMEOUT_S} if how == "expired" else {}
+    with releasing(tmp_path, "Handler", max_idle_connections=1, **settings) as service, stay(service.address) as client:
+        client.say(b"fork")
+        if how != "expired":
+            wait_counted(service, held=1)
+        if how == "evicted":
+            with stay(service.address) as other:
+                other.say()
+                client.wait_end()
+        elif how == "drained":
+            service.signal(signal.SIGTERM)
+        elif how == "no more kept":
+            program = tmp_path / "program.py"
+            unkept = program.read_text().replace(definitions(), "from prefork import StreamRequestHandler as Handler\n")
+            program.write_text(unkept)
+            service.signal(signal.SIGHUP)
+        client.wait_end()
+        (tmp_path / "go on").touch()
+
+
 def test_half_closed(tmp_path: Path) -> None:
     """A client that says all it has and that this was it is answered to the end, however much of it there is; one that
     half-closes while it is held is closed, and no request."""

@@ -31,12 +31,14 @@ class Play:
         self.watch = select.epoll()
         self.held = Connections(bounds, self.slot, self.watch, self.queues.ready_in, cells)
         self.clients: list[socket.socket] = []
+        self.copies: list[socket.socket] = []  # as a process of the program's may have one of each connection
         self.now = monotonic()
 
     def park(self, kept: Kept = PLAIN, *, tcp: bool = False) -> socket.socket:
         """Give it a connection, and return the client's end."""
         client, ours = _pair(tcp)
         self.clients.append(client)
+        self.copies.append(ours.dup())
         self.held.take(kept.encoded(), ours.detach(), self.now)
         return client
 
@@ -77,8 +79,8 @@ class Play:
         self.watch.close()
         for _, fd in self.passed_on():
             os.close(fd)
-        for client in self.clients:
-            client.close()
+        for each in (*self.clients, *self.copies):
+            each.close()
         self.queues.close()
         self.slot.close()
 

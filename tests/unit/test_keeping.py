@@ -712,7 +712,6 @@ def test_what_it_cannot_take(keeps: Callable[..., Keep], caplog: pytest.LogCaptu
             mine, yours = socket.socketpair()
             with mine, yours:
                 assert keep.queues.ready_in.send(message, yours.fileno())
-                yours.close()
                 mine.settimeout(HUNG_S)
                 assert mine.recv(1) == b""
         keep.queues.ready_in.sock.send(kept.encoded())
