@@ -60,7 +60,7 @@ class AccessLog:
 
     def __init__(self, place: LogContext) -> None:
         log.setLevel(logging.INFO)
-        self._place = place
+        self._place, self._address_text, self._keeps = place, place.address_text, place.keeps
         self._open: dict[int, _Begun] = {}
         more = (NUMBER,) * place.keeps
         self.fields, self.varying = FIELDS + more, VARYING + more
@@ -100,18 +100,18 @@ class AccessLog:
         begun = self._open.pop(id(lane), None)
         if begun is None:
             return
-        accepted_ns, waited_ns, address, process, datagram, accepted, kept = begun
-        request = accepted() if request is None else request
+        accepted_ns, waited_ns, address, process, received, accepted, kept = begun
+        request, sent = accepted() if request is None else request, None
         if kept is not None:
             received, sent = kept.until(request)
-        else:
-            received, sent = (datagram, None) if datagram is not None else tcp_bytes(request)
+        elif received is None:
+            received, sent = tcp_bytes(request)
         values: tuple[Any, ...] = (
-            self._place.address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
+            self._address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
             None if waited_ns is None else waited_ns // 1_000_000,
         )  # fmt: skip
-        if self._place.keeps:
+        if self._keeps:
             values += (None if kept is None else kept.number,)
         if not self._template.write(values):
             fields = self._fields(dict(zip(self.varying, values, strict=True)))

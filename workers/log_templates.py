@@ -10,6 +10,7 @@ asked once a second.
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from logging import INFO, LogRecord, getLogRecordFactory
 from operator import itemgetter
 from time import time_ns
 from types import FunctionType
@@ -22,6 +23,7 @@ from .sinks import SinkHandler
 
 _MARKS = 7_305_914_682_000  # and the numbers after it, which nothing else in a line is
 _MARK = re.compile(r"73059146820\d\d")
+_SECOND_NS = 1_000_000_000
 _MILLISECONDS = (123, 987)  # of the two samples that show where they stand: they differ in each digit
 
 # Make a record: of what the message shows, by name, and of the fields that stand beside it in JSON.
@@ -30,12 +32,12 @@ JsonText = Callable[[str], str]
 
 
 class _Made(NamedTuple):
-    """A template, and what it was made of: the second, and what this process is called."""
+    """A template, and what it was made of: the second, by when it began, and what this process is called."""
 
     template: str | None = None  # None: logging has to do it
     order: Callable[[Sequence[Any]], Any] = tuple  # in which the values stand
     json_text: JsonText | None = None  # None: the lines are no JSON
-    second: int = -1
+    second_ns: int = -_SECOND_NS
     prefix: str = ""
 
 
@@ -58,51 +60,51 @@ class LogTemplate:
         handler = self._handler
         if handler is None or not self._is_alone(handler):
             return False
-        second, rest = divmod(time_ns(), 1_000_000_000)
-        made = self._made
-        if made.second != second or made.prefix != handler.prefix:
-            made = self._made = self._make(handler, second)
-        if made.template is None:
+        now_ns = time_ns()
+        template, order, json_text, second_ns, prefix = self._made
+        if not 0 <= now_ns - second_ns < _SECOND_NS or prefix is not handler.prefix:
+            template, order, json_text, second_ns, _ = self._made = self._make(handler, now_ns // _SECOND_NS)
+        if template is None:
             return False
-        first, *others = values
-        shown = "-" if first is None else self._text(first)
-        literals, filled = others, others
-        if None in others:
-            filled = ["-" if value is None else value for value in others]
-            literals = ["null" if value is None else value for value in others]
-        time = "%03d" % (rest // 1_000_000)
-        if made.json_text is None:
-            line = made.template % made.order((time, shown, *filled))
+        first = values[0]
+        texts = values if None not in values else ["-" if value is None else value for value in values]
+        shown, millisecond = "-" if first is None else self._text(first), (now_ns - second_ns) // 1_000_000
+        if json_text is None:
+            line = template % order((millisecond, shown, *texts[1:]))
         else:
-            literal = "null" if first is None else made.json_text(first)
-            shown = made.json_text(shown)[1:-1]
-            line = made.template % made.order((time, shown, *filled, literal, *literals))
+            literals = values if texts is values else ["null" if value is None else value for value in values]
+            literal = "null" if first is None else json_text(first)
+            line = template % order((millisecond, json_text(shown)[1:-1], *texts[1:], literal, *literals[1:]))
         handler.put(line)
         return True
 
     def _is_alone(self, handler: SinkHandler) -> bool:
         """Return whether nothing but the handler of `prefork run`, as it was set up, would see or change a record."""
         at = self._log
-        if handler.formatter is not handler.own_formatter or handler.filters or handler.level > logging.INFO:
+        if (
+            handler.formatter is not handler.own_formatter or handler.filters or handler.level > INFO
+            or at.filters or getLogRecordFactory() is not LogRecord or not at.isEnabledFor(INFO)
+        ):  # fmt: skip
             return False
-        if at.filters or logging.getLogRecordFactory() is not logging.LogRecord or not at.isEnabledFor(logging.INFO):
-            return False
-        while at.parent is not None:
+        while (above := at.parent) is not None:
             if at.handlers or not at.propagate:
                 return False
-            at = at.parent
+            at = above
         return at.handlers == [handler]
 
     def _make(self, handler: SinkHandler, second: int) -> _Made:
         line = _with_time(*self._sample_lines(handler, second))
         if line is None:
-            return _Made(None, tuple, None, second, handler.prefix)
+            return _Made(None, tuple, None, second * _SECOND_NS, handler.prefix)
         order = [int(mark) - _MARKS for mark in _MARK.findall(line)]
-        template = "%s".join(part.replace("%", "%%") for part in _MARK.split(line))
+        template = _MARK.sub(lambda mark: "%03d" if mark[0] == str(_MARKS) else "%s", line.replace("%", "%%"))
         json_text: JsonText | None = None
         if max(order) > len(self._names):
             from json.encoder import encode_basestring_ascii as json_text
-        return _Made(template, itemgetter(*order), json_text, second, handler.prefix)
+        in_order = order == list(range(1 + len(self._names)))
+        return _Made(
+            template, tuple if in_order else itemgetter(*order), json_text, second * _SECOND_NS, handler.prefix
+        )
 
     def _sample_lines(self, handler: SinkHandler, second: int) -> Iterator[str]:
         """Yield a line for each of _MILLISECONDS; none where a method of logging is not what it was."""
