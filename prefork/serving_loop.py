@@ -2,7 +2,7 @@
 
 Owns the wait, the wake-up that ends it (both exist only while the loop runs), and the logging of errors. Must not start
 a thread, fork, or install a signal handler. Runs in the serving process; in a pool the master runs the supervisor's
-loop and each worker its own.
+loop and each worker its own. Longer than most files: the loop, and the methods by which programs call it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from prefork.workers.wakeup import Wakeup
 
 from .inheritance.own import Own
 from .inheritance.precedence import loop_behind
-from .inheritance.standard_classes import StandardLoop
+from .inheritance.standard_classes import Ended, Requested, StandardLoop
 from .logs import say_no_effect
 from .settings.effects import hooks_without_a_pool
 from .sockets.addresses import address_text
@@ -141,8 +141,16 @@ class ServingLoop:
         self.shutdown_requested = True
         done = self.done
         self.tell_to_end()
-        if wait and done is not None and self.serving_thread != threading.get_ident():
-            done.wait()
+        if wait:
+            self.wait(done)
+
+    def wait(self, done: threading.Event | None, timeout: float | None = None) -> bool:
+        """Wait until the loop that had this event has returned, but never in its own thread; return whether it has."""
+        return done is None or (self.serving_thread != threading.get_ident() and done.wait(timeout))
+
+    def is_to_end(self) -> bool:
+        """Return True if this process takes nothing new."""
+        return self.shutdown_requested
 
     def tell_to_end(self) -> None:
         """Make the loop check the flag."""
@@ -270,6 +278,8 @@ class ServingMixIn:
         def fileno(self) -> int: ...
 
     _prefork_: Any = Own(ServingLoop)
+    _BaseServer__is_shut_down: Any = Ended()
+    _BaseServer__shutdown_request: Any = Requested()
 
     def serve_forever(self, poll_interval: float = POLL_INTERVAL) -> None:
         """Handle requests one after another until `shutdown()`. Ignores `timeout`.

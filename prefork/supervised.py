@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable
 from functools import partial
 from math import inf
+from threading import Event
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,6 +146,13 @@ class Supervised(ServingLoop):
     def shutdown(self, *, wait: bool) -> None:
         if not self.ask_to_drain():
             super().shutdown(wait=wait)
+
+    def wait(self, done: Event | None, timeout: float | None = None) -> bool:
+        in_child = self.worker is not None or self.birth is not None  # whose copy of the event nobody sets
+        return not in_child and super().wait(done, timeout)
+
+    def is_to_end(self) -> bool:
+        return self.worker.draining if self.worker is not None else super().is_to_end()
 
     def wait_for_requests(self) -> None:
         """Wait for requests that run outside the serving thread. Extend it."""
@@ -351,7 +359,7 @@ class SupervisedMixIn(_AnyServer):
     def draining(self) -> bool:
         """True if this process finishes its requests and accepts no new ones."""
         own: Supervised = self._prefork_
-        return own.worker.draining if own.worker is not None else own.shutdown_requested
+        return own.is_to_end()
 
     def service_actions(self) -> None:
         """Run one turn of the supervisor: reap, count, cut. Extend it; one that omits `super()` leaks nothing."""

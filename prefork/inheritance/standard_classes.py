@@ -38,8 +38,8 @@ def _in_place(server: Any, elsewhere: Callable[[Any, Any, Any], None]) -> Callab
 class StandardLoop:
     """The loop of BaseServer: where its `serve_forever()` and `shutdown()` are called, ours run instead.
 
-    All they have in common is an event, cleared as the loop begins and waited for by `shutdown()`; this stands in for
-    the one of one server."""
+    All they have in common is a flag (Requested), and an event, cleared as the loop begins and waited for by
+    `shutdown()`; this stands in for the one of one server."""
 
     def __init__(self, server: Any, loop: Any, poll_interval: float | None) -> None:
         self._attributes = vars(server)
@@ -56,9 +56,10 @@ class StandardLoop:
     def is_set(self) -> bool:
         return self._loop.done is None
 
-    def wait(self) -> None:
-        """End our loop, and wait for that."""
-        self._loop.shutdown(wait=True)
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end of our loop."""
+        ended: bool = self._loop.wait(self._loop.done, timeout)
+        return ended
 
     def clear(self) -> None:
         """Serve; then let the loop that begins here end at once, also where the listener is closed by now."""
@@ -68,3 +69,25 @@ class StandardLoop:
 
     def set(self) -> None:
         self._attributes.pop("fileno", None)
+
+
+class Ended:
+    """That event, of a server whose class is ours from the start: a program may know it by its name."""
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        return self if server is None else StandardLoop(server, server._prefork_, None)
+
+
+class Requested:
+    """That flag. Programs set it in a handler or a signal handler, where the standard `shutdown()` would wait for ever,
+    and ask it in requests that last: it ends our loop, and says whether that is to end."""
+
+    def __get__(self, server: Any, owner: type) -> Any:
+        if server is None:
+            return self
+        return vars(server).get(REQUESTED, False) or server._prefork_.is_to_end()
+
+    def __set__(self, server: Any, value: Any) -> None:
+        vars(server)[REQUESTED] = False  # as the constructor does; it is the loop that remembers
+        if value:
+            server._prefork_.shutdown(wait=False)
