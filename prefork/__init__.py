@@ -39,6 +39,7 @@ from .mixins import (
     ThreadingUnixStreamServer,
 )
 from .process import rehearsing
+from .reload.start_context import START as _START  # noqa: F401  # read before the program changes how it was started
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.companions import every
 from .supervised import SupervisedMixIn

@@ -68,6 +68,12 @@ def test_what_only_a_pool_needs_is_loaded_with_its_classes() -> None:
     assert loaded_by("import prefork; prefork.PreForkingMixIn") >= OF_A_POOL
 
 
+def test_how_a_program_was_started_is_read_at_the_first_import() -> None:
+    """Its directory, before it changes that, whenever it names a class of a pool."""
+    names = "import os, prefork; os.chdir('/'); from prefork import PreForkingTCPServer as P"
+    assert str(ROOT) in loaded_by(f"{names}; print(prefork.reload.start_context.START.directory)")
+
+
 def test_every_public_name_is_there() -> None:
     """What is loaded later is listed as the rest is, and another name is none."""
     assert {*prefork.__all__} <= {*dir(prefork)}
