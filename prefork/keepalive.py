@@ -12,6 +12,7 @@ the connection, in a loop, and means the same. Must not close a connection, whic
 import socket
 from collections.abc import Callable
 from functools import lru_cache
+from operator import methodcaller
 from typing import Any
 
 from prefork.metrics.facts import CloseReason
@@ -299,7 +300,7 @@ def _step_of(cls: type) -> tuple[Callable[[Any], object], bool]:
     """
     for base in cls.__mro__:
         if "handle_one_request" in vars(base):
-            return _handle_one_request, is_http(cls)
+            return methodcaller("handle_one_request"), is_http(cls)
         if "handle" in vars(base) and issubclass(cls, KeepAliveMixIn) and not _is_no_handler(cls, base):
             return vars(base)["handle"], is_http(cls)
     raise TypeError(f"{cls.__qualname__} has no handle_one_request()")
@@ -309,10 +310,6 @@ def _is_no_handler(cls: type, base: type) -> bool:
     """Return True for a `handle()` that is no request's: that of the mix-in or before it, or BaseRequestHandler's."""
     before = cls.__mro__.index(base) <= cls.__mro__.index(KeepAliveMixIn)
     return before or base.__name__ == "BaseRequestHandler"
-
-
-def _handle_one_request(handler: Any) -> None:
-    handler.handle_one_request()
 
 
 def _seconds(server: Any, name: str) -> float | None:

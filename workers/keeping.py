@@ -130,15 +130,17 @@ class Keeping:
             given.give(request, client_address)
             return lanes.serve_one(server, lane, now_ns)
         lanes.note_accepted(lane, request, now_ns)
-        admitted = at.admitted(lane, request, client_address)
-        if admitted is None:
-            return NOTHING if lanes.elsewhere else REQUEST
+        if not at.asks_nothing():
+            admitted = at.admitted(lane, request, client_address)
+            if admitted is None:
+                return NOTHING if lanes.elsewhere else REQUEST
+            client_address = admitted[0]
         lane[OPENED] += 1
         lane[IN_HAND] = 1
         cell = 0 if lanes.limits is None else lanes.limits.keep(lane)
-        kept = Kept(at.listener, 0, now_ns, *admitted, cell=cell)
+        kept = Kept(at.listener, 0, now_ns, client_address, b"", b"", 0, 1, 0, 0, cell)
         sock = request if type(request) is KeptSocket else at.socket(request.detach())
-        return self._go_on(at, lane, sock, kept, now_ns, server.fileno())
+        return self._go_on(at, lane, sock, kept, now_ns, at.source)
 
     def _take(self, lanes: Lanes, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Take a connection from the ready queue, and begin a stay of it."""

@@ -87,7 +87,7 @@ class KeptSocket(AcceptedSocket):
     stay: Stay | None
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
-        socket.socket.__init__(self, family, type, proto, fileno)
+        super().__init__(family, type, proto, fileno)
         self.stay = None  # of a copy by dup(), too
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
@@ -142,7 +142,9 @@ class KeptReader(SocketReader):
     __slots__ = ("dry", "received", "stay")
 
     def __init__(self, sock: KeptSocket, stay: Stay) -> None:
-        SocketReader.__init__(self, sock)
+        self.closed = self._timeout_occurred = False  # as a SocketReader's, without a call
+        self._sock = sock
+        sock._io_refs += 1  # type: ignore[attr-defined]
         self.stay = stay
         self.dry = False  # it gives nothing now, so that what is buffered above it can be told
         self.received = 0  # bytes so far

@@ -46,8 +46,10 @@ from .stay import KeptSocket, Stay, bytes_wanted, peek
 from .thread_body import THREAD_BODY
 
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
+VERIFY = "verify_request"
 
 _observe = DURATION.observe
+CLIENT, HANDLER = CloseReason.CLIENT, CloseReason.HANDLER
 
 
 class LaneStay(Stay):
@@ -75,6 +77,7 @@ class KeptServer:
         self.server = server
         self.lanes = lanes
         self.listener = listener
+        self.source = server.fileno()
         self.idle = 0  # connections that are idle here,
         self.gauge = lanes.all_lanes[0]  # where that is told, whichever lane each was served on
         self.cells: Any = NoCells if lanes.limits is None else lanes.limits.kept
@@ -88,6 +91,7 @@ class KeptServer:
         self._in_place = is_base_servers(server, PROCESS)
         self._in_thread = is_threading_mixins(server, THREAD_BODY)
         self._process, self._finish = type(server).process_request, type(server).finish_request
+        self._verify = type(server).verify_request if is_base_servers(server, VERIFY) else None
         self._body = getattr(type(server), THREAD_BODY, None)
         self._is_straight: Callable[[], bool] = lambda: False
         lanes.keeping = self.counting
@@ -116,6 +120,13 @@ class KeptServer:
             and PROCESS not in vars(server) and cls.process_request is self._process
             and cls.finish_request is self._finish and getattr(cls, THREAD_BODY) is self._body
         )  # fmt: skip
+
+    def asks_nothing(self) -> bool:
+        """Return True if every client is admitted, by any of the program's hooks as well."""
+        server = self.server
+        return (
+            type(server).verify_request is self._verify and self.lanes.admission is None and VERIFY not in vars(server)
+        )
 
     def socket(self, fd: int) -> KeptSocket:
         return KeptSocket(*self._kind, fd)
@@ -415,16 +426,11 @@ class KeptServer:
             stay.kept_on = True
             self._keep_on(self, stay, fd)
         else:
-            lane[CLOSED + self._why_closed(stay)] += 1
+            lane[CLOSED + _why_closed(stay)] += 1
             lane[IN_HAND] = 0
             if stay.kept.cell:
                 self.cells.drop(stay.kept.cell)
         request.stay = None
-
-    def _why_closed(self, stay: LaneStay) -> int:
-        if stay.closing:
-            return stay.kept.reason - 1
-        return CloseReason.CLIENT if stay.hung_up else CloseReason.HANDLER
 
     def _finish_uncounted(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a stay in a thread of the program's that has no lane."""
@@ -444,7 +450,7 @@ class KeptServer:
         return result
 
     def _end_uncounted(self, stay: Any) -> None:
-        self.gauge[CLOSED + self._why_closed(stay)] += 1
+        self.gauge[CLOSED + _why_closed(stay)] += 1
         self.cells.drop(stay.kept.cell)
 
     def left(self, stay: LaneStay) -> Kept:
@@ -459,6 +465,12 @@ class NoCells:
     """The cells of connections that nobody counts."""
 
     take = park = drop = staticmethod(lambda cell: None)
+
+
+def _why_closed(stay: LaneStay) -> int:
+    if reason := stay.kept.reason:
+        return reason - 1
+    return CLIENT if stay.hung_up else HANDLER
 
 
 def taken_out(sock: socket) -> int:
