@@ -19,7 +19,7 @@ from prefork.metrics.facts import CloseReason
 from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
-from prefork.workers.kept import SLOW, decode_state, encode_state
+from prefork.workers.kept import CLOSING, SLOW, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
 from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket, Stay, bytes_wanted, peek
 
@@ -97,7 +97,8 @@ class KeepAliveMixIn(KeepsConnections):
             visit.give_up()
             raise
         finally:
-            visit.close(self)
+            if not visit.told:
+                visit.close(self)
 
     parse_request = ParseRequest()
     _prefork_: "_Visit | None" = None  # where a class has not called `__init__()`
@@ -187,7 +188,7 @@ class _Stay(_Visit):
 
     def serve(self, handler: Any) -> None:
         stay = self.stay
-        if stay.closing:
+        if stay.kept.flags & CLOSING:
             return
         if not self.met:
             if not self.open(handler):
@@ -215,29 +216,26 @@ class _Stay(_Visit):
             found = None if stay.kept.flags & SLOW and complete is None else peek(request)
             if not found:
                 stay.hung_up = found is not None
-                self._keep(goes_on=found is None)
+                stay.goes_on = self.told = found is None
                 return False
         if complete is not None:
             stay.wanted = bytes_wanted(request, ahead, complete)
         stay.more = stay.begun >= MOST_REQUESTS and not stay.wanted
         if stay.wanted or stay.more:
-            self._keep(goes_on=True)
+            stay.goes_on = self.told = True
             return False
         stay.next_request()
         return True
 
     def give_up(self) -> None:
         if self.stay.goes_on:
-            self._keep(goes_on=False)
-
-    def _keep(self, *, goes_on: bool) -> None:
-        self.stay.goes_on = self.told = goes_on
+            self.stay.goes_on = self.told = False
 
     def leave(self, handler: Any) -> None:
         stay, request = self.stay, handler.request
         if not stay.goes_on:
             return
-        self._keep(goes_on=False)  # unless all this succeeds
+        stay.goes_on = self.told = False  # unless all this succeeds
         rfile = getattr(handler, "rfile", None)
         if isinstance(rfile, KeptFile) and not rfile.closed:
             rfile.close()  # the program's finish() has not
@@ -248,7 +246,7 @@ class _Stay(_Visit):
             )
         if request.gettimeout() is not None:
             request.settimeout(None)
-        self._keep(goes_on=True)
+        stay.goes_on = self.told = True
 
 
 class _Loop(_Visit):

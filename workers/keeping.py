@@ -222,7 +222,7 @@ class Keeping:
     def _begin(
         self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, begun: int, source: int | None
     ) -> Accepted:  # fmt: skip
-        if self.idle:
+        if self.idle.here:
             self.idle.park_all()
         if self.on_begin is not None:
             self.on_begin(source)
@@ -242,7 +242,7 @@ class Keeping:
         kept, lane = at.left(stay), stay.lane
         waits = not (kept.flags & SLOW or kept.unread or stay.more or stay.wanted or self._draining())
         if self.lingers and lane is not None and waits:
-            if self.idle:
+            if self.idle.here:
                 self.idle.park_all()
             self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)
             return
@@ -253,7 +253,7 @@ class Keeping:
     ) -> Accepted:  # fmt: skip
         """Keep a connection on which no request has begun. Return that there is none."""
         if lingers and not self._draining():
-            if self.idle:
+            if self.idle.here:
                 self.idle.park_all()
             self.idle.add(sock.fileno(), Idle(at, kept, now_ns + LINGER_NS, sock), lane)
         else:

@@ -68,13 +68,10 @@ class Lingering:
         self._on_lost = on_lost
         self._ends = ends
         self._lock = RLock()
-        self._idle: dict[int, Idle] = {}
+        self.here: dict[int, Idle] = {}  # by the descriptor
         self._due_ns = 0  # not before that anything is
         self._full_until_ns = 0  # the queue: nothing is tried; 0: it has room
         self.closes = False  # nobody is left to park for: the master is dead, and the holder with it
-
-    def __bool__(self) -> bool:
-        return bool(self._idle)
 
     def add(self, fd: int, idle: Idle, lane: Lane | None = None) -> None:
         """Have a connection linger. `lane`: on which it was in hand."""
@@ -84,8 +81,8 @@ class Lingering:
             at.gauge[IDLE_HERE] = at.idle
             if lane is not None:
                 lane[IN_HAND] = 0
-            self._due_ns = min(self._due_ns, idle.until_ns) if self._idle else idle.until_ns
-            self._idle[fd] = idle
+            self._due_ns = min(self._due_ns, idle.until_ns) if self.here else idle.until_ns
+            self.here[fd] = idle
             self._ways[fd] = at.server, at.lanes, partial(self._come, fd)
             try:
                 self._register(fd, SAYS_SOMETHING)
@@ -103,7 +100,7 @@ class Lingering:
     def _take(self, fd: int) -> Idle | None:
         """Take a connection out; None if another thread was faster."""
         with self._lock:
-            idle = self._idle.pop(fd, None)
+            idle = self.here.pop(fd, None)
             if idle is None:
                 return None
             del self._ways[fd]
@@ -163,7 +160,7 @@ class Lingering:
             self._due_ns = self._full_until_ns
             return
         with self._lock:
-            here = [fd for fd, idle in self._idle.items() if not due or idle.until_ns <= now_ns]
+            here = [fd for fd, idle in self.here.items() if not due or idle.until_ns <= now_ns]
         for fd in here:
             if (idle := self._take(fd)) is None:
                 continue
@@ -177,11 +174,11 @@ class Lingering:
                 return
         if due:
             with self._lock:
-                self._due_ns = min((idle.until_ns for idle in self._idle.values()), default=0)
+                self._due_ns = min((idle.until_ns for idle in self.here.values()), default=0)
 
     def wait(self, at_most_s: float | None, most: int) -> list[tuple[int, int]]:
         """Wait as the epoll does; park what has lingered long enough."""
-        while self._idle:
+        while self.here:
             left_ns = self._due_ns - monotonic_ns()
             if left_ns <= 0:
                 self.park_all(due=True)
@@ -198,7 +195,7 @@ class Lingering:
 
         For a main thread whose threads wait themselves: a connection may have come back from one that does not.
         """
-        if not self._idle:
+        if not self.here:
             return None
         self.park_all(due=True)
         return TRY_AGAIN_NS / 1e6
@@ -207,14 +204,14 @@ class Lingering:
 
     def leave(self, rest: Callable[[float], None]) -> None:
         """Park all, at a drain. `rest` waits for so many milliseconds."""
-        while self._idle:
+        while self.here:
             self.park_all()
-            if self._idle:
+            if self.here:
                 rest(TRY_AGAIN_NS / 1e6)
 
     def forget(self) -> None:
         """Let go of everything, in a process that the program forked: the connections are the parent's."""
-        idle, self._idle = self._idle, {}
+        idle, self.here = self.here, {}
         for fd, each in idle.items():
             if each.sock is not None:
                 each.sock.detach()

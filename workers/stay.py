@@ -39,7 +39,7 @@ class Stay:
         `begun`: 1 if `keeping` has begun a request, as there are bytes at hand; 0 if nobody has said anything, or the
         connection is to be closed.
         """
-        self.kept = kept  # as it came; `requests` are those before this stay
+        self.kept = kept  # as it came; `requests` are those before this stay. CLOSING: to be closed, without a request
         self.begun = begun  # requests in this stay
         self.goes_on = False  # the handler leaves it to be kept, with what follows; else it is closed
         self.state = kept.state  # encoded
@@ -49,11 +49,6 @@ class Stay:
         self.met = bool(kept.flags & MET)  # `connection_opened()` was called
         self.hung_up = False  # the client, as the handler has found out
         self._next_request = next_request
-
-    @property
-    def closing(self) -> bool:
-        """True: the connection has come to be closed; there is no request, but `connection_closed()`."""
-        return bool(self.kept.flags & CLOSING)
 
     def next_request(self) -> None:
         """Called by the handler between two requests of this stay, and before the first where `begun` is 0."""
@@ -196,7 +191,8 @@ class KeptFile(io.BufferedReader):
     def close(self) -> None:
         if not self.closed:
             raw: Any = self.raw
-            if ahead := self.ahead():
+            raw.dry = True
+            if ahead := self.peek():
                 raw.give_back(ahead)
         super().close()
 

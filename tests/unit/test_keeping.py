@@ -912,7 +912,8 @@ def test_a_fork_in_a_handler(keeps: Callable[..., Keep]) -> None:
 
     def during(line: str) -> None:
         user_forks._after_fork()  # as in the new process
-        keep.seen.append(f"{[end.fileno() for end in keep.queues]} {bool(keep.server._prefork_.worker._keeping.idle)}")
+        idle = keep.server._prefork_.worker._keeping.idle
+        keep.seen.append(f"{[end.fileno() for end in keep.queues]} {bool(idle.here)}")
 
     def left(*arguments: Any) -> NoReturn:
         keep.seen.append("left")
