@@ -11,20 +11,28 @@ is seen where PyThreadState_Clear() finds those values, which are only looked at
 The word is found by what changes as a thread first uses a `threading.local`. Where this Python has it otherwise, every
 thread ends with its request. One `threading.local` is used before the first request: that of logging itself, of later
 versions, which holds between two records what a new thread's does (gh-91555).
+
+What the kernel keeps for a thread is the request's as well: `os.nice()`, `os.sched_setaffinity()` and
+`signal.pthread_sigmask()` change the calling thread alone. To ask for it each time would cost a thirtieth of a short
+request, so it is asked for at most once a millisecond: after each request that lasts so long.
 """
 
 import ctypes
 import logging
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import cache
+from time import monotonic_ns
 from weakref import getweakrefcount
 
 log = logging.getLogger("prefork.server")
 
 _LOOKED_AT = 38 if sys.version_info < (3, 14) else 64  # words of a PyThreadState, which has more
+ASK_KERNEL_EVERY_NS = 1_000_000
 _REPR = "Py_Repr"  # CPython leaves a list there that is empty between two calls of repr()
 
 _python = ctypes.PyDLL(None)  # whose functions are ours alone, unlike those of ctypes.pythonapi
@@ -91,6 +99,14 @@ def context_of_threads() -> Context:
     return copy_context() if getattr(sys.flags, "thread_inherit_context", False) else Context()
 
 
+def _kernels() -> object:
+    """Return what the kernel keeps for this thread, and a program can change: for itself, or for what it starts."""
+    return (
+        os.getpriority(os.PRIO_PROCESS, 0), os.sched_getaffinity(0), os.sched_getscheduler(0),
+        signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+    )  # fmt: skip
+
+
 def state_of_thread() -> Callable[[], bool]:
     """Return a function that says whether this thread is as it is now; if not, it has to end, and another to begin."""
     where = _where()
@@ -108,8 +124,14 @@ def state_of_thread() -> Callable[[], bool]:
     trace, profile = sys.gettrace(), sys.getprofile()
     trace_of_new, profile_of_new = of_new.get("_trace_hook"), of_new.get("_profile_hook")
     gettrace, getprofile = sys.gettrace, sys.getprofile
+    kernels, look_at_ns = _kernels(), 0
 
     def is_unchanged() -> bool:
+        nonlocal look_at_ns
+        if (now_ns := monotonic_ns()) >= look_at_ns:
+            look_at_ns = now_ns + ASK_KERNEL_EVERY_NS
+            if _kernels() != kernels:
+                return False
         if (of_dict or at is not None) and _locals_used(of_dict, words, at) != used:
             return False
         return (

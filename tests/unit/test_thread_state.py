@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 import decimal
 import logging
+import os
+import signal
 import socket
 import sys
 import threading
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from prefork.workers import thread_state
-from prefork.workers.thread_state import context_of_threads, state_of_thread
+from prefork.workers.thread_state import ASK_KERNEL_EVERY_NS, context_of_threads, state_of_thread
 
 LOCAL = threading.local()
 WEAKLY = weakref.WeakKeyDictionary[threading.Thread, int]()
@@ -108,6 +110,32 @@ def test_others_use_theirs() -> None:
 def test_what_else_changes_a_thread(leaves: Callable[[], object], hooks: None) -> None:
     """A thread in which that is left is not used again."""
     assert in_thread(lambda is_unchanged: (is_unchanged(), leaves(), is_unchanged())[::2]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        lambda: os.nice(1),
+        pytest.param(
+            lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+            marks=pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is no other set of CPUs"),
+        ),
+        lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+        lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]),
+    ],
+    ids=["nice level", "CPUs", "scheduler", "blocked signals"],
+)
+def test_what_the_kernel_keeps_for_a_thread(leaves: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That changes a thread, too. It is seen after a millisecond: of a request that lasts so long, at its end."""
+    times = iter((0, ASK_KERNEL_EVERY_NS - 1, ASK_KERNEL_EVERY_NS))
+    monkeypatch.setattr(thread_state, "monotonic_ns", lambda: next(times))
+
+    def body(is_unchanged: Callable[[], bool]) -> list[bool]:
+        found = [is_unchanged()]
+        leaves()
+        return [*found, is_unchanged(), is_unchanged()]
+
+    assert in_thread(body) == [True, True, False]
 
 
 def test_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
