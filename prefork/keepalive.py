@@ -21,7 +21,7 @@ from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections
 from prefork.workers.kept import CLOSING, SLOW, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
-from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptFile, KeptSocket, Stay, bytes_wanted, peek
+from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptSocket, Stay, bytes_wanted, peek
 
 from .settings.in_force import value_of
 
@@ -52,9 +52,10 @@ class KeepAliveMixIn(KeepsConnections):
     the server has that attribute) and `timeout` bound the time between requests, and a drain ends a connection that is
     between two. All else is the same.
 
-    What the handler has read ahead through `rfile`, or another file of `connection.makefile("rb")`, goes along with the
+    What the handler has read ahead through `rfile`, or another file of `connection.makefile()`, goes along with the
     connection, and comes first in whatever reads through its methods and files: select(2) and the descriptor know
-    nothing of it. What a file of the program's own on top of that has read ahead (a TextIOWrapper) is lost.
+    nothing of it. These files are closed when the stay is over; those for text read no byte ahead, which is slow. What
+    a file of the program's own on top of them has read ahead (a TextIOWrapper) is lost.
 
     With http.server's classes, and what is built on them, give `protocol_version = "HTTP/1.1"`. A connection is closed
     after an answer whose end the client cannot tell (no Content-Length or chunks, or another length than was written),
@@ -209,7 +210,7 @@ class _Stay(_Visit):
             stay.hung_up = True
         if stay.hung_up or request.fileno() == -1 or request._closed:
             return False
-        ahead = _ahead(handler) + stay.unread
+        ahead = stay.ahead()
         complete = handler.complete
         if not ahead:
             # What comes to the holder slowly has hardly said more by now; if it has, the holder finds that at once.
@@ -236,9 +237,8 @@ class _Stay(_Visit):
         if not stay.goes_on:
             return
         stay.goes_on = self.told = False  # unless all this succeeds
-        rfile = getattr(handler, "rfile", None)
-        if isinstance(rfile, KeptFile) and not rfile.closed:
-            rfile.close()  # the program's finish() has not
+        if request._io_refs:
+            stay.close_files()
         stay.state = encode_state(handler.state)
         if len(stay.unread) > UNREAD_MAX:
             raise ValueError(
@@ -326,9 +326,3 @@ def _flushed(handler: Any) -> bool:
     except OSError:
         return False
     return True
-
-
-def _ahead(handler: Any) -> bytes:
-    """Return what is buffered above the kept connection."""
-    rfile = getattr(handler, "rfile", None)
-    return rfile.ahead() if isinstance(rfile, KeptFile) and not rfile.closed else b""

@@ -5,7 +5,8 @@ handler finds its stay as `request.stay`; where the request has none (a plain se
 `get_request()` has wrapped) it serves one request after another, and keeps its lane.
 
 Bytes that were read ahead cannot be put back into the kernel: they are in `stay.unread`, and come first in whatever
-reads through the connection's methods and files. A KeptFile that is closed gives back what it has not been asked for.
+reads through the connection's methods and files. A KeptFile that is closed gives back what it has not been asked for;
+at the end of a stay all files are closed, whoever holds them.
 Must not wait, and must not close a connection. Runs in a worker.
 """
 
@@ -13,7 +14,9 @@ import io
 import select
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from weakref import ref
 
 from .kept import CLOSING, MET, SHORT, Kept
 from .socket_files import AcceptedSocket, SocketReader
@@ -30,7 +33,7 @@ class Stay:
     """One stay. Made by `keeping` with the connection as it came; the handler's words of it are left here."""
 
     __slots__ = (
-        "_next_request", "begun", "goes_on", "hung_up", "kept", "met", "more", "state", "unread", "wanted",
+        "_next_request", "begun", "files", "goes_on", "hung_up", "kept", "met", "more", "state", "unread", "wanted",
     )  # fmt: skip
 
     def __init__(self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1) -> None:
@@ -41,6 +44,7 @@ class Stay:
         """
         self.kept = kept  # as it came; `requests` are those before this stay. CLOSING: to be closed, without a request
         self.begun = begun  # requests in this stay
+        self.files: tuple[ref[Any], ...] = ()  # of the connection, with a buffer
         self.goes_on = False  # the handler leaves it to be kept, with what follows; else it is closed
         self.state = kept.state  # encoded
         self.unread = kept.unread  # not yet read by a file of the handler's; at the end: what these had read ahead
@@ -54,6 +58,23 @@ class Stay:
         """Called by the handler between two requests of this stay, and before the first where `begun` is 0."""
         self.begun += 1
         self._next_request(self)
+
+    def ahead(self) -> bytes:
+        """Return what was read ahead, without taking it."""
+        data = self.unread
+        for each in reversed(self.files):
+            file = each()
+            if isinstance(file, KeptFile | KeptPair) and not file.closed:
+                data = file.ahead() + data
+        return data
+
+    def close_files(self) -> None:
+        """Close the files that the program has left open: nothing can be read or written by them any more."""
+        for each in reversed(self.files):
+            file = each()
+            if file is not None and not file.closed:
+                with suppress(OSError):  # the client has gone, which whoever has it next will see
+                    file.close()
 
     def left(self) -> Kept:
         """Return the connection as the handler has left it."""
@@ -86,14 +107,33 @@ class KeptSocket(AcceptedSocket):
         self.stay = None  # of a copy by dup(), too
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
-        if mode != "rb" or self.stay is None:
+        if (stay := self.stay) is None:
             return super().makefile(mode, buffering, **text)
-        reader = KeptReader(self, self.stay)
-        if buffering == 0:
-            return reader
-        if buffering is None or buffering < 0:
-            buffering = io.DEFAULT_BUFFER_SIZE
-        return KeptFile(reader, min(buffering, UNREAD_MAX))
+        if mode == "rb":
+            reader = KeptReader(self, stay)
+            if buffering == 0:
+                return reader
+            file: Any = KeptFile(reader, _buffer_size(buffering))
+        elif "b" in mode and {*mode} <= {*"rb"}:
+            return self.makefile("rb", buffering)
+        elif not {*mode} <= {*"rwb"} or buffering == 0 or ("w" in mode and "r" not in mode):
+            file = super().makefile(mode, buffering, **text)  # there is none such, or it reads nothing ahead
+        elif "b" in mode:
+            file = KeptPair(self, KeptReader(self, stay), _buffer_size(buffering))
+        else:
+            file = self._text(mode, buffering, **text)
+        stay.files = (*stay.files, ref(file))
+        return file
+
+    def _text(
+        self, mode: str, buffering: int | None, *, encoding: str | None = None, errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:  # fmt: skip
+        """Open a file for text that reads nothing ahead, which nobody could tell of it."""
+        binary = self.makefile("rwb" if "w" in mode else "rb", buffering)
+        file: Any = io.TextIOWrapper(binary, io.text_encoding(encoding, 3), errors, newline)
+        file.mode, file._CHUNK_SIZE = mode, 1
+        return file
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         if self.stay is None or not self.stay.unread:
@@ -195,6 +235,33 @@ class KeptFile(io.BufferedReader):
             if ahead := self.peek():
                 raw.give_back(ahead)
         super().close()
+
+
+class KeptPair(io.BufferedRWPair):
+    """The same for reading and writing."""
+
+    def __init__(self, sock: KeptSocket, reader: KeptReader, size: int) -> None:
+        writer = socket.SocketIO(sock, "w")
+        sock._io_refs += 1  # type: ignore[attr-defined]
+        super().__init__(reader, writer, size)
+        self._kept = reader
+
+    def ahead(self) -> bytes:
+        """As of a KeptFile."""
+        self._kept.dry = True
+        try:
+            return self.peek()
+        finally:
+            self._kept.dry = False
+
+    def close(self) -> None:
+        if not self.closed and (ahead := self.ahead()):
+            self._kept.give_back(ahead)
+        super().close()
+
+
+def _buffer_size(buffering: int | None) -> int:
+    return io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else min(buffering, UNREAD_MAX)
 
 
 def peek(sock: socket.socket, size: int = 1) -> bytes | None:

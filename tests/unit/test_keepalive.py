@@ -638,6 +638,63 @@ def test_no_byte_is_lost(sent: bytes, ways: list[tuple[str, int]], rbufsize: int
         assert b"".join(connection.server.got) == sent
 
 
+def whole_line(data: bytes) -> bool:
+    return b"\n" in data
+
+
+class OwnFile(KeepAliveMixIn, BaseRequestHandler):
+    """Reads and writes by a file of its own, which it never closes; nor is it freed at its end."""
+
+    mode = "rb"
+
+    def setup(self) -> None:
+        self.steps = self.handle_one_request  # a circle
+        self.file = self.request.makefile(self.mode)
+        self.out = self.file if "w" in self.mode else self.request.makefile("wb")
+
+    def handle_one_request(self) -> None:
+        self.out.write(self.file.readline().upper())
+
+
+@pytest.mark.parametrize(
+    ("complete", "cut"), [(None, 4), (None, 8), *((staticmethod(whole_line), n) for n in range(1, 9))]
+)
+@pytest.mark.parametrize("mode", ["rb", "br", "rwb", "wrb", "rw"])
+def test_files_that_outlive_their_stay(mode: str, cut: int, complete: Any) -> None:
+    """Nothing that was read ahead stays in them, and nothing that was written."""
+    handler = type("Own", (OwnFile,), {"mode": mode, "complete": complete})
+    sent = b"one\ntwo\n" * 10
+    gc.disable()
+    try:
+        with connected(handler) as connection:
+            for part in (sent[:-cut], sent[-cut:]):
+                connection.client.sendall(part)
+                while (stay := connection.visit()).more:
+                    pass
+                assert not stay.unread or stay.wanted
+            assert connection.client.recv(len(sent), socket.MSG_WAITALL) == sent.upper()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("mode", ["r", "rw", "w", "rb", "wb", "rwb", "br", "", "b", "x", "rx"])
+@pytest.mark.parametrize("buffering", [None, -1, 0, 1, 99])
+def test_files_are_those_of_the_standard_library(mode: str, buffering: int | None) -> None:
+    """The same modes, of the same kinds, with the same words where there is none such."""
+
+    def made(sock: socket.socket) -> Any:
+        try:
+            with sock.makefile(mode, buffering) as file:  # type: ignore[call-overload]
+                return [base for base in type(file).__mro__ if base.__module__ in ("_io", "io")]
+        except (ValueError, AttributeError) as exc:
+            return repr(exc)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, KeptSocket(fileno=ours.detach()) as kept:
+        kept.stay = Stay(Kept(), lambda stay: None)
+        assert made(kept) == made(theirs)
+
+
 class Page(KeepAliveMixIn, http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
