@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.workers.definitions import definer, gives_way
 from prefork.workers.identity import CLOSED_BY_PROGRAM
+from prefork.workers.polling import patience
 
 from .errors import ConfigError, PreforkError
 from .inheritance.own import Computed, Own
@@ -177,7 +178,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         say_no_effect(own.without_effect())
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         with shutdown_heard(self, own, PreForkingMixIn):
-            supervisor = own.serve_pool(poll_interval)
+            supervisor = own.serve_pool(patience(poll_interval))
         if supervisor is None:
             return
         if own.closing:

@@ -19,7 +19,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.accepting import ACCEPT_PAUSE, RESOURCES_SHORT, Shortage, is_resource_error
 from prefork.workers.definitions import gives_way, is_the_programs_class
 from prefork.workers.handshake import failure
-from prefork.workers.polling import READ, Poll, ms
+from prefork.workers.polling import READ, Poll, ms, patience
 from prefork.workers.wakeup import Wakeup
 
 from .inheritance.own import Own
@@ -104,7 +104,7 @@ class ServingLoop:
         """Implement `serve_forever()`."""
         say_no_effect(hooks_without_a_pool(self.server))
         with self.serving() as wakeup:
-            self._serve(wakeup, poll_interval if self.wants_polling() else None)
+            self._serve(wakeup, patience(poll_interval) if self.wants_polling() else None)
 
     def serve_within(self, theirs: Callable[..., None], poll_interval: float | None) -> None:
         """Run the program's own `serve_forever()`, which calls the standard library's; that is ours."""

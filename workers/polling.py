@@ -30,6 +30,12 @@ Poll: Any = getattr(select, "poll", _Select)
 READ: int = getattr(select, "POLLIN", 0)
 
 
+def patience(poll_interval: Any) -> float | None:
+    """Return a program's `poll_interval` as seconds: any number, and below 0 no wait, as for a selector. Raises
+    TypeError."""
+    return None if poll_interval is None else max(0.0 + poll_interval, 0.0)
+
+
 def ms(seconds: float | None) -> int | None:
     """Return a timeout for `poll()`, which never ends before that many seconds have passed."""
     return None if seconds is None else math.ceil(seconds * 1000)

@@ -6,6 +6,8 @@ import socket
 import sys
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from prefork import (
     BaseRequestHandler,
     ForkingTCPServer,
+    PreForkingTCPServer,
     TCPServer,
     ThreadingTCPServer,
 )
@@ -144,6 +147,26 @@ def test_overridden_service_actions_is_called_every_poll_interval() -> None:
     with serving(server, poll_interval=0.02):
         assert fifth.wait(HUNG)
     assert time.monotonic() - before >= 5 * 0.02
+
+
+@pytest.mark.parametrize("interval", [0, -1, Fraction(1, 50)])
+@pytest.mark.parametrize("cls", [TCPServer, ThreadingTCPServer, PreForkingTCPServer])
+def test_any_number_is_a_poll_interval(cls: type[TCPServer], interval: Any) -> None:
+    """It is one for a selector too: below 0 it waits for nothing. In a pool as well."""
+    called = threading.Semaphore(0)
+    server = type("Polled", (cls,), {"service_actions": lambda self: called.release(), "max_children": 1})
+    with serving(server(LOOPBACK, Upper), poll_interval=interval):
+        for _ in range(3):
+            assert called.acquire(timeout=HUNG)
+
+
+@pytest.mark.parametrize("interval", ["1", Decimal(1), [1]])
+@pytest.mark.parametrize("cls", [TCPServer, ThreadingTCPServer, PreForkingTCPServer])
+def test_what_is_no_poll_interval(cls: type[TCPServer], interval: Any) -> None:
+    """As in the standard library, `serve_forever()` raises TypeError."""
+    server_class = type("Polled", (cls,), {"service_actions": lambda self: None, "max_children": 1})
+    with server_class(LOOPBACK, Upper) as server, pytest.raises(TypeError):
+        server.serve_forever(interval)
 
 
 def test_service_actions_of_an_instance() -> None:
