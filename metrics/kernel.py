@@ -122,7 +122,9 @@ def queue_wait_ns(sock: object) -> int | None:
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)  # type: ignore[attr-defined]
         since_sent_ms, sent = WAIT.unpack(info)
-    except (OSError, AttributeError, struct.error):  # a request can be any object: a datagram is a tuple
+    except (
+        Exception
+    ):  # a request can be any object, a datagram is a tuple; and what stands for a socket raises anything
         return None
     return None if sent else since_sent_ms * 1_000_000
 
@@ -133,7 +135,7 @@ def tcp_bytes(sock: object) -> tuple[int | None, int | None]:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, BYTES.size)  # type: ignore[attr-defined]
         state, received, unsent, sent, again = BYTES.unpack(info)
         return received - (state in AFTER_FIN), sent - again + unsent
-    except (OSError, AttributeError, struct.error):
+    except Exception:  # see queue_wait_ns()
         return None, None
 
 
@@ -141,7 +143,7 @@ def unread_bytes(sock: object) -> int | None:
     """Return how many bytes of those received nobody has read yet (SIOCINQ, tcp(7))."""
     try:
         return _u32(fcntl.ioctl(sock, SIOCINQ, bytes(4)), 0)  # type: ignore[call-overload]
-    except (OSError, TypeError, ValueError):
+    except Exception:  # see queue_wait_ns()
         return None
 
 
@@ -171,7 +173,7 @@ def peer_credentials(sock: object) -> PeerCredentials | None:
             return None  # other kinds report no process, unix(7)
         packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)  # type: ignore[attr-defined]
         return PeerCredentials._make(UCRED.unpack(packed))
-    except (OSError, AttributeError, struct.error):
+    except Exception:  # see queue_wait_ns()
         return None
 
 

@@ -71,12 +71,12 @@ class AccessLog:
 
         `number`: which one it is of a connection that stays on its lane.
         """
-        process = None if client_address else unix_peer_text(request)
-        datagram = len(request[0]) if isinstance(request, tuple) else None
         try:
-            accepted: Callable[[], Any] = ref(request)  # we must not keep open what the program drops
-        except TypeError:
-            accepted = _gone
+            process = None if client_address else unix_peer_text(request)
+        except Exception:  # an address can be any object of the program's
+            process = None
+        datagram = _length(request) if isinstance(request, tuple) else None
+        accepted = _reference(request)
         kept = _on_connection(request, number) if type(request) is KeptSocket or number is not None else None
         waited_ns = queue_wait_ns(request) if kept is None else None  # known right after the accept only
         self._open[id(lane)] = monotonic_ns(), waited_ns, client_address, process, datagram, accepted, kept
@@ -90,7 +90,7 @@ class AccessLog:
         """Note what admission has made of the request on this lane: another object, another client's address."""
         accepted_ns, waited_ns, _, process, datagram, accepted, kept = self._open[id(lane)]
         if datagram is None:
-            accepted = ref(request)
+            accepted = _reference(request)
         if type(request) is KeptSocket:
             kept = _OnConnection(1)
         self._open[id(lane)] = accepted_ns, waited_ns, client_address, process, datagram, accepted, kept
@@ -106,8 +106,12 @@ class AccessLog:
             received, sent = kept.until(request)
         elif received is None:
             received, sent = tcp_bytes(request)
+        try:
+            peer = self._address_text(address) if address else process
+        except Exception:
+            peer = object.__repr__(address)
         values: tuple[Any, ...] = (
-            self._address_text(address) if address else process, OUTCOME_WORDS.get(outcome, "rejected"),
+            peer, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
             None if waited_ns is None else waited_ns // 1_000_000,
         )  # fmt: skip
@@ -139,6 +143,19 @@ def _on_connection(request: Any, number: int | None) -> _OnConnection:
         number = 1 if stay is None else stay.kept.requests + stay.begun
     received, sent = tcp_bytes_read(request)
     return _OnConnection(number, received or 0, sent or 0)
+
+
+def _length(request: tuple[Any, ...]) -> int | None:
+    """Return how long a datagram is; None for a pair that is none, but the program's own."""
+    return len(request[0]) if request and isinstance(request[0], bytes | bytearray | memoryview) else None
+
+
+def _reference(request: Any) -> Callable[[], Any]:
+    """Return what leads to the request while it exists: we must not keep open what the program drops."""
+    try:
+        return ref(request)
+    except TypeError:
+        return _gone
 
 
 def _gone() -> None:

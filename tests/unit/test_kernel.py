@@ -6,7 +6,7 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -147,6 +147,17 @@ def test_queue_wait_is_unknown() -> None:
     with ours, theirs:
         assert kernel.queue_wait_ns(ours) is None
     assert kernel.queue_wait_ns((b"datagram", ours)) is None
+
+
+@pytest.mark.parametrize("asks", [kernel.queue_wait_ns, kernel.tcp_bytes, kernel.tcp_bytes_read, kernel.unix_peer_text])
+def test_what_stands_for_a_socket(asks: Callable[[object], object]) -> None:
+    """A request can be any object: one whose attributes raise whatever it likes is one of which nothing is known."""
+
+    class Request:
+        def __getattr__(self, name: str) -> object:
+            raise LookupError(name)
+
+    assert asks(Request()) in (None, (None, None))
 
 
 def test_listen_overflows_and_drops() -> None:
