@@ -56,6 +56,17 @@ def test_kept_texts(found: list[dict[Series, float]], accepts: list[str], data: 
             assert text(again, accept, shapes) == text(again, accept, Shapes())
 
 
+def test_histograms() -> None:
+    """Each has cumulative buckets, a count, and a sum unless it may count negative values, by which that would fall."""
+    values = {series("histogram", "h", "", "_bucket", low, le): 1.0 for low in ("0.0", "-1.0") for le in (low, "+Inf")}
+    values |= {series("histogram", "h", "", "_sum", low): 1.5 for low in ("0.0", "-1.0")}
+    assert text(values, "", Shapes()).splitlines()[2:] == [
+        'h_bucket{l="-1.0",le="-1.0"} 1.0', 'h_bucket{l="-1.0",le="+Inf"} 2.0', 'h_count{l="-1.0"} 2.0',
+        'h_bucket{l="0.0",le="0.0"} 1.0', 'h_bucket{l="0.0",le="+Inf"} 2.0', 'h_count{l="0.0"} 2.0',
+        'h_sum{l="0.0"} 1.5',
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("accept", ACCEPTS)
 def test_encoders_texts(accept: str) -> None:
     """The first text and those after it are what the encoder makes of all families at once."""
