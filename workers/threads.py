@@ -32,12 +32,17 @@ class Threads:
     def __init__(self) -> None:
         self._running: dict[threading.Thread, None] = {}
         self._ending: deque[threading.Thread] = deque()  # they have said so, and may still be in their last steps
+        self._theirs: list[threading.Thread] = []  # of the program's own `process_request()`: they never say so
 
-    def append(self, thread: RequestThread) -> None:
+    def append(self, thread: threading.Thread) -> None:
         """Keep a thread that is about to be started."""
         self._forget_ended()
-        if not thread.daemon:
+        if thread.daemon:
+            return
+        if isinstance(thread, RequestThread):
             self._running[thread] = None
+        else:
+            self._theirs = [each for each in self._theirs if each.is_alive()] + [thread]
 
     def forget(self, thread: RequestThread) -> None:
         """Forget a thread that could not be started."""
@@ -51,12 +56,12 @@ class Threads:
 
     def join(self) -> None:
         """Wait for all of them."""
-        for thread in (*self._running, *self._ending):
+        for thread in (*self._running, *self._ending, *(each for each in self._theirs if each.is_alive())):
             thread.join()
             self._running.pop(thread, None)  # in a process that was forked beside it, it can say nothing
 
     def __len__(self) -> int:
-        return len(self._running) + sum(thread.is_alive() for thread in (*self._ending,))
+        return len(self._running) + sum(thread.is_alive() for thread in (*self._ending, *self._theirs))
 
     def _forget_ended(self) -> None:
         while self._ending and not self._ending[0].is_alive():

@@ -52,6 +52,24 @@ def test_not_started_yet_is_not_finished(threads: Threads, held: list[Held]) -> 
     assert len(threads) == 2
 
 
+def test_the_programs_own(threads: Threads, held: list[Held]) -> None:
+    """A `process_request()` that is a copy of the standard library's appends threads that say nothing when they end:
+    the next append drops those, and `join()` waits for the others. One that could not be started is no matter."""
+    go = threading.Event()
+    own = [threading.Thread(target=target) for target in (bool, bool, go.wait, bool)]
+    for thread in own[:3]:
+        threads.append(thread)
+        thread.start()
+    for thread in own[:2]:
+        thread.join()
+    assert len(threads) == 1
+    threads.append(own[3])
+    assert threads._theirs == own[2:]
+    go.set()
+    threads.join()
+    assert not own[2].is_alive()
+
+
 def test_one_that_could_not_be_started(threads: Threads, held: list[Held]) -> None:
     """It is forgotten: `join()`, which would raise for it, does not know it."""
     threads.append(held[0].thread)
