@@ -63,12 +63,14 @@ def wait_until_complete(request: Any, rfile: Any, complete: Callable[[bytes], An
     if not is_plain(request):
         return
     deadline = time.monotonic() + (INCOMPLETE_S if limit_s is None else limit_s)
-    unread, asked = _ahead(request, rfile), False
+    unread, asked = _ahead(request, rfile), 0
     try:
         while wanted := bytes_wanted(request, unread, complete):
             if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
-            asked = True
+            if wanted == asked and request.family != socket.AF_UNIX:
+                return  # the kernel has no room for more: the handler reads the rest as it comes
+            asked = wanted
             _wait_for_so_many(request, wanted, left)
     finally:
         if asked:

@@ -208,12 +208,11 @@ class Keeping:
             return self._stay_idle(at, lane, sock, kept, now_ns, lingers=self.lingers)
         if at.complete is not None and not kept.flags & SHORT:
             try:
-                wanted = at.is_short(sock, kept)
+                short = at.short(sock, kept)
             except Exception:
                 at.fail(lane, sock, kept)
                 return NOTHING if at.lanes.elsewhere else REQUEST
-            if wanted:
-                short = kept._replace(flags=kept.flags | SHORT, wanted=wanted)
+            if short is not None:
                 return self._stay_idle(at, lane, sock, short, now_ns, lingers=False)
         if kept.since_ns:
             kept = kept._replace(since_ns=0)

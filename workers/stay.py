@@ -24,6 +24,7 @@ from .socket_files import AcceptedSocket, SocketReader
 MOST_REQUESTS = 8  # in one stay: others wait
 UNREAD_MAX = 64 * 1024  # of a message, beside the state; files read no more ahead
 WHOLE_MAX = 64 * 1024  # bytes that a `complete()` is shown; so many are given to the handler in any case
+UNIX_MOST = 32  # bytes waited for: the kernel takes 70 of a client that waits for room, if it sends each by itself
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _recv, _recv_into = socket.SocketType.recv, socket.SocketType.recv_into
@@ -287,13 +288,14 @@ def peek(sock: socket.socket, size: int = 1) -> bytes | None:
 def bytes_wanted(sock: socket.socket, unread: bytes, complete: Callable[[bytes], Any]) -> int:
     """Return 0 if what is at hand is a whole request, or has to be given to the handler as it is.
 
-    Otherwise the number of bytes that the kernel must have before `complete()` is asked again. Raises what that does.
+    Otherwise the number of bytes that the kernel must have before `complete()` is asked again, where it has room for
+    so many. Raises what that does.
     """
     found = peek(sock, WHOLE_MAX) or b""
     data = unread + found
     if len(data) >= WHOLE_MAX or complete(data) or _is_at_end(sock):
         return 0
-    return len(found) + 1
+    return min(len(found) + 1, UNIX_MOST) if sock.family == socket.AF_UNIX else len(found) + 1
 
 
 def _is_at_end(sock: socket.socket) -> bool:

@@ -12,7 +12,7 @@ Longer than most files: here the counts of a stay can be read in their order.
 
 from collections.abc import Callable
 from functools import partial
-from socket import socket
+from socket import MSG_DONTWAIT, socket
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
@@ -40,9 +40,9 @@ from .bootstrap import leave
 from .contexts import Lane, Place, place_of
 from .definitions import definer, evaluated, is_base_servers, is_threading_mixins, of_class
 from .keeps import KeepsConnections, class_of
-from .kept import CLOSING, MESSAGE_MAX, MET, TELL_END, Kept
+from .kept import CLOSING, MESSAGE_MAX, MET, SHORT, TELL_END, Kept
 from .lanes import FINISH, PROCESS, Finish, Lanes
-from .stay import KeptSocket, Stay, bytes_wanted, peek
+from .stay import WHOLE_MAX, KeptSocket, Stay, bytes_wanted, peek
 from .thread_body import THREAD_BODY
 
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
@@ -131,9 +131,19 @@ class KeptServer:
     def socket(self, fd: int) -> KeptSocket:
         return KeptSocket(*self._kind, fd)
 
-    def is_short(self, sock: KeptSocket, kept: Kept) -> int:
-        """Return 0 if there is a whole request, else the number of bytes to wait for. Raises what `complete()` does."""
-        return 0 if self.complete is None else bytes_wanted(sock, kept.unread, self.complete)
+    def short(self, sock: KeptSocket, kept: Kept) -> Kept | None:
+        """Return a connection that has to wait for the rest of a request, None if there is a whole one. Raises what
+        `complete()` does.
+
+        Where no more has come than was waited for, the kernel may have no room for the rest: what is there is read.
+        """
+        assert self.complete is not None
+        wanted, unread = bytes_wanted(sock, kept.unread, self.complete), kept.unread
+        if not wanted:
+            return None
+        if 1 < wanted <= kept.wanted:
+            unread, wanted = unread + sock.recv(WHOLE_MAX, MSG_DONTWAIT), 1
+        return kept._replace(flags=kept.flags | SHORT, wanted=wanted, unread=unread)
 
     # The beginning of a connection.
 

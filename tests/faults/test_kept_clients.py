@@ -162,6 +162,25 @@ def test_more_read_ahead_than_goes_along(tmp_path: Path) -> None:
         assert service.settled()["failed"] == 0
 
 
+@pytest.mark.parametrize("kind", ["sync", "threads", "unix"])
+def test_a_request_for_which_the_kernel_has_no_room(kind: str, tmp_path: Path) -> None:
+    """`complete()` has not seen all of it, the client cannot send the rest before something is read, and nobody may
+    wait for it: it is answered all the same, and nobody turns in circles meanwhile."""
+    size, parts = (1000, 1) if kind == "unix" else (40_000, 40_000)  # small parts take most room over a Unix socket
+    settings = {**KINDS[kind], "receive_buffer": None if kind == "unix" else 4096}
+    with keeping(tmp_path, "Whole", **settings) as service, stay(service.address) as client:
+        client.say()
+        for number in (2, 3):
+            line = b"say %s\n" % (b"x" * size)
+            for at in range(0, len(line), parts):
+                client.sock.sendall(line[at : at + parts])
+            assert client.heard(number) == b"x" * size
+        moves = wait_counted(service, held=1, active=0)["moves"]
+        assert service.settled()["completed"] == 3
+    figure(f"{kind}: moves of a connection whose request is larger than its buffer", moves, 100)
+    assert moves < 100
+
+
 def test_a_fork_in_a_handler(tmp_path: Path) -> None:
     """A process that a handler forks has a copy of the connection for as long as it lives: the connection is kept and
     served all the same, no worker turns in circles meanwhile, and at the end it does end for the client."""

@@ -527,6 +527,25 @@ def test_requests_in_parts_in_a_loop(family: str, rbufsize: int) -> None:
 
 
 @pytest.mark.parametrize("rbufsize", [-1, 0])
+def test_a_request_in_a_loop_for_which_the_kernel_has_no_room(rbufsize: int) -> None:
+    """`complete()` never sees all of it: the handler is given what is there, and reads the rest as it comes."""
+    handler = type("Whole", (Line,), {"rbufsize": rbufsize, "complete": staticmethod(lambda data: b"\n" in data)})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client = socket.create_connection(listener.getsockname(), HUNG)
+        server, _ = listener.accept()
+    line = b"x" * 40_000 + b"\n"
+    with server, client:
+        told = SimpleNamespace(events=[])
+        serving = threading.Thread(target=handler, args=(server, "client", told))
+        serving.start()
+        client.sendall(line)
+        client.shutdown(socket.SHUT_WR)
+        serving.join(HUNG)
+        assert line in told.events
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 0])
 def test_a_socket_that_could_be_kept_and_is_not(rbufsize: int) -> None:
     """Is served in a loop, as any other."""
 
