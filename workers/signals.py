@@ -250,16 +250,17 @@ class Signals:
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-    def hand_over(self, to: "Signals") -> None:
-        """Pass the notes taken so far to `to`, restore the dispositions and close our wake-up.
-
-        A handler that the program installed over ours stays.
-        """
+    def leave(self) -> None:
+        """Restore the dispositions and close our wake-up. A handler that the program installed over ours stays."""
         for signum in list(self._before):
             if signal.getsignal(signum) != self._ours.get(signum):
                 del self._before[signum]
         self.put_back()
         self._wakeup.close()
+
+    def hand_over(self, to: "Signals") -> None:
+        """Pass the notes taken so far to `to`, after `leave()`."""
+        self.leave()
         while self._notes:
             to.note(self._notes.popleft())
 

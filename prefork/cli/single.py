@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.definitions import evaluated, hook, put
 from prefork.workers.privileges import PrivilegesKept
-from prefork.workers.signals import SignalHandler, Signals
+from prefork.workers.signals import UNHANDLED, SignalHandler, Signals
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -103,7 +103,9 @@ def serve_single(server: "PreForkingMixIn") -> None:
     own.take_slot(1)  # the only worker that there is
     wakeup = Wakeup()
     signals = Signals(wakeup)
-    taken: dict[int, SignalHandler] = {signal.SIGTERM: lambda signum, frame: own.shutdown(wait=False)}
+    taken: dict[int, SignalHandler] = {}
+    if signal.getsignal(signal.SIGTERM) in UNHANDLED:  # else it is the program's, as in a pool
+        taken[signal.SIGTERM] = lambda signum, frame: own.shutdown(wait=False)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited, and Python leaves it so
         taken[signal.SIGINT] = signal.default_int_handler
     signals.take(taken)

@@ -41,10 +41,9 @@ class EarlySignals(Signals):
         self.take_unhandled(BY_SIGNAL)
 
     def end(self) -> None:
-        """Restore the handlers, unless the signals were handed over."""
+        """Restore the handlers, unless the signals were handed over. One of the program's own stays."""
         if waiting() is self:
-            self.put_back()
-            self._wakeup.close()
+            self.leave()
 
 
 _waiting: EarlySignals | None = None

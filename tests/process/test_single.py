@@ -146,6 +146,23 @@ def test_terminated(here: Path) -> None:
     assert not path.exists()
 
 
+OWN_TERM = """
+import signal, sys
+from app import Server
+
+signal.signal(signal.SIGTERM, lambda signum, frame: (print("told"), sys.exit(5)))
+"""
+
+
+def test_terminated_by_the_program(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What the program does on TERM is done, as in a pool; worker_stopping() is called."""
+    (here / "own.py").write_text(OWN_TERM)
+    with running(["run", "own:Server", "--bind", ANY_PORT, "--single"], cwd=here) as run:
+        assert ask(("127.0.0.1", run.port), b"hello\n") == b"HELLO %d 1\n" % run.pid
+        assert run.ended(signal.SIGTERM) == 5
+    assert capfd.readouterr().out == f"started {run.pid}\ntold\nstopping {run.pid}\n"
+
+
 IGNORING = ("sh", "-c", 'trap "" INT; exec "$@"', "sh", *MODULE)
 
 
