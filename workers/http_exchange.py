@@ -88,8 +88,8 @@ class Exchange:
             return self._rfile is None  # who reads the request in his own way knows where it ends
         taken = self._rfile.taken() - self._body_at
         headers = handler.headers
-        if "Transfer-Encoding" in headers:  # the program's to read
-            return bool(taken > 0)
+        if "Transfer-Encoding" in headers:  # the program's to read, if it knows of it: RFC 9112, section 6.1
+            return bool(taken > 0) and "Content-Length" not in headers and not _is_old(handler.request_version)
         lengths = set(headers.get_all("Content-Length") or ["0"])
         length = lengths.pop()
         if lengths or not (length.isascii() and length.isdigit()):

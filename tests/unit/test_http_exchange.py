@@ -219,6 +219,7 @@ def test_a_body_that_is_not_read(size: int, rbufsize: int, kept: bool) -> None:
         (["Content-Length: 500"], 0), (["Content-Length: 500"], 3), (["Content-Length: 5"], 6),
         (["Content-Length: five"], 5), (["Content-Length: -5"], 0), (["Content-Length: 5", "Content-Length: 6"], 5),
         (["Transfer-Encoding: chunked"], 0), ([], 5),
+        (["Content-Length: 5", "Transfer-Encoding: chunked"], 5), (["Transfer-Encoding: x", "Content-Length: 5"], 5),
     ],
 )  # fmt: skip
 def test_a_body_whose_end_is_not_certain(lines: list[str], size: int, kept: bool) -> None:
@@ -236,6 +237,15 @@ def test_chunks_are_the_programs_to_read(kept: bool) -> None:
     sent = get("/first", "Transfer-Encoding: chunked", method="POST", body=body) + get("/next")
     _, server = talk(answers(first=reads(len(body))), sent, kept=kept)
     assert server.asked == [("POST", "/first"), body, ("GET", "/next")]
+
+
+@KEPT
+def test_chunks_of_an_old_client(kept: bool) -> None:
+    """HTTP/1.0 knows none: whoever has passed that on may have taken something else for the request's end."""
+    lines = ("Transfer-Encoding: chunked", "Connection: keep-alive")
+    sent = get("/first", *lines, method="POST", version="1.0", body=b"abcde") + get("/next")
+    _, server = talk(answers(first=reads(5)), sent, kept=kept)
+    assert len(server.asked) == 2
 
 
 @KEPT
