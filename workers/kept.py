@@ -48,6 +48,9 @@ _LONG, _SHORT = struct.Struct("<Q"), struct.Struct("<I")
 _SINCE_AT, _WANTED_AT, _CELL_AT, _UNREAD_AT = 16, 24, 28, 40  # in the head
 _ROOM = socket.CMSG_SPACE(array.array("i").itemsize)
 _RECEIVING = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+_PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes))
+_COLLECTIONS = (tuple, list, set, frozenset)
+_NOT_PLAIN = "the state of a connection must be of plain values, not {!r:.80}"
 _NO_CODE: dict[str, Any] = {"allow_code": False} if sys.version_info >= (3, 13) else {}
 
 # Where messages are received, each of them for one thread at a time: `recvmsg()` would allocate MESSAGE_MAX for each,
@@ -255,10 +258,25 @@ def encode_state(state: Any) -> bytes:
     try:
         data = marshal.dumps(state, MARSHAL, **_NO_CODE)
     except ValueError as exc:
-        raise ValueError(f"the state of a connection must be of plain values, not {state!r:.80}") from exc
+        raise ValueError(_NOT_PLAIN.format(state)) from exc
     if len(data) > STATE_MAX:
         raise ValueError(f"the state of a connection takes {len(data)} bytes, more than {STATE_MAX}")
+    if type(state) not in _PLAIN:
+        try:
+            plain = _is_plain(state)
+        except RecursionError:  # it is in itself
+            plain = False
+        if not plain:
+            raise ValueError(_NOT_PLAIN.format(state))
     return data
+
+
+def _is_plain(state: Any) -> bool:
+    """Return whether this comes back as it is: marshal makes bytes of whatever has a buffer, as a bytearray."""
+    kind = type(state)
+    if kind is dict:
+        return all(map(_is_plain, state)) and all(map(_is_plain, state.values()))
+    return kind in _PLAIN or (kind in _COLLECTIONS and all(map(_is_plain, state)))
 
 
 def decode_state(data: bytes) -> Any:

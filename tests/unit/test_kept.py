@@ -5,7 +5,10 @@ import fcntl
 import os
 import resource
 import socket
-from collections.abc import Iterator
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -145,11 +148,33 @@ def test_a_message_that_is_too_long() -> None:
         Kept(unread=bytes(room + 1)).encoded()
 
 
-@pytest.mark.parametrize("state", [object(), {1: {2: object()}}, errno, errno.EACCES.__class__, 0j.__class__])
-def test_a_state_that_is_not_plain(state: Any) -> None:
-    """It is refused, with the value in the sentence."""
+class Text(str):
+    __slots__ = ()
+
+
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        object(), errno, errno.EACCES.__class__, 0j.__class__, bytearray(b"x"), memoryview(b"x"), array("d", (1.0,)),
+        Text("x"), HTTPStatus.OK, Kept(), OrderedDict(), ..., ITSELF, (lambda: None).__code__,
+    ],
+    ids=lambda state: type(state).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("within", [lambda it: it, lambda it: {1: {2: it}}, lambda it: [0, (it,)]])
+def test_a_state_that_is_not_plain(within: Callable[[Any], Any], state: Any) -> None:
+    """It is refused, with the value in the sentence: nothing comes back as something else."""
     with pytest.raises(ValueError, match=r"plain values, not "):
-        encode_state(state)
+        encode_state(within(state))
+
+
+@pytest.mark.parametrize("state", [{1: {2.5, True, None}, "a": [b"x", (1j, frozenset("x"))]}, [[]] * 2, {(1, "x"): {}}])
+def test_a_state_that_is_plain(state: Any) -> None:
+    """It comes back with the same types."""
+    assert repr(decode_state(encode_state(state))) == repr(state)
 
 
 def test_a_state_that_is_too_large() -> None:
