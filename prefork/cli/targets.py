@@ -20,7 +20,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
@@ -102,6 +102,8 @@ def load(text: str, origins: Mapping[str, str]) -> Target:
             near = nearest(part, dir(found))
             raise ConfigError(f"could not find {text}: {found!r} has no attribute {part}{near}")
         found = getattr(found, part)
+    if isinstance(generic := get_origin(found), type):  # Server[str] is Server, to whoever calls it
+        found = generic
     return Target(text, found, origins)
 
 

@@ -121,9 +121,9 @@ def control_path(text: str) -> str:
 
     It has no abstract name: the mode of its path is what keeps others away.
     """
-    address = parse_address(text if ":" in text.partition("/")[0] else f"unix:{text}")
-    path = address.address
-    if address.kind != "unix" or address.fd is not None or not isinstance(path, str) or path[0] == "\0":
+    said = text if ":" in text.partition("/")[0] else f"unix:{text}"
+    path = parse_address(said).address if said.startswith("unix:") else None
+    if not isinstance(path, str) or path[0] == "\0":
         raise _refused(text, "a control socket is at /path or unix:/path")
     return path
 

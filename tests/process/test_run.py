@@ -34,6 +34,7 @@ def here(tmp_path: Path) -> Path:
         ("app:Inner.Handler", ["--bind", "localhost:0"]),
         ("app:Ours", ["--bind", ANY_PORT]),
         ("app:Own", ["--bind", ANY_PORT]),
+        ("app:of_text", ["--bind", ANY_PORT]),
         ("app:named", ["--bind", ANY_PORT]),
         ("app:partly", ["--bind", ANY_PORT]),
         ("app:Maker.make", ["--bind", ANY_PORT]),

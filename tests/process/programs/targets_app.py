@@ -4,7 +4,7 @@ import functools
 import os
 import socketserver
 import threading
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import prefork
 
@@ -26,6 +26,16 @@ class Own(prefork.PreForkingTCPServer):
 
 class Standard(socketserver.ThreadingTCPServer):
     RequestHandlerClass = Who
+
+
+Kind = TypeVar("Kind")
+
+
+class Kinds(Own, Generic[Kind]):
+    pass
+
+
+of_text = Kinds[str]
 
 
 class Unix(socketserver.UnixStreamServer):
