@@ -419,7 +419,7 @@ class Worker:
     def _serve_in_threads(self, threads: ThreadPool) -> None:
         """Have the threads serve, and see to them. When told to leave, tell them."""
         threads.see_to()
-        threads.go_to_the_back()  # when as many wait as should: with fewer, others would get the first requests
+        threads.begin()  # when as many wait as should: with fewer, others would get the first requests
         while not self.draining:
             if threads.failed is not None:
                 raise threads.failed
@@ -435,7 +435,7 @@ class Worker:
                 self._usage.served = threads.served
                 self._look(monotonic_ns())
                 if not threads.woken():  # but by the master: somebody waits, and we have nothing to do
-                    threads.go_to_the_back()
+                    threads.go_to_the_back(in_front_too=True)
         threads.tell_to_leave()
 
     def _go_to_the_back(self, server: Any = None) -> None:
@@ -539,6 +539,8 @@ class Worker:
             if listener.fileno() != -1 and listener.type != socket.SOCK_DGRAM:
                 with contextlib.suppress(OSError):  # closing it does not: other processes share the description
                     self._epoll.unregister(listener.fileno())
+                if self._threads is not None:
+                    self._threads.leave(listener.fileno())
                 listener.close()
 
     def _drain(self) -> None:

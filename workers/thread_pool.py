@@ -4,10 +4,16 @@
                               │                                                  │ if it is not
                               └─ told to leave, or idle for IDLE_S ─▶ ends ◀─────┘
 
-All wait in one epoll, and the kernel wakes one of them, the last that has begun to wait: no thread is started for a
-request, and none is woken by another. Runs in a worker, where no hook of the program's comes before the thread: those
-run in the main thread, which then starts a thread for each request. Owns the threads, and has the worker's epoll for
-its own. The main thread starts them, ahead of need, and hears what the master says.
+No thread is started for a request, and none is woken by another. Where no request is in hand one of them waits *in
+front*, in an epoll of its own, which keeps its place among those of the other workers (waiters.py). All others wait in
+a second epoll *at the back*, of which the kernel wakes the last that has begun to wait; behind that of each other
+worker after each request that comes there. So a request goes to a worker that has none, and to the same one again while
+that is enough: as between workers without threads. Only when each has one do they share out the rest.
+
+Runs in a worker, where no hook of the program's comes before the thread: those run in the main thread, which then
+starts a thread for each request. Owns the threads and the front, and has the worker's epoll for its own. The main
+thread starts them, ahead of need, and hears what the master says. With several listeners, or kept connections, all wait
+at the back. Longer than most files: one life of a thread, read in its order.
 """
 
 import contextlib
@@ -43,6 +49,7 @@ log = logging.getLogger("prefork.server")
 IN_THE_MAIN_THREAD = ("get_request", "verify_request", "process_request")
 AHEAD = 4  # threads that wait: with fewer, a busy machine has no time to start more, and others get its requests
 IDLE_S = 10.0  # after which a thread leaves, where so many others wait
+NO_THREAD = -1  # waits in front
 LOOK_EVERY_NS = 100_000_000  # the main thread checks its limits at most this often
 
 
@@ -65,6 +72,10 @@ class ThreadPool:
         self.failed: Exception | None = None  # a wait, as it does where the program has closed our descriptors
         self._server = server
         self._listener: int = server.fileno()
+        self._front = select.epoll()
+        self._identities = {each: identity(each.fileno()) for each in (self._front, epoll)}
+        self._stands_in_front = self._stands_at_back = False
+        self._first = 0  # the thread that waits there, or has the request that came there; of two at once, one
         self._others = others
         self._listeners: tuple[int, ...] = tuple(each.fileno() for each, _ in served)
         self._keeping = keeping
@@ -73,7 +84,6 @@ class ThreadPool:
             self._listeners += (keeping.ready_fileno(),)
         self._lanes = lanes
         self._epoll = epoll
-        self._identity = identity(epoll.fileno())
         self._register, self._unregister = epoll.register, epoll.unregister
         self._wake_main = wake
         self._woken = False
@@ -95,7 +105,7 @@ class ThreadPool:
         self._said_at = NEVER_S
 
     def open(self, most: int, always_ready: int) -> None:
-        """Prepare to serve, from the first `go_to_the_back()` on. `see_to()` starts the threads, once it is READY:
+        """Prepare to serve, from `begin()` on. `see_to()` starts the threads, once it is READY:
         on a busy machine each takes as long to start as half a boot.
 
         `always_ready` is a descriptor that can always be written. The main thread is woken after `most` requests.
@@ -109,14 +119,39 @@ class ThreadPool:
             if self._keeping is not None:
                 self._ways = self._keeping.ways_of(each)
         self._always_ready = always_ready
-        self._epoll.register(always_ready, 0)
+        for epoll in self._identities:
+            epoll.register(always_ready, 0)
 
-    def go_to_the_back(self) -> None:
-        """Let other workers have the next requests. What is queued already wakes one of ours that waits."""
-        for listener in self._listeners:
-            if not go_to_the_back(self._epoll, listener, AT_EACH_CHANGE):
-                self.short = True
-                self._wake()
+    def begin(self) -> None:
+        """Wait for requests: in front, and at the back from the first one on, so that every front comes before."""
+        if self._ways:
+            self.go_to_the_back()
+        else:
+            self._stands_in_front = go_to_the_back(self._front, self._listener)
+            if not self._stands_in_front:
+                self._is_short()
+
+    def go_to_the_back(self, *, in_front_too: bool = False) -> None:
+        """Let other workers have the next requests. What is queued already wakes one of ours that waits, and
+        `in_front_too` the one that waits there."""
+        if in_front_too or not (self._stands_in_front or self._ways):
+            self._stands_in_front = not self._ways and go_to_the_back(self._front, self._listener)
+        if self._first == NO_THREAD and self._stands_in_front:
+            self._first = 0  # before the next is woken, who may find that it cannot be served
+        self._stands_at_back = True
+        stand = [go_to_the_back(self._epoll, listener, AT_EACH_CHANGE) for listener in self._listeners]
+        if not (all(stand) and (self._stands_in_front or self._ways)):
+            self._is_short()
+
+    def leave(self, listener: int) -> None:
+        """Wait for it no more; closing it does not: other processes share the description."""
+        for epoll in self._identities:
+            with contextlib.suppress(OSError, ValueError):
+                epoll.unregister(listener)
+
+    def _is_short(self) -> None:
+        self.short = True
+        self._wake()
 
     def _wake(self) -> None:
         self._woken = True
@@ -130,7 +165,8 @@ class ThreadPool:
     def see_to(self) -> float | None:
         """Start threads until enough wait. Return the milliseconds after which to call this again at the latest."""
         while self._ended:
-            self._threads.discard(self._ended.popleft())
+            self._threads.discard(self._ended[0])
+            self._ended.popleft()
         self._full = False
         while len(self._waiting) < AHEAD and self.failed is None:  # else each would fail, for ever
             lane = self._lanes.take()
@@ -144,8 +180,8 @@ class ThreadPool:
     def _start(self, lane: Lane) -> bool:
         daemon = self._server.daemon_threads
         thread = threading.Thread(target=self.process_request_thread, args=(lane,), daemon=daemon)
+        self._waiting.add(thread)  # first: else there seems to be a request in hand
         self._threads.add(thread)
-        self._waiting.add(thread)
         try:
             thread.start()
         except (RuntimeError, MemoryError) as exc:
@@ -161,15 +197,16 @@ class ThreadPool:
     def tell_to_leave(self) -> None:
         """Have each thread end when it has no request in hand. The last that waits tries to accept once more."""
         self._leaving = True
-        try:
-            self._epoll.modify(self._always_ready, select.EPOLLOUT)
-        except (OSError, ValueError):  # the program has closed our descriptors
-            self._interrupt()
+        for epoll in self._identities:
+            try:
+                epoll.modify(self._always_ready, select.EPOLLOUT)
+            except (OSError, ValueError):  # the program has closed our descriptors
+                self._interrupt(epoll)
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, epoll: select.epoll) -> None:
         """End the waits for an epoll that can be told nothing: each is begun again after a signal, and fails then."""
-        if not self._is_lost():
-            self._epoll.close()
+        if not self._is_lost(epoll):
+            epoll.close()
         signal.set_wakeup_fd(-1)  # which is closed by now, or somebody else's
         for thread in tuple(self._waiting):
             if thread.ident is not None:
@@ -193,7 +230,7 @@ class ThreadPool:
             else:
                 self._serve(thread, lane)
         except OSError as exc:  # of a request that has closed all, its own connection as well
-            if not self._is_lost():
+            if not any(map(self._is_lost, self._identities)):
                 raise
             self.failed = exc
         finally:
@@ -201,6 +238,8 @@ class ThreadPool:
             lanes_left = [its.of_threads.pop(threading.get_ident(), None) for its in every]
             passed_on = None in lanes_left
             self._waiting.discard(thread)
+            if self._first == threading.get_ident():
+                self._first = 0
             if self._keeping is not None:  # nobody else may be awake when it is time
                 self._keeping.idle.park_all()
             self._ended.append(thread)
@@ -209,18 +248,26 @@ class ThreadPool:
             if len(self._waiting) < AHEAD or self.failed is not None:
                 self._wake()
 
-    def _is_lost(self) -> bool:
-        return self._epoll.closed or lost(self._epoll.fileno(), self._identity)
+    def _is_lost(self, epoll: select.epoll) -> bool:
+        return epoll.closed or lost(epoll.fileno(), self._identities[epoll])
 
     def _serve(self, thread: threading.Thread, lane: Lane) -> None:
-        wait, waiting, listener = self._epoll.poll, self._waiting, self._listener
+        wait, wait_in_front, me = self._epoll.poll, self._front.poll, threading.get_ident()
+        threads, waiting, ended, listener = self._threads, self._waiting, self._ended, self._listener
         server, lanes, serve_one, new_context = self._server, self._lanes, self._serve_one, self._context.copy
         is_unchanged = state_of_thread()
         leaving = False
         while not leaving:
             waiting.add(thread)
             try:
-                ready = wait(IDLE_S if len(waiting) > AHEAD else None, 1)
+                at_most = IDLE_S if len(waiting) > AHEAD else None
+                if (self._first == me or not self._first) and len(threads) <= len(waiting) + len(ended):
+                    self._first = me
+                    ready = wait_in_front(at_most, 1)
+                else:
+                    if self._first == me:
+                        self._first = 0
+                    ready = wait(at_most, 1)
             except (OSError, ValueError) as exc:  # the program has closed the descriptor
                 self.failed = exc
                 return
@@ -300,7 +347,7 @@ class ThreadPool:
         """Return whether this thread has a lane still, after an accept without a request that it could serve."""
         if outcome is NOT_BEGUN or outcome is NO_RESOURCES:
             self._leave_alone()
-        elif outcome is not PASSED_ON:
+        elif outcome is not PASSED_ON and self._first != threading.get_ident():
             self.go_to_the_back()
         return outcome is not PASSED_ON and outcome is not NOT_BEGUN
 
@@ -308,18 +355,19 @@ class ThreadPool:
         """Called between an accept and its handler. `listener`: by which it came, if not by the first one's."""
         if listener is None:
             listener = self._listener
-        try:  # go_to_the_back() without a call more: this was a quarter of what it costs
-            self._unregister(listener)
-            self._register(listener, AT_EACH_CHANGE)
-        except (OSError, ValueError):  # another thread is about it as well, or there is no memory for it
-            self.go_to_the_back()
+        if self._first != threading.get_ident() or not self._stands_at_back:
+            try:  # go_to_the_back() without a call more: this was a quarter of what it costs
+                self._unregister(listener)
+                self._register(listener, AT_EACH_CHANGE)
+            except (OSError, ValueError):  # another thread is about it as well, or there is no memory for it
+                self.go_to_the_back()
         self.served = served = next(self._numbers)
         if (len(self._waiting) < AHEAD and not self._full) or served == self._most:
             self._wake()
 
     def _leave_alone(self) -> None:
+        self._first = NO_THREAD  # where one would be told of the same again at once; so all wait at the back
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(listener)
-        self.short = True
-        self._wake()
+        self._is_short()

@@ -2,7 +2,8 @@
 
 Runs in a worker. The kernel wakes exclusive waiters in the order of their registration (EPOLLEXCLUSIVE, epoll_ctl(2)),
 and passes over those that are not waiting at the moment. A worker that serves by itself keeps its place, and so one
-cache stays warm. With threads it would take every request, since it waits again at once.
+cache stays warm. With threads it would take every request, since it waits again at once: so it has two places. The one
+in front it keeps, and waits there only while it has no request; at the other it goes to the back with each.
 """
 
 import select

@@ -18,7 +18,7 @@ import pytest
 
 import prefork
 from prefork import BaseRequestHandler, TCPServer, ThreadingMixIn
-from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, Slot
+from prefork.metrics.scoreboard import ACCEPTED, COMPLETED, FAILED, HANDED_OVER, IDLE, STATE, Slot
 from prefork.workers import thread_pool, waiters
 from prefork.workers.lanes import Lanes
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -70,7 +70,7 @@ class Pool:
 
     def open(self, most: int = 0) -> None:
         self.pool.open(most, self.ready.fileno())
-        self.pool.go_to_the_back()
+        self.pool.begin()
         self._main.start()
 
     def _see_to(self) -> None:
@@ -92,6 +92,13 @@ class Pool:
         assert not answered or client.recv(100) == b"held"
         return client
 
+    def waits_in_front(self) -> bool:
+        """Return True if a thread waits there, and nobody has a request."""
+        waiting = {thread.ident for thread in tuple(self.pool._waiting)}
+        return self.pool._first in waiting and all(
+            self.slot.lane(number)[STATE] == IDLE for number in range(self.slot.lanes)
+        )
+
     def end(self) -> None:
         """Tell all to leave, and wait for that."""
         self._over = True
@@ -108,6 +115,7 @@ class Pool:
         self.server.held.set()
         self.end()
         self.epoll.close()
+        self.pool._front.close()
         for each in (self.ready, self._write, self.server.socket, *self.clients):
             each.close()
         self.lanes.unbind(self.server)
@@ -164,7 +172,7 @@ def test_the_first_threads(pools: Callable[..., Pool]) -> None:
     assert len(pool.pool._waiting) == AHEAD
     client = pool.hold(answered=False)
     assert not select.select([client], [], [], 0.05)[0]
-    pool.pool.go_to_the_back()
+    pool.pool.begin()
     assert client.recv(100) == b"held"
 
 
@@ -429,16 +437,21 @@ def test_no_descriptor_left(pools: Callable[..., Pool]) -> None:
     for tries in (1, 2):
         eventually(lambda: pool.pool.short)
         assert len(calls) == tries
+        eventually(lambda: len(pool.pool._waiting) == 2)
+        assert not pool.waits_in_front()
         pool.pool.short = False
         pool.pool.go_to_the_back()
     assert client.recv(100) == b"held"
+    pool.server.held.set()
+    eventually(pool.waits_in_front)
 
 
 def test_no_memory_to_wait(pools: Callable[..., Pool]) -> None:
     """Where epoll_ctl(2) has none after an accept, the main thread is told, and the request is served."""
     pool = pools(lanes=2)
     pool.open()
-    assert pool.ask(b"x") == b"X"
+    eventually(pool.waits_in_front)
+    pool.hold()
     refused: list[int] = []
 
     def refuses(listener: int, when: int) -> None:
@@ -455,6 +468,18 @@ def test_no_memory_to_wait(pools: Callable[..., Pool]) -> None:
     assert pool.ask(b"x") == b"X"
 
 
+def test_no_memory_to_wait_in_front(pools: Callable[..., Pool]) -> None:
+    """The main thread is told, and a thread waits there once there is some."""
+    pool = pools(lanes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thread_pool, "go_to_the_back", lambda epoll, *rest: epoll is pool.epoll)
+        pool.open()
+        assert pool.pool.short
+    eventually(pool.waits_in_front)
+    pool.pool.go_to_the_back()
+    assert pool.ask(b"x") == b"X"
+
+
 @pytest.fixture
 def drain_signal_heard() -> Iterator[None]:
     """As in a worker; whose default is that no wait is interrupted."""
@@ -463,21 +488,23 @@ def drain_signal_heard() -> Iterator[None]:
     signal.signal(DRAIN_SIGNAL, before)
 
 
-@pytest.mark.parametrize("closed", ["epoll", "ready", "both"])
+@pytest.mark.parametrize("closed", ["epoll", "ready", "both", "front"])
 def test_descriptors_that_the_program_has_closed(
     closed: str, pools: Callable[..., Pool], drain_signal_heard: None
 ) -> None:
     """The thread that finds it says so to the main thread; told to leave, all do, whatever they wait for."""
     pool = pools(lanes=8)
-    epoll = pool.epoll.fileno()
+    epolls = (pool.epoll, pool.pool._front)
 
     def does(said: bytes) -> bytes:
-        os.close(epoll)
+        for epoll in epolls if closed != "front" else epolls[1:]:
+            os.close(epoll.fileno())
         return said
 
     pool.server.does = does
     pool.open()
-    if closed != "epoll":
+    eventually(pool.waits_in_front)
+    if closed in ("ready", "both"):
         pool.ready.close()
     if closed != "ready":
         assert pool.ask(b"close") == b"close"
@@ -485,8 +512,91 @@ def test_descriptors_that_the_program_has_closed(
         assert isinstance(pool.pool.failed, OSError | ValueError)
     pool.end()
     assert not any(thread.is_alive() for thread in pool.pool._threads)
-    with contextlib.suppress(OSError):
-        pool.epoll.close()
+    for epoll in epolls:
+        with contextlib.suppress(OSError):
+            epoll.close()
+
+
+def test_one_after_another_in_front(pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that come one by one change nothing in any epoll: the worker keeps its place."""
+    pool = pools(lanes=8)
+    registered: list[int] = []
+    register = pool.epoll.register
+
+    def noting(fd: int, events: int) -> None:
+        registered.append(fd)
+        register(fd, events)
+
+    monkeypatch.setattr(pool.pool, "_register", noting)
+    pool.open()
+    for _ in range(10):
+        eventually(pool.waits_in_front)
+        assert pool.ask(b"a line") == b"A LINE"
+    assert registered == []  # at the back it waits from the first one on, by another way
+    eventually(pool.waits_in_front)
+    pool.hold()
+    assert pool.ask(b"a line") == b"A LINE"
+    assert registered == [pool.server.fileno()]
+
+
+def test_shared_out_among_workers(pools: Callable[..., Pool]) -> None:
+    """Each has some: who has none goes first, then all take turns; one that is not let run is passed over."""
+    first, *others = servers = [Server() for _ in range(3)]
+    for other in others:
+        other.socket.close()
+        other.socket, other.held = first.socket.dup(), first.held
+    each = [pools(lanes=16, server=server) for server in servers]
+    for pool in each:
+        pool.open()
+    eventually(lambda: all(pool.waits_in_front() for pool in each))
+    for _ in range(24):
+        each[0].hold()
+    counts = [sum(lane[STATE] != IDLE for lane in map(pool.slot.lane, range(16))) for pool in each]
+    assert sum(counts) == 24
+    assert min(counts) > 1, counts
+
+
+def test_nobody_waits_in_front_beside_a_request(pools: Callable[..., Pool]) -> None:
+    """A worker that has one takes another only if no other is free."""
+    pool = pools(lanes=4)
+    pool.open()
+    eventually(pool.waits_in_front)
+    pool.hold()
+    first = pool.pool._first
+    for _ in range(4):
+        assert pool.ask(b"a line") == b"A LINE"
+    eventually(lambda: len(pool.pool._waiting) == 3)
+    assert pool.pool._first == first not in {thread.ident for thread in pool.pool._waiting}
+    pool.server.held.set()
+    eventually(pool.waits_in_front)
+
+
+def test_another_one_waits_in_front(pools: Callable[..., Pool]) -> None:
+    """In the place of a thread that has ended, because its request has changed it."""
+    pool = pools(lanes=4)
+    pool.open()
+    eventually(pool.waits_in_front)
+
+    def does(said: bytes) -> bytes:
+        threading.current_thread().name = "marked"
+        return said
+
+    pool.server.does = does
+    assert pool.ask(b"a line") == b"a line"
+    (first,) = pool.server.threads
+    eventually(lambda: first not in pool.pool._waiting and pool.waits_in_front())
+
+
+def test_what_woke_nobody(pools: Callable[..., Pool]) -> None:
+    """The main thread, which the master wakes for it, has the thread in front look anew."""
+    pool = pools(lanes=1)
+    pool.open()
+    eventually(pool.waits_in_front)
+    pool.pool.leave(pool.server.fileno())
+    client = pool.hold(answered=False)
+    assert not select.select([client], [], [], 0.05)[0]
+    pool.pool.go_to_the_back(in_front_too=True)
+    assert client.recv(100) == b"held"
 
 
 def test_who_has_woken_the_main_thread(pools: Callable[..., Pool]) -> None:
@@ -507,7 +617,7 @@ def test_the_last_one_accepts_once_more(pools: Callable[..., Pool]) -> None:
     pool.server.held.set()
     eventually(lambda: len(pool.pool._waiting) == 4)
     with socket.socket(fileno=os.dup(pool.server.fileno())) as sibling:
-        pool.epoll.unregister(pool.server.fileno())
+        pool.pool.leave(pool.server.fileno())
         for _ in range(3):
             pool.hold(answered=False)
         pool.end()
