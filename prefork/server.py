@@ -166,6 +166,9 @@ class UDPServer(TCPServer):
     """
 
     socket_type: int = socket.SOCK_DGRAM
+    # Its own: a program that sets one for all of TCPServer does not mean that others may take datagrams at its port.
+    allow_reuse_address = False
+    allow_reuse_port = False
     max_packet_size = 8192  # bytes; the rest of a longer datagram is lost
 
     def server_activate(self) -> None:

@@ -148,3 +148,12 @@ def test_ours_over_the_programs(name: str, kind: str, base: str) -> None:
     if kind in words:
         assert of_class(server, name)("request", "address") == "theirs"
         assert getattr(other, name)("request", "address") == "theirs"
+
+
+@pytest.mark.parametrize("name", socketserver.__all__)
+def test_each_class_has_what_the_standard_one_has(name: str) -> None:
+    """A program that sets or patches a name in a class changes those classes alone that it would change there."""
+    theirs, ours = getattr(socketserver, name), getattr(prefork, name)
+    above = {cls.__name__ for cls in theirs.__mro__[1:]}
+    public = [each for each in vars(theirs) if not each.startswith("_")]
+    assert [each for each in public if (found := definer(ours, each)) is None or found.__name__ in above] == []
