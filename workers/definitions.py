@@ -4,6 +4,7 @@ Pure. Runs in any process.
 """
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeVar
 
 Mixin = TypeVar("Mixin", bound=type)
@@ -74,7 +75,7 @@ class GivesWay:
         mro, name = cls.__mro__, self._name
         for base in mro[mro.index(self._mixin) + 1 :]:
             if name in base.__dict__:
-                if is_the_programs_class(base):
+                if is_the_programs_class(base) or is_patched(base, name):
                     return None if _is_behind_the_server(mro, self._mixin) else base
                 if _is_server(base):
                     return None
@@ -169,7 +170,19 @@ def definer(cls: type, name: str) -> type | None:
 
 def is_the_programs(server: Any, name: str) -> bool:
     """Return True if the program defines this method of its server, in a class or on the object."""
-    return name in vars(server) or is_the_programs_class(definer(type(server), name) or object)
+    cls = definer(type(server), name) or object
+    return name in vars(server) or is_the_programs_class(cls) or is_patched(cls, name)
+
+
+def is_patched(cls: type, name: str) -> bool:
+    """Return True if the program has put a method of its own into this class, which is ours or the standard
+    library's."""
+    found = vars(cls).get(name)
+    found = found.ours if isinstance(found, GivesWay) else found
+    if not callable(found) or cls is object:
+        return False
+    where = found.__globals__["__name__"] if type(found) is FunctionType else ""  # a wrapper has the name of its own
+    return where != cls.__module__ and not _is_our_module(where)
 
 
 def is_base_servers(server: Any, name: str) -> bool:
@@ -186,11 +199,15 @@ def _is_of(server: Any, name: str, cls_name: str) -> bool:
     if definer(type(server), "__getattribute__") is not object:
         return False
     cls = definer(type(server), name) or object
-    return cls.__name__ == cls_name and not is_the_programs_class(cls)
+    return cls.__name__ == cls_name and not is_the_programs_class(cls) and not is_patched(cls, name)
 
 
 def is_ours(cls: type) -> bool:
-    return cls.__module__ == "prefork" or cls.__module__.startswith("prefork.")
+    return _is_our_module(cls.__module__)
+
+
+def _is_our_module(name: str) -> bool:
+    return name == "prefork" or name.startswith("prefork.")
 
 
 def is_the_programs_class(cls: type) -> bool:

@@ -1,0 +1,64 @@
+"""What a program puts into the module's own classes, as those do that measure or silence a server, is in force."""
+
+import contextlib
+import functools
+import socketserver
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import prefork
+from tests.process.test_precedence import LOOPBACK, MIXINS, Answer, Ledger
+from tests.support.clients.connections import ask
+from tests.support.programs.serving import serving
+
+# Together, where one does not lead to another's call.
+NAMES = [("verify_request",), ("finish_request",), ("handle_error",), ("get_request", "shutdown_request")]
+THREADED = [name for name in MIXINS if "thread" in name]
+PLAIN = ["counted", "pool"]
+ROWS = [
+    *((mixins, names) for mixins in MIXINS for names in NAMES),
+    *((mixins, ("process_request_thread",)) for mixins in THREADED),
+    *((mixins, ("process_request",)) for mixins in (*PLAIN, *THREADED)),
+]
+
+
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize(("mixins", "names"), ROWS)
+def test_a_patched_class(mixins: str, names: tuple[str, ...], module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called, whatever shorter way there is without it, and though the class is not the program's."""
+    with contextlib.closing(Ledger()) as ledger:
+        bases = (*MIXINS[mixins], module.TCPServer)
+        for name in names:
+            cls = patched(bases, name, module)
+            monkeypatch.setattr(cls, name, noting(ledger, getattr(cls, name), name))
+        server: Any = type("Server", bases, {"max_children": 1})(LOOPBACK, Answer)
+        with serving(server):
+            ask(server.server_address, b"fail")
+            assert ask(server.server_address, b"word") == b"word"
+        assert set(names) <= ledger.called()
+
+
+def noting(ledger: Ledger, theirs: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return a wrapper that looks as the method does."""
+
+    @functools.wraps(theirs)
+    def noted(*args: Any) -> Any:
+        ledger.note(name)
+        return theirs(*args)
+
+    return noted
+
+
+def patched(bases: tuple[type, ...], name: str, module: ModuleType) -> type:
+    """Return the class of the module's that a program has to patch: by the name of the one that the standard library
+    defines it in."""
+    mixins = [base for base in bases if base.__name__ in ("ThreadingMixIn", "ForkingMixIn")]
+    named = {base.__name__: base for base in mixins}
+    for each in (*named, "TCPServer", "BaseServer"):
+        if name in vars(getattr(socketserver, each)):
+            found: type = named.get(each) or getattr(module, each)
+            return found
+    raise LookupError(name)
