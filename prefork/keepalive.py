@@ -18,11 +18,12 @@ from typing import Any
 from prefork.metrics.facts import CloseReason
 from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
-from prefork.workers.keeps import KeepsConnections
+from prefork.workers.keeps import KeepsConnections, is_keeping
 from prefork.workers.kept import CLOSING, SLOW, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
 from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptSocket, Stay, bytes_wanted, peek
 
+from .logs import say_no_effect
 from .settings.in_force import value_of
 
 __all__ = ["KeepAliveMixIn"]
@@ -47,10 +48,10 @@ class KeepAliveMixIn(KeepsConnections):
     after another. What is to be known at the next request stands in `state`. One that says nothing for
     `keepalive_timeout` seconds is closed.
 
-    A plain server, `prefork run --single`, and a pool for connections over TLS or wrapped by the program's
-    `get_request()`, keep the object, and the thread or worker, until the connection ends; `keepalive_timeout` (where
-    the server has that attribute) and `timeout` bound the time between requests, and a drain ends a connection that is
-    between two. All else is the same.
+    A plain server, `prefork run --single`, and a pool for connections over TLS, wrapped by the program's
+    `get_request()`, or with handlers that a function makes, keep the object, and the thread or worker, until the
+    connection ends; `keepalive_timeout` (where the server has that attribute) and `timeout` bound the time between
+    requests, and a drain ends a connection that is between two. All else is the same.
 
     What the handler has read ahead through `rfile`, or another file of `connection.makefile()`, goes along with the
     connection, and comes first in whatever reads through its methods and files: select(2) and the descriptor know
@@ -259,6 +260,8 @@ class _Loop(_Visit):
             return
         step = self.step(handler)
         loop = of_this_thread()
+        if loop is None and hasattr(handler.server, "worker_started"):
+            _say_why_not_kept(handler)
         while _flushed(handler) and self._finds_more(handler, loop):
             if not self.met and not self.open(handler):
                 return
@@ -275,9 +278,7 @@ class _Loop(_Visit):
         resting = loop if loop is not None and loop.resting else None
         reason = CloseReason.CLIENT
         try:
-            found = wait_for_bytes(
-                request, rfile, _seconds(server, "keepalive_timeout"), None if loop is None else loop.goes_on
-            )
+            found = wait_for_bytes(request, rfile, _seconds(server, "keepalive_timeout"), _goes_on(server, loop))
             if found and complete is not None:
                 wait_until_complete(request, rfile, complete, _seconds(server, "incomplete_timeout"))
         except TimeoutError:
@@ -287,6 +288,27 @@ class _Loop(_Visit):
         if resting is not None and found:
             resting.next_request()
         return found
+
+
+def _goes_on(server: Any, loop: Looped | None) -> Callable[[], bool] | None:
+    """Return what says whether a connection may go on that is between two requests; None: it may."""
+    if loop is not None:
+        return loop.goes_on
+    return (lambda: server.draining is not True) if hasattr(server, "draining") else None
+
+
+def _say_why_not_kept(handler: Any) -> None:
+    """Log, once for each class, that a pool could not know of it before there was a connection. A process of its own
+    for each connection would say it each time."""
+    made_by, cls = getattr(handler.server, "RequestHandlerClass", None), type(handler)
+    forked = any(base.__name__ == "ForkingMixIn" for base in type(handler.server).__mro__)
+    if not (forked or is_keeping(made_by) or cls in _said):
+        _said.add(cls)
+        why = f"a pool keeps connections of a handler class or a functools.partial of one, not of {made_by!r}"
+        say_no_effect([(f"KeepAliveMixIn of {cls.__qualname__}", why)])
+
+
+_said: set[type] = set()
 
 
 @lru_cache(64)

@@ -98,6 +98,28 @@ def test_a_drain_does_not_wait_for_idle_clients(bases: str, tmp_path: Path) -> N
             assert time.monotonic() - begun < HUNG / 2
 
 
+@pytest.mark.parametrize("bases", BASES.values(), ids=BASES)
+def test_a_handler_that_a_function_makes(bases: str, tmp_path: Path) -> None:
+    """Nobody knows beforehand that it would keep its connections: they stay in a loop, which is said once, and a drain
+    does not wait for those that are silent."""
+    program = "from tests.process.programs.looping import Lines\ndef Handler(*args): return Lines(*args)\n"
+    source = script(program, bases=bases, max_children=1, graceful_timeout=HUNG)
+    with Service(tmp_path, source) as service:
+        service.wait_ready(1)
+        for _ in range(2):
+            with Connection(dial(service.address)) as client:
+                assert (client.ask(b"hello"), client.ask(b"again")) == (b"1 hello", b"2 again")
+        with Connection(dial(service.address)) as client:
+            client.ask(b"hello")
+            begun = time.monotonic()
+            service.signal(signal.SIGTERM)
+            client.wait_end()
+            assert service.wait_exit() == 0
+            assert time.monotonic() - begun < HUNG / 2
+    said = [line for line in service.log.splitlines() if "KeepAliveMixIn of Lines has no effect: a pool keeps" in line]
+    assert len(said) == (0 if ", Forking" in bases else 1)
+
+
 @pytest.mark.parametrize("kind", [prefork.ThreadingTCPServer, prefork.ForkingTCPServer])
 def test_a_server_without_a_pool(kind: Any) -> None:
     """Each request is counted; an idle client does not hold up its end, nor a thread for longer than it is allowed."""
