@@ -91,7 +91,7 @@ class Listened(Supervised):
     def _adopted(own: socket.socket) -> Listener:
         if (known := origin_of(own)) is not None:
             return known
-        if type(own) is socket.socket:
+        if type(own) in Listener.__bases__:  # not socket.socket, which the program may have replaced since (PySocks)
             return Listener.adopt(own)
         origin = Listener.without_descriptor()
         put_beneath(own, origin)

@@ -19,8 +19,6 @@ from .listener import Beneath, family_of, type_of
 from .shared import SharedDatagrams, fitting
 from .wildcard import ROOM, WildcardListener, peer_of
 
-# By whose accept() it is.
-_CONNECTIONS = {Beneath: socket.socket, FileListener: AcceptedSocket, KeptListener: KeptSocket}
 _DONTWAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _TRUNC = int(getattr(socket, "MSG_TRUNC", 0))
 
@@ -31,8 +29,9 @@ def shortest(server: Any) -> GetRequest | None:
     if is_the_programs(server, "get_request") or not isinstance(sock, Beneath):
         return None
     accept, recvfrom = _whose(sock, "accept"), _whose(sock, "recvfrom")
-    if sock.type == socket.SOCK_STREAM and accept in _CONNECTIONS:
-        return _accepting(server, sock, _CONNECTIONS[accept])
+    connections = {Beneath: socket.socket, FileListener: AcceptedSocket, KeptListener: KeptSocket}
+    if sock.type == socket.SOCK_STREAM and accept in connections:
+        return _accepting(server, sock, connections[accept])
     if recvfrom is SharedDatagrams:
         return _receiving(server, sock)
     if recvfrom is WildcardListener:

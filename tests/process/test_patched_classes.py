@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import socket
 import socketserver
 from collections.abc import Callable
 from types import ModuleType
@@ -39,6 +40,26 @@ def test_a_patched_class(mixins: str, names: tuple[str, ...], module: Any, monke
             ask(server.server_address, b"fail")
             assert ask(server.server_address, b"word") == b"word"
         assert set(names) <= ledger.called()
+
+
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize("mixins", MIXINS)
+def test_a_class_in_the_place_of_the_socket(mixins: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may have its own class made wherever a socket is, as PySocks has: listeners and connections are."""
+
+    class Proxied(socket.socket):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            self.proxy = "nowhere"
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(f"{self.request.proxy} {self.server.socket.proxy}".encode())  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(socket, "socket", Proxied)
+    server: Any = type("Server", (*MIXINS[mixins], module.TCPServer), {"max_children": 1})(LOOPBACK, Handler)
+    with serving(server):
+        assert ask(server.server_address, b"word") == b"nowhere nowhere"
 
 
 def noting(ledger: Ledger, theirs: Callable[..., Any], name: str) -> Callable[..., Any]:
