@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from prefork.metrics.log_events import LogEvent, event
 
 from .bootstrap import exit_status, leave
-from .definitions import evaluated, put
+from .definitions import evaluated, of_class, put
 
 log = logging.getLogger("prefork.server")
 
@@ -57,4 +57,20 @@ def end_in_hooks(server: Any, forked: Callable[[], bool]) -> None:
         hook = getattr(server, name)
         module = getattr(getattr(hook, "__func__", hook), "__module__", "") or ""
         if module != "socketserver" and not module.startswith("prefork."):
-            put(server, name, ending(evaluated(server, name), forked))
+            put(server, name, ending(_in_force(server, name), forked))
+
+
+def _in_force(server: Any, name: str) -> Callable[..., Any]:
+    """Return what calls the hook: what its class has for it may change while it serves."""
+    cls, hook = type(server), evaluated(server, name)
+    if name in vars(server):
+        return hook
+    noted = getattr(cls, name)
+
+    def in_force(*args: Any, **named: Any) -> Any:
+        nonlocal hook, noted
+        if (now := getattr(cls, name)) is not noted:
+            hook, noted = of_class(server, name), now
+        return hook(*args, **named)
+
+    return in_force

@@ -42,6 +42,37 @@ def test_a_patched_class(mixins: str, names: tuple[str, ...], module: Any, monke
         assert set(names) <= ledger.called()
 
 
+CHANGED = ["get_request", "verify_request", "shutdown_request", "close_request", "handle_error"]
+
+
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize("mixins", [name for name in MIXINS if "forked" not in name])
+def test_hooks_that_change_while_it_serves(mixins: str, module: Any) -> None:
+    """A program may put others in the place of its own, in its class: those are called from then on."""
+    with contextlib.closing(Ledger()) as ledger:
+
+        def of(word: str) -> dict[str, Any]:
+            hooks = {name: noting(ledger, getattr(module.TCPServer, name), f"{word}-{name}") for name in CHANGED}
+            for hook in hooks.values():
+                hook.__module__ = __name__  # a wrapper has that of what it wraps
+            return hooks
+
+        base = type("Base", (module.TCPServer,), {**of("first"), "max_children": 1})
+
+        class Handler(Answer):
+            def handle(self) -> None:
+                super().handle()
+                for name, hook in of("second").items():
+                    setattr(base, name, hook)
+                raise LookupError("asked to")
+
+        server: Any = type("Server", (*MIXINS[mixins], base), {})(LOOPBACK, Handler)
+        with serving(server):
+            ask(server.server_address, b"word")
+            ask(server.server_address, b"word")
+        assert {f"second-{name}" for name in CHANGED} <= ledger.called()
+
+
 @pytest.mark.parametrize("module", [prefork, socketserver])
 @pytest.mark.parametrize("mixins", MIXINS)
 def test_a_class_in_the_place_of_the_socket(mixins: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +85,7 @@ def test_a_class_in_the_place_of_the_socket(mixins: str, module: Any, monkeypatc
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
+            self.request.recv(100)
             self.request.sendall(f"{self.request.proxy} {self.server.socket.proxy}".encode())  # type: ignore[attr-defined]
 
     monkeypatch.setattr(socket, "socket", Proxied)
