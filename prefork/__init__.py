@@ -96,8 +96,8 @@ __all__ = [
 if not TYPE_CHECKING:  # to a type checker every name would be there
 
     def __getattr__(name: str) -> Any:
-        """Return a class of a pool (PEP 562)."""
-        if name not in __all__:
+        """Return a class of a pool (PEP 562). Asked for the others as well, where every import is lazy (PEP 810)."""
+        if not name.startswith("PreForking") or name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from . import pool
 
