@@ -429,6 +429,7 @@ class Worker:
             if threads.short:
                 threads.short = False
                 self._pause()
+                threads.woken()  # the pause has heard of it
                 threads.go_to_the_back()
             else:
                 self._rest(at_most_ms)

@@ -49,7 +49,7 @@ log = logging.getLogger("prefork.server")
 IN_THE_MAIN_THREAD = ("get_request", "verify_request", "process_request")
 AHEAD = 4  # threads that wait: with fewer, a busy machine has no time to start more, and others get its requests
 IDLE_S = 10.0  # after which a thread leaves, where so many others wait
-NO_THREAD = -1  # waits in front
+NO_THREAD = -1  # waits in front, until a connection has been accepted again
 LOOK_EVERY_NS = 100_000_000  # the main thread checks its limits at most this often
 
 
@@ -136,8 +136,6 @@ class ThreadPool:
         `in_front_too` the one that waits there."""
         if in_front_too or not (self._stands_in_front or self._ways):
             self._stands_in_front = not self._ways and go_to_the_back(self._front, self._listener)
-        if self._first == NO_THREAD and self._stands_in_front:
-            self._first = 0  # before the next is woken, who may find that it cannot be served
         self._stands_at_back = True
         stand = [go_to_the_back(self._epoll, listener, AT_EACH_CHANGE) for listener in self._listeners]
         if not (all(stand) and (self._stands_in_front or self._ways)):
@@ -361,6 +359,8 @@ class ThreadPool:
                 self._register(listener, AT_EACH_CHANGE)
             except (OSError, ValueError):  # another thread is about it as well, or there is no memory for it
                 self.go_to_the_back()
+            if self._first == NO_THREAD and self._stands_in_front:
+                self._first = 0
         self.served = served = next(self._numbers)
         if (len(self._waiting) < AHEAD and not self._full) or served == self._most:
             self._wake()

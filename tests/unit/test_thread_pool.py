@@ -540,7 +540,7 @@ def test_one_after_another_in_front(pools: Callable[..., Pool], monkeypatch: pyt
 
 
 def test_shared_out_among_workers(pools: Callable[..., Pool]) -> None:
-    """Each has some: who has none goes first, then all take turns; one that is not let run is passed over."""
+    """Each has some, as who has none goes first; one that is not let run is passed over from then on."""
     first, *others = servers = [Server() for _ in range(3)]
     for other in others:
         other.socket.close()
@@ -553,7 +553,7 @@ def test_shared_out_among_workers(pools: Callable[..., Pool]) -> None:
         each[0].hold()
     counts = [sum(lane[STATE] != IDLE for lane in map(pool.slot.lane, range(16))) for pool in each]
     assert sum(counts) == 24
-    assert min(counts) > 1, counts
+    assert min(counts) > 0, counts
 
 
 def test_nobody_waits_in_front_beside_a_request(pools: Callable[..., Pool]) -> None:
