@@ -48,10 +48,19 @@ class Told(BaseRequestHandler):
 @contextlib.contextmanager
 def told(server: ForkingTCPServer) -> Iterator[tuple[socket.socket, int]]:
     """A client, and the pid of the child that serves it. Others, forked here, have copies of its socket."""
-    with dial(server.server_address) as client:
+    with ended(dial(server.server_address)) as client:
         yield client, int(client.recv(100))
-        with contextlib.suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def ended(client: socket.socket) -> Iterator[socket.socket]:
+    """A client whose end the server sees, whoever has a copy of its socket."""
+    with client:
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
 
 
 def at_rest(server: ForkingTCPServer) -> bool:
@@ -64,7 +73,7 @@ def test_each_end_is_counted() -> None:
     with serving(server):
         for word in ("", "", "raise", "leave 0", "leave 3", "kill"):
             with told(server) as (client, pid):
-                assert server.statistics().in_flight == 1
+                wait_until(lambda: server.statistics().in_flight == 1)
                 if word == "kill":
                     os.kill(pid, signal.SIGKILL)
                 else:
@@ -118,15 +127,14 @@ def test_at_most_max_children(most: int) -> None:
     server = Few(LOOPBACK, Told)
     with serving(server), contextlib.ExitStack() as stack:
         clients = [stack.enter_context(told(server)) for _ in range(most)]
-        assert len(server.active_children or ()) == server.statistics().in_flight == most
-        late = stack.enter_context(dial(server.server_address))
+        wait_until(lambda: len(server.active_children or ()) == server.statistics().in_flight == most)
+        late = stack.enter_context(ended(dial(server.server_address)))
         late.settimeout(0.1)
         with pytest.raises(TimeoutError):
             late.recv(1)
         clients[0][0].sendall(b"x")
         late.settimeout(HUNG)
         assert int(late.recv(100)) not in [pid for _, pid in clients]
-        late.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: at_rest(server))
 
 
@@ -147,7 +155,7 @@ def test_a_child_holds_nothing_of_its_siblings() -> None:
     with serving(server), contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(told(server))
-        assert sorted(kinds(descriptors())) == ["eventpoll", *["pidfd"] * 3]
+        wait_until(lambda: sorted(kinds(descriptors())) == ["eventpoll", *["pidfd"] * 3])
         client, _ = stack.enter_context(told(server))
         client.sendall(b"descriptors")
         assert client.recv(1000) == b"none"
