@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from prefork.metrics.loggers import HeldUp, Limit, without_sigpipe, writable
 
+from .log_locks import is_alone
 from .signals import interrupted_after
 
 FLUSH_S = 0.5
@@ -39,11 +40,7 @@ _alone = False  # in a child: at its fork there was no other thread, which could
 
 def _note_threads() -> None:
     global _alone
-    _alone = _is_alone()
-
-
-def _is_alone() -> bool:
-    return len(sys._current_frames()) == 1
+    _alone = is_alone()
 
 
 os.register_at_fork(before=_note_threads)
@@ -56,7 +53,7 @@ def flush_last() -> list[str]:
     comes after a flush that does not end.
     """
     todo = _all()
-    if not (_alone and _is_alone()):
+    if not (_alone and is_alone()):
         return flush_beside(todo)
     try:
         with without_sigpipe(), interrupted_after(FLUSH_S / 2):
@@ -74,7 +71,7 @@ def leave_nothing() -> bool:
 
     CPython flushes them before its own forks, too. Only where that waits for nothing, and the streams are Python's.
     """
-    if not (_is_alone() and _streams_take_some()):
+    if not (is_alone() and _streams_take_some()):
         return False
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -91,7 +88,7 @@ def flush_briefly() -> bool:
     If something hangs all the same, SIGALRM ends the child: a limit that lets it live costs more than the flush.
     """
     quiet = _signal.getsignal(signal.SIGALRM) == _DEFAULT and _signal.getsignal(signal.SIGPIPE) != _DEFAULT
-    if not (quiet and _alone and _is_alone() and _streams_take_some()):
+    if not (quiet and _alone and is_alone() and _streams_take_some()):
         return False
     signal.setitimer(signal.ITIMER_REAL, FLUSH_S)
     for stream in (sys.stdout, sys.stderr):

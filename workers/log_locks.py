@@ -5,6 +5,7 @@ holds while it writes. Runs in the process that forks. Must not wait for long.
 """
 
 import errno
+import gc
 import logging
 import sys
 from time import monotonic
@@ -14,12 +15,26 @@ MODULE_S = 0.5  # os.fork() itself waits for logging's own lock, without a bound
 HANDLERS_S = 0.05  # all together; one that is held for longer is held by a thread that hangs
 
 
+def is_alone() -> bool:
+    """Return True if no other thread of this process can be in Python code, and hold a lock.
+
+    CPython before 3.11.9 and 3.12.3 waits for itself for ever where its garbage is collected meanwhile (gh-106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return len(sys._current_frames()) == 1
+    finally:
+        if collects:
+            gc.enable()
+
+
 def hold(held: list[Any]) -> None:
     """Hold logging's locks, and put them into the list. Raises OSError if its own lock is not to be had.
 
     Where there is one thread, nobody else holds any.
     """
-    if len(sys._current_frames()) == 1:
+    if is_alone():
         return
     lock = logging._lock  # type: ignore[attr-defined]
     if not lock.acquire(timeout=MODULE_S):

@@ -63,9 +63,8 @@ def fails() -> None:
 @pytest.fixture(autouse=True)
 def nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """No stream and no handler but those of the test, and no thread at the fork."""
-    vars(PYTHON).update(
-        dict.fromkeys(("stdout", "stderr", "__stdout__", "__stderr__")), _current_frames=lambda: {1: None}
-    )
+    vars(PYTHON).update(dict.fromkeys(("stdout", "stderr", "__stdout__", "__stderr__")))
+    monkeypatch.setattr(flushing, "is_alone", lambda: True)
     monkeypatch.setattr(logging, "_handlerList", [])
     monkeypatch.setattr(flushing, "_alone", True)
     monkeypatch.setattr(flushing, "sys", PYTHON)
@@ -145,7 +144,7 @@ def test_who_is_alone(
 ) -> None:
     """Where there was no thread at the fork, and is none now, nobody else can hold a lock: no thread is started."""
     monkeypatch.setattr(flushing, "_alone", at_fork)
-    monkeypatch.setattr(PYTHON, "_current_frames", lambda: dict.fromkeys(range(now)))
+    monkeypatch.setattr(flushing, "is_alone", lambda: now == 1)
     monkeypatch.setattr(PYTHON, "stdout", out := Stream())
     assert flush_last() == ([] if alone else ["stdout"])
     assert limits == [0.25] * alone
@@ -156,7 +155,7 @@ def test_who_is_alone(
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_are_noted_at_the_fork(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what fork(2) is about to leave behind."""
-    monkeypatch.setattr(PYTHON, "_current_frames", lambda: dict.fromkeys(range(threads)))
+    monkeypatch.setattr(flushing, "is_alone", lambda: threads == 1)
     flushing._note_threads()
     assert flushing._alone is (threads == 1)
 
