@@ -8,7 +8,6 @@ import ctypes
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from urllib.request import urlopen
 import psutil
 
 from tests.support.tools.complaints import Judged
+from tests.support.tools.proc import is_listening
 
 HUNG = 30.0  # seconds; never reached unless something hangs
 ROOT = Path(__file__).parents[3]
@@ -176,10 +176,7 @@ def listener(argv: Sequence[str | Path], log: Path, port: int) -> Iterator[None]
 def listening(port: int, process: "subprocess.Popen[bytes]") -> None:
     """Wait until this process listens there."""
     deadline = monotonic() + HUNG
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+    while not is_listening(port):
         assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
         assert monotonic() < deadline, f"hung: {process.args!r} does not listen"
 

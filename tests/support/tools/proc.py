@@ -69,6 +69,12 @@ def accept_queue(port: int) -> int:
     return next(int(row[4].partition(":")[2], 16) for row in _sockets("tcp", port) if int(row[3], 16) == TCP_LISTEN)
 
 
+def is_listening(port: int) -> bool:
+    """Whether somebody listens at this TCP port: a connection, to find out, would be one that he has to serve."""
+    rows = (row for protocol in ("tcp", "tcp6") for row in _sockets(protocol, port))
+    return any(int(row[3], 16) == TCP_LISTEN for row in rows)
+
+
 def datagrams(port: int) -> tuple[int, int]:
     """Bytes that wait at the UDP socket of this port, and the datagrams that the kernel dropped there."""
     row = next(_sockets("udp", port))
