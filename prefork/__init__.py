@@ -93,15 +93,17 @@ __all__ = [
     "rehearsing",
 ]
 
+_OF_A_POOL = [name for name in __all__ if name.startswith("PreForking")]
+
 if not TYPE_CHECKING:  # to a type checker every name would be there
 
     def __getattr__(name: str) -> Any:
         """Return a class of a pool (PEP 562). Asked for the others as well, where every import is lazy (PEP 810)."""
-        if not name.startswith("PreForking") or name not in __all__:
+        if name not in _OF_A_POOL:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from . import pool
 
-        globals().update({each: getattr(pool, each) for each in __all__ if each.startswith("PreForking")})
+        globals().update({each: getattr(pool, each) for each in _OF_A_POOL})
         return globals()[name]
 
     def __dir__() -> list[str]:
