@@ -122,9 +122,7 @@ def queue_wait_ns(sock: object) -> int | None:
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_SIZE)  # type: ignore[attr-defined]
         since_sent_ms, sent = WAIT.unpack(info)
-    except (
-        Exception
-    ):  # a request can be any object, a datagram is a tuple; and what stands for a socket raises anything
+    except Exception:  # a request can be any object: a datagram is a tuple, what stands for a socket raises anything
         return None
     return None if sent else since_sent_ms * 1_000_000
 

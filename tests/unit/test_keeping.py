@@ -305,6 +305,11 @@ class Keep:
             assert monotonic() < end, "hung"
             sleep(0.001)
 
+    def tell_to_end(self) -> None:
+        """Tell the worker that the service ends."""
+        self.slot.tell_to_drain(ends=True)
+        os.kill(os.getpid(), DRAIN_SIGNAL)
+
     def run(self, script: Callable[[], None]) -> int:
         """Run the worker in this thread, and the script in another."""
 
@@ -958,8 +963,7 @@ def test_the_service_ends(server_class: type[Any], keeps: Callable[..., Keep]) -
     keep = keeps(server_class, Told, lanes=8)
 
     def during(line: str) -> None:
-        keep.slot.tell_to_drain(ends=True)
-        os.kill(os.getpid(), DRAIN_SIGNAL)
+        keep.tell_to_end()
         keep.until(lambda: keep.server._prefork_.worker.draining)
 
     def script() -> None:
@@ -983,8 +987,7 @@ def test_the_service_ends_while_one_lingers(server_class: type[Any], keeps: Call
         client = keep.connect()
         assert keep.ask(client, "one") == "1 one\n"
         keep.until(lambda: keep.count(IDLE_HERE) == [1])
-        keep.slot.tell_to_drain(ends=True)
-        os.kill(os.getpid(), DRAIN_SIGNAL)
+        keep.tell_to_end()
         assert client.recv(1) == b""
 
     with pytest.MonkeyPatch.context() as patch:
@@ -1001,8 +1004,7 @@ def test_the_service_ends_before_all_is_answered(keeps: Callable[..., Keep]) -> 
 
     def during(line: str) -> None:
         if line == "7":
-            keep.slot.tell_to_drain(ends=True)
-            os.kill(os.getpid(), DRAIN_SIGNAL)
+            keep.tell_to_end()
             keep.until(lambda: keep.server._prefork_.worker.draining)
 
     def script() -> None:
