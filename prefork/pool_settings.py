@@ -128,7 +128,7 @@ class PoolSettings:
     ] = 10.0  # fmt: skip
 
     request_queue_size: Annotated[
-        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1,
+        int, Setting("connections the kernel keeps waiting", group="Listening", at_least=1, at_most=2**31 - 1,
                      default_text="1024, or Python's own where that is more"),
     ] = max(1024, TCPServer.request_queue_size)  # fmt: skip
     socket_mode: Annotated[

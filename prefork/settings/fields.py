@@ -119,6 +119,8 @@ class Field(NamedTuple):
             return
         if not self._is_of_type(value) or not self._in_range(value):
             name, allowed = (self.key, self.allowed) if origin else (self.name, self._allowed("None"))
+            if _has_null(value):
+                allowed = "without a null byte"
             error = ConfigError(f"could not set {name} to {value!r:.80}{_from(origin or owner)}: it must be {allowed}")
             if not origin:
                 error.add_note(f"prefork takes it for its setting {name}: {self.setting.help}. What is the program's "
@@ -134,7 +136,7 @@ class Field(NamedTuple):
             return isinstance(value, bool) and self.type is bool
         if self.type is float:
             return isinstance(value, (int, float)) and math.isfinite(value)
-        return isinstance(value, self.type)
+        return isinstance(value, self.type) and not _has_null(value)
 
     def _in_range(self, value: Any) -> bool:
         s = self.setting
@@ -156,6 +158,11 @@ def _are_networks(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _has_null(value: object) -> bool:
+    """Return True for a text that the kernel takes for another one, so that nothing is called so: no path, no user."""
+    return isinstance(value, str) and "\0" in value
 
 
 def _from(origin: str) -> str:

@@ -121,10 +121,12 @@ def _why(exc: Exception) -> str:
 
 def _set_alpn(context: ssl.SSLContext, text: str) -> None:
     names = text.replace(",", " ").split()
+    if not names:
+        raise ConfigError(f"could not set tls_alpn to {text!r}: it names no protocol")
     try:
         context.set_alpn_protocols(names)
-    except ssl.SSLError:
-        raise ConfigError(f"could not set tls_alpn to {text!r}: each name has 1 to 255 bytes") from None
+    except (ssl.SSLError, UnicodeEncodeError):
+        raise ConfigError(f"could not set tls_alpn to {text!r:.80}: each name has 1 to 255 bytes of ASCII") from None
 
 
 # --- the date in a certificate ---------------------------------------------------------------------

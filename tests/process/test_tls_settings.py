@@ -277,5 +277,9 @@ def test_what_cannot_be_used_is_refused_by_a_sentence(tmp_path: Path) -> None:
     assert refused(tmp_path, *both, "locked.pem") == (
         "could not use tls_key locked.pem: it is encrypted, and nobody is there to be asked"
     )
+    for names, why in [(" , ", "it names no protocol"), ("h2, é", "each name has 1 to 255 bytes of ASCII"),
+                       ("x" * 256, "each name has 1 to 255 bytes of ASCII")]:  # fmt: skip
+        said = refused(tmp_path, *both, KEY, "--tls-alpn", names)
+        assert said == f"could not set tls_alpn to {names!r:.80}: {why}"
     os.chmod(tmp_path / KEY, 0o644)
     assert refused(tmp_path, *both, KEY) == "could not use tls_key key.pem: its mode 0644 lets others read or change it"

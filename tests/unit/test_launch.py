@@ -267,3 +267,20 @@ def test_the_exit_statuses_are_those_of_the_reference() -> None:
     assert sorted(EXIT_STATUS) == [0, 1, 2, 3, 4]
     assert EXIT_STATUS[3] == "no worker could start"
     assert EXIT_STATUS[4] == "could not bind"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in fields().items() if field.type is str and field.setting.unit != "address"]
+)
+def test_no_text_has_a_null_byte(name: str) -> None:
+    """A file may have one where an option cannot; the kernel would take what is before it for the whole."""
+    field = fields()[name]
+    with pytest.raises(ConfigError) as caught:
+        field.check("a\0b", "s.toml")
+    assert str(caught.value) == f"could not set {field.key} to 'a\\x00b' (from s.toml): it must be without a null byte"
+
+
+def test_no_queue_is_longer_than_the_kernel_can_count() -> None:
+    """listen(2) takes an int."""
+    assert read(request_queue_size=str(2**31 - 1)).values["request_queue_size"] == 2**31 - 1
+    assert "it must be a whole number, at least 1, at most 2147483647" in refusal(request_queue_size=str(2**31))
