@@ -11,6 +11,7 @@ import io
 import sys
 from typing import Any
 
+from .http_chunks import Chunks
 from .idle_waits import is_plain
 from .stay import KeptFile, KeptReader, KeptSocket, peek
 
@@ -63,16 +64,22 @@ class Exchange:
         if type(rfile) is io.BufferedReader:  # of a connection that is not kept
             rfile = handler.rfile = KeptFile(CountingReader(rfile))
         self._rfile: Any = rfile if isinstance(rfile, KeptFile | KeptReader) else None
+        self._raw: Any = getattr(self._rfile, "raw", self._rfile)
         self._body_at: int | None = None  # in bytes taken from `rfile`; None until the request's head was read
 
     def begin(self) -> None:
         self._body_at = None
+        if self._raw is not None:
+            self._raw.chunks = None
         self._answer.begin()
 
     def head_read(self, handler: Any) -> None:
         """Note what the head of the request says, which http.server's `parse_request()` has read."""
         if self._rfile is not None:
             self._body_at = self._rfile.taken()
+            if "Transfer-Encoding" in handler.headers:
+                self._raw.chunks = chunks = Chunks()
+                chunks.follow(self._rfile.ahead())
         self._answer.expect(keep=not handler.close_connection, old=_is_old(handler.request_version))
 
     def end(self, handler: Any) -> None:
@@ -89,7 +96,8 @@ class Exchange:
         taken = self._rfile.taken() - self._body_at
         headers = handler.headers
         if "Transfer-Encoding" in headers:  # the program's to read, if it knows of it: RFC 9112, section 6.1
-            return bool(taken > 0) and "Content-Length" not in headers and not _is_old(handler.request_version)
+            certain = "Content-Length" not in headers and not _is_old(handler.request_version)
+            return certain and taken > 0 and self._chunks_are_read(handler.request, taken)
         lengths = set(headers.get_all("Content-Length") or ["0"])
         length = lengths.pop()
         if lengths or not (length.isascii() and length.isdigit()):
@@ -97,13 +105,25 @@ class Exchange:
         left = int(length) - taken
         return left == 0 or (0 < left <= SKIPPED_MAX and self._skip(handler.request, left))
 
+    def _chunks_are_read(self, request: Any, taken: int) -> bool:
+        """Do as `_body_is_read()`: many a program leaves the line after the last chunk."""
+        chunks: Chunks = self._raw.chunks
+        if not chunks.ended:
+            chunks.follow(_not_received(request, SKIPPED_MAX))
+        left = chunks.size - taken
+        return chunks.ended and (left == 0 or (0 < left <= SKIPPED_MAX and self._skip(request, left)))
+
     def _skip(self, request: Any, left: int) -> bool:
         at_hand = len(self._rfile.ahead())
-        if type(request) is KeptSocket and request.stay is not None:
-            at_hand += len(request.stay.unread)
-        if at_hand < left and is_plain(request):
-            at_hand += len(peek(request, left) or b"")
+        if at_hand < left:
+            at_hand += len(_not_received(request, left))
         return bool(at_hand >= left and len(self._rfile.read(left)) == left)
+
+
+def _not_received(request: Any, most: int) -> bytes:
+    """Return what the handler's file has not asked for yet: of what the kernel has at most so many bytes."""
+    unread = request.stay.unread if type(request) is KeptSocket and request.stay is not None else b""
+    return unread + ((peek(request, most) if is_plain(request) else None) or b"")
 
 
 class AnswerFile(io.BufferedIOBase):
@@ -119,7 +139,7 @@ class AnswerFile(io.BufferedIOBase):
         self._head = bytearray()
         self._version = self._status = b""
         self._size = 0  # of the body so far
-        self._last = b""
+        self._chunks: Chunks | None = None  # it is in chunks
         self.expect(keep=False, old=False)
 
     def expect(self, *, keep: bool, old: bool) -> None:
@@ -138,8 +158,8 @@ class AnswerFile(io.BufferedIOBase):
             return False
         if command == "HEAD" or self._status in (b"204", b"304"):
             return self._size == 0
-        if b"transfer-encoding" in fields:
-            return self._last.endswith(_END)
+        if self._chunks is not None:
+            return self._chunks.ended and self._chunks.size == self._size
         return fields.get(b"content-length") == b"%d" % self._size
 
     def _must_say(self) -> bool:
@@ -152,8 +172,8 @@ class AnswerFile(io.BufferedIOBase):
         else:
             self._file.write(data)
             self._size += size
-            if b"transfer-encoding" in self._fields:
-                self._last = (self._last + bytes(data)[-4:])[-4:]
+            if self._chunks is not None:
+                self._chunks.follow(bytes(data))
         return size
 
     def _read_head(self, data: bytes) -> bytes:
@@ -169,7 +189,10 @@ class AnswerFile(io.BufferedIOBase):
                 continue
             self._fields = fields
             rest = bytes(head[end + len(_END) :])
-            self._size, self._last = len(rest), rest[-4:]
+            self._size = len(rest)
+            if fields.get(b"transfer-encoding", b"").lower().endswith(b"chunked"):
+                self._chunks = Chunks()
+                self._chunks.follow(rest)
             at = end + 2 - before  # of the empty line that ends the head
             if (
                 self._keep
@@ -225,12 +248,15 @@ class CountingReader(io.RawIOBase):
         self._file = file
         self.dry = False
         self.received = 0
+        self.chunks: Chunks | None = None  # what is read is a body in chunks
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
             return None
         count: int | None = self._file.readinto1(buffer)  # None where it is asked without waiting
         self.received += count or 0
+        if self.chunks is not None and count:
+            self.chunks.follow(bytes(memoryview(buffer)[:count]))
         return count
 
     def give_back(self, data: bytes) -> None:

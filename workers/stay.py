@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import ref
 
+from .http_chunks import Chunks
 from .kept import CLOSING, MET, SHORT, Kept
 from .socket_files import AcceptedSocket, SocketReader
 
@@ -175,7 +176,7 @@ class KeptSocket(AcceptedSocket):
 class KeptReader(SocketReader):
     """The raw file of a kept connection: it reads what is unread first, and notes its end."""
 
-    __slots__ = ("dry", "received", "stay")
+    __slots__ = ("chunks", "dry", "received", "stay")
 
     def __init__(self, sock: KeptSocket, stay: Stay) -> None:
         self.closed = self._timeout_occurred = False  # as a SocketReader's, without a call
@@ -184,6 +185,7 @@ class KeptReader(SocketReader):
         self.stay = stay
         self.dry = False  # it gives nothing now, so that what is buffered above it can be told
         self.received = 0  # bytes so far
+        self.chunks: Chunks | None = None  # what is read is a body in chunks
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
@@ -196,6 +198,8 @@ class KeptReader(SocketReader):
         if count == 0:
             stay.hung_up = True
         self.received += count or 0
+        if self.chunks is not None and count:
+            self.chunks.follow(bytes(memoryview(buffer)[:count]))
         return count
 
     def taken(self) -> int:

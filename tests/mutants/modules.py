@@ -433,6 +433,7 @@ MODULES = {
     "stay": Module("workers/stay.py", ("stay", "keepalive"), ("process/pool",)),
     "keepalive": Module("prefork/keepalive.py", ("keepalive",), ("process/server",)),
     "http_exchange": Module("workers/http_exchange.py", ("http_exchange",), ("process/server",)),
+    "http_chunks": Module("workers/http_chunks.py", ("http_chunks", "http_exchange"), ("process/server",)),
     "idle_waits": Module("workers/idle_waits.py", ("keepalive", "looped"), ("process/kept_in_loops",)),
     "looped": Module("workers/looped.py", ("looped",), ("process/kept_in_loops",)),
 }

@@ -108,6 +108,9 @@ LEADS_ON = {
     "not modified": writes(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 77\r\n\r\n"),
     "chunks": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"),
     "chunks in parts": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"2\r\nab\r\n", b"0\r", b"\n", b"\r\n"),
+    "chunk that looks like the last": writes(
+        OK + b"Transfer-Encoding: gzip, Chunked\r\n\r\n", b"5;x=y\r\n0\r\n\r\n\r\n00000\r\n\r\n"
+    ),
     "trailer": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\nSum: 1\r\n\r\n"),
     "interim": writes(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nab"),
     "says keep-alive": writes(OK + b"Connection: Keep-Alive\r\nContent-Length: 2\r\n\r\nab"),
@@ -119,6 +122,10 @@ ENDS = {
     "two lengths": writes(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nab"),
     "no number": writes(OK + b"Content-Length: two\r\n\r\nab"),
     "no last chunk": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"),
+    "no last chunk after an empty line": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nab\r\n\r\n"),
+    "more than the last chunk": writes(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n0\r\n\r\n"),
+    "no chunks": writes(OK + b"Transfer-Encoding: chunked\r\n\r\nab\r\n0\r\n\r\n"),
+    "another coding": writes(OK + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
     "says close": writes(OK + b"Connection: x, close\r\nContent-Length: 2\r\n\r\nab"),
     "nothing": writes(),
     "interim only": writes(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
@@ -230,13 +237,29 @@ def test_a_body_whose_end_is_not_certain(lines: list[str], size: int, kept: bool
     assert got == OK + b"Content-Length: 2\r\n\r\nab"
 
 
+CHUNKS = b"6\r\nGET / \r\n0\r\nSum: 1\r\n\r\n"
+
+
 @KEPT
-def test_chunks_are_the_programs_to_read(kept: bool) -> None:
-    """If it has read some of them, it has read them all."""
-    body = b"2\r\nab\r\n0\r\n\r\n"
-    sent = get("/first", "Transfer-Encoding: chunked", method="POST", body=body) + get("/next")
+@pytest.mark.parametrize("rbufsize", [-1, 1, 16])
+@pytest.mark.parametrize("size", range(1, len(CHUNKS) + 1))
+def test_chunks_are_the_programs_to_read(size: int, rbufsize: int, kept: bool) -> None:
+    """If it has read some of them, what it has left is skipped, as it is there: it is no request."""
+    handler = answers(first=reads(size))
+    handler.rbufsize = rbufsize  # type: ignore[attr-defined]
+    sent = get("/first", "Transfer-Encoding: chunked", method="POST", body=CHUNKS) + get("/next")
+    _, server = talk(handler, sent, kept=kept)
+    assert server.asked == [("POST", "/first"), CHUNKS[:size], ("GET", "/next")]
+
+
+@KEPT
+@pytest.mark.parametrize("body", [CHUNKS + b"?", CHUNKS[:-1], b"6\r\nabc", b"abc\r\n0\r\n\r\n"])
+def test_chunks_whose_end_is_not_certain(body: bytes, kept: bool) -> None:
+    """End the connection after the answer, where more was read than there are, or less is there."""
+    sent = get("/first", "Transfer-Encoding: chunked", method="POST", body=body)
     _, server = talk(answers(first=reads(len(body))), sent, kept=kept)
-    assert server.asked == [("POST", "/first"), body, ("GET", "/next")]
+    assert server.closed == ([1] if kept else [])
+    assert server.asked == [("POST", "/first"), body]
 
 
 @KEPT
