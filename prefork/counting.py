@@ -25,6 +25,7 @@ from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
 from prefork.workers.looped import LoopTerms
+from prefork.workers.straight import ServeOne
 
 from .sockets.of_server import is_closed
 
@@ -36,6 +37,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.lanes: Lanes | None = None
+        self.serve_one: ServeOne | None = None  # accepts a request and processes it, on these lanes
         self.lane: Lane | None = None  # for the next request
         self.own: tuple[tuple[int, Slot], ...] = ()  # this process's own slots, with their serials on the board
         self.final: Statistics | None = None  # set when the board is closed
@@ -77,10 +79,14 @@ class Counting:
         more: Callable[[], Slot | None],
         on_free: Callable[[], None],
         queue_waits: bool,
+        way: Callable[[Lanes], ServeOne],
         admission: Admission | None = None,
         access_log: AccessLog | None = None,
     ) -> Lanes:
-        """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates."""
+        """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates.
+
+        `way` returns what is to be `serve_one`.
+        """
         elsewhere = hasattr(server, "process_request_thread") or hasattr(server, "collect_children")
         self.enter(slot, ChildKind.SERVER)
         self.lanes = Lanes(slot, elsewhere=elsewhere, on_free=on_free, more=more, queue_waits=queue_waits,
@@ -88,6 +94,7 @@ class Counting:
         self.lanes.loops = LoopTerms(partial(_is_over, weakref.ref(server)))
         handshake.in_its_lane(server)
         self.lanes.bind(server)
+        self.serve_one = way(self.lanes)
         return self.lanes
 
     def at_rest(self) -> bool:
@@ -111,7 +118,7 @@ class Counting:
             return False
         if self.lanes is not None:
             self.lanes.unbind(server)
-            self.lanes, self.lane = None, None
+            self.lanes, self.serve_one, self.lane = None, None, None
         return True
 
     def adopt_application(self, size: int) -> None:

@@ -11,6 +11,7 @@ process; a worker runs `process_request` of the same object.
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 from prefork.metrics.application.values import begin
@@ -21,8 +22,10 @@ from prefork.workers.bootstrap import Birth, Master, enter_briefly
 from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
 from prefork.workers.flushing import leave_nothing
+from prefork.workers.lanes import Lanes
 from prefork.workers.last_words import LastWords
 from prefork.workers.signals import HEARD, set_mask
+from prefork.workers.straight import ServeOne, way_to_threads
 from prefork.workers.threads import RequestThread, Threads
 
 from .inheritance.own import Own
@@ -166,6 +169,20 @@ class ThreadedRequests(Supervised):
         super().__init__(server)
         self.threads = Threads()
 
+    def way(self, lanes: Lanes) -> ServeOne:
+        return lanes.serve_one if self.in_place else way_to_threads(lanes, self.server, self.start)
+
+    def start(self, server: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Start a thread for a request. Raises RuntimeError if the system cannot start one."""
+        thread = RequestThread(self.threads, function, arguments, daemon=server.daemon_threads)
+        if server.block_on_close:
+            self.threads.append(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self.threads.forget(thread)
+            raise
+
     def wait_for_requests(self) -> None:
         self.threads.join()
 
@@ -248,17 +265,8 @@ class ThreadingMixIn(SupervisedMixIn):
         """Start a thread for this request. Raises RuntimeError if the system cannot start one."""
         if self._prefork_.in_place:
             self.process_request_thread(request, client_address)
-            return
-        threads: Threads = self._prefork_.threads
-        arguments = request, client_address
-        thread = RequestThread(threads, self.process_request_thread, arguments, daemon=self.daemon_threads)
-        if self.block_on_close:
-            threads.append(thread)
-        try:
-            thread.start()
-        except BaseException:
-            threads.forget(thread)
-            raise
+        else:
+            self._prefork_.start(self, self.process_request_thread, (request, client_address))
 
 
 class ForkingUDPServer(ForkingMixIn, UDPServer):

@@ -25,6 +25,7 @@ from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
 from prefork.workers.lanes import Lanes
+from prefork.workers.straight import ServeOne
 from prefork.workers.wakeup import Wakeup
 
 from .counting import ENDING, Counting
@@ -207,8 +208,13 @@ class Supervised(ServingLoop):
         """Return the lanes of this process, created at its first request."""
         return self.counting.lanes or self.counting.begin(
             self.server, self.first_slot(), more=self.more_lanes, on_free=self._lane_is_free,
-            queue_waits=self.counts_queue_waits(), admission=self.admission(), access_log=self.access_log(),
+            queue_waits=self.counts_queue_waits(), way=self.way, admission=self.admission(),
+            access_log=self.access_log(),
         )  # fmt: skip
+
+    def way(self, lanes: Lanes) -> ServeOne:
+        """Return what accepts a request and processes it. Extend it where there is a straighter way."""
+        return lanes.serve_one
 
     def admission(self) -> Admission | None:
         """Return what each connection must show before the program sees it: what a pool has settings for."""
@@ -282,10 +288,11 @@ class Supervised(ServingLoop):
         counting = self.counting
         if counting.lane is None and not self.has_room():
             return
-        lanes, lane, counting.lane = self.lanes(), counting.lane, None
+        lanes, lane, serve_one, counting.lane = self.lanes(), counting.lane, counting.serve_one, None
         assert lane is not None
+        assert serve_one is not None
         try:
-            outcome = lanes.serve_one(self.server, lane, monotonic_ns())
+            outcome = serve_one(self.server, lane, monotonic_ns())
         finally:
             if not lanes.elsewhere:
                 lanes.give_back(lane)

@@ -143,6 +143,11 @@ class Lanes:
             self._starved = False
             self._on_free()
 
+    @property
+    def thread_body(self) -> Callable[..., Any] | None:
+        """The `process_request_thread` that stands on the server object between two requests."""
+        return None if self._body is None else self._body.process
+
     def pass_on(self) -> None:
         """Give up the request that this thread has accepted, and its lane: a child took both."""
         self.current.pop(get_ident(), None)

@@ -2,22 +2,23 @@
 
     get_request ─▶ handler ─▶ shutdown_request          as Lanes.serve_one(), with the same counts in the same order
 
-Runs in a worker that serves one request at a time, or in one of its threads that stay. What it leaves out are the calls
-of `verify_request()`, `process_request()` and `finish_request()` of BaseServer, or `process_request_thread()` of
-ThreadingMixIn, which would lead to the handler, and the search for this thread's lane on the way: a microsecond or two,
-a twentieth of a short connection. All other hooks are called.
+Runs in a worker that serves one request at a time, or in one of its threads that stay; and in a plain server, up to the
+thread that is started for the request, and in that. What it leaves out are the calls of `verify_request()`,
+`process_request()` and `finish_request()` of BaseServer, or `process_request_thread()` of ThreadingMixIn, which would
+lead to the handler, and the search for this thread's lane on the way: a microsecond or two, a twentieth of a short
+connection. All other hooks are called.
 """
 
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from prefork.metrics.scoreboard import ACCEPTED, ACCEPTING, BUSY, COMPLETED, DURATION, IDLE, STARTED_NS, STATE
+from prefork.metrics.scoreboard import ACCEPTED, ACCEPTING, BUSY, COMPLETED, DURATION, FAILED, IDLE, STARTED_NS, STATE
 
 from . import strays
-from .accepting import REQUEST, Accepted
+from .accepting import NOT_BEGUN, REQUEST, Accepted, is_shortage
 from .contexts import Lane
-from .definitions import is_base_servers, is_threading_mixins
+from .definitions import definer, is_base_servers, is_ours, is_threading_mixins
 from .keeps import keeps
 from .lanes import Lanes
 from .thread_body import THREAD_BODY
@@ -25,6 +26,7 @@ from .thread_body import THREAD_BODY
 PASSED_BY = ("verify_request", "process_request", "finish_request")
 
 ServeOne = Callable[[Any, Lane, int], Accepted]
+Start = Callable[[Any, Callable[..., None], tuple[Any, ...]], None]
 
 
 def way_of(lanes: Lanes, server: Any) -> ServeOne:
@@ -151,3 +153,93 @@ def way_in_threads(lanes: Lanes, server: Any) -> ServeOne:
         return REQUEST
 
     return serve_one
+
+
+def way_to_threads(lanes: Lanes, server: Any, start: Start) -> ServeOne:
+    """Return what accepts one request and starts a thread for it, as `way_of()` does; see there.
+
+    `start(server, function, arguments)` starts a thread of ThreadingMixIn's. The lane goes along as an argument: nobody
+    else could begin this request, so that a place in `lanes.contexts` is not needed.
+    """
+    counted, body = lanes.bound, lanes.thread_body
+    if (
+        lanes.admission is not None or lanes.access_log is not None or lanes.found is not None or keeps(server)
+        or not all(is_base_servers(server, name) for name in ("verify_request", "finish_request"))
+        or not all(_is_our_threading_mixins(server, name) for name in ("process_request", THREAD_BODY))
+    ):  # fmt: skip
+        return lanes.serve_one
+    cls = type(server)
+    verify, process, finish, in_thread = (getattr(cls, name) for name in (*PASSED_BY, THREAD_BODY))
+    begin, process_request_thread = lanes.begin, _thread_body(lanes)
+    failed = False  # the last get_request()
+
+    def serve_one(server: Any, lane: Lane, now_ns: int) -> Accepted:
+        nonlocal failed
+        now, own = type(server), vars(server)
+        if (
+            server.finish_request is not counted or "verify_request" in own or "process_request" in own
+            or own.get(THREAD_BODY) is not body or now.process_request_thread is not in_thread
+            or now.verify_request is not verify or now.process_request is not process
+            or now.finish_request is not finish
+        ):  # fmt: skip
+            return lanes.serve_one(server, lane, now_ns)
+        lane[STARTED_NS] = now_ns
+        lane[STATE] = ACCEPTING
+        try:
+            request, client_address = server.get_request()
+        except BaseException as exc:
+            failed = True
+            return lanes.got_none(lane, exc)
+        lane[ACCEPTED] += 1
+        lane[STATE] = BUSY
+        if failed or now_ns >= lanes.next_queue_wait_ns:
+            failed = False
+            begin(lane, request, client_address, now_ns)
+        passed = {"lane": lane}  # whoever takes it out has it to give back
+        try:
+            start(server, process_request_thread, (server, request, client_address, passed))
+        except BaseException as exc:
+            if passed.pop("lane", None) is not None:
+                lanes.end(lane, FAILED)
+                lanes.give_back(lane)
+            if not isinstance(exc, Exception):
+                server.shutdown_request(request)
+                raise
+            server.handle_error(request, client_address)
+            server.shutdown_request(request)
+            if is_shortage(exc):
+                return NOT_BEGUN
+        return REQUEST
+
+    return serve_one
+
+
+def _thread_body(lanes: Lanes) -> Callable[..., None]:
+    """Return what such a thread runs: it has the name of the method that it stands for, and so has the thread."""
+    observe = DURATION.observe
+
+    def process_request_thread(server: Any, request: Any, client_address: Any, passed: dict[str, Lane]) -> None:
+        if (lane := passed.pop("lane", None)) is None:  # what has started this thread was interrupted, and counted
+            server.process_request_thread(request, client_address)
+            return
+        try:
+            try:
+                server.RequestHandlerClass(request, client_address, server)
+            except BaseException as exc:
+                lanes.fail(lane, request, exc)
+                raise
+            lane[COMPLETED] += 1
+            observe(lane, monotonic_ns() - lane[STARTED_NS])
+        except Exception:
+            server.handle_error(request, client_address)
+        finally:
+            try:
+                server.shutdown_request(request)
+            finally:
+                lanes.give_back(lane)
+
+    return process_request_thread
+
+
+def _is_our_threading_mixins(server: Any, name: str) -> bool:
+    return is_threading_mixins(server, name) and is_ours(definer(type(server), name) or object)

@@ -3,6 +3,7 @@ and the same outcomes, counts and calls as by the long way."""
 
 import errno
 import socketserver
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefork.metrics.scoreboard import (
     DURATION,
     FAILED,
     HANDED_OVER,
+    IDLE,
     LANE_WORDS,
     REJECTED,
     STARTED_NS,
@@ -28,8 +30,9 @@ from prefork.workers import straight, strays
 from prefork.workers.accepting import Accepted
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
-from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of
+from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of, way_to_threads
 from prefork.workers.thread_body import THREAD_BODY
+from prefork.workers.threads import RequestThread
 from tests.support.programs.inside import Stray
 
 NOW_NS = 5_000
@@ -133,6 +136,15 @@ class LongWayInThreads(InThreads):
         return True
 
 
+class ToThreads(InThreads):
+    """Starts a thread for each request."""
+
+
+class LongWayToThreads(ToThreads):
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
 EVENTS = (
     "ok", "fails", "exits", "gone", "again", "nothing", "shortage", "no sense", "exit in get_request",
     "shutdown raises",
@@ -147,17 +159,19 @@ class Harness:
         self.server = server_class("nowhere", Handler)
         self.seen = self.server.seen = list[str]()
         log: Any = Log(self.seen) if logged else None
-        self.lanes = Lanes(self.slot, elsewhere=False, on_free=lambda: None, guarded=True, access_log=log)
+        self.elsewhere = issubclass(server_class, ToThreads)
+        self.lanes = Lanes(self.slot, elsewhere=self.elsewhere, on_free=lambda: None, guarded=True, access_log=log)
         self.server.forked = lambda: setattr(self.lanes, "forked", True)
         in_threads = hasattr(self.server, THREAD_BODY)
-        if in_threads:
+        if in_threads and not self.elsewhere:
             self.lanes.serve_in_threads(self.server, lambda: self.seen.append("accepted"))
         self.lanes.bind(self.server)
         lane = self.lanes.take()
         assert lane is not None
         self.lane: Lane = lane
         way = way_in_threads if in_threads else way_of
-        self.serve_one: ServeOne = way(self.lanes, self.server)
+        to_threads = self.server._prefork_.way if self.elsewhere else None
+        self.serve_one: ServeOne = way(self.lanes, self.server) if to_threads is None else to_threads(self.lanes)
 
     @property
     def is_straight(self) -> bool:
@@ -166,10 +180,19 @@ class Harness:
     def serve(self, event: str) -> Accepted | BaseException:
         self.server.event = event
         self.seen.append(f"-- {event}")
+        result: Accepted | BaseException
         try:
-            return self.serve_one(self.server, self.lane, NOW_NS)
+            result = self.serve_one(self.server, self.lane, NOW_NS)
         except BaseException as exc:
-            return exc
+            result = exc
+        if self.elsewhere:
+            self.server._prefork_.threads.join()
+            if result not in (Accepted.NOTHING, Accepted.NO_RESOURCES):
+                lane = self.lanes.take()
+                assert lane is not None, "it did not come back"
+                self.lane = lane
+                assert self.lanes.take() is None, "it came back twice"
+        return result
 
     def close(self) -> None:
         self.lanes.unbind(self.server)
@@ -204,11 +227,21 @@ def told(harness: Harness, events: list[str]) -> list[Any]:
 WAYS = (
     ((Over, LongWay), (OverTheStandard, LongWay)),
     ((InThreads, LongWayInThreads), (InStandardThreads, LongWayInThreads)),
+    ((ToThreads, LongWayToThreads),),
 )
+FIRST_WAYS = [ways[0] for ways in WAYS]
 
 
-@pytest.mark.parametrize("logged", [False, True])
-@pytest.mark.parametrize(("server_class", "by_the_long_way"), [*WAYS[0], *WAYS[1]])
+@pytest.fixture(autouse=True)
+def raised_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a thread ends with is no matter here: Python only prints it."""
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+
+
+@pytest.mark.parametrize(
+    ("server_class", "by_the_long_way", "logged"),
+    [(*ways, logged) for ways in (*WAYS[0], *WAYS[1]) for logged in (False, True)] + [(*WAYS[2][0], False)],
+)
 def test_both_ways_are_the_same(
     server_class: Any, by_the_long_way: Any, logged: bool, make: Callable[..., Harness]
 ) -> None:
@@ -222,12 +255,13 @@ def test_both_ways_are_the_same(
     assert lane[FAILED] == 3
 
 
-@given(st.lists(st.sampled_from(EVENTS), max_size=12), st.sampled_from([WAYS[0][0], WAYS[1][0]]))
+@given(st.lists(st.sampled_from(EVENTS), max_size=12), st.sampled_from(FIRST_WAYS))
 def test_both_ways_are_the_same_in_any_order(script: list[str], ways: tuple[Any, Any]) -> None:
     """So they are in any order of events."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (straight, lanes_module):
             patch.setattr(module, "monotonic_ns", lambda: NOW_NS + 777)
+        patch.setattr(threading, "excepthook", lambda told: None)
         short, long = map(Harness, ways)
         assert told(short, script) == told(long, script)
         short.close()
@@ -258,7 +292,7 @@ class Written(dict[int, int]):
         super().__setitem__(word, value)
 
 
-@pytest.mark.parametrize("ways", [WAYS[0][0], WAYS[1][0]])
+@pytest.mark.parametrize("ways", FIRST_WAYS)
 @pytest.mark.parametrize("event", EVENTS)
 def test_both_write_in_the_same_order(event: str, ways: tuple[Any, Any], make: Callable[..., Harness]) -> None:
     """What a dying worker leaves between any two writes tells the same."""
@@ -353,7 +387,7 @@ def test_a_hook_that_is_put_there_later(
         assert "handler" in harness.seen
 
 
-@pytest.mark.parametrize("server_class", [Over, InThreads])
+@pytest.mark.parametrize("server_class", [Over, InThreads, ToThreads])
 def test_the_straight_way_is_found_again(server_class: Any, make: Callable[..., Harness]) -> None:
     """After what the program has put over `finish_request` on the object is deleted; and every request is counted."""
     harness = make(type("Mine", (server_class,), {}))
@@ -370,12 +404,13 @@ def test_the_straight_way_is_found_again(server_class: Any, make: Callable[..., 
 IN_THREADS = (*PASSED_BY, THREAD_BODY)
 
 
+@pytest.mark.parametrize("threaded", [InThreads, ToThreads])
 @pytest.mark.parametrize("name", IN_THREADS)
-def test_a_hook_is_called_in_threads(name: str, make: Callable[..., Harness]) -> None:
+def test_a_hook_is_called_in_threads(name: str, threaded: Any, make: Callable[..., Harness]) -> None:
     """A hook of the program's in front of the mix-in is not left out, nor what is behind it and not the mix-in's."""
     seen: list[str] = []
     over = {name: hook(name, seen)}
-    classes = [type("Mine", (InThreads,), over)]
+    classes = [type("Mine", (threaded,), over)]
     if name in ("verify_request", "finish_request"):
         classes.append(type("Behind", (prefork.ThreadingMixIn, type("Base", (Over,), over)), {}))
     for number, server_class in enumerate(classes):
@@ -390,11 +425,12 @@ def test_a_hook_is_called_in_threads(name: str, make: Callable[..., Harness]) ->
     ("change", "name"),
     [(each, name) for each in CHANGES for name in IN_THREADS if (each, name) != (by_another_class, "finish_request")],
 )
+@pytest.mark.parametrize("threaded", [InThreads, ToThreads])
 def test_a_hook_that_is_put_there_later_in_threads(
-    name: str, change: Callable[[Harness, str, Any], None], make: Callable[..., Harness]
+    threaded: Any, name: str, change: Callable[[Harness, str, Any], None], make: Callable[..., Harness]
 ) -> None:
     """The next request has it called; what nobody finishes is handed over."""
-    harness = make(type("Mine", (type("Base", (InThreads,), {}),), {}))
+    harness = make(type("Mine", (type("Base", (threaded,), {}),), {}))
     assert harness.is_straight
     harness.serve("ok")
     change(harness, name, hook(name, harness.seen))
@@ -402,6 +438,78 @@ def test_a_hook_that_is_put_there_later_in_threads(
     assert harness.seen.count(f"my {name}") == 1
     in_its_place = name in ("process_request", THREAD_BODY) or (change, name) == (on_the_object, "finish_request")
     assert harness.lane[HANDED_OVER] == in_its_place
+
+
+@pytest.mark.parametrize("server_class", WAYS[2][0])
+@pytest.mark.parametrize(
+    ("raised", "begun", "counts"),
+    [
+        (RuntimeError("can't start new thread"), None, (0, 1)),
+        (RuntimeError("something else"), None, (0, 1)),
+        (KeyboardInterrupt(), None, (0, 1)),
+        (KeyboardInterrupt(), "before", (1, 0)),
+        (KeyboardInterrupt(), "later", (0, 1)),
+    ],
+)
+def test_a_thread_whose_start_is_interrupted(
+    server_class: Any, raised: BaseException, begun: str | None, counts: tuple[int, int],
+    make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its request is counted once, by whoever comes first, and its lane comes back once; a thread that begins after
+    that still serves it, uncounted."""
+    started: list[RequestThread] = []
+    start = RequestThread.start
+
+    def interrupted(thread: RequestThread) -> None:
+        started.append(thread)
+        if begun == "before":
+            start(thread)
+            thread.join()
+        raise raised
+
+    harness = make(server_class)
+    monkeypatch.setattr(RequestThread, "start", interrupted)
+    result = harness.serve("ok")
+    failed_to_start = isinstance(raised, RuntimeError) and "start" in str(raised)
+    expected: Any = Accepted.NOT_BEGUN if failed_to_start else Accepted.REQUEST
+    assert result is (raised if isinstance(raised, KeyboardInterrupt) else expected)
+    assert ("handle_error ok somebody" in harness.seen) == isinstance(raised, RuntimeError)
+    if begun == "later":
+        start(started[0])
+        started[0].join()
+    assert ("handler" in harness.seen) == (begun is not None)
+    assert (harness.lane[COMPLETED], harness.lane[FAILED]) == counts
+    assert (harness.lane[ACCEPTED], harness.lane[STATE]) == (1, IDLE)
+
+
+def test_threads_are_named_alike(make: Callable[..., Harness]) -> None:
+    """After the method that they stand for, as in the standard library."""
+    names = []
+
+    class Named(Handler):
+        def handle(self) -> None:
+            names.append(threading.current_thread().name)
+
+    for server_class in WAYS[2][0]:
+        harness = make(server_class)
+        harness.server.RequestHandlerClass = Named
+        harness.serve("ok")
+    assert [name.split(" ", 1)[1] for name in names] == ["(process_request_thread)"] * 2
+
+
+def test_threads_of_the_standard_library(make: Callable[..., Harness]) -> None:
+    """Those of its own mix-in are started by that."""
+
+    class Standard(Hooks, prefork.SupervisedMixIn, socketserver.ThreadingMixIn, socketserver.BaseServer):
+        seen: list[str]
+
+    server = Standard("nowhere", Handler)
+    slot = Slot(1)
+    lanes = Lanes(slot, elsewhere=True, on_free=lambda: None)
+    lanes.bind(server)
+    assert way_to_threads(lanes, server, lambda *arguments: None) == lanes.serve_one
+    lanes.unbind(server)
+    slot.close()
 
 
 def test_a_hook_on_the_object_before_it_serves(make: Callable[..., Harness]) -> None:
