@@ -55,6 +55,7 @@ def _permitted(privileges: Privileges, user: str, group: str | None) -> Privileg
     """Return these privileges with the ids of user and group. Raises LookupError(setting, reason)."""
     uid, gid, groups = _ids(user, group)
     if may_become_another():
+        _check_namespace(uid, groups)
         return privileges._replace(uid=uid, gid=gid, groups=groups)
     if set(os.getresuid()) != {uid}:
         us = os.geteuid()
@@ -65,6 +66,26 @@ def _permitted(privileges: Privileges, user: str, group: str | None) -> Privileg
     if group is not None and set(os.getresgid()) != {gid}:
         raise LookupError("group", f"this process is of group {os.getegid()}, and may become no other; that takes root")
     return privileges._replace(uid=uid, gid=os.getegid())  # it is what it should be, with the groups it was given
+
+
+def _check_namespace(uid: int, groups: tuple[int, ...]) -> None:
+    """Raise LookupError(setting, reason) for what root of a user namespace may not become, user_namespaces(7)."""
+    if _of_namespace("setgroups").strip() == "deny":
+        raise LookupError("user", "this user namespace lets nobody change his groups (/proc/self/setgroups)")
+    for what, ids in (("uid", (uid,)), ("gid", groups)):
+        ranges = [[*map(int, line.split())] for line in _of_namespace(f"{what}_map").splitlines()]
+        for each in ids:
+            if ranges and not any(first <= each < first + count for first, _, count in ranges):
+                raise LookupError("user", f"this user namespace has not its {what} {each} (/proc/self/{what}_map)")
+
+
+def _of_namespace(name: str) -> str:
+    """Return what the kernel says of our user namespace; nothing where it says nothing, which is tried in the child."""
+    try:
+        with open(f"/proc/self/{name}") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _ids(user: str, group: str | None) -> tuple[int, int, tuple[int, ...]]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.clients.connections import Connection, connect, dial
 from tests.support.clients.controlling import asked, ctl, open_folder
 from tests.support.clients.scraping import get
 from tests.support.hosts.users import become, dropped, seen
+from tests.support.programs.command import HUNG, MODULE, ROOT
 from tests.support.programs.served import RELOADS
 from tests.support.programs.service import Service, Watch, script
 from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
@@ -123,6 +125,24 @@ def test_a_user_who_is_it_already() -> None:
         before = [*become(USER, GROUP), *surrounded(*forbidden)]
         with Service(folder, script(PRIVILEGED, max_children=1, **IDS), before=before) as service:
             service.wait_ready(1)
+
+
+@pytest.mark.parametrize(
+    ("how", "last"),
+    [
+        ((), "prefork: could not start a worker: 3 died before they were ready, the last of: "),
+        (("--single",), "prefork: could not serve: "),
+    ],
+)
+def test_a_kernel_that_refuses(how: tuple[str, ...], last: str, tmp_path: Path) -> None:
+    """Where a filter lets nobody change his groups, no process serves: one sentence, status 3."""
+    argv = [*surrounded(f"refused={CALLS['setgroups']}:{errno.EPERM}"), *MODULE, "run", "prefork.examples:Upper"]
+    argv += ["--bind", "127.0.0.1:0", "--max-children", "1", "--user", str(USER), "--group", str(GROUP), *how]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=HUNG, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1] == f"{last}could not set the groups of user {USER}: operation not permitted"
+    assert "Traceback" not in done.stderr
 
 
 # (what it tries, what comes of it). PATHS are filled in.

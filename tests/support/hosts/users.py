@@ -1,7 +1,15 @@
 """Users that nobody else is, how a service becomes one, and what the kernel says of a process that has become one."""
 
 import re
+import sys
 from pathlib import Path
+
+IN_NAMESPACE = Path(__file__).parents[1] / "programs" / "in_namespace.py"
+
+
+def namespace(uids: str, gids: str) -> tuple[str, ...]:
+    """What goes before a command line, as root: it is root of a user namespace that has these, by lines of its maps."""
+    return sys.executable, "-I", "-S", str(IN_NAMESPACE), uids, gids
 
 
 def become(user: int, group: int | None = None) -> tuple[str, ...]:
