@@ -4,7 +4,7 @@ Pure. Runs in any process.
 """
 
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 Mixin = TypeVar("Mixin", bound=type)
@@ -121,12 +121,42 @@ class Covered:
         self.theirs.__delete__(server)
 
 
-def put(server: Any, name: str, ours: Any) -> None:
-    """Put a hook of ours on the object, over whatever its class defines."""
+class StandIn:
+    """A hook of ours in the place of one with attributes, as a callable object or a Mock has: they are that one's."""
+
+    __slots__ = ("_call", "_theirs")
+
+    def __init__(self, call: Callable[..., Any], theirs: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+        object.__setattr__(self, "_theirs", theirs)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._call(*args, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._theirs, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._theirs, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._theirs, name)
+
+
+def _in_place_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    function = theirs.__func__ if isinstance(theirs, MethodType) else theirs
+    plain = type(function) is FunctionType and not vars(function)  # a call of a StandIn costs one more
+    return ours if plain or ours == theirs or type(ours) is StandIn else StandIn(ours, theirs)
+
+
+def put(server: Any, name: str, ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Put a hook of ours on the object, over whatever its class defines; return what stands there now."""
+    ours = _in_place_of(evaluated(server, name), ours)
     cls, found = definer(type(server), name), _raw(server, name)
     if cls is not None and _comes_first(found):
         setattr(cls, name, Covered(found, name))
     vars(server)[name] = ours
+    return ours
 
 
 def evaluated(server: Any, name: str) -> Callable[..., Any]:

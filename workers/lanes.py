@@ -234,8 +234,7 @@ class Lanes:
             self._listener = identity(server.socket.fileno())
         self.placed = any(is_the_programs(server, name) for name in (PROCESS, THREAD_BODY))
         self.found = vars(server).get(FINISH)
-        self.bound = self._counts(server)
-        put(server, FINISH, self.bound)
+        self.bound = put(server, FINISH, self._counts(server))
         if self.elsewhere and hasattr(server, THREAD_BODY):
             self._body = ThreadBody(server)
             self._admits_at_once = (
@@ -263,7 +262,7 @@ class Lanes:
         if self.found is not None:
             self.found, self.bound = None, self._counts(server)
         if self.bound is not None:
-            put(server, FINISH, self.bound)
+            self.bound = put(server, FINISH, self.bound)
 
     def serve_one(self, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Accept one request and process it on `lane`, which is the caller's again unless that went elsewhere."""

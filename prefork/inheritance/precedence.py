@@ -110,12 +110,16 @@ def loop_not_called(cls: type, ours: type) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def shutdown_heard(server: Any, own: Any, ours: type) -> Iterator[None]:
+def shutdown_heard(server: Any, own: Any, mixin: type) -> Iterator[None]:
     """Hear a `shutdown()` of the program's that was written for its own loop, behind ours, which does not run.
 
     It is called, and ends ours as well. `own`: what `shutdown(wait=…)` of the loop in force is a method of.
     """
-    if loop_behind(type(server), ours) is None or not is_the_programs(server, "shutdown") or "shutdown" in vars(server):
+    if (
+        loop_behind(type(server), mixin) is None
+        or not is_the_programs(server, "shutdown")
+        or "shutdown" in vars(server)
+    ):
         yield
         return
     theirs = of_class(server, "shutdown")
@@ -125,11 +129,11 @@ def shutdown_heard(server: Any, own: Any, ours: type) -> Iterator[None]:
         theirs(*args, **named)
         own.shutdown(wait=True)
 
-    put(server, "shutdown", shutdown)
+    ours = put(server, "shutdown", shutdown)
     try:
         yield
     finally:
-        if vars(server).get("shutdown") is shutdown:
+        if vars(server).get("shutdown") is ours:
             del vars(server)["shutdown"]
 
 

@@ -1,5 +1,6 @@
 """Hooks that are no plain methods: each is called as the standard library would, and the requests are counted."""
 
+import ast
 import functools
 import socketserver
 from collections.abc import Callable, Iterator
@@ -132,6 +133,63 @@ def test_each_kind(kind: str, mixin: str, base: Any, ledger: Ledger, caplog: pyt
     caplog.clear()
     assert ledger.called() == set(names)
     assert (server.statistics().completed, server.statistics().failed) == (1, 1)
+
+
+class Counting:
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.calls = 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        return self.call(*args)
+
+
+class Counted(socketserver.BaseRequestHandler):
+    """Answers with what each hook has counted, and changes the count."""
+
+    def handle(self) -> None:
+        hooks = {name: getattr(self.server, name) for name in (*EACH, "handle_error")}
+        told = {name: hook.calls for name, hook in hooks.items()}
+        for hook in hooks.values():
+            hook.calls += 100
+        again = {name: getattr(self.server, name).calls - 100 for name in hooks}
+        self.request.sendall(repr([told, again]).encode())
+
+
+def of_objects(server: Any) -> None:
+    for name in (*EACH, "handle_error"):
+        setattr(server, name, Counting(getattr(server, name)))
+
+
+def of_functions(server: Any) -> None:
+    """Functions that count by an attribute of their own."""
+
+    def counting(call: Call) -> Any:
+        def counted(*args: Any) -> Any:
+            own.calls += 1
+            return call(*args)
+
+        own: Any = counted
+        own.calls = 0
+        return own
+
+    for name in (*EACH, "handle_error"):
+        setattr(server, name, counting(getattr(server, name)))
+
+
+@pytest.mark.parametrize("base", [prefork.TCPServer, socketserver.TCPServer])
+@pytest.mark.parametrize("mixin", [name for name in MIXINS if name != "single"])
+@pytest.mark.parametrize("put_there", [of_objects, of_functions])
+def test_attributes_of_hooks(put_there: Any, mixin: str, base: Any) -> None:
+    """What a hook has on it, as a Mock its calls, is there wherever the server is asked for the hook, and may be
+    changed there."""
+    server: Any = type("Server", (*MIXINS[mixin], base), {"max_children": 1})(LOOPBACK, Counted)
+    put_there(server)
+    with serving(server):
+        told, again = ast.literal_eval(ask(server.server_address, b"").decode())
+    begun = {"get_request": 1, "verify_request": 1, "process_request": 1, "finish_request": 1}
+    assert told == again == {**dict.fromkeys(EACH, 0), "handle_error": 0, **begun}
 
 
 @pytest.mark.parametrize("base", [prefork.TCPServer, socketserver.TCPServer])
