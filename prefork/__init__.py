@@ -25,6 +25,7 @@ from prefork.metrics.board import Statistics
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from .handlers import _SocketWriter as _SocketWriter
 from .keepalive import KeepAliveMixIn
 from .mixins import (
     ForkingMixIn,
@@ -98,9 +99,12 @@ _OF_A_POOL = [name for name in __all__ if name.startswith("PreForking")]
 if not TYPE_CHECKING:  # to a type checker every name would be there
 
     def __getattr__(name: str) -> Any:
-        """Return a class of a pool (PEP 562). Asked for the others as well, where every import is lazy (PEP 810)."""
+        """Return a class of a pool (PEP 562), or what the standard module has beside its classes: programs take its
+        private `_ServerSelector`, and its modules. Asked for ours as well, where every import is lazy (PEP 810)."""
         if name not in _OF_A_POOL:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            from .inheritance.standard_classes import beside_classes
+
+            return beside_classes(name, __all__)
         from . import pool
 
         globals().update({each: getattr(pool, each) for each in _OF_A_POOL})

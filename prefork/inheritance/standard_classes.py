@@ -4,10 +4,24 @@ A class of the program's over the standard library's has methods of its own in f
 which know nothing of a mix-in. Runs in any process that has the server object.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Container
 from typing import Any
 
 EVENT, REQUESTED = "_BaseServer__is_shut_down", "_BaseServer__shutdown_request"
+
+
+def beside_classes(name: str, ours: Container[str]) -> Any:
+    """Return what the standard module has by a name that is none of ours: a private one, or that of a module.
+
+    Raises AttributeError. An import of a module of ours asks for its name first.
+    """
+    if name not in ours and (name.startswith("_") or name in sys.stdlib_module_names):
+        import socketserver  # which a program that asks for nothing of it is spared
+
+        if name in vars(socketserver):
+            return vars(socketserver)[name]
+    raise AttributeError(f"module 'prefork' has no attribute {name!r}")
 
 
 def process_in_place(server: Any) -> None:

@@ -76,10 +76,26 @@ def test_bases(name: str) -> None:
     assert theirs <= ours
 
 
+def test_every_name_of_the_standard_module() -> None:
+    """What the standard module has beside its classes, programs take as well: its private names, and its modules."""
+    modules = [name for name, value in vars(socketserver).items() if isinstance(value, ModuleType)]
+    for name in ("_ServerSelector", "_Threads", "_NoThreads", *modules):
+        assert getattr(prefork, name) is getattr(socketserver, name)
+    assert {name for name in socketserver.__all__ if getattr(prefork, name) is getattr(socketserver, name)} == set()
+    with pytest.raises(AttributeError, match="module 'prefork' has no attribute '_Selector'"):
+        _ = prefork._Selector  # type: ignore[attr-defined]
+
+
+def test_the_files_of_a_handler() -> None:
+    """A program may ask whether its `wfile` is the unbuffered one, by the private name of its class."""
+    assert issubclass(prefork._SocketWriter, socketserver.BufferedIOBase)  # type: ignore[attr-defined]
+    assert prefork._SocketWriter is not socketserver._SocketWriter  # type: ignore[attr-defined]
+
+
 def test_import_stands_alone() -> None:
-    """`import prefork` imports neither socketserver nor what is built on it, so that it can take its place."""
+    """`import prefork`, and a pool, import neither socketserver nor what is built on it, so that it can take its place."""
     program = (
-        "import sys, prefork; "
+        "import sys, prefork; prefork.PreForkingTCPServer; "
         "print([m for m in ('socketserver', 'http.server', 'xmlrpc.server', 'wsgiref', 'logging.config',"
         " 'prometheus_client') if m in sys.modules])"
     )
