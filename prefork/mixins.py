@@ -20,7 +20,7 @@ from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
 from prefork.workers import sinks
 from prefork.workers.bootstrap import Birth, Master, enter_briefly
 from prefork.workers.contexts import Lane
-from prefork.workers.definitions import gives_way
+from prefork.workers.definitions import gives_way, ships
 from prefork.workers.flushing import leave_nothing
 from prefork.workers.lanes import Lanes
 from prefork.workers.last_words import LastWords
@@ -205,6 +205,7 @@ class ActiveChildren:
 
 
 @gives_way
+@ships("max_children")
 class ForkingMixIn(SupervisedMixIn):
     """Process each request in its own child, forked after the accept.
 
@@ -240,6 +241,7 @@ class ForkingMixIn(SupervisedMixIn):
 
 
 @gives_way
+@ships("max_threads")
 class ThreadingMixIn(SupervisedMixIn):
     """Process each request in its own thread, at most `max_threads` at once if set. See socketserver.ThreadingMixIn."""
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Annotated, Any, Self
 
 from prefork.workers.accepting import accepted_by
+from prefork.workers.definitions import ships
 from prefork.workers.unnamed_peer import UNNAMED
 
 from .serving_loop import ServingMixIn
@@ -78,6 +79,7 @@ class BaseServer(ServingMixIn):
         self.server_close()
 
 
+@ships("request_queue_size", "allow_reuse_address")
 class TCPServer(BaseServer):
     """Stream socket server: TCP over IPv4, or over IPv6 if the host is an IPv6 address such as "::".
 
@@ -159,6 +161,7 @@ class TCPServer(BaseServer):
         request.close()
 
 
+@ships("allow_reuse_address")
 class UDPServer(TCPServer):
     """Datagram socket server. A request is the pair `(data, socket)`; the answer is sent through that socket.
 

@@ -19,6 +19,20 @@ OF_STANDARD_MIXINS = frozenset(
 )  # fmt: skip
 
 
+_SHIPPED: dict[tuple[str, str], object] = {}
+
+
+def ships(*names: str) -> Callable[[Mixin], Mixin]:
+    """Class decorator that notes values which a pool has others of: what a program sets for all servers, in the
+    standard library's class as in ours of that name, is known by its difference from them."""
+
+    def noted(cls: Mixin) -> Mixin:
+        _SHIPPED.update({(cls.__name__, name): vars(cls)[name] for name in names})
+        return cls
+
+    return noted
+
+
 class GivesWay:
     """A definition of ours that stands in front of the program's, in a mix-in: the program's is the one in force.
 
@@ -205,10 +219,12 @@ def is_the_programs(server: Any, name: str) -> bool:
 
 
 def is_patched(cls: type, name: str) -> bool:
-    """Return True if the program has put a method of its own into this class, which is ours or the standard
-    library's."""
+    """Return True if the program has put something of its own into this class, which is ours or the standard library's:
+    a method, or another value than that of the standard library."""
     found = vars(cls).get(name)
     found = found.ours if isinstance(found, GivesWay) else found
+    if (cls.__name__, name) in _SHIPPED:
+        return bool(found != _SHIPPED[cls.__name__, name])
     if not callable(found) or cls is object:
         return False
     where = found.__globals__["__name__"] if type(found) is FunctionType else ""  # a wrapper has the name of its own

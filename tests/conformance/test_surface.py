@@ -93,7 +93,8 @@ def test_the_files_of_a_handler() -> None:
 
 
 def test_import_stands_alone() -> None:
-    """`import prefork`, and a pool, import neither socketserver nor what is built on it, so that it can take its place."""
+    """`import prefork` imports neither socketserver nor what is built on it, so that it can take its place; nor does a
+    pool."""
     program = (
         "import sys, prefork; prefork.PreForkingTCPServer; "
         "print([m for m in ('socketserver', 'http.server', 'xmlrpc.server', 'wsgiref', 'logging.config',"

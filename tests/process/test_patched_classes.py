@@ -42,6 +42,43 @@ def test_a_patched_class(mixins: str, names: tuple[str, ...], module: Any, monke
         assert set(names) <= ledger.called()
 
 
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize(
+    ("patched", "name", "value", "mixins", "server"),
+    [
+        ("TCPServer", "request_queue_size", 77, ("PreForkingMixIn",), "TCPServer"),
+        ("TCPServer", "request_queue_size", 77, ("PreForkingMixIn", "ThreadingMixIn"), "UnixStreamServer"),
+        ("UDPServer", "allow_reuse_address", True, ("PreForkingMixIn",), "UDPServer"),
+        ("ForkingMixIn", "max_children", 3, ("PreForkingMixIn", "ForkingMixIn"), "TCPServer"),
+    ],
+)
+def test_a_setting_of_a_class(
+    patched: str, name: str, value: Any, mixins: tuple[str, ...], server: str, module: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What a program sets for all servers, in the module's own class, holds in a pool as well; unless it sets another
+    for its own class. Where it sets none, the pool's is in force."""
+    mixed = tuple(getattr(module, each, None) or getattr(prefork, each) for each in mixins)
+
+    def defined(**own: Any) -> Any:
+        return type("Server", (*mixed, getattr(module, server)), own)
+
+    its_own = getattr(defined(), name)
+    monkeypatch.setattr(getattr(module, patched), name, value)
+    assert getattr(defined(), name) == value != its_own
+    assert getattr(defined(**{name: its_own}), name) == its_own
+    monkeypatch.undo()
+    assert getattr(defined(), name) == its_own
+
+
+def test_the_queue_that_a_class_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is asked for it."""
+    monkeypatch.setattr(socketserver.TCPServer, "request_queue_size", 7)
+    cls: Any = type("Server", (prefork.PreForkingMixIn, socketserver.TCPServer), {})
+    with cls(LOOPBACK, Answer) as server:
+        assert server.socket._prefork_.backlog == 7
+
+
 CHANGED = ["get_request", "verify_request", "shutdown_request", "close_request", "handle_error"]
 
 
