@@ -19,6 +19,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import ACCEPT_ERRORS
 
 from .handshake import failure
+from .socket_files import standard
 
 log = logging.getLogger("prefork.server")
 
@@ -41,13 +42,13 @@ FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it
 
 GetRequest = Callable[[], tuple[Any, Any]]
 
-_accept = socket.socket.accept
+STANDARD_ACCEPT = standard("accept")
 _family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
 
 
 def accepted_by(listener: Any) -> tuple[Any, Any]:
     """Accept as `listener.accept()` does; where that is socket's own, without its two enum members, 2 µs each time."""
-    if type(listener).accept is not _accept:
+    if type(listener).accept is not STANDARD_ACCEPT:
         return listener.accept()  # type: ignore[no-any-return]
     fd, address = listener._accept()
     request = socket.socket(_family(listener), _type(listener), listener.proto, fd)

@@ -12,7 +12,15 @@ import sys
 from functools import partial
 from typing import Any
 
-_standard_makefile = socket.socket.makefile if socket.socket.makefile.__module__ == "socket" else None
+
+def standard(name: str) -> Any:
+    """Return this method of socket.socket, if it is the standard library's; None where the program has its own there,
+    which is to be called."""
+    found = getattr(socket.socket, name)
+    return found if getattr(found, "__globals__", None) is vars(socket) else None
+
+
+_standard_makefile = standard("makefile")
 _CLOSED = "I/O operation on closed file."
 _BLOCKED = (errno.EAGAIN, errno.EWOULDBLOCK)
 
@@ -90,7 +98,7 @@ class AcceptedSocket(socket.socket):
         self, mode: str = "r", buffering: int | None = None, *, encoding: str | None = None, errors: str | None = None,
         newline: str | None = None,
     ) -> Any:  # fmt: skip
-        if mode == "rb":
+        if mode == "rb" and socket.socket.makefile is _standard_makefile:
             return open_reader(self, buffering)
         if "b" not in mode:
             encoding = io.text_encoding(encoding)  # here, so that its warning names who has called us

@@ -3,8 +3,10 @@
 Runs in a worker, after the fork: the master's listener stays what it is. Owns no socket.
 """
 
+import socket
 from typing import Any
 
+from prefork.workers.accepting import STANDARD_ACCEPT
 from prefork.workers.keeps import is_keeping
 from prefork.workers.socket_files import AcceptedSocket, accepted_class
 from prefork.workers.stay import KeptSocket
@@ -27,7 +29,9 @@ class FileListener(Listener):
 
     __slots__ = ()
 
-    def accept(self) -> tuple[AcceptedSocket, Any]:
+    def accept(self) -> tuple[socket.socket, Any]:
+        if socket.socket.accept is not STANDARD_ACCEPT:
+            return super().accept()
         fd, address = self._accept()  # type: ignore[attr-defined]
         return AcceptedSocket(family_of(self), type_of(self), self.proto, fd), address or UNNAMED
 

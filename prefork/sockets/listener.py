@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from prefork.metrics.kernel import somaxconn
 from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.accepting import STANDARD_ACCEPT
 from prefork.workers.unnamed_peer import UNNAMED
 
 from ..errors import BindError, ConfigError, reason_of
@@ -125,6 +126,9 @@ class Beneath(socket.socket):
 
         They are a tenth of the cost of a short connection.
         """
+        if socket.socket.accept is not STANDARD_ACCEPT:  # the program's own
+            connection, address = super().accept()
+            return connection, address or UNNAMED
         fd, address = self._accept()  # type: ignore[attr-defined]  # what socket.accept itself calls
         return socket.socket(family_of(self), type_of(self), self.proto, fd), address or UNNAMED
 

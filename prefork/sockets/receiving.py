@@ -2,13 +2,13 @@
 
 Runs in a worker. What it leaves out are the calls between the server's method and the one of the socket that accepts or
 receives, which cost as much as a handler. What it returns is the same. One that the program puts in its place while it
-serves, on the object or in a class, is called from the next request on.
+serves, on the object or in a class of a server, is called from the next request on.
 """
 
 import socket
 from typing import Any
 
-from prefork.workers.accepting import GetRequest
+from prefork.workers.accepting import STANDARD_ACCEPT, GetRequest
 from prefork.workers.definitions import is_the_programs
 from prefork.workers.socket_files import AcceptedSocket
 from prefork.workers.stay import KeptSocket
@@ -30,9 +30,9 @@ def shortest(server: Any) -> GetRequest | None:
         return None
     accept, recvfrom = _whose(sock, "accept"), _whose(sock, "recvfrom")
     connections = {Beneath: socket.socket, FileListener: AcceptedSocket, KeptListener: KeptSocket}
-    if sock.type == socket.SOCK_STREAM and accept in connections:
+    if sock.type == socket.SOCK_STREAM and accept in connections and socket.socket.accept is STANDARD_ACCEPT:
         return _accepting(server, sock, connections[accept])
-    if recvfrom is SharedDatagrams:
+    if recvfrom is SharedDatagrams and "recvfrom" not in vars(socket.socket):
         return _receiving(server, sock)
     if recvfrom is WildcardListener:
         return _receiving_everywhere(server, sock)

@@ -13,7 +13,7 @@ import pytest
 import prefork
 from tests.process.test_precedence import LOOPBACK, MIXINS, Answer, Ledger
 from tests.support.clients.connections import ask
-from tests.support.programs.serving import serving
+from tests.support.programs.serving import HUNG, serving
 
 # Together, where one does not lead to another's call.
 NAMES = [("verify_request",), ("finish_request",), ("handle_error",), ("get_request", "shutdown_request")]
@@ -131,13 +131,55 @@ def test_a_class_in_the_place_of_the_socket(mixins: str, module: Any, monkeypatc
         assert ask(server.server_address, b"word") == b"nowhere nowhere"
 
 
+class Reader(Answer, socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.read())
+
+
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize("mixins", [name for name in MIXINS if name != "standard threads"])
+@pytest.mark.parametrize("handler", [Answer, Reader])
+def test_methods_of_every_socket(handler: type, mixins: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that watches what all sockets do, as tracers and debuggers have it, sees ours as well."""
+    with contextlib.closing(Ledger()) as ledger:
+        names = ["accept", *(["makefile"] if handler is Reader else [])]
+        for name in names:
+            monkeypatch.setattr(socket.socket, name, noting(ledger, getattr(socket.socket, name), name))
+        server: Any = type("Server", (*MIXINS[mixins], module.TCPServer), {"max_children": 1})(LOOPBACK, handler)
+        with serving(server):
+            assert ask(server.server_address, b"word") == b"word"
+        assert ledger.called() == set(names)
+
+
+@pytest.mark.parametrize("module", [prefork, socketserver])
+@pytest.mark.parametrize("mixins", ["counted", "pool", "pool of threads", "forked ahead"])
+def test_datagrams_of_every_socket(mixins: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it sees what is received from a socket of datagrams."""
+    with contextlib.closing(Ledger()) as ledger:
+        server: Any = type("Server", (*MIXINS[mixins], module.UDPServer), {"max_children": 1})(LOOPBACK, Echo)
+        monkeypatch.setattr(
+            socket.socket, "recvfrom", noting(ledger, socket.socket.recvfrom, "recvfrom"), raising=False
+        )
+        with serving(server), socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(HUNG)
+            client.sendto(b"word", server.server_address)
+            assert client.recv(100) == b"word"
+        assert "recvfrom" in ledger.called()
+
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        data, sock = self.request
+        sock.sendto(data, self.client_address)
+
+
 def noting(ledger: Ledger, theirs: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return a wrapper that looks as the method does."""
 
     @functools.wraps(theirs)
-    def noted(*args: Any) -> Any:
+    def noted(*args: Any, **named: Any) -> Any:
         ledger.note(name)
-        return theirs(*args)
+        return theirs(*args, **named)
 
     return noted
 
