@@ -18,7 +18,7 @@ from prefork.metrics.board import Board
 from prefork.metrics.scoreboard import FIRST_LISTENER, LISTENERS_MAX
 from prefork.workers.access_log import AccessLog, LogContext
 from prefork.workers.admission import Admission, Terms
-from prefork.workers.definitions import hook, is_the_programs
+from prefork.workers.definitions import hook
 from prefork.workers.identity import Descriptors
 from prefork.workers.keeps import keeps
 
@@ -292,12 +292,9 @@ class Joined(Accompanied, Listened):
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Yield each setting that is set for nothing on another server than the first, and why: one of the pool's, or
-        of its own listener's; and a hook that nobody calls."""
+        of its own listener's."""
         first, why = self.server, f"the settings of the pool are those of {type(self.server).__qualname__}"
         for other in self.others:
-            if type(other) is not type(first) and is_the_programs(other, "service_actions"):
-                its_class, the_first = type(other).__qualname__, type(first).__qualname__
-                yield f"service_actions() of {its_class}", f"the pool calls the one of {the_first}"
             defaults = settings(type(first))
             for name, field in settings(type(other)).items():
                 if is_of_a_listener(field) or name not in defaults:

@@ -166,8 +166,9 @@ class Preforked(Joined):
         self._mailbox = mailbox  # from here on shutdown() posts; an earlier one is checked for next
         if self.shutdown_requested:
             mailbox.post(Command.DRAIN)
-        if self.wants_polling():
-            supervisor.run(keeping(self._signals, self.server.service_actions), poll_interval)
+        acting = [each.server for each in self.each if each.wants_polling()]
+        if acting:
+            supervisor.run([keeping(self._signals, server.service_actions) for server in acting], poll_interval)
         else:
             supervisor.run()
 

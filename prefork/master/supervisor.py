@@ -7,7 +7,7 @@ reads here, from top to bottom.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any, NoReturn
@@ -133,17 +133,17 @@ class Supervisor:
 
     # The loop, and one turn of it.
 
-    def run(self, turn: Callable[[], None] | None = None, at_most: float | None = None) -> None:
+    def run(self, hooks: Sequence[Callable[[], None]] = (), at_most: float | None = None) -> None:
         """Turn and wait until the service has stopped.
 
-        `turn` is called in place of `self.turn()`, and is expected to call it; `at_most`: the longest wait, in seconds.
-        Raises what the program has raised here (SystemExit in a signal handler) once the pool has drained. Its handlers
-        run in the wait and in `turn`: nowhere else could be told whether they have raised.
+        `hooks` are called in place of `self.turn()`, which one of them is expected to call; `at_most`: the longest
+        wait, in seconds. Raises what the program has raised here (SystemExit in a signal handler) once the pool has
+        drained. Its handlers run in the wait and in `hooks`: nowhere else could be told whether they have raised.
         """
         with held() as holding:
             self.generations.arrive()
             self.tasks.retire_exporters(self.clock.now())
-            raised = self._loop(holding, turn, at_most)
+            raised = self._loop(holding, hooks, at_most)
         if self.phase is not Phase.STOPPED:
             self._abandon()
             raise PreforkError(f"could not go on: {CLOSED_BY_PROGRAM}")
@@ -151,7 +151,7 @@ class Supervisor:
             raise raised
 
     def _loop(
-        self, holding: Holding, turn: Callable[[], None] | None, at_most: float | None
+        self, holding: Holding, hooks: Sequence[Callable[[], None]], at_most: float | None
     ) -> BaseException | None:  # fmt: skip
         """Turn and wait. Return what was raised meanwhile."""
         parting = Parting(self.mailbox.post)
@@ -159,8 +159,8 @@ class Supervisor:
         while self.phase is not Phase.STOPPED:
             try:
                 turns = self.turns
-                if turn is not None:
-                    self._act(turn)
+                for service_actions in hooks:
+                    self._act(service_actions)
                 if self.forgotten:
                     strays.end()
                 if self.turns == turns:

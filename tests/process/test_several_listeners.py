@@ -49,6 +49,18 @@ def serving(tmp_path: Path, workers: int = 2, *settings: str) -> Iterator[tuple[
         yield service, service.address, udp, os.path.relpath(tmp_path / "s")
 
 
+def test_service_actions_of_each(tmp_path: Path) -> None:
+    """Those of each server are called in the master, turn by turn, in their order; one that raises, which is said,
+    keeps no other from its own."""
+    with serving(tmp_path, 1, "acting") as (service, *_):
+        acted = service.wait_each("acted", 30)
+        assert {fact["pid"] for fact in acted} == {service.pid}
+        assert [fact["server"] for fact in acted[:30]] == ["Lines", "Datagrams", "Paths"] * 10
+        assert service.log.count("could not run service_actions(): RuntimeError: what Datagrams does") == 1
+        service.expect("could not run service_actions()")
+        service.expect("RuntimeError")
+
+
 # By the command line.
 
 

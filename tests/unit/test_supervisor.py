@@ -83,7 +83,7 @@ def test_the_programs_turn_is_called(simulation: Simulation) -> None:
 
     supervisor.mailbox.post(Command.STOP)
     before = supervisor.turns
-    supervisor.run(turn, 0.0)
+    supervisor.run([turn], 0.0)
     assert supervisor.phase is P.STOPPED
     assert called
     assert supervisor.turns - before == len(called)
