@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from time import monotonic, monotonic_ns, time_ns
+from time import monotonic, time_ns
 
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.kernel import accept_queue
@@ -48,7 +48,7 @@ class Facts:
         return [child for child in self._supervisor.table if child.kind is ChildKind.WORKER]
 
     def _worker(self, child: Child, until: float, every_peer: bool) -> report.WorkerFacts:
-        slot = child.reader.look(monotonic_ns())
+        slot = child.reader.look(self._supervisor.clock.stamp_ns())
         busy = "busy" if slot.busy else "idle"
         state = busy if child.state is ChildState.READY else child.state.name.lower()
         listeners = self._supervisor.service.listeners
@@ -88,7 +88,7 @@ class Facts:
                 yield report.CompanionFacts(
                     counts, "running" if child.state is ChildState.READY else child.state.name.lower(), None,
                     child.pid, child.generation, now - child.started, seen.cpu_s, seen.rss,
-                    child.reader.look(monotonic_ns()).private_memory,
+                    child.reader.look(self._supervisor.clock.stamp_ns()).private_memory,
                 )  # fmt: skip
 
     def _chosen(self, which: int | str | None) -> list[Child]:

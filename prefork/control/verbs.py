@@ -6,7 +6,7 @@ a sentence of progress or None, and returns the answer.
 
 import logging
 from collections.abc import Generator
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Any
 
 from prefork.metrics.facts import ChildKind
@@ -155,7 +155,7 @@ class Verbs(Facts):
         return protocol.result({"phase": "stopped"})
 
     def _in_hand(self) -> str:
-        workers, now_ns = self._workers(), monotonic_ns()
+        workers, now_ns = self._workers(), self._supervisor.clock.stamp_ns()
         requests = sum(len(child.reader.look(now_ns).busy_since_ns) for child in workers)
         phase = self._supervisor.phase.name.lower()
         said = f"{phase}: {_counted(len(workers), 'worker')} left, {_counted(requests, 'request')} in hand"
