@@ -17,6 +17,8 @@ from tests.support.clients.connections import ask
 from tests.support.clients.controlling import ctl
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 PROGRAM = "tests.process.programs.removing"
 CLASSES = ("Removing", "ByPathlib", "ByName", "AtExit", "Datagrams")
 

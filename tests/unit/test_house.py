@@ -14,6 +14,8 @@ from prefork.master.children import ChildState
 from prefork.master.policy import Phase
 from prefork.metrics.log_events import LogEvent
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 ROOT = Path(prefork.__file__).parents[1]
 BUILDINGS = ("prefork", "workers", "metrics")
 

@@ -12,6 +12,8 @@ from tests.mutants.choose import so_many_of_all, so_many_of_each
 from tests.mutants.modules import MODULES
 from tests.mutants.mutate import Mutant, mutants
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 ROOT = Path(__file__).parents[2]
 FEWEST = 10  # mutants of a module with a row
 

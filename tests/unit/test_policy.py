@@ -27,6 +27,8 @@ from prefork.master.queue_watch import QueueWatch, Unmoved
 from prefork.metrics.facts import ChildKind, ExitReason
 from tests.support.programs.simulation import LIMITS
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 BOOT_DEATHS_MAX = 3
 CUT_KILL_S = 0.3

@@ -18,6 +18,8 @@ from tests.support.programs.simulation import LIMITS, FakeProcess
 
 from .test_simulation import ON_TIME, Pool
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 TICK_S = 1.0
 LAST_WORDS_S = 1.0

@@ -28,6 +28,8 @@ from prefork.metrics.scoreboard import LEAVING
 from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.programs.simulation import LIMITS, FakeProcess, Simulation
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 # What is documented, in seconds where the name says so: written out, so that a number cannot change unseen.
 BOOT_DEATHS_MAX = 3
 CUT_KILL_S = 0.3
