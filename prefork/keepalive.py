@@ -70,11 +70,12 @@ class KeepAliveMixIn(KeepsConnections):
     state: Any = None
     """What the next request of this connection is to know: None, numbers, texts, bytes, and tuples, lists, dicts and
     sets of those (see `marshal`), at most 64 KiB. It is there before `setup()`, and noted after `finish()`; what cannot
-    be noted is a ValueError of this request, and its connection is closed."""
+    be noted is a ValueError of this request, and its connection is closed. What a class has here is where each of its
+    connections begins."""
 
     close_connection: bool = False
-    """Set it to True to have the connection closed after this request, or in `connection_opened()` without one. False
-    at the beginning of each stay."""
+    """Set it to True to have the connection closed after this request, or in `connection_opened()` without one; in a
+    pool also in `finish()`. False when `handle()` is called."""
 
     speaks_first: bool = False
     """Have `connection_opened()` called at once, to greet a client that waits for it, instead of with the first bytes
@@ -92,6 +93,8 @@ class KeepAliveMixIn(KeepsConnections):
         self._prefork_ = visit
         if stay is not None and stay.state:
             self.state = decode_state(stay.state)
+        elif isinstance(self.state, dict | list | set):
+            self.state = decode_state(encode_state(self.state))  # the class's: its own from here on
         try:
             super().__init__(request, client_address, server, *args, **kwargs)  # type: ignore[call-arg]
             visit.leave(self)
@@ -238,6 +241,8 @@ class _Stay(_Visit):
         if not stay.goes_on:
             return
         stay.goes_on = self.told = False  # unless all this succeeds
+        if handler.close_connection:
+            return
         if request._io_refs:
             stay.close_files()
         stay.state = encode_state(handler.state)
@@ -275,6 +280,8 @@ class _Loop(_Visit):
         """Return True if the next request has begun, False if the connection is over."""
         server, request, complete = handler.server, handler.request, handler.complete
         rfile = getattr(handler, "rfile", None)
+        if _is_closed(request) or getattr(rfile, "closed", False):
+            return False
         resting = loop if loop is not None and loop.resting else None
         reason = CloseReason.CLIENT
         try:
@@ -336,6 +343,11 @@ def _seconds(server: Any, name: str) -> float | None:
     """Return this setting, where the server has it."""
     value = value_of(server, name) if hasattr(server, name) else None
     return value if isinstance(value, int | float) else None
+
+
+def _is_closed(request: Any) -> bool:
+    """Return True for a connection that its handler has closed, or given away; a file of it may be open."""
+    return getattr(request, "fileno", int)() == -1 or getattr(request, "_closed", False) is True
 
 
 def _flushed(handler: Any) -> bool:

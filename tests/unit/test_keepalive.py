@@ -291,6 +291,51 @@ class Greets(Line):
         self.wfile.write(b"hello\n")
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["loop", "stays"])
+def test_a_state_of_the_class(kept: bool) -> None:
+    """Is where each connection begins, and no connection's own."""
+
+    class Counting(Line):
+        state: Any = {"lines": []}  # as a program may write it
+
+        def handle_one_request(self) -> None:
+            line = self.rfile.readline()
+            self.state["lines"].append(line)
+            self.close_connection = line == b"two\n"
+
+        def connection_closed(self) -> None:
+            self.server.events.append(self.state["lines"])
+
+    for _ in range(2):
+        if kept:
+            with connected(Counting) as connection:
+                for line in (b"one\n", b"two\n"):
+                    connection.client.sendall(line)
+                    connection.visit()
+                events = connection.events
+        else:
+            with tcp_pair() as (server, client):
+                client.sendall(b"one\ntwo\n")
+                events = []
+                Counting(server, "client", SimpleNamespace(events=events))
+        assert [b"one\n", b"two\n"] in events
+    assert Counting.state == {"lines": []}
+
+
+def test_who_is_turned_away_in_finish() -> None:
+    """Is told of the end, once."""
+
+    class Leaving(Line):
+        def finish(self) -> None:
+            super().finish()
+            self.close_connection = True
+
+    with connected(Leaving) as connection:
+        connection.client.sendall(b"one\n")
+        assert not connection.visit().goes_on
+        assert connection.events == ["setup", "opened", b"one\n", "finish", "closed"]
+
+
 def test_a_greeting() -> None:
     """Is no request; the connection is opened once, and the stays are the usual ones."""
     with connected(Greets) as connection:
@@ -434,6 +479,28 @@ def test_a_connection_that_the_handler_has_given_away(act: str) -> None:
     with connected(Closes) as connection:
         connection.client.sendall(b"one\n")
         assert not connection.visit().goes_on
+
+
+@pytest.mark.parametrize("act", ["request.close", "rfile.close", "request.detach"])
+@pytest.mark.parametrize("rbufsize", [-1, 0])
+def test_a_connection_of_a_loop_that_the_handler_has_given_away(act: str, rbufsize: int) -> None:
+    """Is over, without an error, and at once: its client may wait for the end."""
+    given = []
+
+    class Closes(Line):
+        def handle_one_request(self) -> None:
+            super().handle_one_request()
+            name, _, close = act.partition(".")
+            given.append(getattr(getattr(self, name), close)())
+
+    Closes.rbufsize = rbufsize
+    with tcp_pair() as (server, client):
+        events: list[Any] = []
+        client.sendall(b"one\n")
+        Closes(server, "client", SimpleNamespace(events=events))
+        assert events == ["setup", "opened", b"one\n", "closed", "finish"]
+    for fd in filter(None, given):
+        socket.close(fd)
 
 
 class Shadowed(StreamRequestHandler):
