@@ -407,6 +407,7 @@ class KeptServer:
             strays.end()
         lane = stay.lane
         if lane is None:
+            self._count_uncounted()
             return
         if stay.begun > 1:
             self._end_request(lane, COMPLETED, stay.request)
@@ -441,6 +442,12 @@ class KeptServer:
             if stay.kept.cell:
                 self.cells.drop(stay.kept.cell)
         request.stay = None
+
+    def _count_uncounted(self) -> None:
+        """Count a further request of a stay that a thread of the program's has: how it ends, nobody knows."""
+        self.gauge[ACCEPTED] += 1
+        self.gauge[HANDED_OVER] += 1
+        self._count()
 
     def _finish_uncounted(self, finish: Finish, request: Any, *more: Any, **named: Any) -> Any:
         """Finish a stay in a thread of the program's that has no lane."""

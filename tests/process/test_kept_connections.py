@@ -481,7 +481,7 @@ OWN_THREADS = "from tests.process.programs.own_threads import Hooks\n"
 
 def test_threads_of_the_programs_own(tmp_path: Path) -> None:
     """A program that gives each request to a thread of its own: a connection is kept from one to the next, with its
-    state, and ends once, by whoever ends it."""
+    state, and ends once, by whoever ends it. Each request is handed over."""
     with keeping(tmp_path, "Told", more=OWN_THREADS) as service:
         service.expect("asked to raise")
         with staying(service.address, 5) as (by_client, by_handler, by_error, *idle):
@@ -496,11 +496,16 @@ def test_threads_of_the_programs_own(tmp_path: Path) -> None:
             by_error.send(b"raise")
             by_error.wait_end()
             by_client.close()
+            idle[0].sock.sendall(b"pid\n" * 3)  # one stay, or several
+            for number in (4, 5, 6):
+                idle[0].heard(number)
             wait_counted(service, held=2, client=1, handler=2)
+            statistics = service.settled()
             service.signal(signal.SIGTERM)
             assert all(client.answer_or_end() is None for client in idle)
         states = sorted(fact["state"] for fact in service.wait_each("closed", 5))
-    assert states == [3, 3, 3, 4, 4]
+    assert states == [3, 3, 4, 4, 6]
+    assert statistics["accepted"] == statistics["handed_over"] == 15 + 2 + 3
 
 
 def test_an_unkept_service_has_no_holder(tmp_path: Path) -> None:
