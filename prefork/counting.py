@@ -101,14 +101,13 @@ class Counting:
         """Return True if this process has no request left. Otherwise `on_free` is called when a lane is returned."""
         return self.lanes is None or self.lanes.all_free(held=self.lane)
 
-    def look(self) -> None:
-        """Take back the lanes of requests that the program has closed, after dropping them."""
-        if self.lanes is not None:
-            self.lanes.look()
-
-    def patience(self) -> float:
-        """Return the seconds until the next `look()`; inf if nothing is looked for."""
-        return (self.lanes and self.lanes.contexts.patience) or inf
+    def look(self) -> float:
+        """Take back the lanes of requests that the program has closed, after dropping them. Return the seconds until
+        the next look; inf if nothing is looked for."""
+        if self.lanes is None or self.lanes.contexts.patience is None:
+            return inf
+        self.lanes.look()
+        return self.lanes.contexts.patience or inf
 
     def end_lanes(self, server: Any) -> bool:
         """Stop counting and return True if no request is left. Otherwise return False: daemonic threads still count."""

@@ -71,6 +71,7 @@ class Supervised(ServingLoop):
         self.metrics_listener: Listener | None = None
         self.metrics_bound: Any = None  # its address
         self._turns_seen = 0
+        self._turn_at: float | None = None  # monotonic; what `next_turn()` has returned
         self.turn_owed = True  # to the supervisor; False while our loop knows that there is nothing to do
 
     # Metrics.
@@ -262,7 +263,6 @@ class Supervised(ServingLoop):
             ):  # an override of service_actions() called no super()
                 supervisor.turn()
             self._turns_seen, self.turn_owed = supervisor.turns, True
-            self.counting.look()
             if self.counting.lane is None:
                 self.counting.lane = self.next_lane()
         except OSError as exc:  # out of descriptors
@@ -270,25 +270,27 @@ class Supervised(ServingLoop):
         return self.counting.lane is not None
 
     def next_lane(self) -> Lane | None:
-        return self.lanes().take()
+        return (self.counting.lanes or self.lanes()).take()
 
     def extra_fds(self) -> Iterable[int]:
         return (self.supervise().fileno(),)
 
     def note_heard(self, others: bool) -> None:
         """See whether a turn has anything to do. Three polls a request were a fifth of what its thread costs."""
-        self.turn_owed = others or self.supervisor is None or self.supervisor.is_due()
+        self.turn_owed = others or (self._turn_at is not None and self._turn_at <= monotonic())
 
     def next_turn(self) -> float | None:
         turn = inf if self.supervisor is None else self.supervisor.until_next_turn()
-        seconds = min(turn, self.counting.patience())
-        return None if seconds == inf else monotonic() + seconds
+        seconds = min(turn, self.counting.look())
+        self._turn_at = None if seconds == inf else monotonic() + seconds
+        return self._turn_at
 
     def accept(self) -> None:
         counting = self.counting
         if counting.lane is None and not self.has_room():
             return
-        lanes, lane, serve_one, counting.lane = self.lanes(), counting.lane, counting.serve_one, None
+        lanes, lane, serve_one, counting.lane = counting.lanes, counting.lane, counting.serve_one, None
+        assert lanes is not None
         assert lane is not None
         assert serve_one is not None
         try:

@@ -9,6 +9,7 @@ reads here, from top to bottom.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from time import monotonic, monotonic_ns, time_ns
 from typing import Any, NoReturn
 
@@ -220,7 +221,7 @@ class Supervisor:
             self._note_ended(heard)
 
     def until_next_turn(self) -> float:
-        return max(0.0, self._wake_at - self.clock.now())
+        return inf if self._wake_at == inf else max(0.0, self._wake_at - self.clock.now())
 
     def is_due(self) -> bool:
         """Return True if a turn has something to do in a plain server, even where `fileno()` is not readable."""
