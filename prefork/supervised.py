@@ -294,7 +294,7 @@ class Supervised(ServingLoop):
         assert lane is not None
         assert serve_one is not None
         try:
-            outcome = serve_one(self.server, lane, monotonic_ns())
+            outcome = serve_one(self._server(), lane, monotonic_ns())
         finally:
             if not lanes.elsewhere:
                 lanes.give_back(lane)

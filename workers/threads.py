@@ -36,7 +36,8 @@ class Threads:
 
     def append(self, thread: threading.Thread) -> None:
         """Keep a thread that is about to be started."""
-        self._forget_ended()
+        while self._ending and not self._ending[0].is_alive():
+            self._ending.popleft()
         if thread.daemon:
             return
         if isinstance(thread, RequestThread):
@@ -62,7 +63,3 @@ class Threads:
 
     def __len__(self) -> int:
         return len(self._running) + sum(thread.is_alive() for thread in (*self._ending, *self._theirs))
-
-    def _forget_ended(self) -> None:
-        while self._ending and not self._ending[0].is_alive():
-            self._ending.popleft()

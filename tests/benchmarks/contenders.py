@@ -64,14 +64,14 @@ CONTENDERS = (
     Contender("pool, access log as JSON", "ours.logged", ("recv",), standard=STANDARD, arguments=("json",)),
     Contender("pool, threads", "ours.pool", ("recv", "http", "udp"), standard=THREADING, arguments=("threading",)),
     Contender("plain", "ours.plain", ("recv", "unix", "udp", "unixgram"), 1, STANDARD),
-    Contender("plain threading", "ours.plain", ("recv",), 1, THREADING, ("threading",)),
+    Contender("plain threading", "ours.plain", ("recv", "unix", "udp"), 1, THREADING, ("threading",)),
     Contender(
         f"plain threading, {IDLE} idle", "ours.plain", ("recv",), 1, f"{THREADING}, {IDLE} idle", ("threading",), IDLE,
         quick=False,
     ),
     Contender("plain forking", "ours.plain", ("recv",), 1, FORKING, ("forking",)),
     Contender(STANDARD, "standard.plain", processes=1),
-    Contender(THREADING, "standard.plain", ("recv", "http", "udp"), 1, arguments=("threading",)),
+    Contender(THREADING, "standard.plain", ("recv", "unix", "http", "udp"), 1, arguments=("threading",)),
     Contender(
         f"{THREADING}, {IDLE} idle", "standard.plain", ("recv",), 1, "", ("threading",), IDLE, quick=False
     ),
