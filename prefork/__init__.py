@@ -26,7 +26,6 @@ from prefork.metrics.board import Statistics
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
 from .handlers import _SocketWriter as _SocketWriter
-from .keepalive import KeepAliveMixIn
 from .mixins import (
     ForkingMixIn,
     ForkingTCPServer,
@@ -48,6 +47,7 @@ from .surroundings.inherited import open_standard_descriptors as _open_standard_
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .keepalive import KeepAliveMixIn
     from .pool import (
         PreForkingMixIn,
         PreForkingTCPServer,
@@ -94,7 +94,7 @@ __all__ = [
     "rehearsing",
 ]
 
-_OF_A_POOL = [name for name in __all__ if name.startswith("PreForking")]
+_OF_A_POOL = ["KeepAliveMixIn", *(name for name in __all__ if name.startswith("PreForking"))]
 
 if not TYPE_CHECKING:  # to a type checker every name would be there
 

@@ -12,15 +12,13 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.application.values import VALUES, adopt, release
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import handshake, user_forks
-from prefork.workers.access_log import AccessLog
-from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
@@ -28,6 +26,10 @@ from prefork.workers.looped import LoopTerms
 from prefork.workers.straight import ServeOne
 
 from .sockets.of_server import is_closed
+
+if TYPE_CHECKING:  # of a pool
+    from prefork.workers.access_log import AccessLog
+    from prefork.workers.admission import Admission
 
 ENDING = threading.RLock()  # the last of server_close(), the loop and the daemonic threads ends the counting
 
@@ -80,8 +82,8 @@ class Counting:
         on_free: Callable[[], None],
         queue_waits: bool,
         way: Callable[[Lanes], ServeOne],
-        admission: Admission | None = None,
-        access_log: AccessLog | None = None,
+        admission: "Admission | None" = None,
+        access_log: "AccessLog | None" = None,
     ) -> Lanes:
         """Count this server's requests on the lanes of `slot`, and of the slots that `more` creates.
 

@@ -18,6 +18,7 @@ from prefork.workers.polling import patience
 from .errors import ConfigError, PreforkError
 from .inheritance.own import Computed, Own
 from .inheritance.precedence import find_first, loop_not_called, shutdown_heard
+from .keepalive import KeepAliveMixIn as KeepAliveMixIn  # what keeps connections is a pool
 from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings

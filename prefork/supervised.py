@@ -19,8 +19,6 @@ from prefork.metrics.board import Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers.accepting import NO_RESOURCES, NOT_BEGUN, NOTHING
-from prefork.workers.access_log import AccessLog
-from prefork.workers.admission import Admission
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way
@@ -47,8 +45,10 @@ from .settings.sources import SLOT_VARIABLE
 from .sockets.listener import Listener, asked_for
 from .sockets.of_server import is_closed, socket_of
 
-if TYPE_CHECKING:
-    from prefork.workers.loop import Worker  # of a pool
+if TYPE_CHECKING:  # of a pool
+    from prefork.workers.access_log import AccessLog
+    from prefork.workers.admission import Admission
+    from prefork.workers.loop import Worker
 
     _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
 else:
@@ -217,11 +217,11 @@ class Supervised(ServingLoop):
         """Return what accepts a request and processes it. Extend it where there is a straighter way."""
         return lanes.serve_one
 
-    def admission(self) -> Admission | None:
+    def admission(self) -> "Admission | None":
         """Return what each connection must show before the program sees it: what a pool has settings for."""
         return None
 
-    def access_log(self) -> AccessLog | None:
+    def access_log(self) -> "AccessLog | None":
         """Return what writes a record of each request of this process: what a pool has a setting for."""
         return None
 

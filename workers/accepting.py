@@ -14,7 +14,7 @@ from time import monotonic
 from traceback import clear_frames
 from typing import Any
 
-from prefork.metrics.facts import AcceptError
+from prefork.metrics.facts import AcceptError, Refusal
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import ACCEPT_ERRORS
 
@@ -69,6 +69,15 @@ class Accepted(Enum):
 
 # For the hot path: in 3.11 `Accepted.REQUEST` costs a call.
 REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN, PASSED_ON = Accepted
+
+
+class NotAdmitted(Exception):
+    """This connection is to be closed. It is logged already."""
+
+    def __init__(self, refusal: Refusal, client_address: Any) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
+        self.client_address = client_address  # by what is known of it
 
 
 class Shortage:

@@ -16,6 +16,7 @@ from prefork.metrics.facts import Refusal
 from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.log_events import LogEvent, event
 
+from .accepting import NotAdmitted
 from .connection_table import ConnectionLimits
 from .contexts import Lane
 from .handshake import failure, shake_hands
@@ -25,15 +26,6 @@ from .proxy_protocol import V2_MOST, ProxyHeaderError, belonging, is_complete, p
 log = logging.getLogger("prefork.server")
 
 LOGGED_EVERY_S = 10.0  # of each reason; the rest is logged at DEBUG
-
-
-class NotAdmitted(Exception):
-    """This connection is to be closed. It is logged already."""
-
-    def __init__(self, refusal: Refusal, client_address: Any) -> None:
-        super().__init__(refusal)
-        self.refusal = refusal
-        self.client_address = client_address  # by what is known of it
 
 
 class Terms(NamedTuple):

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from threading import RLock, get_ident
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.kernel import queue_wait_ns
 from prefork.metrics.scoreboard import (
@@ -39,15 +39,27 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import looped, strays, user_forks
-from .accepting import NOT_BEGUN, PASSED_ON, REQUEST, RESOURCES_SHORT, Accepted, GetRequest, NotAccepted, is_shortage
-from .access_log import AccessLog
-from .admission import Admission, NotAdmitted
+from .accepting import (
+    NOT_BEGUN,
+    PASSED_ON,
+    REQUEST,
+    RESOURCES_SHORT,
+    Accepted,
+    GetRequest,
+    NotAccepted,
+    NotAdmitted,
+    is_shortage,
+)
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
 from .definitions import evaluated, is_the_programs, of_class, put
 from .identity import Identity, identity, lost
 from .keeps import keeps
 from .thread_body import THREAD_BODY, ThreadBody
+
+if TYPE_CHECKING:  # of a pool
+    from .access_log import AccessLog
+    from .admission import Admission
 
 # A process asks at most so often how long a connection waited: asking costs 4 µs, the answer is in jiffies of 10 ms.
 QUEUE_WAIT_EVERY_NS = 5_000_000
@@ -71,8 +83,8 @@ class Lanes:
     def __init__(
         self, slot: Slot, *, elsewhere: bool, on_free: Callable[[], None],
         more: Callable[[], Slot | None] | None = None, on_accept: Callable[[], None] | None = None,
-        queue_waits: bool = False, guarded: bool = False, access_log: AccessLog | None = None,
-        admission: Admission | None = None, on_lost: Callable[[], None] | None = None,
+        queue_waits: bool = False, guarded: bool = False, access_log: "AccessLog | None" = None,
+        admission: "Admission | None" = None, on_lost: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         self.elsewhere = elsewhere
         self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS

@@ -34,8 +34,7 @@ from prefork.metrics.scoreboard import (
 )
 
 from . import looped, strays
-from .accepting import NOT_BEGUN, REQUEST, Accepted, is_shortage
-from .admission import NotAdmitted
+from .accepting import NOT_BEGUN, REQUEST, Accepted, NotAdmitted, is_shortage
 from .bootstrap import leave
 from .contexts import Lane, Place, place_of
 from .definitions import definer, evaluated, is_base_servers, is_threading_mixins, of_class

@@ -25,8 +25,9 @@ APART = {
     "prefork.reload.on_change", "prefork.testing", "prefork.top",
 }  # fmt: skip
 OF_A_POOL = {
-    "prefork.control.server", "prefork.holder.child", "prefork.reload.generations", "prefork.serving_pool",
-    "prefork.workers.keeping", "prefork.workers.loop", "prefork.workers.thread_pool",
+    "prefork.control.server", "prefork.holder.child", "prefork.keepalive", "prefork.reload.generations",
+    "prefork.serving_pool", "prefork.workers.access_log", "prefork.workers.admission", "prefork.workers.keeping",
+    "prefork.workers.loop", "prefork.workers.thread_pool",
 }  # fmt: skip
 # What cannot be done without brings some of it, in some versions.
 NEEDED = """

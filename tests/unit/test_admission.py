@@ -13,7 +13,8 @@ from prefork.metrics.facts import Refusal
 from prefork.sockets.addresses import address_text
 from prefork.sockets.networks import Networks, asked
 from prefork.workers import admission as module
-from prefork.workers.admission import Admission, NotAdmitted, Terms
+from prefork.workers.accepting import NotAdmitted
+from prefork.workers.admission import Admission, Terms
 from prefork.workers.proxy_protocol import SIGNATURE
 
 V1 = b"PROXY TCP4 192.0.2.7 198.51.100.1 4242 443\r\n"
