@@ -179,22 +179,6 @@ def test_a_setting_of_the_pools_on_another_server(first: PreForkingTCPServer) ->
         ]
 
 
-class Acting(PreForkingTCPServer):
-    def service_actions(self) -> None:
-        """Do something of the program's."""
-
-
-def test_a_hook_that_the_pool_does_not_call(first: PreForkingTCPServer) -> None:
-    """It is said of a server of another class; one of the same class has its done by the first."""
-    with made(Acting) as other, made(Acting) as leading:
-        first.serve_also(other)
-        said = [("service_actions() of Acting", "the pool calls the one of PreForkingTCPServer")]
-        assert list(pool_of(first).without_effect()) == said
-        with made(Acting) as again:
-            leading.serve_also(again)
-            assert list(pool_of(leading).without_effect()) == []
-
-
 def test_a_setting_of_its_own_listener_for_nothing(first: PreForkingTCPServer) -> None:
     """It is said of that server; what is said for all of them is the first's to say."""
     with made(PreForkingTCPServer) as other:

@@ -548,17 +548,19 @@ def test_the_cells(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     cells = KeptCells(words)
     play = Play(BOUNDS, 0b101, cells)
     request.addfinalizer(play.close)
-    numbers = [cells.claim(5) for _ in range(7)]
+    numbers, another = [cells.claim(5) for _ in range(7)], os.getpid() + 1
 
     def counted() -> list[bool]:
         return [bool(words[number]) for number in numbers]
 
     def of_a_holder_that_dies() -> list[int]:
-        return [index for index, number in enumerate(numbers) if words[number] and words[CELLS_MOST + number] == 77]
+        return [
+            index for index, number in enumerate(numbers) if words[number] and words[CELLS_MOST + number] == another
+        ]
 
     for number in numbers:
         cells.park(number)
-    monkeypatch.setattr(os, "getpid", lambda: 77)
+    monkeypatch.setattr(os, "getpid", lambda: another)
     clients = [play.park(Kept(cell=number)) for number in numbers[:4]]
     assert (counted(), of_a_holder_that_dies()) == ([True] * 7, [0, 1, 2, 3])
     clients[0].sendall(b"x")

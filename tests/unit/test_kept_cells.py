@@ -48,15 +48,15 @@ def test_several_processes(words: memoryview, monkeypatch: pytest.MonkeyPatch) -
     sent, taken = cells.claim(WORD), cells.claim(WORD)
     cells.park(sent)
     cells.park(taken)
-    before = cells._chance
-    monkeypatch.setattr(os, "getpid", lambda: 77)
+    before, another = cells._chance, os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: another)
     second = cells.claim(WORD)
     assert cells._chance not in (before, (before * 6364136223846793005 + 1442695040888963407) % (1 << 64))
     cells.take(taken)
     monkeypatch.undo()
     others.drop_all_of(os.getpid())
     assert (len({first, second, sent, taken}), found(others)) == (4, 3)
-    others.drop_all_of(77)
+    others.drop_all_of(another)
     assert found(others) == 1
     others.take(sent)
     others.drop_all_of(os.getpid())

@@ -58,9 +58,10 @@ def test_a_fork_of_ours_that_fails(undone: list[str]) -> None:
 
 def test_in_our_child_nothing_comes_back(undone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the block there leaves the hook to whoever sets it."""
+    child = os.getpid() + 1
     with OwnFork():
         user_forks._after_fork()
-        monkeypatch.setattr(os, "getpid", lambda: 1)
+        monkeypatch.setattr(os, "getpid", lambda: child)
     user_forks._after_fork()
     assert undone == ["always"]
 
