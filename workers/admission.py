@@ -63,10 +63,17 @@ class Admission:
         self._address_text = address_text
         self._said: dict[Refusal, float] = {}
 
-    def admit(self, request: Any, client_address: Any, lane: Lane | None = None) -> tuple[Any, Any]:
+    @property
+    def first_byte_timeout(self) -> float | None:
+        return self._terms.first_byte_timeout
+
+    def admit(
+        self, request: Any, client_address: Any, lane: Lane | None = None, *, waits: bool = True
+    ) -> tuple[Any, Any]:
         """Return the request and the address of the client for whom it is. Raises NotAdmitted.
 
-        Behind a proxy the address has the header as `proxy`; with TLS the request is another object.
+        Behind a proxy the address has the header as `proxy`; with TLS the request is another object. Unless it `waits`
+        here for the first byte, the caller has to.
         """
         terms = self._terms
         limits = None if lane is None else self.limits
@@ -83,7 +90,7 @@ class Admission:
         if limits is not None and lane is not None and not limits.admits_client(lane, client_address):
             why = "its client has max_connections_per_client already"
             raise self._refused(Refusal.PER_CLIENT, request, client_address, why)
-        if terms.first_byte_timeout is not None and not _readable(request, terms.first_byte_timeout):
+        if waits and terms.first_byte_timeout is not None and not _readable(request, terms.first_byte_timeout):
             raise self._refused(
                 Refusal.FIRST_BYTE, request, client_address, "it said nothing within first_byte_timeout"
             )

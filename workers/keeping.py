@@ -25,7 +25,7 @@ from prefork.metrics.scoreboard import ACCEPTING, CLOSED, IDLE, IN_HAND, MOVES, 
 from .accepting import NOTHING, REQUEST, Accepted, GetRequest
 from .contexts import Lane
 from .identity import identity, lost
-from .kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queues, end_connection
+from .kept import CLOSING, MET, SHORT, SILENT, SLOW, TELL_END, Kept, Queues, end_connection
 from .lanes import Lanes
 from .lanes_beside import LanesBeside
 from .lingering import LINGER_NS, Idle, Lingering, Way
@@ -139,6 +139,8 @@ class Keeping:
         lane[IN_HAND] = 1
         cell = 0 if lanes.limits is None else lanes.limits.keep(lane)
         kept = Kept(at.listener, 0, now_ns, client_address, b"", b"", 0, 1, 0, 0, cell)
+        if at.first_byte_ns:
+            kept = kept._replace(flags=SILENT, since_ns=now_ns + at.first_byte_ns)
         sock = request if type(request) is KeptSocket else at.socket(request.detach())
         return self._go_on(at, lane, sock, kept, now_ns, at.source)
 
@@ -206,6 +208,8 @@ class Keeping:
             if at.speaks_first and not kept.flags & MET:
                 return self._begin(at, lane, sock, kept, 0, source)
             return self._stay_idle(at, lane, sock, kept, now_ns, lingers=self.lingers)
+        if kept.flags & SILENT:
+            kept = kept._replace(flags=kept.flags & ~SILENT, since_ns=0)
         if at.complete is not None and not kept.flags & SHORT:
             try:
                 short = at.short(sock, kept)

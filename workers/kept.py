@@ -40,6 +40,7 @@ SHORT = 2  # to the holder: what is there is less than a request. From it: that 
 CLOSING = 4  # from the holder: call connection_closed() and close, for this reason, and count that
 MET = 8  # a handler has had it: connection_opened() was called
 SLOW = 16  # it has lingered in vain: it is parked at once, until it comes back to the holder quickly
+SILENT = 32  # its client has said nothing so far; it ends at `since_ns` if that stays so
 HANDED_OVER = 128  # from a holder to the next one
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS, errno.ENOMEM)
@@ -70,7 +71,7 @@ class Kept(NamedTuple):
     flags: int = 0
     wanted: int = 1  # with SHORT: the number of bytes that the kernel must have before anybody is asked again
     reason: int = 0  # with CLOSING: a CloseReason + 1
-    since_ns: int = 0  # the holder's: since when it is short, or idle. Whoever begins a request makes it 0
+    since_ns: int = 0  # the holder's: since when it is short, or idle; see SILENT. Whoever begins a request makes it 0
     cell: int = 0  # in which it is counted (kept_cells.py); 0: in none
 
     def encoded(self) -> bytes:

@@ -80,6 +80,7 @@ class KeptServer:
         self.idle = 0  # connections that are idle here,
         self.gauge = lanes.all_lanes[0]  # where that is told, whichever lane each was served on
         self.cells: Any = NoCells if lanes.limits is None else lanes.limits.kept
+        self.first_byte_ns = 0 if lanes.admission is None else int((lanes.admission.first_byte_timeout or 0) * 1e9)
         self._keep_on = keep_on
         self._count = count
         cls = class_of(server.RequestHandlerClass)
@@ -151,7 +152,7 @@ class KeptServer:
         lanes, server = self.lanes, self.server
         try:
             if lanes.admission is not None:
-                request, client_address = lanes.admission.admit(request, client_address, lane)
+                request, client_address = lanes.admission.admit(request, client_address, lane, waits=False)
             if server.verify_request(request, client_address):
                 return (client_address,)
             self._not_kept(lane, request, client_address, REJECTED)

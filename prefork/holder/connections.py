@@ -16,6 +16,7 @@ import socket
 import sys
 import termios
 from collections import OrderedDict, deque
+from heapq import heappop, heappush
 from select import EPOLLIN, EPOLLRDHUP, epoll
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from prefork.workers.kept import (
     HANDED_OVER,
     MESSAGE_VERSION,
     SHORT,
+    SILENT,
     SLOW,
     TELL_END,
     QueueEnd,
@@ -78,6 +80,7 @@ class Connections:
         self._ready = ready
         self._cells = cells
         self._flush_at = 0.0  # no earlier
+        self._silent: list[tuple[float, int, bytes]] = []  # a heap: when it ends, descriptor, message; or it has spoken
         self._looked_at: dict[int, int] = {}  # short Unix connections: the number of bytes that each must have
         self._look_at_short = float("inf")  # at their deadlines
         self._look_at_bytes = 0.0  # at those of a Unix socket
@@ -122,6 +125,10 @@ class Connections:
                 self.idle.move_to_end(fd, last=False)
             else:
                 self.idle[fd] = message, now
+                if flags & SILENT:
+                    until = since_of(message) / NS
+                    heappush(self._silent, (until, fd, message))
+                    self.look_at = min(self.look_at, until)
             self.look_at = min(self.look_at, since + self._timeout)
         waiting = len(self.idle) + len(self.short)
         if waiting > self.bounds.most_idle or waiting + len(self.backlog) > self.bounds.most:
@@ -208,7 +215,7 @@ class Connections:
             again = min(again, now + UNIX_LOOK_S)
         if now >= self._look_at_short:
             self._expire_short(now)
-        self.look_at = min(again, self._look_at_short, self._expire_idle(now))
+        self.look_at = min(again, self._look_at_short, self._expire_silent(now), self._expire_idle(now))
         return self.look_at
 
     def _expire_idle(self, now: float) -> float:
@@ -218,6 +225,17 @@ class Connections:
                 return since + self._timeout
             self._forget_idle(fd)
             self._end_idle(fd, message, CloseReason.IDLE_TIMEOUT)
+        return float("inf")
+
+    def _expire_silent(self, now: float) -> float:
+        while self._silent:
+            until, fd, message = self._silent[0]
+            if self.idle.get(fd, (b"",))[0] is message:
+                if until > now:
+                    return until
+                self._forget_idle(fd)
+                self._end_idle(fd, message, CloseReason.IDLE_TIMEOUT)
+            heappop(self._silent)
         return float("inf")
 
     def _expire_short(self, now: float) -> None:
@@ -361,7 +379,10 @@ class Connections:
             del self.short[fd]
         while self.idle:
             fd, (message, since) = self.idle.popitem()
-            if not self._sent(park, fd, changed(message, message[_FLAGS] | HANDED_OVER, since_ns=int(since * NS))):
+            handed = message
+            if not message[_FLAGS] & SILENT:
+                handed = changed(message, message[_FLAGS] | HANDED_OVER, since_ns=int(since * NS))
+            if not self._sent(park, fd, handed):
                 self.idle[fd] = message, since
                 return False
         return True

@@ -187,6 +187,29 @@ def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) 
         assert len(service.wait_each("closed", 5)) == 5
 
 
+@pytest.mark.parametrize("handler", ["Told", "Greeting"])
+def test_who_says_nothing_at_all(handler: str, tmp_path: Path) -> None:
+    """first_byte_timeout is waited for by the holder, over a reload as well: nobody waits meanwhile. Who has said
+    something may be silent for longer."""
+    with releasing(tmp_path, handler, first_byte_timeout=5.0) as service, staying(service.address, 10) as clients:
+        began = time.monotonic()
+        service.wait_ready(2)
+        with staying(service.address, 2) as speaking:
+            if handler == "Greeting":
+                assert [client.answer() for client in (*clients, *speaking)] == [b"hello"] * 12
+            for client in speaking:
+                client.say()
+            wait_counted(service, held=12, lingering=0)
+            service.signal(signal.SIGHUP)
+            service.wait_reloads(ok=1)
+            for client in clients:
+                client.wait_end()
+            assert time.monotonic() - began > 4
+            wait_counted(service, held=2, idle_timeout=10)
+            for client in speaking:
+                client.say()
+
+
 def test_a_request_is_what_is_measured(tmp_path: Path) -> None:
     """A connection that lives longer than request_timeout is not ended by it, a request that does is, with its
     connection; max_requests counts requests, and the connections of a worker that is recycled go on."""

@@ -14,7 +14,7 @@ from prefork.holder import connections as module
 from prefork.holder.connections import Bounds, Connections
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
-from prefork.workers.kept import CLOSING, SHORT, SLOW, TELL_END, Kept, QueueEnd, Queues
+from prefork.workers.kept import CLOSING, SHORT, SILENT, SLOW, TELL_END, Kept, QueueEnd, Queues
 from prefork.workers.kept_cells import CELLS_MOST, KEPT_WORDS, KeptCells
 
 HUNG_S = 10.0
@@ -96,6 +96,40 @@ def _pair(tcp: bool) -> tuple[socket.socket, socket.socket]:
     return client, ours
 
 
+def silent(until: float) -> Kept:
+    return Kept(flags=SILENT, since_ns=int(until * 1e9))
+
+
+def test_who_has_said_nothing_ends_in_its_own_time(play: Play) -> None:
+    """Each for itself, whoever came first; who speaks in time does not, nor what has the descriptor afterwards."""
+    late, early, speaks = (play.park(silent(until)) for until in (104.0, 102.0, 102.0))
+    assert play.turn() == 102.0
+    speaks.send(b"x")
+    play.turn(wait=HUNG_S)
+    ((kept, fd),) = play.passed_on()
+    assert kept.flags & SILENT
+    os.close(fd)
+    again = play.park()
+    assert play.turn(2.0) == 104.0
+    assert (early.recv(1), play.words()) == (b"", {"idle": 2, "idle_timeout": 1})
+    assert play.turn(2.0) == 175.0
+    assert (late.recv(1), play.words()) == (b"", {"idle": 1, "idle_timeout": 2})
+    again.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        again.recv(1)
+
+
+def test_who_has_said_nothing_is_handed_over(play: Play) -> None:
+    """With the time at which it ends."""
+    play.park(silent(102.0))
+    assert play.held.hand_over(play.queues.park_in)
+    found = play.queues.park_out.receive()
+    assert found is not None
+    assert Kept.decoded(found[0]) == silent(102.0)
+    play.held.take(*found, 101.0)
+    assert play.turn(1.0) == 102.0
+
+
 @pytest.fixture
 def play() -> Iterator[Play]:
     made = Play()
@@ -151,7 +185,7 @@ def test_one_that_comes_back_quickly_after_another(play: Play, tcp: bool) -> Non
 @pytest.mark.parametrize("tcp", [False, True])
 def test_bytes_at_an_idle_connection(play: Play, tcp: bool) -> None:
     """It is passed on with its message as it came and the bytes unread, and no trace is left of it."""
-    kept = Kept(2, 7, 9, ("192.0.2.1", 5), b"state", b"", 0b01100000)
+    kept = Kept(2, 7, 9, ("192.0.2.1", 5), b"state", b"", 0b01000000)
     client = play.park(kept, tcp=tcp)
     play.turn()
     assert (play.passed_on(), play.words(2)) == ([], {"idle": 1})
