@@ -6,7 +6,7 @@
 In a pool the handler object lives for one *stay* (workers/stay.py): as long as there are bytes at hand. Where a
 connection cannot be kept (a plain server, `--single`, TLS, a request that the program has wrapped) it lives as long as
 the connection, in a loop, and means the same. Must not close a connection, which the server does. Runs where
-`finish_request()` does.
+`finish_request()` does. Longer than most files: what is the same in a stay and in a loop can be compared here.
 """
 
 import socket
