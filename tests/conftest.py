@@ -39,9 +39,21 @@ def _children() -> set[int]:
     return found
 
 
+def _be_init() -> None:
+    """As the first process of a container, leave the tests to a child and do what an init does: what has lost its
+    parent is reaped here, and is none of theirs."""
+    tests = os.fork()
+    while tests:
+        pid, status = os.wait()
+        if pid == tests:
+            os._exit(os.waitstatus_to_exitcode(status))
+
+
 def pytest_configure() -> None:
     """What tests start hears Ctrl-C and Ctrl-\\, which are ignored in what a shell runs in the background; and it holds
     back what it prints, as in production, whatever the environment of the tests says."""
+    if os.getpid() == 1:
+        _be_init()
     os.environ.pop("PYTHONUNBUFFERED", None)
     for signum, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:

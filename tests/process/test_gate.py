@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -222,3 +223,16 @@ def test_interrupted_it_leaves_nothing(how: int, ci: Callable[..., "subprocess.P
     for each in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             assert str(work) not in " ".join(each.cmdline())
+
+
+# What tests run in.
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+@pytest.mark.parametrize(("wanted", "status"), [("test_bootstrap.py", 0), ("nothing", 4)])
+def test_the_tests_as_the_first_process(wanted: str, status: int) -> None:
+    """Of a container, say: they are a child of it, and it ends as they do."""
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", "pytest", "-q"]
+    argv += ["-p", "no:cacheprovider", f"tests/unit/{wanted}"]
+    ended = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=HUNG)
+    assert ended.returncode == status, ended.stdout + ended.stderr
