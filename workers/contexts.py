@@ -203,10 +203,12 @@ class HandedOver:
             with self._lock:
                 self._running -= 1
 
-    def all_finished(self) -> bool:
+    def all_finished(self, *, first_may_come: bool = False) -> bool:
         """Return whether no request is in `finish_request()` or may still get there.
 
         In a program that has ever called it from a thread of its own, such a request may until it is closed.
+        `first_may_come`: so it may in one that has not called it yet.
         """
-        waits = self._finishes and any(place.is_open() for place in list(self._at.values()))
+        may_come = self._finishes or first_may_come
+        waits = may_come and any(place.is_open() for place in list(self._at.values()))
         return not waits and not self._running

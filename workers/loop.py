@@ -42,6 +42,7 @@ from .waiters import go_to_the_back, wait_for
 from .wakeup import Wakeup
 
 HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
+FIRST_OF_THREADS_S = 0.5  # for the program's own thread to begin the first request that this worker gave it
 DATAGRAMS_AT_ONCE = 16  # received without a wait in between
 TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
 MOST_EVENTS = 8  # of one wait: the default is 12 kB
@@ -553,7 +554,8 @@ class Worker:
         for _, lanes, _ in self._served:
             while not lanes.all_free():
                 self._rest(lanes.contexts.patience_ms)
-            while not lanes.handed_over.all_finished():
+            until = monotonic() + FIRST_OF_THREADS_S
+            while not lanes.handed_over.all_finished(first_may_come=monotonic() < until):
                 self._rest(HANDED_OVER_LOOK_MS)
         if self._threads is not None:
             self._threads.join()

@@ -1,15 +1,17 @@
 """Programs that process requests in ways of their own: a threaded server goes on to hear, and its counts are right."""
 
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from prefork import BaseRequestHandler, ThreadingTCPServer
+from prefork import BaseRequestHandler, ForkingTCPServer, PreForkingMixIn, ThreadingTCPServer
 from tests.support.clients.connections import ask, dial
 from tests.support.programs.service import Service, script
+from tests.support.programs.serving import serving
 
 THREADS = 2
 TIMES = 2 * THREADS + 1
@@ -40,6 +42,31 @@ def test_every_way(bases: str, tmp_path: Path) -> None:
     assert {name: ended[name] for name in ("accepted", "completed", "handed_over", "lost")} == {
         "accepted": 6 * TIMES, "completed": 3 * TIMES, "handed_over": 3 * TIMES, "lost": 0
     }  # fmt: skip
+
+
+def test_the_first_request_of_a_thread() -> None:
+    """A worker that leaves as soon as it has given its only request to a thread of the program's waits for that to
+    begin, and to end."""
+
+    class Later(PreForkingMixIn, ForkingTCPServer):
+        max_children = 2
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            def finish() -> None:
+                self.finish_request(request, client_address)
+                self.shutdown_request(request)
+
+            thread = threading.Timer(0.1, finish)
+            thread.daemon = True
+            thread.start()
+
+    class Answer(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(self.request.recv(100))
+
+    server = Later(("127.0.0.1", 0), Answer)
+    with serving(server):
+        assert [ask(server.server_address, b"word") for _ in range(3)] == [b"word"] * 3
 
 
 def test_closed_while_the_program_has_a_connection() -> None:

@@ -329,6 +329,7 @@ def test_a_request_that_the_program_has_now(harness: Harness) -> None:
         for server.request in (first, second):
             harness.serve("handed_over")
             assert handed_over.all_finished()
+            assert not handed_over.all_finished(first_may_come=True)
         server.will = "completed"
         server.look = lambda: seen.append(handed_over.all_finished())
         server.finish_request(first, "somebody")
