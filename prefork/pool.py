@@ -22,7 +22,7 @@ from .keepalive import KeepAliveMixIn as KeepAliveMixIn  # what keeps connection
 from .logs import say_no_effect
 from .master.policy import Phase
 from .pool_settings import PoolSettings
-from .process import RunMode, rehearsing, run_mode
+from .process import RunMode, not_loading, rehearsing, run_mode
 from .reload.handover import NEEDED, handed
 from .reload.rehearsal import rehearse
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
@@ -149,6 +149,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         PreforkError on systems other than Linux.
         """
         own: Preforked = self._prefork_
+        not_loading()
         for each in own.each:
             validate(each.server)
         own.refuse_another_pool()

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from enum import Enum, auto
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import setproctitle
@@ -33,8 +34,8 @@ from .settings.in_force import InForce
 from .surroundings.inherited import open_standard_descriptors
 
 __all__ = [
-    "RunMode", "alone", "enter", "frozen", "go", "import_all", "inside", "rehearsing", "run_as", "run_mode", "titled",
-    "unharmed",
+    "RunMode", "alone", "enter", "frozen", "go", "import_all", "inside", "loading", "not_loading", "rehearsing",
+    "run_as", "run_mode", "titled", "unharmed",
 ]  # fmt: skip
 
 log = logging.getLogger("prefork.supervisor")
@@ -130,6 +131,34 @@ def alone(name: str) -> Iterator[None]:
         yield
     finally:
         _pool = None
+
+
+# A program that is loaded.
+
+_loading: tuple[int, int, str] | None = None  # the process and the thread that load it, and what they could not do then
+
+
+@contextlib.contextmanager
+def loading(could_not: str) -> Iterator[None]:
+    """Run code of the program's in the block that is to make a server, which is then the command's to serve.
+
+    `could_not` begins the sentence about what goes wrong.
+    """
+    global _loading
+    before, _loading = _loading, (os.getpid(), get_ident(), could_not)
+    try:
+        yield
+    finally:
+        _loading = before
+
+
+def not_loading() -> None:
+    """Raise ConfigError in a program that serves while it is loaded: its command would wait for the end of that, and
+    then serve once more."""
+    if _loading is not None and _loading[:2] == (os.getpid(), get_ident()):
+        error = ConfigError(f"{_loading[2]}: it serves by itself, which is for the command to do")
+        error.add_note('Call serve_forever() below if __name__ == "__main__", and not in what makes the server.')
+        raise error
 
 
 # Streams, title and memory.

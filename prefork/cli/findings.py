@@ -17,7 +17,8 @@ from prefork.workers.definitions import is_the_programs
 from prefork.workers.handshake import FIRST_HOOKS, HANDSHAKE_TIMEOUT_S
 from prefork.workers.privileges import Privileges
 
-from ..pool import pool_of
+from ..inheritance.precedence import loop_not_called
+from ..pool import PreForkingMixIn, pool_of
 from ..pool_settings import PoolSettings
 from ..settings.effects import no_effect
 from ..settings.units import number_text
@@ -34,7 +35,7 @@ def findings(server: Any) -> Iterator[str]:
     yield from _handshakes(server)
     yield from _handler(server)
     yield from _code(server)
-    for name, why in no_effect(server, PoolSettings, {}):
+    for name, why in (*no_effect(server, PoolSettings, {}), *loop_not_called(type(server), PreForkingMixIn)):
         yield f"{name} has no effect: {why}"
 
 

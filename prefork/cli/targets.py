@@ -26,7 +26,7 @@ from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn, pool_of
-from ..process import RunMode, run_mode
+from ..process import RunMode, loading, run_mode
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
 from ..settings.handlers import unwrapped, why_not_run
@@ -72,7 +72,8 @@ class Target:
 
 def _theirs(sentence: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
-        return function(*args)
+        with loading(sentence):
+            return function(*args)
     except PreforkError:
         raise
     except SystemExit as exc:
@@ -237,9 +238,14 @@ def _callable_with(target: Target, function: Callable[..., Any], count: int) -> 
     try:
         signature.bind(*[None] * count)
     except TypeError:
-        module = target.text.partition(":")[0]
+        module, _, name = target.text.partition(":")
         wanted = "an address" if count == 1 else "an address and a handler class"
-        name = getattr(function, "__name__", "Server")
+        if "addr" in [*signature.parameters, "", ""][1] and len(signature.parameters) == 3:
+            error = target.refused(
+                f"it handles a request; write a function that makes the server, and serve {module}:make"
+            )
+            error.add_note(f"    def make(address):\n        return PreForkingTCPServer(address, {name})")
+            raise error from None
         easy = f"set RequestHandlerClass in {name}, or " if _lacks_handler(function, signature) else ""
         error = target.refused(
             f"it cannot be called with {wanted} alone; {easy}write a function, and serve {module}:make"
@@ -268,13 +274,16 @@ def _lacks_handler(function: Callable[..., Any], signature: "Signature") -> bool
 
 def _two_lines(name: str, signature: "Signature") -> str:
     """Return the function to write: it calls the class, or the other function, with all that this needs."""
-    needed = [
-        each.name if each.kind is not each.KEYWORD_ONLY else f"{each.name}=…"
-        for each in signature.parameters.values()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    parameters = [
+        each for each in signature.parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
     ]
-    named = [each.name for each in signature.parameters.values() if "addr" in each.name and each.name not in needed]
-    arguments = [*needed, f"{named[0]}=address"] if named else ["address", *needed[1:]]
+    needed = [each for each in parameters if each.default is each.empty]
+    first = [each.name for each in needed if each.kind is not each.KEYWORD_ONLY]
+    named = [each.name for each in parameters if "addr" in each.name and each.name not in first]
+    others = [f"{each.name}=…" for each in needed if each.name not in (*first, *named[:1])]
+    arguments = [*first, *others, f"{named[0]}=address"] if named else ["address", *first[1:], *others]
+    if ["host" in each for each in first[:1]] + ["port" in each for each in first[1:2]] == [True, True]:
+        arguments = ["*address", *first[2:], *others]
     return f"    def make(address):\n        return {name}({', '.join(arguments)})"
 
 
@@ -285,10 +294,10 @@ def _at_its_address(target: Target, server: Server, address: Address | None) -> 
     if address is None or address.fd is not None or bound is None or _is_at(bound, address):
         return server
     server.server_close()
-    module = target.text.partition(":")[0]
+    module, _, name = target.text.partition(":")
     reason = f"it binds {address_text(bound)}; write a function that takes the address, and serve {module}:make"
     error = target.refused(reason, address)
-    error.add_note(_two_lines(getattr(target.found, "__name__", "Server"), _signature(target.found)))
+    error.add_note(_two_lines(name, _signature(target.found)))
     raise error
 
 

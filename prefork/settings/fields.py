@@ -20,7 +20,7 @@ if sys.version_info >= (3, 14):
     import annotationlib
 
 from ..errors import ConfigError
-from .in_force import is_own, owner_of, plain, value_of
+from .in_force import asked_of, is_own, owner_of, plain, value_of
 from .units import UNITS, UnitName, number_text
 
 __all__ = ["Field", "Setting", "parse", "settings", "show", "validate"]
@@ -251,7 +251,7 @@ def validate(target: object, origins: Mapping[str, str] | None = None) -> None:
     cls = target if isinstance(target, type) else type(target)
     fields = settings(cls)
     for name, field in fields.items():
-        value = getattr(target, name)
+        value = asked_of(target, name)
         if not is_own(value) and not (target is cls and hasattr(value, "__get__")):  # that is asked of the object
             field.check(value, (origins or {}).get(name, ""), owner_of(target, name))
     for smaller, larger, may_be_equal in _IN_ORDER:

@@ -8,6 +8,8 @@ from typing import Any
 
 from prefork.workers.definitions import GivesWay, definer, is_ours
 
+from ..errors import ConfigError
+
 
 def is_own(value: object) -> bool:
     """Return True for what can be no value of a setting, and so is the program's own: a function, a file, a socket, a
@@ -18,6 +20,15 @@ def is_own(value: object) -> bool:
 def plain(value: Any) -> Any:
     """Return a value of the program's as the setting has it: a path is a text."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def asked_of(target: object, name: str) -> Any:
+    """Return the attribute. Raises ConfigError where it is a property of the program's that raises."""
+    try:
+        return getattr(target, name)
+    except Exception as exc:
+        said = f"{type(exc).__name__}: {exc}"
+        raise ConfigError(f"could not ask {owner_of(target, name)} for {name}: {said}") from exc
 
 
 def value_of(target: object, name: str) -> Any:

@@ -65,6 +65,10 @@ def test_what_would_start(here: Path) -> None:
             "Wrapped",
             ["the listener is wrapped so that the TLS", "StreamRequestHandler does nothing"],
         ),
+        (
+            "OwnLoop",
+            ["StreamRequestHandler does nothing", "serve_forever() of OwnLoop has no effect: a pool is served by"],
+        ),
     ],
 )
 def test_what_shows_only_under_load(target: str, of_its_own: list[str], here: Path) -> None:

@@ -160,6 +160,50 @@ def test_a_constructor_with_arguments_of_its_own(refused: Callable[..., str]) ->
     assert lines == ["    def make(address):", "        return Bare(address, RequestHandlerClass)"]
 
 
+@pytest.mark.parametrize(
+    ("target", "said", "call"),
+    [
+        ("Named", "it cannot be called with an address", "Named(tag=…, server_address=address)"),
+        ("Apart", "it cannot be called with an address", "Apart(*address, tag)"),
+        ("handles", "it handles a request; write a function that", "PreForkingTCPServer(address, handles)"),
+    ],
+)
+def test_the_function_to_write(target: str, said: str, call: str, refused: Callable[..., str]) -> None:
+    """It calls the class as that can be called, whatever its parameters are; for a function that handles requests, it
+    makes the server."""
+    sentence, *lines = refused("run", f"app:{target}", "--bind", ":0").splitlines()
+    assert said in sentence
+    assert lines == ["    def make(address):", f"        return {call}"]
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--single"], ["check"], ["config"]])
+@pytest.mark.parametrize(
+    ("target", "could_not"),
+    [("serves:Server", "could not import serves"), ("app:serving", "could not make a server of app:serving")],
+)
+def test_a_program_that_serves_by_itself(
+    target: str, could_not: str, command: list[str], app: Path, refused: Callable[..., str]
+) -> None:
+    """A module that serves when it is imported, and a function that serves, are refused: the command would wait for
+    their end, and serve once more."""
+    (app / "serves.py").write_text("from app import Server, serving\nserving()\n")
+    sentence, hint = refused(command[0], target, "--bind", "127.0.0.1:0", *command[1:]).splitlines()
+    assert sentence == f"prefork: {could_not}: it serves by itself, which is for the command to do"
+    assert '__name__ == "__main__"' in hint
+
+
+def test_a_thread_that_serves_while_the_program_is_loaded(refused: Callable[..., str]) -> None:
+    """What another thread serves meanwhile is not what the command was asked to serve."""
+    said = refused("run", "app:pools_elsewhere", "--bind", ":0")
+    assert "could not set max_children to 0" in said
+
+
+def test_a_property_that_raises(refused: Callable[..., str]) -> None:
+    """A setting that cannot be asked for is one sentence, with the class and the error."""
+    said = refused("run", "app:Asking", "--bind", "127.0.0.1:0").splitlines()[-1]
+    assert said == "prefork: could not ask class app.Asking for max_children: LookupError: no such file"
+
+
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_a_first_parameter_that_is_no_address(command: str, refused: Callable[..., str]) -> None:
     """A class that takes something else first, and binds elsewhere, is refused, with the two lines that have it served

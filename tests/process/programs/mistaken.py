@@ -35,3 +35,10 @@ class Wrapped(prefork.PreForkingTCPServer):
     def server_bind(self) -> None:
         self.socket = Server.context.wrap_socket(self.socket, server_side=True)
         super().server_bind()
+
+
+class OwnLoop(prefork.TCPServer):
+    RequestHandlerClass = Wrapped.RequestHandlerClass
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        raise AssertionError("a pool has its own")

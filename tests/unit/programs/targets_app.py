@@ -2,6 +2,7 @@
 
 import functools
 import socketserver
+import threading
 from typing import Any
 
 import prefork
@@ -29,6 +30,51 @@ class Modbus(prefork.PreForkingTCPServer):
 
     def __init__(self, context: Any, address: Any = ("127.0.0.2", 0)) -> None:
         super().__init__(address, prefork.BaseRequestHandler)
+
+
+class Named(prefork.PreForkingTCPServer):
+    def __init__(self, *, tag: str, server_address: Any) -> None:
+        super().__init__(server_address, Handler)
+
+
+class Apart(prefork.PreForkingTCPServer):
+    def __init__(self, hostname: str, port: int, tag: str) -> None:
+        super().__init__((hostname, port), Handler)
+
+
+def handles(request: Any, client_address: Any, server: Any) -> None:
+    pass
+
+
+class Asking(prefork.PreForkingTCPServer):
+    RequestHandlerClass = Handler
+
+    @property
+    def max_children(self) -> int:  # type: ignore[override]
+        raise LookupError("no such file")
+
+
+def serving(address: Any = ("127.0.0.1", 0)) -> Any:
+    with Server(address, Handler) as server:
+        server.serve_forever()
+
+
+def pools_elsewhere(address: Any) -> Any:
+    """A factory that a thread of the program's is no part of: what that serves is its own affair."""
+    said: list[str] = []
+
+    def serve() -> None:
+        with Server(("127.0.0.1", 0), Handler, bind_and_activate=False) as other:
+            other.max_children = 0
+            try:
+                other.serve_forever()
+            except prefork.ConfigError as exc:
+                said.append(str(exc))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    raise prefork.ConfigError(said[0])
 
 
 class Other:
