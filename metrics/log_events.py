@@ -21,6 +21,7 @@ class LogEvent(Enum):
     STALE_SOCKET_REMOVED = "a socket that nobody listened on was removed, at `address`"
     SOCKET_LEFT = "a socket of ours could not be removed, at `address`"
     PATH_LOST = "the Unix path `address` was removed or replaced: no new client can connect there until a reload"
+    LISTENER_SHUT = "a process of the service has shut down the listener at `address`; `reason` says what follows"
     PATH_FOUND = "the Unix path `address` leads to the service again"
     QUEUE_CUT = "the kernel cuts the listen queue: `asked`, `limit`"
     OPTION_CUT = "an option of the listener is not as it was asked for: `setting`, `reason`"

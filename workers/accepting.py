@@ -102,7 +102,7 @@ class NotAccepted:
     """The calls of `get_request()` that raised; counted in the words of a slot."""
 
     def __init__(self, words: memoryview) -> None:
-        self.in_a_row = 0  # of those that are no OSError
+        self.in_a_row = 0  # of those that are not a client's doing
         self.why: str | None = None  # the listener has to be left alone; a text, for the exception holds its frames
         self._words = words
         self._said_at = NEVER_S
@@ -111,11 +111,12 @@ class NotAccepted:
         if isinstance(exc, BlockingIOError):
             return NOTHING
         self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
-        _told_of_handshake(exc)
-        if not is_resource_error(exc):
-            return NOTHING
-        self.why = str(exc)
-        return NO_RESOURCES
+        if is_resource_error(exc):
+            self.why = str(exc)
+            return NO_RESOURCES
+        if _told_of_handshake(exc) or isinstance(exc, (ConnectionError, TimeoutError)):
+            return NOTHING  # that is the client's doing
+        return self._one_more()
 
     def count_unexpected(self, exc: Exception) -> Accepted:
         """Log an exception of the program's `get_request()`, and close its connection.
@@ -126,7 +127,6 @@ class NotAccepted:
         if _told_of_handshake(exc):
             clear_frames(exc.__traceback__)
             return NOTHING
-        self.in_a_row += 1
         now = monotonic()
         if now - self._said_at >= ACCEPT_SAID_EVERY_S:
             self._said_at = now
@@ -137,6 +137,10 @@ class NotAccepted:
                 extra=event(LogEvent.GET_REQUEST_FAILED),
             )
         clear_frames(exc.__traceback__)
+        return self._one_more()
+
+    def _one_more(self) -> Accepted:
+        self.in_a_row += 1
         if self.in_a_row < FAILED_IN_A_ROW:
             return NOTHING
         self.why = f"get_request() raised {self.in_a_row} times in a row"

@@ -5,14 +5,20 @@ Runs in the master, which must not accept. Owns whether a listener has been narr
 in its queue.
 """
 
+import logging
 import socket
 from collections.abc import Sequence
 
 from prefork.metrics.kernel import accept_queue, datagram_queue
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.kept import QueueEnd
 
+from ..errors import reason_of
+from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, origin_of
-from ..sockets.shared import narrow, queued
+from ..sockets.shared import is_shut, listen_again, narrow, queued
+
+log = logging.getLogger("prefork.supervisor")
 
 
 class AcceptQueue:
@@ -29,6 +35,8 @@ class AcceptQueue:
         self.origin = origin_of(listener)
         self._narrowed = False
         self._serves_queue = listener is not None
+        self._name = None if listener is None or listener.fileno() == -1 else listener.getsockname()
+        self._given_up = False  # it was shut down for good
         self.queued_at = 0.0
 
     def narrow(self, now: float) -> None:
@@ -46,12 +54,25 @@ class AcceptQueue:
 
         Before the end that is nothing to plan by where each worker has a socket of its own: no other may help.
         """
+        if self._listener is not None and not (self._narrowed or self._given_up) and is_shut(self._listener):
+            self._listen_again(self._listener)
         waiting = self._serves_queue and self._listener is not None and queued(self._listener)
         if self._serves_queue and self._others:
             waiting = waiting or any(map(queued, self._others))
         if waiting:
             self.queued_at = now
         return waiting and (self._narrowed or not self._others)
+
+    def _listen_again(self, listener: socket.socket) -> None:
+        """Undo what only a process of the service's own can do, once where that is in vain."""
+        where = address_text(self._name)
+        try:
+            what = listen_again(listener, self._name)
+        except OSError as exc:
+            what = f"no new client can connect there until a restart ({reason_of(exc)})"
+        self._given_up = is_shut(listener)
+        log.error("%s was shut down by a process of the service: %s", where, what,
+                  extra=event(LogEvent.LISTENER_SHUT, address=where, reason=what))  # fmt: skip
 
     def queue_length(self) -> int:
         """Return how many connections wait; 0 for datagrams, and where the kernel does not tell."""

@@ -10,14 +10,16 @@ import signal
 import ssl
 import subprocess
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import psutil
 import pytest
 
+from prefork.sockets.addresses import address_text
 from tests.faults.injection.injector import CALLS
 from tests.faults.test_surroundings import surrounded
-from tests.support.clients.connections import Connection, connect, dial
+from tests.support.clients.connections import Connection, dial
 from tests.support.clients.controlling import asked, ctl, open_folder
 from tests.support.clients.scraping import get
 from tests.support.hosts.users import become, dropped, seen
@@ -198,25 +200,60 @@ def test_a_setuid_program(no_new_privs: bool) -> None:
                 )
 
 
+def connected(service: Service) -> Connection:
+    """A client, as soon as one is let in."""
+    deadline = monotonic() + HUNG
+    while True:
+        try:
+            return service.connect()
+        except ConnectionRefusedError:
+            assert monotonic() < deadline, "hung: every client is refused"
+            sleep(0.01)
+
+
 def test_what_a_worker_can_do_to_the_service() -> None:
-    """It has the listener, so it can have the kernel refuse every client, until a reload; the log, so it can write what
-    it likes there; and it may ask for the end. The master goes on, obeys, and ends with status 0."""
+    """It has the listener, so it can have the kernel refuse every client, again and again: the master listens again,
+    where it did. It has the log, so it can write what it likes there; and it may ask for the end. The master goes on,
+    obeys, and ends with status 0."""
     with open_folder() as folder:
         settings: dict[str, Any] = IDS | {"max_children": 2, "graceful_timeout": 2, "control_socket": str(folder / "c")}
         with Service(folder, script(PRIVILEGED, **settings), env={RELOADS: "1"}) as service:
             service.wait_ready(2)
-            with service.connect() as client:
-                client.ask(b"attack shut")
-            with pytest.raises(ConnectionRefusedError):
-                service.connect()
-            assert asked(folder / "c", "status")["phase"] == "running"
+            service.expect(f"{address_text(service.address)} was shut down by a process of the service: it listens")
+            service.allow("could not accept: get_request")
+            for _ in range(3):
+                with connected(service) as client:
+                    client.ask(b"attack shut")
+            connected(service).close()
             assert ctl(folder / "c", "reload").returncode == 0
-            host, _, port = asked(folder / "c", "status")["address"].partition(":")  # the kernel chooses the port anew
-            with connect((host, int(port))) as client:
+            with connected(service) as client:
                 client.ask(b"attack log INFO running, as the master says it")
                 client.ask(b"shutdown")
             assert service.wait_exit() == 0
             assert "INFO running, as the master says it\n" in service.log
+
+
+def test_a_unix_socket_that_a_worker_has_shut_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is for good: its path is removed, ready is red, and a reload binds it anew."""
+    with open_folder() as folder:
+        monkeypatch.chdir(folder)
+        settings: dict[str, Any] = IDS | {"max_children": 2, "address": "s", "metrics_address": "m"}
+        source = script(PRIVILEGED, bases="PreForkingUnixStreamServer", **settings)
+        with Service(folder, source, env={RELOADS: "1"}) as service:
+            service.wait_ready(2)
+            service.expect("s was shut down by a process of the service: its path is removed, and a reload binds it")
+            service.expect("s was removed or replaced")
+            with service.connect() as client:
+                client.ask(b"attack shut")
+            deadline = monotonic() + HUNG
+            while get("m", "/-/ready").status != 503:
+                assert monotonic() < deadline, "hung"
+            assert not (folder / "s").exists()
+            service.signal(signal.SIGHUP)
+            service.wait_ready(2, replaced=2)
+            with service.connect() as client:
+                client.ask(b"status")
+            assert get("m", "/-/ready").status == 200
 
 
 @pytest.mark.parametrize("more", ["", ",+sys_ptrace"])

@@ -213,3 +213,66 @@ def test_kept_connections_that_are_ready() -> None:
         queues.note_coming(9.0)
         assert (queues.look(9.5), queues.queued_at) == (False, 9.0)
     kept.close()
+
+
+@pytest.mark.parametrize("port", ["chosen by the kernel", "asked for"])
+def test_a_listener_that_was_shut_down(port: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It listens again where it did, as often as it takes, and it is said; nothing is queued meanwhile."""
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(listening())
+        if port == "asked for":
+            name = listener.getsockname()
+            listener.close()
+            listener = opened.enter_context(Listener(socket.AF_INET))
+            listener.bind(name)
+            listener.listen(10)
+        name, accept_queue = listener.getsockname(), AcceptQueue(listener)
+        for _ in range(2):
+            listener.shutdown(socket.SHUT_RDWR)
+            assert not accept_queue.look(1.0)
+            assert listener.getsockname() == name
+            with client(listener) as let_in:
+                assert let_in
+                assert accept_queue.look(2.0)
+            listener.accept()[0].close()
+        said = "%s:%d was shut down by a process of the service: it listens again, and what was queued there is lost"
+        assert [record.getMessage() for record in caplog.records] == [said % name] * 2
+
+
+def test_a_unix_socket_that_was_shut_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its path is removed, if it still leads there, which is said once."""
+    path = tmp_path / "s"
+    for still in (True, False):
+        with listening(path=path) as listener:
+            accept_queue = AcceptQueue(listener)
+            listener.shutdown(socket.SHUT_RDWR)
+            if not still:
+                path.unlink()
+                path.write_text("somebody else's")
+            assert [accept_queue.look(float(now)) for now in range(3)] == [False] * 3
+            assert path.exists() is not still
+    said = f"{path} was shut down by a process of the service: its path is removed, and a reload binds it anew"
+    assert [record.getMessage() for record in caplog.records] == [said] * 2
+
+
+def test_one_without_a_path_that_was_shut_down(caplog: pytest.LogCaptureFixture) -> None:
+    """An abstract name cannot be bound anew while somebody has the socket."""
+    with Listener(socket.AF_UNIX) as listener:
+        listener.bind("")
+        listener.listen(10)
+        accept_queue = AcceptQueue(listener)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert [accept_queue.look(float(now)) for now in range(3)] == [False] * 3
+    assert "no new client can connect there until a restart (invalid argument)" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_shut_down_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """Once it is narrowed nothing is undone, and a drain does not wait for it."""
+    with listening() as listener:
+        accept_queue = AcceptQueue(listener)
+        accept_queue.narrow(1.0)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert not accept_queue.look(2.0)
+        assert not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert not caplog.records

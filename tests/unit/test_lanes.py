@@ -382,6 +382,25 @@ def test_a_request_that_makes_no_sense(
     assert harness.serve(SaysNothing()) is Accepted.NOTHING
 
 
+@pytest.mark.parametrize(
+    ("error", "clients"),
+    [
+        (OSError(errno.EINVAL, "the listener was shut down"), False),
+        (OSError(errno.EPERM, "a filter refuses it"), False),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (ConnectionAbortedError(errno.ECONNABORTED, "aborted"), True),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), True),
+        (BlockingIOError(errno.EAGAIN, "a sibling has it"), True),
+    ],
+)
+def test_errors_in_a_row(error: OSError, clients: bool, harness: Harness) -> None:
+    """An accept that always fails is tried again only after a pause; clients cannot cause one."""
+    outcomes = [harness.serve(error) for _ in range(101)]
+    assert outcomes == [Accepted.NOTHING] * 99 + [Accepted.NOTHING if clients else Accepted.NO_RESOURCES] * 2
+    harness.serve("completed")
+    assert harness.serve(error) is Accepted.NOTHING
+
+
 def test_its_connection_is_closed(make: Callable[..., Harness]) -> None:
     """Only the frame of the call holds it."""
     harness = make(guarded=True)
