@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .values import VALUES, Value
+from .values import VALUES, Value, expect_forks
 
 
 def install_hook() -> None:
@@ -26,6 +26,7 @@ def install_hook() -> None:
 
 def _set_class(module: ModuleType) -> None:
     if module.ValueClass is module.MutexValue:
+        expect_forks()
         module.ValueClass = Value  # type: ignore[attr-defined]
 
 

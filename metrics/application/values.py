@@ -18,7 +18,7 @@ import os
 import threading
 from array import array
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import isfinite
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,7 @@ def adopt(region: memoryview) -> bool:
     Return False and change nothing if they are already in the region of another service.
     """
     global _home
+    expect_forks()
     with _lock:
         if _home.writer is not None:
             return False
@@ -76,6 +77,7 @@ def adopt(region: memoryview) -> bool:
 def begin(region: memoryview) -> None:
     """Store the values of this process in `region` from now on, from zero. For a child of ours, after the fork."""
     global _home
+    expect_forks()
     _home = _Home(region)
 
 
@@ -99,7 +101,10 @@ def _leave() -> None:
         _home = _Home(None)
 
 
-os.register_at_fork(after_in_child=_leave)
+@cache
+def expect_forks() -> None:
+    """Have each new process do that, from now on: from when there may be something to leave. It costs a child 50 kB."""
+    os.register_at_fork(after_in_child=_leave)
 
 
 class _Group:
