@@ -6,6 +6,7 @@ Owns the definition of a setting, the parsing of its text, the allowed values, a
 descriptions that REFERENCE.md and `--help` print. Must not hold a value, whose only place is the class attribute, and
 must not import slow modules. Runs in the process that calls `serve_forever()` or runs the command line, before anything
 is bound.
+Longer than most files: what a setting may be stands beside each way of saying one.
 """
 
 import math
@@ -84,6 +85,8 @@ class Field(NamedTuple):
 
     def _allowed(self, nothing: str) -> str:
         words = self._kind()
+        if nothing == "None":  # of Python
+            words = words.replace("host:port or unix:/path", "a tuple (host, port) or a path")
         if self.setting.unit != "mode":  # its words include the bounds
             words += self._bounds()
         return words + (f", or {nothing}" if self.optional else "")
@@ -117,7 +120,7 @@ class Field(NamedTuple):
         value = plain(value)
         if value is None and self.optional:
             return
-        if not self._is_of_type(value) or not self._in_range(value):
+        if not self._is_of_type(value) or not self._in_range(value) or (not origin and self._is_text(value)):
             name, allowed = (self.key, self.allowed) if origin else (self.name, self._allowed("None"))
             if _has_null(value):
                 allowed = "without a null byte"
@@ -137,6 +140,11 @@ class Field(NamedTuple):
         if self.type is float:
             return isinstance(value, (int, float)) and math.isfinite(value)
         return isinstance(value, self.type) and not _has_null(value)
+
+    def _is_text(self, value: object) -> bool:
+        """Return True for an address as the command line has it, which would be taken for the name of a file here."""
+        is_address = self.setting.unit == "address" and self.type is object
+        return is_address and isinstance(value, str) and ":" in value.partition("/")[0]
 
     def _in_range(self, value: Any) -> bool:
         s = self.setting

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import prefork
 from prefork.errors import ConfigError, PreforkError
 from prefork.settings.cpus import cgroup_quota, usable_cpus
 from prefork.settings.fields import Field, Setting, parse, settings, show, validate
@@ -85,6 +86,18 @@ def test_an_annotation_that_cannot_be_resolved_harms_no_other(first_line: str, u
         ("size", int, True),
         ("many", int, False),
     ]
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1:9465", "[::1]:9465", ":9465", "unix:metrics.sock", "a:b/c"])
+def test_an_address_as_the_command_line_has_it(value: str) -> None:
+    """On a class it would be the name of a file: it is refused, with what it may be. A path with a colon has a slash
+    before it."""
+    field = settings(prefork.PreForkingTCPServer)["metrics_address"]
+    with pytest.raises(ConfigError, match=r"it must be a tuple \(host, port\) or a path, or None"):
+        field.check(value)
+    for path in ("metrics.sock", f"./{value}", f"/run/{value}", ("127.0.0.1", 9465)):
+        field.check(path)
+    field.check("of:the-command-line", "--metrics")
 
 
 @pytest.mark.parametrize(
