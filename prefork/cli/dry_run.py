@@ -46,7 +46,8 @@ class DryRun:
             if exc.errno != errno.EADDRINUSE:
                 raise
             verdict = IN_USE
-        self.seen.append((address_text(address), verdict))
+        scheme = "udp://" if _inet(listener) and listener.type == socket.SOCK_DGRAM else ""
+        self.seen.append((scheme + address_text(address), verdict))
         if path is not None and verdict == FREE:
             self._ended.callback(_remove, path, _take(path))
         if listener.family == socket.AF_INET6:

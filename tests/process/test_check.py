@@ -141,7 +141,23 @@ def test_datagrams_of_others_are_left_alone(here: Path) -> None:
         port = server.getsockname()[1]
         done = check(here, "prefork.examples:UpperDatagram", "--bind", f"udp://127.0.0.1:{port}")
         assert done.returncode == 0, done.stderr
-        assert f"127.0.0.1:{port}: in use now" in done.stdout
+        assert f"address   udp://127.0.0.1:{port}: in use now" in done.stdout
+
+
+def test_two_kinds_at_one_port(here: Path) -> None:
+    """Of TCP and UDP at one port each is named, so that one tells which of them is in use."""
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        (here / "s.toml").write_text(
+            f"[prefork]\ntarget = 'app:Handler'\nbind = '127.0.0.1:{port}'\n"
+            f"[[prefork.also]]\ntarget = 'prefork.examples:UpperDatagram'\nbind = 'udp://127.0.0.1:{port}'\n"
+        )
+        done = check(here, "--config", "s.toml")
+    assert done.returncode == 0, done.stderr
+    tcp, udp = (line for line in done.stdout.splitlines() if line.startswith("address "))
+    assert tcp == f"address   127.0.0.1:{port}: free"
+    assert udp.startswith(f"address   udp://127.0.0.1:{port}: in use now")
 
 
 def test_stale_path_is_left(here: Path) -> None:
