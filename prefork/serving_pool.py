@@ -22,7 +22,9 @@ from prefork.metrics.board import TLS_EXPIRES_AT_S, listener_word
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
 from prefork.workers import sinks, user_forks
+from prefork.workers.admission import Terms
 from prefork.workers.bootstrap import Birth, Master
+from prefork.workers.connection_table import ConnectionTable
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
 from prefork.workers.limits import WorkerLimits
@@ -279,6 +281,12 @@ class Preforked(Joined):
     def counts_connections(self) -> bool:
         return any(counted(InForce(each.server)) for each in self.each)
 
+    def _table(self, server: Any) -> ConnectionTable | None:
+        """Return where connections of this server are counted: at each listener, if their number is limited at any."""
+        if self.supervisor is None or server.socket.type == socket.SOCK_DGRAM or not self.counts_connections():
+            return None
+        return self.supervisor.connections
+
     def _worker_terms(self, supervisor: Supervisor) -> WorkerTerms:
         """Return the terms of every worker."""
         server, setting = self.server, InForce(self.server)
@@ -462,9 +470,10 @@ class Preforked(Joined):
         own: dict[str, Any] = {}
         if self._logs_access:
             own["access_log"] = each.access_log(wanted=True, where=name)
-        if each.asks is not None:
-            table = None if self.supervisor is None else self.supervisor.connections
-            own["admission"] = admission(each.asks, table, number)
+        table = self._table(server)
+        if each.asks is not None or table is not None:
+            counts_clients = any(value_of(one.server, "max_connections_per_client") is not None for one in self.each)
+            own["admission"] = admission(each.asks or Terms(), table, number, counts_clients=counts_clients)
         if terms.queues is not None and not each.keeps_connections:
             own["queues"] = None
         return terms._replace(**own) if own else terms

@@ -123,17 +123,18 @@ class ConnectionTable:
 
 class ConnectionLimits:
     """The limits, in a worker, for all its threads. `most` connections at once, and of one client `most_of_client`;
-    None: no limit."""
+    None: no limit. `counts_clients`: without one as well, for another listener of the pool has such a limit."""
 
     def __init__(
         self, table: ConnectionTable, number: int, client_of: ClientOf, *, most: int | None = None,
-        most_of_client: int | None = None,
+        most_of_client: int | None = None, counts_clients: bool = False,
     ) -> None:  # fmt: skip
         self._words = table.words
         self.kept = table.kept
         self._row = number
         self._client_of = client_of
         self._most, self._most_of_client = most, most_of_client
+        self._counts_clients = counts_clients or most_of_client is not None
         words = table.words[KEY].tolist()
         self._factor, self._summand = words[0] << 64 | words[1] | 1, words[2] << 64 | words[3]
         self._known: dict[str, bytes | None] = {}
@@ -153,8 +154,10 @@ class ConnectionLimits:
 
     def admits_client(self, lane: Lane, client_address: Any) -> bool:
         """The same for its client, once the pool has admitted it."""
-        most = self._most_of_client
-        if most is None or (client := self._client(client_address)) is None:
+        if not self._counts_clients or (client := self._client(client_address)) is None:
+            return True
+        if (most := self._most_of_client) is None:
+            self._words[self._taken[id(lane)]] = _word(COUNTED, client)
             return True
         counted, asking = bytes((COUNTED,)) + client, bytes((ASKS_FOR_CLIENT,)) + client
 

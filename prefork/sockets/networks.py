@@ -108,15 +108,18 @@ def asked(setting: Any, tls: Any) -> Terms | None:
 
 
 def admission(
-    terms: Terms, table: ConnectionTable | None = None, number: int = 0, *, at_once: bool = False
-) -> Admission:
+    terms: Terms, table: ConnectionTable | None = None, number: int = 0, *, at_once: bool = False,
+    counts_clients: bool = False,
+) -> Admission:  # fmt: skip
     """Return what admits connections by these terms.
 
-    `table`: where the worker of this number counts its connections, if their number is limited.
+    `table`: where the worker of this number counts its connections, if the pool limits their number at any of its
+    listeners; `counts_clients`: of one client.
     """
     limits = None
-    if table is not None and counted(terms):
+    if table is not None:
         limits = ConnectionLimits(
-            table, number, client_of, most=terms.max_connections, most_of_client=terms.max_connections_per_client
-        )
+            table, number, client_of, most=terms.max_connections, most_of_client=terms.max_connections_per_client,
+            counts_clients=counts_clients,
+        )  # fmt: skip
     return Admission(terms, address_text, at_once=at_once, limits=limits)

@@ -435,6 +435,34 @@ def test_limits_count_what_comes_by_any_of_them(tmp_path: Path) -> None:
             each.close()
 
 
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_client"])
+@pytest.mark.parametrize("target", ["prefork.examples:Upper", "tests.support.programs.kept:Handler"])
+def test_limits_of_one_count_what_comes_by_the_others(target: str, limit: str, tmp_path: Path) -> None:
+    """A listener without the limit admits whoever comes; one that has it counts these among its own, kept ones as well,
+    and is open again once they are gone."""
+    (tmp_path / "s.toml").write_text(
+        f'[prefork]\ntarget = "{target}"\nbind = "127.0.0.1:0"\nmax_children = 2\nmax_threads = 9\ncontrol = "c"\n'
+        f'[[prefork.also]]\nbind = "127.0.0.1:0"\n{limit} = 3\n'
+    )
+
+    def admitted(address: Any) -> bool:
+        with contextlib.suppress(ConnectionError), dial(address) as sock:
+            sock.sendall(b"pid\n")
+            return sock.recv(99) != b""
+        return False
+
+    with command.running(["run", "--config", "s.toml"], cwd=tmp_path):
+        free, limited = addresses(tmp_path)
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                assert held.enter_context(connect(free)).ask(b"pid")
+            assert not admitted(limited)
+            assert admitted(free)
+        deadline = monotonic() + HUNG
+        while not admitted(limited):
+            assert monotonic() < deadline, "hung: connections that are gone are counted"
+
+
 def test_tls_at_one_of_them(tmp_path: Path) -> None:
     """A table's settings are those of its listeners alone: there a client shakes hands, at the others none is asked to;
     a new pair is taken by all of them, or by none."""

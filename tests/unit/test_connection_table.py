@@ -48,7 +48,7 @@ def lane() -> memoryview:
     return memoryview(bytearray(8)).cast("Q")
 
 
-def limits(table: ConnectionTable, number: int, **most: int) -> ConnectionLimits:
+def limits(table: ConnectionTable, number: int, **most: Any) -> ConnectionLimits:
     return ConnectionLimits(table, number, client_of, **most)
 
 
@@ -93,6 +93,19 @@ def test_one_limit_counts_for_the_other(table: ConnectionTable) -> None:
     """A worker of a generation, or for a listener, that asks for less is counted by one that asks for more."""
     assert enters(limits(table, 1, most_of_client=5), "") is not None
     assert enters(limits(table, 2, most=1)) is None
+
+
+def test_listeners_without_a_limit_count_for_those_with_one(table: ConnectionTable) -> None:
+    """They admit everybody, whom the others see; by the client where somebody limits that."""
+    limited, free = limits(table, 1, most=4, most_of_client=2), limits(table, 2, counts_clients=True)
+    assert None not in [enters(free) for _ in range(3)]
+    assert enters(limited) is None
+    assert enters(limited, OTHER) is not None
+    assert enters(limited, OTHER) is None
+    assert enters(free) is not None
+    only_in_all = limits(table, 3)
+    assert enters(only_in_all, OTHER) is not None
+    assert enters(limits(table, 1, most_of_client=2), OTHER) is not None
 
 
 def test_both_limits(table: ConnectionTable) -> None:

@@ -7,6 +7,7 @@ how often it was let in, how often turned away, and how often no token was left:
 import os
 import sys
 from threading import Thread
+from typing import Any
 
 from prefork.sockets.networks import client_of
 from prefork.workers.connection_table import ConnectionLimits, ConnectionTable
@@ -16,7 +17,8 @@ CLIENT = ("192.0.2.1", 1)
 
 
 def main(limit: str, fd: int, row: int, most: int, take: int, put: int) -> None:
-    limits = ConnectionLimits(ConnectionTable(fd), row, client_of, **{limit: most})
+    terms: dict[str, Any] = {limit: most}
+    limits = ConnectionLimits(ConnectionTable(fd), row, client_of, **terms)
     counts = [0, 0, 0]
 
     def enter() -> None:
