@@ -30,6 +30,7 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     IDLE,
+    IN_HAND,
     LOST,
     QUEUE_WAIT,
     REJECTED,
@@ -229,6 +230,7 @@ class Lanes:
     def _hand_over(self, lane: Lane) -> None:
         """Give back the lane of a request that nobody begins."""
         self.end(lane, HANDED_OVER)
+        lane[IN_HAND] = 0
         self.give_back(lane)
 
     def end(self, lane: Lane, outcome: int, request: Any = None) -> None:

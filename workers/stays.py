@@ -16,6 +16,7 @@ from socket import MSG_DONTWAIT, socket
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
+from weakref import ref
 
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import (
@@ -54,11 +55,12 @@ CLIENT, HANDLER = CloseReason.CLIENT, CloseReason.HANDLER
 class LaneStay(Stay):
     """A stay, with the lane on which it is counted; None where it is not, in a thread of the program's own."""
 
-    __slots__ = ("kept_on", "lane", "request")
+    __slots__ = ("kept_on", "lane", "over", "request")
 
     lane: Lane | None
-    request: Any
+    request: ref[KeptSocket] | None  # for the access log; it has the stay, and one that is dropped is closed at once
     kept_on: bool  # its descriptor is no more the request's
+    over: bool  # and counted
 
 
 class KeptServer:
@@ -94,6 +96,7 @@ class KeptServer:
         self._verify = type(server).verify_request if is_base_servers(server, VERIFY) else None
         self._body = getattr(type(server), THREAD_BODY, None)
         self._is_straight: Callable[[], bool] = lambda: False
+        self._away: set[ref[KeptSocket]] = set()  # of stays that the program has in its own hands
         lanes.keeping = self.counting
 
     def bound(self) -> None:
@@ -232,7 +235,8 @@ class KeptServer:
     def begin(self, lane: Lane, sock: KeptSocket, kept: Kept, begun: int) -> Accepted:
         """Process a stay of a connection that is admitted, on this lane. `begun`: requests that are at hand, 0 or 1."""
         stay = LaneStay(kept, self._next, begun)
-        stay.lane, stay.request, stay.kept_on = lane, sock, False
+        stay.lane, stay.kept_on, stay.over = lane, False, False
+        stay.request = None if self.lanes.access_log is None else ref(sock)
         sock.stay = stay
         lane[IN_HAND] = 1
         if begun:
@@ -296,13 +300,13 @@ class KeptServer:
             else:
                 server.process_request(sock, client_address)
         except Exception as exc:
-            self._fail_here(stay)
+            self._fail_here(stay, sock)
             server.handle_error(sock, client_address)
             server.shutdown_request(sock)
             if lanes.elsewhere and is_shortage(exc):
                 return NOT_BEGUN
         except BaseException:
-            self._fail_here(stay)
+            self._fail_here(stay, sock)
             server.shutdown_request(sock)
             raise
         finally:
@@ -310,6 +314,7 @@ class KeptServer:
                 lanes.end_passing_on(server)
             else:
                 self._leave_it(stay, lane, place)
+            self._watch(stay, sock)
         return REQUEST
 
     def _process_in_thread(
@@ -334,7 +339,13 @@ class KeptServer:
         finally:
             if not passes_on:
                 self._leave_it(stay, lane, place)
-        return lanes.pass_on_after_all(server, lane, sock, client_address) if passes_on else REQUEST
+                self._watch(stay, sock)
+        if not passes_on:
+            return REQUEST
+        try:
+            return lanes.pass_on_after_all(server, lane, sock, client_address)
+        finally:
+            self._watch(stay, sock)
 
     def _thread_body(self, stay: LaneStay, sock: KeptSocket, client_address: Any) -> None:
         """Stand for ThreadingMixIn's `process_request_thread()`."""
@@ -357,14 +368,23 @@ class KeptServer:
             self.lanes.handed_over.note(place)
         lane[STATE] = IDLE
 
-    def _fail_here(self, stay: LaneStay) -> None:
+    def _watch(self, stay: LaneStay, sock: KeptSocket) -> None:
+        """Have it counted if the program never finishes this stay, once nobody has the connection any more."""
+        if not stay.over:
+            self._away.add(ref(sock, partial(self._gone, stay)))
+
+    def _gone(self, stay: LaneStay, away: ref[KeptSocket]) -> None:
+        self._away.discard(away)
+        self._end_uncounted(stay)
+
+    def _fail_here(self, stay: LaneStay, sock: KeptSocket) -> None:
         """Count a stay that failed in this thread, unless it is counted already."""
         lanes = self.lanes
         lane = lanes.current.pop(get_ident(), None)
         if lane is not None:
-            self._end(stay, lane, FAILED)
+            self._end(stay, lane, FAILED, sock)
         elif (context := lanes.contexts.claim_own()) is not None:
-            self._end(stay, context.lane, FAILED)
+            self._end(stay, context.lane, FAILED, sock)
             lanes.give_back(context.lane)
 
     # Counting.
@@ -409,10 +429,11 @@ class KeptServer:
         if lane is None:
             self._count_uncounted()
             return
+        request = None if stay.request is None else stay.request()
         if stay.begun > 1:
-            self._end_request(lane, COMPLETED, stay.request)
+            self._end_request(lane, COMPLETED, request)
         lane[STARTED_NS] = monotonic_ns()
-        self._begin(lane, stay.request, stay.kept.client_address)
+        self._begin(lane, request, stay.kept.client_address)
         self._count()
 
     def _end_request(self, lane: Lane, outcome: int, request: Any) -> None:
@@ -428,11 +449,11 @@ class KeptServer:
         stay.goes_on = False
         self._end(stay, lane, FAILED, request)
 
-    def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any = None) -> None:
+    def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any) -> None:
         """Count the last request of a stay, and leave the connection to whoever has it next."""
         if stay.begun:
             self._end_request(lane, outcome, request)
-        request, stay.request = stay.request, None
+        stay.over = True
         if stay.goes_on and (fd := taken_out(request)) != -1:
             stay.kept_on = True
             self._keep_on(self, stay, fd)
@@ -458,15 +479,18 @@ class KeptServer:
         except BaseException:
             self._end_uncounted(stay)
             raise
-        if stay.goes_on and (fd := taken_out(request)) != -1:
-            stay.kept_on = True
-            self._keep_on(self, stay, fd)
+        if stay.goes_on and request.fileno() != -1:
+            stay.kept_on = stay.over = True  # from here on it looks closed
+            self._keep_on(self, stay, taken_out(request))
         else:
             self._end_uncounted(stay)
         request.stay = None
         return result
 
     def _end_uncounted(self, stay: Any) -> None:
+        if stay.over:
+            return
+        stay.over = True
         self.gauge[CLOSED + _why_closed(stay)] += 1
         self.cells.drop(stay.kept.cell)
 

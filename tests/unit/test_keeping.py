@@ -2,6 +2,7 @@
 has, a real slot, and a master that is none."""
 
 import contextlib
+import gc
 import os
 import resource
 import select
@@ -30,6 +31,7 @@ from prefork.metrics.scoreboard import (
     DUE,
     DURATION,
     FAILED,
+    HANDED_OVER,
     IDLE,
     IDLE_HERE,
     IN_HAND,
@@ -163,6 +165,37 @@ class OwnProcess(Server):
     def process_request(self, request: Any, client_address: Any) -> None:
         self.seen.append("process")
         super().process_request(request, client_address)
+
+
+class Refuses(OwnProcess):
+    """Closes every other stay of a connection, without a word to its handler."""
+
+    came = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.came += 1
+        if self.came % 2:
+            super().process_request(request, client_address)
+        else:
+            self.refuse(request)
+
+    def refuse(self, request: Any) -> None:
+        self.shutdown_request(request)
+
+
+class Drops(Refuses):
+    """Lets go of it, whereupon it is closed."""
+
+    def refuse(self, request: Any) -> None:
+        pass
+
+
+class RefusesBehind(Refuses, Threaded):
+    pass
+
+
+class DropsBehind(Drops, Threaded):
+    pass
 
 
 class Wrapped(Server):
@@ -756,6 +789,31 @@ def test_hooks_of_a_stay(server_class: type[Any], seen: list[str], keeps: Callab
     assert keep.seen == seen
     assert keep.count(OPENED, ACCEPTED, COMPLETED, IN_HAND) == [1, 3, 3, 0]
     assert keep.closed() == {"HANDLER": 1}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")
+@pytest.mark.parametrize("server_class", [Refuses, Drops, RefusesBehind, DropsBehind])
+def test_a_stay_that_the_program_does_not_serve(server_class: type[Any], keeps: Callable[..., Keep]) -> None:
+    """It closes the connection, or lets go of it: its client sees the end at once, and it is counted as closed."""
+    keep = keeps(server_class, lanes=8)
+
+    def script() -> None:
+        gc.disable()
+        for number in (1, 2):
+            client = keep.connect()
+            assert keep.anew(client, "one") == "1 one\n"
+            keep.until(lambda: keep.count(IN_HAND) == [0])
+            client.sendall(b"two\n")
+            with contextlib.suppress(ConnectionResetError):  # what it has said was not read
+                assert client.recv(1) == b""
+            keep.until(lambda number=number: keep.closed() == {"HANDLER": number})  # type: ignore[misc]
+
+    try:
+        with keep.holder():
+            keep.run(script)
+    finally:
+        gc.enable()
+    assert keep.count(OPENED, ACCEPTED, COMPLETED, HANDED_OVER, IN_HAND) == [2, 4, 2, 2, 0]
 
 
 @pytest.mark.parametrize("server_class", [Server, Threaded])
