@@ -183,6 +183,8 @@ class Listened(Supervised):
     def _make_context(self) -> None:
         context = None if self._makes_its_own() else hook(self.server, "create_ssl_context")()
         if context is None:
+            if value_of(self.server, "tls_certificate") is not None:  # in the clear, without a word
+                raise ConfigError("could not use tls_certificate: create_ssl_context() returned None, and no context")
             for name in ("tls_key", "tls_client_ca", "tls_alpn"):
                 if value_of(self.server, name) is not None:
                     raise ConfigError(f"could not set {name}: there is no tls_certificate")

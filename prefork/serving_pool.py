@@ -375,9 +375,11 @@ class Preforked(Joined):
     def _renew_tls(self) -> None:
         before = [(each, each.tls, each.tls_expires_at, each.asks) for each in self.each]
         try:
-            for each in self.each:
+            for each, context, *_ in before:
                 each.secure()
-        except ConfigError:
+                if each.tls is None and context is not None:
+                    raise ConfigError("create_ssl_context() returned None, and only a reload takes TLS away")
+        except BaseException:  # of the program's method, too
             for each, context, expires_at, asks in before:
                 each.tls, each.tls_expires_at, each.asks = context, expires_at, asks
             raise

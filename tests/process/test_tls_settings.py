@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.support.clients.connections import HUNG, Connection, dial, free_port
-from tests.support.clients.controlling import ctl
+from tests.support.clients.controlling import asked, ctl
 from tests.support.hosts.namespaces import listening
+from tests.support.programs.command import ROOT, running
 from tests.support.programs.releases import Released, scraped
 from tests.support.programs.service import Service, script
 from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
@@ -187,6 +188,43 @@ def test_the_programs_own_context_and_a_drain(tmp_path: Path) -> None:
         assert service.wait_exit() == 0
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("how", "why"), [("none", "create_ssl_context() returned None"), ("raise", "the vault is away")]
+)
+def test_a_context_that_cannot_be_had_any_more(how: str, why: str, tmp_path: Path) -> None:
+    """All listeners go on with what they had, the one whose own is renewed already as well: none in the clear."""
+    make_certificate(tmp_path)
+    before = client_context(tmp_path, certified=False)
+    files = f'tls_certificate = "{CERTIFICATE}"\ntls_key = "{KEY}"\n'
+    first = f'[prefork]\ntarget = "prefork.examples:Upper"\nbind = "127.0.0.1:0"\ncontrol = "c"\n{files}'
+    also = '[[prefork.also]]\ntarget = "tests.process.programs.tls_told:ByFile"\nbind = "127.0.0.1:0"\n'
+    (tmp_path / "s.toml").write_text(f"{first}max_children = 1\n{also}")
+    (tmp_path / "context").write_text("good")
+    with running(["run", "--config", "s.toml"], cwd=tmp_path) as run:
+        listeners = asked(tmp_path / "c", "status")["listeners"]
+        make_certificate(tmp_path, days=9)
+        (tmp_path / "context").write_text(how)
+        done = ctl(tmp_path / "c", "reload-tls")
+        assert done.returncode == 1
+        assert f"could not reload-tls: {why}" in done.stderr
+        run.allow("could not reload-tls, the old certificate stays in service")
+        assert ctl(tmp_path / "c", "restart").returncode == 0
+        for each in listeners:
+            sock = dial(("127.0.0.1", int(each["address"].rpartition(":")[2])))
+            with Connection(before.wrap_socket(sock, server_hostname="localhost")) as client:
+                assert client.ask(b"x")
+
+
+def test_an_override_that_returns_nothing(tmp_path: Path) -> None:
+    """A certificate that is set is served with, or nothing is."""
+    make_certificate(tmp_path)
+    (tmp_path / "context").write_text("none")
+    target = "tests.process.programs.tls_told:ByFile"
+    said = refused(tmp_path, "--tls-certificate", CERTIFICATE, "--tls-key", KEY, target=target)
+    assert said == "could not use tls_certificate: create_ssl_context() returned None, and no context"
+
+
 def test_a_method_of_that_name_for_what_the_program_does_itself(tmp_path: Path) -> None:
     """It is no hook of ours: the connection is wrapped once."""
     make_certificate(tmp_path)
@@ -245,9 +283,10 @@ def test_real_clients(tool: str, tmp_path: Path) -> None:
         assert done.stdout or "Verification: OK" in done.stderr
 
 
-def refused(folder: Path, *options: str) -> str:
-    argv = [sys.executable, "-m", "prefork", "run", "prefork.examples:Upper", "--bind", "127.0.0.1:0", *options]
-    done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=HUNG, check=False)
+def refused(folder: Path, *options: str, target: str = "prefork.examples:Upper") -> str:
+    argv = [sys.executable, "-m", "prefork", "run", target, "--bind", "127.0.0.1:0", *options]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=folder, env=environ, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 2, done.stderr
     line, *rest = done.stderr.splitlines()
     assert not rest
