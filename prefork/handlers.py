@@ -108,7 +108,8 @@ class DatagramRequestHandler(BaseRequestHandler):
     """Handle one datagram: read it from `rfile`; what is written to `wfile` is sent back as one datagram.
 
     `packet` is the datagram as bytes, `socket` the server's socket, which sends the answer. An empty answer is sent
-    too. Extend `setup()` and `finish()` if needed. Raises OSError if the answer cannot be sent.
+    too; none to a client without an address, a Unix socket that is bound to no path. Extend `setup()` and `finish()`
+    if needed. Raises OSError if the answer cannot be sent.
     """
 
     def setup(self) -> None:
@@ -119,7 +120,8 @@ class DatagramRequestHandler(BaseRequestHandler):
         self.wfile = io.BytesIO()
 
     def finish(self) -> None:
-        self.socket.sendto(self.wfile.getvalue(), self.client_address)
+        if self.client_address:
+            self.socket.sendto(self.wfile.getvalue(), self.client_address)
 
 
 def _refuse_what_did_not_run(handler: BaseRequestHandler, ran: object) -> None:

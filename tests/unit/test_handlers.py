@@ -157,3 +157,14 @@ def test_datagram() -> None:
         assert client.recv(100) == b"PACKET"
         Handler((b"packet", listener), client.getsockname(), 0)
         assert client.recv(100) == b""
+
+
+@pytest.mark.parametrize("address", [None, ""])
+def test_a_datagram_that_nobody_can_be_answered_for(address: Any) -> None:
+    """A client of a Unix socket that is bound to no path, as logger(1), is served without an answer."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        DatagramRequestHandler((b"x", ours), address, None)
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
