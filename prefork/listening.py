@@ -154,7 +154,8 @@ class Listened(Supervised):
             return None
         sock = socket_of(self.server)
         where = where or address_text(self.server.server_address if sock is None else sock.getsockname())
-        return AccessLog(LogContext(where, self.slot, address_text, self.keeps_connections))
+        in_order = not self.keeps_connections and not self.threaded()
+        return AccessLog(LogContext(where, self.slot, address_text, self.keeps_connections, in_order))
 
     @property
     def keeps_connections(self) -> bool:

@@ -25,6 +25,7 @@ FIELDS = ("listener", "peer", "slot", "outcome", "duration_ms", "received", "sen
 NUMBER = "request_number"  # the last field, where connections are kept
 VARYING = tuple(name for name in FIELDS if name not in ("listener", "slot"))
 MESSAGE = "request %s"
+SHOWN_NS = 1_000_000  # a wait is shown in whole milliseconds
 OUTCOME_WORDS = {COMPLETED: "ok", FAILED: "error", HANDED_OVER: "handed_over"}  # the others are rejected
 _HARMLESS = re.compile(r"[!#-<>-\[\]-~]*")  # printable ASCII, except space, quote, equals sign and backslash
 
@@ -40,6 +41,7 @@ class LogContext(NamedTuple):
     slot: int
     address_text: Callable[[Any], str]
     keeps: bool = False  # its connections may be kept
+    in_order: bool = False  # one thread accepts them, and tells of each before it accepts the next
 
 
 class _OnConnection(NamedTuple):
@@ -61,6 +63,7 @@ class AccessLog:
     def __init__(self, place: LogContext) -> None:
         log.setLevel(logging.INFO)
         self._place, self._address_text, self._keeps = place, place.address_text, place.keeps
+        self._brief_until_ns = 0  # until then no wait can have been as long as a millisecond
         self._open: dict[int, _Begun] = {}
         more = (NUMBER,) * place.keeps
         self.fields, self.varying = FIELDS + more, VARYING + more
@@ -78,8 +81,16 @@ class AccessLog:
         datagram = _length(request) if isinstance(request, tuple) else None
         accepted = _reference(request)
         kept = _on_connection(request, number) if type(request) is KeptSocket or number is not None else None
-        waited_ns = queue_wait_ns(request) if kept is None else None  # known right after the accept only
-        self._open[id(lane)] = monotonic_ns(), waited_ns, client_address, process, datagram, accepted, kept
+        now_ns = monotonic_ns()
+        if kept is not None or datagram is not None:  # the wait is known of a connection, right after its accept
+            waited_ns = None
+        elif now_ns < self._brief_until_ns:
+            waited_ns = 0
+        else:
+            waited_ns = queue_wait_ns(request)
+            if self._place.in_order and waited_ns is not None:  # the next one has come after this one
+                self._brief_until_ns = now_ns - waited_ns + SHOWN_NS
+        self._open[id(lane)] = now_ns, waited_ns, client_address, process, datagram, accepted, kept
 
     def number_first(self, lane: memoryview) -> None:
         """Note that the request on this lane is the first of a connection that stays there."""
@@ -113,7 +124,7 @@ class AccessLog:
         values: tuple[Any, ...] = (
             peer, OUTCOME_WORDS.get(outcome, "rejected"),
             (monotonic_ns() - accepted_ns) // 1000 / 1000, received, sent,
-            None if waited_ns is None else waited_ns // 1_000_000,
+            None if waited_ns is None else waited_ns // SHOWN_NS,
         )  # fmt: skip
         if self._keeps:
             values += (None if kept is None else kept.number,)

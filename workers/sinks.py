@@ -53,18 +53,19 @@ class Sink:
 
     def write(self, line: bytes) -> bool:
         """Write a line and return whether all of it was accepted. The next writer ends a line that was cut short."""
-        if self._shared is not None and (self.words[REOPENED] != self.number or monotonic() >= self._next_look):
+        words = self.words
+        if self._shared is not None and (words[REOPENED] != self.number or monotonic() >= self._next_look):
             self.follow()
         if not is_marked(self.fd) if self._marked else lost(self.fd, self._identity):
             self._open_anew()
-        if torn := self.words[TORN]:
+        if torn := words[TORN]:
             line = b"\n" + line
-        taken = 0
+        taken, size = 0, len(line)
         try:
-            while taken < len(line):
+            while taken < size:
                 taken += self._write_some(self.fd, line[taken : taken + self._at_once])
-                if torn != (taken < len(line)):  # no write but where it changes: all processes have this cache line
-                    torn = self.words[TORN] = taken < len(line)
+                if torn != (taken < size):  # no write but where it changes: all processes have this cache line
+                    torn = words[TORN] = taken < size
         except OSError:  # stalled, closed or full: BlockingIOError, EPIPE, ENOSPC, …
             return False
         return True
@@ -212,8 +213,9 @@ class SinkHandler(logging.Handler):
                 self._note_drop()
 
     def write(self, line: str) -> bool:
-        written = self.sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
-        if (self.sink.number, self.sink.kept) != self._said:
+        sink, said = self.sink, self._said
+        written = sink.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        if sink.number != said[0] or sink.kept != said[1]:
             self._say_which()
         return written
 

@@ -63,9 +63,11 @@ def way_of(lanes: Lanes, server: Any) -> ServeOne:
             return lanes.got_none(lane, exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if failed or now_ns >= lanes.next_queue_wait_ns or log is not None:
+        if failed or now_ns >= lanes.next_queue_wait_ns:
             failed = False
             begin(lane, request, client_address, now_ns)
+        elif log is not None:
+            log.begin(lane, request, client_address)
         try:
             try:
                 server.RequestHandlerClass(request, client_address, server)
@@ -127,9 +129,11 @@ def way_in_threads(lanes: Lanes, server: Any) -> ServeOne:
             return lanes.got_none(lane, exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if failed or now_ns >= lanes.next_queue_wait_ns or log is not None:
+        if failed or now_ns >= lanes.next_queue_wait_ns:
             failed = False
             begin(lane, request, client_address, now_ns)
+        elif log is not None:
+            log.begin(lane, request, client_address)
         accepted()
         try:
             try:

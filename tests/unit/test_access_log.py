@@ -16,22 +16,27 @@ from prefork.workers.kept import Kept
 from prefork.workers.stay import KeptSocket, Stay
 from tests.support.programs.serving import HUNG
 
-US = 1000
+US, MS = 1000, 1_000_000
 Pair = tuple[socket.socket, socket.socket]
 
 
 class Written:
     """An access log whose values are kept in place of being written; `by_template`: nothing else would see them."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps: bool = False) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, keeps: bool = False, in_order: bool = False) -> None:
         self.values: list[dict[str, Any]] = []
         self.by_template = True
         self.now_ns = 7 * 10**9
         self.waited_ns: int | None = 3_000_000
+        self.asked = 0
         monkeypatch.setattr(access_log, "monotonic_ns", lambda: self.now_ns)
-        monkeypatch.setattr(access_log, "queue_wait_ns", lambda request: self.waited_ns)
-        self.log = AccessLog(LogContext("here", 3, "at {}".format, keeps))
+        monkeypatch.setattr(access_log, "queue_wait_ns", self._ask)
+        self.log = AccessLog(LogContext("here", 3, "at {}".format, keeps, in_order))
         monkeypatch.setattr(self.log._template, "write", self._write)
+
+    def _ask(self, request: Any) -> int | None:
+        self.asked += 1
+        return self.waited_ns
 
     def _write(self, values: tuple[Any, ...]) -> bool:
         self.values.append(dict(zip(self.log.varying, values, strict=True)))
@@ -49,6 +54,13 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
 def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
     level = access_log.log.level
     yield Written(monkeypatch, keeps=True)
+    access_log.log.setLevel(level)
+
+
+@pytest.fixture
+def ordered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
+    level = access_log.log.level
+    yield Written(monkeypatch, in_order=True)
     access_log.log.setLevel(level)
 
 
@@ -120,13 +132,45 @@ def test_a_request_is_not_kept(written: Written, lane: memoryview) -> None:
     assert (written.values[0]["received"], written.values[0]["sent"]) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("waited_ns", "after_ns", "asked"),
+    [(0, 0, 1), (0, 999_999, 1), (0, 1_000_000, 2), (600_000, 399_999, 1), (600_000, 400_000, 2), (MS, 0, 2),
+     (80 * MS, 0, 2), (None, 0, 2)],
+)  # fmt: skip
+def test_a_wait_that_cannot_have_been_long(
+    waited_ns: int | None, after_ns: int, asked: int, ordered: Written, pair: Pair, lane: memoryview
+) -> None:
+    """Connections are accepted in the order in which they have come: for one that is accepted within a millisecond
+    after the one before it came, nobody asks."""
+    ordered.waited_ns = waited_ns
+    ordered.log.begin(lane, pair[0], "a client")
+    ordered.log.end(lane, COMPLETED, pair[0])
+    ordered.now_ns += after_ns
+    ordered.waited_ns = 4 * MS
+    for number in range(3):
+        ordered.log.begin(lane, pair[0], "a client")
+        ordered.log.end(lane, COMPLETED, pair[0])
+        assert ordered.values[-1]["queue_wait_ms"] == (0 if asked == 1 else 4)
+        assert ordered.asked == (1 if asked == 1 else 2 + number)
+
+
+def test_a_wait_where_the_order_is_not_known(written: Written, pair: Pair, lane: memoryview) -> None:
+    """Where threads accept, each is asked about: another one may have accepted an earlier connection, and tell of it
+    later."""
+    for waited_ms in (0, 4):
+        written.waited_ns = waited_ms * MS
+        written.log.begin(lane, pair[0], "a client")
+        written.log.end(lane, COMPLETED, pair[0])
+    assert [each["queue_wait_ms"] for each in written.values] == [0, 4]
+
+
 def test_a_datagram(written: Written, lane: memoryview) -> None:
-    """Its length is what was received; no wait is known."""
-    written.waited_ns = None
+    """Its length is what was received; no wait is known, and nobody asks for it."""
     written.log.begin(lane, (b"1234567", None), "a client")
     written.log.end(lane, COMPLETED)
     (values,) = written.values
     assert (values["received"], values["sent"], values["queue_wait_ms"]) == (7, None, None)
+    assert written.asked == 0
 
 
 def test_a_client_without_an_address(written: Written, lane: memoryview) -> None:

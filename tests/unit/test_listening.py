@@ -13,10 +13,13 @@ import pytest
 from prefork import (
     BaseServer,
     DatagramRequestHandler,
+    KeepAliveMixIn,
+    PreForkingMixIn,
     PreForkingTCPServer,
     PreForkingUDPServer,
     PreForkingUnixStreamServer,
     StreamRequestHandler,
+    ThreadingTCPServer,
 )
 from prefork.errors import BindError, ConfigError, PreforkError
 from prefork.reload import handover
@@ -25,6 +28,10 @@ from prefork.sockets.listener import Listener
 from prefork.sockets.shared import prepared
 
 LOOPBACK = ("127.0.0.1", 0)
+
+
+class PreForkingThreadingTCPServer(PreForkingMixIn, ThreadingTCPServer):
+    """A pool whose workers have threads."""
 
 
 class Subclass(socket.socket):
@@ -375,3 +382,22 @@ def test_access_log_of_a_pool(setting: bool) -> None:
         assert (listened.access_log() is not None) is setting
         assert listened.access_log(wanted=True) is not None
         assert listened.access_log(wanted=False) is None
+
+
+class Kept(KeepAliveMixIn, StreamRequestHandler):
+    """Its connections are kept."""
+
+    def handle_one_request(self) -> None:
+        """Serve nobody."""
+
+
+@pytest.mark.parametrize(
+    ("base", "handler", "in_order"),
+    [(PreForkingTCPServer, StreamRequestHandler, True), (PreForkingTCPServer, Kept, False),
+     (PreForkingThreadingTCPServer, StreamRequestHandler, False)],
+)  # fmt: skip
+def test_whose_connections_begin_in_order(base: Any, handler: Any, in_order: bool) -> None:
+    """Those that one thread accepts, each at once after the one before."""
+    with type("Server", (base,), {"access_log": True})(LOOPBACK, handler) as server:
+        server._prefork_.slot = 1
+        assert server._prefork_.access_log()._place.in_order is in_order
