@@ -6,6 +6,7 @@ is no refusal: a program may know what it does.
 
 import inspect
 import os
+import re
 import socket
 import stat
 import sys
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from prefork.workers.definitions import is_the_programs
+from prefork.workers.definitions import is_base_servers, is_the_programs
 from prefork.workers.handshake import FIRST_HOOKS, HANDSHAKE_TIMEOUT_S
 from prefork.workers.privileges import Privileges
 
@@ -21,6 +22,7 @@ from ..inheritance.precedence import loop_not_called
 from ..pool import PreForkingMixIn, pool_of
 from ..pool_settings import PoolSettings
 from ..settings.effects import no_effect
+from ..settings.handlers import unwrapped
 from ..settings.units import number_text
 from ..settings.users import privileges_of
 from ..sockets.of_server import socket_of
@@ -65,22 +67,25 @@ def _handshakes(server: Any) -> Iterator[str]:
             "the listener is wrapped so that the TLS handshake is waited for: a client that says nothing holds "
             f"{what} for {HANDSHAKE_TIMEOUT_S:g} s; {remedy}, and the handler's timeout counts"
         )
-    elif _waits_in(type(server).get_request):
-        yield f"get_request() waits for the TLS handshake: a client that says nothing stops its worker; {remedy}"
+    for name in ("get_request", "verify_request", "process_request"):
+        if _waits_in(getattr(server, name)):
+            yield f"{name}() waits for the TLS handshake: a client that says nothing stops its worker; {remedy}"
 
 
 def _handler(server: Any) -> Iterator[str]:
-    handler = getattr(server, "RequestHandlerClass", None)
-    if not isinstance(handler, type):
+    if not is_base_servers(server, "finish_request"):  # which may need none
         return
+    made: Any = getattr(server, "RequestHandlerClass", None)
+    handler = unwrapped(made)
+    name = getattr(handler, "__name__", repr(handler))
     try:
-        inspect.signature(handler).bind(None, None, None)
+        inspect.signature(made).bind(None, None, None)
     except TypeError:
-        yield f"{handler.__name__} cannot be called with a request, an address and a server, as each request will do"
+        yield f"{name} cannot be called with a request, an address and a server, as each request will do"
     except ValueError:  # it is written in C, and tells nothing
         pass
-    if all(_does_nothing(handler, name) for name in ("__init__", "setup", "handle")):
-        yield f"{handler.__name__} does nothing with a request: nobody has written its handle()"
+    if isinstance(handler, type) and all(_does_nothing(handler, each) for each in ("__init__", "setup", "handle")):
+        yield f"{name} does nothing with a request: nobody has written its handle()"
 
 
 def _code(server: Any) -> Iterator[str]:
@@ -119,9 +124,15 @@ def _does_nothing(handler: type, name: str) -> bool:
     return owner.__module__ in ("socketserver", "prefork.handlers")
 
 
-def _waits_in(get_request: Any) -> bool:
+_WAITS_NOT = re.compile(r"do_handshake_on_connect\s*=\s*False")
+
+
+def _waits_in(hook: Any) -> bool:
+    """Return whether this hook's own lines wait for a TLS handshake, as long as a client likes."""
     try:
-        source = inspect.getsource(get_request)
+        source = inspect.getsource(hook)
     except (OSError, TypeError):
         return False
-    return ".wrap_socket(" in source and "do_handshake_on_connect" not in source
+    if "settimeout" in source:
+        return False
+    return ".do_handshake(" in source or (".wrap_socket(" in source and not _WAITS_NOT.search(source))

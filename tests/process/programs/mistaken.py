@@ -3,6 +3,7 @@
 import socket
 import ssl
 import threading
+from functools import partial
 from typing import Any
 
 import prefork
@@ -42,3 +43,41 @@ class OwnLoop(prefork.TCPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         raise AssertionError("a pool has its own")
+
+
+class Pairs(prefork.PreForkingTCPServer):
+    """Wraps in other hooks than the first, and says what it need not say."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        request.do_handshake()
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        request = Server.context.wrap_socket(request, server_side=True, do_handshake_on_connect=True)
+        super().process_request(request, client_address)
+
+
+def pairs(address: Any) -> Any:
+    return Pairs(address, partial(two_things, "a thing"))
+
+
+def two_things(one: str, request: Any) -> None:
+    pass
+
+
+class Patient(prefork.PreForkingTCPServer):
+    """Does all this as it should be done, and needs no handler class."""
+
+    RequestHandlerClass = None  # type: ignore[assignment]
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        return Server.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        request.settimeout(3)
+        request.do_handshake()
+        return True
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        request.sendall(b"done")
