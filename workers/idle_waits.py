@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .stay import KeptSocket, bytes_wanted
+from .stay import UNIX_MOST, WHOLE_MAX, KeptSocket, bytes_wanted, peek
 
 INCOMPLETE_S = 10.0  # for a request that comes in parts, where the server has no `incomplete_timeout`
 LOOK_S = 0.25  # between two calls of `alive`
 _LOOK_S = 0.02  # between two looks, where the kernel cannot be told for how many bytes to wait
+_FULL_S = 1.0  # after which a Unix socket to which nothing comes any more may be full
 
 _plain = (socket.SocketType.recv, socket.SocketType.recv_into)
 
@@ -63,12 +64,18 @@ def wait_until_complete(request: Any, rfile: Any, complete: Callable[[bytes], An
     if not is_plain(request):
         return
     deadline = time.monotonic() + (INCOMPLETE_S if limit_s is None else limit_s)
-    unread, asked = _ahead(request, rfile), 0
+    unread, asked, seen, full_at = _ahead(request, rfile), 0, 0, 0.0
     try:
         while wanted := bytes_wanted(request, unread, complete):
-            if (left := deadline - time.monotonic()) <= 0:
+            now = time.monotonic()
+            if (left := deadline - now) <= 0:
                 raise TimeoutError
-            if wanted == asked and request.family != socket.AF_UNIX:
+            is_full = wanted == asked
+            if is_full and request.family == socket.AF_UNIX:
+                if (at_hand := len(peek(request, WHOLE_MAX) or b"")) > seen:
+                    seen, full_at = at_hand, now + _FULL_S
+                is_full = wanted == UNIX_MOST and now >= full_at
+            if is_full:
                 return  # the kernel has no room for more: the handler reads the rest as it comes
             asked = wanted
             _wait_for_so_many(request, wanted, left)

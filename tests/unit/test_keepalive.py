@@ -613,6 +613,23 @@ def test_a_request_in_a_loop_for_which_the_kernel_has_no_room(rbufsize: int) -> 
 
 
 @pytest.mark.parametrize("rbufsize", [-1, 0])
+def test_a_request_in_a_loop_that_comes_byte_by_byte(rbufsize: int) -> None:
+    """A Unix socket has no room for many that are sent each by itself: as above."""
+    handler = type("Whole", (Line,), {"rbufsize": rbufsize, "complete": staticmethod(lambda data: b"\n" in data)})
+    line = b"x" * 1000 + b"\n"
+    server, client = socket.socketpair()
+    with server, client:
+        told = SimpleNamespace(events=[], incomplete_timeout=HUNG)
+        serving = threading.Thread(target=handler, args=(server, "client", told))
+        serving.start()
+        for byte in line:
+            client.send(bytes([byte]))
+        client.shutdown(socket.SHUT_WR)
+        serving.join(HUNG)
+        assert line in told.events
+
+
+@pytest.mark.parametrize("rbufsize", [-1, 0])
 def test_a_socket_that_could_be_kept_and_is_not(rbufsize: int) -> None:
     """Is served in a loop, as any other."""
 
