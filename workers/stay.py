@@ -195,7 +195,7 @@ class KeptReader(SocketReader):
             count = stay.read(buffer) if stay.unread and not self.closed else super().readinto(buffer)
         else:
             count = _recv_into(self._sock, buffer)  # as all that is left out would do
-        if count == 0:
+        if count == 0 and memoryview(buffer).nbytes:
             stay.hung_up = True
         self.received += count or 0
         if self.chunks is not None and count:

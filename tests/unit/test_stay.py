@@ -126,12 +126,14 @@ def test_no_file_reads_further_ahead_than_a_message_takes() -> None:
         assert 0 < len(request.stay.unread) < UNREAD_MAX
 
 
-def test_the_end_is_noted() -> None:
-    """A file that reads the end of file leaves word that the client has hung up."""
+@pytest.mark.parametrize("buffering", [None, 0])
+def test_the_end_is_noted(buffering: int | None) -> None:
+    """A file that reads the end of file leaves word that the client has hung up; one that is asked for nothing not."""
     with kept_pair(Kept(unread=b"last")) as (request, client):
         assert request.stay is not None
         client.close()
-        with request.makefile("rb") as file:
+        with request.makefile("rb", buffering) as file:
+            assert (file.read(0), request.stay.hung_up) == (b"", False)
             assert (file.read(4), request.stay.hung_up) == (b"last", False)
             assert (file.read(4), request.stay.hung_up) == (b"", True)
 
