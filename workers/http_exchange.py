@@ -8,11 +8,14 @@ change a byte of an answer, but for the one line by which HTTP/1.0 keeps a conne
 """
 
 import io
+import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .http_chunks import Chunks
 from .idle_waits import is_plain
+from .socket_files import SocketReader
 from .stay import KeptFile, KeptReader, KeptSocket, peek
 
 _END = b"\r\n\r\n"
@@ -62,8 +65,10 @@ class Exchange:
         self._answer = handler.wfile = AnswerFile(handler.wfile)
         rfile = handler.rfile
         if type(rfile) is io.BufferedReader:  # of a connection that is not kept
-            rfile = handler.rfile = KeptFile(CountingReader(rfile))
-        self._rfile: Any = rfile if isinstance(rfile, KeptFile | KeptReader) else None
+            rfile = handler.rfile = KeptFile(CountingReader(rfile, rfile.readinto1))
+        elif type(rfile) in (SocketReader, socket.SocketIO):
+            rfile = handler.rfile = CountingReader(rfile, rfile.readinto)
+        self._rfile: Any = rfile if isinstance(rfile, KeptFile | KeptReader | CountingReader) else None
         self._raw: Any = getattr(self._rfile, "raw", self._rfile)
         self._body_at: int | None = None  # in bytes taken from `rfile`; None until the request's head was read
 
@@ -242,10 +247,11 @@ class AnswerFile(io.BufferedIOBase):
 
 
 class CountingReader(io.RawIOBase):
-    """The raw file under one that counts, over a file that was opened for the connection."""
+    """A raw file that counts, over one that was opened for the connection."""
 
-    def __init__(self, file: io.BufferedReader) -> None:
+    def __init__(self, file: Any, readinto: Callable[[Any], int | None]) -> None:
         self._file = file
+        self._readinto = readinto
         self.dry = False
         self.received = 0
         self.chunks: Chunks | None = None  # what is read is a body in chunks
@@ -253,11 +259,17 @@ class CountingReader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
             return None
-        count: int | None = self._file.readinto1(buffer)  # None where it is asked without waiting
+        count = self._readinto(buffer)  # None where it is asked without waiting
         self.received += count or 0
         if self.chunks is not None and count:
             self.chunks.follow(bytes(memoryview(buffer)[:count]))
         return count
+
+    def taken(self) -> int:
+        return self.received
+
+    def ahead(self) -> bytes:
+        return b""
 
     def give_back(self, data: bytes) -> None:
         """Nobody wants it."""
@@ -266,7 +278,7 @@ class CountingReader(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        return self._file.fileno()
+        return self._file.fileno()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         super().close()

@@ -208,7 +208,7 @@ def reads(size: int) -> Callable[[Any], object]:
 
 
 @KEPT
-@pytest.mark.parametrize("rbufsize", [-1, 1, 16])
+@pytest.mark.parametrize("rbufsize", [-1, 0, 1, 16])
 @pytest.mark.parametrize("size", range(6))
 def test_a_body_that_is_not_read(size: int, rbufsize: int, kept: bool) -> None:
     """What is left of it is skipped, as it is there: it is no request."""
@@ -241,7 +241,7 @@ CHUNKS = b"6\r\nGET / \r\n0\r\nSum: 1\r\n\r\n"
 
 
 @KEPT
-@pytest.mark.parametrize("rbufsize", [-1, 1, 16])
+@pytest.mark.parametrize("rbufsize", [-1, 0, 1, 16])
 @pytest.mark.parametrize("size", range(1, len(CHUNKS) + 1))
 def test_chunks_are_the_programs_to_read(size: int, rbufsize: int, kept: bool) -> None:
     """If it has read some of them, what it has left is skipped, as it is there: it is no request."""
