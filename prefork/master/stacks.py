@@ -8,17 +8,17 @@ import os
 import re
 from collections.abc import Iterator
 
-_FRAME = re.compile(r'  File "(.*)", line \S+ in \S')
+_FRAME = r'  File "(.*)", line \S+ in \S'
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _EXAMPLES = f"{_OURS}examples.py"  # handlers as a program has them
 _FORK = f"{_OURS}master/processes.py"
-_WAITING = re.compile(r'(Current thread|Thread) .*\n  File "' + re.escape(_OURS) + 'workers/thread_pool.py", line ')
+_WAITING = r'(Current thread|Thread) .*\n  File "' + re.escape(_OURS) + 'workers/thread_pool.py", line '
 MANY = 3  # of our own frames in a row, from which on they are counted
 
 
 def shortened(text: str) -> str:
     threads = text.split("\n\n")
-    busy = [each for each in threads if not _WAITING.match(each)]
+    busy = [each for each in threads if not re.match(_WAITING, each)]
     if len(busy) < len(threads):
         busy.append(f"threads that wait for a request: {len(threads) - len(busy)}\n")
     return "\n".join(_lines("\n\n".join(busy).split("\n")))
@@ -28,7 +28,7 @@ def _lines(lines: list[str]) -> Iterator[str]:
     ours: list[str] = []
     below_fork = False
     for line in lines:
-        found = _FRAME.match(line)
+        found = re.match(_FRAME, line)
         file = found[1] if found is not None else ""
         below_fork = found is not None and (below_fork or file == _FORK)
         if below_fork:

@@ -16,7 +16,7 @@ from .handlers import why_not_run
 __all__ = ["CompanionFunction", "Declared", "Every", "declared", "every", "refuse_without_pool"]
 
 LEAST_S, MOST_S = 0.01, 1e9  # of an interval and a timeout
-COMPANION_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?")
+COMPANION_NAME = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9_])?"
 
 CompanionFunction = Callable[[Any], object]
 
@@ -70,7 +70,7 @@ def refuse_without_pool(server: Any) -> None:
 
 
 def _one(name: object, value: object) -> Declared:
-    if not isinstance(name, str) or not COMPANION_NAME.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(COMPANION_NAME, name):
         raise ConfigError(
             f"could not use {name!r:.80} as the name of a companion: it must be 1 to 63 letters, digits, _, . and -"
         )

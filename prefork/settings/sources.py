@@ -21,15 +21,13 @@ SLOT_VARIABLE = "PREFORK_SLOT"  # no setting: set in a worker, for what that sta
 TOML_TABLE = "prefork"
 ALSO = "also"  # the key of what stands in tables of its own, see also.py
 # The words of a variable that names several addresses; a path may have a space in it.
-_WORDS = re.compile(r"\s+(?=[^\s/]*:|systemd\b)")
+_WORDS = r"\s+(?=[^\s/]*:|systemd\b)"
 NO_SETTINGS = (FILE_VARIABLE, CTL_VARIABLE, URL_VARIABLE, SLOT_VARIABLE)
 
 # Variables that Kubernetes sets in every pod of a namespace with a Service whose name begins with prefork, and Docker
 # for links: PREFORK_SERVICE_HOST, PREFORK_PORT=tcp://…, PREFORK_METRICS_PORT_9465_TCP_ADDR. No setting may have such a
 # name.
-FROM_A_SERVICE = re.compile(
-    r"PREFORK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
-)
+FROM_A_SERVICE = r"PREFORK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 
 
 class Found(NamedTuple):
@@ -79,9 +77,9 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
             continue
         if variable in known:
             field = known[variable]
-            words = _WORDS.split(text.strip()) if field.setting.several else text
+            words = re.split(_WORDS, text.strip()) if field.setting.several else text
             yield field.name, Found(_parsed(field, words, variable), "variable", variable)
-        elif variable not in NO_SETTINGS and not FROM_A_SERVICE.fullmatch(variable):
+        elif variable not in NO_SETTINGS and not re.fullmatch(FROM_A_SERVICE, variable):
             near = nearest(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
 

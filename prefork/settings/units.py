@@ -12,7 +12,7 @@ __all__ = ["UNITS", "Unit", "UnitName", "number_text"]
 
 UnitName = Literal["", "s", "bytes", "mode", "address", "directory", "networks"]
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*", re.IGNORECASE)
+_NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*([a-z]*)\s*"
 _SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _BYTES = (
     {"": 1, "b": 1}
@@ -37,7 +37,7 @@ def number_text(value: float) -> str:
 
 def _number(factors: Mapping[str, float]) -> Callable[[str], int | float]:
     def read(text: str) -> int | float:
-        match = _NUMBER.fullmatch(text.lower())
+        match = re.fullmatch(_NUMBER, text.lower())
         if match is None:
             raise ValueError(text)
         if not match[2] and match[1].lstrip("+-").isdigit():

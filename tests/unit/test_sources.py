@@ -1,5 +1,6 @@
 """Where settings come from: option over variable over file over class, and what is said of a mistake in each."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_kubernetes_services_are_no_settings() -> None:
 
 def test_no_setting_looks_like_a_service() -> None:
     """No setting has a name that Kubernetes might set."""
-    assert not [field.variable for field in FIELDS.values() if FROM_A_SERVICE.fullmatch(field.variable)]
+    assert not [field.variable for field in FIELDS.values() if re.fullmatch(FROM_A_SERVICE, field.variable)]
 
 
 @given(st.dictionaries(st.sampled_from([*(f.variable for f in FIELDS.values()), PREFIX + "X", "PATH"]), st.text()))
