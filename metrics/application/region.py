@@ -158,17 +158,6 @@ class Reading(NamedTuple):
     rejected: int  # impossible words
 
 
-class Glance(NamedTuple):
-    """A region at one moment. Taking it is quick; the slower reading can follow later."""
-
-    region: "Region"
-    memory: bytes | memoryview
-    sound: bool  # the header made sense
-
-    def read(self) -> Reading:
-        return self.region._read(self)
-
-
 class Region:
     """Read a region, any number of times. Remembers the keys, so that another look costs only the values.
 
@@ -189,15 +178,15 @@ class Region:
         self._refused = 0
         self._rejected = 0
 
-    def copy(self) -> Glance:
+    def copy(self) -> "Glance":
         """Copy the region as it is now."""
         return self._look(lambda part: part.tobytes())
 
-    def view(self) -> Glance:
+    def view(self) -> "Glance":
         """Look at the region of a process, whose values may go on while they are read. It stays mapped meanwhile."""
         return self._look(lambda part: part)
 
-    def _look(self, take: Callable[[memoryview], bytes | memoryview]) -> Glance:
+    def _look(self, take: Callable[[memoryview], bytes | memoryview]) -> "Glance":
         if len(self._memory) < REGION_HEADER_WORDS * 8:
             return Glance(self, b"", True)
         version, used, *_ = self._memory[: REGION_HEADER_WORDS * 8].cast("Q").tolist()
@@ -206,7 +195,7 @@ class Region:
         sound = version == FORMAT and self._parsed <= used <= len(self._memory) // 8
         return Glance(self, take(self._memory[: 8 * (used if sound else self._parsed)]), sound)
 
-    def learn(self, look: Glance) -> None:
+    def learn(self, look: "Glance") -> None:
         """Learn the records that are new in this look, and those whose time has come."""
         with self._lock:
             memory, words = look.memory, memoryview(look.memory).cast("Q")
@@ -220,7 +209,7 @@ class Region:
             if self._parsed < len(words):
                 self._parsed += self._learn(bytes(memory[self._parsed * 8 :]), self._parsed)
 
-    def rejected(self, look: Glance, implausible: int) -> int:
+    def rejected(self, look: "Glance", implausible: int) -> int:
         """Return how many words of it were refused, never fewer than before; `implausible`: values of this look."""
         with self._lock:
             stuck = self._parsed < len(look.memory) // 8
@@ -228,7 +217,7 @@ class Region:
             self._rejected = max(self._rejected, rejected)
             return self._rejected
 
-    def _read(self, look: Glance) -> Reading:
+    def _read(self, look: "Glance") -> Reading:
         self.learn(look)
         floats = memoryview(look.memory).cast("d")
         cells, implausible = [], 0
@@ -286,6 +275,17 @@ class Region:
             series = series.at_slot(self._slot)
         self.series.append(series)
         self.places.append(record.at + 1)
+
+
+class Glance(NamedTuple):
+    """A region at one moment. Taking it is quick; the slower reading can follow later."""
+
+    region: Region
+    memory: bytes | memoryview
+    sound: bool  # the header made sense
+
+    def read(self) -> Reading:
+        return self.region._read(self)
 
 
 def _names(family: Family | None) -> Mapping[bytes, Series]:

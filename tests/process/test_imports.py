@@ -62,6 +62,13 @@ def test_import_is_light() -> None:
     assert brought & (HEAVY | APART | {"prefork.cli"}) == set()
 
 
+def test_no_annotation_is_compiled() -> None:
+    """One in quotes is, where it is a field of a NamedTuple: the first costs a millisecond, and a quarter of a MB."""
+    noting = "import typing; made = []; typing.ForwardRef.__init__ = lambda self, *given, **named: made.append(given)"
+    command = [sys.executable, "-c", f"{noting}\nimport prefork; prefork.PreForkingTCPServer; print(made)"]
+    assert subprocess.check_output(command, text=True, cwd=ROOT, timeout=30) == "[]\n"
+
+
 def test_what_only_a_pool_needs_is_loaded_with_its_classes() -> None:
     """`import prefork`, and the plain classes, bring none of it; a pool's class brings all that its master needs."""
     plain = loaded_by("import prefork; prefork.ForkingTCPServer, prefork.ThreadingUDPServer, prefork.every")
