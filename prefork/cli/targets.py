@@ -306,7 +306,8 @@ def _is_at(bound: Any, address: Address) -> bool:
     if isinstance(asked, str):
         path = os.fsdecode(bound)
         return asked == path or ("\0" not in asked + path and os.path.realpath(asked) == os.path.realpath(path))
-    return asked[1] == bound[1] and (asked[0] == bound[0] or bool(_hosts(asked[0]) & _hosts(bound[0])))
+    one, other = (host.partition("%")[0] for host in (asked[0], bound[0]))  # the kernel has the scope elsewhere
+    return asked[1] == bound[1] and (one == other or bool(_hosts(one) & _hosts(other)))
 
 
 def _hosts(host: str) -> set[Any]:

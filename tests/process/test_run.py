@@ -68,6 +68,13 @@ def test_unix_stream(target: str, here: Path) -> None:
     assert not path.exists()
 
 
+def test_address_with_a_scope(here: Path) -> None:
+    """An address may name its interface, whether or not it takes that (RFC 4007, 11), as `ip` and `ss` write it."""
+    with running(["run", "app:Who", "--bind", "[::1%lo]:0", "--max-children", "1"], cwd=here) as run:
+        port = int(run.address.rpartition(":")[2])
+        assert ask(("::1", port), b"hello\n").startswith(b"HELLO ")
+
+
 def test_abstract_name(here: Path) -> None:
     """unix:@name serves on an abstract name, of which there is no file, also after a reload; a drain frees it."""
     name = f"prefork-test-{os.getpid()}"
