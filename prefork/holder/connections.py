@@ -16,7 +16,7 @@ import socket
 import sys
 import termios
 from collections import OrderedDict, deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from select import EPOLLIN, EPOLLRDHUP, epoll
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of byte
 FLUSH_AGAIN_S = 0.002
 # A connection that comes back so soon, and before any other came, is in the midst of something, and had better linger.
 QUICK_S = 0.005
-SHORT_LOOK_S = 1.0  # at the deadlines of the short ones, at the most
+MOST_AT_LEAST = 100  # times of silent ones that are kept, however few are silent still
 _FLAGS, _LISTENER = 1, 2  # bytes of a message
 
 
@@ -126,9 +126,7 @@ class Connections:
             else:
                 self.idle[fd] = message, now
                 if flags & SILENT:
-                    until = since_of(message) / NS
-                    heappush(self._silent, (until, fd, message))
-                    self.look_at = min(self.look_at, until)
+                    self._note_silent(since_of(message) / NS, fd, message)
             self.look_at = min(self.look_at, since + self._timeout)
         waiting = len(self.idle) + len(self.short)
         if waiting > self.bounds.most_idle or waiting + len(self.backlog) > self.bounds.most:
@@ -227,10 +225,20 @@ class Connections:
             self._end_idle(fd, message, CloseReason.IDLE_TIMEOUT)
         return float("inf")
 
+    def _note_silent(self, until: float, fd: int, message: bytes) -> None:
+        if len(self._silent) > 2 * len(self.idle) + MOST_AT_LEAST:  # most have spoken, long before their time
+            self._silent = [each for each in self._silent if self._is_silent(*each)]
+            heapify(self._silent)
+        heappush(self._silent, (until, fd, message))
+        self.look_at = min(self.look_at, until)
+
+    def _is_silent(self, until: float, fd: int, message: bytes) -> bool:
+        return self.idle.get(fd, (b"",))[0] is message
+
     def _expire_silent(self, now: float) -> float:
         while self._silent:
             until, fd, message = self._silent[0]
-            if self.idle.get(fd, (b"",))[0] is message:
+            if self._is_silent(until, fd, message):
                 if until > now:
                     return until
                 self._forget_idle(fd)

@@ -119,6 +119,23 @@ def test_who_has_said_nothing_ends_in_its_own_time(play: Play) -> None:
         again.recv(1)
 
 
+def test_who_has_spoken_is_forgotten(play: Play) -> None:
+    """Long before the time at which it would have ended; who is silent is not."""
+    quiet = play.park(silent(150.0))
+    for _ in range(1000):
+        client = play.park(silent(4000.0))
+        client.send(b"x")
+        play.turn(wait=HUNG_S)
+        for _, fd in play.passed_on():
+            os.close(fd)
+        client.close()
+        play.copies.pop().close()
+        play.clients.pop()
+    assert len(play.held._silent) < 200
+    play.turn(50.0)
+    assert (quiet.recv(1), play.words()) == (b"", {"idle": 0, "idle_timeout": 1})
+
+
 def test_who_has_said_nothing_is_handed_over(play: Play) -> None:
     """With the time at which it ends."""
     play.park(silent(102.0))
