@@ -25,6 +25,7 @@ from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
 from .contexts import Lane
 from .definitions import hook
+from .front import IN_FRONT, Standing
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .keeping import Keeping
@@ -299,7 +300,9 @@ class Worker:
         at_once = DATAGRAMS_AT_ONCE if server.socket.type == socket.SOCK_DGRAM and not lanes.elsewhere else 1
         left = asked = 0  # accepts before the next wait: of now, and of the last wait
         several = False  # since the last wait
-        next_look_ns = 0
+        next_look_ns = now_ns = 0
+        standing = Standing(self.terms.front, (self._wakeup.fileno(), self.master.fileno()), self._note)
+        words, me, tell_ns = standing.words, standing.me, standing.at_ns
         usage, most = self._usage, self._usage.limits.max_requests or 0
         lane = None
         while True:
@@ -314,13 +317,17 @@ class Worker:
                 self._go_to_the_back()
                 continue
             if not (left or leaving):
-                left = asked = at_once if several or not usage.served % TRY_EVERY else 1
+                left = asked = at_once if several or not (tell_ns and usage.served % TRY_EVERY) else 1
                 several = False
                 ready = wait(contexts.patience, MOST_EVENTS)
                 if len(ready) != 1 or ready[0][0] != listener:
                     self._note(ready)
+                elif words[IN_FRONT] != me:
+                    tell_ns, left, asked = 0, at_once, at_once
             left -= 1
-            now_ns = monotonic_ns()
+            before_ns, now_ns = now_ns, monotonic_ns()
+            if now_ns >= tell_ns:
+                tell_ns = standing.came(now_ns)
             outcome = serve_one(server, lane, now_ns)
             if lanes.forked:
                 leave(0)
@@ -341,10 +348,13 @@ class Worker:
                     leaving = True
                     self._begin_to_drain()
             else:
-                left = 0
                 if outcome is NO_RESOURCES and not leaving:
                     self._pause()
+                elif not (tell_ns or leaving):
+                    standing.stand_aside(now_ns, 0 if left == asked - 1 else now_ns - before_ns)
+                left = 0
             if leaving:  # after a single accept: while the queue is never empty it would never leave
+                standing.leave()
                 if lane is not None:
                     lanes.give_back(lane)
                 return
