@@ -175,10 +175,8 @@ def way_to_threads(lanes: Lanes, server: Any, start: Start) -> ServeOne:
     cls = type(server)
     verify, process, finish, in_thread = (getattr(cls, name) for name in (*PASSED_BY, THREAD_BODY))
     begin, process_request_thread = lanes.begin, _thread_body(lanes)
-    failed = False  # the last get_request()
 
     def serve_one(server: Any, lane: Lane, now_ns: int) -> Accepted:
-        nonlocal failed
         now, own = type(server), vars(server)
         if (
             server.finish_request is not counted or "verify_request" in own or "process_request" in own
@@ -192,12 +190,10 @@ def way_to_threads(lanes: Lanes, server: Any, start: Start) -> ServeOne:
         try:
             request, client_address = server.get_request()
         except BaseException as exc:
-            failed = True
             return lanes.got_none(lane, exc)
         lane[ACCEPTED] += 1
         lane[STATE] = BUSY
-        if failed or now_ns >= lanes.next_queue_wait_ns:
-            failed = False
+        if now_ns >= lanes.next_queue_wait_ns:
             begin(lane, request, client_address, now_ns)
         passed = {"lane": lane}  # whoever takes it out has it to give back
         try:

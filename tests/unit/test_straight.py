@@ -28,6 +28,7 @@ from prefork.metrics.scoreboard import (
 from prefork.workers import lanes as lanes_module
 from prefork.workers import straight, strays
 from prefork.workers.accepting import Accepted
+from prefork.workers.admission import Admission, Terms
 from prefork.workers.contexts import Lane
 from prefork.workers.lanes import Lanes
 from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of, way_to_threads
@@ -154,13 +155,15 @@ EVENTS = (
 class Harness:
     """A server of this class with one lane, and the way that is chosen."""
 
-    def __init__(self, server_class: Any, logged: bool = False) -> None:
+    def __init__(self, server_class: Any, logged: bool = False, **terms: Any) -> None:
         self.slot = Slot(1)
         self.server = server_class("nowhere", Handler)
         self.seen = self.server.seen = list[str]()
         log: Any = Log(self.seen) if logged else None
         self.elsewhere = issubclass(server_class, ToThreads)
-        self.lanes = Lanes(self.slot, elsewhere=self.elsewhere, on_free=lambda: None, guarded=True, access_log=log)
+        self.lanes = Lanes(
+            self.slot, elsewhere=self.elsewhere, on_free=lambda: None, guarded=True, access_log=log, **terms
+        )  # fmt: skip
         self.server.forked = lambda: setattr(self.lanes, "forked", True)
         in_threads = hasattr(self.server, THREAD_BODY)
         if in_threads and not self.elsewhere:
@@ -442,17 +445,17 @@ def test_a_hook_that_is_put_there_later_in_threads(
 
 @pytest.mark.parametrize("server_class", WAYS[2][0])
 @pytest.mark.parametrize(
-    ("raised", "begun", "counts"),
+    ("raised", "begun", "counts", "calls"),
     [
-        (RuntimeError("can't start new thread"), None, (0, 1)),
-        (RuntimeError("something else"), None, (0, 1)),
-        (KeyboardInterrupt(), None, (0, 1)),
-        (KeyboardInterrupt(), "before", (1, 0)),
-        (KeyboardInterrupt(), "later", (0, 1)),
+        (RuntimeError("can't start new thread"), None, (0, 1), ["handle_error ok somebody", "shutdown_request ok"]),
+        (RuntimeError("something else"), None, (0, 1), ["handle_error ok somebody", "shutdown_request ok"]),
+        (KeyboardInterrupt(), None, (0, 1), ["shutdown_request ok"]),
+        (KeyboardInterrupt(), "before", (1, 0), ["handler", "shutdown_request ok", "shutdown_request ok"]),
+        (KeyboardInterrupt(), "later", (0, 1), ["shutdown_request ok", "handler", "shutdown_request ok"]),
     ],
 )
 def test_a_thread_whose_start_is_interrupted(
-    server_class: Any, raised: BaseException, begun: str | None, counts: tuple[int, int],
+    server_class: Any, raised: BaseException, begun: str | None, counts: tuple[int, int], calls: list[str],
     make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Its request is counted once, by whoever comes first, and its lane comes back once; a thread that begins after
@@ -473,13 +476,46 @@ def test_a_thread_whose_start_is_interrupted(
     failed_to_start = isinstance(raised, RuntimeError) and "start" in str(raised)
     expected: Any = Accepted.NOT_BEGUN if failed_to_start else Accepted.REQUEST
     assert result is (raised if isinstance(raised, KeyboardInterrupt) else expected)
-    assert ("handle_error ok somebody" in harness.seen) == isinstance(raised, RuntimeError)
     if begun == "later":
         start(started[0])
         started[0].join()
-    assert ("handler" in harness.seen) == (begun is not None)
+    assert harness.seen == ["-- ok", "get_request", *calls]
     assert (harness.lane[COMPLETED], harness.lane[FAILED]) == counts
     assert (harness.lane[ACCEPTED], harness.lane[STATE]) == (1, IDLE)
+
+
+def test_waits_are_measured(make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is time for it, by both ways; not at each request."""
+    asked: list[str] = []
+
+    def ask(request: str) -> int:
+        asked.append(request)
+        return 3_000_000
+
+    monkeypatch.setattr(lanes_module, "queue_wait_ns", ask)
+    words = []
+    for server_class in WAYS[2][0]:
+        harness = make(server_class, queue_waits=True)
+        harness.lanes.next_queue_wait_ns = NOW_NS
+        harness.serve("ok")
+        harness.serve("ok")
+        words.append(harness.slot.words.tolist())
+    assert words[0] == words[1]
+    assert asked == ["ok", "ok"]
+
+
+def test_what_a_plain_thread_cannot_have(make: Callable[..., Harness]) -> None:
+    """An access log, or what a connection has to show first: there is no short way with them, if ever there are any."""
+    assert not make(ToThreads, logged=True).is_straight
+    assert not make(ToThreads, admission=Admission(Terms(), str)).is_straight
+    harness = make(type("Mine", (ToThreads,), {}))
+    harness.lanes.unbind(harness.server)
+    harness.server.finish_request = hook("finish_request", harness.seen)
+    harness.lanes.bind(harness.server)
+    harness.serve_one = harness.server._prefork_.way(harness.lanes)
+    assert not harness.is_straight
+    harness.serve("ok")
+    assert "my finish_request" in harness.seen
 
 
 def test_threads_are_named_alike(make: Callable[..., Harness]) -> None:
