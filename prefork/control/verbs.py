@@ -203,7 +203,7 @@ class Verbs(Facts):
             return protocol.error("could not reload-tls: this service has no TLS of prefork's own")
         try:
             renew()
-        except Exception as exc:  # the program's create_ssl_context() may raise anything
+        except (Exception, SystemExit) as exc:  # create_ssl_context() is the program's
             log.error("could not reload-tls, the old certificate stays in service: %s", exc,
                       extra=event(LogEvent.RELOAD_TLS_FAILED, reason=str(exc)))  # fmt: skip
             return protocol.error(f"could not reload-tls: {exc}; the old certificate stays in service")

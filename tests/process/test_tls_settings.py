@@ -190,7 +190,8 @@ def test_the_programs_own_context_and_a_drain(tmp_path: Path) -> None:
 
 @pytest.mark.once
 @pytest.mark.parametrize(
-    ("how", "why"), [("none", "create_ssl_context() returned None"), ("raise", "the vault is away")]
+    ("how", "why"),
+    [("none", "create_ssl_context() returned None"), ("raise", "the vault is away"), ("exit", "there is no")],
 )
 def test_a_context_that_cannot_be_had_any_more(how: str, why: str, tmp_path: Path) -> None:
     """All listeners go on with what they had, the one whose own is renewed already as well: none in the clear."""
