@@ -29,9 +29,10 @@ class Chunks:
                 end = data.find(b"\n", at)
                 step = (end + 1 if end != -1 else len(data)) - at
                 self._line += data[at : at + step]
-                if end != -1:
+                if len(self._line) > LINE_MAX:
+                    self._is_none = True
+                elif end != -1:
                     self._read_line()
-                self._is_none = self._is_none or len(self._line) > LINE_MAX
             at += step
         self.size += at
 
