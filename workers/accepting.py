@@ -48,8 +48,9 @@ _family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get_
 
 def accepted_by(listener: Any) -> tuple[Any, Any]:
     """Accept as `listener.accept()` does; where that is socket's own, without its two enum members, 2 µs each time."""
-    if type(listener).accept is not STANDARD_ACCEPT:
-        return listener.accept()  # type: ignore[no-any-return]
+    accept = listener.accept
+    if getattr(accept, "__func__", accept) is not STANDARD_ACCEPT or accept.__self__ is not listener:
+        return accept()  # type: ignore[no-any-return]
     fd, address = listener._accept()
     request = socket.socket(_family(listener), _type(listener), listener.proto, fd)
     if listener.gettimeout() and socket.getdefaulttimeout() is None:

@@ -4,6 +4,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,29 @@ def test_accept_of_the_programs_own(listener: socket.socket) -> None:
 def test_what_a_shortage_is(exc: Exception, short: bool) -> None:
     """No process or thread can be had; what has no number at all is none."""
     assert is_shortage(exc) == short
+
+
+class Proxy:
+    """An object that stands for a socket, and passes on whatever it is asked."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_a_listener_that_is_no_socket() -> None:
+    """An object that stands for one is asked itself; so is one with an `accept` of its own."""
+
+    class Own(socket.socket):
+        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, Own(fileno=listener.detach()) as own:
+        for each in (Proxy(own), own):
+            with socket.create_connection(own.getsockname()) as client:
+                request, address = accepted_by(each)
+                assert (request.getpeername(), address) == (client.getsockname(), client.getsockname())
+                request.close()
+        own.accept = lambda: ("a request", "somebody")  # type: ignore[method-assign,assignment,return-value]
+        assert accepted_by(own) == ("a request", "somebody")
