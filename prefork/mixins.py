@@ -24,6 +24,7 @@ from prefork.workers.definitions import gives_way, ships
 from prefork.workers.flushing import leave_nothing
 from prefork.workers.lanes import Lanes
 from prefork.workers.last_words import LastWords
+from prefork.workers.left_listener import leave
 from prefork.workers.signals import HEARD, set_mask
 from prefork.workers.straight import ServeOne, way_to_threads
 from prefork.workers.threads import RequestThread, Threads
@@ -150,7 +151,7 @@ class ForkedRequests(Supervised):
         server = self.server
         listener = socket_of(server)
         if listener is not None and is_stream(listener):  # on a datagram socket the handler needs it to reply
-            listener.close()  # a long request must not hold the port after the server has ended
+            leave(listener)  # a long request must not hold the port after the server has ended
         set_mask(mask)
         try:
             server.finish_request(request, client_address)

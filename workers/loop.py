@@ -20,7 +20,7 @@ from prefork.metrics.application.values import begin
 from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
-from . import ending, handshake, sinks, strays, user_forks
+from . import ending, handshake, left_listener, sinks, strays, user_forks
 from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
 from .contexts import Lane
@@ -553,7 +553,7 @@ class Worker:
                     self._epoll.unregister(listener.fileno())
                 if self._threads is not None:
                     self._threads.leave(listener.fileno())
-                listener.close()
+                left_listener.leave(listener)
 
     def _drain(self) -> None:
         """Finish the current requests, whatever `daemon_threads` says. The master enforces the deadline."""
