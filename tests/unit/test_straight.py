@@ -2,6 +2,7 @@
 and the same outcomes, counts and calls as by the long way."""
 
 import errno
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from prefork.workers import straight, strays
 from prefork.workers.accepting import Accepted
 from prefork.workers.admission import Admission, Terms
 from prefork.workers.contexts import Lane
+from prefork.workers.keeps import KeepsConnections
 from prefork.workers.lanes import Lanes
 from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of, way_to_threads
 from prefork.workers.thread_body import THREAD_BODY
@@ -470,7 +472,8 @@ def test_a_thread_whose_start_is_interrupted(
             thread.join()
         raise raised
 
-    harness = make(server_class)
+    harness, lane = make(server_class), Written()
+    harness.lane = lane  # type: ignore[assignment]
     monkeypatch.setattr(RequestThread, "start", interrupted)
     result = harness.serve("ok")
     failed_to_start = isinstance(raised, RuntimeError) and "start" in str(raised)
@@ -481,7 +484,7 @@ def test_a_thread_whose_start_is_interrupted(
         started[0].join()
     assert harness.seen == ["-- ok", "get_request", *calls]
     assert (harness.lane[COMPLETED], harness.lane[FAILED]) == counts
-    assert (harness.lane[ACCEPTED], harness.lane[STATE]) == (1, IDLE)
+    assert (harness.lane[ACCEPTED], lane.order[-1]) == (1, (STATE, IDLE))  # given back when it is counted
 
 
 def test_waits_are_measured(make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,10 +508,14 @@ def test_waits_are_measured(make: Callable[..., Harness], monkeypatch: pytest.Mo
 
 
 def test_what_a_plain_thread_cannot_have(make: Callable[..., Harness]) -> None:
-    """An access log, or what a connection has to show first: there is no short way with them, if ever there are any."""
+    """An access log, or what a connection has to show first: there is no short way with them, if ever there are any.
+    Nor is there one where requests of a connection are counted one by one, or what the object has of its own."""
     assert not make(ToThreads, logged=True).is_straight
     assert not make(ToThreads, admission=Admission(Terms(), str)).is_straight
-    harness = make(type("Mine", (ToThreads,), {}))
+    harness = make(type("Mine", (ToThreads,), {"socket_type": socket.SOCK_STREAM}))
+    harness.server.RequestHandlerClass = type("Kept", (KeepsConnections, Handler), {})
+    assert harness.server._prefork_.way(harness.lanes) == harness.lanes.serve_one
+    harness.server.RequestHandlerClass = Handler
     harness.lanes.unbind(harness.server)
     harness.server.finish_request = hook("finish_request", harness.seen)
     harness.lanes.bind(harness.server)
