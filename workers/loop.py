@@ -326,7 +326,7 @@ class Worker:
                     tell_ns, left, asked = 0, at_once, at_once
             left -= 1
             before_ns, now_ns = now_ns, monotonic_ns()
-            if now_ns >= tell_ns:
+            if now_ns >= tell_ns and left == asked - 1:  # not in a long row of them: others are wanted for that
                 tell_ns = standing.came(now_ns)
             outcome = serve_one(server, lane, now_ns)
             if lanes.forked:

@@ -1067,3 +1067,23 @@ def test_who_is_in_front_leaves(runs: Callable[..., Run]) -> None:
     assert f"in front {os.getpid()}" in run.seen
     assert front.words[IN_FRONT] == front.words[UNTIL] == 0
     front.close()
+
+
+def test_a_row_of_datagrams_is_told_once(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer is wound after a wait, and not in the row that follows: if that is long, others are wanted."""
+    front, told = Front(), list[int]()
+    run = runs(Sender, front=front)
+
+    def came(standing: Standing, now_ns: int) -> int:
+        told.append(len(run.seen))
+        front.words[IN_FRONT] = standing.me
+        return now_ns
+
+    monkeypatch.setattr(Standing, "came", came)
+    with run.server.client:
+        run.server.send(*["x"] * 30, "leave")
+        run.run()
+    begun = run.seen.index("x")
+    assert run.seen.count("x") == 30
+    assert [at - begun for at in told] == [0, 16]
+    front.close()
