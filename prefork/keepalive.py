@@ -11,7 +11,6 @@ the connection, in a loop, and means the same. Must not close a connection, whic
 
 import socket
 from collections.abc import Callable
-from functools import lru_cache
 from operator import methodcaller
 from typing import Any
 
@@ -19,10 +18,11 @@ from prefork.metrics.facts import CloseReason
 from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections, is_keeping
-from prefork.workers.kept import CLOSING, SLOW, decode_state, encode_state
+from prefork.workers.kept import CLOSING, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
 from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptSocket, Stay, bytes_wanted, peek
 
+from .handlers import _SocketWriter
 from .logs import say_no_effect
 from .settings.in_force import value_of
 
@@ -118,7 +118,9 @@ class KeepAliveMixIn(KeepsConnections):
         try:
             visit.serve(self)
         finally:
-            visit.close(self)
+            if visit.met and not visit.told:
+                visit.told = True
+                self.connection_closed()
 
     def connection_opened(self) -> None:
         """Called once for a connection, between `setup()` and its first request. Override it."""
@@ -153,7 +155,7 @@ class _Visit:
     def step(self, handler: Any) -> Callable[[Any], object]:
         """Return what serves one request of this handler."""
         cls: type = type(handler)
-        step, http = _step_of(cls)
+        step, http = _steps.get(cls) or _step_of(cls)
         if not http or not hasattr(handler, "wfile"):
             return step
         self.exchange = exchange = Exchange(handler)
@@ -164,16 +166,6 @@ class _Visit:
             exchange.end(handler)
 
         return exchanged
-
-    def open(self, handler: Any) -> bool:
-        """Call `connection_opened()`, which is once. Return whether it leaves the connection open."""
-        try:
-            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        except (AttributeError, OSError):
-            pass  # a Unix socket, or the program's own object
-        handler.connection_opened()
-        self.met = True
-        return not handler.close_connection
 
     def close(self, handler: Any) -> None:
         """Call `connection_closed()`, once, if the connection ends here."""
@@ -196,9 +188,10 @@ class _Stay(_Visit):
         if stay.kept.flags & CLOSING:
             return
         if not self.met:
-            if not self.open(handler):
+            handler.connection_opened()
+            self.met = stay.met = True
+            if handler.close_connection:
                 return
-            stay.met = True
         if not stay.begun and not self._finds_more(handler):
             return
         step = self.step(handler)
@@ -217,8 +210,7 @@ class _Stay(_Visit):
         ahead = stay.ahead()
         complete = handler.complete
         if not ahead:
-            # What comes to the holder slowly has hardly said more by now; if it has, the holder finds that at once.
-            found = None if stay.kept.flags & SLOW and complete is None else peek(request)
+            found = peek(request) if stay.looks or complete is not None else None
             if not found:
                 stay.hung_up = found is not None
                 stay.goes_on = self.told = found is None
@@ -245,13 +237,12 @@ class _Stay(_Visit):
             return
         if request._io_refs:
             stay.close_files()
-        stay.state = encode_state(handler.state)
+        state = handler.state
+        stay.state = b"" if state is None else encode_state(state)
         if len(stay.unread) > UNREAD_MAX:
             raise ValueError(
                 f"{len(stay.unread)} bytes of a connection were read ahead, more than the {UNREAD_MAX} that can be kept"
             )
-        if request.gettimeout() is not None:
-            request.settimeout(None)
         stay.goes_on = self.told = True
 
 
@@ -261,20 +252,30 @@ class _Loop(_Visit):
     __slots__ = ()
 
     def serve(self, handler: Any) -> None:
-        if handler.speaks_first and not self.open(handler):
+        if handler.speaks_first and not self._open(handler):
             return
         step = self.step(handler)
         loop = of_this_thread()
         if loop is None and hasattr(handler.server, "worker_started"):
             _say_why_not_kept(handler)
         while _flushed(handler) and self._finds_more(handler, loop):
-            if not self.met and not self.open(handler):
+            if not self.met and not self._open(handler):
                 return
             step(handler)
             if handler.close_connection:
                 return
             if loop is not None:
                 loop.rest()
+
+    def _open(self, handler: Any) -> bool:
+        """Call `connection_opened()`, which is once. Return whether it leaves the connection open."""
+        try:
+            handler.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        except (AttributeError, OSError):
+            pass  # a Unix socket, or the program's own object
+        handler.connection_opened()
+        self.met = True
+        return not handler.close_connection
 
     def _finds_more(self, handler: Any, loop: Looped | None) -> bool:
         """Return True if the next request has begun, False if the connection is over."""
@@ -318,18 +319,27 @@ def _say_why_not_kept(handler: Any) -> None:
 _said: set[type] = set()
 
 
-@lru_cache(64)
-def _step_of(cls: type) -> tuple[Callable[[Any], object], bool]:
-    """Return what serves one request, and whether that is one over HTTP.
+_Step = tuple[Callable[[Any], object], bool]
+_steps: dict[type, _Step] = {}  # an lru_cache costs three times as much
+STEPS_MOST = 64
+
+
+def _step_of(cls: type) -> _Step:
+    """Return what serves one request, and whether that is one over HTTP; and note it.
 
     It is `handle_one_request()`, or the nearest `handle()` below the mix-in, where a class has replaced the one that
     would call it. Raises TypeError where there is none.
     """
     for base in cls.__mro__:
+        step: Callable[[Any], object] | None = None
         if "handle_one_request" in vars(base):
-            return methodcaller("handle_one_request"), is_http(cls)
-        if "handle" in vars(base) and issubclass(cls, KeepAliveMixIn) and not _is_no_handler(cls, base):
-            return vars(base)["handle"], is_http(cls)
+            step = methodcaller("handle_one_request")
+        elif "handle" in vars(base) and issubclass(cls, KeepAliveMixIn) and not _is_no_handler(cls, base):
+            step = vars(base)["handle"]
+        if step is not None:
+            if len(_steps) >= STEPS_MOST:
+                _steps.clear()
+            return _steps.setdefault(cls, (step, is_http(cls)))
     raise TypeError(f"{cls.__qualname__} has no handle_one_request()")
 
 
@@ -353,7 +363,7 @@ def _is_closed(request: Any) -> bool:
 def _flushed(handler: Any) -> bool:
     """Flush `wfile`; return False if the client has gone."""
     wfile = getattr(handler, "wfile", None)
-    if wfile is None or wfile.closed:
+    if wfile is None or type(wfile) is _SocketWriter or wfile.closed:  # that one keeps nothing back
         return True
     try:
         wfile.flush()

@@ -35,7 +35,7 @@ from .sockets.addresses import address_text, over
 from .sockets.listener import Listener, asked_once_more, beneath, listener_names, origin_of, put_beneath, take_over
 from .sockets.networks import admission, asked
 from .sockets.of_server import is_closed, socket_of
-from .sockets.options import SocketOptions
+from .sockets.options import INTERNET, SocketOptions
 from .sockets.ownership import Access
 from .supervised import Supervised
 from .systemd import stored
@@ -84,6 +84,8 @@ class Listened(Supervised):
         self._inode = os.fstat(own.fileno()).st_ino
         origin.access = Access(value_of(server, "socket_mode"), value_of(server, "socket_owner"))
         origin.wanted = SocketOptions.of(InForce(server))
+        if keeps(server) and own.family in INTERNET and own.proto in (0, socket.IPPROTO_TCP):
+            origin.wanted["tcp_nodelay"] = True  # of each connection, without a system call
         if origin.serving:
             os.set_blocking(own.fileno(), False)  # wrap_socket() of ssl changes that, and workers are serving there
 

@@ -255,6 +255,7 @@ class CountingReader(io.RawIOBase):
         self.dry = False
         self.received = 0
         self.chunks: Chunks | None = None  # what is read is a body in chunks
+        self.emptied = -1
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:

@@ -32,13 +32,17 @@ from .lingering import LINGER_NS, Idle, Lingering, Way
 from .proxy_protocol import ProxiedAddress, ProxiedPath
 from .socket_files import AcceptedSocket
 from .stay import KeptSocket, peek
-from .stays import KeptServer, LaneStay, taken_out
+from .stays import VERIFY, KeptServer, LaneStay, taken_out
 from .unnamed_peer import UnnamedPeer
 
 log = logging.getLogger("prefork.server")
 
 KEEPABLE = (KeptSocket, socket.socket, AcceptedSocket)  # a connection of another class is the program's, or TLS
 ADDRESSES = (tuple, str, bytes, UnnamedPeer, ProxiedAddress, ProxiedPath)  # others cannot go along
+SOMETHING = b"?"  # for what is at hand, where nobody has looked at it
+AT_ONCE_NS = 20_000  # who has lingered for less than that had said more by the end of its stay
+
+_new = tuple.__new__  # of a NamedTuple, without a call
 
 
 class GivenFirst:
@@ -125,12 +129,15 @@ class Keeping:
         try:
             request, client_address = given.accept()
         except BaseException as exc:
+            at.failed = True
             return lanes.got_none(lane, exc)
         if type(request) not in KEEPABLE or type(client_address) not in ADDRESSES:
             given.give(request, client_address)
             return lanes.serve_one(server, lane, now_ns)
-        lanes.note_accepted(lane, request, now_ns)
-        if not at.asks_nothing():
+        if at.failed or now_ns >= lanes.next_queue_wait_ns:
+            at.failed = False
+            lanes.note_accepted(lane, request, now_ns)
+        if type(server).verify_request is not at.verify or lanes.admission is not None or VERIFY in vars(server):
             admitted = at.admitted(lane, request, client_address)
             if admitted is None:
                 return NOTHING if lanes.elsewhere else REQUEST
@@ -138,11 +145,20 @@ class Keeping:
         lane[OPENED] += 1
         lane[IN_HAND] = 1
         cell = 0 if lanes.limits is None else lanes.limits.keep(lane)
-        kept = Kept(at.listener, 0, now_ns, client_address, b"", b"", 0, 1, 0, 0, cell)
-        if at.first_byte_ns:
-            kept = kept._replace(flags=SILENT, since_ns=now_ns + at.first_byte_ns)
+        kept = _new(Kept, (at.listener, 0, now_ns, client_address, b"", b"", 0, 1, 0, 0, cell))
         sock = request if type(request) is KeptSocket else at.socket(request.detach())
-        return self._go_on(at, lane, sock, kept, now_ns, at.source)
+        if not at.undelayed:
+            at.send_at_once(sock)
+        found = peek(sock)
+        if not found or at.complete is not None:
+            if at.first_byte_ns:
+                kept = kept._replace(flags=SILENT, since_ns=now_ns + at.first_byte_ns)
+            return self._go_on(at, lane, sock, kept, now_ns, at.source, found)
+        if self.idle.here:
+            self.idle.park_all()
+        if self.on_begin is not None:
+            self.on_begin(at.source)
+        return at.begin(lane, sock, kept, 1, at.looks, False)
 
     def _take(self, lanes: Lanes, server: Any, lane: Lane, now_ns: int) -> Accepted:
         """Take a connection from the ready queue, and begin a stay of it."""
@@ -176,7 +192,7 @@ class Keeping:
             return self._begin(at, lane, sock, kept, 0, self._ready)
         if at.complete is not None or kept.wanted > 1:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        return self._go_on(at, lane, sock, kept, now_ns, self._ready)
+        return self._go_on(at, lane, sock, kept, now_ns, self._ready, SOMETHING)
 
     def _cannot_take(self, lane: Lane, at: KeptServer | None, kept: Kept | None, fd: int) -> Accepted:
         """Close a connection that nobody here can serve, or that has arrived without its descriptor."""
@@ -190,24 +206,34 @@ class Keeping:
         return NOTHING
 
     def _resume(self, idle: Idle, fd: int, lane: Lane, now_ns: int) -> Accepted:
-        """Begin a stay of a connection that has lingered and says something."""
+        """Begin a stay of a connection that has lingered and says something, or has hung up."""
+        at, stay = idle.at, idle.stay
         lane[STARTED_NS] = now_ns
         lane[STATE] = ACCEPTING
-        return self._go_on(idle.at, lane, idle.sock or idle.at.socket(fd), idle.kept, now_ns, None)
+        sock = idle.sock or at.socket(fd)
+        found = SOMETHING if self.idle.says == select.EPOLLIN else peek(sock)
+        if stay is None:
+            return self._go_on(at, lane, sock, idle.left(), now_ns, None, found)
+        at_once = at.tells_end or now_ns - idle.until_ns < AT_ONCE_NS - LINGER_NS
+        if not stay.kept.requests:
+            at.looks = at_once
+        if found == b"" and not (at.tells_end or stay.kept.flags & TELL_END):
+            at.close(lane, sock, stay.kept, CloseReason.CLIENT)
+            return NOTHING
+        return self._go_on(at, lane, sock, idle.left(), now_ns, None, found, looks=at_once or stay.begun > 1)
 
     def _go_on(
-        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, source: int | None
+        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, source: int | None,
+        found: bytes | None, *, looks: bool = True,
     ) -> Accepted:  # fmt: skip
         """Begin a stay of a connection that is ours; or keep it, where it has said nothing. `source`: the listener or
-        the queue by which it has come; None: it was here. The holder passes on what has said something, and nobody has
-        read of it since."""
-        found = kept.unread or source == self._ready or peek(sock)
-        if not found:
+        the queue by which it has come; None: it was here. `found`: as `peek()` returns it."""
+        if not (found or kept.unread):
             if found is not None:
                 return self._hung_up(at, lane, sock, kept, source)
             if at.speaks_first and not kept.flags & MET:
                 return self._begin(at, lane, sock, kept, 0, source)
-            return self._stay_idle(at, lane, sock, kept, now_ns, lingers=self.lingers)
+            return self._stay_idle(at, lane, sock, kept, now_ns, source, lingers=self.lingers)
         if kept.flags & SILENT:
             kept = kept._replace(flags=kept.flags & ~SILENT, since_ns=0)
         if at.complete is not None and not kept.flags & SHORT:
@@ -217,19 +243,20 @@ class Keeping:
                 at.fail(lane, sock, kept)
                 return NOTHING if at.lanes.elsewhere else REQUEST
             if short is not None:
-                return self._stay_idle(at, lane, sock, short, now_ns, lingers=False)
+                return self._stay_idle(at, lane, sock, short, now_ns, source, lingers=False)
         if kept.since_ns:
             kept = kept._replace(since_ns=0)
-        return self._begin(at, lane, sock, kept, 1, source)
+        return self._begin(at, lane, sock, kept, 1, source, looks=looks and not kept.flags & SLOW)
 
     def _begin(
-        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, begun: int, source: int | None
+        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, begun: int, source: int | None, *,
+        looks: bool = True,
     ) -> Accepted:  # fmt: skip
         if self.idle.here:
             self.idle.park_all()
         if self.on_begin is not None:
             self.on_begin(source)
-        return at.begin(lane, sock, kept, begun)
+        return at.begin(lane, sock, kept, begun, looks, source is None)
 
     def _hung_up(self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, source: int | None) -> Accepted:
         if kept.flags & MET and kept.flags & TELL_END:
@@ -242,31 +269,37 @@ class Keeping:
 
     def _keep_on(self, at: KeptServer, stay: LaneStay, fd: int) -> None:
         """Keep a connection whose stay has ended, here or on its way. In the thread of the stay."""
-        kept, lane = at.left(stay), stay.lane
-        waits = not (kept.flags & SLOW or kept.unread or stay.more or stay.wanted or self._draining())
-        if self.lingers and lane is not None and waits:
+        lane = stay.lane
+        passes = stay.kept.flags & SLOW or stay.unread or stay.more or stay.wanted or self._draining()
+        if self.lingers and lane is not None and not passes:
             if self.idle.here:
                 self.idle.park_all()
-            self.idle.add(fd, Idle(at, kept, monotonic_ns() + LINGER_NS), lane)
+            self.idle.add(fd, Idle(at, monotonic_ns() + LINGER_NS, None, stay), lane, watched=stay.watched)
             return
-        self._park(at, kept, fd, lane)
+        if stay.watched:
+            self.idle.unwatch(fd)
+        self._park(at, at.left(stay), fd, lane)
 
     def _stay_idle(
-        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, *, lingers: bool
+        self, at: KeptServer, lane: Lane, sock: KeptSocket, kept: Kept, now_ns: int, source: int | None, *,
+        lingers: bool,
     ) -> Accepted:  # fmt: skip
         """Keep a connection on which no request has begun. Return that there is none."""
+        fd, watched = sock.fileno(), source is None
         if lingers and not self._draining():
             if self.idle.here:
                 self.idle.park_all()
-            self.idle.add(sock.fileno(), Idle(at, kept, now_ns + LINGER_NS, sock), lane)
+            self.idle.add(fd, Idle(at, now_ns + LINGER_NS, kept, None, sock), lane, watched=watched)
         else:
+            if watched:
+                self.idle.unwatch(fd)
             self._park(at, kept, taken_out(sock), lane)
         lane[STATE] = IDLE
         return NOTHING
 
     def _park(self, at: KeptServer, kept: Kept, fd: int, lane: Lane | None) -> None:
         if not self.idle.park(at, kept, fd, lane):
-            self.idle.add(fd, Idle(at, kept, monotonic_ns()), lane)
+            self.idle.add(fd, Idle(at, monotonic_ns(), kept), lane)
             self._wake()
 
 

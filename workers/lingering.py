@@ -3,8 +3,11 @@
 Runs in a worker: in the thread of its loop, or in all of its threads that stay. Owns the descriptors of what lingers.
 A connection lingers for LINGER_NS, and at most one at a time; more are here only while the park queue has no room for
 them. One that has lingered in vain after a request is SLOW, and parked at once, until it comes back to the holder
-quickly. Must not wait for that queue. A connection is taken out of the epoll before it is closed or parked, for another
-process may have its description.
+quickly. Must not wait for that queue.
+
+The epoll tells of a connection once (EPOLLONESHOT), and then no more until it lingers again, even where another process
+has its description: so one that has hung up is closed without being taken out, and one that goes on lingering is only
+told to the epoll anew. One that is parked is taken out, since it lives on.
 """
 
 import errno
@@ -27,25 +30,32 @@ from .identity import identity, lost
 from .kept import SLOW, Kept, QueueEnd, end_connection
 from .lanes import Lanes
 from .stay import KeptSocket
-from .stays import KeptServer, taken_out
+from .stays import KeptServer, LaneStay, taken_out
 from .straight import ServeOne
 
 log = logging.getLogger("prefork.server")
 
 LINGER_NS = 50_000_000
 TRY_AGAIN_NS = 20_000_000  # where the queue is full, or too many descriptors are on their way
-SAYS_SOMETHING = select.EPOLLIN | select.EPOLLONESHOT  # to one thread
+SAYS_SOMETHING = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT  # to one thread, and nothing more then
 
 Way = tuple[Any, Lanes, ServeOne]  # a server, its lanes, and what serves what comes for it
 
 
 class Idle(NamedTuple):
-    """A connection that lingers."""
+    """A connection that lingers. As it goes along is in `kept`, or worked out where that is needed, of its `stay`."""
 
     at: KeptServer
-    kept: Kept
     until_ns: int  # then it is parked
+    kept: Kept | None
+    stay: LaneStay | None = None
     sock: KeptSocket | None = None  # where there is one yet
+
+    def left(self) -> Kept:
+        if self.stay is not None:
+            return self.at.left(self.stay)
+        assert self.kept is not None
+        return self.kept
 
 
 class Lingering:
@@ -62,19 +72,22 @@ class Lingering:
     ) -> None:  # fmt: skip
         self._send = park_in.send
         self._fd, self._identity = park_in.fileno(), identity(park_in.fileno())
-        self._poll, self._register, self._unregister = epoll.poll, epoll.register, epoll.unregister
+        self._poll, self._register, self._modify, self._unregister = (
+            epoll.poll, epoll.register, epoll.modify, epoll.unregister
+        )  # fmt: skip
         self._ways = ways
         self._resume = resume
         self._on_lost = on_lost
         self._ends = ends
         self._lock = RLock()
         self.here: dict[int, Idle] = {}  # by the descriptor
+        self.says = 0  # what the last wait has told of one; 0: that is not known, as several threads wait
         self._due_ns = 0  # not before that anything is
         self._full_until_ns = 0  # the queue: nothing is tried; 0: it has room
         self.closes = False  # nobody is left to park for: the master is dead, and the holder with it
 
-    def add(self, fd: int, idle: Idle, lane: Lane | None = None) -> None:
-        """Have a connection linger. `lane`: on which it was in hand."""
+    def add(self, fd: int, idle: Idle, lane: Lane | None = None, *, watched: bool = False) -> None:
+        """Have a connection linger. `lane`: on which it was in hand; `watched`: it is in the epoll still."""
         at = idle.at
         with self._lock:
             at.idle += 1
@@ -85,33 +98,35 @@ class Lingering:
             self.here[fd] = idle
             self._ways[fd] = at.server, at.lanes, partial(self._come, fd)
             try:
-                self._register(fd, SAYS_SOMETHING)
+                (self._modify if watched else self._register)(fd, SAYS_SOMETHING)
             except (OSError, ValueError):  # no memory: then it is parked when it is time
                 pass
 
     def _come(self, fd: int, server: Any, lane: Lane, now_ns: int) -> Accepted:
         lane[IN_HAND] = 1  # before it is no more idle here: if this process dies, it is lost in any case
-        idle = self._take(fd)
-        if idle is None:
-            lane[IN_HAND] = 0
-            return NOTHING
-        return self._resume(idle, fd, lane, now_ns)
+        if (idle := self._take(fd)) is not None:
+            return self._resume(idle, fd, lane, now_ns)
+        lane[IN_HAND] = 0
+        return NOTHING
 
     def _take(self, fd: int) -> Idle | None:
-        """Take a connection out; None if another thread was faster."""
+        """Take a connection out; None if another thread was faster. It stays in the epoll."""
         with self._lock:
             idle = self.here.pop(fd, None)
             if idle is None:
                 return None
             del self._ways[fd]
-            try:
-                self._unregister(fd)
-            except (OSError, ValueError):
-                pass
             at = idle.at
             at.idle -= 1
             at.gauge[IDLE_HERE] = at.idle
         return idle
+
+    def unwatch(self, fd: int) -> None:
+        """Take a connection out of the epoll, before it is parked."""
+        try:
+            self._unregister(fd)
+        except (OSError, ValueError):
+            pass
 
     # Parking.
 
@@ -164,12 +179,13 @@ class Lingering:
         for fd in here:
             if (idle := self._take(fd)) is None:
                 continue
+            self.unwatch(fd)
             if idle.sock is not None:
                 taken_out(idle.sock)
-            if (kept := idle.kept).requests and not kept.flags & SLOW:
+            if (kept := idle.left()).requests and not kept.flags & SLOW:
                 kept = kept._replace(flags=kept.flags | SLOW)
             if not self.park(idle.at, kept, fd):
-                self.add(fd, Idle(idle.at, kept, now_ns))
+                self.add(fd, Idle(idle.at, now_ns, kept))
                 self._due_ns = self._full_until_ns
                 return
         if due:

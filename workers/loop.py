@@ -367,7 +367,8 @@ class Worker:
         ends a wait, each listener is tried once: the master wakes a worker for a queue that it had not been woken for.
         """
         keeping, usage, most = self._keeping, self._usage, self._usage.limits.max_requests or 0
-        wait = self._epoll.poll if keeping is None else keeping.idle.wait
+        idle = None if keeping is None else keeping.idle
+        wait = self._epoll.poll if idle is None else idle.wait
         each = [(server, lanes, way_of(lanes, server)) for server, lanes, _ in self._served]
         ways = {way[0].fileno(): way for way in each} if keeping is None else keeping.ways_of(each)
         contexts = [lanes.contexts for _, lanes, _ in self._served]
@@ -392,10 +393,16 @@ class Worker:
                 self._waits = all(again)
                 continue
             if not to_try:
-                patience = [each.patience for each in contexts if each.patience is not None]
-                ready = wait(min(patience) if patience else None, 1)
-                to_try = [fd for fd, _ in ready if fd in ways]
-                if not to_try:
+                patience = None
+                for its in contexts:
+                    if its.patience is not None:
+                        patience = its.patience if patience is None else min(patience, its.patience)
+                ready = wait(patience, 1)
+                if ready and ready[0][0] in ways:
+                    to_try.append(ready[0][0])
+                    if idle is not None:
+                        idle.says = ready[0][1]
+                else:
                     self._note(ready)
                     to_try = list(shared)
             server, lanes, serve_one = ways[to_try.pop()]

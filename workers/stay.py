@@ -28,24 +28,29 @@ WHOLE_MAX = 64 * 1024  # bytes that a `complete()` is shown; so many are given t
 UNIX_MOST = 32  # bytes waited for: the kernel takes 70 of a client that waits for room, if it sends each by itself
 
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_recv, _recv_into = socket.SocketType.recv, socket.SocketType.recv_into
+_init, _recv, _recv_into = socket.SocketType.__init__, socket.SocketType.recv, socket.SocketType.recv_into
 
 
 class Stay:
     """One stay. Made by `keeping` with the connection as it came; the handler's words of it are left here."""
 
     __slots__ = (
-        "_next_request", "begun", "files", "goes_on", "hung_up", "kept", "met", "more", "state", "unread", "wanted",
+        "_next_request", "begun", "files", "goes_on", "hung_up", "kept", "looks", "met", "more", "state", "unread",
+        "wanted",
     )  # fmt: skip
 
-    def __init__(self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1) -> None:
+    def __init__(
+        self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1, looks: bool = True
+    ) -> None:  # fmt: skip
         """`next_request` counts the request that has ended, and begins to count the next one.
 
         `begun`: 1 if `keeping` has begun a request, as there are bytes at hand; 0 if nobody has said anything, or the
-        connection is to be closed.
+        connection is to be closed. `looks`: after a request the handler asks whether the client has said more, or hung
+        up; else that is left to the wait of whoever has the connection next.
         """
         self.kept = kept  # as it came; `requests` are those before this stay. CLOSING: to be closed, without a request
         self.begun = begun  # requests in this stay
+        self.looks = looks
         self.files: tuple[ref[Any], ...] = ()  # of the connection, with a buffer
         self.goes_on = False  # the handler leaves it to be kept, with what follows; else it is closed
         self.state = kept.state  # encoded
@@ -66,7 +71,7 @@ class Stay:
         data = self.unread
         for each in reversed(self.files):
             file = each()
-            if isinstance(file, KeptFile | KeptPair) and not file.closed:
+            if isinstance(file, _AHEAD) and not file.closed:
                 data = file.ahead() + data
         return data
 
@@ -105,7 +110,11 @@ class KeptSocket(AcceptedSocket):
     stay: Stay | None
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
-        super().__init__(family, type, proto, fileno)
+        if fileno is None:
+            super().__init__(family, type, proto)
+        else:  # as socket.socket does, without a call
+            _init(self, family, type, proto, fileno)
+            self._io_refs, self._closed = 0, False
         self.stay = None  # of a copy by dup(), too
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **text: Any) -> Any:
@@ -115,7 +124,8 @@ class KeptSocket(AcceptedSocket):
             reader = KeptReader(self, stay)
             if buffering == 0:
                 return reader
-            file: Any = KeptFile(reader, _buffer_size(buffering))
+            size = io.DEFAULT_BUFFER_SIZE if buffering == -1 else _buffer_size(buffering)
+            file: Any = KeptFile(reader, size)
         elif "b" in mode and {*mode} <= {*"rb"}:
             return self.makefile("rb", buffering)
         elif not {*mode} <= {*"rwb"} or buffering == 0 or ("w" in mode and "r" not in mode):
@@ -176,16 +186,17 @@ class KeptSocket(AcceptedSocket):
 class KeptReader(SocketReader):
     """The raw file of a kept connection: it reads what is unread first, and notes its end."""
 
-    __slots__ = ("chunks", "dry", "received", "stay")
+    __slots__ = ("chunks", "dry", "emptied", "received", "stay")
 
     def __init__(self, sock: KeptSocket, stay: Stay) -> None:
         self.closed = self._timeout_occurred = False  # as a SocketReader's, without a call
         self._sock = sock
-        sock._io_refs += 1  # type: ignore[attr-defined]
+        sock._io_refs += 1
         self.stay = stay
         self.dry = False  # it gives nothing now, so that what is buffered above it can be told
         self.received = 0  # bytes so far
         self.chunks: Chunks | None = None  # what is read is a body in chunks
+        self.emptied = -1  # of so many nothing was buffered above it any more
 
     def readinto(self, buffer: Any, /) -> int | None:
         if self.dry:
@@ -222,11 +233,16 @@ class KeptFile(io.BufferedReader):
     def ahead(self) -> bytes:
         """Return what it has read ahead, without reading and without taking it."""
         raw: Any = self.raw
+        if raw.emptied == raw.received:
+            return b""
         raw.dry = True
         try:
-            return self.peek()
+            ahead = self.peek()
         finally:
             raw.dry = False
+        if not ahead:
+            raw.emptied = raw.received
+        return ahead
 
     def taken(self) -> int:
         """Return how many bytes were read from this file."""
@@ -234,11 +250,9 @@ class KeptFile(io.BufferedReader):
         return int(raw.received) - len(self.ahead())
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and (ahead := self.ahead()):
             raw: Any = self.raw
-            raw.dry = True
-            if ahead := self.peek():
-                raw.give_back(ahead)
+            raw.give_back(ahead)
         super().close()
 
 
@@ -247,7 +261,7 @@ class KeptPair(io.BufferedRWPair):
 
     def __init__(self, sock: KeptSocket, reader: KeptReader, size: int) -> None:
         writer = socket.SocketIO(sock, "w")
-        sock._io_refs += 1  # type: ignore[attr-defined]
+        sock._io_refs += 1
         super().__init__(reader, writer, size)
         self._kept = reader
 
@@ -265,6 +279,9 @@ class KeptPair(io.BufferedRWPair):
         super().close()
 
 
+_AHEAD = (KeptFile, KeptPair)
+
+
 def _buffer_size(buffering: int | None) -> int:
     return io.DEFAULT_BUFFER_SIZE if buffering is None or buffering < 0 else min(buffering, UNREAD_MAX)
 
@@ -275,8 +292,7 @@ def peek(sock: socket.socket, size: int = 1) -> bytes | None:
     None if it has nothing now; b"" if the client has hung up, or the connection was reset. Does not wait, whatever the
     socket's timeout.
     """
-    timeout = sock.gettimeout()
-    if timeout:
+    if timeout := sock.gettimeout():
         sock.settimeout(0)
     try:
         return _recv(sock, size, _PEEK)

@@ -12,7 +12,7 @@ Longer than most files: here the counts of a stay can be read in their order.
 
 from collections.abc import Callable
 from functools import partial
-from socket import MSG_DONTWAIT, socket
+from socket import IPPROTO_TCP, MSG_DONTWAIT, TCP_NODELAY, SocketType, socket
 from threading import get_ident
 from time import monotonic_ns
 from typing import Any
@@ -48,19 +48,20 @@ from .thread_body import THREAD_BODY
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
 VERIFY = "verify_request"
 
-_observe = DURATION.observe
+_observe, _detach = DURATION.observe, SocketType.detach
 CLIENT, HANDLER = CloseReason.CLIENT, CloseReason.HANDLER
 
 
 class LaneStay(Stay):
     """A stay, with the lane on which it is counted; None where it is not, in a thread of the program's own."""
 
-    __slots__ = ("kept_on", "lane", "over", "request")
+    __slots__ = ("kept_on", "lane", "over", "request", "watched")
 
     lane: Lane | None
     request: ref[KeptSocket] | None  # for the access log; it has the stay, and one that is dropped is closed at once
     kept_on: bool  # its descriptor is no more the request's
     over: bool  # and counted
+    watched: bool  # it has lingered here, and is in the epoll still, which tells nothing more of it
 
 
 class KeptServer:
@@ -79,6 +80,9 @@ class KeptServer:
         self.lanes = lanes
         self.listener = listener
         self.source = server.fileno()
+        self.looks = True  # first stays do: the last client that was not found so had said more, or gone, at once
+        self.failed = False  # the last accept
+        self.undelayed = False  # what is accepted has TCP_NODELAY from its listener, or is nothing for it
         self.idle = 0  # connections that are idle here,
         self.gauge = lanes.all_lanes[0]  # where that is told, whichever lane each was served on
         self.cells: Any = NoCells if lanes.limits is None else lanes.limits.kept
@@ -88,12 +92,12 @@ class KeptServer:
         cls = class_of(server.RequestHandlerClass)
         self.speaks_first = bool(getattr(cls, "speaks_first", False))
         self.complete: Callable[[bytes], Any] | None = getattr(cls, "complete", None)
-        self._tells_end = definer(cls, "connection_closed") is not _mixin_of(cls)
+        self.tells_end = definer(cls, "connection_closed") is not _mixin_of(cls)
         self._kind = int(server.socket.family), int(server.socket.type), server.socket.proto
         self._in_place = is_base_servers(server, PROCESS)
         self._in_thread = is_threading_mixins(server, THREAD_BODY)
         self._process, self._finish = type(server).process_request, type(server).finish_request
-        self._verify = type(server).verify_request if is_base_servers(server, VERIFY) else None
+        self.verify = type(server).verify_request if is_base_servers(server, VERIFY) else None
         self._body = getattr(type(server), THREAD_BODY, None)
         self._is_straight: Callable[[], bool] = lambda: False
         self._away: set[ref[KeptSocket]] = set()  # of stays that the program has in its own hands
@@ -124,15 +128,18 @@ class KeptServer:
             and cls.finish_request is self._finish and getattr(cls, THREAD_BODY) is self._body
         )  # fmt: skip
 
-    def asks_nothing(self) -> bool:
-        """Return True if every client is admitted, by any of the program's hooks as well."""
-        server = self.server
-        return (
-            type(server).verify_request is self._verify and self.lanes.admission is None and VERIFY not in vars(server)
-        )
-
     def socket(self, fd: int) -> KeptSocket:
         return KeptSocket(*self._kind, fd)
+
+    def send_at_once(self, sock: KeptSocket) -> None:
+        """Set TCP_NODELAY on an accepted connection. The master sets it on the listener: of one that came bound, those
+        have it not that were in its queue by then, and come first."""
+        try:
+            self.undelayed = bool(sock.getsockopt(IPPROTO_TCP, TCP_NODELAY))
+            if not self.undelayed:
+                sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, True)
+        except OSError:  # a Unix socket
+            self.undelayed = True
 
     def short(self, sock: KeptSocket, kept: Kept) -> Kept | None:
         """Return a connection that has to wait for the rest of a request, None if there is a whole one. Raises what
@@ -201,7 +208,8 @@ class KeptServer:
     def end(self, lane: Lane, sock: KeptSocket, kept: Kept, reason: int) -> None:
         """Count and close it."""
         lane[CLOSED + reason] += 1
-        self.cells.drop(kept.cell)
+        if kept.cell:
+            self.cells.drop(kept.cell)
         try:
             self.server.shutdown_request(sock)
         except Exception:
@@ -232,13 +240,13 @@ class KeptServer:
 
     # A stay.
 
-    def begin(self, lane: Lane, sock: KeptSocket, kept: Kept, begun: int) -> Accepted:
-        """Process a stay of a connection that is admitted, on this lane. `begun`: requests that are at hand, 0 or 1."""
-        stay = LaneStay(kept, self._next, begun)
-        stay.lane, stay.kept_on, stay.over = lane, False, False
+    def begin(self, lane: Lane, sock: KeptSocket, kept: Kept, begun: int, looks: bool, watched: bool) -> Accepted:
+        """Process a stay of a connection that is admitted, on this lane. `begun`: requests that are at hand, 0 or 1;
+        `looks`, `watched`: as in LaneStay."""
+        stay = LaneStay(kept, self._next, begun, looks)
+        stay.lane, stay.kept_on, stay.over, stay.watched = lane, False, False, watched
         stay.request = None if self.lanes.access_log is None else ref(sock)
         sock.stay = stay
-        lane[IN_HAND] = 1
         if begun:
             lane[ACCEPTED] += 1
             if (access_log := self.lanes.access_log) is not None:
@@ -264,7 +272,7 @@ class KeptServer:
         try:
             try:
                 server.RequestHandlerClass(sock, client_address, server)
-                if stay.goes_on:
+                if stay.state or stay.unread:
                     _check_size(stay)
             except BaseException as exc:
                 self._failed(stay, lane, sock, exc)
@@ -408,7 +416,7 @@ class KeptServer:
                 return lanes.finish_in_its_own_way(finish_request, uncounted, request, client_address, *more, **named)
             try:
                 result = finish(request, client_address, *more, **named)
-                if stay.goes_on:
+                if stay.state or stay.unread:
                     _check_size(stay)
             except BaseException as exc:
                 self._failed(stay, lane, request, exc)
@@ -451,8 +459,11 @@ class KeptServer:
 
     def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any) -> None:
         """Count the last request of a stay, and leave the connection to whoever has it next."""
-        if stay.begun:
-            self._end_request(lane, outcome, request)
+        if stay.begun:  # as `_end_request()` does
+            lane[outcome] += 1
+            _observe(lane, monotonic_ns() - lane[STARTED_NS])
+            if (access_log := self.lanes.access_log) is not None:
+                access_log.end(lane, outcome, request)
         stay.over = True
         if stay.goes_on and (fd := taken_out(request)) != -1:
             stay.kept_on = True
@@ -497,7 +508,7 @@ class KeptServer:
     def left(self, stay: LaneStay) -> Kept:
         """Return the connection as it goes along from this stay."""
         kept = stay.left()
-        if self._tells_end and kept.flags & MET and not kept.flags & TELL_END:
+        if self.tells_end and kept.flags & MET and not kept.flags & TELL_END:
             kept = kept._replace(flags=kept.flags | TELL_END)
         return kept
 
@@ -518,7 +529,8 @@ def taken_out(sock: socket) -> int:
     """Take the descriptor out of a connection's object, as others have to find it; -1 if it is closed."""
     if sock.gettimeout() is not None and sock.fileno() != -1:
         sock.settimeout(None)  # the flag travels with the connection
-    return sock.detach()
+    sock._closed = True  # type: ignore[attr-defined]
+    return _detach(sock)
 
 
 def _mixin_of(cls: type) -> type | None:

@@ -23,7 +23,7 @@ log = logging.getLogger("prefork.supervisor")
 
 IP_FREEBIND = 15  # ip(7)
 FASTOPEN_FOR_SERVERS = 0x2  # of net.ipv4.tcp_fastopen
-_INTERNET = {socket.AF_INET, socket.AF_INET6}
+INTERNET = {socket.AF_INET, socket.AF_INET6}
 
 
 class Option(NamedTuple):
@@ -74,7 +74,7 @@ class SocketOptions(dict[str, Any]):
     def check(self, sock: socket.socket) -> None:
         """Raise ConfigError for an option that is nothing for this socket, or for nothing without another."""
         for name in self:
-            if sock.family not in _INTERNET:
+            if sock.family not in INTERNET:
                 what = "TCP" if OPTIONS[name].tcp else "TCP and UDP"
                 raise ConfigError(f"could not set {name}: it is for {what}, and this is another kind of socket")
             if OPTIONS[name].tcp and sock.type != socket.SOCK_STREAM:
@@ -130,7 +130,7 @@ def check_shared_port(server: Any) -> None:
     """Raise ConfigError for a TCP listener that may be one of several at its port, in a pool: each has a queue of its
     own, and the one that closes resets what is in it. Where a class of the standard library's says so nobody chose it.
     """
-    tcp = getattr(server, "socket_type", None) == socket.SOCK_STREAM and server.address_family in _INTERNET
+    tcp = getattr(server, "socket_type", None) == socket.SOCK_STREAM and server.address_family in INTERNET
     if not tcp or not getattr(server, "allow_reuse_port", False) or sysctl("net.ipv4.tcp_migrate_req"):
         return
     cls = definer(type(server), "allow_reuse_port") or object

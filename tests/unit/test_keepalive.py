@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork import BaseRequestHandler, KeepAliveMixIn, StreamRequestHandler
-from prefork.workers.kept import CLOSING, SLOW, Kept, decode_state, encode_state
+from prefork.workers.kept import CLOSING, Kept, decode_state, encode_state
 from prefork.workers.stay import MOST_REQUESTS, KeptSocket, Stay
 from tests.support.programs.serving import HUNG
 
@@ -34,10 +34,13 @@ class Connection:
     begun: list[int] = field(default_factory=list)
     server: Any = field(default_factory=lambda: SimpleNamespace(events=[]))
     last: Stay | None = None
+    looks: bool = True
 
     def visit(self, begun: int = 1) -> Stay:
         request = KeptSocket(socket.AF_INET, socket.SOCK_STREAM, 0, self.fd)
-        request.stay = stay = self.last = Stay(self.kept, lambda stay: self.begun.append(stay.begun), begun)
+        request.stay = stay = self.last = Stay(
+            self.kept, lambda stay: self.begun.append(stay.begun), begun, looks=self.looks
+        )
         try:
             self.handler(request, ("client", 1), self.server)
         finally:
@@ -159,11 +162,12 @@ def test_a_pipeline_cut_anywhere(cut: int) -> None:
 
 
 @pytest.mark.parametrize(("complete", "stays"), [(None, [1, 1]), (staticmethod(lambda data: b"\n" in data), [2])])
-def test_a_slow_one_goes_back_at_once(complete: Any, stays: list[int]) -> None:
-    """What the kernel has of one that comes by way of the holder is not asked after a request; the holder finds that.
-    Where requests are to be whole it is, for the class has to be."""
+def test_one_that_does_not_look(complete: Any, stays: list[int]) -> None:
+    """What the kernel has is not asked after a request, where that is left to the next wait. Where requests are to be
+    whole it is, for the class has to be."""
     handler = type("Small", (Line,), {"rbufsize": 0, "complete": complete})
-    with connected(handler, Kept(flags=SLOW)) as connection:
+    with connected(handler) as connection:
+        connection.looks = False
         connection.client.sendall(b"one\ntwo\n")
         assert [connection.visit().begun for _ in stays] == stays
         assert connection.client.recv(99) == b"1 one\n2 two\n"
@@ -660,7 +664,7 @@ def test_a_request_that_is_never_whole_in_a_loop() -> None:
 
 
 def test_no_delay() -> None:
-    """TCP_NODELAY is set before the first request, of a stay and of a loop, and a Unix socket needs none."""
+    """TCP_NODELAY is set before the first request of a loop, and a Unix socket needs none."""
 
     class Asks(Line):
         def handle_one_request(self) -> None:
@@ -672,11 +676,6 @@ def test_no_delay() -> None:
         told = SimpleNamespace(events=[])
         Asks(server, "", told)
         assert told.events[2] != 0
-    with tcp_pair() as (server, client):
-        client.sendall(b"quit\n")
-        kept = Connection(Asks, client, server.detach())
-        kept.visit()
-        assert kept.events[2] != 0
     server, client = socket.socketpair()
     with server, client:
         client.sendall(b"quit\n")

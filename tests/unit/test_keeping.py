@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, NoReturn, cast
 
@@ -51,7 +52,7 @@ from prefork.workers.kept import CLOSING, MET, SHORT, SLOW, TELL_END, Kept, Queu
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
-from prefork.workers.stay import MOST_REQUESTS
+from prefork.workers.stay import MOST_REQUESTS, peek
 from tests.support.programs.inside import NoMaster, Stray, as_a_child
 from tests.support.programs.serving import threads_end
 
@@ -115,6 +116,8 @@ class Doing:
                 self.leave()
             case "close":
                 handler.close_connection = True
+            case "copy":
+                self.keep.do_with(handler)
             case "raise":
                 raise ValueError(line)
             case _:
@@ -250,6 +253,7 @@ class Keep:
         self.terms = TERMS._replace(queues=self.queues, **terms)
         self.birth = Birth(self.slot, Stacks(self.slot), 0, False, lambda: None, set())
         self.during: Callable[[str], None] = lambda line: None
+        self.do_with: Callable[[Line], object] = lambda handler: None
         self.failed: BaseException | None = None
         self.mine = set[int]()  # descriptors that the worker has parked
         self.held: list[Any] = []  # the clients of those that the holder has had
@@ -458,6 +462,133 @@ def test_what_the_holder_passes_on_is_not_looked_at(server_class: type[Any], kee
         keep.ready(kept, fd)
         assert keep.answer(client) == "2 two\n"
         keep.parked()
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert keep.run(script) == 0
+
+
+def test_what_the_wait_has_told_is_not_looked_at(keeps: Callable[..., Keep]) -> None:
+    """One that lingers has said something, if it has not hung up as well."""
+    keep = keeps()
+
+    def script() -> None:
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
+        client = keep.connect()
+        assert keep.ask(client, "one") == "1 one\n"
+        keep.until(lambda: keep.count(IDLE_HERE) == [1])
+        patch.setattr("prefork.workers.keeping.peek", looked)
+        assert keep.ask(client, "two") == "2 two\n"
+        assert looks == []
+        keep.until(lambda: keep.count(IDLE_HERE) == [1])
+        client.sendall(b"three\n")
+        client.shutdown(socket.SHUT_WR)
+        assert keep.answer(client) == "3 three\n"
+        assert client.recv(99) == b""
+
+    looks: list[bytes | None] = []
+
+    def looked(sock: socket.socket) -> bytes | None:
+        looks.append(peek(sock))
+        return looks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert keep.run(script) == 0
+    assert looks[-1] == b""
+    assert (keep.closed(), keep.count(COMPLETED)) == ({"CLIENT": 1}, [3])
+
+
+class Small(Line):
+    """Reads nothing ahead."""
+
+    rbufsize = 0
+
+    def setup(self) -> None:
+        self.server.seen.append("setup")
+        super().setup()
+
+
+@pytest.mark.parametrize(("at_once_ns", "stays"), [(0, [1, 1, 1, 1]), (1 << 60, [1, 3])])
+def test_looks_where_there_was_more(at_once_ns: int, stays: list[int], keeps: Callable[..., Keep]) -> None:
+    """After a request it is only asked whether the client has said more if it had so, or came back at once, before."""
+    keep = keeps(handler=Small)
+
+    def script() -> None:
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
+        patch.setattr("prefork.workers.keeping.AT_ONCE_NS", 0)
+        first = keep.connect()
+        assert keep.ask(first, "a") == "1 a\n"
+        keep.until(lambda: keep.count(IDLE_HERE) == [1])
+        first.close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 1})
+        keep.seen.clear()
+        patch.setattr("prefork.workers.keeping.AT_ONCE_NS", at_once_ns)
+        assert keep.ask(keep.connect(), "a", "b", "c", "d") == "1 a\n2 b\n3 c\n4 d\n"
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert keep.run(script) == 0
+    asked = "".join(each[0] for each in keep.seen if each != "opened")
+    assert [len(stay) for stay in asked.split("s")[1:]] == stays
+
+
+class Delayed(Small):
+    def setup(self) -> None:
+        super().setup()
+        self.server.seen.append(str(self.request.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+
+@pytest.mark.parametrize("comes_bound", [False, True])
+def test_no_delay(comes_bound: bool, keeps: Callable[..., Keep]) -> None:
+    """Each has TCP_NODELAY: of its listener, or set on it where it was in the queue of one that came bound."""
+    keep = keeps(handler=Delayed)
+    assert keep.server.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    if comes_bound:
+        keep.server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, False)
+    clients = [keep.connect(), keep.connect()]
+    keep.server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    clients.append(keep.connect())
+    for client in clients:
+        client.sendall(b"one\n")
+
+    def script() -> None:
+        assert [keep.answer(client) for client in clients] == ["1 one\n"] * 3
+
+    assert keep.run(script) == 0
+    assert [each for each in keep.seen if each in "01"] == ["1"] * 3
+
+
+def watched(epoll: select.epoll) -> dict[int, int]:
+    """The descriptors of an epoll, and the events for which it waits."""
+    lines = Path(f"/proc/self/fdinfo/{epoll.fileno()}").read_text().splitlines()
+    fields = [line.split() for line in lines if line.startswith("tfd:")]
+    return {int(each[1]): int(each[3], 16) for each in fields}
+
+
+def test_where_the_epoll_has_it(keeps: Callable[..., Keep]) -> None:
+    """From the first time that it lingers until it is parked, or closed; where somebody else has what was closed, the
+    epoll tells nothing of it."""
+    keep = keeps()
+    copies: list[socket.socket] = []
+
+    def script() -> None:
+        epoll = keep.server._prefork_.worker._epoll
+        keep.until(lambda: len(watched(epoll)) == 4)
+        shared = watched(epoll).keys()
+        parks = keep.connect()
+        assert keep.ask(parks, "one") == "1 one\n"
+        assert keep.anew(parks, "two") == "2 two\n"
+        assert keep.parked()[0].requests == 2
+        assert watched(epoll).keys() == shared
+        patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
+        keep.do_with = lambda handler: copies.append(handler.request.dup())
+        ends = keep.connect()
+        assert keep.ask(ends, "copy") == "1 copy\n"
+        keep.until(lambda: len(watched(epoll)) == 5)
+        ends.close()
+        keep.until(lambda: keep.closed() == {"CLIENT": 1})
+        (left,) = (events for fd, events in watched(epoll).items() if fd not in shared)
+        assert left == select.EPOLLONESHOT
+        copies.pop().close()
+        assert watched(epoll).keys() == shared
 
     with pytest.MonkeyPatch.context() as patch:
         assert keep.run(script) == 0
