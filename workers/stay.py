@@ -19,7 +19,7 @@ from typing import Any
 from weakref import ref
 
 from .http_chunks import Chunks
-from .kept import CLOSING, MET, SHORT, Kept
+from .kept import CLOSING, MET, SHORT, SILENT, Kept
 from .socket_files import AcceptedSocket, SocketReader
 
 MOST_REQUESTS = 8  # in one stay: others wait
@@ -86,7 +86,8 @@ class Stay:
     def left(self) -> Kept:
         """Return the connection as the handler has left it."""
         kept, wanted = self.kept, self.wanted
-        flags = kept.flags & ~(SHORT | CLOSING | MET) | (MET if self.met else 0) | (SHORT if wanted else 0)
+        over = SHORT | CLOSING | MET | (SILENT if self.begun else 0)
+        flags = kept.flags & ~over | (MET if self.met else 0) | (SHORT if wanted else 0)
         return Kept(
             kept.listener, kept.requests + self.begun, kept.opened_ns, kept.client_address, self.state, self.unread,
             flags, wanted or 1, 0, 0 if self.begun else kept.since_ns, kept.cell,

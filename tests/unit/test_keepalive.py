@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefork import BaseRequestHandler, KeepAliveMixIn, StreamRequestHandler
-from prefork.workers.kept import CLOSING, Kept, decode_state, encode_state
+from prefork.workers.kept import CLOSING, SILENT, Kept, decode_state, encode_state
 from prefork.workers.stay import MOST_REQUESTS, KeptSocket, Stay
 from tests.support.programs.serving import HUNG
 
@@ -172,6 +172,15 @@ def test_one_that_does_not_look(complete: Any, stays: list[int]) -> None:
         assert [connection.visit().begun for _ in stays] == stays
         assert connection.client.recv(99) == b"1 one\n2 two\n"
         assert connection.kept.requests == 2
+
+
+@pytest.mark.parametrize("says", [b"", b"one\n"])
+def test_one_that_has_said_nothing_so_far(says: bytes) -> None:
+    """Its deadline goes along with it until its first request, as well where that comes as it is greeted."""
+    with connected(Line, Kept(flags=SILENT, since_ns=9)) as connection:
+        connection.client.sendall(says)
+        assert connection.visit(begun=0).goes_on
+        assert (connection.kept.flags & SILENT, connection.kept.since_ns) == ((0, 0) if says else (SILENT, 9))
 
 
 def test_the_client_hangs_up_between_requests() -> None:
