@@ -9,6 +9,7 @@ the connection, in a loop, and means the same. Must not close a connection, whic
 `finish_request()` does. Longer than most files: what is the same in a stay and in a loop can be compared here.
 """
 
+import io
 import socket
 from collections.abc import Callable
 from operator import methodcaller
@@ -281,7 +282,7 @@ class _Loop(_Visit):
         """Return True if the next request has begun, False if the connection is over."""
         server, request, complete = handler.server, handler.request, handler.complete
         rfile = getattr(handler, "rfile", None)
-        if _is_closed(request) or getattr(rfile, "closed", False):
+        if _is_closed(request, rfile):
             return False
         resting = loop if loop is not None and loop.resting else None
         reason = CloseReason.CLIENT
@@ -355,8 +356,13 @@ def _seconds(server: Any, name: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _is_closed(request: Any) -> bool:
-    """Return True for a connection that its handler has closed, or given away; a file of it may be open."""
+_FILES = (io.RawIOBase, io.BufferedReader)  # of connections
+
+
+def _is_closed(request: Any, rfile: Any) -> bool:
+    """Return True for a connection that its handler has closed, or given away, or whose file it has closed."""
+    if isinstance(rfile, _FILES) and rfile.closed:
+        return True
     return getattr(request, "fileno", int)() == -1 or getattr(request, "_closed", False) is True
 
 
