@@ -6,9 +6,9 @@
 A worker that has just answered is not waiting yet when the next datagram comes, so the kernel wakes another one, though
 the first would have been there in 4 µs. Then each datagram costs a sleep and a wake-up, half of what it costs at all.
 So who finds that another one is in front, and that nothing is left in the queue, stays away from it for a while. It
-sleeps until a timer ends that all of them share. The one in front winds that up; if it does not, be it that its handler
-takes long, that it has ended or that nothing comes any more, one of the others is back after BACK_AFTER_NS, and each
-further one after NEXT_NS more. Whichever finds a datagram then is in front.
+sleeps until a timer ends that all of them share. The one in front winds that up. If it does not, be it that its handler
+takes long, that more comes than it can serve, that it has ended or that nothing comes any more, one of the others is
+back after BACK_AFTER_NS, and each further one after NEXT_NS more. Whichever finds a datagram then is in front.
 
 Made by the master before the first fork, for a pool of one datagram socket without threads. Owns two words of memory
 and a timer (timerfd_create(2)), which every worker writes, without a lock: a race of two costs a wake-up. No word is
@@ -30,7 +30,7 @@ BACK_AFTER_NS = 2_000_000
 NEXT_NS = 1_000_000
 WOUND_EVERY_NS = 700_000  # by the one in front, which costs it a microsecond
 MOST_NS = 50_000_000  # each looks so often; with 20 ms sixteen workers cost a tenth more
-SHORT_NS = 250_000  # a handler that takes longer waits for something: others are wanted meanwhile
+SHORT_NS = 50_000  # beside a handler that takes longer a wake-up costs little, and others are wanted meanwhile
 RECENTLY_NS = 10_000_000  # who is not woken again in this time need not stay away
 
 IN_FRONT, UNTIL = 0, 1  # the words: who is (its pid, known to itself alone); when nobody is aside any more

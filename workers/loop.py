@@ -21,7 +21,7 @@ from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
 from . import ending, handshake, left_listener, sinks, strays, user_forks
-from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
+from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, NOTHING, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
 from .contexts import Lane
 from .definitions import hook
@@ -299,12 +299,12 @@ class Worker:
         serve_one, contexts = way_of(lanes, server), lanes.contexts
         at_once = DATAGRAMS_AT_ONCE if server.socket.type == socket.SOCK_DGRAM and not lanes.elsewhere else 1
         left = asked = 0  # accepts before the next wait: of now, and of the last wait
-        several = False  # since the last wait
+        several = behind = False  # since the last wait; the row before it was full
         next_look_ns = now_ns = 0
         standing = Standing(self.terms.front, (self._wakeup.fileno(), self.master.fileno()), self._note)
         words, me, tell_ns = standing.words, standing.me, standing.at_ns
         usage, most = self._usage, self._usage.limits.max_requests or 0
-        lane = None
+        lane, outcome = None, NOTHING
         while True:
             leaving = self.draining
             if lane is None and (lane := lanes.take()) is None:
@@ -317,6 +317,7 @@ class Worker:
                 self._go_to_the_back()
                 continue
             if not (left or leaving):
+                behind = several and outcome is REQUEST
                 left = asked = at_once if several or not (tell_ns and usage.served % TRY_EVERY) else 1
                 several = False
                 ready = wait(contexts.patience, MOST_EVENTS)
@@ -326,7 +327,7 @@ class Worker:
                     tell_ns, left, asked = 0, at_once, at_once
             left -= 1
             before_ns, now_ns = now_ns, monotonic_ns()
-            if now_ns >= tell_ns and left == asked - 1:  # not in a long row of them: others are wanted for that
+            if now_ns >= tell_ns and left == asked - 1 and not behind:  # else others are wanted: see front.py
                 tell_ns = standing.came(now_ns)
             outcome = serve_one(server, lane, now_ns)
             if lanes.forked:
