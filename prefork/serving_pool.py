@@ -27,7 +27,6 @@ from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.connection_table import ConnectionTable
 from prefork.workers.definitions import hook, is_the_programs
 from prefork.workers.descriptor_limit import raised
-from prefork.workers.front import Front
 from prefork.workers.limits import WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.open_lanes import lanes_of
@@ -136,8 +135,6 @@ class Preforked(Joined):
                 self._mailbox = None
                 user_forks.on_fork_by_user(None)
                 supervisor.close()
-                if self._terms is not None and self._terms.front is not None:
-                    self._terms.front.close()
         return supervisor
 
     @contextlib.contextmanager
@@ -301,16 +298,7 @@ class Preforked(Joined):
             nudge=supervisor.nudge, on_drain=_on_drain(server), listener=number_of(self.listener),
             set_title=lambda what: setproctitle.setproctitle(f"prefork: worker {self.slot} {what}".rstrip()),
             access_log=None, get_request=partial(shortest, server), admission=None, queues=supervisor.kept.queues,
-            front=self._front(),
         )  # fmt: skip
-
-    def _front(self) -> Front | None:
-        """Return what workers share that have one queue of datagrams, and one request at a time each."""
-        shared = len(self.each) == 1 and self.listener.type == socket.SOCK_DGRAM and not self._places.others
-        if shared and not (self.threaded() or hasattr(self.server, "collect_children") or process.rehearsing()):
-            with contextlib.suppress(OSError):  # it serves without
-                return Front()
-        return None
 
     def _limits(self) -> Limits:
         server = InForce(self.server)

@@ -21,11 +21,10 @@ from prefork.metrics.facts import ExitReason
 from prefork.metrics.scoreboard import DRAIN_ASKED, DUE, LEAVING, READY, REPLACE_ASKED, YES
 
 from . import ending, handshake, left_listener, sinks, strays, user_forks
-from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, NOTHING, REQUEST, Shortage
+from .accepting import ACCEPT_PAUSE, NO_RESOURCES, NOT_BEGUN, REQUEST, Shortage
 from .bootstrap import Birth, Master, leave, note_failure
 from .contexts import Lane
 from .definitions import hook
-from .front import IN_FRONT, Standing
 from .hangup import InHand
 from .identity import Descriptors, DescriptorsLost
 from .keeping import Keeping
@@ -299,12 +298,10 @@ class Worker:
         serve_one, contexts = way_of(lanes, server), lanes.contexts
         at_once = DATAGRAMS_AT_ONCE if server.socket.type == socket.SOCK_DGRAM and not lanes.elsewhere else 1
         left = asked = 0  # accepts before the next wait: of now, and of the last wait
-        several = behind = False  # since the last wait; the row before it was full
-        next_look_ns = now_ns = 0
-        standing = Standing(self.terms.front, (self._wakeup.fileno(), self.master.fileno()), self._note)
-        words, me, tell_ns = standing.words, standing.me, standing.at_ns
+        several = False  # since the last wait
+        next_look_ns = 0
         usage, most = self._usage, self._usage.limits.max_requests or 0
-        lane, outcome = None, NOTHING
+        lane = None
         while True:
             leaving = self.draining
             if lane is None and (lane := lanes.take()) is None:
@@ -317,18 +314,13 @@ class Worker:
                 self._go_to_the_back()
                 continue
             if not (left or leaving):
-                behind = several and outcome is REQUEST
-                left = asked = at_once if several or not (tell_ns and usage.served % TRY_EVERY) else 1
+                left = asked = at_once if several or not usage.served % TRY_EVERY else 1
                 several = False
                 ready = wait(contexts.patience, MOST_EVENTS)
                 if len(ready) != 1 or ready[0][0] != listener:
                     self._note(ready)
-                elif words[IN_FRONT] != me:
-                    tell_ns, left, asked = 0, at_once, at_once
             left -= 1
-            before_ns, now_ns = now_ns, monotonic_ns()
-            if now_ns >= tell_ns and left == asked - 1 and not behind:  # else others are wanted: see front.py
-                tell_ns = standing.came(now_ns)
+            now_ns = monotonic_ns()
             outcome = serve_one(server, lane, now_ns)
             if lanes.forked:
                 leave(0)
@@ -349,13 +341,10 @@ class Worker:
                     leaving = True
                     self._begin_to_drain()
             else:
+                left = 0
                 if outcome is NO_RESOURCES and not leaving:
                     self._pause()
-                elif not (tell_ns or leaving):
-                    standing.stand_aside(now_ns, 0 if left == asked - 1 else now_ns - before_ns)
-                left = 0
             if leaving:  # after a single accept: while the queue is never empty it would never leave
-                standing.leave()
                 if lane is not None:
                     lanes.give_back(lane)
                 return

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from .accepting import GetRequest
 from .access_log import AccessLog
 from .admission import Admission
-from .front import Front
 from .kept import Queues
 from .limits import WorkerLimits
 
@@ -33,4 +32,3 @@ class WorkerTerms(NamedTuple):
     nudge: Callable[[], None]
     listener: int = 0  # its number, by which its requests are counted
     queues: Queues | None = None  # by which its connections are kept: `park_in` and `ready_out`; None: none is
-    front: Front | None = None  # the place in front of a queue of datagrams, which the workers share

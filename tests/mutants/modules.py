@@ -409,7 +409,6 @@ MODULES = {
         "workers/destinations.py", ("destinations", "identity"), ("process/log_operation", "faults/logs")
     ),
     "log_templates": Module("workers/log_templates.py", ("log_templates",), ("process/logs", "faults/logs")),
-    "front": Module("workers/front.py", ("front", "loop"), ("process/one_in_front",)),
     "straight": Module("workers/straight.py", ("straight", "loop"), ("process/pool", "process/own_ways")),
     "summed": Module("metrics/application/summed.py", ("summed", "exposition"), ("process/user_metrics",)),
     "sums": Module("metrics/application/sums.py", ("sums", "application", "collector"), ("process/user_metrics",)),

@@ -49,9 +49,7 @@ from prefork.metrics.scoreboard import (
 )
 from prefork.sockets.shared import prepared
 from prefork.workers import ending, hangup, lanes, limits, loop, sinks, user_forks, waiters
-from prefork.workers import front as module_front
 from prefork.workers.bootstrap import Birth, Master
-from prefork.workers.front import IN_FRONT, UNTIL, Front, Standing
 from prefork.workers.limits import CostSample, WorkerLimits
 from prefork.workers.loop import Worker
 from prefork.workers.signals import DRAIN_SIGNAL
@@ -987,107 +985,3 @@ def test_how_many_datagrams_are_enough(runs: Callable[..., Run]) -> None:
     due = run.seen.index("nudge due ready")
     assert run.seen[:due][-1] in ("2", "3")
     assert run.slot.words[DUE] == ExitReason.MAX_REQUESTS
-
-
-@pytest.fixture
-def beside(runs: Callable[..., Run]) -> Iterator[tuple[Run, Front]]:
-    """A worker of datagrams beside one that is in front."""
-    front = Front()
-    front.words[IN_FRONT] = os.getpid() + 1
-    run = runs(Sender, front=front)
-    with run.server.client:
-        yield run, front
-    front.close()
-
-
-def test_who_is_beside_another_stands_aside(
-    beside: tuple[Run, Front], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    """When it has found the queue empty, and not before; how long the last handler took is known."""
-    run, _ = beside
-    took: list[int] = []
-
-    def stand_aside(standing: Standing, now_ns: int, took_ns: int) -> None:
-        run.seen.append("aside")
-        took.append(took_ns)
-        run.server.send("URG", "leave" if len(took) == 2 else "after it")
-
-    monkeypatch.setattr(Standing, "stand_aside", stand_aside)
-    run.server.send("one", "two")
-    run.run()
-    words = [word for word in run.seen if word in ("one", "two", "aside", "URG", "after it", "leave")]
-    assert words == ["one", "two", "aside", "URG", "after it", "aside", "URG", "leave"]
-    assert all(0 < ns < HUNG_S * 1e9 for ns in took)
-
-
-def test_told_to_drain_while_it_is_aside(beside: tuple[Run, Front], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is heard, and what has come meanwhile is served: one datagram, for which it may be the only one."""
-    run, front = beside
-    stand_aside = Standing.stand_aside
-
-    def told(standing: Standing, now_ns: int, took_ns: int) -> None:
-        run.seen.append("aside")
-        stand_aside(standing, now_ns, took_ns)  # the first time it stays
-        if run.seen.count("aside") == 1:
-            run.server.send("two")
-        else:
-            run.server.send("last")
-
-    def wind() -> None:
-        drain(run.server)
-
-    monkeypatch.setattr(front, "wind", wind)
-    monkeypatch.setattr(module_front, "MOST_NS", int(HUNG_S * 1e9))
-    monkeypatch.setattr(Standing, "stand_aside", told)
-    run.server.send("one")
-    run.run()
-    assert [word for word in run.seen if word in ("one", "two", "aside", "last")] == [
-        "one",
-        "aside",
-        "two",
-        "aside",
-        "last",
-    ]
-    assert front.words[IN_FRONT] == os.getpid() + 1
-
-
-def test_who_is_in_front_leaves(runs: Callable[..., Run]) -> None:
-    """The first that comes is in front, until it leaves, and never aside."""
-    front = Front()
-    run = runs(Sender, front=front)
-
-    def do(word: str) -> None:
-        run.seen.append(f"in front {front.words[IN_FRONT]}")
-        drain(run.server)
-
-    run.server.do = do
-    with run.server.client:
-        run.server.send("one")
-        run.run()
-    assert f"in front {os.getpid()}" in run.seen
-    assert front.words[IN_FRONT] == front.words[UNTIL] == 0
-    front.close()
-
-
-def test_the_timer_is_wound_by_who_keeps_up(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a wait, and not in the row that follows: if that is long, others are wanted. Nor after a row that was full,
-    as more may come than one can serve; but once the queue has been empty."""
-    front, epoll, told = Front(), Epoll(), list[int]()
-    run = runs(Sender, front=front)
-    later = [[], [], [], ["x"], ["leave"]]
-    epoll.before = lambda: run.server.send(*later.pop(0))
-
-    def came(standing: Standing, now_ns: int) -> int:
-        told.append(run.seen.count("x"))
-        front.words[IN_FRONT] = standing.me
-        return now_ns
-
-    monkeypatch.setattr(Standing, "came", came)
-    monkeypatch.setattr(Worker, "_serve", serve_with(epoll))
-    with run.server.client:
-        run.server.send(*["x"] * 40)
-        run.run()
-    assert run.seen.count("x") == 41
-    assert told == [0, 40, 41]
-    for each in (front, epoll):
-        each.close()
