@@ -37,7 +37,7 @@ _RESOURCES = {AcceptError.EMFILE, AcceptError.ENFILE, AcceptError.NOMEM}
 NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
 RESOURCES_SHORT = "descriptors or memory are short"
-FAILED_IN_A_ROW = 100  # no client causes so many: get_request() fails before it accepts, and would do so for ever
+FAILED_IN_A_ROW = 100  # then it rests once: get_request() may fail before it accepts, and would do so for ever
 
 
 GetRequest = Callable[[], tuple[Any, Any]]
@@ -115,9 +115,9 @@ class NotAccepted:
         if is_resource_error(exc):
             self.why = str(exc)
             return NO_RESOURCES
-        if _told_of_handshake(exc) or isinstance(exc, (ConnectionError, TimeoutError)):
-            return NOTHING  # that is the client's doing
-        return self._one_more()
+        if _told_of_handshake(exc) or exc.errno != errno.EINVAL:
+            return NOTHING  # that is the client's doing, or the program's, which refuses it
+        return self._one_more()  # it does not listen any more
 
     def count_unexpected(self, exc: Exception) -> Accepted:
         """Log an exception of the program's `get_request()`, and close its connection.
@@ -144,7 +144,8 @@ class NotAccepted:
         self.in_a_row += 1
         if self.in_a_row < FAILED_IN_A_ROW:
             return NOTHING
-        self.why = f"get_request() raised {self.in_a_row} times in a row"
+        self.in_a_row = 0
+        self.why = f"get_request() raised {FAILED_IN_A_ROW} times in a row"
         return NO_RESOURCES
 
 
