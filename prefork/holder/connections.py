@@ -20,9 +20,9 @@ from heapq import heapify, heappop, heappush
 from select import EPOLLIN, EPOLLRDHUP, epoll
 from typing import NamedTuple
 
-from prefork.metrics.facts import CloseReason
+from prefork.metrics.facts import CloseReason, Refusal
 from prefork.metrics.histogram import NS
-from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
+from prefork.metrics.scoreboard import ACCEPTED, CLOSED, IDLE_HERE, REJECTED, Slot
 from prefork.workers.kept import (
     CLOSING,
     HANDED_OVER,
@@ -242,6 +242,9 @@ class Connections:
                 if until > now:
                     return until
                 self._forget_idle(fd)
+                words = self._words[message[_LISTENER]]
+                words[ACCEPTED] += 1
+                words[REJECTED + Refusal.FIRST_BYTE] += 1  # as where a worker has waited for it
                 self._end_idle(fd, message, CloseReason.IDLE_TIMEOUT)
             heappop(self._silent)
         return float("inf")

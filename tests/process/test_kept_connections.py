@@ -208,6 +208,8 @@ def test_who_says_nothing_at_all(handler: str, tmp_path: Path) -> None:
             wait_counted(service, held=2, idle_timeout=10)
             for client in speaking:
                 client.say()
+        statistics = service.settled()
+        assert (statistics["accepted"], statistics["completed"], statistics["rejected"]) == (14, 4, 10)
 
 
 def test_a_request_is_what_is_measured(tmp_path: Path) -> None:

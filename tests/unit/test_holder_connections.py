@@ -12,8 +12,8 @@ import pytest
 
 from prefork.holder import connections as module
 from prefork.holder.connections import Bounds, Connections
-from prefork.metrics.facts import CloseReason
-from prefork.metrics.scoreboard import CLOSED, IDLE_HERE, Slot
+from prefork.metrics.facts import CloseReason, Refusal
+from prefork.metrics.scoreboard import ACCEPTED, CLOSED, IDLE_HERE, REJECTED, Slot
 from prefork.workers.kept import CLOSING, SHORT, SILENT, SLOW, TELL_END, Kept, QueueEnd, Queues
 from prefork.workers.kept_cells import CELLS_MOST, KEPT_WORDS, KeptCells
 
@@ -117,6 +117,8 @@ def test_who_has_said_nothing_ends_in_its_own_time(play: Play) -> None:
     again.setblocking(False)
     with pytest.raises(BlockingIOError):
         again.recv(1)
+    lane = play.slot.of_listener(0).lane(0)
+    assert lane[ACCEPTED] == lane[REJECTED + Refusal.FIRST_BYTE] == 2
 
 
 def test_who_has_spoken_is_forgotten(play: Play) -> None:
