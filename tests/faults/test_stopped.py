@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from prefork.master.policy import ROUSE_S, TICK_S
 from prefork.workers.signals import DRAIN_SIGNAL
-from tests.support.clients.connections import Load, ask
+from tests.support.clients.connections import Load, ask, dial
+from tests.support.clients.scraping import HUNG, Scraper, get, read_answer
 from tests.support.programs.service import Service, Watch, script
 from tests.support.tools.figures import figure, ms
 
@@ -224,3 +226,65 @@ def test_wall_clock_moved(tmp_path: Path) -> None:
     figure("wall clock moved by an hour: restarted", 0, 0)
     figure("wall clock moved: the deadline of a drain came after", ms(drained), "1 s + 0.6 s")
     assert 0.9 < drained < 1 + SLACK
+
+
+# With metrics.
+
+
+def _measured(folder: Path) -> Service:
+    """Its metrics are at the Unix path `m` in this folder."""
+    return Service(folder, script(max_children=2, metrics_address=str(folder / "m")))
+
+
+def _exporter(master: int) -> psutil.Process:
+    return next(each for each in psutil.Process(master).children() if each.cmdline()[:1] == ["prefork: exporter"])
+
+
+def test_healthy_is_red_while_the_master_stands_still(tmp_path: Path) -> None:
+    """A master that is stopped for more than 5 s is not healthy; the exporter says so, and that it is again."""
+    with _measured(tmp_path) as service:
+        service.wait_ready(2)
+        with Scraper(str(tmp_path / "m")) as scraper:
+            assert get(str(tmp_path / "m"), "/-/healthy").status == 200
+            before = time.monotonic()
+            for _ in range(2):
+                service.statistics()  # told in a turn: the second one began after `before`
+            stopped = service.signal(signal.SIGSTOP)
+            try:
+                red = _wait_status(str(tmp_path / "m"), "/-/healthy", 503)
+            finally:
+                service.signal(signal.SIGCONT)
+            _wait_status(str(tmp_path / "m"), "/-/healthy", 200)
+    figure("healthy red after a stop of the master", ms(red - stopped), "5 s to 7 s after its last turn")
+    assert red - before >= 5
+    assert red - stopped < 7
+    assert scraper.failed == []
+    assert scraper.falls == []
+
+
+def _wait_status(address: str, path: str, status: int) -> float:
+    deadline = time.monotonic() + HUNG
+    while get(address, path).status != status:
+        assert time.monotonic() < deadline, f"hung: {path} does not become {status}"
+    return time.monotonic()
+
+
+def test_wedged_exporter_is_replaced(tmp_path: Path) -> None:
+    """One that takes no connection for some seconds is killed and restarted; requests are served all the while."""
+    with _measured(tmp_path) as service:
+        service.wait_ready(2)
+        assert get(str(tmp_path / "m")).status == 200
+        process = _exporter(service.pid)
+        stopped = service.signal(signal.SIGSTOP, process.pid)
+        with Watch(process.pid) as watch, dial(str(tmp_path / "m")) as waiting:
+            waiting.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
+            assert int(ask(service.address, b"pid\n"))
+            killed = watch.wait_dead() - stopped
+            assert read_answer(waiting).status == 200  # the one that found it wedged is answered by the next
+            answered = time.monotonic() - stopped
+        assert get(str(tmp_path / "m")).status == 200
+        assert _exporter(service.pid).pid != process.pid
+        assert "it takes no connections; killing it" in service.log
+    figure("a wedged exporter is killed, and replaced, after", f"{ms(killed)}, {ms(answered)}", "3 to 4 s, 5 s")
+    assert killed > 2.9  # after the scrape before, which it took
+    assert answered < 5

@@ -12,10 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients.connections import Load, ask, dial
-from tests.support.clients.scraping import HUNG, Answer, Scraper, get, labelled, read_answer, total
+from tests.support.clients.connections import Load, ask
+from tests.support.clients.scraping import HUNG, Answer, get, labelled, total
 from tests.support.programs.service import ENDED_BY_TERM, Service, Watch, script
-from tests.support.tools.figures import figure, ms
 from tests.support.tools.picture import picture
 
 NOBODY = 65534
@@ -211,35 +210,6 @@ def test_ready_goes_red_first(tmp_path: Path) -> None:
     assert found["prefork_lanes_busy"] == 1
 
 
-def test_healthy_is_red_while_the_master_stands_still(tmp_path: Path) -> None:
-    """A master that is stopped for more than 5 s is not healthy; the exporter says so, and that it is again."""
-    with service(tmp_path) as running:
-        running.wait_ready(2)
-        with Scraper(str(tmp_path / "m")) as scraper:
-            assert get(str(tmp_path / "m"), "/-/healthy").status == 200
-            before = monotonic()
-            for _ in range(2):
-                running.statistics()  # told in a turn: the second one began after `before`
-            stopped = running.signal(signal.SIGSTOP)
-            try:
-                red = _wait_status(str(tmp_path / "m"), "/-/healthy", 503)
-            finally:
-                running.signal(signal.SIGCONT)
-            _wait_status(str(tmp_path / "m"), "/-/healthy", 200)
-    figure("healthy red after a stop of the master", ms(red - stopped), "5 s to 7 s after its last turn")
-    assert red - before >= 5
-    assert red - stopped < 7
-    assert scraper.failed == []
-    assert scraper.falls == []
-
-
-def _wait_status(address: str, path: str, status: int) -> float:
-    deadline = monotonic() + HUNG
-    while get(address, path).status != status:
-        assert monotonic() < deadline, f"hung: {path} does not become {status}"
-    return monotonic()
-
-
 # Where it listens, and as whom.
 
 
@@ -306,26 +276,6 @@ def test_killed_exporter_is_restarted(kind: str, tmp_path: Path) -> None:
         assert running.workers() == workers
     assert total(first, "prefork_connections_accepted_total") == 1
     assert total(second, "prefork_connections_accepted_total") == 2
-
-
-def test_wedged_exporter_is_replaced(tmp_path: Path) -> None:
-    """One that takes no connection for some seconds is killed and restarted; requests are served all the while."""
-    with service(tmp_path) as running:
-        running.wait_ready(2)
-        assert scrape(tmp_path).status == 200
-        process = exporter(running.pid)
-        stopped = running.signal(signal.SIGSTOP, process.pid)
-        with Watch(process.pid) as watch, dial(str(tmp_path / "m")) as waiting:
-            waiting.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
-            assert int(ask(running.address, b"pid\n"))
-            killed = watch.wait_dead() - stopped
-            assert read_answer(waiting).status == 200  # the one that found it wedged is answered by the next
-            answered = monotonic() - stopped
-        assert _restarted(tmp_path, running, process.pid)
-        assert "it takes no connections; killing it" in running.log
-    figure("a wedged exporter is killed, and replaced, after", f"{ms(killed)}, {ms(answered)}", "3 to 4 s, 5 s")
-    assert killed > 2.9  # after the scrape before, which it took
-    assert answered < 5
 
 
 def test_exporter_ends_with_the_master(tmp_path: Path) -> None:
