@@ -510,7 +510,7 @@ class Small(Line):
 @pytest.mark.parametrize(("at_once_ns", "stays"), [(0, [1, 1, 1, 1]), (1 << 60, [1, 3])])
 def test_looks_where_there_was_more(at_once_ns: int, stays: list[int], keeps: Callable[..., Keep]) -> None:
     """After a request it is only asked whether the client has said more if it had so, or came back at once, before."""
-    keep = keeps(handler=Small)
+    keep, busy, go_on = keeps(handler=Small), threading.Event(), threading.Event()
 
     def script() -> None:
         patch.setattr("prefork.workers.keeping.LINGER_NS", 1 << 40)
@@ -520,10 +520,21 @@ def test_looks_where_there_was_more(at_once_ns: int, stays: list[int], keeps: Ca
         keep.until(lambda: keep.count(IDLE_HERE) == [1])
         first.close()
         keep.until(lambda: keep.closed() == {"CLIENT": 1})
+        keep.connect().sendall(b"busy\n")
+        assert busy.wait(HUNG_S)
         keep.seen.clear()
         patch.setattr("prefork.workers.keeping.AT_ONCE_NS", at_once_ns)
-        assert keep.ask(keep.connect(), "a", "b", "c", "d") == "1 a\n2 b\n3 c\n4 d\n"
+        client = keep.connect()
+        client.sendall(b"a\nb\nc\nd\n")  # before it is accepted
+        go_on.set()
+        assert keep.answer(client, 4) == "1 a\n2 b\n3 c\n4 d\n"
 
+    def during(line: str) -> None:
+        if line == "busy":
+            busy.set()
+            assert go_on.wait(HUNG_S)
+
+    keep.during = during
     with pytest.MonkeyPatch.context() as patch:
         assert keep.run(script) == 0
     asked = "".join(each[0] for each in keep.seen if each != "opened")
