@@ -17,6 +17,8 @@ from tests.support.clients.scraping import HUNG, Answer, get, labelled, total
 from tests.support.programs.service import ENDED_BY_TERM, Service, Watch, script
 from tests.support.tools.picture import picture
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 NOBODY = 65534
 SERVED = 40  # requests, each the last of its worker
 KINDS = {
