@@ -12,6 +12,8 @@ from tests.support.clients.connections import ask
 from tests.support.clients.controlling import asked
 from tests.support.programs.command import HUNG, MODULE, ROOT, running
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 PROGRAMS = Path(__file__).parent / "programs"
 
 

@@ -28,6 +28,8 @@ from prefork.metrics.application.series import RULES, Rule, encode
 from prefork.metrics.application.sums import Merged, merge
 from prefork.metrics.application.values import Value
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 HITS = encode(("counter", "", "hits", "Hits.", "path"))
 
 
