@@ -6,7 +6,7 @@ the slot of this process; all else is pure.
 
 import errno
 import logging
-import socket
+import select
 import sys
 from collections.abc import Callable
 from enum import Enum, auto
@@ -19,7 +19,6 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import ACCEPT_ERRORS
 
 from .handshake import failure
-from .socket_files import standard
 
 log = logging.getLogger("prefork.server")
 
@@ -38,24 +37,12 @@ NEVER_S = float("-inf")
 ACCEPT_SAID_EVERY_S = 10.0
 RESOURCES_SHORT = "descriptors or memory are short"
 FAILED_IN_A_ROW = 100  # then it rests once: get_request() may fail before it accepts, and would do so for ever
+IN_VAIN = 16  # accepts in a row that found nothing, after which it is asked whether anything can come
+SHUT_DOWN = "the listener was shut down"
+_SHUT = getattr(select, "POLLHUP", 0) | getattr(select, "POLLRDHUP", 0)
 
 
 GetRequest = Callable[[], tuple[Any, Any]]
-
-STANDARD_ACCEPT = standard("accept")
-_family, _type = socket.SocketType.family.__get__, socket.SocketType.type.__get__  # without an enum member
-
-
-def accepted_by(listener: Any) -> tuple[Any, Any]:
-    """Accept as `listener.accept()` does; where that is socket's own, without its two enum members, 2 µs each time."""
-    accept = listener.accept
-    if getattr(accept, "__func__", accept) is not STANDARD_ACCEPT or accept.__self__ is not listener:
-        return accept()  # type: ignore[no-any-return]
-    fd, address = listener._accept()
-    request = socket.socket(_family(listener), _type(listener), listener.proto, fd)
-    if listener.gettimeout() and socket.getdefaulttimeout() is None:
-        request.setblocking(True)
-    return request, address
 
 
 class Accepted(Enum):
@@ -64,12 +51,13 @@ class Accepted(Enum):
     REQUEST = auto()
     NOTHING = auto()  # the queue is empty, or its connection is gone
     NO_RESOURCES = auto()  # descriptors or memory are short: leave the listener alone for a while
+    SHUT = auto()  # nothing can come: the listener was shut down, for all processes, and is told of as ready for ever
     NOT_BEGUN = auto()  # a request that failed because no thread was left: leave the listener alone for a while
     PASSED_ON = auto()  # a request that went elsewhere, and the lane with it, from a thread that serves by itself
 
 
 # For the hot path: in 3.11 `Accepted.REQUEST` costs a call.
-REQUEST, NOTHING, NO_RESOURCES, NOT_BEGUN, PASSED_ON = Accepted
+REQUEST, NOTHING, NO_RESOURCES, SHUT, NOT_BEGUN, PASSED_ON = Accepted
 
 
 class NotAdmitted(Exception):
@@ -100,24 +88,52 @@ class Shortage:
 
 
 class NotAccepted:
-    """The calls of `get_request()` that raised; counted in the words of a slot."""
+    """The calls of `get_request()` that raised; counted in the words of a slot.
 
-    def __init__(self, words: memoryview) -> None:
-        self.in_a_row = 0  # of those that are not a client's doing
+    `is_shut` returns whether the listener was shut down. `on_shut` is called with True when that is found out, and with
+    False when something has come after all; None: the listener is left alone for a while instead.
+    """
+
+    def __init__(
+        self, words: memoryview, is_shut: Callable[[], bool], on_shut: Callable[[bool], object] | None = None
+    ) -> None:  # fmt: skip
+        self.in_vain = 0  # since something has come
+        self.in_a_row = 0  # of those, what is not a client's doing
         self.why: str | None = None  # the listener has to be left alone; a text, for the exception holds its frames
         self._words = words
         self._said_at = NEVER_S
+        self._is_shut = is_shut
+        self._on_shut = on_shut
+        self._known_shut = False
+
+    def end(self) -> None:
+        """Note that something has come."""
+        self.in_vain = self.in_a_row = 0
+        if self._known_shut and self._on_shut is not None:
+            self._known_shut = False
+            self._on_shut(False)
 
     def count(self, exc: OSError) -> Accepted:
-        if isinstance(exc, BlockingIOError):
-            return NOTHING
+        self.in_vain += 1
+        if isinstance(exc, BlockingIOError):  # also where nothing can come, but of TCP
+            asks = self._known_shut or not self.in_vain % IN_VAIN
+            return self._shut() if asks and self._is_shut() else NOTHING
         self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
         if is_resource_error(exc):
             self.why = str(exc)
             return NO_RESOURCES
-        if _told_of_handshake(exc) or exc.errno != errno.EINVAL:
-            return NOTHING  # that is the client's doing, or the program's, which refuses it
-        return self._one_more()  # it does not listen any more
+        if not _told_of_handshake(exc) and exc.errno == errno.EINVAL and self._is_shut():
+            return self._shut()
+        return NOTHING  # that is the client's doing, or the program's, which refuses it
+
+    def _shut(self) -> Accepted:
+        if self._on_shut is None:
+            self.why = SHUT_DOWN
+            return NO_RESOURCES
+        if not self._known_shut:
+            self._known_shut = True
+            self._on_shut(True)
+        return SHUT
 
     def count_unexpected(self, exc: Exception) -> Accepted:
         """Log an exception of the program's `get_request()`, and close its connection.
@@ -142,6 +158,7 @@ class NotAccepted:
 
     def _one_more(self) -> Accepted:
         self.in_a_row += 1
+        self.in_vain += 1
         if self.in_a_row < FAILED_IN_A_ROW:
             return NOTHING
         self.in_a_row = 0
@@ -177,6 +194,19 @@ def is_shortage(exc: Exception) -> bool:
     if isinstance(exc, RuntimeError):
         return "can't start new thread" in str(exc)  # CPython gives no other sign of it
     return isinstance(exc, OSError) and (exc.errno == errno.EAGAIN or is_resource_error(exc))
+
+
+def is_shut(fd: int) -> bool:
+    """Return whether the socket was shut down (shutdown(2)), so that no stream's client comes, for any process that
+    has it."""
+    if fd == -1 or not _SHUT:
+        return False
+    poll = select.poll()
+    try:
+        poll.register(fd, _SHUT)
+        return any(found & _SHUT for _, found in poll.poll(0))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _is_tls(exc: OSError) -> bool:

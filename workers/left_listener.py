@@ -10,16 +10,30 @@ from typing import Any
 
 def leave(listener: Any) -> None:
     """Close the listener. It tells its address from now on as it did before."""
+    leave_as(listener, left(listener))
+
+
+def left(listener: Any) -> type | None:
+    """Return the class of this listener after its close; None if it has no address to tell.
+
+    To make a class costs a new child twenty pages: its parent can do it.
+    """
     name = _name_of(listener)
-    listener.close()
     if name is None:
-        return
+        return None
     kind = type(listener)
     own = {"__slots__": (), "__module__": kind.__module__, "__doc__": kind.__doc__, "getsockname": lambda self: name}
-    try:
-        listener.__class__ = type(kind.__name__, (kind,), own)
-    except TypeError:  # a class of the program's, of which there can be no other
-        pass
+    return type(kind.__name__, (kind,), own)
+
+
+def leave_as(listener: Any, kind: type | None) -> None:
+    """Close the listener, which is of this class from now on."""
+    listener.close()
+    if kind is not None:
+        try:
+            listener.__class__ = kind
+        except TypeError:  # a class of the program's, of which there can be no other
+            pass
 
 
 def _name_of(listener: Any) -> Any:

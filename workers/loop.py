@@ -38,7 +38,7 @@ from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
 from .straight import way_of
 from .terms import WorkerTerms
 from .thread_pool import LOOK_EVERY_NS, ThreadPool, can_stay
-from .waiters import go_to_the_back, wait_for
+from .waiters import AT_ANY_TIME, AT_EACH_CHANGE, go_to_the_back, wait_for
 from .wakeup import Wakeup
 
 HANDED_OVER_LOOK_MS = 20  # polled, because nothing reports that a request handed over was closed
@@ -76,6 +76,7 @@ class Worker:
         self._shortage = Shortage()
         self._waits = True  # for the listener; False where the kernel had no memory for it
         self._lost = False  # a listener, which the program has closed
+        self._shut: frozenset[int] = frozenset()  # listeners that were shut down, and told of as ready for ever
         self._in_hand = InHand()
         self._epoll = select.epoll()
         self._own = select.poll()
@@ -97,7 +98,7 @@ class Worker:
         return made(
             opened.first(), elsewhere=terms.elsewhere, on_free=self._wakeup.wake, more=opened.more,
             on_accept=on_accept, queue_waits=terms.queue_waits, guarded=True, access_log=terms.access_log,
-            admission=terms.admission, on_lost=self._on_lost,
+            admission=terms.admission, on_lost=self._on_lost, on_shut=partial(self._on_shut, server),
         )  # fmt: skip
 
     def _keeps(self) -> Keeping | None:
@@ -379,7 +380,7 @@ class Worker:
                 continue
             if not (self._waits or leaving):
                 self._pause()
-                again = [go_to_the_back(self._epoll, listener) for listener in shared]
+                again = [go_to_the_back(self._epoll, listener, self._when(listener)) for listener in shared]
                 self._waits = all(again)
                 continue
             if not to_try:
@@ -450,12 +451,25 @@ class Worker:
     def _go_to_the_back(self, server: Any = None) -> None:
         """Let other workers have the next requests. Called between the accept and the start of the thread: a client
         that is quickly answered and comes again must not find us in front. `server`: one of several."""
-        if server is None:
-            self._waits = go_to_the_back(self._epoll, self.server.fileno())
-        else:
-            self._waits = go_to_the_back(self._epoll, server.fileno()) and self._waits
+        listener = (self.server if server is None else server).fileno()
+        self._waits = go_to_the_back(self._epoll, listener, self._when(listener)) and (server is None or self._waits)
         if self._keeping is not None:
             self._waits = go_to_the_back(self._epoll, self._keeping.ready_fileno()) and self._waits
+
+    def _when(self, listener: int) -> int:
+        return AT_EACH_CHANGE if listener in self._shut else AT_ANY_TIME
+
+    def _on_shut(self, server: Any, shut: bool) -> None:
+        """Wait, in whichever thread, for changes alone of a listener that was shut down: else each wait would end at
+        once. The master is told, who may mend it. Where something comes there again, wait as ever."""
+        listener = server.fileno()
+        self._shut = self._shut | {listener} if shut else self._shut - {listener}
+        if self._threads is not None:
+            self._threads.on_shut(shut)
+        else:
+            self._waits = go_to_the_back(self._epoll, listener, self._when(listener)) and self._waits
+        if shut and server.socket.type != socket.SOCK_DGRAM:  # there, datagrams may still come
+            self.terms.nudge()
 
     def _pause(self, lanes: Lanes | None = None) -> None:
         """Leave the listeners alone for ACCEPT_PAUSE seconds, because descriptors or memory are short.

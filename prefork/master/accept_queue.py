@@ -5,20 +5,33 @@ Runs in the master, which must not accept. Owns whether a listener has been narr
 in its queue.
 """
 
-import logging
+import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import NamedTuple
 
 from prefork.metrics.kernel import accept_queue, datagram_queue
-from prefork.metrics.log_events import LogEvent, event
+from prefork.workers.accepting import is_shut
 from prefork.workers.kept import QueueEnd
 
 from ..errors import reason_of
-from ..sockets.addresses import address_text
 from ..sockets.listener import Listener, origin_of
-from ..sockets.shared import is_shut, listen_again, narrow, queued
+from ..sockets.mending import Mended, mend, say_shut
+from ..sockets.shared import narrow, queued
 
-log = logging.getLogger("prefork.supervisor")
+TRY_AGAIN_S = 10.0  # where a listener could not be mended for a reason that passes, as clients or files that are open
+PASSING = (errno.EADDRINUSE, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Mending(NamedTuple):
+    """The terms of what is done with a listener that a worker has shut down."""
+
+    starts_workers: bool = True  # False in a master without its program
+    let_go: Callable[[], None] = lambda: None  # called before it becomes another socket, to wait for it no more
+
+
+AS_EVER = Mending()
 
 
 class AcceptQueue:
@@ -28,7 +41,9 @@ class AcceptQueue:
     `origin` is the Listener that knows it, also where the program has wrapped it (TLS).
     """
 
-    def __init__(self, listener: socket.socket | None, others: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, listener: socket.socket | None, others: Sequence[socket.socket] = (), mending: Mending = AS_EVER
+    ) -> None:  # fmt: skip
         """`others`: the sockets of the other workers, where each has its own."""
         self._listener = listener
         self._others = others
@@ -36,7 +51,10 @@ class AcceptQueue:
         self._narrowed = False
         self._serves_queue = listener is not None
         self._name = None if listener is None or listener.fileno() == -1 else listener.getsockname()
-        self._given_up = False  # it was shut down for good
+        self._mending = mending
+        self._mend_at = 0.0  # not before that; inf: it was shut down for good
+        self.bound_anew = False  # it is another socket, of which no child has a copy
+        self.reachable = True  # False while it is shut down, and no client comes
         self.queued_at = 0.0
 
     def narrow(self, now: float) -> None:
@@ -54,8 +72,11 @@ class AcceptQueue:
 
         Before the end that is nothing to plan by where each worker has a socket of its own: no other may help.
         """
-        if self._listener is not None and not (self._narrowed or self._given_up) and is_shut(self._listener):
-            self._listen_again(self._listener)
+        if not self._narrowed and self._listener is not None and (now >= self._mend_at or not self.reachable):
+            if not self._is_shut():
+                self.reachable = True  # also by the program's own doing
+            elif now >= self._mend_at:
+                self._mend(self._listener, now)
         waiting = self._serves_queue and self._listener is not None and queued(self._listener)
         if self._serves_queue and self._others:
             waiting = waiting or any(map(queued, self._others))
@@ -63,16 +84,21 @@ class AcceptQueue:
             self.queued_at = now
         return waiting and (self._narrowed or not self._others)
 
-    def _listen_again(self, listener: socket.socket) -> None:
+    def _is_shut(self) -> bool:
+        return any(each is not None and is_shut(each.fileno()) for each in (self._listener, *self._others))
+
+    def _mend(self, listener: socket.socket, now: float) -> None:
         """Undo what only a process of the service's own can do, once where that is in vain."""
-        where = address_text(self._name)
+        self._mending.let_go()
         try:
-            what = listen_again(listener, self._name)
+            mended = mend(listener, self._name, starts_workers=self._mending.starts_workers)
         except OSError as exc:
-            what = f"no new client can connect there until a restart ({reason_of(exc)})"
-        self._given_up = is_shut(listener)
-        log.error("%s was shut down by a process of the service: %s", where, what,
-                  extra=event(LogEvent.LISTENER_SHUT, address=where, reason=what))  # fmt: skip
+            again_s = TRY_AGAIN_S if exc.errno in PASSING else inf
+            until = " until a restart" if again_s == inf else f", which is tried again in {again_s:g} s"
+            mended = Mended(f"no new client can connect there{until} ({reason_of(exc)})", False, again_s, False)
+        self.bound_anew, self.reachable = self.bound_anew or mended.anew, mended.reachable
+        self._mend_at = now + mended.again_after_s
+        say_shut(self._name, mended.text)
 
     def queue_length(self) -> int:
         """Return how many connections wait; 0 for datagrams, and where the kernel does not tell."""
@@ -107,10 +133,11 @@ class AcceptQueues:
     connections which are ready."""
 
     def __init__(
-        self, listeners: Sequence[socket.socket], others: Sequence[socket.socket] = (), ready: QueueEnd | None = None
+        self, listeners: Sequence[socket.socket], others: Sequence[socket.socket] = (), ready: QueueEnd | None = None,
+        mending: Mending = AS_EVER,
     ) -> None:  # fmt: skip
         """`others`: beside the only listener, where each worker has a socket of its own."""
-        self._each = [AcceptQueue(listener, others) for listener in listeners]
+        self._each = [AcceptQueue(listener, others, mending) for listener in listeners]
         self._ready = ready
         self._ready_at = float("-inf")
 
@@ -131,6 +158,18 @@ class AcceptQueues:
         """Return whether something is queued for us now, at any of them."""
         waiting = [each.look(now) for each in self._each]  # each, for the time at which it last was
         return self._look_at_ready(now) or any(waiting)
+
+    @property
+    def reachable(self) -> bool:
+        """False while any of them was shut down, and no client comes there."""
+        return all(each.reachable for each in self._each)
+
+    def bound_anew(self) -> bool:
+        """Return whether any has become another socket since the last call, of which no child has a copy."""
+        anew = [each for each in self._each if each.bound_anew]
+        for each in anew:
+            each.bound_anew = False
+        return bool(anew)
 
     def _look_at_ready(self, now: float) -> bool:
         if self._ready is None or not queued(self._ready):

@@ -80,15 +80,11 @@ class Tasks:
         self._orphans = OrphanReaper(lambda: {child.pid for child in table}) if os.getpid() == 1 else None
         self._table = table
         self._waiting = waiting
+        self.watched = False  # True if anything may read the board: an exporter or a control client
 
     @property
     def exported(self) -> bool:
         return self._exporter is not None
-
-    @property
-    def watched(self) -> bool:
-        """True if anything may read the board: an exporter or a control client."""
-        return self._exporter is not None or self._control is not None
 
     def turn(self, now: float) -> float:
         """Give each task a turn; return when to be called again. Control may obey commands in its turn, at once."""
@@ -114,13 +110,13 @@ class Tasks:
 
     def control(self, control: ControlTask) -> None:
         """Have a control socket from now on."""
-        self._control = control
+        self._control, self.watched = control, True
         self._waiting.add(control.fileno())
 
     def export(self, exporter: ExporterTask) -> None:
         """Have an exporter from now on."""
         exporter.succeed([child for child in self._table if child.kind is ChildKind.EXPORTER])
-        self._exporter = exporter
+        self._exporter, self.watched = exporter, True
 
     def hold(self, holder: HolderTask) -> None:
         """Have a process for idle connections from now on."""
@@ -154,6 +150,7 @@ class Tasks:
     def end_control(self) -> None:
         if self._control is not None:
             control, self._control = self._control, None
+            self.watched = self._exporter is not None
             self._waiting.take_out(control.fileno())
             attempt("close the control socket", control.close)
 
@@ -161,6 +158,7 @@ class Tasks:
         """Close the exporter. Its process is the caller's to reap."""
         if self._exporter is not None:
             exporter, self._exporter = self._exporter, None
+            self.watched = self._control is not None
             attempt("end the exporter", exporter.close)
 
     def close(self) -> None:

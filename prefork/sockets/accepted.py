@@ -6,8 +6,8 @@ Runs in a worker, after the fork: the master's listener stays what it is. Owns n
 import socket
 from typing import Any
 
-from prefork.workers.accepting import STANDARD_ACCEPT
 from prefork.workers.keeps import is_keeping
+from prefork.workers.plain_accept import STANDARD_ACCEPT
 from prefork.workers.socket_files import AcceptedSocket, accepted_class
 from prefork.workers.stay import KeptSocket
 from prefork.workers.unnamed_peer import UNNAMED

@@ -11,24 +11,30 @@ process of the command line, and written in every process.
     systemd  systemd:NAME           the sockets that systemd passed on, or those of that name
 """
 
-import contextlib
-import errno
 import os
 import re
 import socket
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .. import systemd
-from ..errors import BindError, ConfigError, reason_of
+from ..errors import ConfigError, reason_of
 from ..log_formats import escaped
+from .bindable import family_of_host
 from .kept_paths import keep_path_of
 
-__all__ = ["Address", "Kind", "address_text", "bindable", "control_path", "parse_address", "parse_addresses"]
+__all__ = ["Address", "Kind", "address_text", "control_path", "parse_address", "parse_addresses"]
 
 Kind = Literal["tcp", "udp", "unix", "unixgram"]
 
 _UNIX_PATH_MAX = 107  # bytes: sun_path less its final zero, unix(7)
-_HOST_PORT = re.compile(r"(?P<bracketed>\[[^\[\]]+\])?(?P<host>[^:\[\]/]*):(?P<port>[0-9]{1,5})")
+_HOST_PORT = re.compile(r"(?P<bracketed>\[[^\[\]]+\])?(?P<host>[^:\[\]/,\s]*):(?P<port>[0-9]{1,5})")
+_HINTS = {  # what a text that is none begins with: what was probably meant
+    r"(udp|fd):": "; other kinds are written udp://127.0.0.1:9999, fd://3",
+    r".*[,\s]": "; several are given one by one, as in --bind A --bind B",
+    r"\.{0,2}/": "; a path is written unix:/path",
+    r"[0-9]+$": " or :9999",
+    r".*:.*:": ", and an IPv6 address stands in brackets: [::1]:9999",
+}
 _KINDS: dict[tuple[bool, int], Kind] = {
     (False, socket.SOCK_STREAM): "tcp",
     (False, socket.SOCK_DGRAM): "udp",
@@ -84,26 +90,17 @@ def _refused(text: str, reason: str) -> ConfigError:
 
 def _inet(kind: Kind, rest: str, text: str) -> Address:
     match = _HOST_PORT.fullmatch(rest)
-    if match is None or (match["bracketed"] and match["host"]):
-        hint = ", and an IPv6 address stands in brackets: [::1]:9999" if rest.count(":") > 1 else ""
+    if match is None or (match["bracketed"] and match["host"]) or match["host"] in ("udp", "fd"):
+        hint = next((hint for begins, hint in _HINTS.items() if re.match(begins, rest, re.DOTALL)), "")
         raise _refused(text, f"it must be host:port, as in 127.0.0.1:9999{hint}")
     if int(match["port"]) > 65535:
         raise _refused(text, f"the port {match['port']} is above 65535")
     host = match["host"]
     if match["bracketed"]:
         host = match["bracketed"][1:-1]
-        if _family(host) is not socket.AF_INET6:
+        if family_of_host(host) is not socket.AF_INET6:
             raise _refused(text, f"{host!r} is not an IPv6 address")
-    return Address(kind, (host, int(match["port"])), None, text, _family(host))
-
-
-def _family(host: str) -> socket.AddressFamily | None:
-    address, percent, zone = host.partition("%")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, ValueError):  # a host name, or empty
-            socket.inet_pton(family, address)
-            return family if not percent or (zone and family is socket.AF_INET6) else None
-    return None
+    return Address(kind, (host, int(match["port"])), None, text, family_of_host(host))
 
 
 def _unix(kind: Kind, path: str, text: str) -> Address:
@@ -190,28 +187,3 @@ def _interface(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:  # it is gone
         return str(index)
-
-
-def bindable(address: Any) -> Any:
-    """Return an address as `socket.bind()` takes it: a tuple for a list, a text for a path, a number for the text of a
-    port, and the scope of an IPv6 address in its place. Anything else is returned as it is.
-
-    Of `("fe80::1%eth0", 80)` socket.bind() itself drops the scope; see ipv6(7). Raises BindError if there is no such
-    interface.
-    """
-    if isinstance(address, os.PathLike):
-        return os.fspath(address)
-    if not isinstance(address, (tuple, list)) or len(address) < 2:
-        return address
-    host, port, *rest = address
-    if isinstance(port, str) and port.isascii() and port.isdigit():
-        port = int(port)
-    bare, _, interface = str(host).partition("%")
-    if interface and len(rest) < 2 and _family(bare) is socket.AF_INET6:
-        try:
-            scope = int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
-        except OSError:
-            reason = f"could not bind {address_text((host, port))}: there is no interface {interface}"
-            raise BindError(errno.ENODEV, reason) from None
-        return bare, port, *(rest or (0,)), scope
-    return host, port, *rest

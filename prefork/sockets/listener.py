@@ -19,11 +19,12 @@ from weakref import WeakKeyDictionary
 
 from prefork.metrics.kernel import somaxconn
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.accepting import STANDARD_ACCEPT
+from prefork.workers.plain_accept import STANDARD_ACCEPT
 from prefork.workers.unnamed_peer import UNNAMED
 
 from ..errors import BindError, ConfigError, reason_of
-from .addresses import address_text, bindable, over
+from .addresses import address_text, over
+from .bindable import bindable, hint_of
 from .kept_paths import keep_path_of, unlink_ours
 from .options import SocketOptions
 from .ownership import Access
@@ -249,7 +250,10 @@ class Listener(Beneath, socket.socket):
         try:
             self._bind_by(sock, bind, address, path if named else None)
         except OSError as exc:
-            raise BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}") from exc
+            error = BindError(exc.errno, f"could not bind {address_text(address)}: {reason_of(exc)}")
+            if hint := hint_of(exc, address):
+                error.add_note(hint)
+            raise error from exc
 
     def _bind_by(self, sock: Beneath, bind: Callable[[Any], None], address: Any, path: str | None) -> None:
         if _instead is not None:

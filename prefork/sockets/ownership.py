@@ -13,10 +13,11 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ..errors import ConfigError
+from ..errors import ConfigError, reason_of
 from .kept_paths import unlink_ours
 
 KEEP = -1  # chown(2): this id is not changed
+NOBODYS = (1 << 32) - 1  # the same, as the kernel has it: ids are less
 
 
 class Access(NamedTuple):
@@ -25,6 +26,14 @@ class Access(NamedTuple):
     mode: int | None = None
     owner: str | None = None
     setting: str = "socket"  # the prefix of its settings' names
+
+    @classmethod
+    def of(cls, path: str) -> "Access":
+        """Return the mode and owner that a path has, to be asked for anew. Raises OSError."""
+        found, folder = os.lstat(path), os.stat(os.path.dirname(path) or ".")
+        ours = os.geteuid(), folder.st_gid if folder.st_mode & stat.S_ISGID else os.getegid()
+        owner = None if (found.st_uid, found.st_gid) == ours else f"{found.st_uid}:{found.st_gid}"
+        return cls(stat.S_IMODE(found.st_mode), owner)
 
     def __bool__(self) -> bool:
         return self.mode is not None or self.owner is not None
@@ -49,9 +58,10 @@ class Access(NamedTuple):
             if (uid, gid) != (KEEP, KEEP):  # a hardened unit may forbid even a chown that changes nothing
                 os.chown(path, uid, gid, follow_symlinks=False)
             _chmod(path, mode)
-        except OSError:
+        except OSError as exc:
             unlink_ours(path)
-            raise
+            setting = f"{self.setting}_{'mode' if self.owner is None else 'owner'}"
+            raise OSError(exc.errno, f"its {setting} could not be set: {reason_of(exc)}") from exc
 
     def change(self, path: str) -> None:
         """Change owner and mode of a path that was bound with others. Raises OSError.
@@ -95,22 +105,29 @@ def owner(text: str, setting: str = "socket_owner") -> tuple[int, int]:
 
     KEEP stands for one that is left out. Raises ConfigError.
     """
-    import grp  # not on every system; where it is missing there is no pool either
-    import pwd
-
     user, _, group = text.partition(":")
     wrong = f"could not set {setting} to {text!r}"
     if not user and not group:
         raise ConfigError(f"{wrong}: it must be USER, USER:GROUP or :GROUP")
-    return _id(wrong, user, "user", lambda name: pwd.getpwnam(name).pw_uid), _id(
-        wrong, group, "group", lambda name: grp.getgrnam(name).gr_gid
-    )
+    return _id(wrong, user, "user", _uid_of), _id(wrong, group, "group", _gid_of)
+
+
+def _uid_of(name: str) -> int:
+    import pwd  # not on every system; where it is missing there is no pool either
+
+    return pwd.getpwnam(name).pw_uid
+
+
+def _gid_of(name: str) -> int:
+    import grp
+
+    return grp.getgrnam(name).gr_gid
 
 
 def _id(wrong: str, name: str, what: str, find: Callable[[str], int]) -> int:
     if not name:
         return KEEP
-    if re.fullmatch("[0-9]{1,9}", name):
+    if re.fullmatch("[0-9]{1,10}", name) and int(name) < NOBODYS:
         return int(name)
     try:
         return find(name)

@@ -8,8 +8,9 @@ serves, on the object or in a class of a server, is called from the next request
 import socket
 from typing import Any
 
-from prefork.workers.accepting import STANDARD_ACCEPT, GetRequest
+from prefork.workers.accepting import GetRequest
 from prefork.workers.definitions import is_the_programs
+from prefork.workers.plain_accept import STANDARD_ACCEPT
 from prefork.workers.socket_files import AcceptedSocket
 from prefork.workers.stay import KeptSocket
 from prefork.workers.unnamed_peer import UNNAMED

@@ -23,7 +23,7 @@ from prefork.workers.lanes import Lanes
 
 from ..errors import BindError, ConfigError, reason_of
 from .addresses import address_text
-from .kept_paths import may_be_gone, unlink_ours
+from .kept_paths import may_be_gone
 from .listener import Listener, beneath, origin_of
 
 log = logging.getLogger("prefork.supervisor")
@@ -40,6 +40,7 @@ DROP_BARE_SYN = (
     (0x06, 0, 0, 0),  # drop
     (0x06, 0, 0, 0xFFFF),  # else pass
 )
+SHUT = select.POLLHUP | select.POLLRDHUP  # the socket was shut down
 DROP_ALL = ((0x06, 0, 0, 0),)  # datagrams
 
 
@@ -196,46 +197,29 @@ def queued(sock: socket.socket | QueueEnd) -> bool:
     """Return whether something is queued now. False for a closed socket, for a listener that was shut down, which is
     reported as readable for ever, and where the kernel does not tell."""
     found = _polled(sock.fileno())
-    return bool(found & select.POLLIN) and (isinstance(sock, QueueEnd) or not found & select.POLLHUP)
-
-
-def is_shut(listener: socket.socket) -> bool:
-    """Return whether a process has shut the listener down (shutdown(2)), for all: every client is refused."""
-    return listener.type == socket.SOCK_STREAM and bool(_polled(listener.fileno()) & select.POLLHUP)
+    if isinstance(sock, QueueEnd) or not found & SHUT:
+        return bool(found & select.POLLIN)
+    return sock.type == socket.SOCK_DGRAM and _has_datagram(sock)
 
 
 def _polled(fd: int) -> int:
     if fd == -1:
         return 0
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    poll.register(fd, select.POLLIN | SHUT)
     try:
         return sum(flags for _, flags in poll.poll(0))
     except OSError:
         return 0
 
 
-def listen_again(sock: socket.socket, name: Any) -> str:
-    """See to a listener that was shut down, once bound to this name; return what follows. Raises OSError.
-
-    One of TCP listens again. Of a Unix socket it is for good, so that its path is removed, for a reload to bind anew.
-    """
-    origin, own = origin_of(sock), beneath(sock)
-    if own is None or origin is None:
-        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
-    if own.family == socket.AF_UNIX:
-        if origin.path is None:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if origin.stands:
-            unlink_ours(origin.path)
-        return "its path is removed, and a reload binds it anew"
+def _has_datagram(sock: socket.socket) -> bool:
+    own = beneath(sock)
     try:
-        socket.socket.bind(own, name)  # the kernel has not kept a port that it had chosen itself
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # it has kept the port
-            raise
-    socket.socket.listen(own, origin.backlog)
-    return "it listens again, and what was queued there is lost"
+        socket.SocketType.recv(own or sock, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
+    return True
 
 
 def narrow(sock: socket.socket) -> bool:

@@ -89,15 +89,17 @@ def _done(side: ssl.SSLObject) -> bool:
 def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
     with _told("tls_certificate", certificate), open(certificate, "rb"):
         pass  # the error of the call below does not say which of the two is missing
+    alone = key == certificate
+    said = f"the key in tls_certificate {key}" if alone else f"tls_key {key}"
     with _told("tls_key", key):
         mode = stat.S_IMODE(os.stat(key).st_mode)
     if mode & 0o007:
-        raise ConfigError(f"could not use tls_key {key}: its mode {mode:04o} lets others read or change it")
+        raise ConfigError(f"could not use {said}: its mode {mode:04o} lets others read or change it")
 
     def no_password() -> str:
-        raise ConfigError(f"could not use tls_key {key}: it is encrypted, and nobody is there to be asked")
+        raise ConfigError(f"could not use {said}: it is encrypted, and nobody is there to be asked")
 
-    with _told("tls_certificate", f"{certificate} with tls_key {key}"):
+    with _told("tls_certificate", f"{certificate} with {'the key in it' if alone else said}"):
         context.load_cert_chain(certificate, key, no_password)
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.support.clients.connections import Load, ask
 from tests.support.programs.service import Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 HOARDING = """
 class Handler(Who):
     hoard = []

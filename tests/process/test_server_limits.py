@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 # Shortage
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("name", ["TCPServer", "ThreadingTCPServer"])
 def test_no_descriptor_left(name: str) -> None:
     """Out of descriptors the loop tries ten times a second, says so once, and recovers by itself within a second."""
@@ -59,6 +60,7 @@ def test_no_descriptor_left(name: str) -> None:
     assert rest == ""
 
 
+@pytest.mark.timed
 def test_other_accept_errors_do_not_pause() -> None:
     """An OSError of get_request() that is no shortage only means that the request is gone."""
 
@@ -153,6 +155,7 @@ def test_handle_request_without_room() -> None:
         assert second.recv(1) == b""
 
 
+@pytest.mark.timed
 def test_shutdown_at_the_cap() -> None:
     """A loop that accepts nothing, because every thread is busy, hears shutdown() all the same."""
     begun, go_on = threading.Event(), threading.Event()

@@ -149,6 +149,7 @@ def test_tables_of_other_targets(tmp_path: Path) -> None:
         ('taget = "a:b"', "could not use s.toml: also 1: there is no setting taget; did you mean target?"),
         ("tls_alpn = 'h2'", "could not use s.toml: also 1: it says neither target nor bind"),
         ("bind = 3", "must be host:port"),
+        ('target = "prefork.examples:Upper"', "it needs an address; say bind in its table [[prefork.also]]"),
         ("bind = [3]", "could not set bind to [3] (from s.toml: also 1: bind): it must be addresses, as texts"),
     ]:
         conf.write_text(f'[prefork]\ntarget = "prefork.examples:Upper"\nbind = ":0"\n[[prefork.also]]\n{table}\n')

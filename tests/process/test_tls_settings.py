@@ -323,3 +323,11 @@ def test_what_cannot_be_used_is_refused_by_a_sentence(tmp_path: Path) -> None:
         assert said == f"could not set tls_alpn to {names!r:.80}: {why}"
     os.chmod(tmp_path / KEY, 0o644)
     assert refused(tmp_path, *both, KEY) == "could not use tls_key key.pem: its mode 0644 lets others read or change it"
+    os.chmod(tmp_path / CERTIFICATE, 0o644)  # where no tls_key is set, the sentence names none
+    assert refused(tmp_path, *both[:2]) == (
+        f"could not use the key in tls_certificate {CERTIFICATE}: its mode 0644 lets others read or change it"
+    )
+    os.chmod(tmp_path / CERTIFICATE, 0o600)
+    assert refused(tmp_path, *both[:2]) == (
+        f"could not use tls_certificate {CERTIFICATE} with the key in it: it is not PEM, or something is missing there"
+    )

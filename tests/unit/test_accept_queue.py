@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from prefork.master.accept_queue import AcceptQueue, AcceptQueues
+from prefork.master.accept_queue import AcceptQueue, AcceptQueues, Mending
+from prefork.sockets import mending
+from prefork.sockets.kept_paths import unlink_ours
 from prefork.sockets.listener import Listener, put_beneath
 from prefork.workers.kept import Queues
 
 FOREVER_AGO = float("-inf")
+IP_FREEBIND = 15  # ip(7)
 
 
 @contextlib.contextmanager
@@ -215,9 +218,15 @@ def test_kept_connections_that_are_ready() -> None:
     kept.close()
 
 
+HOW = [socket.SHUT_RD, socket.SHUT_RDWR]
+
+
+@pytest.mark.parametrize("then", [None, socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("port", ["chosen by the kernel", "asked for"])
-def test_a_listener_that_was_shut_down(port: str, caplog: pytest.LogCaptureFixture) -> None:
-    """It listens again where it did, as often as it takes, and it is said; nothing is queued meanwhile."""
+def test_a_listener_that_was_shut_down(port: str, how: int, then: int | None, caplog: pytest.LogCaptureFixture) -> None:
+    """It listens again where it did, as often as it takes, and it is said; nothing is queued meanwhile. So too where
+    others do it `then` once more, which those would feel who are accepted afterwards."""
     with contextlib.ExitStack() as opened:
         listener = opened.enter_context(listening())
         if port == "asked for":
@@ -228,9 +237,18 @@ def test_a_listener_that_was_shut_down(port: str, caplog: pytest.LogCaptureFixtu
             listener.listen(10)
         name, accept_queue = listener.getsockname(), AcceptQueue(listener)
         for _ in range(2):
-            listener.shutdown(socket.SHUT_RDWR)
+            listener.shutdown(how)
+            if then is not None:
+                with contextlib.suppress(OSError):  # it says so, and is done all the same
+                    listener.shutdown(then)
             assert not accept_queue.look(1.0)
             assert listener.getsockname() == name
+            with socket.create_connection(name) as one, listener.accept()[0] as other:
+                assert accept_queue.look(2.0) is False
+                for sender, receiver in ((one, other), (other, one)):
+                    sender.send(b"x")
+                    assert receiver.recv(1) == b"x"
+                one.close()  # first: the port is free again
             with client(listener) as let_in:
                 assert let_in
                 assert accept_queue.look(2.0)
@@ -239,32 +257,183 @@ def test_a_listener_that_was_shut_down(port: str, caplog: pytest.LogCaptureFixtu
         assert [record.getMessage() for record in caplog.records] == [said % name] * 2
 
 
-def test_a_unix_socket_that_was_shut_down(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its path is removed, if it still leads there, which is said once."""
-    path = tmp_path / "s"
-    for still in (True, False):
-        with listening(path=path) as listener:
-            accept_queue = AcceptQueue(listener)
+def test_a_port_that_is_in_use(caplog: pytest.LogCaptureFixture) -> None:
+    """By its own clients, without SO_REUSEADDR: it is tried again until they have gone."""
+    said = ["no new client can connect there, which is tried again in 10 s (address already in use)"] * 2
+    with listening() as listener:
+        name, accept_queue = listener.getsockname(), AcceptQueue(listener)
+        with socket.create_connection(name) as one, listener.accept()[0]:
             listener.shutdown(socket.SHUT_RDWR)
-            if not still:
-                path.unlink()
-                path.write_text("somebody else's")
-            assert [accept_queue.look(float(now)) for now in range(3)] == [False] * 3
-            assert path.exists() is not still
+            looks = [(accept_queue.look(now), accept_queue.reachable) for now in (1.0, 10.9, 11.0)]
+            assert looks == [(False, False)] * 3
+            one.close()
+        assert (accept_queue.look(21.0), accept_queue.reachable) == (False, True)
+        with client(listener) as let_in:
+            assert let_in
+            assert listener.getsockname() == name
+    said.append("it listens again, and what was queued there is lost")
+    assert [record.getMessage().partition("service: ")[2] for record in caplog.records] == said
+
+
+def test_an_address_that_could_not_be_bound_now(caplog: pytest.LogCaptureFixture) -> None:
+    """It has it still: a port below 1024 once root is given up, an address that this host has no more."""
+    with Listener(socket.AF_INET) as listener:
+        listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        listener.bind(("192.0.2.1", 0))
+        name = listener.getsockname()
+        listener.close()
+    with Listener(socket.AF_INET) as listener:
+        listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        listener.bind(name)
+        listener.listen(10)
+        listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 0)
+        accept_queue = AcceptQueue(listener)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert not accept_queue.look(1.0)
+        assert listener.getsockname() == name
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert "it listens again" in caplog.text
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_unix_socket_that_was_shut_down(how: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another one is bound at its path, with its mode and under its descriptor, of which every child has to hear: as
+    often as it takes, once a second. Whoever waits for it has let go of it before."""
+    path, let_go = tmp_path / "s", list[int]()
+    with listening(path=path) as listener:
+        queues = AcceptQueues([listener], mending=Mending(let_go=lambda: let_go.append(path.stat().st_ino)))
+        path.chmod(0o620)
+        listener.setblocking(False)
+        fd, now = listener.fileno(), 0.0
+        for times in (1, 2):
+            before = path.stat()
+            listener.shutdown(how)
+            assert not queues.look(now)
+            assert not queues.look(now + 0.5)
+            after = path.stat()
+            assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+            assert (queues.bound_anew(), queues.bound_anew()) == (True, False)
+            assert let_go[times - 1 :] == [before.st_ino]
+            assert listener.stands
+            assert (listener.fileno(), listener.get_inheritable(), listener.getblocking()) == (fd, False, False)
+            with client(listener) as let_in:
+                assert let_in
+                assert queues.look(now + 0.6)
+            listener.accept()[0].close()
+            listener.shutdown(how)
+            assert not queues.look(now + 0.9)
+            assert not queues.bound_anew()
+            now += 1.0
+        assert queues.look(now) is False
+        assert queues.bound_anew()
+    what = "its path is bound anew, what was queued there is lost, and the workers are replaced"
+    said = f"{path} was shut down by a process of the service: {what}"
+    assert [record.getMessage() for record in caplog.records] == [said] * 3
+
+
+def test_a_path_of_somebody_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is left alone where the socket that led there was shut down, and said once."""
+    path = tmp_path / "s"
+    with listening(path=path) as listener:
+        queues = AcceptQueues([listener])
+        listener.shutdown(socket.SHUT_RDWR)
+        path.unlink()
+        path.write_text("somebody else's")
+        assert [queues.look(float(now)) for now in range(3)] == [False] * 3
+        assert (queues.bound_anew(), queues.reachable) == (False, False)
+        assert path.read_text() == "somebody else's"
+    said = f"{path} was shut down by a process of the service: its path leads elsewhere, and a reload binds it anew"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_a_path_that_somebody_else_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the moment in which it is free: it is theirs, and stays so."""
+    path = tmp_path / "s"
+    with listening(path=path) as listener, socket.socket(socket.AF_UNIX) as theirs:
+        queues = AcceptQueues([listener])
+
+        def unlink(path: str) -> None:
+            unlink_ours(path)
+            theirs.bind(path)
+
+        monkeypatch.setattr(mending, "unlink_ours", unlink)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert [queues.look(float(now)) for now in range(3)] == [False] * 3
+        assert path.is_socket()
+
+
+def test_where_nobody_would_serve_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A master without its program starts no workers: it removes the path, so that a reload binds it anew."""
+    path = tmp_path / "s"
+    with listening(path=path) as listener:
+        queues = AcceptQueues([listener], mending=Mending(starts_workers=False))
+        listener.shutdown(socket.SHUT_RDWR)
+        assert [queues.look(float(now)) for now in range(3)] == [False] * 3
+        assert not path.exists()
+        assert (queues.bound_anew(), queues.reachable) == (False, False)
     said = f"{path} was shut down by a process of the service: its path is removed, and a reload binds it anew"
-    assert [record.getMessage() for record in caplog.records] == [said] * 2
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_a_path_that_cannot_be_bound(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is said why, once; the path is as it was."""
+    path = tmp_path / ("s" * (120 - len(str(tmp_path))))
+    with listening(path=tmp_path / "short") as listener:
+        (tmp_path / "short").rename(path)
+        listener.path, accept_queue = str(path), AcceptQueue(listener)
+        listener.shutdown(socket.SHUT_RDWR)
+        assert [accept_queue.look(float(now)) for now in range(3)] == [False] * 3
+        assert path.is_socket()
+    assert "no new client can connect there until a restart (file name too long)" in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_datagrams_that_were_shut_down(how: int, caplog: pytest.LogCaptureFixture) -> None:
+    """They are queued there still; it is said once, and an empty queue does not look full."""
+    with listening(socket.SOCK_DGRAM) as listener:
+        accept_queue = AcceptQueue(listener)
+        with contextlib.suppress(OSError):  # it has no client
+            listener.shutdown(how)
+        assert not accept_queue.look(1.0)
+        with client(listener):
+            assert accept_queue.look(2.0)
+            assert accept_queue.look(3.0)
+            assert listener.recv(10) == b"x"
+        assert not accept_queue.look(4.0)
+        assert accept_queue.reachable
+    said = "was shut down by a process of the service: datagrams come there still, but answers may fail until a restart"
+    assert said in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_one_without_a_path_that_was_shut_down(caplog: pytest.LogCaptureFixture) -> None:
-    """An abstract name cannot be bound anew while somebody has the socket."""
-    with Listener(socket.AF_UNIX) as listener:
+    """An abstract name cannot be bound anew while somebody has the socket: the service is not ready."""
+    with Listener(socket.AF_UNIX) as listener, listening() as another:
         listener.bind("")
         listener.listen(10)
-        accept_queue = AcceptQueue(listener)
+        queues = AcceptQueues([another, listener])
+        found = [queues.reachable]
         listener.shutdown(socket.SHUT_RDWR)
-        assert [accept_queue.look(float(now)) for now in range(3)] == [False] * 3
+        assert [queues.look(float(now)) for now in range(3)] == [False] * 3
+        found.append(queues.reachable)
+    assert found == [True, False]
     assert "no new client can connect there until a restart (invalid argument)" in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_one_that_the_program_has_mended() -> None:
+    """It is found out that clients come again."""
+    found = []
+    with listening() as listener:
+        accept_queue = AcceptQueue(listener)
+        with socket.create_connection(listener.getsockname()) as one, listener.accept()[0]:
+            listener.shutdown(socket.SHUT_RDWR)
+            found += [accept_queue.look(1.0), accept_queue.reachable]
+            one.close()
+        listener.listen(10)
+        found += [accept_queue.look(2.0), accept_queue.reachable]
+    assert found == [False, False, False, True]
 
 
 def test_shut_down_at_the_end(caplog: pytest.LogCaptureFixture) -> None:

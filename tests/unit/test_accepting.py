@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prefork.metrics.facts import AcceptError
-from prefork.workers.accepting import accept_error, accepted_by, is_resource_error, is_shortage
+from prefork.workers.accepting import accept_error, is_resource_error, is_shortage
+from prefork.workers.plain_accept import accepted_by
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What --bind accepts, and what it says about the rest."""
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork import StreamRequestHandler, UnixStreamServer
+from prefork import PreForkingUnixStreamServer, StreamRequestHandler, UnixStreamServer
 from prefork.errors import BindError, ConfigError
-from prefork.sockets.addresses import Address, address_text, bindable, control_path, parse_address
+from prefork.sockets.addresses import Address, address_text, control_path, parse_address
+from prefork.sockets.bindable import bindable, hint_of
 from prefork.workers.unnamed_peer import UNNAMED
 
 
@@ -45,7 +47,15 @@ def test_every_form(text: str, kind: str, address: object, family: object) -> No
     ("text", "reason"),
     [
         ("", "it must be host:port"),
-        ("9999", "it must be host:port"),
+        ("9999", "it must be host:port, as in 127.0.0.1:9999 or :9999"),
+        ("udp:9999", "other kinds are written udp://"),
+        ("udp:127.0.0.1:9999", "other kinds are written udp://"),
+        ("fd:3", "other kinds are written udp://127.0.0.1:9999, fd://3"),
+        ("/run/upper.sock", "a path is written unix:/path"),
+        ("./upper.sock", "a path is written unix:/path"),
+        (":80,:81", "several are given one by one, as in --bind A --bind B"),
+        ("host:80 host:81", "several are given one by one"),
+        (" host:80", "several are given one by one"),
         ("host:", "it must be host:port"),
         ("host:http", "it must be host:port"),
         ("host:-1", "it must be host:port"),
@@ -72,6 +82,38 @@ def test_wrong_address_is_one_sentence(text: str, reason: str) -> None:
         parse_address(text)
     assert str(caught.value).startswith(f"could not read the address {text!r}: ")
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "address", "said"),
+    [
+        (errno.ENOENT, "no/a", "There is no folder no."),
+        (errno.ENOENT, "/no/a", "There is no folder /no."),
+        (errno.ENOENT, "a", ""),
+        (errno.ENOENT, b"/no/\xff", "There is no folder /no."),
+        (errno.EACCES, "/root/a", ""),
+        (errno.EACCES, ("", 80), "A port below 1024 needs root or CAP_NET_BIND_SERVICE."),
+        (errno.EACCES, ("", 1024), ""),
+        (errno.EACCES, ("", 0), ""),
+        (errno.EADDRNOTAVAIL, ("192.0.2.1", 80), "No interface of this host has that address."),
+        (errno.EINVAL, ("fe80::1", 80), "A link-local address needs its interface, as in [fe80::1%eth0]:80."),
+        (errno.EINVAL, ("fe80::1", 80, 0, 7), ""),
+        (errno.EINVAL, ("127.0.0.1", 80), ""),
+        (socket.EAI_NONAME, ("*", 80), "Every address of the host is :80, or [::]:80."),
+        (socket.EAI_NONAME, ("nohost", 80), ""),
+        (errno.EADDRINUSE, (), ""),
+    ],
+)
+def test_hint_of_a_bind_that_failed(code: int, address: object, said: str) -> None:
+    """What the words of the kernel leave open is a sentence of its own, and nothing else is added."""
+    assert hint_of(OSError(code, "refused"), address) == said
+
+
+def test_hint_is_a_note() -> None:
+    """The error that a program catches has the hint beside its one sentence."""
+    with pytest.raises(BindError, match="could not bind no/such: no such file or directory") as caught:
+        PreForkingUnixStreamServer("no/such", StreamRequestHandler)
+    assert caught.value.__notes__ == ["There is no folder no."]
 
 
 @given(st.text(alphabet=":/[]%.@\0ax0159fduni", max_size=30))
