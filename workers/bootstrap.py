@@ -19,8 +19,9 @@ from prefork.metrics.loggers import be_patient
 from prefork.metrics.scoreboard import LEAVING, Slot, Stacks
 
 from . import ending, sinks
-from .flushing import disown_output, flush_briefly, flush_last, given_up_sentence
+from .flushing import disown_output, disown_records, flush_briefly, flush_last, given_up_sentence
 from .identity import DescriptorsLost
+from .last_words import LastWords
 from .privileges import PrivilegesKept
 
 PR_SET_PDEATHSIG = 1
@@ -77,6 +78,7 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         be_patient()
         ending.forget_master()
         disown_output()
+        disown_records()
         master = Master(birth)
         sinks.begin_child(birth.slot.words)
         birth.forget()
@@ -87,10 +89,13 @@ def enter(birth: Birth, body: Callable[[Birth, Master], int]) -> NoReturn:
         leave(status, birth.stacks.write)
 
 
-def enter_briefly(body: Callable[[], int], tell: Callable[[str], object], *, disowned: bool) -> NoReturn:
+def enter_briefly(
+    body: Callable[..., int], words: LastWords, disowned: bool, arguments: tuple[Any, ...], mask: set[int]
+) -> NoReturn:  # fmt: skip
     """Become a child that serves one request and shares its slot, and exit with the status that `body` returns.
 
-    `disowned`: there is nothing of the parent's in the standard streams.
+    `disowned`: there is nothing of the parent's in the standard streams. `body` gets `mask`, that of before the fork,
+    and the arguments.
 
     Each line here costs the pages of memory that it writes, which are copied for this child alone. What another child
     forgets of its parent, for an end like Python's, it need not forget: it ends by `os._exit`.
@@ -101,14 +106,16 @@ def enter_briefly(body: Callable[[], int], tell: Callable[[str], object], *, dis
             ending.forget_master()
         if not disowned:
             disown_output()
-        status = body()
+        if "logging.handlers" in sys.modules:
+            disown_records()
+        status = body(mask, *arguments)
     except BaseException as exc:
         status = exit_status(exc)
-        tell(last_words(exc))
+        words.write(last_words(exc))
     finally:
         if flush_briefly():
             os._exit(status & 0xFF)
-        leave(status, tell)
+        leave(status, words.write)
 
 
 def last_words(exc: BaseException) -> str:

@@ -45,9 +45,16 @@ class GivesWay:
         self.__doc__ = self.ours.__doc__
         self._mixin = mixin
         self._name = name
+        self._is_value = not hasattr(type(self.ours), "__get__")
 
     def __get__(self, server: Any, owner: type) -> Any:
-        found = self._in_force(owner)
+        name = self._name
+        if getattr(super(self._mixin, owner), name, self) is self:  # nobody behind has it, as usual
+            found = self.ours
+            if self._is_value and (server is None or name not in vars(server)):
+                return found
+        else:
+            found = self._in_force(owner)
         if (
             server is not None
             and not hasattr(found, "__set__")
@@ -241,6 +248,11 @@ def is_threading_mixins(server: Any, name: str) -> bool:
     return _is_of(server, name, "ThreadingMixIn")
 
 
+def is_forking_mixins(server: Any, name: str) -> bool:
+    """Return True if this method of the server is that of ForkingMixIn, ours or the standard library's."""
+    return _is_of(server, name, "ForkingMixIn")
+
+
 def _is_of(server: Any, name: str, cls_name: str) -> bool:
     if definer(type(server), "__getattribute__") is not object:
         return False
@@ -252,8 +264,8 @@ def is_ours(cls: type) -> bool:
     return _is_our_module(cls.__module__)
 
 
-def _is_our_module(name: str) -> bool:
-    return name == "prefork" or name.startswith("prefork.")
+def _is_our_module(name: str | None) -> bool:
+    return f"{name}.".startswith("prefork.")  # a class may have None in its place
 
 
 def is_the_programs_class(cls: type) -> bool:

@@ -50,6 +50,7 @@ from .accepting import (
     NotAccepted,
     NotAdmitted,
     is_shortage,
+    is_shut,
 )
 from .bootstrap import leave
 from .contexts import Carrier, Context, Contexts, HandedOver, Lane, Place, place_of
@@ -78,7 +79,7 @@ class Lanes:
     taken, or returns None at the cap. `on_accept` is called between the accept of a request and its way elsewhere.
     `guarded`: an exception of `get_request()` costs one client; else what is no OSError ends the loop, as in
     the standard library. `admission`: what a connection must show before the program sees it. `on_lost` is called when
-    the program has closed the listener.
+    the program has closed the listener; `on_shut` as NotAccepted has it.
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class Lanes:
         more: Callable[[], Slot | None] | None = None, on_accept: Callable[[], None] | None = None,
         queue_waits: bool = False, guarded: bool = False, access_log: "AccessLog | None" = None,
         admission: "Admission | None" = None, on_lost: Callable[[], None] | None = None,
+        on_shut: Callable[[bool], object] | None = None,
     ) -> None:  # fmt: skip
         self.elsewhere = elsewhere
         self.next_queue_wait_ns = 0 if queue_waits else NEVER_NS
-        self._not_accepted = NotAccepted(slot.words)
+        self._not_accepted = NotAccepted(slot.words, self._is_shut, on_shut)
         self._on_free = on_free
         self._more = more
         self._on_accept = on_accept
@@ -106,8 +108,7 @@ class Lanes:
         self._total = 0
         self.all_lanes: list[Lane] = []
         self._accepts = get_ident()  # the thread of the loop
-        self._free: deque[Lane] = deque()
-        self._left = self._free  # in a child, its siblings': kept, for to free them it would write into each
+        self.free: deque[Lane] = deque()  # in a child that shares them with its siblings, none
         self.contexts = Contexts(self._hand_over, on_free)
         self.current: dict[int, Lane] = {}  # by thread: carries its request, which is not counted yet
         self.accepted: Callable[[], None] | None = None  # see `serve_in_threads()`
@@ -127,22 +128,22 @@ class Lanes:
     def _add(self, slot: Slot) -> None:
         self._total += slot.lanes
         added = [slot.lane(index) for index in range(slot.lanes)]
-        self._free.extend(added)
+        self.free.extend(added)
         self.all_lanes += added
 
     def take(self) -> Lane | None:
         """Return a free lane, or None at the cap; then `on_free` is called as soon as one is free."""
-        if self._free:
-            return self._free.popleft()
+        if self.free:
+            return self.free.popleft()
         self.look()
-        if self._free:
-            return self._free.popleft()
+        if self.free:
+            return self.free.popleft()
         if self._more is not None and (slot := self._more()):
             self._add(slot)
-            return self._free.popleft()
+            return self.free.popleft()
         self._starved = True
         # A lane that came back between the check and the line above called nobody.
-        return self._free.popleft() if self._free else None
+        return self.free.popleft() if self.free else None
 
     def look(self) -> None:
         """Take back the lanes of requests that the program has closed, after dropping them."""
@@ -151,7 +152,7 @@ class Lanes:
 
     def give_back(self, lane: Lane) -> None:
         lane[STATE] = IDLE
-        self._free.append(lane)
+        self.free.append(lane)
         if self._starved:
             self._starved = False
             self._on_free()
@@ -180,12 +181,12 @@ class Lanes:
         """
         left: bool = lane[ACCEPTED] > sum(lane[ENDS])
         lane[COMPLETED if ended_well else LOST] += left
-        self.give_back(lane)
+        lane[STATE] = IDLE  # as give_back(), whose call would cost the parent of such children its pages at each fork
+        self.free.append(lane)
+        if self._starved:
+            self._starved = False
+            self._on_free()
         return left and not ended_well
-
-    def leave_to_siblings(self) -> None:
-        """Have no lanes but the one of the request in hand, in a child: others write them."""
-        self._left, self._free, self._more = self._free, deque(), None
 
     def take_over(self) -> None:
         """Make that request this thread's, in the child that took it."""
@@ -209,7 +210,7 @@ class Lanes:
         """
         self._starved = True
         self.look()
-        return len(self._free) + (held is not None) == self._total
+        return len(self.free) + (held is not None) == self._total
 
     def in_get_request(self) -> bool:
         """Return True if this thread is in a call of `get_request()`, and not in a handler."""
@@ -434,6 +435,10 @@ class Lanes:
         server = self._server()
         return server is not None and ((fd := server.socket.fileno()) == -1 or lost(fd, self._listener))
 
+    def _is_shut(self) -> bool:
+        server = self._server()
+        return server is not None and is_shut(server.fileno())
+
     def why_short(self) -> str:
         """Return why the listener has to be left alone for a while."""
         why, self._not_accepted.why = self._not_accepted.why, None
@@ -441,7 +446,8 @@ class Lanes:
 
     def begin(self, lane: Lane, request: Any, client_address: Any, now_ns: int) -> None:
         """Note what is to be known of a request that was just accepted."""
-        self._not_accepted.in_a_row = 0
+        if (failed := self._not_accepted).in_vain:
+            failed.end()
         if now_ns >= self.next_queue_wait_ns:
             self._observe_wait(lane, request, now_ns)
         if self.access_log is not None:
@@ -449,7 +455,8 @@ class Lanes:
 
     def note_accepted(self, lane: Lane, request: Any, now_ns: int) -> None:
         """Do as `begin()` does with a connection of which no request may have come yet."""
-        self._not_accepted.in_a_row = 0
+        if (failed := self._not_accepted).in_vain:
+            failed.end()
         if now_ns >= self.next_queue_wait_ns:
             self._observe_wait(lane, request, now_ns)
 

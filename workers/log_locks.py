@@ -30,12 +30,10 @@ def is_alone() -> bool:
 
 
 def hold(held: list[Any]) -> None:
-    """Hold logging's locks, and put them into the list. Raises OSError if its own lock is not to be had.
+    """Hold logging's locks, and put them into the list, unless this thread `is_alone()`: then nobody else holds any.
 
-    Where there is one thread, nobody else holds any.
+    Raises OSError if its own lock is not to be had.
     """
-    if is_alone():
-        return
     lock = logging._lock  # type: ignore[attr-defined]
     if not lock.acquire(timeout=MODULE_S):
         raise BlockingIOError(errno.EAGAIN, "a thread of the program's holds the lock of logging")

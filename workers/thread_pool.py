@@ -30,7 +30,17 @@ from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
 
-from .accepting import ACCEPT_PAUSE, ACCEPT_SAID_EVERY_S, NEVER_S, NO_RESOURCES, NOT_BEGUN, PASSED_ON, REQUEST, Accepted
+from .accepting import (
+    ACCEPT_PAUSE,
+    ACCEPT_SAID_EVERY_S,
+    NEVER_S,
+    NO_RESOURCES,
+    NOT_BEGUN,
+    PASSED_ON,
+    REQUEST,
+    SHUT,
+    Accepted,
+)
 from .bootstrap import leave
 from .contexts import Lane
 from .definitions import is_the_programs
@@ -42,7 +52,7 @@ from .signals import DRAIN_SIGNAL
 from .straight import ServeOne, way_in_threads
 from .thread_body import THREAD_BODY
 from .thread_state import context_of_threads, state_of_thread
-from .waiters import AT_EACH_CHANGE, go_to_the_back
+from .waiters import AT_ANY_TIME, AT_EACH_CHANGE, go_to_the_back
 
 log = logging.getLogger("prefork.server")
 
@@ -75,6 +85,8 @@ class ThreadPool:
         self._front = select.epoll()
         self._identities = {each: identity(each.fileno()) for each in (self._front, epoll)}
         self._stands_in_front = self._stands_at_back = False
+        self._in_front = AT_ANY_TIME
+        self._moving = threading.Lock()  # in front
         self._first = 0  # the thread that waits there, or has the request that came there; of two at once, one
         self._others = others
         self._listeners: tuple[int, ...] = tuple(each.fileno() for each, _ in served)
@@ -127,7 +139,7 @@ class ThreadPool:
         if self._ways:
             self.go_to_the_back()
         else:
-            self._stands_in_front = go_to_the_back(self._front, self._listener)
+            self._stand_in_front()
             if not self._stands_in_front:
                 self._is_short()
 
@@ -135,11 +147,23 @@ class ThreadPool:
         """Let other workers have the next requests. What is queued already wakes one of ours that waits, and
         `in_front_too` the one that waits there."""
         if in_front_too or not (self._stands_in_front or self._ways):
-            self._stands_in_front = not self._ways and go_to_the_back(self._front, self._listener)
+            self._stand_in_front()
         self._stands_at_back = True
         stand = [go_to_the_back(self._epoll, listener, AT_EACH_CHANGE) for listener in self._listeners]
         if not (all(stand) and (self._stands_in_front or self._ways)):
             self._is_short()
+
+    def on_shut(self, shut: bool) -> None:
+        """Wait in front for changes alone, as at the back: else each wait for a listener that was shut down would end
+        at once. Called in any thread of ours."""
+        self._in_front = AT_EACH_CHANGE if shut else AT_ANY_TIME
+        self._stand_in_front(again=True)
+
+    def _stand_in_front(self, *, again: bool = False) -> None:
+        """Be the last of those in front. `again`: only who stands there already."""
+        with self._moving:  # of two at once, the place of the one that has not heard of a change might be what stays
+            if self._stands_in_front or not again:
+                self._stands_in_front = not self._ways and go_to_the_back(self._front, self._listener, self._in_front)
 
     def leave(self, listener: int) -> None:
         """Wait for it no more; closing it does not: other processes share the description."""
@@ -345,7 +369,7 @@ class ThreadPool:
         """Return whether this thread has a lane still, after an accept without a request that it could serve."""
         if outcome is NOT_BEGUN or outcome is NO_RESOURCES:
             self._leave_alone()
-        elif outcome is not PASSED_ON and self._first != threading.get_ident():
+        elif outcome is not PASSED_ON and outcome is not SHUT and self._first != threading.get_ident():
             self.go_to_the_back()
         return outcome is not PASSED_ON and outcome is not NOT_BEGUN
 

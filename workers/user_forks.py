@@ -13,16 +13,27 @@ from collections.abc import Callable
 
 from prefork.metrics.scoreboard import map_over
 
-_undo: Callable[[], None] | None = None
+
+class _Next:
+    """The things that the hook finds in the process that is forked next. Written by assignment: a function that is
+    called at each fork would cost the pages that it writes."""
+
+    __slots__ = ("first", "ours", "undo")
+    undo: Callable[[], None] | None
+    ours: bool  # the fork under way is prefork's own
+    first: Callable[[], None] | None  # in that process
+
+    def __init__(self) -> None:
+        self.undo, self.ours, self.first = None, False, None
+
+
+NEXT = _Next()
 _always: list[Callable[[], None]] = []
-_ours = False  # the fork under way is prefork's own
-_first: Callable[[], None] | None = None  # in that process
 
 
 def on_fork_by_user(undo: Callable[[], None] | None) -> None:
     """Run `undo` in every process that user code forks from this one; None ends that."""
-    global _undo
-    _undo = undo
+    NEXT.undo = undo
 
 
 def first_in_child(step: Callable[[], None] | None) -> None:
@@ -30,26 +41,12 @@ def first_in_child(step: Callable[[], None] | None) -> None:
 
     It must not raise. None ends that. What was registered before prefork was imported runs earlier.
     """
-    global _first
-    _first = step
+    NEXT.first = step
 
 
 def always_on_fork_by_user(undo: Callable[[], None]) -> None:
     """Run `undo` in every process that user code forks from any of ours, whichever way that one serves."""
     _always.append(undo)
-
-
-class OwnFork:
-    """Mark a fork inside the block as prefork's own. The hook is restored afterwards, in the parent only."""
-
-    def __enter__(self) -> None:
-        global _undo, _ours
-        self._pid, self._kept, _undo, _ours = os.getpid(), _undo, None, True
-
-    def __exit__(self, *exc: object) -> None:
-        global _undo, _ours
-        if os.getpid() == self._pid:
-            _undo, _ours = self._kept, False
 
 
 def make_private(memory: mmap.mmap, size: int) -> None:
@@ -81,8 +78,7 @@ def _map_over(window: "ctypes.Array[ctypes.c_char]", size: int, flags: int, fd: 
 
 
 def _after_fork() -> None:
-    global _undo, _ours, _first
-    undo, ours, first, _undo, _ours, _first = _undo, _ours, _first, None, False, None
+    undo, ours, first, NEXT.undo, NEXT.ours, NEXT.first = NEXT.undo, NEXT.ours, NEXT.first, None, False, None
     if ours and first is not None:
         first()
     if undo is not None:

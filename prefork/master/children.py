@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from itertools import count
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.board import Board
@@ -55,6 +56,9 @@ _CONDITIONS = {
 }
 
 
+_NUMBER = attrgetter("number")
+
+
 class Child:
     """The master's record of one process. Times are in seconds of the supervisor's clock."""
 
@@ -89,7 +93,6 @@ class Child:
     report: Report | None = None
     processes: Processes = KERNEL
     name: str = ""  # of a companion
-    settle: "Callable[[Exit], tuple[bool, str]] | None" = None  # of one that has no slot of its own, at its end
 
     def __init__(
         self, serial: int, number: int, kind: ChildKind, generation: int, pid: int, pidfd: int, slot: Slot,
@@ -148,6 +151,25 @@ class Child:
         self.processes.signal(self.pidfd, signum)
 
 
+class BriefChild(Child):
+    """The record of a child that serves one request, on a lane of its parent's. Each attribute costs pages."""
+
+    kind = ChildKind.REQUEST
+    generation = 1
+    started = 0.0
+    lane: memoryview | None = None  # once the child has it
+
+    def __init__(self, serial: int, number: int, pid: int, pidfd: int, shared: "SharedSlot", settle: "Settle") -> None:
+        self.serial, self.number, self.pid, self.pidfd = serial, number, pid, pidfd
+        self.slot, self.stacks, self.reader = shared
+        self.settle = settle
+
+
+# Called at the end of such a child, with what Processes.status_of() returns; returns whether a request was lost with
+# it, and its last words.
+Settle = Callable[[BriefChild, int], tuple[bool, str]]
+
+
 class Exit(NamedTuple):
     """The end of a child."""
 
@@ -184,21 +206,20 @@ class ChildTable:
     def __init__(self, board: Board, processes: Processes = KERNEL) -> None:
         self._board = board
         self._processes = processes
-        self._children: dict[int, Child] = {}
+        self.children: dict[int, Child] = {}  # for others to look at
         self.places = 0  # among which the numbers of workers are shared out, if any
-        self._siblings: dict[int, Child] = {}  # in a child, so that it need not free them
 
     def __iter__(self) -> Iterator[Child]:
-        return iter(list(self._children.values()))
+        return iter(list(self.children.values()))
 
     def __len__(self) -> int:
-        return len(self._children)
+        return len(self.children)
 
     def count(self, kind: ChildKind) -> int:
-        return sum(child.kind is kind for child in self._children.values())
+        return sum(child.kind is kind for child in self.children.values())
 
     def __getitem__(self, serial: int) -> Child:
-        return self._children[serial]
+        return self.children[serial]
 
     def fork(
         self,
@@ -235,39 +256,43 @@ class ChildTable:
             serial, number, kind, generation, pid, pidfd, slot, stacks, reader, started=now, changed=now,
             processes=self._processes, name=name,
         )  # fmt: skip
-        self._children[serial] = child
+        self.children[serial] = child
         return child
 
-    def fork_briefly(self, shared: SharedSlot, enter: Callable[[set[int]], NoReturn], generation: int, now: float,
-                     settle: "Callable[[Exit], tuple[bool, str]]") -> Child:  # fmt: skip
-        """Start a child that has no slot of its own, nor a row on the board. Raises OSError as `fork()` does.
+    def fork_briefly(self, shared: SharedSlot, enter: Callable[[set[int]], NoReturn], spare: Any, settle: Settle,
+                     watch: Callable[[int], object]) -> BriefChild:  # fmt: skip
+        """Start a child that has no slot of its own, nor a row on the board. Raises OSError as `fork()` does, and where
+        its pidfd cannot be watched.
 
-        `enter` is what Processes.fork() takes. `settle` is called at its end; it returns whether a request was lost
-        with the child, and its last words.
+        `enter` and `spare` are what Processes.fork() takes.
         """
-        number = self._free_number()
-        pid, pidfd = self._processes.fork(enter)
-        child = Child(
-            next(self._board.serials), number, ChildKind.REQUEST, generation, pid, pidfd, *shared, started=now,
-            changed=now, processes=self._processes, settle=settle,
-        )  # fmt: skip
-        self._children[child.serial] = child
+        taken, number = {*map(_NUMBER, self.children.values())}, 1
+        while number in taken:
+            number += 1
+        pid, pidfd = self._processes.fork(enter, spare)
+        child = BriefChild(next(self._board.serials), number, pid, pidfd, shared, settle)
+        self.children[child.serial] = child
+        try:
+            watch(pidfd)
+        except OSError:
+            self.abandon(child)
+            raise
         return child
 
     def abandon(self, child: Child) -> None:
         """Kill and reap a child that cannot be watched, and take it off the board; all of it before returning."""
         self._processes.abandon(child.pid)
-        del self._children[child.serial]
+        del self.children[child.serial]
         with contextlib.suppress(OSError):
             os.close(child.pidfd)
         child.pidfd = -1
-        if child.settle is None:
+        if not isinstance(child, BriefChild):
             self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:
         """Add a child that an earlier image of this process forked; its row is already on the board."""
         child.processes = self._processes
-        self._children[child.serial] = child
+        self.children[child.serial] = child
 
     def set_state(self, child: Child, state: ChildState, now: float) -> None:
         """Set a child's state, here and on the board."""
@@ -283,18 +308,12 @@ class ChildTable:
         end = self._processes.reap(child.pid, child.pidfd)
         if end is None:
             return None
-        del self._children[child.serial]
+        del self.children[child.serial]
         return Exit(child, *end)
 
     def close_copies(self) -> None:
         """Called in a new child: close the pidfds of its siblings. Their slots stay mapped."""
-        for child in self._children.values():
-            os.close(child.pidfd)
-
-    def leave_siblings(self) -> None:
-        """Called in a new child that ends soon: close the pidfds, and know nobody, without a look at each record."""
-        self._siblings, self._children = self._children, {}
-        for child in self._siblings.values():
+        for child in self.children.values():
             os.close(child.pidfd)
 
     def close_memory(self) -> None:
@@ -302,9 +321,9 @@ class ChildTable:
 
         The child writes its own slot and nothing else.
         """
-        for child in self._children.values():
+        for child in self.children.values():
             child.slot.close()
-        self._children.clear()
+        self.children.clear()
         self._board.forget()
 
     def place_of(self, child: Child) -> int | None:
@@ -314,7 +333,7 @@ class ChildTable:
     def _free_number(self, instead_of: int | None = None) -> int:
         """Return the least number that nobody has; where there are places, one of a place in which nobody serves, else
         of the place of the worker that is to be replaced."""
-        taken = {child.number for child in self._children.values()}
+        taken = {child.number for child in self.children.values()}
         if not self.places:
             number = 1
             while number in taken:
@@ -322,7 +341,7 @@ class ChildTable:
             return number
         serving = (child for child in self if child.state in (ChildState.STARTING, ChildState.READY))
         served = {self.place_of(child) for child in serving}
-        replaced = self._children.get(instead_of) if instead_of is not None else None
+        replaced = self.children.get(instead_of) if instead_of is not None else None
         last = 0 if replaced is None else self.place_of(replaced)
         place = next((place for place in range(self.places) if place not in served), last or 0)
         return next(number for number in count(place + 1, self.places) if number not in taken)

@@ -15,6 +15,7 @@ from prefork.metrics.log_events import LogEvent, event
 
 from .children import Child, Exit
 from .guard import guarded
+from .processes import STATUS_LOST
 
 log = logging.getLogger("prefork.supervisor")
 
@@ -101,13 +102,6 @@ class Exits:
         _log(exit, death)
         return death
 
-    def settle_briefly(self, exit: Exit, *, lost: bool, text: str) -> None:
-        """Log the end of a child that has no slot of its own."""
-        if lost:
-            _log_died(exit.child, 1, Outcome.LOST)
-        if text or exit.signum is not None or log.isEnabledFor(logging.DEBUG):
-            _log(exit, Death(None, False, text, False))
-
     def _reason(self, exit: Exit, booted: bool, hint: ExitReason | None) -> ExitReason:
         told = exit.child.reason
         reason = exit_reason(told, booted=booted, status=exit.status, signum=exit.signum, hint=hint)
@@ -143,6 +137,14 @@ class Exits:
         for number, outcome in zip(gone, (Outcome.LOST, Outcome.TIMEOUT), strict=True):
             if number:
                 _log_died(exit.child, number, outcome)
+
+
+def settle_briefly(child: Child, status: int, *, lost: bool, text: str) -> None:
+    """Log the end of a child that has no slot of its own; `status` is that of Processes.status_of()."""
+    if lost:
+        _log_died(child, 1, Outcome.LOST)
+    known = None if status == STATUS_LOST or status < 0 else status
+    _log(Exit(child, known, -status if status < 0 else None, 0.0, 0.0), Death(None, False, text, False))
 
 
 def _log_died(child: Child, number: int, outcome: Outcome) -> None:

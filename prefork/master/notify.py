@@ -143,6 +143,20 @@ class Notices:
             yield f"STATUS={words}"
 
 
+def address_of(text: str) -> str:
+    """Return the address that NOTIFY_SOCKET means; empty, and logged, where it is no path and no abstract name."""
+    if text[:1] == "@":
+        return "\0" + text[1:]
+    if text and text[0] != "/":
+        log.warning(
+            "could not tell the service manager anything: NOTIFY_SOCKET is %r, no path and no @name",
+            text,
+            extra=event(LogEvent.NOTIFY_FAILED),
+        )
+        return ""
+    return text
+
+
 class Notifier:
     """Keep the manager informed, as a part of the supervisor's turn.
 
@@ -156,7 +170,7 @@ class Notifier:
     ) -> None:  # fmt: skip
         environment = given()
         self._facts = facts
-        self._address = environment.notify
+        self._address = address_of(environment.notify)
         self._notices = Notices(environment.watchdog_s, monotonic(), resumed=resumed)
         self._unsent: deque[tuple[str, int | None]] = deque()
         self._kept: list[str] = []

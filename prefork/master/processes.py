@@ -4,6 +4,7 @@ Runs in the process that serves: the master of a pool, or a plain forking server
 its pidfd says that the process is still ours. Must not know what a process is for: that is the child table's business.
 """
 
+import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps, without its enums
 import contextlib
 import logging
 import os
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, Stacks
-from prefork.workers import bootstrap, log_locks, signals, user_forks
+from prefork.workers import bootstrap, log_locks, signals
+from prefork.workers.user_forks import NEXT
 
 from .guard import guarded
 
@@ -24,9 +26,6 @@ with contextlib.suppress(ModuleNotFoundError):  # not on every system
     import resource  # noqa: F401  # os.wait4() imports it at its first call, when no descriptor may be free for that
 
 log = logging.getLogger("prefork.supervisor")
-
-
-WARNS: bool = sys.version_info >= (3, 12)
 
 
 class End(NamedTuple):
@@ -38,16 +37,18 @@ class End(NamedTuple):
     system_s: float
 
 
-def _fork() -> int:
-    """Fork without the warning of Python 3.12 on that this process has threads: it comes when the child exists already.
+def _fork_unwarned() -> int:
+    """Fork without the warning that this process has threads: it comes when the child exists already.
 
     Where the program makes warnings errors it would be raised, and nobody would know the child.
     """
-    if not WARNS:
-        return os.fork()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
+
+
+FORK = _fork_unwarned if sys.version_info >= (3, 12) else os.fork
+STATUS_LOST = 1 << 8  # in place of an exit status: nobody knows it
 
 
 class Processes:
@@ -71,31 +72,39 @@ class Processes:
 
         return self.fork(enter)
 
-    def fork(self, enter: Callable[[set[int]], NoReturn]) -> tuple[int, int]:
+    def fork(self, enter: Callable[[set[int]], NoReturn], spare: Any = None) -> tuple[int, int]:
         """Fork; `enter` runs in the child, with every signal blocked, is given the mask of before, and never returns.
 
-        Return and raise as `start()`. Without a context manager around another: each costs the pages that it writes.
+        `spare` is closed, if it can be, where no descriptor is left for the pidfd. Return and raise as `start()`. All
+        in one function, but for what threads need: each that runs between two forks costs the pages that it writes.
         """
         held: list[Any] = []
-        mask = signals.set_mask(signals.EVERY)
+        mask: set[int] = _signal.pthread_sigmask(_signal.SIG_SETMASK, signals.EVERY)
+        undo, pid = NEXT.undo, -1
         try:
-            log_locks.hold(held)
-            with user_forks.OwnFork():
-                pid = _fork()
-                if pid == 0:
-                    enter(mask)
-                return pid, self._pidfd(pid)
-        finally:
-            log_locks.release(held)
-            signals.set_mask(mask)
-
-    @staticmethod
-    def _pidfd(pid: int) -> int:
-        try:
-            return os.pidfd_open(pid)
-        except OSError:  # no free descriptor: a process that cannot be watched must not live
-            Processes.abandon(pid)
+            if not log_locks.is_alone():
+                log_locks.hold(held)
+            NEXT.undo, NEXT.ours = None, True
+            pid = FORK()
+            if pid == 0:
+                enter(mask)
+            try:
+                return pid, os.pidfd_open(pid)
+            except OSError:
+                if not hasattr(spare, "close"):
+                    raise
+            spare.close()
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            if pid > 0:  # no free descriptor: a process that cannot be watched must not live
+                self.abandon(pid)
             raise
+        finally:
+            if pid:
+                NEXT.undo, NEXT.ours = undo, False
+            if held:
+                log_locks.release(held)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
     @staticmethod
     def abandon(pid: int) -> None:
@@ -115,6 +124,15 @@ class Processes:
         code = os.waitstatus_to_exitcode(status)
         exited = code >= 0
         return End(code if exited else None, None if exited else -code, usage.ru_utime, usage.ru_stime)
+
+    def status_of(self, pid: int, pidfd: int) -> int | None:
+        """Reap a process whose CPU time nobody asks for. Return its exit status, below 0 the signal that has ended it,
+        or STATUS_LOST; None while it lives."""
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return None if _alive(pidfd) else STATUS_LOST
+        return os.waitstatus_to_exitcode(status) if found else None
 
     def end_group(self, pid: int) -> None:
         """Kill the process group that this child leads, if it leads one; the child must not have been reaped."""

@@ -13,12 +13,15 @@ from time import monotonic
 
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.log_events import LogEvent, event
+from prefork.metrics.loggers import known_levels
 
-from .children import Child, ChildTable, Exit
+from .children import BriefChild, Child, ChildTable, Exit
+from .exits import settle_briefly
 from .guard import say_failed
 from .waiting import REFUSED_S, Waiting
 
 log = logging.getLogger("prefork.supervisor")
+_LEVELS = known_levels(log)
 
 KILLED_WITHIN_S = 5.0  # from SIGKILL until a child that still lives is left behind
 
@@ -32,7 +35,23 @@ class Reaper:
         self._note = note
 
     def reap(self, child: Child) -> None:
-        """Reap the child if it has ended, and end what a rehearsal has started."""
+        """Reap the child if it has ended, and end what a rehearsal has started.
+
+        One without a slot of its own is settled here: what a plain server does between two forks costs it the pages
+        that each function writes.
+        """
+        if isinstance(child, BriefChild):
+            status = child.processes.status_of(child.pid, child.pidfd)
+            if status is None:
+                return
+            del self._table.children[child.serial]
+            self._waiting.remove(child.pidfd)
+            child.pidfd = -1
+            lost, text = child.settle(child, status)
+            says_all = _LEVELS.get(logging.DEBUG) is not False and log.isEnabledFor(logging.DEBUG)
+            if lost or text or status < 0 or says_all:
+                settle_briefly(child, status, lost=lost, text=text)
+            return
         if child.kind is ChildKind.REHEARSAL:
             child.processes.end_group(child.pid)  # before it is reaped: its pid may be reused from then on
         exit = self._table.reap(child)

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic, monotonic_ns, time_ns
-from typing import Any, NoReturn
+from typing import Any
 
 from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
-from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
+from prefork.metrics.scoreboard import DRAIN_ASKED, Slot
 from prefork.workers import strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.connection_table import pack_connections, table_of_connections
@@ -30,8 +30,8 @@ from ..errors import BootError, PreforkError
 from ..sockets.listener import leave_descriptor, listener_names
 from ..sockets.peers import peers_at
 from . import log_drops, policy, signalling
-from .accept_queue import AcceptQueues
-from .children import Child, ChildState, ChildTable, Exit, SharedSlot
+from .accept_queue import AcceptQueues, Mending
+from .children import BriefChild, Child, ChildState, ChildTable, Exit
 from .clock import Clock
 from .companions import Companions
 from .exits import Exits
@@ -80,6 +80,7 @@ class Supervisor:
         replaced in a simulation."""
         self.service = service
         self.limits = limits
+        self._plain = not limits.pool
         self.phase = Phase.STARTING
         self.table = ChildTable(board, processes)
         self.generations: Succession = generations or OneGeneration()
@@ -95,18 +96,22 @@ class Supervisor:
         self.board = board
         self.kept = KeptQueues(False, None) if service.kept is None else service.kept
         ready = () if self.kept.ready is None else (self.kept.ready,)
-        self._waiting = Waiting(wakeup, self.clock.now, (*service.listeners, *ready), known.get("nudge"))
-        self.wake, self.nudge, self.fileno = wakeup.wake, self._waiting.nudge, self._waiting.fileno
-        self._accept_queues = AcceptQueues(service.listeners, service.others, self.kept.ready)
+        self.waiting = Waiting(wakeup, self.clock.now, (*service.listeners, *ready), known.get("nudge"))
+        self.wake, self.nudge, self.fileno = wakeup.wake, self.waiting.nudge, self.waiting.fileno
+        self._accept_queues = AcceptQueues(
+            service.listeners, service.others, self.kept.ready,
+            Mending(service.work is not None, self.waiting.step_back),
+        )  # fmt: skip
         self.companions = Companions(None if service.work is None else service.companions, known.get("companions"))
         self.connections = table_of_connections(service.counts_connections, known.get("connections"))
         self.table.places = limits.max_children if limits.one_size else 0
-        self._spawner = Spawner(service, self.table, board, self._waiting, self.companions, self.connections)
+        self.spawner = Spawner(service, self.table, board, self.waiting, self.companions, self.connections)
         self._gauges = Gauges(board, self.clock.now())
         self._overload = Overload.resumed(known.get("overload"))
-        self._wake_at = self._looked_at = self.clock.now()
+        self._looked_at = self.clock.now()
+        self.wake_at = self._looked_at  # when the next turn is due; for others to read
         self._exits = Exits(board)
-        self._reaper = Reaper(self.table, self._waiting, self._note_exit)
+        self._reaper = Reaper(self.table, self.waiting, self._note_exit)
         self.last_error = ""  # the last words of the last worker that died at boot
         self._drain_asked = False
         self._fault: Exception | None = None  # a mistake of ours that a turn has raised
@@ -116,21 +121,21 @@ class Supervisor:
         self.closed = False
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(
-            board, self.table, self._waiting, limits.boot_timeout, self.fork, self._asked, self._values,
+            board, self.table, self.waiting, limits.boot_timeout, self.fork, self._asked, self._values,
             self.companions.pack, partial(pack_connections, self.connections), self.kept.pack,
         )  # fmt: skip
         self.generations.begin(workings)
         self.companions.enter(self.table)
         if resumed is not None:
             self.pool = self.pool._replace(ever_ready=True, target=known.get("target", 0))
-            self._spawner.any_served = True
+            self.spawner.any_served = True
         before = [known[name] for name in listener_names(known)]
         notifier = None if not limits.pool else Notifier(
             self._facts, resumed=resumed is not None, listeners=self._accept_queues.kept(),
             before=[(each["fd"], each["asked"]) for each in before],
         )  # fmt: skip
         drops = log_drops.Drops(board, self.table, self.nudge)
-        self.tasks = Tasks(self.table, self._waiting, drops, notifier, self._accept_queues.origins)
+        self.tasks = Tasks(self.table, self.waiting, drops, notifier, self._accept_queues.origins)
 
     # The loop, and one turn of it.
 
@@ -156,7 +161,7 @@ class Supervisor:
     ) -> BaseException | None:  # fmt: skip
         """Turn and wait. Return what was raised meanwhile."""
         parting = Parting(self.mailbox.post)
-        ours = Descriptors(*self._waiting.descriptors(), self.board.fd, *self.kept.pack()[1])
+        ours = Descriptors(*self.waiting.descriptors(), self.board.fd, *self.kept.pack()[1])
         while self.phase is not Phase.STOPPED:
             try:
                 turns = self.turns
@@ -173,7 +178,7 @@ class Supervisor:
                 holding.on = True  # first of all, or another handler could raise in here
                 if self.forgotten:
                     strays.end(exc)
-                self._waiting.hear_again()
+                self.waiting.hear_again()
                 parting.note(exc, self.limits.drain_delay + self.limits.graceful_timeout)
         return parting.raised
 
@@ -214,18 +219,18 @@ class Supervisor:
         seconds = seconds if at_most is None else min(seconds, at_most)
         until = monotonic() + seconds
         with LetThrough():
-            heard = self._waiting.wait(seconds)
+            heard = self.waiting.wait(seconds)
         with held():
             if not heard:
                 self.board.observe(LOOP_DELAY, monotonic() - until)
             self._note_ended(heard)
 
     def until_next_turn(self) -> float:
-        return inf if self._wake_at == inf else max(0.0, self._wake_at - self.clock.now())
+        return inf if self.wake_at == inf else max(0.0, self.wake_at - self.clock.now())
 
     def is_due(self) -> bool:
         """Return True if a turn has something to do in a plain server, even where `fileno()` is not readable."""
-        return self._wake_at <= self.clock.now()
+        return self.wake_at <= self.clock.now()
 
     def turn(self) -> None:
         """Note what has happened, plan, apply. Never waits.
@@ -236,26 +241,39 @@ class Supervisor:
         self.turns += 1
         if self.closed or self.forgotten:
             return
-        if not self.limits.pool:  # which takes no signals: no handler of the program's could be held back
-            self._try_turn()
+        if not self._plain:
+            with held():
+                self._try_turn()
             return
-        with held():
-            self._try_turn()
+        # A plain server takes no signals: no handler of the program's could be held back. Each step costs it, after
+        # each fork, the pages that it writes.
+        try:
+            if heard := self.waiting.wait(0):
+                self._note_ended(heard)
+            if self.waiting.nudged or self.tasks.watched or (self.wake_at != inf and self.is_due()):
+                self._turn_on()
+        except Exception as exc:
+            if not self._tried(exc):
+                raise
 
     def _try_turn(self) -> None:
         try:
-            self._turn()
-        except (OSError, MemoryError) as exc:
-            say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
-            self._wake_at = self.clock.now() + TURN_AGAIN_S
+            self._note_ended(self.waiting.wait(0))
+            self._turn_on()
         except Exception as exc:
-            self._fault = exc
-            raise
+            if not self._tried(exc):
+                raise
 
-    def _turn(self) -> None:
-        self._note_ended(self._waiting.wait(0))
-        if not (self.limits.pool or self._waiting.nudged or self.tasks.watched or self.is_due()):
-            return  # each step of a turn costs a plain server, after each fork, the pages that it writes
+    def _tried(self, exc: Exception) -> bool:
+        """Return True if the kernel has refused something that the next turn tries again."""
+        if isinstance(exc, OSError | MemoryError):
+            say_failed("finish a turn of the master", exc, f"trying again after {TURN_AGAIN_S:g} s")
+            self.wake_at = self.clock.now() + TURN_AGAIN_S
+            return True
+        self._fault = exc
+        return False
+
+    def _turn_on(self) -> None:
         self._note_pause()
         now = self._looked_at = self.clock.now()
         if self.limits.pool:
@@ -267,23 +285,23 @@ class Supervisor:
             self._apply(policy.plan(snapshot, self.limits, now), now)
             self._note_overload(snapshot.queued, now)
         else:
-            if self._waiting.nudged:
-                self._waiting.nudged = False
+            if self.waiting.nudged:
+                self.waiting.nudged = False
                 self._note_reports(now)
-            self._waiting.hear_nudges()
+            self.waiting.hear_nudges()
         self._finish_turn(now)
 
     def _finish_turn(self, now: float) -> None:
         """Do what does not depend on the plan, and set when the next turn is due for it."""
         if self.limits.pool:
             when = self.generations.turn(now, self.pool.boot_deaths, self.last_error)
-            self._wake_at = min(self._wake_at, when)
+            self.wake_at = min(self.wake_at, when)
         else:
-            self._wake_at = self._waiting.next_at(False)
+            self.wake_at = self.waiting.next_at(False)
         if self.tasks.watched:
             self._publish(now)
         when = self.tasks.turn(now)  # control may have obeyed a command in it, which makes the next turn due at once
-        self._wake_at = min(self._wake_at, when)
+        self.wake_at = min(self.wake_at, when)
 
     def _note_pause(self) -> None:
         """Move all deadlines by the whole time since the last turn, if this process was stopped in it.
@@ -297,7 +315,7 @@ class Supervisor:
         acted = min(self._acted, self._usually_acts)  # a longer one may be a stop in the midst of it
         self._acted, self._usually_acts = 0.0, self._acted
         now = self.clock.now()
-        late, unseen = now - self._wake_at - acted, now - self._looked_at - acted
+        late, unseen = now - self.wake_at - acted, now - self._looked_at - acted
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
             self.clock.note_pause(unseen)
             log.warning(
@@ -317,7 +335,7 @@ class Supervisor:
         """Obey a command that takes no argument, now. To be called in a turn."""
         now = self.clock.now()
         self._obey(command, now)
-        self._wake_at = now
+        self.wake_at = now
 
     def _obey(self, command: Command, now: float) -> None:
         log.info("command: %s", command.name.lower(), extra=event(LogEvent.COMMAND, command=command.name.lower()))
@@ -354,7 +372,7 @@ class Supervisor:
         """Enter DRAINING, and publish that first: a load balancer that asks /-/ready then sends no new client while
         `drain_delay` keeps the listener open."""
         self._set_phase(Phase.DRAINING, now)
-        self._waiting.step_back()
+        self.waiting.step_back()
         if self.tasks.exported:
             self._publish(now)
 
@@ -371,7 +389,7 @@ class Supervisor:
     def scale(self, workers: int) -> policy.Limits:
         """Set `max_children` to `workers`; return the limits that are now in force."""
         self._set_limits(self.limits.scaled(workers))
-        self._wake_at = self.clock.now()
+        self.wake_at = self.clock.now()
         return self.limits
 
     def _set_limits(self, limits: policy.Limits) -> None:
@@ -400,7 +418,7 @@ class Supervisor:
         """Read every slot: for workers that became READY, requests to the master, and stacks that were asked for."""
         for child in self.table:
             self._note_report(child, now)
-            if child.settle is not None:
+            if isinstance(child, BriefChild):
                 continue
             signalling.note_stacks(child)
             if child.ends_by_itself and child.state is ChildState.READY:
@@ -417,7 +435,7 @@ class Supervisor:
             self.table.set_state(child, ChildState.READY, now)
             self.board.observe(BOOT, now - child.started)
             self.pool = policy.after_ready(self.pool)
-            self._waiting.step_back()  # to come back behind the new worker
+            self.waiting.step_back()  # to come back behind the new worker
         if child.due is None and report.due in (ExitReason.MAX_REQUESTS, ExitReason.MAX_MEMORY):
             child.due = report.due
         if report.replace_asked and not child.replace and self.phase in PHASE_MAY_FOLLOW[Phase.DRAINING]:
@@ -434,19 +452,15 @@ class Supervisor:
                 self.mailbox.post(Command.DRAIN)
 
     def _note_ended(self, heard: set[int]) -> None:
-        for child in self.table:
+        for child in list(self.table.children.values()):
             if child.pidfd in heard:
-                if child.settle is None or child.slot.words[DRAIN_ASKED] == YES:
+                if not isinstance(child, BriefChild) or child.slot.words[DRAIN_ASKED]:
                     self._note_report(child, self.clock.now())  # what it has done since the last look
                 self._reaper.reap(child)
 
     def _note_exit(self, exit: Exit) -> None:
         """Note that a child was reaped."""
         child, now = exit.child, self.clock.now()
-        if child.settle is not None:
-            lost, text = child.settle(exit)
-            self._exits.settle_briefly(exit, lost=lost, text=text)
-            return
         death = self._exits.settle(exit, self.limits.request_timeout, self.clock.stamp_ns())
         # A death of the old code says nothing about the new.
         if child.kind is ChildKind.COMPANION:
@@ -463,13 +477,15 @@ class Supervisor:
         if child.kind is ChildKind.REHEARSAL:
             attempt("judge the rehearsal", lambda: self.generations.rehearsal_ended(str(exit)))
         self.table.set_state(child, ChildState.REAPED, now)
-        self._wake_at = min(self._wake_at, now)
+        self.wake_at = min(self.wake_at, now)
 
     # Planning.
 
     def _snapshot(self, now: float) -> policy.PoolSnapshot:
         waiting = self._accept_queues.look(now)
-        saturated, self._waiting.saturated = self._waiting.saturated, False
+        if self._accept_queues.bound_anew():
+            self._replace_who_listened(now)
+        saturated, self.waiting.saturated = self.waiting.saturated, False
         late_at, clock = self.companions.run_late_at, self.clock
         place_of = self.table.place_of
         children = tuple(view_of(child, clock, late_at(child, clock), place_of(child)) for child in self.table)
@@ -478,6 +494,14 @@ class Supervisor:
             queued=waiting, queued_at=self._accept_queues.queued_at, saturated=saturated,
             companions=self.companions.views(), can_start=self.service.work is not None,
         )  # fmt: skip
+
+    def _replace_who_listened(self, now: float) -> None:
+        """Have whoever has a copy of the listeners replaced: one of them is another socket now."""
+        for child in self.table:
+            if child.kind is ChildKind.WORKER:
+                child.replace = True
+            elif child.kind is ChildKind.EXPORTER:
+                signalling.retire(child, now)
 
     def _note_overload(self, queued: bool, now: float) -> None:
         if self.phase is not Phase.RUNNING:
@@ -507,25 +531,26 @@ class Supervisor:
         return peers_at(self.service.listeners, child.pid, child.pidfd, monotonic() + PEERS_WITHIN_S)
 
     def _plan_next_turn(self, plan: Plan, now: float) -> None:
-        self._wake_at = plan.wake_at
+        self.wake_at = plan.wake_at
         if policy.hopeless(self.pool) and self.phase is Phase.STARTING:
             self._set_phase(Phase.STOPPING, now)
-            self._wake_at = now
+            self.wake_at = now
         elif self.pool.next_start > now:
-            self._wake_at = min(self._wake_at, self.pool.next_start)
+            self.wake_at = min(self.wake_at, self.pool.next_start)
         scarce = wants_more(self.table, self.phase, self.limits)
-        self._waiting.listen(scarce)
-        self._waiting.hear_nudges()
-        self._wake_at = min(self._wake_at, self._waiting.next_at(scarce))
+        self.waiting.listen(scarce)
+        self.waiting.hear_nudges()
+        self.wake_at = min(self.wake_at, self.waiting.next_at(scarce))
         if any(child.stacks_seen for child in self.table):
-            self._wake_at = min(self._wake_at, now + signalling.STACKS_S)
+            self.wake_at = min(self.wake_at, now + signalling.STACKS_S)
 
     def _publish(self, now: float) -> None:
         self.companions.publish(self.table)
         self._gauges.publish(
             list(self.table), self.phase, self.limits, self.pool,
             queue_lengths=zip(self.service.numbers, self._accept_queues.queue_lengths(), strict=False),
-            reachable=self.tasks.paths.reachable, now=now, now_ns=self.clock.stamp_ns(),
+            reachable=self.tasks.paths.reachable and self._accept_queues.reachable, now=now,
+            now_ns=self.clock.stamp_ns(),
         )  # fmt: skip
 
     def _facts(self) -> NotifyFacts:
@@ -544,18 +569,18 @@ class Supervisor:
 
     def _spawn(self, now: float, instead_of: int | None) -> bool:
         try:
-            self._spawner.worker(self.generations.current, now, instead_of)
+            self.spawner.worker(self.generations.current, now, instead_of)
         except OSError as exc:
-            self._spawner.note_failure(exc, now)
+            self.spawner.note_failure(exc, now)
             self.pool = policy.after_fork_failure(self.pool, now)
             return False
         return True
 
     def _start_companion(self, name: str, now: float) -> None:
         try:
-            self._spawner.companion(name, self.generations.current, now)
+            self.spawner.companion(name, self.generations.current, now)
         except OSError as exc:
-            self._spawner.note_failure(exc, now, "companion")
+            self.spawner.note_failure(exc, now, "companion")
             self.companions.not_started(name, now)
 
     def _leave_by(self, now: float) -> float:
@@ -567,33 +592,21 @@ class Supervisor:
         self, kind: ChildKind, slot: Slot, body: Callable[[Birth, Master, int], int], serial: int | None = None
     ) -> Child:
         """Start a child of this kind; its slot is folded into the totals when it is reaped. Raises OSError."""
-        return self._spawner.start(kind, slot, body, self.generations.current, self.clock.now(), serial)
-
-    def fork_briefly(self, shared: SharedSlot, enter: Callable[[set[int]], NoReturn],
-                     settle: Callable[[Exit], tuple[bool, str]]) -> None:  # fmt: skip
-        """Start a child that serves a request without a slot of its own; see ChildTable. Raises OSError."""
-        child = self.table.fork_briefly(shared, enter, self.generations.current, self.clock.now(), settle)
-        try:
-            self._waiting.add(child.pidfd)
-        except OSError:
-            self.table.abandon(child)
-            raise
-        self._spawner.any_served = True
-        self.board.words[Word.SPAWNED] += 1  # nobody else reads this board
+        return self.spawner.start(kind, slot, body, self.generations.current, self.clock.now(), serial)
 
     # For others.
 
     def watch(self, fd: int) -> None:
         """End the wait when `fd` is readable, too. The caller has to see in its turn what there is to do."""
-        self._waiting.add(fd)
+        self.waiting.add(fd)
 
     def unwatch(self, fd: int) -> None:
-        self._waiting.remove(fd)
+        self.waiting.remove(fd)
 
     @property
     def forked(self) -> bool:
         """True once a child that serves has been started."""
-        return self._spawner.any_served
+        return self.spawner.any_served
 
     def others_serve(self) -> bool:
         """Return True while a worker of an earlier image is there."""
@@ -626,7 +639,7 @@ class Supervisor:
             return
         self.closed = True
         if self.generations.arriving:  # it never began: the degraded master goes on with children and descriptors
-            self._waiting.forget()
+            self.waiting.forget()
             return
         self.generations.cancel()
         self.tasks.end_control()
@@ -641,7 +654,7 @@ class Supervisor:
         self.kept.close()
         if self.connections is not None:
             self.connections.close()
-        self._waiting.close()
+        self.waiting.close()
 
     def forget(self) -> None:
         """Called in a new child: close its copies of what is the master's alone.
@@ -650,15 +663,9 @@ class Supervisor:
         """
         self.forgotten = True
         self.table.close_copies()
-        self._waiting.forget()
+        self.waiting.forget()
         self.generations.forget()
         self.tasks.forget()
-
-    def leave(self) -> None:
-        """Called in place of `forget()` in a child that was forked briefly."""
-        self.forgotten = True
-        self.table.leave_siblings()
-        self._waiting.leave()
 
     def forget_memory(self) -> None:
         self.table.close_memory()

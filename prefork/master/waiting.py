@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from prefork.workers.accepting import is_shut
 from prefork.workers.kept import QueueEnd
 from prefork.workers.wakeup import Wakeup
 
@@ -59,7 +60,11 @@ class Waiting:
             if nudge is None:
                 os.close(self._nudge)
             raise
-        self._epoll.register(wakeup.fileno(), select.EPOLLIN)
+        # For a plain server, which calls them at each fork, without a function of ours:
+        self.add_pidfd: Callable[[int], None] = self._epoll.register  # as add(), for a pidfd has one event only
+        self.leave = self._epoll.close  # in a new child that ends soon: close what would go on reporting to it
+        self._woken = wakeup.fileno()
+        self._epoll.register(self._woken, select.EPOLLIN)
         self._epoll.register(self._nudge, select.EPOLLIN | select.EPOLLONESHOT)
 
     def fileno(self) -> int:
@@ -68,9 +73,9 @@ class Waiting:
     def descriptors(self) -> tuple[int, ...]:
         return self._epoll.fileno(), self._wakeup.fileno(), self._wakeup.write_fileno(), self._nudge
 
-    def add(self, pidfd: int) -> None:
-        """Wait for this pidfd, too. Raises OSError when memory is short or max_user_watches is reached; epoll(7)."""
-        self._epoll.register(pidfd, select.EPOLLIN)
+    def add(self, fd: int) -> None:
+        """Wait for this one, too. Raises OSError when memory is short or max_user_watches is reached; see epoll(7)."""
+        self._epoll.register(fd, select.EPOLLIN)
 
     def take_out(self, fd: int) -> None:
         """Stop waiting for this descriptor, if it was waited for."""
@@ -87,7 +92,10 @@ class Waiting:
 
         Closing it alone does not take it out of the epoll while a child that was just forked has a copy.
         """
-        self.take_out(pidfd)
+        try:
+            self._epoll.unregister(pidfd)
+        except (OSError, ValueError):
+            pass
         try:
             os.close(pidfd)
         except OSError:
@@ -96,12 +104,12 @@ class Waiting:
     def wait(self, seconds: float) -> set[int]:
         """Wait until something happens, at most `seconds`; return the readable descriptors, pidfds among them."""
         try:
-            heard = {fd for fd, _ in self._epoll.poll(seconds)}
+            heard = {*dict(self._epoll.poll(seconds))}  # by no function of ours, which at each fork costs its pages
         except OSError as exc:
             say_failed("wait for what happens", exc)
             time.sleep(min(seconds, REFUSED_S))  # else the master would spin while the kernel goes on refusing
             heard = set()
-        if self._wakeup.fileno() in heard:
+        if self._woken in heard:
             self._wakeup.drain()
         if self._nudge in heard:
             with contextlib.suppress(OSError):
@@ -129,7 +137,8 @@ class Waiting:
             self._listening = True
             try:
                 for each in self._listeners:
-                    self._epoll.register(each.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+                    if isinstance(each, QueueEnd) or not is_shut(each.fileno()):  # else it would be told of for ever
+                        self._epoll.register(each.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
             except OSError:
                 self.step_back(WAIT_AGAIN_S)  # until then only the tick finds saturation
 
@@ -162,10 +171,6 @@ class Waiting:
         """Called in a new child: close its copies of the descriptors, all but the nudge."""
         self._epoll.close()
         self._wakeup.close()
-
-    def leave(self) -> None:
-        """Called in a new child that ends soon: close what would go on reporting to it."""
-        self._epoll.close()
 
     def close(self) -> None:
         self.forget()

@@ -81,6 +81,7 @@ def test_a_drain_tells_it_at_half_time(tmp_path: Path) -> None:
     assert GRACE / 2 <= told["at"] - at < GRACE
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_one_that_ignores_it_is_killed(signum: signal.Signals, tmp_path: Path) -> None:
     """A drain kills it at graceful_timeout, a stop kills nobody but leaves at once."""
@@ -135,6 +136,7 @@ def test_killed(tmp_path: Path) -> None:
     assert service.wait("ended")["exits"] == {"drained": 1}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("companions", [["steady", "demoted"], ["deaf", "ignoring"]], ids=" ".join)
 def test_no_orphan(companions: list[str], tmp_path: Path) -> None:
     """With the master dies what it has started: at once, or within graceful_timeout where it does not hear that; also
@@ -272,6 +274,7 @@ def test_metrics_of_the_program() -> None:
 JOB = "class Hooks:\n    companions = {'job': every(%s, job), 'steady': steady}\n"
 
 
+@pytest.mark.timed
 @pytest.mark.once
 def test_a_periodic_job(tmp_path: Path) -> None:
     """It runs at once, then whenever the interval has passed, one run at a time; a run that raises is logged and
@@ -313,6 +316,7 @@ LIMITED = "class Hooks:\n    companions = {'job': every(%s, job, timeout=%s)}\n"
 TIMEOUT = 0.2  # with what follows it ends before the next run is due
 
 
+@pytest.mark.timed
 @pytest.mark.once
 def test_a_run_over_its_time(tmp_path: Path) -> None:
     """Its stacks are logged, it counts as timeout and its process is replaced, in which the next one runs when it is

@@ -56,6 +56,7 @@ def test_block_on_close(base: Any, waits: bool) -> None:
         server.collect_children(blocking=True)
 
 
+@pytest.mark.timed
 def test_shutdown_at_the_cap_of_children() -> None:
     """A loop that accepts nothing, because there are max_children, hears shutdown() all the same."""
     server = type("Server", (ForkingTCPServer,), {"max_children": 1})(LOOPBACK, Holds)
@@ -91,6 +92,7 @@ def test_a_drain_waits_for_busy_lanes(settings: dict[str, Any], tmp_path: Path) 
 CLOSED = "from tests.process.programs.closing import Hooks"
 
 
+@pytest.mark.timed
 def test_server_close_of_a_pool_is_bounded(tmp_path: Path) -> None:
     """server_close() in another thread waits for requests in hand, at most graceful_timeout."""
     with Service(tmp_path, script(CLOSED, max_children=2, graceful_timeout=GRACE)) as service:

@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prefork import BaseRequestHandler, ForkingTCPServer
+from prefork.workers.signals import HEARD
 from tests.support.clients.connections import ask, dial
 from tests.support.programs.serving import HUNG, Upper, descriptors, serving
 
@@ -41,6 +43,9 @@ class Told(BaseRequestHandler):
             sys.exit(f"the words of {word.removeprefix('exit ')}")
         if word.startswith("leave "):
             os._exit(int(word.removeprefix("leave ")))
+        if word == "siblings":
+            self.server.collect_children(blocking=True)
+            self.request.sendall(repr(self.server.active_children).encode())
         if word == "descriptors":
             self.request.sendall(" ".join(kinds(descriptors())).encode() or b"none")
 
@@ -67,9 +72,17 @@ def at_rest(server: ForkingTCPServer) -> bool:
     return not server.active_children
 
 
-def test_each_end_is_counted() -> None:
+class LongWay(ForkingTCPServer):
+    """The same, by all hooks: one is defined, which does what it does anyway."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay])
+def test_each_end_is_counted(server_class: type[ForkingTCPServer]) -> None:
     """Completed, also by os._exit(0); failed; and lost where the child ends by a signal, or with another status."""
-    server = ForkingTCPServer(LOOPBACK, Told)
+    server = server_class(LOOPBACK, Told)
     with serving(server):
         for word in ("", "", "raise", "leave 0", "leave 3", "kill"):
             with told(server) as (client, pid):
@@ -100,9 +113,12 @@ def test_lost_ones_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "killed by SIGKILL" in caplog.messages[1]
 
 
-def test_last_words_are_each_ones_own(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay])
+def test_last_words_are_each_ones_own(
+    server_class: type[ForkingTCPServer], caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
     """Children that share their memory and end at the same time are told apart in the log."""
-    server = ForkingTCPServer(LOOPBACK, Told)
+    server = server_class(LOOPBACK, Told)
     with serving(server), contextlib.ExitStack() as stack:
         clients = [stack.enter_context(told(server)) for _ in range(8)]
         for client, pid in clients:
@@ -149,9 +165,10 @@ def test_max_children_may_change() -> None:
             stack.enter_context(told(server))
 
 
-def test_a_child_holds_nothing_of_its_siblings() -> None:
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay])
+def test_a_child_holds_nothing_of_its_siblings(server_class: type[ForkingTCPServer]) -> None:
     """Nor what the loop waits with: no pidfd, no epoll."""
-    server = ForkingTCPServer(LOOPBACK, Told)
+    server = server_class(LOOPBACK, Told)
     with serving(server), contextlib.ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(told(server))
@@ -159,6 +176,15 @@ def test_a_child_holds_nothing_of_its_siblings() -> None:
         client, _ = stack.enter_context(told(server))
         client.sendall(b"descriptors")
         assert client.recv(1000) == b"none"
+
+
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay])
+def test_a_child_has_no_children(server_class: type[ForkingTCPServer]) -> None:
+    """Its siblings are none of its own: it waits for nobody."""
+    server = server_class(LOOPBACK, Told)
+    with serving(server), told(server), told(server) as (client, _):
+        client.sendall(b"siblings")
+        assert client.recv(1000) == b"set()"
 
 
 def kinds(found: dict[int, str]) -> list[str]:
@@ -187,12 +213,17 @@ def _refused(pid: int, flags: int = 0) -> int:
     raise OSError(24, "no descriptor is left")
 
 
-@pytest.mark.parametrize("words", [[], ["threads"]])
-def test_what_is_printed_is_printed_once(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("measured", [[], ["measured"]])
+@pytest.mark.parametrize("threads", [[], ["threads"]])
+@pytest.mark.parametrize("how", [[], ["wrapped"], ["records"]])
+def test_what_is_printed_is_printed_once(
+    how: list[str], threads: list[str], measured: list[str], tmp_path: Path
+) -> None:
     """What the parent has in its buffer at the fork is the parent's; what a child prints is there when it has ended."""
-    argv = [sys.executable, "-m", "tests.process.programs.printing", *words]
+    argv = [sys.executable, "-m", "tests.process.programs.printing", *how, *threads, *measured]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open(tmp_path / "out", "wb") as out, subprocess.Popen(
-        argv, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True
+        argv, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, env=buffered
     ) as process:  # fmt: skip
         hung = threading.Timer(HUNG, process.kill)
         hung.start()
@@ -203,3 +234,99 @@ def test_what_is_printed_is_printed_once(words: list[str], tmp_path: Path) -> No
         hung.cancel()
         hung.join()
     assert sorted((tmp_path / "out").read_text().split()) == ["child", "child", "parent", "parent"]
+
+
+@pytest.mark.parametrize("words", [[], ["measured"]])
+@pytest.mark.parametrize(
+    "signum", sorted(HEARD - {signal.SIGALRM, signal.SIGCHLD}), ids=lambda signum: signal.Signals(signum).name
+)
+def test_what_the_program_blocks_is_blocked_in_its_children(signum: int, words: list[str]) -> None:
+    """A signal to the whole group, which the program waits for in a thread of its own, ends no request in hand."""
+    argv = [sys.executable, "-m", "tests.process.programs.signals_awaited", str(signum), *words]
+    with subprocess.Popen(
+        argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:  # fmt: skip
+        hung = threading.Timer(HUNG, process.kill)
+        hung.start()
+        assert process.stdout is not None
+        with dial(("127.0.0.1", int(process.stdout.readline()))) as client:
+            assert client.recv(100) == b"begun"
+            os.killpg(process.pid, signum)
+            assert process.stdout.readline() == f"{signum}\n"
+            client.sendall(b"x")
+            assert client.recv(100) == b"done"
+        assert process.wait(HUNG) == 0
+        hung.cancel()
+        hung.join()
+
+
+class Collects(ForkingTCPServer):
+    """Has a hook of its own."""
+
+    collected: Callable[..., object]
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        super().collect_children(blocking=blocking)
+        self.collected()
+
+
+class CollectsNothing(ForkingTCPServer):
+    """The same, and leaves its children to others."""
+
+    collected: Callable[..., object]
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        self.collected()
+
+
+@pytest.mark.parametrize("server_class", [Collects, CollectsNothing, ForkingTCPServer])
+def test_collect_children_is_a_hook(server_class: type[ForkingTCPServer]) -> None:
+    """The loop calls it after each wait, at least every `poll_interval`; what it leaves undone is done all the same."""
+    with server_class(LOOPBACK, Upper) as server:
+        called = threading.Semaphore(0)
+        if server_class is ForkingTCPServer:
+
+            def collect_children(*, blocking: bool = False) -> None:
+                ForkingTCPServer.collect_children(server, blocking=blocking)
+                called.release()
+
+            server.collect_children = collect_children  # type: ignore[method-assign]
+        else:
+            server.collected = called.release  # type: ignore[attr-defined]
+        with serving(server, 0.01):
+            for _ in range(3):
+                assert called.acquire(timeout=HUNG)
+            assert ask(server.server_address, b"x") == b"X"
+            wait_until(lambda: server.statistics().completed == 1 and not server._prefork_.supervisor.table.children)
+            for _ in range(3):
+                assert called.acquire(timeout=HUNG)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["Server", "LongWay"])
+@pytest.mark.parametrize("free", [1, 2, 3])
+def test_few_descriptors(free: int, name: str) -> None:
+    """A client that was accepted with the last one is served, though its child is watched by one more; the others wait
+    for their turn."""
+    program = [sys.executable, "-m", "tests.process.programs.few_descriptors", name, str(free)]
+    pipe = subprocess.PIPE
+    with (
+        subprocess.Popen(program, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)  # nothing when it has ended
+        assert process.stdin is not None
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        assert ask(address, b"before\n") == b"BEFORE\n"
+        print(file=process.stdin, flush=True)
+        assert process.stdout.readline() == "few\n"
+        clients = [stack.enter_context(dial(address)) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"line\n")
+            assert client.recv(9) == b"LINE\n"
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(9) == b""
+        process.stdin.close()
+        assert process.stdout.read() == ""
+        assert process.wait(HUNG) == 0

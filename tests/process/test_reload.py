@@ -165,6 +165,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_release_changes_nothing(how: str, tmp_path: Path) -> None:
     """Whatever the rehearsal dies of, the workers stay the same processes, the log has the reason, the next is fine."""
@@ -194,6 +195,7 @@ AFTER_THE_EXEC = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", AFTER_THE_EXEC)
 def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: str, tmp_path: Path) -> None:
     """The old generation serves on under the same pid; the next reload puts the new code in service."""

@@ -3,8 +3,12 @@
 from pathlib import Path
 from time import monotonic
 
+import pytest
+
 from tests.support.clients.connections import ask
 from tests.support.programs.command import HUNG, Run, running
+
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
 
 APP = """
 import os

@@ -5,6 +5,7 @@ from pathlib import Path
 from time import monotonic
 
 import psutil
+import pytest
 
 from tests.support.programs.releases import AFTERWARDS, Released, numbered
 from tests.support.programs.service import HUNG, in_session
@@ -67,3 +68,29 @@ def test_processes_that_a_program_starts(tmp_path: Path) -> None:
         left = psutil.Process(sidecar)
         left.kill()
         left.wait(HUNG)
+
+
+FORKS = {
+    "waits to be told": "os.fork() or signal.pause()",
+    "exits": "os.fork() or sys.exit(0)",
+    "raises": "os.fork() or int('not a number')",
+}
+
+
+@pytest.mark.parametrize("ends", FORKS)
+def test_a_process_that_a_program_forks(ends: str, tmp_path: Path) -> None:
+    """At its import, after an exec: it is no second master, which would take the clients from the first, but ends as it
+    does where a program is started first."""
+    with Released(tmp_path, max_children=1) as service:
+        service.wait_ready(1)
+        service.release(numbered(2) + AFTERWARDS + FORKS[ends])
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=1)
+        service.release(numbered(3))
+        service.signal(signal.SIGHUP)
+        service.wait_reloads(ok=2)
+        service.wait_ready(1, replaced=2)
+        wait_processes(service, 2, 0)
+        service.wait_answering("r3")
+        if ends == "raises":
+            service.expect("(?s)ValueError: invalid literal")

@@ -74,6 +74,7 @@ def test_signals_of_the_program(tmp_path: Path) -> None:
         assert service.answering() == "r3"
 
 
+@pytest.mark.timed
 def test_a_program_that_catches_everything(tmp_path: Path) -> None:
     """A loop at import that catches whatever is raised in it ends neither the deadline of the boot nor the obedience of
     the master: the old generation serves on, the next reload works, and TERM ends the service in time."""
@@ -140,6 +141,7 @@ def test_a_worker_that_has_ended_before_it_is_watched(tmp_path: Path) -> None:
 BEGINS_ANOTHER = ["sh", "-c", '"$@"; exit $?', "sh"]  # a shell that waits: the program leads nothing
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("becomes", ["os.setsid()", "os.setpgrp()", "os.setpgid(0, 0)"])
 def test_a_program_that_makes_itself_a_leader(becomes: str, tmp_path: Path) -> None:
     """It does so at each reload, in the rehearsal and afterwards, where it is the leader already."""

@@ -19,6 +19,8 @@ from prefork.workers import bootstrap, ending, flushing, sinks
 from prefork.workers.bootstrap import Birth, Master, enter, exit_status, leave
 from prefork.workers.flushing import disown_output, flush_beside, flush_into_nothing
 
+HUNG = 30.0  # seconds; never reached unless something hangs
+
 
 class Left(BaseException):
     """os._exit() with this status."""
@@ -49,6 +51,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     monkeypatch.setattr(ending, "forget_master", steps.step("forget_master"))
     monkeypatch.setattr(sinks, "begin_child", steps.step("begin_child"))
     monkeypatch.setattr(bootstrap, "disown_output", steps.step("disown_output"))
+    monkeypatch.setattr(bootstrap, "disown_records", steps.step("disown_records"))
     monkeypatch.setattr(bootstrap, "flush_last", steps.step("flush"))
     return steps
 
@@ -92,7 +95,7 @@ def test_the_steps_come_in_this_order(birth: Birth, steps: Steps) -> None:
         return 3
 
     assert entered(birth, body) == 3
-    assert steps.done == ["forget_master", "disown_output", "begin_child", "forget", "body", "flush"]
+    assert steps.done == ["forget_master", "disown_output", "disown_records", "begin_child", "forget", "body", "flush"]
     assert birth.slot.words[LEAVING] == 0
     assert birth.stacks.size() == 0
 
@@ -209,11 +212,11 @@ def test_all_that_was_printed_and_logged_is_flushed(monkeypatch: pytest.MonkeyPa
     handler = logging.StreamHandler(logged)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", Unwell())
-    assert flush_beside() == []
+    assert flush_beside(within_s=HUNG) == []
     assert out.flushed == 1
     assert logged.flushed == 1
     monkeypatch.setattr(sys, "stderr", None)
-    assert flush_beside() == []
+    assert flush_beside(within_s=HUNG) == []
     assert logged.flushed == 2
     handler.close()
 
@@ -231,7 +234,7 @@ def test_the_last_flush_is_bounded(alone: bool, monkeypatch: pytest.MonkeyPatch)
             forever.acquire()
 
     monkeypatch.setattr(flushing, "_alone", alone)
-    monkeypatch.setattr(flushing, "FLUSH_S", 0.2)
+    monkeypatch.setattr(flushing, "FLUSH_S", 2.0 if alone else 0.2)  # half of it is left for what comes after
     monkeypatch.setattr(flushing, "_all", lambda: [("stuck", Stuck()), ("after", after)])
     left = flushing.flush_last()
     assert left[0] == "stuck"

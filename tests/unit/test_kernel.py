@@ -117,6 +117,7 @@ def test_datagram_queue_of_others(tmp_path: Path) -> None:
     assert kernel.datagram_queue(closed) == (None, None)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("talks", [False, True])
 def test_queue_wait(talks: bool) -> None:
     """A connection waited as long as it stood in the accept queue, whether its client talks or is silent."""

@@ -33,7 +33,7 @@ from prefork.metrics.scoreboard import (
 )
 from prefork.workers import accepting, user_forks
 from prefork.workers import lanes as module
-from prefork.workers.accepting import Accepted
+from prefork.workers.accepting import IN_VAIN, Accepted
 from prefork.workers.lanes import Lanes
 from prefork.workers.thread_body import ThreadBody
 from tests.support.programs.inside import Stray
@@ -53,6 +53,10 @@ class Server(BaseServer):
         self.request: Any = object()
         self.shut: list[Any] = []
         self.errors: list[Any] = []
+        self.listener: socket.socket | None = None
+
+    def fileno(self) -> int:
+        return -1 if self.listener is None else self.listener.fileno()
 
     def get_request(self) -> Any:
         self.look()
@@ -383,23 +387,58 @@ def test_a_request_that_makes_no_sense(
 
 
 @pytest.mark.parametrize(
-    ("error", "clients"),
+    "error",
     [
-        (OSError(errno.EINVAL, "the listener was shut down"), False),
-        (OSError(errno.EPERM, "a filter refuses it"), True),
-        (OSError("the program refuses it"), True),
-        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
-        (ConnectionAbortedError(errno.ECONNABORTED, "aborted"), True),
-        (TimeoutError(errno.ETIMEDOUT, "timed out"), True),
-        (BlockingIOError(errno.EAGAIN, "a sibling has it"), True),
+        OSError(errno.EINVAL, "the program refuses it"),
+        OSError(errno.EPERM, "a filter refuses it"),
+        OSError("the program refuses it"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        ConnectionAbortedError(errno.ECONNABORTED, "aborted"),
+        TimeoutError(errno.ETIMEDOUT, "timed out"),
+        BlockingIOError(errno.EAGAIN, "a sibling has it"),
     ],
 )
-def test_errors_in_a_row(error: OSError, clients: bool, harness: Harness) -> None:
-    """After a hundred accepts that fail there is a pause; no client can cause one."""
-    outcomes = [harness.serve(error) for _ in range(200)]
-    assert outcomes == ([Accepted.NOTHING] * 99 + [Accepted.NOTHING if clients else Accepted.NO_RESOURCES]) * 2
-    harness.serve("completed")
-    assert harness.serve(error) is Accepted.NOTHING
+def test_errors_in_a_row(error: OSError, harness: Harness) -> None:
+    """No client can cause a pause, however often an accept fails."""
+    assert [harness.serve(error) for _ in range(200)] == [Accepted.NOTHING] * 200
+
+
+INVALID, NOTHING_NOW = OSError(errno.EINVAL, "invalid"), BlockingIOError(errno.EAGAIN, "nothing now")
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+@pytest.mark.parametrize("error", [INVALID, NOTHING_NOW])
+def test_a_listener_that_was_shut_down(error: OSError, how: int, make: Callable[..., Harness]) -> None:
+    """It is found out, soon where it looks empty, and told once; and once more when somebody has come after all."""
+    told: list[bool] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")
+        listener.listen()
+        harness = make(on_shut=told.append)
+        harness.server.listener = listener
+        assert [harness.serve(error) for _ in range(100)] == [Accepted.NOTHING] * 100
+        listener.shutdown(how)
+        outcomes = [harness.serve(error) for _ in range(100)]
+        first = outcomes.index(Accepted.SHUT)
+        assert first < IN_VAIN
+        assert outcomes[first:] == [Accepted.SHUT] * (100 - first)
+        assert told == [True]
+        for _ in range(2):
+            harness.serve("completed")
+            assert told == [True, False]
+
+
+@pytest.mark.parametrize("error", [INVALID, NOTHING_NOW])
+def test_left_alone_where_nobody_is_told(error: OSError, harness: Harness) -> None:
+    """There is a pause, with the reason, at each accept that finds it shut down."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")
+        listener.listen()
+        listener.shutdown(socket.SHUT_RDWR)
+        harness.server.listener = listener
+        outcomes = [harness.serve(error) for _ in range(IN_VAIN)]
+        assert outcomes[-1] is Accepted.NO_RESOURCES
+        assert harness.lanes.why_short() == "the listener was shut down"
 
 
 def test_its_connection_is_closed(make: Callable[..., Harness]) -> None:
@@ -634,6 +673,6 @@ def test_a_lane_is_idle_before_anybody_can_have_it(harness: Harness) -> None:
             states.append(each[STATE])
             super().append(each)
 
-    harness.lanes._free = Free()
+    harness.lanes.free = Free()
     harness.lanes.give_back(lane)
     assert states == [IDLE]

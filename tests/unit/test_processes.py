@@ -1,5 +1,6 @@
 """The kernel's side of a child, where none is needed to see it: signals, and orphans that are nobody's."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ import psutil
 import pytest
 
 from prefork.master import processes
-from prefork.master.processes import KERNEL, End, OrphanReaper, _zombies_of_proc
+from prefork.master.processes import KERNEL, STATUS_LOST, End, OrphanReaper, _zombies_of_proc
 from prefork.metrics.log_events import LogEvent
+from prefork.workers import signals
+from prefork.workers.signals import set_mask
+from prefork.workers.user_forks import NEXT
 
 PATIENCE_S, LOOK_EVERY_S = 5.0, 1.0  # as documented
 
@@ -82,6 +86,62 @@ def test_how_it_ended(found: int, status: int, end: End | None, monkeypatch: pyt
     assert asked == [(4711, os.WNOHANG)]
 
 
+@pytest.mark.parametrize(("found", "status", "told"), [
+    (0, 0, None), (4711, 0, 0), (4711, 7 << 8, 7), (4711, signal.SIGKILL, -signal.SIGKILL),
+])  # fmt: skip
+def test_its_status_alone(found: int, status: int, told: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is below 0. It is not waited for."""
+    asked: list[Any] = []
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        asked.append((pid, options))
+        return found, status
+
+    monkeypatch.setattr(os, "waitpid", waitpid)
+    assert KERNEL.status_of(4711, -1) == told
+    assert asked == [(4711, os.WNOHANG)]
+
+
+def test_a_status_alone_that_is_lost(us: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then, too, the pidfd tells whether it lives; no exit status is STATUS_LOST."""
+
+    def nobody(pid: int, options: int) -> None:
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, "waitpid", nobody)
+    assert KERNEL.status_of(4711, us) is None
+    refuse(monkeypatch, ProcessLookupError())
+    assert KERNEL.status_of(4711, us) == STATUS_LOST
+    assert STATUS_LOST > 255
+
+
+@pytest.mark.parametrize("pid", [4711, OSError()])
+def test_a_fork_leaves_everything_as_it_was(pid: int | OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that fails: what is done in a process that the program forks, and the mask. Inside, all is blocked."""
+    seen: list[Any] = []
+
+    def fork() -> int:
+        seen.append((NEXT.undo, NEXT.ours, set_mask(signals.EVERY) >= {signal.SIGTERM, signal.SIGINT}))
+        if isinstance(pid, OSError):
+            raise pid
+        return pid
+
+    def undo() -> None:
+        pass
+
+    monkeypatch.setattr(processes, "FORK", fork)
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: -pid)
+    monkeypatch.setattr(NEXT, "undo", undo)
+    before = set_mask({signal.SIGUSR2})
+    try:
+        with contextlib.suppress(OSError):
+            assert KERNEL.fork(lambda mask: os._exit(1)) == (4711, -4711)
+        assert seen == [(None, True, True)]
+        assert (NEXT.undo, NEXT.ours, set_mask(before)) == (undo, False, {signal.SIGUSR2})
+    finally:
+        set_mask(before)
+
+
 def test_no_descriptor_for_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be watched is killed and reaped; somebody may have been faster."""
     done: list[Any] = []
@@ -95,8 +155,9 @@ def test_no_descriptor_for_a_pidfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "pidfd_open", refused)
     monkeypatch.setattr(os, "kill", lambda pid, signum: done.append((pid, signum)))
     monkeypatch.setattr(os, "waitpid", lambda pid, options: done.append((pid, options)))
+    monkeypatch.setattr(processes, "FORK", lambda: 4711)
     with pytest.raises(OSError):
-        KERNEL._pidfd(4711)
+        KERNEL.fork(lambda mask: os._exit(1))
     assert done == [(4711, signal.SIGKILL), (4711, 0)]
     monkeypatch.setattr(os, "kill", gone)
     KERNEL.abandon(4711)

@@ -33,7 +33,15 @@ from prefork.workers.admission import Admission, Terms
 from prefork.workers.contexts import Lane
 from prefork.workers.keeps import KeepsConnections
 from prefork.workers.lanes import Lanes
-from prefork.workers.straight import PASSED_BY, ServeOne, way_in_threads, way_of, way_to_threads
+from prefork.workers.straight import (
+    PASSED_BY,
+    ServeOne,
+    finish_in_child,
+    way_in_threads,
+    way_of,
+    way_to_children,
+    way_to_threads,
+)
 from prefork.workers.thread_body import THREAD_BODY
 from prefork.workers.threads import RequestThread
 from tests.support.programs.inside import Stray
@@ -648,3 +656,178 @@ def test_where_it_ends(make: Callable[..., Harness], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(strays, "end", end)
     harness.serve("forks")
     assert [line for line in ends[0] if line.startswith("shutdown")] == []
+
+
+# To a child that is forked; here it is this process. (Over the kernel's: tests/process/test_forked_requests.py.)
+
+
+class ToChildren(Hooks, prefork.ForkingMixIn, prefork.BaseServer):
+    seen: list[str]
+
+
+class Forks:
+    """A server of this class with one lane, and what forks for it, or raises."""
+
+    def __init__(self, server_class: Any = ToChildren, **terms: Any) -> None:
+        self.slot = Slot(1)
+        self.server = server_class("nowhere", Handler)
+        self.seen = self.server.seen = list[str]()
+        self.raises: BaseException | None = None
+        self.ends = list[int]()
+        self.lanes = Lanes(self.slot, elsewhere=True, on_free=lambda: None, **terms)
+        self.lanes.bind(self.server)
+        self.serve_one = way_to_children(self.lanes, self.server, self.fork)
+        lane = self.lanes.take()
+        assert lane is not None
+        self.lane: Lane = lane
+
+    @property
+    def is_straight(self) -> bool:
+        return self.serve_one != self.lanes.serve_one
+
+    def fork(self, request: Any, client_address: Any, passed: list[Lane]) -> None:
+        if self.raises is not None:
+            raise self.raises
+        lane = passed.pop()
+        try:
+            self.ends.append(finish_in_child(self.lanes, self.server, lane, request, client_address))
+        except SystemExit as exc:
+            self.ends.append(int(str(exc)))
+        self.lanes.take_back(lane, ended_well=self.ends[-1] == 0)
+
+    def serve(self, event: str) -> Accepted:
+        self.server.event = event
+        return self.serve_one(self.server, self.lane, NOW_NS)
+
+    def counted(self, *words: int) -> tuple[int, ...]:
+        return tuple(self.lane[word] for word in words)
+
+
+@pytest.fixture
+def forks() -> Iterator[Callable[..., Forks]]:
+    made: list[Forks] = []
+
+    def forks(*arguments: Any, **named: Any) -> Forks:
+        made.append(Forks(*arguments, **named))
+        return made[-1]
+
+    yield forks
+    for each in made:
+        each.lanes.unbind(each.server)
+        each.slot.close()
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "outcome", "calls"),
+    [
+        ("ok", 0, COMPLETED, []),
+        ("fails", 1, FAILED, ["handle_error fails somebody"]),
+        ("exits", 3, FAILED, []),
+        ("again", 0, COMPLETED, ["handler"]),
+    ],
+)
+def test_a_request_of_a_child(
+    event: str, status: int, outcome: int, calls: list[str], forks: Callable[..., Forks]
+) -> None:  # fmt: skip
+    """It is counted once, on the lane that it was accepted on, which comes back; the parent closes its copy."""
+    over = forks()
+    assert over.is_straight
+    assert over.serve(event) is Accepted.REQUEST
+    assert over.ends == [status]
+    assert over.counted(ACCEPTED, outcome, STATE) == (1, 1, IDLE)
+    assert sum(over.counted(COMPLETED, FAILED, HANDED_OVER, REJECTED)) == 1
+    request = "ok" if event == "again" else event
+    child = ["get_request", "handler", *calls, f"shutdown_request {event}"]
+    assert over.seen == [*child, f"close_request {event}"], request
+    assert over.lanes.take() is over.lane
+
+
+@pytest.mark.parametrize(("event", "result"), [("nothing", Accepted.NOTHING), ("shortage", Accepted.NO_RESOURCES)])
+def test_no_request_for_a_child(event: str, result: Accepted, forks: Callable[..., Forks]) -> None:
+    """The lane is still the caller's. After that a request is served as ever."""
+    over = forks()
+    assert over.serve(event) is result
+    assert over.counted(ACCEPTED, STATE) == (0, IDLE)
+    assert over.lanes.take() is None
+    assert over.serve("ok") is Accepted.REQUEST
+
+
+@pytest.mark.parametrize(
+    ("exc", "result"),
+    [
+        (OSError(errno.EAGAIN, "no process"), Accepted.NOT_BEGUN),
+        (OSError(errno.EMFILE, "no pidfd"), Accepted.NOT_BEGUN),
+        (ValueError("something else"), Accepted.REQUEST),
+    ],
+)
+def test_a_child_that_cannot_be_forked(exc: Exception, result: Accepted, forks: Callable[..., Forks]) -> None:
+    """Its request has failed, which is the program's to tell, and its lane is free."""
+    over = forks()
+    over.raises = exc
+    assert over.serve("ok") is result
+    assert over.seen == ["get_request", "handle_error ok somebody", "shutdown_request ok"]
+    assert over.counted(ACCEPTED, FAILED, STATE) == (1, 1, IDLE)
+    assert over.lanes.take() is over.lane
+
+
+def test_a_fork_that_is_interrupted(forks: Callable[..., Forks]) -> None:
+    """By what ends the program: its connection is closed, and no error told."""
+    over = forks()
+    over.raises = Gone()
+    with pytest.raises(Gone):
+        over.serve("ok")
+    assert over.seen == ["get_request", "shutdown_request ok"]
+    assert over.counted(ACCEPTED, FAILED, STATE) == (1, 1, IDLE)
+
+
+def test_what_is_raised_after_the_fork(forks: Callable[..., Forks]) -> None:
+    """A close that fails is told; the request is its child's all the same, and counted there."""
+    over = forks()
+
+    def close_request(request: Any) -> None:
+        raise ValueError("no close")
+
+    over.server.close_request = close_request
+    assert over.serve("ok") is Accepted.REQUEST
+    assert over.seen[-2:] == ["handle_error ok somebody", "shutdown_request ok"]
+    assert over.counted(COMPLETED, FAILED) == (1, 0)
+
+
+@pytest.mark.parametrize("name", PASSED_BY)
+def test_a_hook_before_a_fork(name: str, forks: Callable[..., Forks]) -> None:
+    """One of the program's class keeps to the long way, and so does what it puts there while it serves."""
+    assert not forks(type("Mine", (ToChildren,), {name: hook(name, [])})).is_straight
+    over = forks()
+    long_way = list[str]()
+    over.lanes.serve_one = lambda *arguments: long_way.append(name)  # type: ignore[method-assign, assignment]
+    over.serve("ok")
+    assert long_way == []
+    setattr(over.server, name, hook(name, []))
+    over.serve("ok")
+    delattr(over.server, name)
+    if name == "finish_request":
+        over.server.finish_request = over.lanes.bound
+    over.serve("ok")
+    assert long_way == [name]
+    over.server.__class__ = type("Other", (ToChildren,), {name: hook(name, [])})
+    over.serve("ok")
+    assert long_way == [name] * 2
+
+
+def test_what_a_plain_child_cannot_have(forks: Callable[..., Forks]) -> None:
+    """As for threads: an access log, what a connection has to show first, requests of a connection counted one by one,
+    a `finish_request` of the object's own. And the standard library's own mix-in forks by itself."""
+    assert not forks(access_log=Log([])).is_straight
+    assert not forks(admission=Admission(Terms(), str)).is_straight
+    over = forks(type("Mine", (ToChildren,), {"socket_type": socket.SOCK_STREAM}))
+    over.server.RequestHandlerClass = type("Kept", (KeepsConnections, Handler), {})
+    assert way_to_children(over.lanes, over.server, over.fork) == over.lanes.serve_one
+    over.server.RequestHandlerClass = Handler
+    over.lanes.unbind(over.server)
+    over.server.finish_request = hook("finish_request", [])
+    over.lanes.bind(over.server)
+    assert way_to_children(over.lanes, over.server, over.fork) == over.lanes.serve_one
+    standard = type(
+        "Standard", (Hooks, prefork.SupervisedMixIn, socketserver.ForkingMixIn, socketserver.BaseServer), {}
+    )
+    assert not forks(standard).is_straight

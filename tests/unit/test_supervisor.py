@@ -334,7 +334,7 @@ def test_a_supervisor_that_never_began_leaves_the_children() -> None:
     assert plain.processes.all[child.pid].told == []
     os.fstat(child.pidfd)
     os.close(child.pidfd)
-    os.close(plain.supervisor._waiting._nudge)  # handed over with the children
+    os.close(plain.supervisor.waiting._nudge)  # handed over with the children
     child.slot.close()
     plain.board.forget()
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -24,6 +25,7 @@ from prefork.workers.lanes import Lanes
 from prefork.workers.signals import DRAIN_SIGNAL
 from prefork.workers.thread_pool import AHEAD, ThreadPool, can_stay
 from tests.support.programs.serving import HUNG, threads_end
+from tests.support.tools.proc import waits_in_epoll
 
 NAME = re.compile(r"Thread-\d+ \(process_request_thread\)")
 
@@ -93,11 +95,10 @@ class Pool:
         return client
 
     def waits_in_front(self) -> bool:
-        """Return True if a thread waits there, and nobody has a request."""
-        waiting = {thread.ident for thread in tuple(self.pool._waiting)}
-        return self.pool._first in waiting and all(
-            self.slot.lane(number)[STATE] == IDLE for number in range(self.slot.lanes)
-        )
+        """Return True if a thread sleeps there, and nobody has a request."""
+        waiting = {thread.ident: thread.native_id or 0 for thread in tuple(self.pool._waiting)}
+        idle = all(self.slot.lane(number)[STATE] == IDLE for number in range(self.slot.lanes))
+        return idle and self.pool._first in waiting and waits_in_epoll(waiting[self.pool._first])
 
     def end(self) -> None:
         """Tell all to leave, and wait for that."""
@@ -657,3 +658,34 @@ def test_requests_without_an_accept(may_need_another: bool) -> None:
     server.server_close()
     slot.close()
     assert woken == ([1, 2, 3, 4] if may_need_another else [3])
+
+
+# A listener that was shut down.
+
+
+@pytest.mark.parametrize("step", ["begin", "go_to_the_back"])
+def test_a_listener_that_is_shut_down_while_its_place_changes(
+    step: str, pools: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that finds it out has the last word, whatever the main thread is about: else each wait in front would
+    end at once, for ever."""
+    pool = pools(1)
+    front = pool.pool._front
+    found_out = threading.Thread(target=pool.pool.on_shut, args=(True,))
+
+    def meanwhile(epoll: select.epoll, listener: int, when: int = waiters.AT_ANY_TIME) -> bool:
+        stands = waiters.go_to_the_back(epoll, listener, when)
+        if epoll is front and found_out.ident is None:
+            found_out.start()
+            found_out.join(0.2)  # it has to wait for its turn
+        return stands
+
+    pool.pool.open(0, pool.ready.fileno())
+    if step == "go_to_the_back":
+        pool.pool.begin()
+    monkeypatch.setattr(thread_pool, "go_to_the_back", meanwhile)
+    pool.pool.begin() if step == "begin" else pool.pool.go_to_the_back(in_front_too=True)
+    found_out.join(HUNG)
+    told = Path(f"/proc/self/fdinfo/{front.fileno()}").read_text()
+    (events,) = re.findall(rf"tfd: +{pool.server.fileno()} events: +(\w+)", told)
+    assert int(events, 16) & select.EPOLLET

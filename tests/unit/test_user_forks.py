@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from prefork.workers import user_forks
-from prefork.workers.user_forks import OwnFork, always_on_fork_by_user, make_private, on_fork_by_user, write_privately
+from prefork.workers.user_forks import NEXT, always_on_fork_by_user, make_private, on_fork_by_user, write_privately
 
 PAGE = mmap.PAGESIZE
 
@@ -38,30 +38,10 @@ def test_without_a_pool(undone: list[str]) -> None:
 
 
 def test_a_fork_of_ours(undone: list[str]) -> None:
-    """Nothing runs in our own child; what that forks is the program's again. In the parent all is as it was."""
-    with OwnFork():
-        user_forks._after_fork()
-        assert undone == []
-        user_forks._after_fork()
-        assert undone == ["always"]
+    """Nothing runs in our own child; what that forks is the program's again."""
+    NEXT.undo, NEXT.ours = None, True
     user_forks._after_fork()
-    assert undone == ["always", "undo", "always"]
-
-
-def test_a_fork_of_ours_that_fails(undone: list[str]) -> None:
-    """The hook is there again."""
-    with pytest.raises(OSError), OwnFork():
-        raise OSError
-    user_forks._after_fork()
-    assert undone == ["undo", "always"]
-
-
-def test_in_our_child_nothing_comes_back(undone: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the block there leaves the hook to whoever sets it."""
-    child = os.getpid() + 1
-    with OwnFork():
-        user_forks._after_fork()
-        monkeypatch.setattr(os, "getpid", lambda: child)
+    assert undone == []
     user_forks._after_fork()
     assert undone == ["always"]
 

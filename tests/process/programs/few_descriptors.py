@@ -1,0 +1,46 @@
+"""A plain server that forks, with as many descriptors free as the argument says.
+
+Prints its port, reads a line when it has served, prints `few`, then each client that it gives up. Ends with stdin.
+"""
+
+import os
+import resource
+import sys
+import threading
+from typing import Any
+
+from prefork import ForkingTCPServer
+from tests.support.programs.serving import Upper
+
+FORKS_FOR = os.getpid()
+
+
+class Server(ForkingTCPServer):
+    def shutdown_request(self, request: Any) -> None:
+        if os.getpid() == FORKS_FOR:
+            print("given up", flush=True)
+        super().shutdown_request(request)
+
+
+class LongWay(Server):
+    """The same, by all hooks."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return True
+
+
+if __name__ == "__main__":
+    server = globals()[sys.argv[1]](("127.0.0.1", 0), Upper)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    print(server.server_address[1], flush=True)
+    sys.stdin.readline()
+    free = [os.dup(0) for _ in range(int(sys.argv[2]))]
+    lowest = os.dup(0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
+    for fd in [lowest, *free]:
+        os.close(fd)
+    print("few", flush=True)
+    sys.stdin.read()
+    server.shutdown()
+    server.server_close()
