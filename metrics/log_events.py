@@ -28,7 +28,6 @@ class LogEvent(Enum):
     SIGNAL_LEFT_TO_PROGRAM = "the program handles `signal` itself"
     ENDED_EARLY = "a signal asked for the end before the service served"
     TIMER_STOPPED = "an inherited interval timer was stopped, whose `signal` nobody handles"
-    NOT_SERVING = "serve_forever() of a server that is closed"
     METRICS_OFF = "`prefork run --single` serves no metrics"
     RUNNING = "the first worker is ready"
     DRAINING = "the service ends: it finishes what it has"
@@ -80,6 +79,7 @@ class LogEvent(Enum):
     # Requests.
     REQUEST = "the access log's record of a request"
     KEPT_REFUSED = "a kept connection could not be taken over from another process, and is closed; `reason`"
+    NOTHING_READ = "a `handler` with KeepAliveMixIn reads nothing of what its clients send: it waits for more"
     REQUEST_FAILED = "a handler raised; `peer`"
     CONNECTION_LOST = "the client broke the connection; `peer`"
     HANDSHAKE_FAILED = "the TLS handshake with a client failed; `peer`, `reason`"

@@ -64,6 +64,11 @@ def be_patient(limit: Limit | None = None) -> None:
     _left_out.clear()
 
 
+def known_levels(logger: logging.Logger) -> dict[int, bool]:
+    """Return `levels` of one of ours: a look there costs less than isEnabledFor(), which fills it."""
+    return logger.levels if isinstance(logger, ServiceLogger) else {}
+
+
 class ServiceLogger(logging.Logger):
     """A logger that never raises; inside `impatient()` it does not wait either."""
 
@@ -78,6 +83,11 @@ class ServiceLogger(logging.Logger):
         """Set it, unless `logging.config` does; see the top."""
         if sys._getframe(1).f_globals.get("__name__") != "logging.config":
             self._disabled = bool(value)
+
+    @property
+    def levels(self) -> dict[int, bool]:
+        """Say of each level that was asked for whether it is logged; emptied whenever that may have changed."""
+        return self._cache  # type: ignore[attr-defined, no-any-return]
 
     def _log(
         self, level: int, msg: object, args: Any, exc_info: Any = None, extra: Any = None, stack_info: bool = False,

@@ -67,6 +67,7 @@ COUNTS = slice(ACCEPTED, MOVES + 1)
 TRUNCATED = COUNTS.stop  # datagrams that were longer than max_packet_size
 IN_HAND = TRUNCATED + 1  # a gauge: the kept connections that are served on this lane now, 0 or 1
 IDLE_HERE = IN_HAND + 1  # a gauge: those that wait in this process: lingering in a worker, all of a holder's
+AWAY = 1 << 48  # in IDLE_HERE, for each that a thread of the program's own serves, on no lane; of 16 bits
 LANE_WORDS = IDLE_HERE + 1
 COUNT_WORDS = COUNTS.stop - COUNTS.start
 
@@ -277,24 +278,24 @@ class Stacks:
 
     def __init__(self, slot: Slot) -> None:
         self.fd = slot.fd
-        self._taken = len(slot.memory)
+        self.taken = len(slot.memory)  # the end of what was taken
 
     def write(self, text: str) -> None:
         os.write(self.fd, text.encode("utf-8", "backslashreplace")[-STACKS_MAX:])
 
     def size(self) -> int:
         """Return the number of bytes not taken yet."""
-        return max(0, os.fstat(self.fd).st_size - self._taken)
+        return max(0, os.fstat(self.fd).st_size - self.taken)
 
     def take(self) -> str:
         """Return the text not taken yet, only the last STACKS_MAX bytes of it, and discard it."""
         end = os.fstat(self.fd).st_size
-        text = os.pread(self.fd, STACKS_MAX, max(self._taken, end - STACKS_MAX))
-        if end > self._taken:
+        text = os.pread(self.fd, STACKS_MAX, max(self.taken, end - STACKS_MAX))
+        if end > self.taken:
             _libc.fallocate(
-                self.fd, FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(self._taken), ctypes.c_long(end - self._taken)
+                self.fd, FALLOC_PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(self.taken), ctypes.c_long(end - self.taken)
             )
-            self._taken = end
+            self.taken = end
         return text.replace(b"\0", b"").decode("utf-8", "replace")
 
 
@@ -439,9 +440,10 @@ class SlotReader:
 
     def _gauges(self, in_hand: int, idle_here: int) -> tuple[int, int]:
         """Return the gauges, with 0 in place of each that is impossible."""
+        away, idle_here = divmod(idle_here, AWAY)
         good = in_hand <= 1, idle_here <= MOST_IDLE_HERE
         self.words_rejected += good.count(False)
-        return in_hand * good[0], idle_here * good[1]
+        return in_hand * good[0] + away * good[1], idle_here * good[1]
 
     def left_open(self) -> list[tuple[int, int]]:
         """Return the listener's number, and how many, of the kept connections that this process has. For a child that

@@ -10,24 +10,28 @@ the connection, in a loop, and means the same. Must not close a connection, whic
 """
 
 import io
+import logging
 import socket
 from collections.abc import Callable
 from operator import methodcaller
 from typing import Any
 
 from prefork.metrics.facts import CloseReason
+from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.http_exchange import Exchange, ParseRequest, is_http
 from prefork.workers.idle_waits import wait_for_bytes, wait_until_complete
 from prefork.workers.keeps import KeepsConnections, is_keeping
 from prefork.workers.kept import CLOSING, decode_state, encode_state
 from prefork.workers.looped import Looped, of_this_thread
-from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptSocket, Stay, bytes_wanted, peek
+from prefork.workers.stay import MOST_REQUESTS, UNREAD_MAX, KeptSocket, Stay, at_hand, bytes_wanted, is_at_end, peek
 
 from .handlers import _SocketWriter
 from .logs import say_no_effect
 from .settings.in_force import value_of
 
 __all__ = ["KeepAliveMixIn"]
+
+log = logging.getLogger("prefork.server")
 
 
 class KeepAliveMixIn(KeepsConnections):
@@ -119,9 +123,7 @@ class KeepAliveMixIn(KeepsConnections):
         try:
             visit.serve(self)
         finally:
-            if visit.met and not visit.told:
-                visit.told = True
-                self.connection_closed()
+            visit.close(self)
 
     def connection_opened(self) -> None:
         """Called once for a connection, between `setup()` and its first request. Override it."""
@@ -172,16 +174,21 @@ class _Visit:
         """Call `connection_closed()`, once, if the connection ends here."""
         if self.met and not self.told:
             self.told = True
+            self.note_told()
             handler.connection_closed()
+
+    def note_told(self) -> None:
+        """The handler is told of the end."""
 
 
 class _Stay(_Visit):
     """A stay in a worker of a pool."""
 
-    __slots__ = ("stay",)
+    __slots__ = ("_at_hand", "stay")
 
     def __init__(self, stay: Stay) -> None:
         self.exchange, self.told = None, False
+        self._at_hand: tuple[int, bytes] | None = None
         self.stay, self.met = stay, stay.met
 
     def serve(self, handler: Any) -> None:
@@ -218,12 +225,31 @@ class _Stay(_Visit):
                 return False
         if complete is not None:
             stay.wanted = bytes_wanted(request, ahead, complete)
-        stay.more = stay.begun >= MOST_REQUESTS and not stay.wanted
+        if stay.begun >= MOST_REQUESTS and not stay.wanted and self._ends_unread(handler, ahead):
+            return False
         if stay.wanted or stay.more:
             stay.goes_on = self.told = True
             return False
         stay.next_request()
         return True
+
+    def _ends_unread(self, handler: Any, ahead: bytes) -> bool:
+        """After so many requests, have others come first. But a handler that reads nothing would be called for the same
+        bytes for ever: after one request more in which nothing is read, its connection waits for others to come. Return
+        True where none will."""
+        stay, request = self.stay, handler.request
+        before, self._at_hand = self._at_hand, None if ahead or stay.has_read else at_hand(request)
+        if self._at_hand is not None and before is None:
+            return False
+        if self._at_hand is None or before != self._at_hand:
+            stay.more = not stay.ends()
+            return False
+        _say_nothing_read(type(handler))
+        stay.wanted = self._at_hand[0] + 1
+        return is_at_end(request)
+
+    def note_told(self) -> None:
+        self.stay.met = False
 
     def give_up(self) -> None:
         if self.stay.goes_on:
@@ -317,7 +343,17 @@ def _say_why_not_kept(handler: Any) -> None:
         say_no_effect([(f"KeepAliveMixIn of {cls.__qualname__}", why)])
 
 
-_said: set[type] = set()
+def _say_nothing_read(cls: type) -> None:
+    if (cls, "read") not in _said:
+        _said.add((cls, "read"))
+        log.warning(
+            "%s reads nothing of what its client sends: the connection waits for more, and is closed if none comes",
+            cls.__qualname__,
+            extra=event(LogEvent.NOTHING_READ, handler=cls.__qualname__),
+        )
+
+
+_said: set[Any] = set()
 
 
 _Step = tuple[Callable[[Any], object], bool]

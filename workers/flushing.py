@@ -30,7 +30,7 @@ DISOWN_S = 0.1  # for what takes a millisecond: a buffer into /dev/null
 Targets = list[tuple[str, Any]]
 _T = TypeVar("_T")
 
-_DEFAULT = int(signal.SIG_DFL)
+_DEFAULT, _ALRM, _PIPE = int(signal.SIG_DFL), int(signal.SIGALRM), int(signal.SIGPIPE)
 _OUTPUT = select.poll()
 for _fd in (1, 2):
     _OUTPUT.register(_fd, select.POLLOUT)  # one that is closed is reported, too
@@ -71,7 +71,7 @@ def leave_nothing() -> bool:
 
     CPython flushes them before its own forks, too. Only where that waits for nothing, and the streams are Python's.
     """
-    if not (is_alone() and _streams_take_some()):
+    if not (is_alone() and sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and len(_OUTPUT.poll(0)) == 2):
         return False
     try:
         for stream in (sys.stdout, sys.stderr):
@@ -87,10 +87,14 @@ def flush_briefly() -> bool:
 
     If something hangs all the same, SIGALRM ends the child: a limit that lets it live costs more than the flush.
     """
-    quiet = _signal.getsignal(signal.SIGALRM) == _DEFAULT and _signal.getsignal(signal.SIGPIPE) != _DEFAULT
-    if not (quiet and _alone and is_alone() and _streams_take_some()):
+    quiet = _signal.getsignal(_ALRM) == _DEFAULT and _signal.getsignal(_PIPE) != _DEFAULT
+    if not (quiet and _alone and is_alone()):
         return False
-    signal.setitimer(signal.ITIMER_REAL, FLUSH_S)
+    # As in leave_nothing(), written out: what one more function writes costs a child more than it does.
+    if not (sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and len(_OUTPUT.poll(0)) == 2):
+        return False
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_ALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, FLUSH_S)
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
@@ -103,11 +107,6 @@ def flush_briefly() -> bool:
             with contextlib.suppress(Exception):
                 _flush(handler)
     return True
-
-
-def _streams_take_some() -> bool:
-    """Return True if the standard streams are Python's own, and a write of a page would not wait."""
-    return sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__ and len(_OUTPUT.poll(0)) == 2
 
 
 def flush_here(limit: Limit, *, discard: bool = False) -> list[str]:
@@ -200,12 +199,24 @@ def disown_output() -> None:
     stream of its own in that place.
     """
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if not _alone:
-            _empty(name, stream, DISOWN_S)
-        else:
-            with contextlib.suppress(Exception):  # as there
-                flush_into_nothing(stream, stream.flush)
+        in_place, pythons = getattr(sys, name), getattr(sys, f"__{name}__")
+        # What the program has in that place may be no file, and write into Python's own: that is emptied first.
+        for stream in [in_place] if in_place is pythons else [pythons, in_place]:
+            if not _alone:
+                _empty(name, stream, DISOWN_S)
+            else:
+                with contextlib.suppress(Exception):  # as there
+                    flush_into_nothing(stream, stream.flush)
+
+
+def disown_records() -> None:
+    """Forget, in a new child, the log records that the master's handlers hold back; the master writes them itself."""
+    if (handlers := sys.modules.get("logging.handlers")) is None:
+        return
+    for reference in logging._handlerList:  # type: ignore[attr-defined]
+        if isinstance(handler := reference(), handlers.BufferingHandler):
+            with contextlib.suppress(Exception):  # it is the program's
+                handler.buffer.clear()
 
 
 def _empty(name: str, stream: Any, within_s: float) -> None:

@@ -25,6 +25,7 @@ class Holding:
 
 _holding = Holding()  # on inside of `held()`
 _held: deque[Callable[[], object]] = deque()  # the program's handlers whose signals came meanwhile
+_forgets = list[bool]()  # not empty once children do
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def held() -> Iterator[Holding]:
     if _holding.on or threading.current_thread() is not threading.main_thread():
         yield Holding()
         return
+    _forget_in_children()
     _holding.on = True
     try:
         yield _holding
@@ -73,9 +75,13 @@ def holds_some() -> bool:
     return bool(_held)
 
 
-# A new process holds nothing back. Said by no function of Python's: its first call would cost each child 50 kB.
-os.register_at_fork(after_in_child=partial(setattr, _holding, "on", False))
-os.register_at_fork(after_in_child=_held.clear)
+def _forget_in_children() -> None:
+    """Have a new process hold nothing back. Done by no function of Python's, whose first call would cost each child 50
+    kB; and not at all in a plain server, which holds nothing back while it serves."""
+    if not _forgets:
+        _forgets.append(True)
+        os.register_at_fork(after_in_child=partial(setattr, _holding, "on", False))
+        os.register_at_fork(after_in_child=_held.clear)
 
 
 def held_back(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:

@@ -84,6 +84,7 @@ class Keeping:
         self._ready, self._identity = queues.ready_out.fileno(), identity(queues.ready_out.fileno())
         self._draining = draining
         self._on_lost = on_lost
+        self._ends = ends
         self._wake = wake
         self._served: dict[int, KeptServer] = {}  # by the number of the listener
 
@@ -96,7 +97,9 @@ class Keeping:
     def keep(self, server: Any, lanes: Lanes, listener: int, count: Callable[[], None]) -> None:
         """Keep the connections of this server, whose lanes are to be bound next. `count` is called for each request
         but the first of a stay."""
-        self._served[listener] = KeptServer(server, lanes, listener, self._keep_on, count)
+        self._served[listener] = KeptServer(
+            server, lanes, listener, self._keep_on, count, self._is_last, self.idle.lock
+        )
 
     def ways_of(self, ways: Iterable[Way]) -> dict[int, Way]:
         """Return the way of each source, by its descriptor: each listener's, of which those stay as they are that
@@ -113,6 +116,10 @@ class Keeping:
         assert ready is not None
         self.ways[self._ready] = ready
         return self.ways
+
+    def _is_last(self) -> bool:
+        """Return whether nobody would take a connection from here: the service ends, or the master is dead."""
+        return self.idle.closes or self._ends()
 
     def forget(self) -> None:
         """Let go of everything, in a process that the program forked: the connections are the parent's."""

@@ -15,7 +15,7 @@ class LastWords:
 
     def __init__(self, stacks: Stacks) -> None:
         self.stacks = stacks
-        self._read: dict[int, str] = {}  # of those that are not reaped yet
+        self.untold: dict[int, str] = {}  # of those that are not reaped yet
 
     def write(self, text: str) -> None:
         """Leave these words, in a child."""
@@ -27,5 +27,5 @@ class LastWords:
         if self.stacks.size():
             for each in self.stacks.take().split(_BEGIN)[1:]:
                 who, _, text = each.partition(_PID_ENDS)
-                self._read[int(who)] = self._read.get(int(who), "") + text
-        return self._read.pop(pid, "").rstrip() if self._read else ""
+                self.untold[int(who)] = self.untold.get(int(who), "") + text
+        return self.untold.pop(pid, "").rstrip() if self.untold else ""

@@ -79,7 +79,7 @@ class Lingering:
         self._resume = resume
         self._on_lost = on_lost
         self._ends = ends
-        self._lock = RLock()
+        self.lock = RLock()
         self.here: dict[int, Idle] = {}  # by the descriptor
         self.says = 0  # what the last wait has told of one; 0: that is not known, as several threads wait
         self._due_ns = 0  # not before that anything is
@@ -89,9 +89,9 @@ class Lingering:
     def add(self, fd: int, idle: Idle, lane: Lane | None = None, *, watched: bool = False) -> None:
         """Have a connection linger. `lane`: on which it was in hand; `watched`: it is in the epoll still."""
         at = idle.at
-        with self._lock:
+        with self.lock:
             at.idle += 1
-            at.gauge[IDLE_HERE] = at.idle
+            at.gauge[IDLE_HERE] = at.idle + at.away
             if lane is not None:
                 lane[IN_HAND] = 0
             self._due_ns = min(self._due_ns, idle.until_ns) if self.here else idle.until_ns
@@ -111,14 +111,14 @@ class Lingering:
 
     def _take(self, fd: int) -> Idle | None:
         """Take a connection out; None if another thread was faster. It stays in the epoll."""
-        with self._lock:
+        with self.lock:
             idle = self.here.pop(fd, None)
             if idle is None:
                 return None
             del self._ways[fd]
             at = idle.at
             at.idle -= 1
-            at.gauge[IDLE_HERE] = at.idle
+            at.gauge[IDLE_HERE] = at.idle + at.away
         return idle
 
     def unwatch(self, fd: int) -> None:
@@ -174,7 +174,7 @@ class Lingering:
         if now_ns < self._full_until_ns and not self.closes:
             self._due_ns = self._full_until_ns
             return
-        with self._lock:
+        with self.lock:
             here = [fd for fd, idle in self.here.items() if not due or idle.until_ns <= now_ns]
         for fd in here:
             if (idle := self._take(fd)) is None:
@@ -189,7 +189,7 @@ class Lingering:
                 self._due_ns = self._full_until_ns
                 return
         if due:
-            with self._lock:
+            with self.lock:
                 self._due_ns = min((idle.until_ns for idle in self.here.values()), default=0)
 
     def wait(self, at_most_s: float | None, most: int) -> list[tuple[int, int]]:

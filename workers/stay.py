@@ -7,12 +7,16 @@ handler finds its stay as `request.stay`; where the request has none (a plain se
 Bytes that were read ahead cannot be put back into the kernel: they are in `stay.unread`, and come first in whatever
 reads through the connection's methods and files. A KeptFile that is closed gives back what it has not been asked for;
 at the end of a stay all files are closed, whoever holds them.
-Must not wait, and must not close a connection. Runs in a worker.
+Must not wait, and must not close a connection. Runs in a worker. Longer than most files: all ways in which a handler
+may read stand together.
 """
 
+import fcntl
 import io
 import select
 import socket
+import sys
+import termios
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -27,6 +31,7 @@ UNREAD_MAX = 64 * 1024  # of a message, beside the state; files read no more ahe
 WHOLE_MAX = 64 * 1024  # bytes that a `complete()` is shown; so many are given to the handler in any case
 UNIX_MOST = 32  # bytes waited for: the kernel takes 70 of a client that waits for room, if it sends each by itself
 
+TCP_RECEIVED = slice(128, 136)  # bytes of struct tcp_info, linux/tcp.h: tcpi_bytes_received
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
 _init, _recv, _recv_into = socket.SocketType.__init__, socket.SocketType.recv, socket.SocketType.recv_into
 
@@ -35,29 +40,33 @@ class Stay:
     """One stay. Made by `keeping` with the connection as it came; the handler's words of it are left here."""
 
     __slots__ = (
-        "_next_request", "begun", "files", "goes_on", "hung_up", "kept", "looks", "met", "more", "state", "unread",
-        "wanted",
+        "_next_request", "begun", "ends", "files", "goes_on", "has_read", "hung_up", "kept", "looks", "met", "more",
+        "state", "unread", "wanted",
     )  # fmt: skip
 
     def __init__(
-        self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1, looks: bool = True
+        self, kept: Kept, next_request: Callable[["Stay"], None], begun: int = 1, looks: bool = True,
+        ends: Callable[[], bool] = bool,
     ) -> None:  # fmt: skip
         """`next_request` counts the request that has ended, and begins to count the next one.
 
         `begun`: 1 if `keeping` has begun a request, as there are bytes at hand; 0 if nobody has said anything, or the
         connection is to be closed. `looks`: after a request the handler asks whether the client has said more, or hung
-        up; else that is left to the wait of whoever has the connection next.
+        up; else that is left to the wait of whoever has the connection next. `ends`: whether nobody would take it from
+        here, as the service ends.
         """
         self.kept = kept  # as it came; `requests` are those before this stay. CLOSING: to be closed, without a request
         self.begun = begun  # requests in this stay
         self.looks = looks
+        self.ends = ends
         self.files: tuple[ref[Any], ...] = ()  # of the connection, with a buffer
         self.goes_on = False  # the handler leaves it to be kept, with what follows; else it is closed
         self.state = kept.state  # encoded
         self.unread = kept.unread  # not yet read by a file of the handler's; at the end: what these had read ahead
         self.more = False  # others wait, and there is more at hand: it is forwarded at once
         self.wanted = 0  # what is at hand is less than a request: the bytes that the kernel must have for another look
-        self.met = bool(kept.flags & MET)  # `connection_opened()` was called
+        self.met = bool(kept.flags & MET)  # `connection_opened()` was called, and `connection_closed()` was not
+        self.has_read = False  # the handler has surely asked for bytes; else it may have, in a way that is not seen
         self.hung_up = False  # the client, as the handler has found out
         self._next_request = next_request
 
@@ -149,16 +158,24 @@ class KeptSocket(AcceptedSocket):
         return file
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        if self.stay is None or not self.stay.unread:
+        if (stay := self.stay) is None:
+            return super().recv(bufsize, flags)
+        if not flags:
+            stay.has_read = True
+        if not stay.unread:
             return super().recv(bufsize, flags)
         data = bytearray(bufsize)
         return bytes(data[: self.recv_into(data, bufsize, flags)])
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        if self.stay is None or not self.stay.unread:
+        if (stay := self.stay) is None:
+            return super().recv_into(buffer, nbytes, flags)
+        if not flags:
+            stay.has_read = True
+        if not stay.unread:
             return super().recv_into(buffer, nbytes, flags)
         with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as into:
-            count = self.stay.read(into, keep=bool(flags & socket.MSG_PEEK))
+            count = stay.read(into, keep=bool(flags & socket.MSG_PEEK))
             if flags & socket.MSG_WAITALL and not flags & socket.MSG_PEEK and count < len(into):
                 count += super().recv_into(into[count:], 0, flags)
         return count
@@ -210,6 +227,7 @@ class KeptReader(SocketReader):
         if count == 0 and memoryview(buffer).nbytes:
             stay.hung_up = True
         self.received += count or 0
+        stay.has_read = True
         if self.chunks is not None and count:
             self.chunks.follow(bytes(memoryview(buffer)[:count]))
         return count
@@ -306,6 +324,20 @@ def peek(sock: socket.socket, size: int = 1) -> bytes | None:
             sock.settimeout(timeout)
 
 
+def at_hand(sock: socket.socket) -> tuple[int, bytes]:
+    """Return how many bytes the kernel has of a connection, and of TCP all that it has ever received, which is the same
+    later only if nothing was read and nothing has come."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_RECEIVED.stop)
+    except OSError:
+        info = b""
+    try:
+        count = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+    except (OSError, ValueError):
+        count = b""
+    return int.from_bytes(count, sys.byteorder), info[TCP_RECEIVED]
+
+
 def bytes_wanted(sock: socket.socket, unread: bytes, complete: Callable[[bytes], Any]) -> int:
     """Return 0 if what is at hand is a whole request, or has to be given to the handler as it is.
 
@@ -314,12 +346,12 @@ def bytes_wanted(sock: socket.socket, unread: bytes, complete: Callable[[bytes],
     """
     found = peek(sock, WHOLE_MAX) or b""
     data = unread + found
-    if len(data) >= WHOLE_MAX or complete(data) or _is_at_end(sock):
+    if len(data) >= WHOLE_MAX or complete(data) or is_at_end(sock):
         return 0
     return min(len(found) + 1, UNIX_MOST) if sock.family == socket.AF_UNIX else len(found) + 1
 
 
-def _is_at_end(sock: socket.socket) -> bool:
+def is_at_end(sock: socket.socket) -> bool:
     """Return True if the client will send no more than what is at hand."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)

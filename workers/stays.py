@@ -21,6 +21,7 @@ from weakref import ref
 from prefork.metrics.facts import CloseReason
 from prefork.metrics.scoreboard import (
     ACCEPTED,
+    AWAY,
     BUSY,
     CLOSED,
     COMPLETED,
@@ -28,6 +29,7 @@ from prefork.metrics.scoreboard import (
     FAILED,
     HANDED_OVER,
     IDLE,
+    IDLE_HERE,
     IN_HAND,
     REJECTED,
     STARTED_NS,
@@ -45,6 +47,7 @@ from .lanes import FINISH, PROCESS, Finish, Lanes
 from .stay import WHOLE_MAX, KeptSocket, Stay, bytes_wanted, peek
 from .thread_body import THREAD_BODY
 
+MOST_AWAY = (1 << 64) // AWAY - 1
 ROOM_FOR_ADDRESS = 4096  # bytes of a message
 VERIFY = "verify_request"
 
@@ -55,12 +58,13 @@ CLIENT, HANDLER = CloseReason.CLIENT, CloseReason.HANDLER
 class LaneStay(Stay):
     """A stay, with the lane on which it is counted; None where it is not, in a thread of the program's own."""
 
-    __slots__ = ("kept_on", "lane", "over", "request", "watched")
+    __slots__ = ("away", "kept_on", "lane", "over", "request", "watched")
 
     lane: Lane | None
     request: ref[KeptSocket] | None  # for the access log; it has the stay, and one that is dropped is closed at once
     kept_on: bool  # its descriptor is no more the request's
     over: bool  # and counted
+    away: bool  # told to be with a thread of the program's
     watched: bool  # it has lingered here, and is in the epoll still, which tells nothing more of it
 
 
@@ -68,12 +72,13 @@ class KeptServer:
     """A server whose connections are kept, in a worker.
 
     `keep_on` is given a connection that a stay has left to be kept: itself, the stay, its lane, and the descriptor.
-    `count` is called for each request but the first of a stay.
+    `count` is called for each request but the first of a stay; `ends` says whether nobody would take a connection from
+    here; `lock` is that of what lingers.
     """
 
     def __init__(
         self, server: Any, lanes: Lanes, listener: int, keep_on: Callable[["KeptServer", LaneStay, int], None],
-        count: Callable[[], None],
+        count: Callable[[], None], ends: Callable[[], bool], lock: Any,
     ) -> None:  # fmt: skip
         """Has to be made before the lanes are bound to the server."""
         self.server = server
@@ -84,11 +89,15 @@ class KeptServer:
         self.failed = False  # the last accept
         self.undelayed = False  # what is accepted has TCP_NODELAY from its listener, or is nothing for it
         self.idle = 0  # connections that are idle here,
+        self._with_threads = 0  # those that threads of the program's have,
+        self.away = 0  # and the same as it is told,
+        self._lock = lock  # with which all are changed and told
         self.gauge = lanes.all_lanes[0]  # where that is told, whichever lane each was served on
         self.cells: Any = NoCells if lanes.limits is None else lanes.limits.kept
         self.first_byte_ns = 0 if lanes.admission is None else int((lanes.admission.first_byte_timeout or 0) * 1e9)
         self._keep_on = keep_on
         self._count = count
+        self._ends = ends
         cls = class_of(server.RequestHandlerClass)
         self.speaks_first = bool(getattr(cls, "speaks_first", False))
         self.complete: Callable[[bytes], Any] | None = getattr(cls, "complete", None)
@@ -186,6 +195,8 @@ class KeptServer:
         """Count a connection that failed before a request of it began, and close it. In an `except` block."""
         self._not_kept(lane, sock, kept.client_address, FAILED)
         self.server.handle_error(sock, kept.client_address)
+        if self.tells_end:
+            self._tell_end(sock, kept, HANDLER)
         self.close(lane, sock, kept, CloseReason.HANDLER)
 
     def _not_kept(self, lane: Lane, request: Any, client_address: Any, outcome: int) -> None:
@@ -219,32 +230,38 @@ class KeptServer:
     def end_in_place(self, kept: Kept, fd: int, lane: Lane | None, *, silent_only: bool) -> bool:
         """Close a connection as the service ends, and tell its handler here: no worker might be left for that. Return
         False, with `silent_only`, where there is something at hand. `lane`: on which it was in hand."""
-        sock, server = self.socket(fd), self.server
+        sock = self.socket(fd)
         found = kept.unread or peek(sock)
         if silent_only and found:
             sock.detach()
             return False
         reason = CloseReason.DRAINED if found is None or found else CloseReason.CLIENT
-        if kept.flags & MET and kept.flags & TELL_END:
-            closing = kept._replace(flags=kept.flags | CLOSING, reason=reason + 1)
-            sock.stay = LaneStay(closing, lambda stay: None, 0)
-            try:
-                server.RequestHandlerClass(sock, kept.client_address, server)
-            except Exception:
-                server.handle_error(sock, kept.client_address)
-            sock.stay = None
+        if kept.flags & TELL_END:
+            self._tell_end(sock, kept, reason)
         self.end(self.gauge if lane is None else lane, sock, kept, reason)
         if lane is not None:
             lane[IN_HAND] = 0
         return True
+
+    def _tell_end(self, sock: KeptSocket, kept: Kept, reason: int) -> None:
+        """Have `connection_closed()` called for a connection that ends here, and was opened for its handler."""
+        if not kept.flags & MET:
+            return
+        server = self.server
+        sock.stay = LaneStay(kept._replace(flags=kept.flags | CLOSING, reason=reason + 1), lambda stay: None, 0)
+        try:
+            server.RequestHandlerClass(sock, kept.client_address, server)
+        except Exception:
+            server.handle_error(sock, kept.client_address)
+        sock.stay = None
 
     # A stay.
 
     def begin(self, lane: Lane, sock: KeptSocket, kept: Kept, begun: int, looks: bool, watched: bool) -> Accepted:
         """Process a stay of a connection that is admitted, on this lane. `begun`: requests that are at hand, 0 or 1;
         `looks`, `watched`: as in LaneStay."""
-        stay = LaneStay(kept, self._next, begun, looks)
-        stay.lane, stay.kept_on, stay.over, stay.watched = lane, False, False, watched
+        stay = LaneStay(kept, self._next, begun, looks, self._ends)
+        stay.lane, stay.kept_on, stay.over, stay.away, stay.watched = lane, False, False, False, watched
         stay.request = None if self.lanes.access_log is None else ref(sock)
         sock.stay = stay
         if begun:
@@ -372,9 +389,26 @@ class KeptServer:
             stay.lane = None
             if stay.begun:
                 self.lanes.end(lane, HANDED_OVER)
+            with self._lock:
+                if not stay.over:  # by now
+                    stay.away = True
+                    self._tell_away(1)
             lane[IN_HAND] = 0
             self.lanes.handed_over.note(place)
         lane[STATE] = IDLE
+
+    def _tell_away(self, change: int) -> None:
+        self._with_threads += change
+        self.away = min(self._with_threads, MOST_AWAY) * AWAY
+        self.gauge[IDLE_HERE] = self.idle + self.away
+
+    def _come_back(self, stay: LaneStay) -> None:
+        """Note that no thread of the program's has this connection any more."""
+        with self._lock:
+            stay.over = True
+            if stay.away:
+                stay.away = False
+                self._tell_away(-1)
 
     def _watch(self, stay: LaneStay, sock: KeptSocket) -> None:
         """Have it counted if the program never finishes this stay, once nobody has the connection any more."""
@@ -390,9 +424,9 @@ class KeptServer:
         lanes = self.lanes
         lane = lanes.current.pop(get_ident(), None)
         if lane is not None:
-            self._end(stay, lane, FAILED, sock)
+            self._fail(stay, lane, sock)
         elif (context := lanes.contexts.claim_own()) is not None:
-            self._end(stay, context.lane, FAILED, sock)
+            self._fail(stay, context.lane, sock)
             lanes.give_back(context.lane)
 
     # Counting.
@@ -454,8 +488,18 @@ class KeptServer:
         """Count a stay that raised this; a process that it has forked ends here."""
         if self.lanes.forked:
             strays.end(exc)
+        self._fail(stay, lane, request)
+
+    def _fail(self, stay: LaneStay, lane: Lane, request: Any) -> None:
+        """Count a stay that failed, and have its handler told, which may have been done, or may not have begun."""
         stay.goes_on = False
+        self._tell_if_open(stay, request)
         self._end(stay, lane, FAILED, request)
+
+    def _tell_if_open(self, stay: LaneStay, request: Any) -> None:
+        if stay.met and self.tells_end:
+            self._tell_end(request, stay.left(), HANDLER)
+            stay.met, request.stay = False, stay
 
     def _end(self, stay: LaneStay, lane: Lane, outcome: int, request: Any) -> None:
         """Count the last request of a stay, and leave the connection to whoever has it next."""
@@ -488,10 +532,13 @@ class KeptServer:
         try:
             result = finish(request, *more, **named)
         except BaseException:
+            stay.goes_on = False
+            self._tell_if_open(stay, request)
             self._end_uncounted(stay)
             raise
         if stay.goes_on and request.fileno() != -1:
-            stay.kept_on = stay.over = True  # from here on it looks closed
+            stay.kept_on = True  # from here on it looks closed
+            self._come_back(stay)
             self._keep_on(self, stay, taken_out(request))
         else:
             self._end_uncounted(stay)
@@ -501,7 +548,7 @@ class KeptServer:
     def _end_uncounted(self, stay: Any) -> None:
         if stay.over:
             return
-        stay.over = True
+        self._come_back(stay)
         self.gauge[CLOSED + _why_closed(stay)] += 1
         self.cells.drop(stay.kept.cell)
 

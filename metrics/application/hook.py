@@ -1,6 +1,7 @@
 """The hook on `sys.meta_path` that puts our value class into prometheus_client; it is removed after that import.
 
-Runs in any program that imports prefork. Must not import prometheus_client itself, which takes 100 ms and 13 MB.
+Runs in any program that imports prefork. Must not import prometheus_client itself, which takes 100 ms and 13 MB, nor
+our class before the program has imported that.
 """
 
 import sys
@@ -8,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .values import VALUES, Value, expect_forks
+VALUES = "prometheus_client.values"
 
 
 def install_hook() -> None:
@@ -26,6 +27,8 @@ def install_hook() -> None:
 
 def _set_class(module: ModuleType) -> None:
     if module.ValueClass is module.MutexValue:
+        from .values import Value, expect_forks  # late: for programs with metrics of their own
+
         expect_forks()
         module.ValueClass = Value  # type: ignore[attr-defined]
 

@@ -23,7 +23,6 @@ value was written (`mostrecent`) or 1, and zero until then.
 
 import threading
 from array import array
-from binascii import crc32
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from math import isfinite
@@ -71,6 +70,8 @@ def _record(memory: bytes | memoryview, words: memoryview, at: int) -> RegionRec
     if not length or end > len(words):
         return None
     start = (end - (length + 7) // 8) * 8
+    from binascii import crc32
+
     key = bytes(memory[start : start + length])
     return RegionRecord(at, family, key, crc32(key, family) == head >> 32, end)
 
@@ -135,6 +136,8 @@ class Writer:
         return True
 
     def _write(self, at: int, number: int, key: bytes) -> int:
+        from binascii import crc32
+
         end = at + _size(number, len(key))
         key_at = end - (len(key) + 7) // 8
         self._memory[key_at * 8 : end * 8] = key.ljust((end - key_at) * 8, b"\0")
@@ -175,8 +178,7 @@ class Region:
         self.places = array("I")  # the word of the value of each
         self.in_order = True  # of their places
         self._doubtful: dict[int, int] = {}  # records incomplete when last seen: the number of families before each
-        self._refused = 0
-        self._rejected = 0
+        self._refused = self._rejected = 0
 
     def copy(self) -> "Glance":
         """Copy the region as it is now."""
@@ -234,6 +236,8 @@ class Region:
     def _learn(self, memory: bytes, base: int) -> int:
         """Learn the records of `memory`, whose first word is this one of the region; return how many words they take.
         What is known already costs little: with 10,000 series in each of 64 workers this is the first scrape."""
+        from binascii import crc32
+
         words, at = memoryview(memory).cast("Q"), 0
         known = [_names(family) for family in self._families]
         while at < len(words):

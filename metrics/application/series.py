@@ -5,7 +5,6 @@ as keys (`encode`) and interned when they are read: one object for each, so that
 no strings.
 """
 
-import json
 import threading
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
@@ -42,6 +41,8 @@ SUFFIXES = {
 
 def encode(parts: Iterable[str]) -> bytes:
     """Return the key of a family (kind, mode, name, help, label names) or of a series (suffix, label values)."""
+    import json
+
     return json.dumps(list(parts), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
@@ -114,6 +115,8 @@ def series_of(family: Family, key: bytes) -> Series:
 
 
 def _texts(key: bytes) -> list[str]:
+    import json
+
     try:
         texts = json.loads(key)
     except RecursionError:

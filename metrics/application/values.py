@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefork.metrics")
 
-VALUES = "prometheus_client.values"
 OURS = "prefork_"  # prefix of our own metrics
 
 

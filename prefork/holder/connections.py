@@ -47,7 +47,7 @@ UNIX_LOOK_S = 0.02  # for a Unix socket the kernel knows no least number of byte
 FLUSH_AGAIN_S = 0.002
 # A connection that comes back so soon, and before any other came, is in the midst of something, and had better linger.
 QUICK_S = 0.005
-MOST_AT_LEAST = 100  # times of silent ones that are kept, however few are silent still
+STALE_ENTRIES = 100  # of silent ones that have spoken since: as many are left in any case before all are taken out
 _FLAGS, _LISTENER = 1, 2  # bytes of a message
 
 
@@ -226,7 +226,7 @@ class Connections:
         return float("inf")
 
     def _note_silent(self, until: float, fd: int, message: bytes) -> None:
-        if len(self._silent) > 2 * len(self.idle) + MOST_AT_LEAST:  # most have spoken, long before their time
+        if len(self._silent) > 2 * len(self.idle) + STALE_ENTRIES:  # most have spoken, long before their time
             self._silent = [each for each in self._silent if self._is_silent(*each)]
             heapify(self._silent)
         heappush(self._silent, (until, fd, message))

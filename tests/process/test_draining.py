@@ -75,6 +75,7 @@ def test_stop_during_drain_delay(tmp_path: Path) -> None:
         assert service.wait("ended")["exits"] == {"stopped": 2}
 
 
+@pytest.mark.timed
 def test_an_idle_pool_stops_at_once(tmp_path: Path) -> None:
     """Nothing is waited for when nothing is in hand: `serve_forever()` returns as soon as its workers are gone."""
     with Service(tmp_path, script(max_children=2)) as service:
@@ -241,9 +242,12 @@ def test_told_while_it_boots_by_a_master_in_a_thread(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["shutdown"], ["server_close", "server_close"], ["shutdown", "server_close"]])
 def test_ended_before_it_began(words: list[str], tmp_path: Path) -> None:
-    """Asked before serve_forever(), it returns at once, no worker is forked and no path is left."""
+    """Asked before serve_forever(), that returns at once, or raises ValueError where the server is closed, as the
+    standard one does; no worker is forked and no path is left."""
     with Service(tmp_path, argv=["-m", "tests.process.programs.ended_before", *words]) as service:
-        assert service.wait("returned")["there"] is False
+        returned = service.wait("returned")
+        assert returned["there"] is False
+        assert returned["raised"] == ("Invalid file descriptor: -1" if "server_close" in words else "")
         assert service.wait_exit() == 0
         assert service.wait("ended")["spawned"] == 0
 
@@ -314,6 +318,7 @@ def test_the_last_worker_dies_beside_a_queue(tmp_path: Path) -> None:
             assert service.wait_exit() == 0
 
 
+@pytest.mark.timed
 @pytest.mark.once
 def test_the_last_worker_of_a_degraded_master_dies_beside_a_queue(tmp_path: Path) -> None:
     """It has no program to start another one from: it ends at once, and who is queued is told so by a reset."""

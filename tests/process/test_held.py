@@ -19,6 +19,8 @@ from tests.support.hosts.users import dropped, seen
 from tests.support.programs.releases import AFTERWARDS, Released
 from tests.support.programs.service import HUNG, Service, Watch, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 WORKERS = 2
 ANY = "with open('release.py') as file: exec(compile(file.read(), 'release.py', 'exec'))\n"
 KEPT = "from tests.process.programs.held import Handler\n"
@@ -288,6 +290,7 @@ def test_a_rehearsal_that_fails(tmp_path: Path) -> None:
             assert one_holder(service) == before
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_end(signum: int, tmp_path: Path) -> None:
     """All that is idle is closed, and counted, within a second, however the service ends."""

@@ -149,6 +149,7 @@ def test_many_stays(service: Service) -> None:
         os.close(fd)
 
 
+@pytest.mark.timed
 def test_signs_of_life(service: Service) -> None:
     """There is one at least each second, though nothing happens."""
     holder = service.holder()

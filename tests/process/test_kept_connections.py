@@ -47,6 +47,7 @@ def end(client: Staying) -> None:
     client.wait_end()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_says_nothing_costs_nobody(kind: str, tmp_path: Path) -> None:
     """Many connections, each between two messages, and a pool with few places: all are answered, again and again, in
@@ -63,6 +64,68 @@ def test_who_says_nothing_costs_nobody(kind: str, tmp_path: Path) -> None:
         statistics = service.settled()
     assert (statistics["accepted"], statistics["completed"]) == (3 * IDLE, 3 * IDLE)
     assert statistics["exits"] == ({} if kind != "forked ahead" else statistics["exits"])
+
+
+RAISING = """
+class Hooks(Told):
+    def finish_request(self, *args):
+        if os.path.exists("before"):
+            raise RuntimeError("before")
+        super().finish_request(*args)
+        if os.path.exists("after"):
+            raise RuntimeError("after")
+"""
+INCOMPLETE = """
+class Handler(Handler):
+    @staticmethod
+    def complete(data):
+        if os.path.exists("complete"):
+            raise RuntimeError("complete")
+        return True
+"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("where", ["before", "after", "complete"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "more" not in KINDS[kind]])
+def test_it_is_told_of_an_end_that_is_not_its_own(kind: str, where: str, tmp_path: Path) -> None:
+    """Where the program's own finish_request(), before or after the handler, or complete() raises, connection_closed()
+    is called once, with the state."""
+    more = INCOMPLETE if where == "complete" else RAISING
+    with keeping(tmp_path, "Told", more=more, **KINDS[kind]) as service, stay(service.address) as client:
+        service.expect(f"could not finish the request.*RuntimeError\\('{where}'\\)")
+        client.say()
+        wait_counted(service, held=1)  # else what follows may belong to the same stay
+        (tmp_path / where).touch()
+        client.send(b"pid")
+        if where == "after":
+            client.heard()
+        assert client.answer_or_end() is None
+        service.wait("closed")
+        (tmp_path / where).unlink()
+        assert service.settled()["failed"] == 1
+        assert [fact["state"] for fact in service.facts if fact["event"] == "closed"] == [1 + (where == "after")]
+
+
+BLIND = """
+class Handler(KeepAliveMixIn, StreamRequestHandler):
+    def handle_one_request(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_handler_that_reads_nothing(kind: str, tmp_path: Path) -> None:
+    """It is not called for the same bytes for ever: the connection waits for more of them, as long as for the rest of a
+    request, and is called again for these."""
+    settings = KINDS[kind] | {"more": BLIND + KINDS[kind].get("more", ""), "incomplete_timeout": TIMEOUT_S}
+    with keeping(tmp_path, **settings) as service, stay(service.address) as client:
+        client.sock.sendall(b"never read")
+        assert client.answer_or_end() is None
+        few = service.settled()["completed"]
+        wait_counted(service, idle_timeout=1)
+    assert 9 <= few <= 18
+    assert service.log.count("Handler reads nothing of what its client sends") in (1, 2)
 
 
 def test_any_worker_may_have_the_next_request(tmp_path: Path) -> None:
@@ -88,6 +151,24 @@ def test_a_pipeline_is_answered_in_order(kind: str, tmp_path: Path) -> None:
         for number in range(1, 31):
             assert client.heard(number) == b"%d" % number
         assert service.settled()["completed"] == 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_at_a_drain(kind: str, tmp_path: Path) -> None:
+    """Requests that have come before the end of the service are answered, all of them, by the worker that has the
+    connection: no other would take it."""
+    with keeping(tmp_path, **KINDS[kind]) as service, stay(service.address) as client:
+        client.sock.sendall(b"wait\n" + b"".join(b"say %d\n" % number for number in range(2, 41)))
+        worker = service.wait("waiting")["pid"]
+        service.signal(signal.SIGTERM)
+        while f"pid={worker}: draining" not in service.log:
+            service.statistics()
+        (tmp_path / "go on").touch()
+        client.heard(1)
+        for number in range(2, 41):
+            assert client.heard(number) == b"%d" % number
+        client.wait_end()
+        assert service.wait_exit() == 0
 
 
 def test_it_begins_and_ends_once(tmp_path: Path) -> None:
@@ -187,6 +268,7 @@ def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) 
         assert len(service.wait_each("closed", 5)) == 5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("handler", ["Told", "Greeting"])
 def test_who_says_nothing_at_all(handler: str, tmp_path: Path) -> None:
     """first_byte_timeout is waited for by the holder, over a reload as well: nobody waits meanwhile. Who has said
@@ -239,6 +321,7 @@ def test_a_request_is_what_is_measured(tmp_path: Path) -> None:
     assert (statistics["completed"], statistics["lost"] + statistics["timed_out"]) == (messages, 1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["sync", "threads", "unix"])
 def test_a_reload_is_not_noticed(kind: str, tmp_path: Path) -> None:
     """Connections that are held, that are in hand, and that linger live through reloads, with their state; the new code
@@ -292,6 +375,7 @@ def test_the_end_of_the_service(tmp_path: Path) -> None:
         assert service.statistics()["completed"] == IDLE
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["expired", "evicted", "drained", "no more kept"])
 def test_it_ends_beside_a_copy(how: str, tmp_path: Path) -> None:
     """A process of the program's, forked while the connection was in hand, has a copy of it for as long as it lives:
@@ -316,6 +400,33 @@ def test_it_ends_beside_a_copy(how: str, tmp_path: Path) -> None:
         (tmp_path / "go on").touch()
 
 
+EXECUTOR = "from tests.process.programs.kept_executor import InExecutor as Hooks\n"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "more" not in KINDS[kind] and kind != "forked ahead"])
+def test_in_the_hands_of_an_executor(kind: str, tmp_path: Path) -> None:
+    """A connection that the program serves in a thread of its own is told as active, until it is held again, or closed;
+    and as lost with its worker."""
+    with keeping(tmp_path, more=EXECUTOR, **KINDS[kind]) as service, staying(service.address, 3) as clients:
+        for client in clients:
+            client.send(b"wait")
+        service.wait_each("waiting", 3)
+        wait_counted(service, active=3, lingering=0, held=0, queued=0)
+        (tmp_path / "go on").touch()
+        for client in clients:
+            client.heard()
+        wait_counted(service, active=0, held=3, queued=0)
+        clients[0].say(b"close")
+        clients[0].wait_end()
+        wait_counted(service, active=0, held=2, queued=0, handler=1)
+        (tmp_path / "go on").unlink()
+        mark = service.mark()
+        clients[1].send(b"wait")
+        service.signal(signal.SIGKILL, service.wait("waiting", after=mark)["pid"])
+        assert clients[1].answer_or_end() is None
+        wait_counted(service, active=0, held=1, queued=0, lost=1)
+
+
 def test_half_closed(tmp_path: Path) -> None:
     """A client that says all it has and that this was it is answered to the end, however much of it there is; one that
     half-closes while it is held is closed, and no request."""
@@ -334,6 +445,7 @@ def test_half_closed(tmp_path: Path) -> None:
         assert service.settled()["completed"] == 22
 
 
+@pytest.mark.timed
 def test_what_is_written_is_sent(tmp_path: Path) -> None:
     """What a handler has written into a buffer is with the client before the next request is waited for, at once."""
     with keeping(tmp_path, "Buffered") as service, stay(service.address) as client:

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import socketserver
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import prefork
 from prefork import (
     BaseRequestHandler,
     ForkingTCPServer,
@@ -30,6 +32,7 @@ AT_ONCE = 0.25  # seconds; the standard shutdown() takes up to poll_interval
 # shutdown()
 
 
+@pytest.mark.timed
 def test_shutdown_is_immediate() -> None:
     """shutdown() ends an idle loop at once, however long its poll_interval is."""
     server = TCPServer(LOOPBACK, Upper)
@@ -237,14 +240,44 @@ def test_closed_before_a_daemonic_thread_ends() -> None:
     assert server.statistics().in_flight == 0
 
 
-def test_serving_a_closed_server() -> None:
+KINDS = ("TCP", "UDP", "UnixStream", "UnixDatagram")
+MIXED_IN: dict[str, tuple[type, ...]] = {
+    "plain": (),
+    "threads": (prefork.ThreadingMixIn,),
+    "forked": (prefork.ForkingMixIn,),
+    "pool": (prefork.PreForkingMixIn,),
+    "pool with threads": (prefork.PreForkingMixIn, prefork.ThreadingMixIn),
+    "pool ahead": (prefork.PreForkingMixIn, prefork.ForkingMixIn),
+}
+
+
+@pytest.mark.parametrize("has_served", [False, True])
+@pytest.mark.parametrize("mixins", MIXED_IN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_serving_a_closed_server(kind: str, mixins: str, has_served: bool, tmp_path: Path) -> None:
     """serve_forever() and handle_request() of a closed server raise ValueError, as they always did."""
-    server = TCPServer(LOOPBACK, Upper)
-    server.server_close()
-    with pytest.raises(ValueError):
+    bases = (*MIXED_IN[mixins], getattr(prefork, f"{kind}Server"))
+    cls: Any = type("Server", bases, {"max_children": 1})
+    server = cls(str(tmp_path / "s") if "Unix" in kind else LOOPBACK, BaseRequestHandler)
+    if has_served:
+        server.shutdown()
         server.serve_forever()
-    with pytest.raises(ValueError):
-        server.handle_request()
+    server.server_close()
+    for method in (server.serve_forever, server.handle_request):
+        with pytest.raises(ValueError, match=r"[Ff]ile descriptor"):
+            method()
+
+
+@pytest.mark.parametrize("mixins", MIXED_IN)
+@pytest.mark.parametrize("kind", KINDS)
+def test_serving_a_closed_server_of_the_standard_library(kind: str, mixins: str, tmp_path: Path) -> None:
+    """With our mix-ins it is the same over its classes; without any, it is what is meant by the same."""
+    cls: Any = type("Server", (*MIXED_IN[mixins], getattr(socketserver, f"{kind}Server")), {"max_children": 1})
+    server = cls(str(tmp_path / "s") if "Unix" in kind else LOOPBACK, BaseRequestHandler)
+    server.server_close()
+    for method in (server.serve_forever, server.handle_request):
+        with pytest.raises(ValueError, match=r"[Ff]ile descriptor"):
+            method()
 
 
 def test_base_exception_ends_the_loop() -> None:

@@ -30,6 +30,7 @@ WHERE: dict[str, tuple[str, str, float | None]] = {
 }
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("where", "path"), [*((where, None) for where in WHERE), ("default", "socket")])
 def test_no_timeout_of_the_program_is_ours(where: str, path: str | None, tmp_path: Path) -> None:
     """Over idle workers with a request_timeout, control, scrapes, a reload and drains nobody waits for as long as the

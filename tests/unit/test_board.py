@@ -36,6 +36,7 @@ from prefork.metrics.scoreboard import (
     ACCEPT_ERRORS,
     ACCEPTED,
     ACCEPTING,
+    AWAY,
     BUSY,
     CLOSED,
     COMPLETED,
@@ -48,6 +49,7 @@ from prefork.metrics.scoreboard import (
     IN_HAND,
     LISTENERS_MAX,
     LOG_DROPPED,
+    MOST_IDLE_HERE,
     MOVES,
     OPENED,
     REJECTED,
@@ -419,6 +421,21 @@ def open_in(child: Child, lane: int, in_hand: int, idle: int, **counts: int) -> 
     for name, count in counts.items():
         word = {"opened": OPENED, "moves": MOVES}.get(name)
         words[CLOSED + CloseReason[name.upper()] if word is None else word] = count
+
+
+def test_connections_in_threads_of_the_program() -> None:
+    """They are told as in hand, beside those of the lanes, and as left by a process that is gone; an impossible number
+    of them is none."""
+    with boards() as board:
+        child = Child(board)
+        open_in(child, 0, 1, 2 * AWAY + 3, opened=6)
+        found = board.snapshot().connections
+        assert (found.active, found.lingering, found.queued) == (3, 3, 0)
+        assert SlotReader(child.slot).left_open() == [(0, 6)]
+        open_in(child, 0, 1, 2 * AWAY + MOST_IDLE_HERE + 1)
+        found = board.snapshot().connections
+        assert (found.active, found.lingering, found.queued) == (1, 0, 5)
+        child.die()
 
 
 def test_every_connection_is_somewhere() -> None:

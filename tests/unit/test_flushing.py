@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler, MemoryHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,15 @@ import pytest
 
 from prefork.metrics.loggers import HeldUp
 from prefork.workers import flushing
-from prefork.workers.flushing import disown_output, flush_beside, flush_here, flush_last, given_up_sentence, targets
+from prefork.workers.flushing import (
+    disown_output,
+    disown_records,
+    flush_beside,
+    flush_here,
+    flush_last,
+    given_up_sentence,
+    targets,
+)
 
 PYTHON: Any = SimpleNamespace()  # stands for `sys`
 
@@ -265,17 +274,34 @@ def test_what_nobody_takes(discard: bool | None, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_output_that_is_the_masters(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is discarded here, or beside, within a tenth of a second, where a thread may hold the lock."""
+    """Is discarded here, or beside, within a tenth of a second, where a thread may hold the lock; that of Python's
+    stream too, which the program's may write into."""
     monkeypatch.setattr(flushing, "_alone", alone)
     into_nothing: list[Any] = []
     emptied: list[tuple[str, Any, float]] = []
     monkeypatch.setattr(flushing, "flush_into_nothing", lambda stream, flush: into_nothing.append(stream))
     monkeypatch.setattr(flushing, "_empty", lambda *arguments: emptied.append(arguments))
     monkeypatch.setattr(PYTHON, "stdout", out := Stream())
+    monkeypatch.setattr(PYTHON, "__stdout__", pythons := Stream())
     monkeypatch.setattr(PYTHON, "stderr", err := Stream())
+    monkeypatch.setattr(PYTHON, "__stderr__", err)
     disown_output()
-    assert into_nothing == ([out, err] if alone else [])
-    assert emptied == ([] if alone else [("stdout", out, 0.1), ("stderr", err, 0.1)])
+    assert into_nothing == ([pythons, out, err] if alone else [])
+    assert emptied == ([] if alone else [("stdout", pythons, 0.1), ("stdout", out, 0.1), ("stderr", err, 0.1)])
+
+
+def test_records_that_are_the_masters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Are forgotten, whatever else the program has among its handlers."""
+    holds, well, broken = MemoryHandler(10), Handler(), BufferingHandler(10)
+    broken.buffer = None  # type: ignore[assignment]
+    monkeypatch.setattr(logging, "_handlerList", lists(well, broken, holds))
+    holds.emit(logging.makeLogRecord({"levelno": logging.INFO}))
+    monkeypatch.setattr(PYTHON, "modules", {}, raising=False)
+    disown_records()
+    assert len(holds.buffer) == 1, "there can be none where nobody has loaded their module"
+    monkeypatch.setattr(PYTHON, "modules", sys.modules)
+    disown_records()
+    assert holds.buffer == []
 
 
 @pytest.mark.parametrize("line_buffering", [True, False])

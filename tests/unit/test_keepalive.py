@@ -4,6 +4,7 @@ import contextlib
 import gc
 import http.server
 import io
+import os
 import socket
 import socketserver
 import threading
@@ -35,11 +36,12 @@ class Connection:
     server: Any = field(default_factory=lambda: SimpleNamespace(events=[]))
     last: Stay | None = None
     looks: bool = True
+    ends: bool = False
 
     def visit(self, begun: int = 1) -> Stay:
         request = KeptSocket(socket.AF_INET, socket.SOCK_STREAM, 0, self.fd)
         request.stay = stay = self.last = Stay(
-            self.kept, lambda stay: self.begun.append(stay.begun), begun, looks=self.looks
+            self.kept, lambda stay: self.begun.append(stay.begun), begun, looks=self.looks, ends=lambda: self.ends
         )
         try:
             self.handler(request, ("client", 1), self.server)
@@ -144,6 +146,15 @@ def test_the_most_of_a_stay(rbufsize: int) -> None:
         assert [(stay.begun, stay.more) for stay in stays] == [(MOST_REQUESTS, True), (MOST_REQUESTS, True), (4, False)]
         answers = b"".join(b"%d line\n" % number for number in range(1, 21))
         assert connection.client.recv(len(answers), socket.MSG_WAITALL) == answers
+
+
+def test_the_last_stay() -> None:
+    """Where nobody would take the connection from there, all that is at hand is served in one stay."""
+    with connected(Line) as connection:
+        connection.ends = True
+        connection.client.sendall(b"line\n" * 20)
+        stay = connection.visit()
+        assert (stay.begun, stay.more) == (20, False)
 
 
 @pytest.mark.parametrize("cut", range(0, 30, 3))
@@ -851,3 +862,40 @@ def test_an_init_that_does_not_call_ours() -> None:
         connection.client.sendall(b"one\n")
         with pytest.raises(TypeError, match=r"PassesUsBy\.__init__\(\) must call super\(\)\.__init__\(\)"):
             connection.visit()
+
+
+class Blind(KeepAliveMixIn, StreamRequestHandler):
+    """Reads nothing."""
+
+    def handle_one_request(self) -> None:
+        self.server.events.append("called")
+
+
+def test_who_reads_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Its connection waits for more than is at hand, instead of a call for the same bytes for ever; it is said once."""
+    with connected(Blind) as connection:
+        for sent in (1, 2):
+            connection.client.sendall(b"line\n")
+            stay = connection.visit()
+            assert (stay.more, stay.wanted, stay.goes_on) == (False, 5 * sent + 1, True)
+        assert len(connection.events) <= 2 * (MOST_REQUESTS + 1)
+        connection.client.shutdown(socket.SHUT_WR)
+        assert not connection.visit().goes_on
+    assert caplog.text.count("Blind reads nothing of what its client sends") == 1
+
+
+class Unseen(KeepAliveMixIn, StreamRequestHandler):
+    """Reads in a way that nobody sees."""
+
+    def handle_one_request(self) -> None:
+        os.read(self.request.fileno(), 5)
+
+
+def test_who_reads_unseen(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever reads by the descriptor reads all the same."""
+    with connected(Unseen) as connection:
+        connection.client.sendall(b"line\n" * 12)
+        assert connection.visit().more
+        stay = connection.visit()
+        assert (stay.more, stay.wanted, stay.goes_on) == (False, 0, True)
+    assert caplog.text == ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefork.metrics import loggers
-from prefork.metrics.loggers import HeldUp, ServiceLogger, impatient
+from prefork.metrics.loggers import HeldUp, ServiceLogger, impatient, known_levels
 from prefork.workers.flushing import flush_beside, flush_here
 from tests.unit.test_house import MODULES
 
@@ -77,6 +77,21 @@ def test_it_is_disabled_on_purpose_only(log: ServiceLogger) -> None:
     assert not log.disabled
     log.disabled = True
     assert log.disabled
+
+
+def test_the_levels_that_it_knows() -> None:
+    """Those that were asked for, until any is set anew; another logger than ours tells none."""
+    log = logging.getLogger("prefork.supervisor")
+    levels, before = known_levels(log), log.level
+    try:
+        for level in (logging.INFO, logging.DEBUG):
+            log.setLevel(level)
+            assert levels == {}
+            assert log.isEnabledFor(logging.DEBUG) is (level == logging.DEBUG)
+            assert levels == {logging.DEBUG: level == logging.DEBUG}
+    finally:
+        log.setLevel(before)
+    assert known_levels(logging.Logger("another")) == {}
 
 
 def test_a_handler_that_raises_is_nothing_to_the_others(log: ServiceLogger) -> None:

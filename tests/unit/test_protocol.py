@@ -72,7 +72,7 @@ def test_what_is_asked_is_read(row: Row) -> None:
 
 
 @pytest.mark.parametrize(("values", "sentence"), [
-    ({"slot": "1"}, "could not restart: slot must be a whole number from 1 to 1020"),
+    ({"slot": "1"}, "could not restart: slot must be a whole number from 1 to 2040"),
     ({"companion": 1}, "could not restart: companion must be a name"),
     ({"companion": ""}, "could not restart: companion must be a name"),
     ({"companion": None}, "could not restart: companion must be a name"),
