@@ -76,6 +76,7 @@ needs_namespaces = pytest.mark.skipif(
 )
 
 
+@pytest.mark.timed
 @needs_namespaces
 def test_the_image(tmp_path: Path) -> None:
     """The Dockerfile's own steps, without Docker: what it copies is enough to build and install; its command serves as
@@ -96,6 +97,7 @@ def test_the_image(tmp_path: Path) -> None:
     assert monotonic() - began < STOP_S
 
 
+@pytest.mark.timed
 @needs_namespaces
 def test_as_pid_1_it_reaps_orphans_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As PID 1 of a pid namespace, by the image's own command: orphans are reaped, and TERM ends it within 10 s."""

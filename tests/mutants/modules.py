@@ -177,6 +177,7 @@ MODULES = {
         ("process/socket_access", "process/another_user", "faults/unix_paths"),
     ),
     "systemd": Module("prefork/systemd.py", ("systemd",), ("process/systemd", "faults/manager")),
+    "at_import": Module("prefork/surroundings/at_import.py", ("surroundings",), ("faults/surroundings",)),
     "inherited": Module("prefork/surroundings/inherited.py", ("surroundings",), ("faults/surroundings",)),
     "leading": Module("prefork/surroundings/leading.py", ("leading",), ("process/reload_state",)),
     "attributes": Module("prefork/reload/attributes.py", ("attributes",), ("process/reload_state",)),
@@ -286,7 +287,9 @@ MODULES = {
     "report": Module(
         "prefork/control/report.py", ("control_simulated", "companions"), ("process/control", "process/top")
     ),
-    "counting": Module("prefork/counting.py", (), ("process/server", "process/composition", "process/metrics_move")),
+    "counting": Module(
+        "prefork/supervised/counting.py", (), ("process/server", "process/composition", "process/metrics_move")
+    ),
     "errors": Module("prefork/errors.py", ("cli", "sources"), ("process/run",)),
     "examples": Module("prefork/examples.py", (), ("process/documentation_examples", "process/unix_http")),
     "exporter_child": Module(
@@ -346,13 +349,18 @@ MODULES = {
     "fields": Module("prefork/settings/fields.py", ("fields", "sources", "config", "cli"), ("process/run",)),
     "sources": Module("prefork/settings/sources.py", ("sources", "launch"), ("process/run",)),
     "units": Module("prefork/settings/units.py", ("config", "sources", "fields"), ("process/run",)),
+    "bindable": Module("prefork/sockets/bindable.py", ("addresses",), ()),
     "addresses": Module("prefork/sockets/addresses.py", ("addresses", "cli"), ("process/run", "process/unix_http")),
+    "mending": Module("prefork/sockets/mending.py", ("accept_queue",), ("process/shut_listeners",)),
     "shared": Module(
         "prefork/sockets/shared.py",
         ("listener", "accept_queue"),
         ("process/draining", "faults/draining", "process/datagram_answers"),
     ),
-    "supervised": Module("prefork/supervised.py", (), ("process/serving", "process/children", "process/exporter")),
+    "supervised": Module(
+        "prefork/supervised/state.py", (), ("process/serving", "process/children", "process/exporter")
+    ),
+    "forked": Module("prefork/supervised/forked.py", (), ("process/server", "process/children", "process/composition")),
     "takeover": Module("prefork/takeover.py", (), ("process/takeover", "faults/reload")),
     "testing": Module("prefork/testing.py", (), ("process/testing",)),
     "top_http": Module("prefork/top/http.py", ("top_http",), ("process/top",)),
@@ -362,6 +370,7 @@ MODULES = {
     "scrape": Module("prefork/top/scrape.py", ("top_scrape",), ("process/top",)),
     "screen": Module("prefork/top/screen.py", ("top_screen", "top_scrape"), ("process/top",)),
     "top_sources": Module("prefork/top/sources.py", ("top_sources", "cli"), ("process/top",)),
+    "plain_accept": Module("workers/plain_accept.py", ("accepting",), ()),
     "accepting": Module("workers/accepting.py", ("accepting", "lanes", "loop"), ("process/pool", "faults/accept_path")),
     "access_log": Module("workers/access_log.py", ("access_log", "log_templates", "log_formats"), ("process/logs",)),
     "definitions": Module(

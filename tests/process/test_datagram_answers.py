@@ -12,6 +12,8 @@ import pytest
 from tests.support.hosts.namespaces import network_of
 from tests.support.programs.service import HUNG, Service, script
 
+pytestmark = pytest.mark.once  # nothing of it is the interpreter's
+
 ECHO = """
 class Handler(socketserver.DatagramRequestHandler):
     def handle(self):

@@ -230,9 +230,26 @@ def test_interrupted_it_leaves_nothing(how: int, ci: Callable[..., "subprocess.P
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 @pytest.mark.parametrize(("wanted", "status"), [("test_bootstrap.py", 0), ("nothing", 4)])
-def test_the_tests_as_the_first_process(wanted: str, status: int) -> None:
+def test_the_tests_as_the_first_process(wanted: str, status: int, tmp_path: Path) -> None:
     """Of a container, say: they are a child of it, and it ends as they do."""
     argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", "pytest", "-q"]
-    argv += ["-p", "no:cacheprovider", f"tests/unit/{wanted}"]
+    argv += ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'of-them'}", f"tests/unit/{wanted}"]
     ended = subprocess.run(argv, cwd=ROOT, check=False, capture_output=True, text=True, timeout=HUNG)
     assert ended.returncode == status, ended.stdout + ended.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_figure_is_measured_again(tmp_path: Path) -> None:
+    """By three runs at most of a test that is marked, if the machine stood still while it failed; all are told."""
+    shutil.copy(ROOT / "tests" / "process" / "programs" / "gate_timed.py", tmp_path / "test_timed.py")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.conftest", "--rootdir=."]
+    ended = subprocess.run(
+        [*argv, f"--basetemp={tmp_path / 'of-them'}", "test_timed.py"], cwd=tmp_path, check=False, capture_output=True,
+        text=True, timeout=HUNG, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    said = ended.stdout
+    assert "3 failed, 1 passed" in said, said + ended.stderr
+    for last in ("always_held_up: run 3", "slow_by_itself: run 1", "not_timed: run 1"):
+        assert f"AssertionError: {last}" in said
+    again = re.findall(r"run again: .*::test_(\w+): failed while the machine stood still for [0-9.]+ s", said)
+    assert again == ["held_up"] * 2 + ["always_held_up"] * 2

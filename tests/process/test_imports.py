@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import prefork
 from tests.support.clients.connections import ask
 from tests.support.programs.command import running
@@ -29,6 +31,13 @@ OF_A_POOL = {
     "prefork.serving_pool", "prefork.workers.access_log", "prefork.workers.admission", "prefork.workers.keeping",
     "prefork.workers.loop", "prefork.workers.thread_pool",
 }  # fmt: skip
+# What serves: a program that imports the plain classes, and defines its own, needs none of it.
+SERVING = (
+    "prefork.control", "prefork.exporter", "prefork.holder", "prefork.logs", "prefork.master", "prefork.metrics.board",
+    "prefork.metrics.log_events", "prefork.metrics.scoreboard", "prefork.pool_settings", "prefork.process",
+    "prefork.serving_loop", "prefork.sockets.listener", "prefork.supervised", "prefork.workers.contexts",
+    "prefork.workers.lanes", "prefork.workers.signals", "ctypes", "json", "logging", "mmap", "setproctitle", "signal",
+)  # fmt: skip
 # What cannot be done without brings some of it, in some versions.
 NEEDED = """
 import ctypes, json, logging, signal, socket, threading, typing
@@ -74,6 +83,39 @@ def test_what_only_a_pool_needs_is_loaded_with_its_classes() -> None:
     plain = loaded_by("import prefork; prefork.ForkingTCPServer, prefork.ThreadingUDPServer, prefork.every")
     assert plain & OF_A_POOL == set()
     assert loaded_by("import prefork; prefork.PreForkingMixIn") >= OF_A_POOL
+
+
+@pytest.mark.parametrize("theirs", ["prefork", "socketserver"])
+def test_what_only_serving_needs_is_not_loaded_to_define_a_class(theirs: str) -> None:
+    """Nor is it to ask a class or the module for something, be it over the standard library's servers."""
+    defined = (
+        f"import prefork, {theirs} as theirs\n"
+        "class Forking(prefork.ForkingMixIn, theirs.TCPServer): max_children = 3\n"
+        "class Threading(prefork.ThreadingMixIn, theirs.UDPServer): max_threads = 3\n"
+        "class Handler(prefork.StreamRequestHandler): pass\n"
+        "prefork.every(1, print), prefork.rehearsing(), Forking.active_children, Threading.metrics_address"
+    )
+    brought = loaded_by(defined) - loaded_by("import socketserver, typing")
+    assert "prefork.mixins" in brought
+    assert {name for name in brought if f"{name}.".startswith(tuple(f"{each}." for each in SERVING))} == set()
+
+
+@pytest.mark.parametrize("kind", ["TCPServer", "UDPServer"])
+@pytest.mark.parametrize("module", ["prefork", "socketserver"])
+@pytest.mark.parametrize("mixin", [[], ["SupervisedMixIn"], ["ForkingMixIn"], ["ThreadingMixIn"]])
+def test_a_server_that_is_made_has_loaded_what_it_needs(mixin: list[str], module: str, kind: str) -> None:
+    """It serves where nothing can be imported any more, in whatever way it is called."""
+    command = [sys.executable, "-m", "tests.process.programs.out_of_reach", module, kind, *mixin]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.stdout, done.stderr) == ("b'there\\n' b'there\\n'\n", "")
+
+
+@pytest.mark.parametrize("delay", range(0, 50, 10))
+@pytest.mark.parametrize("server_class", ["TCPServer", "ForkingTCPServer", "ThreadingUDPServer"])
+def test_a_process_that_is_forked_while_a_thread_makes_the_first_server(server_class: str, delay: int) -> None:
+    """It can make one of its own: no lock of the import is held in it for ever."""
+    argv = [sys.executable, "-m", "tests.process.programs.forks_beside", server_class, str(delay)]
+    subprocess.run(argv, timeout=30, check=True, cwd=ROOT)
 
 
 def test_how_a_program_was_started_is_read_at_the_first_import() -> None:

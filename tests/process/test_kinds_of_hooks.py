@@ -11,7 +11,7 @@ import pytest
 
 import prefork
 from prefork.inheritance.standard_classes import process_in_place
-from prefork.process import RunMode, run_as
+from prefork.run_mode import RunMode, run_as
 from tests.process.test_precedence import EACH, LOOPBACK, OF_POOLS, OF_THREADS, STANDARD, Answer, Ledger, served
 from tests.support.clients.connections import ask
 from tests.support.programs.serving import serving

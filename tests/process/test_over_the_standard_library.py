@@ -128,6 +128,7 @@ def test_wsgi() -> None:
 PLAIN = [prefork.SupervisedMixIn, prefork.ThreadingMixIn, prefork.ForkingMixIn]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("mixin", PLAIN)
 def test_the_loop_comes_along(mixin: type) -> None:
     """Over socketserver.TCPServer a plain mix-in brings our loop: shutdown() is immediate, before it is remembered."""

@@ -9,8 +9,10 @@ import pytest
 
 import prefork
 from prefork.inheritance.standard_classes import process_in_place
-from prefork.process import RunMode, run_as
+from prefork.run_mode import RunMode, run_as
+from prefork.settings.effects import misspelt
 from prefork.settings.fields import settings
+from prefork.workers.definitions import is_the_programs
 from tests.support.clients.connections import ask
 from tests.support.programs.serving import HUNG, serving
 
@@ -314,3 +316,32 @@ def test_socket_with_a_default(place: str) -> None:
     server = cls(LOOPBACK, Answer)
     with serving(server):
         assert ask(server.server_address, b"word") == b"word"
+
+
+def nameless(name: str, *bases: Any, **hooks: Any) -> Any:
+    """A class, as defined by code that is executed in a namespace without a name."""
+    for each in hooks.values():
+        each.__module__ = None
+    return type(name, bases, {**hooks, "__module__": None})
+
+
+@pytest.mark.parametrize("place", ["over the mix-ins", "behind the mix-ins"])
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("mixin", MIXINS)
+def test_classes_of_no_module(mixin: str, base: str, place: str) -> None:
+    """They are the program's like any others, and what they define is in force."""
+
+    def serve_forever(self: Any, *args: Any) -> None:
+        super(with_hooks, self).serve_forever(*args)
+
+    def verify_request(self: Any, *args: Any) -> bool:
+        return True
+
+    mixins, over = MIXINS[mixin], place.startswith("over")
+    with_hooks = nameless("Hooks", *(mixins if over else ()), BASES[base], serve_forever=serve_forever,
+                     verify_request=verify_request)  # fmt: skip
+    server_class = nameless("Server", *(() if over else mixins), with_hooks)
+    with server_class(LOOPBACK, nameless("Handler", Answer)) as server, serving(server):
+        assert is_the_programs(server, "verify_request")
+        assert ask(server.server_address, b"x") == b"x"
+        assert list(misspelt(server, {})) == []

@@ -95,6 +95,7 @@ class Hooks:
 """
 
 
+@pytest.mark.timed
 def test_service_actions_that_sleeps(tmp_path: Path) -> None:
     """The time that it always takes is no pause of the master's: deadlines do not move, and a request without end is
     killed at graceful_timeout, in the first turn after it."""

@@ -58,6 +58,24 @@ def test_every_kind_of_target_serves(target: str, bind: list[str], here: Path) -
     assert "Traceback" not in run.log
 
 
+@pytest.mark.parametrize(
+    ("target", "said", "title"),
+    [
+        ("Mine", "'mine'", "mine"),
+        ("make", "'mine'", "mine"),
+        ("Empty", "''", "called:Empty"),
+        ("Other", "('upper', 1)", "called:Other"),
+        ("other", "('upper', 1)", "called:other"),
+    ],
+)
+def test_name_of_the_service(target: str, said: str, title: str, tmp_path: Path) -> None:
+    """A class may name its service; what a program has for itself under that name stays what it is."""
+    shutil.copy(APP.parent / "called.py", tmp_path)
+    with running(["run", f"called:{target}", "--bind", ANY_PORT, "--max-children", "1"], cwd=tmp_path) as run:
+        assert ask(("127.0.0.1", run.port), b"").decode() == said
+        assert psutil.Process(run.pid).cmdline()[0].startswith(f"prefork: master {title}")
+
+
 @pytest.mark.parametrize("target", ["app:Who", "app:Unix"])
 def test_unix_stream(target: str, here: Path) -> None:
     """unix:/path serves on a path that is there while it serves and gone afterwards."""

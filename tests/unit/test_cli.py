@@ -165,6 +165,7 @@ def test_a_constructor_with_arguments_of_its_own(refused: Callable[..., str]) ->
     [
         ("Named", "it cannot be called with an address", "Named(tag=…, server_address=address)"),
         ("Apart", "it cannot be called with an address", "Apart(*address, tag)"),
+        ("Later", "it cannot be called with an address", "Later(tag, address)"),
         ("handles", "it handles a request; write a function that", "PreForkingTCPServer(address, handles)"),
     ],
 )
@@ -335,7 +336,7 @@ def test_every_verb_has_a_page(
     assert [f"{signum.name.removeprefix('SIG')} " in flat for signum in row.signals] == [True] * len(row.signals)
     assert ("--no-wait" in flat, "control_allow_read" in flat) == (row.ends, row.looks)
     if row.argument is not None:
-        assert f"{row.argument.help}: {', '.join(row.argument.choices) or '1 to 1020'}" in flat
+        assert f"{row.argument.help}: {', '.join(row.argument.choices) or f'1 to {row.argument.at_most}'}" in flat
     assert ("argument:" in flat) == (row.argument is not None)
 
 

@@ -208,7 +208,8 @@ def test_a_stranger(pool: Controlled, monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setattr("prefork.control.server.unix_peer", lambda sock: None)
     client = pool.client()
     pool.turn()
-    assert client.told() == [{"ok": False, "error": "uid -1 may not use this socket"}]
+    said = "could not ask: uid -1 may not use this socket; control_allow says who may"
+    assert client.told() == [{"ok": False, "error": said}]
     assert client.cut
     assert pool.counted(ControlCommand.OTHER, DENIED) == 1
     assert [record.__dict__["event"] for record in caplog.records] == [LogEvent.CONTROL_DENIED]

@@ -118,6 +118,47 @@ def test_a_listener_is_given_once_and_only_where_it_was_asked_for() -> None:
         found.detach()
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_listener_that_was_shut_down_since(times: int, caplog: pytest.LogCaptureFixture) -> None:
+    """By old workers, while nobody supervises: it listens at the port that the kernel has chosen, and it is said."""
+    handed, before = given()
+    with before:
+        name = before.getsockname()
+        for _ in range(times):
+            with contextlib.suppress(OSError):
+                before.shutdown(socket.SHUT_RDWR)
+        found = handed.listener("127.0.0.1:0")
+        assert found is not None
+        found.listen(10)
+        with socket.create_connection(name) as client, found.accept()[0] as accepted:
+            client.send(b"x")
+            assert accepted.recv(1) == b"x"
+        handed.take()
+        found.detach()
+    assert "%s:%d was shut down by a process of the service: it listens again" % name in caplog.text
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_a_process_that_the_program_forks_has_of_it(asked: bool, taken: bool) -> None:
+    """Nothing but what the program has an object of, and no number that may be another file's by now."""
+    handed, before = given()
+    found = handed.listener("127.0.0.1:0") if asked else None
+    if taken:
+        handed.take()
+    handed.forget()
+    assert handover.handed() is None
+    assert handed.spares == 0
+    fd = before.detach()
+    if found is not None:
+        found.detach()
+    if asked or taken:
+        os.close(fd)
+    else:
+        with pytest.raises(OSError):
+            os.fstat(fd)
+
+
 def test_a_program_that_closed_its_listener_has_not_closed_it() -> None:
     """What was lent and closed is put back, under the same number."""
     handed, before = given()

@@ -166,6 +166,7 @@ SEES = {
     "reload": {"master", "settings", "sockets", "surroundings", "workers", "metrics"},
     "control": {"reload", "master", "settings", "sockets", "workers", "metrics"},
     "exporter": {"inheritance", "master", "sockets", "workers", "metrics"},
+    "supervised": {"exporter", "reload", "master", "settings", "sockets", "workers", "metrics"},
     "holder": {"master", "sockets", "workers", "metrics"},
     "top": {"control", "sockets"},
     "cli": {

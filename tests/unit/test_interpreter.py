@@ -152,6 +152,14 @@ def _logs_by_it() -> bool:
     return logged == [((logging.WARNING, "%s", (1,)), 1)]
 
 
+def _remembers_levels() -> bool:
+    asked = logging.getLogger("tests.asked")
+    before = asked.isEnabledFor(logging.DEBUG), asked._cache  # type: ignore[attr-defined]
+    there = asked._cache == {logging.DEBUG: before[0]}  # type: ignore[attr-defined]
+    asked.setLevel(logging.INFO)  # which empties it
+    return there and asked._cache == {} and asked._cache is before[1]  # type: ignore[attr-defined]
+
+
 def _counts_callbacks() -> bool:
     before = atexit._ncallbacks()
     atexit.register(_counts_callbacks)
@@ -193,6 +201,8 @@ PRIVATE: dict[str, tuple[Callable[[], object], str]] = {
     "logging._handlerList": (_handlers, "a process that leaves by os._exit() flushes the program's handlers, which it "
                                         "finds there; logging.shutdown() flushes them too, and closes them"),
     "logging._lock": (_lock_of_logging, "os.fork() waits for it, without a bound; workers/log_locks.py has one"),
+    "logging.Logger._cache": (_remembers_levels, "a plain server asks there at each child's end whether DEBUG is "
+                                                 "logged; Logger.isEnabledFor() says the same, by two functions"),
     "logging.Logger._log": (_logs_by_it, "our loggers override it, so that nothing that is raised below it reaches who "
                                          "logs; override each of debug(), info(), … instead"),
     "_BaseServer__is_shut_down": (_standard_loop, LOOP),

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from prefork.commands import BY_SIGNAL
-from prefork.process import RunMode
 from prefork.reload import new_image
 from prefork.reload.new_image import TookTooLong, take_over
 from prefork.reload.program import run
+from prefork.run_mode import RunMode
 from prefork.workers import sinks
 from prefork.workers.signals import EVERY, Signals
 from prefork.workers.wakeup import Wakeup

@@ -60,17 +60,19 @@ REUSED, SHARED = socket.SO_REUSEADDR, socket.SO_REUSEPORT
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_the_port_of_a_listener(family: int, before: set[int]) -> None:
     """Whoever has a copy, the port can be had anew; where the new program fails the old listener is one again."""
-    with opened(family, socket.SOCK_STREAM, REUSED) as first, first.dup() as of_a_worker:
-        assert set(found([])) - before == {first.fileno(), of_a_worker.fileno()}
+    with opened(family, socket.SOCK_STREAM, REUSED) as first, first.dup() as of_a_worker, first.dup() as first_too:
+        assert set(found([])) - before == {first.fileno(), of_a_worker.fileno(), first_too.fileno()}
         with pytest.raises(OSError, match="in use"):
             again(first, REUSED)
-        held = StillHeld([first.fileno()])
+        name, held = first.getsockname(), StillHeld([first.fileno(), first_too.fileno()])
         held.let_go()
         again(of_a_worker, REUSED).close()
         held.take_again()
         held.close()
-        with socket.create_connection(first.getsockname()[:2]), of_a_worker.accept()[0]:
-            pass
+        assert of_a_worker.getsockname() == name
+        with socket.create_connection(name[:2]) as client, of_a_worker.accept()[0] as accepted:
+            client.send(b"x")
+            assert accepted.recv(1) == b"x"
         assert held.told() == ""
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from prefork.commands import BY_SIGNAL
 from prefork.errors import ConfigError, PreforkError
-from prefork.surroundings import early_signals, inherited, room
+from prefork.surroundings import at_import, early_signals, inherited, room
+from prefork.surroundings.at_import import open_standard_descriptors
 from prefork.surroundings.early_signals import AskedToEnd, EarlySignals, waiting
-from prefork.surroundings.inherited import forget_inherited, open_standard_descriptors, put_right
+from prefork.surroundings.inherited import forget_inherited, put_right
 from prefork.surroundings.room import check_kernel, check_room
 from prefork.surroundings.taken import keeping, signals_taken
 from prefork.workers.signals import set_mask
@@ -89,8 +90,8 @@ def test_closed_standard_descriptors(
 ) -> None:
     """Are /dev/null, for whatever this process starts too, and Python has a stream there that leaves it open."""
     process = Descriptors(*closed)
-    monkeypatch.setattr(inherited, "os", process)
-    monkeypatch.setattr(inherited, "sys", process)
+    monkeypatch.setattr(at_import, "os", process)
+    monkeypatch.setattr(at_import, "sys", process)
     open_standard_descriptors()
     assert (process.stdin, process.stdout, process.stderr) == streams
     assert process.inheritable == list(closed)
@@ -100,8 +101,8 @@ def test_closed_standard_descriptors(
 def test_a_descriptor_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Is open, whatever it is."""
     process = Descriptors(1, error=errno.EIO)
-    monkeypatch.setattr(inherited, "os", process)
-    monkeypatch.setattr(inherited, "sys", process)
+    monkeypatch.setattr(at_import, "os", process)
+    monkeypatch.setattr(at_import, "sys", process)
     open_standard_descriptors()
     assert process.inheritable == []
 
@@ -110,8 +111,8 @@ def test_a_stream_of_the_programs_stays(monkeypatch: pytest.MonkeyPatch) -> None
     """Where the descriptor is closed but the program has put something in its place."""
     process = Descriptors(1)
     process.stdout = "the program's"
-    monkeypatch.setattr(inherited, "os", process)
-    monkeypatch.setattr(inherited, "sys", process)
+    monkeypatch.setattr(at_import, "os", process)
+    monkeypatch.setattr(at_import, "sys", process)
     open_standard_descriptors()
     assert process.stdout == "the program's"
 

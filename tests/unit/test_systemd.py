@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from prefork import systemd
 from prefork.errors import ConfigError
-from prefork.master.notify import Notices, Notifier, NotifyFacts, status_line
+from prefork.master.notify import Notices, Notifier, NotifyFacts, address_of, status_line
 from prefork.master.policy import Phase
 from prefork.systemd import Given, Passed, stored_name, take
 from tests.support.hosts.manager import Manager
@@ -76,7 +76,7 @@ def test_variables_are_taken_out() -> None:
     found = take(environ, 7)
     assert environ == {"PATH": "/bin"}
     assert found.passed == (Passed(3, "web"), Passed(4, "admin"), Passed(5, "unknown"))
-    assert (found.refusal, found.notify, found.watchdog_s) == ("", "\0x", 3.0)
+    assert (found.refusal, found.notify, found.watchdog_s) == ("", "@x", 3.0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_watchdog_of_another_process(usec: str, pid: str, seconds: float | None)
 @pytest.mark.parametrize(("text", "address"), [("/run/n", "/run/n"), ("@a/b", "\0a/b"), ("vsock:2:1", ""), ("", "")])
 def test_notify_socket(text: str, address: str) -> None:
     """A path and an abstract name are understood; another kind is none."""
-    assert take({"NOTIFY_SOCKET": text}, 7).notify == address
+    assert address_of(text) == address
 
 
 def test_a_stored_name_is_the_address() -> None:

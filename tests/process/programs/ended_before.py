@@ -16,5 +16,9 @@ if __name__ == "__main__":
     with Server("here", Who) as server:
         for word in sys.argv[1:]:
             getattr(server, word)()
-        server.serve_forever()
-        tell("returned", there=os.path.exists("here"))
+        raised = ""
+        try:
+            server.serve_forever()
+        except ValueError as exc:
+            raised = str(exc)
+        tell("returned", there=os.path.exists("here"), raised=raised)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 
-from prefork.process import rehearsing
+from prefork.run_mode import rehearsing
 
 open_at_once = os.pidfd_open
 

@@ -21,6 +21,7 @@ if sys.argv[1:] == ["imported_early"]:
 
 import prefork  # noqa: F401  # which leaves the hook
 from prefork.metrics.application import values as user_values
+from prefork.metrics.application.hook import VALUES
 from prefork.metrics.application.region import FOLDED_BYTES, REGION_BYTES, Folded, Glance, Region
 from prefork.metrics.application.sums import merge
 
@@ -50,7 +51,7 @@ def in_workers(work: Callable[[int], None]) -> list[Glance]:
     regions = []
     master, totals = memoryview(mmap.mmap(-1, REGION_BYTES)), memoryview(mmap.mmap(-1, FOLDED_BYTES))
     assert user_values.adopt(master)
-    if user_values.VALUES in sys.modules:
+    if VALUES in sys.modules:
         from prefork.metrics.application.exposition import say_what_is_not_served
 
         say_what_is_not_served()

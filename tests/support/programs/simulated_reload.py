@@ -86,7 +86,7 @@ class Reloadable(Simulation):
             check()
 
     def _next_image(self, record: Record) -> None:
-        self.supervisor._waiting.forget()  # exec closes these: the rest is handed over
+        self.supervisor.waiting.forget()  # exec closes these: the rest is handed over
         self._mapped += [self.board, *(child.slot for child in self.supervisor.table)]
         self.images += 1
         self.ns += round(self.takes_s * 1e9)

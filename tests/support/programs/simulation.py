@@ -298,7 +298,7 @@ class Simulation:
         )
         self.generations.arrive()  # as its loop begins
         rng = random.Random(0)
-        supervisor._spawner._jittered = lambda limit: limit * (1 - JITTER * rng.random())  # the same in every run
+        supervisor.spawner._jittered = lambda limit: limit * (1 - JITTER * rng.random())  # the same in every run
         return supervisor
 
     def _nudging(self, process: FakeProcess) -> None:

@@ -17,6 +17,7 @@ import psutil
 
 TCP_LISTEN = 0x0A
 ACCEPTS = {"43", "288", "45"}  # accept, accept4, recvfrom on x86_64; /proc/PID/syscall
+EPOLL_WAITS = {"232", "281", "441"}  # epoll_wait, epoll_pwait, epoll_pwait2 there
 
 
 def cpu_seconds(pid: int) -> float:
@@ -46,6 +47,13 @@ def blocked_in_accept(pid: int) -> bool:
     """Say if the process sleeps inside accept, or inside the receive of a datagram. One that runs does not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ACCEPTS
+    return False
+
+
+def waits_in_epoll(thread: int) -> bool:
+    """Say if this thread of ours sleeps in a wait for an epoll: no sooner would the kernel wake it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] in EPOLL_WAITS
     return False
 
 

@@ -19,6 +19,7 @@ from prefork.commands import Row
 from prefork.metrics.application.sums import Merged
 from prefork.metrics.board import Board, Word
 from prefork.metrics.collector import METRIC_TABLE, Namespace, Queue, Scrape, Spec
+from prefork.metrics.companions import CompanionCounts
 from prefork.metrics.log_events import LogEvent
 from prefork.settings.also import OF_A_LISTENER
 from prefork.settings.fields import Field, settings
@@ -190,7 +191,9 @@ def labels() -> str:
     """The labels whose values are known beforehand, as the scrape of a service has them that has just begun."""
     board = Board()
     board.add(Word.CONTROL_OPEN)
-    begun = Scrape(board.snapshot(), Namespace(), "", (("", 0, Queue()),), True, Merged({}, 0, 0))
+    board.say_who_keeps({0})
+    job = CompanionCounts("", 1.0, True, *[0] * 10)
+    begun = Scrape(board.snapshot(), Namespace(), "", (("", 0, Queue()),), True, Merged({}, 0, 0), (job,))
     board.forget()
     rows = []
     for row in METRIC_TABLE:

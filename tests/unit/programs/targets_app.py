@@ -42,6 +42,11 @@ class Apart(prefork.PreForkingTCPServer):
         super().__init__((hostname, port), Handler)
 
 
+class Later(prefork.PreForkingTCPServer):
+    def __init__(self, tag: str, listen_address: Any) -> None:
+        super().__init__(listen_address, Handler)
+
+
 def handles(request: Any, client_address: Any, server: Any) -> None:
     pass
 
