@@ -15,13 +15,13 @@ Every public name of the standard library's `socketserver` is here with the same
 `import prefork as socketserver` works. The PreForking classes add the pool.
 
 This package is the master and the public interface. `prefork.workers` runs after the fork; `prefork.metrics` is the
-memory that the two share. What only a pool needs is loaded when the program first names one of its classes.
+memory that the two share. What only a pool needs is loaded when the program first names one of its classes, and what
+other servers need to serve when the first of them is made.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.application.hook import install_hook as _install_hook
-from prefork.metrics.board import Statistics
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
@@ -32,21 +32,23 @@ from .mixins import (
     ForkingUDPServer,
     ForkingUnixDatagramServer,
     ForkingUnixStreamServer,
+    SupervisedMixIn,
     ThreadingMixIn,
     ThreadingTCPServer,
     ThreadingUDPServer,
     ThreadingUnixDatagramServer,
     ThreadingUnixStreamServer,
 )
-from .process import rehearsing
 from .reload.start_context import START as _START  # noqa: F401  # read before the program changes how it was started
+from .run_mode import rehearsing
 from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.companions import every
-from .supervised import SupervisedMixIn
-from .surroundings.inherited import open_standard_descriptors as _open_standard_descriptors
+from .surroundings.at_import import open_standard_descriptors as _open_standard_descriptors
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from prefork.metrics.board import Statistics
+
     from .keepalive import KeepAliveMixIn
     from .pool import (
         PreForkingMixIn,
@@ -99,15 +101,21 @@ _OF_A_POOL = ["KeepAliveMixIn", *(name for name in __all__ if name.startswith("P
 if not TYPE_CHECKING:  # to a type checker every name would be there
 
     def __getattr__(name: str) -> Any:
-        """Return a class of a pool (PEP 562), or what the standard module has beside its classes: programs take its
-        private `_ServerSelector`, and its modules. Asked for ours as well, where every import is lazy (PEP 810)."""
-        if name not in _OF_A_POOL:
+        """Return a class of a pool (PEP 562), the class of what `statistics()` returns, or what the standard module has
+        beside its classes: programs take its private `_ServerSelector`, and its modules. Asked for ours as well, where
+        every import is lazy (PEP 810)."""
+        if name in _OF_A_POOL:
+            from . import pool
+
+            globals().update({each: getattr(pool, each) for each in _OF_A_POOL})
+        elif name == "Statistics":
+            from prefork.metrics import board
+
+            globals()[name] = board.Statistics
+        else:
             from .inheritance.standard_classes import beside_classes
 
             return beside_classes(name, __all__)
-        from . import pool
-
-        globals().update({each: getattr(pool, each) for each in _OF_A_POOL})
         return globals()[name]
 
     def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ from .master.service import CompanionSpec
 from .settings.companions import Declared, declared
 from .settings.in_force import InForce, value_of
 from .settings.sources import SLOT_VARIABLE
-from .supervised import Supervised
+from .supervised.state import Supervised
 
 
 def checked(server: Any) -> tuple[Declared, ...]:

@@ -54,8 +54,8 @@ class Row(NamedTuple):
     ends: bool = False  # the service is gone afterwards
 
 
-_SLOT = Argument("slot", "the number of one worker", optional=True)
-_CHILD = Argument("slot", "the number of one worker, or the name of a companion", "companion", optional=True)
+_SLOT = Argument("slot", "the number of one worker", optional=True, at_most=2 * WORKERS_MAX)  # in a reload
+_CHILD = _SLOT._replace(help="the number of one worker, or the name of a companion", or_name="companion")
 
 COMMAND_TABLE = (
     Row(Command.STATUS, (), "the service at a glance: phase, workers, queue, requests, exits", "status", looks=True),

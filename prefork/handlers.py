@@ -8,14 +8,16 @@ https://docs.python.org/3/library/socketserver.html#request-handler-objects
 import io
 import socket
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.kernel import PeerCredentials, peer_credentials
-from prefork.workers.proxy_protocol import ProxyHeader
 from prefork.workers.socket_files import open_rfile
 
 from .inheritance.own import Computed
 from .settings.handlers import why_not_run
+
+if TYPE_CHECKING:
+    from prefork.workers.proxy_protocol import ProxyHeader
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
@@ -43,7 +45,7 @@ class BaseRequestHandler:
             self.finish()
 
     @Computed
-    def proxy(self) -> ProxyHeader | None:
+    def proxy(self) -> "ProxyHeader | None":
         """The header that a proxy has put before this connection, if `proxy_trusted` is set; else None.
 
         Other handlers find it as `client_address.proxy`.

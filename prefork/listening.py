@@ -37,7 +37,7 @@ from .sockets.networks import admission, asked
 from .sockets.of_server import is_closed, socket_of
 from .sockets.options import INTERNET, SocketOptions
 from .sockets.ownership import Access
-from .supervised import Supervised
+from .supervised.state import Supervised
 from .systemd import stored
 
 

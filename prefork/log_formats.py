@@ -4,7 +4,6 @@ Pure; runs in every process that logs. No format lets data from a client forge a
 left margin, and control characters are escaped.
 """
 
-import json
 import logging
 import re
 from time import gmtime, strftime
@@ -14,7 +13,6 @@ from prefork.metrics.log_events import LogEvent
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _FIELD = re.compile(r"\b(slot|gen|pid)=(\d+)")  # in the name of a process
-_JSON = json.JSONEncoder(default=str)  # json.dumps() creates one per call
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # sd-daemon(3)
 _ORDINARY = {*vars(logging.makeLogRecord({})), "message", "asctime", "event", "prefork_process", "taskName"}
@@ -71,6 +69,12 @@ class JsonFormat(TextFormat):
     program's own `extra`, are further keys.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        import json
+
+        self._encode = json.JSONEncoder(default=str).encode  # json.dumps() creates one per call
+
     def format(self, record: logging.LogRecord) -> str:
         process = getattr(record, "prefork_process", "")
         found: dict[str, Any] = {
@@ -88,7 +92,7 @@ class JsonFormat(TextFormat):
         if record.exc_info and record.exc_info[1] is not None:
             found["exception"] = self._exception(record.exc_info[1])
         found["message"] = self._message(record, process, found)
-        return _JSON.encode(found)
+        return self._encode(found)
 
     def _message(self, record: logging.LogRecord, process: str, found: dict[str, Any]) -> str:
         text = record.getMessage()

@@ -1,191 +1,159 @@
 """Mix-ins that choose where a request is processed, and the ready-made classes. Mix in *before* a server class.
 
-    SupervisedMixIn                     child table, scoreboard, statistics, metrics, server_close (supervised.py)
+    SupervisedMixIn                     child table, scoreboard, statistics, metrics, server_close
       ├─ PreForkingMixIn                serve_forever = the supervisor; requests run in a pool of workers (pool.py)
       ├─ ForkingMixIn                   process_request = one supervised child per request
       └─ ThreadingMixIn                 process_request = one thread per request, each on a lane
 
-Own the threads and the children that requests run in; must not accept, which is the loop's task. Run in the serving
-process; a worker runs `process_request` of the same object.
+Own what programs call, set and override; what it does is in supervised/, which is loaded when a server is made. Must
+not accept, which is the loop's task. Run in the serving process; a worker runs `process_request` of the same object.
 """
 
-import os
-import threading
-from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefork.metrics.application.values import begin
-from prefork.metrics.facts import ChildKind
-from prefork.metrics.scoreboard import Slot, SlotReader, Stacks
-from prefork.workers import sinks
-from prefork.workers.bootstrap import Birth, Master, enter_briefly
-from prefork.workers.contexts import Lane
 from prefork.workers.definitions import gives_way, ships
-from prefork.workers.flushing import leave_nothing
-from prefork.workers.lanes import Lanes
-from prefork.workers.last_words import LastWords
-from prefork.workers.left_listener import leave
-from prefork.workers.signals import HEARD, set_mask
-from prefork.workers.straight import ServeOne, way_to_threads
-from prefork.workers.threads import RequestThread, Threads
 
-from .inheritance.own import Own
-from .master.children import Exit, SharedSlot
-from .server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
+from .inheritance.own import Computed, Own
+from .inheritance.precedence import hides, resolve_aliases, take_back
+from .server import BaseServer, ServingMixIn, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .settings.fields import Setting
-from .settings.in_force import value_of
-from .sockets.of_server import is_closed, is_stream, socket_of
-from .supervised import LANES_AT_ONCE, Supervised, SupervisedMixIn
+from .settings.handlers import check_handler
+from .sockets.of_server import is_closed
+
+if TYPE_CHECKING:
+    from prefork.metrics.board import Statistics
+
+    from .supervised.forked import ForkedRequests
+    from .supervised.state import Supervised
+    from .supervised.threaded import ThreadedRequests
+
+    _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
+else:
+    _AnyServer = ServingMixIn
 
 
-class ForkedRequests(Supervised):
-    """State of a server that forks a child per request."""
+# What serves is imported when a server is made: see inheritance/own.py.
 
-    def __init__(self, server: Any) -> None:
-        super().__init__(server)
-        self._spare: tuple[int, Slot] | None = (
-            None  # the next child's slot, entered before the fork so that its request counts from the accept on
-        )
-        # Where nobody measures, children have no slots of their own, but lanes of this one.
-        self._shared: SharedSlot | None = None
-        self._shared_birth: Birth | None = None
-        self._last_words: LastWords | None = None
 
-    def wait_for_requests(self) -> None:
-        self.server.collect_children(blocking=self.server.block_on_close)
+def _supervised() -> "type[Supervised]":
+    from .supervised.state import Supervised
 
-    def collect(self, *, blocking: bool) -> None:
-        """Implement `collect_children()`."""
-        if self.done is not None and self.serving_thread != threading.get_ident():
-            return  # the loop reaps; if the server is closed by then, it waits for the rest when it ends
-        if self.supervisor is not None and len(self.supervisor.table):
-            self.supervisor.turn()
-            if blocking:
-                self.supervisor.wait_for_children(ChildKind.REQUEST)
-            if is_closed(self.server):  # server_close() has not waited for them
-                self.end_counting()
+    return Supervised
 
-    def first_slot(self) -> Slot:
-        self._shared = None
-        if self.application_bytes() or sinks.installed() is not None:
-            return Slot(0)  # each request is counted in the slot of the child that serves it
-        slot = Slot(min(max(value_of(self.server, "max_children"), 1), LANES_AT_ONCE))
-        self._shared = SharedSlot(slot, Stacks(slot), SlotReader(slot))
-        self._shared_birth = Birth(slot, self._shared.stacks, os.getpid(), False, self.forget_supervisor, set())
-        self._last_words = LastWords(self._shared.stacks)
-        return slot
 
-    def next_lane(self) -> Lane | None:
-        lanes = self.lanes()
-        if self._shared is not None and self.supervisor is not None:
-            most = self.server.max_children
-            if type(most) is not int:
-                most = value_of(self.server, "max_children")
-            return None if len(self.supervisor.table) >= most else lanes.take()
-        return lanes.take()
+def _forked_requests() -> "type[ForkedRequests]":
+    from .supervised.forked import ForkedRequests
 
-    def more_lanes(self) -> Slot | None:
-        if self.supervise().table.count(ChildKind.REQUEST) >= value_of(self.server, "max_children"):
-            return None
-        if self._shared is not None:
-            slot = Slot(LANES_AT_ONCE)
-            self.counting.enter(slot, ChildKind.SERVER)
-            return slot
-        slot = Slot(1, self.application_bytes())
-        self._spare = self.counting.enter(slot, ChildKind.REQUEST), slot
-        return slot
+    return ForkedRequests
 
-    def fork_for(self, request: Any, client_address: Any) -> None:
-        """Fork the child for this request. Raises OSError if the kernel refuses."""
-        if self._shared is not None:
-            self._fork_briefly(self._shared, request, client_address)
-            return
-        supervisor = self.supervise()
-        serial, slot = self._spare or (None, Slot(1, self.application_bytes()))
 
-        def body(birth: Birth, master: Master, number: int) -> int:
-            return self._serve_in_child(request, client_address, birth)
+def _threaded_requests() -> "type[ThreadedRequests]":
+    from .supervised.threaded import ThreadedRequests
 
-        supervisor.fork(ChildKind.REQUEST, slot, body, serial)
-        self.counting.give_away(slot)
-        self._spare = None
-        if self.counting.lanes is not None:
-            self.counting.lanes.pass_on()
+    return ThreadedRequests
 
-    def _fork_briefly(self, shared: SharedSlot, request: Any, client_address: Any) -> None:
-        """Fork a child that has the lane of this request, until it is reaped."""
-        lanes, words, birth, supervisor = self.lanes(), self._last_words, self._shared_birth, self.supervise()
-        assert words is not None
-        lane: Lane | None = None
-        disowned = leave_nothing()
 
-        def enter(mask: set[int]) -> NoReturn:
-            enter_briefly(lambda: body(mask - HEARD), words.write, disowned=disowned)
+@gives_way
+class SupervisedMixIn(_AnyServer):
+    """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
 
-        def body(mask: set[int]) -> int:
-            self.birth = birth
-            supervisor.leave()
-            lanes.leave_to_siblings()
-            lanes.take_over()
-            return self._finish_in_child(request, client_address, mask)
+    Call `statistics()`; extend `server_close()` and `service_actions()`. Mixed into a plain server, it counts that
+    server's requests.
+    """
 
-        def settle(exit: Exit) -> tuple[bool, str]:
-            text = words.of(exit.child.pid)  # first: the last lane that comes back may end the counting, and the slot
-            lost = lane is not None and lanes.take_back(lane, ended_well=exit.status == 0)
-            return lost, text
+    service_name: str | None = None  # in process titles and `ctl`; default: the target, or module:Class
+    metrics_address: Annotated[
+        tuple[str, int] | str | None,
+        Setting("serve Prometheus metrics there, by a process of its own", name="metrics", group="Watching",
+                unit="address", kinds=("tcp", "unix")),
+    ] = None  # fmt: skip
 
-        supervisor.fork_briefly(shared, enter, settle)
-        lane = lanes.hand_on()
+    _prefork_: Any = Own(_supervised)
 
-    def _serve_in_child(self, request: Any, client_address: Any, birth: Birth) -> int:
-        self.birth = birth
-        self.counting.leave(birth)
-        if self.counting.lanes is not None:
-            self.counting.lanes.take_over()
-        self.leave_metrics_listener()
-        if birth.slot.application:
-            begin(birth.slot.application)
-        return self._finish_in_child(request, client_address, birth.mask)
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raise TypeError for a class in which a server class would hide the mix-in.
 
-    def _finish_in_child(self, request: Any, client_address: Any, mask: set[int]) -> int:
-        server = self.server
-        listener = socket_of(server)
-        if listener is not None and is_stream(listener):  # on a datagram socket the handler needs it to reply
-            leave(listener)  # a long request must not hold the port after the server has ended
-        set_mask(mask)
+        One does if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come first are fine,
+        since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one.
+        """
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]
+        others = [base for base in before if not issubclass(base, SupervisedMixIn)]
+        for hiding in filter(hides, others):
+            if not take_back(cls, hiding, SupervisedMixIn):
+                first = next(base for base in others if issubclass(base, hiding))
+                raise TypeError(
+                    f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
+                    f"write the mix-in first"
+                )
+        resolve_aliases(cls)
+
+    def statistics(self) -> "Statistics":
+        """Return the counts and the current state of this service, over all its processes, as an immutable record.
+
+        Call it in the serving process, from any thread, also after `serve_forever()` has returned. Raises RuntimeError
+        in a child, which does not know its siblings.
+        """
+        own: Supervised = self._prefork_
+        if own.worker is not None or own.birth is not None:
+            raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
+        return own.statistics()
+
+    @Computed
+    def slot(self) -> int | None:
+        """The number of this worker, from 1, which no other that lives has; 1 with `--single`, and None elsewhere."""
+        own: Supervised = self._prefork_
+        return own.slot
+
+    @Computed
+    def metrics_server_address(self) -> Any:
+        """The address at which metrics are served: `metrics_address`, with the port that the kernel chose for 0.
+
+        None before `serve_forever()`. Workers have it too.
+        """
+        return self._prefork_.metrics_bound
+
+    @Computed
+    def draining(self) -> bool:
+        """True if this process finishes its requests and accepts no new ones."""
+        own: Supervised = self._prefork_
+        return own.is_to_end()
+
+    def service_actions(self) -> None:
+        """Run one turn of the supervisor: reap, count, cut. Extend it; one that omits `super()` leaks nothing."""
+        own: Supervised = self._prefork_
+        if own.collects:
+            self.collect_children()  # type: ignore[attr-defined]  # of a ForkingMixIn
+        elif own.turn_owed and own.supervisor is not None:
+            own.supervisor.turn()
+        super().service_actions()
+
+    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
+        """Serve as BaseServer.serve_forever, with an exporter process if `metrics_address` is set.
+
+        Raises BindError if that address cannot be bound, ConfigError if there are companions.
+        """
+        own: Supervised = self._prefork_
+        own.check_companions()
+        check_handler(self, getattr(self, "socket_type", 0))
+        supervisor = own.supervise()
+        own.export(supervisor)
         try:
-            server.finish_request(request, client_address)
-            return 0
-        except Exception:
-            server.handle_error(request, client_address)
-            return 1
+            super().serve_forever(poll_interval)  # type: ignore[arg-type]
         finally:
-            server.shutdown_request(request)
+            supervisor.end_export()
+            if is_closed(self):  # closed before it was shut down
+                own.end_counting()
 
-
-class ThreadedRequests(Supervised):
-    """State of a server that starts a thread per request."""
-
-    def __init__(self, server: Any) -> None:
-        super().__init__(server)
-        self.threads = Threads()
-
-    def way(self, lanes: Lanes) -> ServeOne:
-        return lanes.serve_one if self.in_place else way_to_threads(lanes, self.server, self.start)
-
-    def start(self, server: Any, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """Start a thread for a request. Raises RuntimeError if the system cannot start one."""
-        thread = RequestThread(self.threads, function, arguments, daemon=server.daemon_threads)
-        if server.block_on_close:
-            self.threads.append(thread)
-        try:
-            thread.start()
-        except BaseException:
-            self.threads.forget(thread)
-            raise
-
-    def wait_for_requests(self) -> None:
-        self.threads.join()
+    def server_close(self) -> None:
+        """Close the listener, wait for requests if `block_on_close` is set, and free the counters. Extend it."""
+        super().server_close()
+        own: Supervised = self._prefork_
+        own.wait_for_requests()
+        own.end_counting()
+        if own.metrics_listener is not None:
+            own.metrics_listener.unlink()
+            own.metrics_listener.close()
 
 
 class StandardThreads:
@@ -199,10 +167,8 @@ class ActiveChildren:
     """The pids of the children that serve a request; None before the first fork. A program's own value wins."""
 
     def __get__(self, server: Any, owner: type) -> set[int] | None:
-        supervisor = None if server is None else server._prefork_.supervisor
-        if supervisor is None or not supervisor.forked:
-            return None
-        return {child.pid for child in supervisor.table if child.kind is ChildKind.REQUEST}
+        children: set[int] | None = None if server is None else server._prefork_.children()
+        return children
 
 
 @gives_way
@@ -219,7 +185,7 @@ class ForkingMixIn(SupervisedMixIn):
     max_children: Annotated[int, Setting("most processes at once", group="Pool", at_least=1)] = 40
     block_on_close = True  # server_close() waits for the children to end
 
-    _prefork_: Any = Own(ForkedRequests)
+    _prefork_: Any = Own(_forked_requests)
 
     active_children: set[int] | None = ActiveChildren()  # type: ignore[assignment]
 
@@ -252,7 +218,7 @@ class ThreadingMixIn(SupervisedMixIn):
         int | None, Setting("most requests at once in one process; more wait in the kernel", group="Pool", at_least=1)
     ] = None
 
-    _prefork_: Any = Own(ThreadedRequests)
+    _prefork_: Any = Own(_threaded_requests)
     _threads = StandardThreads()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:

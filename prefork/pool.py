@@ -4,6 +4,8 @@ Owns the public interface; the pool's parts are in serving_pool.py. Runs in the 
 the pool; a worker runs the request hooks of the same object.
 """
 
+import binascii  # noqa: F401  # this and the next one: what is imported late elsewhere, for plain servers
+import json  # noqa: F401
 import os
 import sys
 import threading
@@ -21,10 +23,12 @@ from .inheritance.precedence import find_first, loop_not_called, shutdown_heard
 from .keepalive import KeepAliveMixIn as KeepAliveMixIn  # what keeps connections is a pool
 from .logs import say_no_effect
 from .master.policy import Phase
+from .mixins import SupervisedMixIn
 from .pool_settings import PoolSettings
-from .process import RunMode, not_loading, rehearsing, run_mode
+from .process import not_loading
 from .reload.handover import NEEDED, handed
 from .reload.rehearsal import rehearse
+from .run_mode import RunMode, rehearsing, run_mode
 from .server import TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from .serving_pool import Preforked
 from .settings.companions import CompanionFunction, Every
@@ -36,7 +40,7 @@ from .sockets.listener import leave_descriptor
 from .sockets.of_server import is_closed
 from .sockets.shared import take_away_path
 from .sockets.wildcard import prepare_answers
-from .supervised import SupervisedMixIn
+from .supervised import forked, threaded  # noqa: F401  # loaded with the class, as all that a pool needs
 from .surroundings.room import check_kernel, check_room
 
 if TYPE_CHECKING:
@@ -68,7 +72,7 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
     # so that a class behind this mix-in is not hidden.
     companions: Mapping[str, CompanionFunction | Every]
 
-    _prefork_: Any = Own(Preforked)
+    _prefork_: Any = Own(lambda: Preforked)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Turn `allow_reuse_address` off by default for datagrams: with it, a stranger could share the port."""
@@ -107,9 +111,9 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """
 
     def worker_draining(self) -> None:
-        """Called in a worker that starts to drain while requests are in hand. Override it to end what they wait for.
+        """Called in a worker that starts to drain. Override it to end what the requests in hand wait for.
 
-        It runs in its own thread, beside the requests. `worker_stopping()` follows when both are done.
+        It runs in its own thread, beside those requests. `worker_stopping()` follows when both are done.
         """
 
     def worker_stopping(self) -> None:
@@ -145,11 +149,13 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         itself, and restore them at the end. In another thread `shutdown()` is the only way to end. `poll_interval`, in
         seconds, only matters if `service_actions()` is overridden.
 
-        Raises ConfigError or BindError before anything is forked, BootError if no worker ever got ready, and
-        PreforkError on systems other than Linux.
+        Raises ConfigError or BindError before anything is forked, ValueError if the server is closed, BootError if no
+        worker ever got ready, and PreforkError on systems other than Linux.
         """
         own: Preforked = self._prefork_
         not_loading()
+        if own.done is None:
+            own.refuse_closed()
         for each in own.each:
             validate(each.server)
         own.refuse_another_pool()
@@ -181,8 +187,6 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         say_no_effect(loop_not_called(type(self), PreForkingMixIn))
         with shutdown_heard(self, own, PreForkingMixIn):
             supervisor = own.serve_pool(patience(poll_interval))
-        if supervisor is None:
-            return
         if own.closing:
             PreForkingMixIn.server_close(self)  # called in this thread earlier, which could not wait for itself
         supervisor.raise_if_hopeless()

@@ -1,5 +1,5 @@
-"""State of the whole process: its run mode, and what a service changes while it serves (directory, title, garbage
-collector).
+"""State of the whole process: what a service changes while it serves (directory, title, garbage collector), and whether
+a program is only loaded. Its run mode is in run_mode.py.
 
 Runs in the process that becomes the master, and in a rehearsal. Every change is undone when the service ends. The
 working directory is entered by the name that `working_directory` gives, so that every new image follows a release
@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from enum import Enum, auto
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -31,47 +30,16 @@ from . import logs
 from .errors import ConfigError, PreforkError, reason_of
 from .master.guard import attempt
 from .settings.in_force import InForce
-from .surroundings.inherited import open_standard_descriptors
+from .surroundings.at_import import open_standard_descriptors
 
 __all__ = [
-    "RunMode", "alone", "enter", "frozen", "go", "import_all", "inside", "loading", "not_loading", "rehearsing",
-    "run_as", "run_mode", "titled", "unharmed",
+    "alone", "enter", "frozen", "go", "import_all", "inside", "loading", "not_loading", "titled", "unharmed",
 ]  # fmt: skip
 
 log = logging.getLogger("prefork.supervisor")
 
 
-class RunMode(Enum):
-    """The purpose for which this process runs a service."""
-
-    SERVE = auto()
-    SINGLE = auto()  # serve without a pool, in this thread only (cli/single.py)
-    REHEARSE = auto()  # try what a reload would put in service: a worker boots and exits
-    CHECK = auto()  # try it beside a running service, bound to no address (cli/check.py, cli/config.py)
-
-
-_mode = RunMode.SERVE
 _entered: str | None = None
-
-
-def run_mode() -> RunMode:
-    """Return the purpose for which this process runs its service."""
-    return _mode
-
-
-def run_as(mode: RunMode) -> RunMode:
-    """Set the run mode and return the previous one."""
-    global _mode
-    before, _mode = _mode, mode
-    return before
-
-
-def rehearsing() -> bool:
-    """Return True if this process only tries a service, for a reload or for `prefork check`.
-
-    Call it in a program that uses something that may exist only once: a second port, a pid file, a database migration.
-    """
-    return _mode in (RunMode.REHEARSE, RunMode.CHECK)
 
 
 def go(path: str, origin: str = "") -> None:

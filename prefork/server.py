@@ -5,25 +5,94 @@
                                       error ─▶ handle_error, then shutdown_request
 
 Owns the listener, but not the loop, which is in serving_loop.py. Runs in the serving process; in a pool, in the master
-and in the workers. Constructors must make nothing but the socket. The contract is that of the standard library:
-https://docs.python.org/3/library/socketserver.html
+and in the workers. Constructors must make nothing but the socket; what serves is loaded there (inheritance/own.py). The
+contract is that of the standard library: https://docs.python.org/3/library/socketserver.html
 """
 
 import socket
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from prefork.workers.accepting import accepted_by
-from prefork.workers.definitions import ships
+from prefork.workers.definitions import gives_way, ships
+from prefork.workers.plain_accept import accepted_by
 from prefork.workers.unnamed_peer import UNNAMED
 
-from .serving_loop import ServingMixIn
+from .inheritance.own import Own, load_for
+from .inheritance.precedence import loop_behind
+from .inheritance.standard_classes import POLL_INTERVAL, Ended, Requested
 from .settings.fields import Setting
-from .sockets.addresses import bindable
+from .sockets.bindable import bindable
+
+if TYPE_CHECKING:
+    from .serving_loop import ServingLoop
 
 __all__ = ["BaseServer", "TCPServer", "UDPServer", "UnixDatagramServer", "UnixStreamServer"]
+
+
+def _serving_loop() -> "type[ServingLoop]":
+    from .serving_loop import ServingLoop  # late: see inheritance/own.py
+
+    return ServingLoop
+
+
+@gives_way
+class ServingMixIn:
+    """Public methods of the loop, for BaseServer, and with the mix-ins for the standard library's servers too."""
+
+    if TYPE_CHECKING:  # not defined here: this class stands before the standard library's in the MRO
+
+        def fileno(self) -> int: ...
+
+    _prefork_: Any = Own(_serving_loop)
+    _BaseServer__is_shut_down: Any = Ended()
+    _BaseServer__shutdown_request: Any = Requested()
+
+    def serve_forever(self, poll_interval: float = POLL_INTERVAL) -> None:
+        """Handle requests one after another until `shutdown()`. Ignores `timeout`.
+
+        `service_actions()` is called after every wait; if it is overridden, at least every `poll_interval` seconds.
+        Otherwise the loop does not poll. See socketserver.BaseServer.serve_forever().
+        """
+        own: ServingLoop = self._prefork_
+        behind = None if own.within_theirs else loop_behind(type(self), ServingMixIn)
+        if behind is None:
+            own.serve(poll_interval)
+        else:
+            own.serve_within(vars(behind)["serve_forever"], poll_interval)
+
+    def shutdown(self) -> None:
+        """Make `serve_forever()` return and wait until it has. Call it from any thread or signal handler.
+
+        In the serving thread it does not wait, which would be a deadlock. If the server is not serving, it returns at
+        once, and so will the next `serve_forever()`. In a worker or a request's child it asks the serving process, and
+        does not wait.
+        """
+        self._prefork_.shutdown(wait=True)
+
+    def shutdown_nowait(self) -> None:
+        """Like `shutdown()`, but do not wait for `serve_forever()` to return."""
+        self._prefork_.shutdown(wait=False)
+
+    def handle_request(self) -> None:
+        """Wait for one request and handle it, or call `handle_timeout()` if none comes in time.
+
+        The wait lasts for the shorter of `timeout` and the listener's own timeout, in seconds; with neither, for ever.
+        """
+        self._prefork_.handle_one()
+
+    def _handle_request_noblock(self) -> None:
+        """Accept and process one request. A private name of socketserver, kept for programs that override it."""
+        self._prefork_.accept()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the exception that is being handled, with its traceback. Override it.
+
+        Called in the `except` block of the code that processes the request. A connection that the client broke is
+        logged at DEBUG, a TLS handshake that failed in one line at INFO, everything else at ERROR.
+        """
+        self._prefork_.log_error(request, client_address)
 
 
 class BaseServer(ServingMixIn):
@@ -39,6 +108,7 @@ class BaseServer(ServingMixIn):
         """Store both arguments. May be extended; a subclass that does not call it has no handler class."""
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
+        load_for(self)
 
     def server_activate(self) -> None:
         """Start listening. The constructor calls it after `server_bind()`. Override it."""

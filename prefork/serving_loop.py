@@ -2,10 +2,11 @@
 
 Owns the wait, the wake-up that ends it (both exist only while the loop runs), and the logging of errors. Must not start
 a thread, fork, or install a signal handler. Runs in the serving process; in a pool the master runs the supervisor's
-loop and each worker its own. Longer than most files: the loop, and the methods by which programs call it.
+loop and each worker its own.
 """
 
 import contextlib
+import errno
 import logging
 import select
 import sys
@@ -13,18 +14,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.accepting import ACCEPT_PAUSE, RESOURCES_SHORT, Shortage, is_resource_error
-from prefork.workers.definitions import gives_way, is_the_programs_class
+from prefork.workers.accepting import ACCEPT_PAUSE, RESOURCES_SHORT, SHUT_DOWN, Shortage, is_resource_error, is_shut
+from prefork.workers.definitions import is_the_programs_class
 from prefork.workers.handshake import failure
 from prefork.workers.polling import READ, Poll, ms, patience
 from prefork.workers.wakeup import Wakeup
 
-from .inheritance.own import Own
-from .inheritance.precedence import loop_behind
-from .inheritance.standard_classes import Ended, Requested, StandardLoop
+from .inheritance.standard_classes import POLL_INTERVAL, StandardLoop
 from .logs import say_no_effect
 from .settings.effects import hooks_without_a_pool
 from .sockets.addresses import address_text
@@ -32,7 +31,7 @@ from .sockets.of_server import is_closed, socket_of
 
 log = logging.getLogger("prefork.server")
 
-POLL_INTERVAL = 0.5  # seconds; the standard library's default
+SERVER_CLOSED = "Invalid file descriptor: -1"
 _CONNECTION_LOST = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
 
 
@@ -85,6 +84,8 @@ class ServingLoop:
         except OSError as exc:
             if is_resource_error(exc):
                 self.pause_accepting(exc)
+            elif exc.errno == errno.EINVAL and is_shut(server.fileno()):
+                self.pause_accepting(SHUT_DOWN)
             return
         try:
             if server.verify_request(request, client_address):
@@ -102,6 +103,7 @@ class ServingLoop:
 
     def serve(self, poll_interval: float | None) -> None:
         """Implement `serve_forever()`."""
+        self.refuse_closed()
         say_no_effect(hooks_without_a_pool(self.server))
         with self.serving() as wakeup:
             self._serve(wakeup, patience(poll_interval) if self.wants_polling() else None)
@@ -152,12 +154,19 @@ class ServingLoop:
         """Return True if this process takes nothing new."""
         return self.shutdown_requested
 
+    def refuse_closed(self) -> None:
+        """Raise ValueError, with the words of the standard library, if the server is closed: before anything is made
+        that nobody would close any more."""
+        if self.server.fileno() == -1:
+            raise ValueError(SERVER_CLOSED)
+
     def tell_to_end(self) -> None:
         """Make the loop check the flag."""
         self.wake()
 
     def handle_one(self) -> None:
         """Implement `handle_request()`."""
+        self.refuse_closed()
         server = self.server
         own = socket_of(server)
         times = [t for t in (own and own.gettimeout(), server.timeout) if t is not None]
@@ -189,6 +198,21 @@ class ServingLoop:
         owners = (cls for cls in type(server).__mro__ if "service_actions" in vars(cls))
         return "service_actions" in vars(server) or any(map(is_the_programs_class, owners))
 
+    def log_error(self, request: Any, client_address: Any) -> None:
+        """Implement `handle_error()`."""
+        exc = sys.exception()
+        peer = address_text(client_address or "an unnamed client")  # a Unix client may have no name
+        if (why := failure(exc)) is not None:
+            log.info("TLS handshake with %s failed: %s", peer, why,
+                     extra=event(LogEvent.HANDSHAKE_FAILED, peer=peer, reason=why))  # fmt: skip
+        elif isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
+            log.debug(
+                "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
+            )
+        else:
+            log.error("could not finish the request from %s: %r", peer, exc, exc_info=exc,
+                      extra=event(LogEvent.REQUEST_FAILED, peer=peer))  # fmt: skip
+
     # Inside the loop.
 
     def _serve(self, wakeup: Wakeup, poll_interval: float | None) -> None:
@@ -200,16 +224,23 @@ class ServingLoop:
         listening = True
         while not self.shutdown_requested:
             # If another thread closes the server, its socket would be reported as ready for ever.
-            if listening is not (not is_closed(server) and self._may_accept()):
+            may_accept = self.has_room if self._accept_again_at is None else self._may_accept
+            if listening is not (not is_closed(server) and may_accept()):
                 listening = not listening
                 if listening:
                     listener = server.fileno()
                     poll.register(listener, READ)
                 else:
                     poll.unregister(listener)
-            ready = self._wait(poll, self._patience(poll_interval))
-            if ready is None:
-                return
+            moment, seconds = self.next_turn(), poll_interval
+            if moment is not None or self._accept_again_at is not None:
+                seconds = self._patience(poll_interval, moment)
+            try:
+                ready = poll.poll(None if seconds is None else ms(seconds))
+            except OSError as exc:
+                ready = self._rest(exc)
+            if self.shutdown_requested:
+                return  # type: ignore[unreachable]  # set meanwhile
             come = others = False
             for fd, _ in ready:
                 if fd == listener:
@@ -223,17 +254,13 @@ class ServingLoop:
                 server._handle_request_noblock()
             server.service_actions()
 
-    def _wait(self, poll: Any, seconds: float | None) -> list[tuple[int, int]] | None:
-        """Wait; return what is ready, or None to end. Pause where the kernel is short of memory for it."""
-        ready: list[tuple[int, int]] = []
-        try:
-            ready = poll.poll(ms(seconds))
-        except OSError as exc:
-            if not is_resource_error(exc):
-                raise
-            self.pause_accepting(exc)
-            sleep(ACCEPT_PAUSE)
-        return None if self.shutdown_requested else ready
+    def _rest(self, exc: OSError) -> list[tuple[int, int]]:
+        """Pause where the kernel is short of memory for a wait, in which nothing is ready. Raises what else it is."""
+        if not is_resource_error(exc):
+            raise exc
+        self.pause_accepting(exc)
+        sleep(ACCEPT_PAUSE)
+        return []
 
     def _may_accept(self) -> bool:
         if self._accept_again_at is not None:
@@ -242,9 +269,9 @@ class ServingLoop:
             self._accept_again_at = None
         return self.has_room()
 
-    def _patience(self, longest: float | None) -> float | None:
-        """Return how long the next wait may take, in seconds."""
-        moment, again_at = self.next_turn(), self._accept_again_at
+    def _patience(self, longest: float | None, moment: float | None) -> float | None:
+        """Return how long the next wait may take, in seconds; `moment`: what `next_turn()` has returned."""
+        again_at = self._accept_again_at
         if again_at is not None:
             moment = again_at if moment is None else min(moment, again_at)
         if moment is None:
@@ -264,78 +291,9 @@ class ServingLoop:
         while not self._may_accept():
             if deadline is not None and monotonic() >= deadline:
                 return False
-            poll.poll(ms(self._patience(_left(deadline))))
+            poll.poll(ms(self._patience(_left(deadline), self.next_turn())))
             server.service_actions()
         return True
-
-
-@gives_way
-class ServingMixIn:
-    """Public methods of the loop, for BaseServer, and with the mix-ins for the standard library's servers too."""
-
-    if TYPE_CHECKING:  # not defined here: this class stands before the standard library's in the MRO
-
-        def fileno(self) -> int: ...
-
-    _prefork_: Any = Own(ServingLoop)
-    _BaseServer__is_shut_down: Any = Ended()
-    _BaseServer__shutdown_request: Any = Requested()
-
-    def serve_forever(self, poll_interval: float = POLL_INTERVAL) -> None:
-        """Handle requests one after another until `shutdown()`. Ignores `timeout`.
-
-        `service_actions()` is called after every wait; if it is overridden, at least every `poll_interval` seconds.
-        Otherwise the loop does not poll. See socketserver.BaseServer.serve_forever().
-        """
-        own: ServingLoop = self._prefork_
-        behind = None if own.within_theirs else loop_behind(type(self), ServingMixIn)
-        if behind is None:
-            own.serve(poll_interval)
-        else:
-            own.serve_within(vars(behind)["serve_forever"], poll_interval)
-
-    def shutdown(self) -> None:
-        """Make `serve_forever()` return and wait until it has. Call it from any thread or signal handler.
-
-        In the serving thread it does not wait, which would be a deadlock. If the server is not serving, it returns at
-        once, and so will the next `serve_forever()`. In a worker or a request's child it asks the serving process, and
-        does not wait.
-        """
-        self._prefork_.shutdown(wait=True)
-
-    def shutdown_nowait(self) -> None:
-        """Like `shutdown()`, but do not wait for `serve_forever()` to return."""
-        self._prefork_.shutdown(wait=False)
-
-    def handle_request(self) -> None:
-        """Wait for one request and handle it, or call `handle_timeout()` if none comes in time.
-
-        The wait lasts for the shorter of `timeout` and the listener's own timeout, in seconds; with neither, for ever.
-        """
-        self._prefork_.handle_one()
-
-    def _handle_request_noblock(self) -> None:
-        """Accept and process one request. A private name of socketserver, kept for programs that override it."""
-        self._prefork_.accept()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log the exception that is being handled, with its traceback. Override it.
-
-        Called in the `except` block of the code that processes the request. A connection that the client broke is
-        logged at DEBUG, a TLS handshake that failed in one line at INFO, everything else at ERROR.
-        """
-        exc = sys.exception()
-        peer = address_text(client_address or "an unnamed client")  # a Unix client may have no name
-        if (why := failure(exc)) is not None:
-            log.info("TLS handshake with %s failed: %s", peer, why,
-                     extra=event(LogEvent.HANDSHAKE_FAILED, peer=peer, reason=why))  # fmt: skip
-        elif isinstance(exc, _CONNECTION_LOST) and _is_broken(request):
-            log.debug(
-                "connection from %s lost: %s", peer, exc, exc_info=exc, extra=event(LogEvent.CONNECTION_LOST, peer=peer)
-            )
-        else:
-            log.error("could not finish the request from %s: %r", peer, exc, exc_info=exc,
-                      extra=event(LogEvent.REQUEST_FAILED, peer=peer))  # fmt: skip
 
 
 def _left(deadline: float | None) -> float | None:

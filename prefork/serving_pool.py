@@ -48,12 +48,13 @@ from .master.mailbox import Mailbox
 from .master.policy import Limits
 from .master.service import Service
 from .master.supervisor import Supervisor
-from .process import RunMode, run_mode
 from .reload.fixed import fixed_values, refuse_changes
 from .reload.generations import Generations
 from .reload.handover import Handed, Record, handed, pack_listener, pack_own
 from .reload.rehearsal import Rehearsal
 from .reload.start_context import START
+from .run_mode import RunMode, rehearsing, run_mode
+from .serving_loop import SERVER_CLOSED
 from .settings.affinity import check_affinity
 from .settings.handlers import check_handler
 from .settings.in_force import InForce, value_of
@@ -97,13 +98,15 @@ class Preforked(Joined):
 
     # Serving.
 
-    def serve_pool(self, poll_interval: float | None) -> Supervisor | None:
-        """Serve until every worker is gone. Return the supervisor, or None if the server is closed."""
+    def refuse_closed(self) -> None:
+        if self.closing:  # a socket that the program itself has closed is said to be by a sentence
+            raise ValueError(SERVER_CLOSED)
+
+    def serve_pool(self, poll_interval: float | None) -> Supervisor:
+        """Serve until every worker is gone. Return the supervisor."""
         server = self.server
         with process.unharmed(), self.serving() as wakeup, contextlib.ExitStack() as stack:
-            if self.closing:  # checked now: a later server_close() finds us serving
-                log.info("not serving: the server is closed", extra=event(LogEvent.NOT_SERVING))
-                return None
+            self.refuse_closed()  # checked now: a later server_close() finds us serving
             stack.enter_context(process.alone(self.service_name()))
             stack.enter_context(process.inside(value_of(server, "working_directory")))
             stack.enter_context(raised())
@@ -175,6 +178,7 @@ class Preforked(Joined):
             supervisor.run()
 
     def handle_one(self) -> None:
+        self.refuse_closed()
         self._by_hand += 1
         if self._by_hand == 2:  # one is a test's, or a program's that waits for its first client; two are a loop
             say_no_effect([(type(self.server).__qualname__ + "'s pool", WITHOUT_POOL)])
@@ -253,7 +257,7 @@ class Preforked(Joined):
         """Return the queues of kept connections: those of the previous image, or new ones, but none in a rehearsal."""
         given = self._given()
         before = None if given is None else given.values.get("queues")
-        kept = KeptQueues(self._some_keep() and not process.rehearsing(), before)
+        kept = KeptQueues(self._some_keep() and not rehearsing(), before)
         if given is not None and before is not None and kept.queues is not None:
             for each in kept.queues:
                 given.lend(each.sock)
@@ -292,7 +296,7 @@ class Preforked(Joined):
         server, setting = self.server, InForce(self.server)
         return WorkerTerms(
             WorkerLimits(setting.max_requests, setting.max_memory), graceful_timeout=setting.graceful_timeout,
-            elsewhere=self.threaded(), rehearsal=process.rehearsing(),
+            elsewhere=self.threaded(), rehearsal=rehearsing(),
             one_request=hasattr(server, "collect_children"), hang_up=setting.drain_connections == "eof",
             queue_waits=self.counts_queue_waits(), metrics=setting.metrics_address is not None,
             nudge=supervisor.nudge, on_drain=_on_drain(server), listener=number_of(self.listener),

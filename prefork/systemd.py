@@ -6,20 +6,16 @@ all of them on. Must not send anything to the manager.
 """
 
 import contextlib
-import logging
 import os
 import stat
 from collections.abc import Mapping, MutableMapping
 from typing import NamedTuple
 
-from prefork.metrics.log_events import LogEvent, event
 from prefork.workers.identity import lost
 
 from .errors import ConfigError
 
 __all__ = ["descriptor", "stored"]
-
-log = logging.getLogger("prefork.supervisor")
 
 NOT_SET = "LISTEN_FDS is not set; is the service started by its socket unit?"
 FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -41,7 +37,7 @@ class Given(NamedTuple):
 
     passed: tuple[Passed, ...] = ()
     refusal: str = NOT_SET
-    notify: str = ""
+    notify: str = ""  # as NOTIFY_SOCKET has it
     watchdog_s: float | None = None
 
 
@@ -49,9 +45,7 @@ def take(environ: MutableMapping[str, str], pid: int) -> Given:
     """Read the variables and remove them, because they are for this process and not for its children."""
     found = {word: environ.pop(word, "") for word in VARIABLES}
     passed, refusal = _passed(found["LISTEN_FDS"], found["LISTEN_PID"], found["LISTEN_FDNAMES"], pid)
-    return Given(
-        passed, refusal, _address(found["NOTIFY_SOCKET"]), _watchdog(found["WATCHDOG_USEC"], found["WATCHDOG_PID"], pid)
-    )
+    return Given(passed, refusal, found["NOTIFY_SOCKET"], _watchdog(found["WATCHDOG_USEC"], found["WATCHDOG_PID"], pid))
 
 
 def _passed(count: str, owner: str, names: str, pid: int) -> tuple[tuple[Passed, ...], str]:
@@ -64,19 +58,6 @@ def _passed(count: str, owner: str, names: str, pid: int) -> tuple[tuple[Passed,
     named = names.split(":") if names else []
     named += ["unknown"] * (int(count) - len(named))  # the name that sd_listen_fds_with_names(3) gives them
     return tuple(Passed(FIRST_FD + index, named[index]) for index in range(int(count))), ""
-
-
-def _address(text: str) -> str:
-    if text[:1] == "@":
-        return "\0" + text[1:]
-    if text and text[0] != "/":
-        log.warning(
-            "could not tell the service manager anything: NOTIFY_SOCKET is %r, no path and no @name",
-            text,
-            extra=event(LogEvent.NOTIFY_FAILED),
-        )
-        return ""
-    return text
 
 
 def _watchdog(usec: str, owner: str, pid: int) -> float | None:

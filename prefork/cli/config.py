@@ -91,7 +91,7 @@ def _by_program(owner: object, cls: type, name: str) -> tuple[str, str]:
     if owner is not cls and name in vars(owner) and cls is not Launch:
         return "instance", f"the instance of {cls.__qualname__}"
     klass = definer(cls, name) or cls
-    ours = klass.__module__.partition(".")[0] == "prefork" and klass.__module__ != "prefork.examples"
+    ours = str(klass.__module__).partition(".")[0] == "prefork" and klass.__module__ != "prefork.examples"
     return ("default", "default") if ours else ("class", f"class {klass.__module__}.{klass.__qualname__}")
 
 

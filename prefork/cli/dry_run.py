@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..process import RunMode, run_as
+from ..run_mode import RunMode, run_as
 from ..sockets.addresses import address_text
 from ..sockets.kept_paths import listened_on, paths_kept
 from ..sockets.listener import Beneath, bound_elsewhere

@@ -135,7 +135,7 @@ class LaunchPlan(NamedTuple):
         except BaseException:
             server.server_close()
             raise
-        pool.launch = self.launch
+        pool.launch, pool.target = self.launch, self.launch.target
         if self.path is not None:
             pool.watched = (self.path,)
         return server
@@ -154,6 +154,8 @@ class LaunchPlan(NamedTuple):
         origins = {**self.origins, **{name: each.origin for name, each in own.items()}}
         text = also.value("target")
         other = load(text or target.text, origins) if text or own else target
+        if other is not target:
+            other.address_by = "bind in its table [[prefork.also]]"
         for address in also.value("bind") or (None,):
             yield build(other, address, values)
 

@@ -13,8 +13,8 @@ from prefork.workers.signals import EVERY
 from .. import logs
 from ..commands import COMMAND_TABLE
 from ..errors import BindError
-from ..process import rehearsing
 from ..reload.handover import handed
+from ..run_mode import rehearsing
 from ..settings.sources import CTL_VARIABLE
 from ..surroundings.early_signals import AskedToEnd, EarlySignals
 from ..surroundings.inherited import put_right

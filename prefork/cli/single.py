@@ -25,7 +25,7 @@ from .. import process
 from ..errors import BootError, ConfigError
 from ..inheritance.standard_classes import process_in_place
 from ..pool import pool_of
-from ..process import RunMode, rehearsing, run_as
+from ..run_mode import RunMode, rehearsing, run_as
 from ..settings.in_force import value_of
 from ..settings.users import privileges_of
 from ..sockets.addresses import address_text

@@ -26,7 +26,8 @@ from ..accompanied import checked
 from ..errors import BindError, ConfigError, PreforkError, UserCodeError, nearest, reason_of
 from ..mixins import ThreadingMixIn
 from ..pool import PreForkingMixIn, pool_of
-from ..process import RunMode, loading, run_mode
+from ..process import loading
+from ..run_mode import RunMode, run_mode
 from ..server import BaseServer, TCPServer, UDPServer, UnixDatagramServer, UnixStreamServer
 from ..settings.fields import settings, validate
 from ..settings.handlers import unwrapped, why_not_run
@@ -55,6 +56,8 @@ _KIND_NAMES = {"tcp": "TCP", "udp": "UDP", "unix": "Unix stream", "unixgram": "U
 
 class Target:
     """The imported object that `text` (module:attribute) names. `origins` maps settings to their sources."""
+
+    address_by = "--bind HOST:PORT"  # where its address would be given
 
     def __init__(self, text: str, found: Any, origins: Mapping[str, str]) -> None:
         self.text = text
@@ -157,7 +160,7 @@ def _from_class(target: Target, found: Any, address: Address | None, values: Map
     if not (_is_server(found) or _is_handler(found)):
         raise target.refused(f"the class {found.__name__} has neither handle() nor serve_forever()")
     if address is None:
-        raise target.refused("it needs an address; say --bind HOST:PORT")
+        raise target.refused(f"it needs an address; say {target.address_by}")
     cls = _server_class(target, found, address, values)
     if not _is_server(found):
         return target.call(cls, address.address, made)
@@ -212,7 +215,6 @@ def _derived(
         "__module__": found.__module__,
         "__qualname__": found.__qualname__,
         "__doc__": found.__doc__,
-        "service_name": target.text,
         **values,
     }
     if address.family is not None and not _chooses_family(bases, address):
@@ -281,7 +283,9 @@ def _two_lines(name: str, signature: "Signature") -> str:
     first = [each.name for each in needed if each.kind is not each.KEYWORD_ONLY]
     named = [each.name for each in parameters if "addr" in each.name and each.name not in first]
     others = [f"{each.name}=…" for each in needed if each.name not in (*first, *named[:1])]
-    arguments = [*first, *others, f"{named[0]}=address"] if named else ["address", *first[1:], *others]
+    at = next((n for n, each in enumerate(first) if "addr" in each), 0)
+    around = first[:at], first[at + 1 :]
+    arguments = [*first, *others, f"{named[0]}=address"] if named else [*around[0], "address", *around[1], *others]
     if ["host" in each for each in first[:1]] + ["port" in each for each in first[1:2]] == [True, True]:
         arguments = ["*address", *first[2:], *others]
     return f"    def make(address):\n        return {name}({', '.join(arguments)})"
@@ -352,7 +356,6 @@ def _configured(target: Target, server: Server, values: Mapping[str, Any]) -> Se
             raise target.refused(f"{reason} that binds it")
         setattr(server, name, value)
     validate(server, target.origins)
-    server.service_name = target.text
     return server
 
 

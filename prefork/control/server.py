@@ -142,7 +142,7 @@ class ControlServer:
                 pid,
                 extra=event(LogEvent.CONTROL_DENIED, peer=f"uid={uid} pid={pid}"),
             )
-            self._turn_away(sock, f"uid {uid} may not use this socket")
+            self._turn_away(sock, f"could not ask: uid {uid} may not use this socket; control_allow says who may")
         elif len(self._clients) >= CLIENTS_MAX and not self._make_room():
             self._turn_away(sock, f"there are {CLIENTS_MAX} clients already")
         else:

@@ -86,7 +86,7 @@ class ExporterLoop(ServingLoop):
 class Exporter(TCPServer):
     """The HTTP server. Every connection has a deadline; too many without a request, and the oldest is closed."""
 
-    _prefork_: Any = Own(ExporterLoop)
+    _prefork_: Any = Own(lambda: ExporterLoop)
 
     def __init__(self, scope: Scope, slots: Slots, master: Master, slot: Slot) -> None:
         super().__init__(scope.metrics_listener.getsockname(), MetricsHandler, bind_and_activate=False)

@@ -141,5 +141,5 @@ def _method_of_the_loop(value: object) -> str | None:
     """Return the name of this method, if it is the standard library's or ours."""
     if not isinstance(value, FunctionType) or value.__name__ not in LOOP:
         return None
-    standard = value.__module__ == "socketserver" or value.__module__.startswith("prefork.")
+    standard = value.__module__ == "socketserver" or f"{value.__module__}.".startswith("prefork.")
     return value.__name__ if standard else None

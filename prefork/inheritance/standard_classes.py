@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Container
 from typing import Any
 
+from .own import load_for
+
+POLL_INTERVAL = 0.5  # seconds; the default of `serve_forever()`
 EVENT, REQUESTED = "_BaseServer__is_shut_down", "_BaseServer__shutdown_request"
 
 
@@ -105,3 +108,5 @@ class Requested:
         vars(server)[REQUESTED] = False  # as the constructor does; it is the loop that remembers
         if value:
             server._prefork_.shutdown(wait=False)
+        else:  # the constructor
+            load_for(server)

@@ -1,18 +1,16 @@
 """The attributes of a process that execve(2) keeps and that its program may change: a new image must not find them
 changed.
 
-Runs in the process that becomes the master, and in a rehearsal. Owns values only. Must change nothing that is as it
-was: a filter of system calls may end whoever only asks.
+Read in any program that imports prefork, and restored in the process that is the master, or a rehearsal. Owns values
+only. Must change nothing that is as it was: a filter of system calls may end whoever only asks.
 """
 
+import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps, without its enums: 1 ms
 import contextlib
 import os
 import resource
-import signal
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Self
-
-from prefork.workers.signals import dispose, handled
 
 LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 FOR_AN_IMPORT = 64  # descriptors that a new image has open at once while it starts
@@ -45,11 +43,13 @@ class Attributes(NamedTuple):
         `descriptors`: how many are handed on; where they leave no room under the soft limit, that stays as it is. Call
         it in the main thread, with every signal blocked.
         """
+        from prefork.workers.signals import dispose  # late: a pool has loaded it, and only a pool is reloaded
+
         before, ignored = self.read(), self.newly_ignored()
         limits = {**self.soft_limits}
         if limits.get(resource.RLIMIT_NOFILE, 0) < 2 * descriptors + FOR_AN_IMPORT:
             limits.pop(resource.RLIMIT_NOFILE, None)
-        dispose(ignored, signal.SIG_DFL)
+        dispose(ignored, _signal.SIG_DFL)
         os.umask(self.umask)
         _be_scheduled(self.scheduling)
         _be_nice(self.nice)
@@ -66,11 +66,13 @@ class Attributes(NamedTuple):
             _be_scheduled(before.scheduling)
             _be_nice(before.nice)
             os.umask(before.umask)
-            dispose(ignored, signal.SIG_IGN)
+            dispose(ignored, _signal.SIG_IGN)
 
     def theirs(self) -> list[int]:
         """Return the signals that the program handles, or has ignored since then: a new image notes them until it does
         so again, for their default action may end it."""
+        from prefork.workers.signals import handled  # late, as above
+
         return sorted(handled() | self.newly_ignored())
 
     def newly_ignored(self) -> frozenset[int]:
@@ -79,7 +81,7 @@ class Attributes(NamedTuple):
 
 
 def _ignored() -> frozenset[int]:
-    return frozenset(int(each) for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN)
+    return frozenset(int(each) for each in _signal.valid_signals() if _signal.getsignal(each) == _signal.SIG_IGN)
 
 
 def _be_nice(value: int) -> None:

@@ -11,7 +11,6 @@ well, so that they go on wherever the name still has a meaning. Longer than most
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -23,14 +22,17 @@ from prefork.metrics.board import Board, Word, exit_word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import FIRST_LISTENER, Slot, SlotReader, Stacks, leave_to_drain
+from prefork.workers.accepting import is_shut
 from prefork.workers.identity import CLOSED_BY_PROGRAM, Descriptors
 from prefork.workers.signals import Signals
 
 from .. import systemd
 from ..errors import PreforkError
 from ..master.children import Child, ChildState
+from ..sockets.addresses import over
 from ..sockets.kept_paths import is_one_of, keep_path_of, listened_on
 from ..sockets.listener import Listener, listener_names
+from ..sockets.mending import LISTENS_AGAIN, listen_again, say_shut
 from ..sockets.options import SocketOptions
 from ..sockets.unix_paths import identity_of
 
@@ -64,6 +66,8 @@ def handed_on(record: Record) -> Iterator[int]:
 
     Undone on the way out, which is reached only if there was no exec.
     """
+    import json
+
     fd = os.memfd_create("prefork-handover", 0)  # closed by the image that receives it
     try:
         os.write(fd, json.dumps({"version": VERSION, "fds": record.fds, **record.values}).encode())
@@ -148,6 +152,11 @@ class Handed:
         packed = self.values[name]
         listener = self._given[name] = Listener.resume(fd, quiet=self.rehearsal)
         self.lend(listener)
+        if (where := packed.get("name")) is not None and not self.rehearsal and is_shut(fd):
+            # An old worker has shut it down since the exec; the program would only listen.
+            with contextlib.suppress(OSError):
+                listen_again(listener, tuple(where), listener.backlog)
+                say_shut(tuple(where), LISTENS_AGAIN)
         listener.asked, listener.inherited = packed["asked"], packed["inherited"]
         listener.options = SocketOptions(packed.get("options", ()))
         listener.number = packed.get("number", 0)
@@ -199,6 +208,15 @@ class Handed:
         """Detach every lent socket after the program failed, so that no object left behind closes its descriptor."""
         while self._lent:
             self._lent.pop().detach()
+
+    def forget(self) -> None:
+        """Leave it all to the service, in a process that the program has forked, which must not hold the ports."""
+        global _handed
+        _handed = None
+        for name in () if self.taken else {*self.roles} - {*self._given}:
+            with contextlib.suppress(OSError):
+                os.close(self.values[name]["fd"])
+        self._close_spares()
 
     @property
     def spares(self) -> int:
@@ -258,6 +276,8 @@ _handed: Handed | None = None
 def receive(fd: int) -> Handed:
     """Read the record that the previous image left in `fd`. Raises ValueError for a version this code cannot read."""
     global _handed
+    import json
+
     values = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     for each in values["fds"]:
         os.set_inheritable(each, False)
@@ -279,8 +299,17 @@ def pack_listener(listener: Listener, fd: int) -> tuple[dict[str, Any], list[int
     """Pack a listener. `fd` is given because an object of the program's may have the descriptor (TLS)."""
     return {
         "fd": fd, "asked": listener.asked, "inherited": listener.inherited, "path": listener.path,
-        "identity": listener.identity, "options": listener.options, "number": listener.number,
+        "identity": listener.identity, "options": listener.options, "number": listener.number, "name": _port(fd),
     }, [fd]  # fmt: skip
+
+
+def _port(fd: int) -> Any:
+    """Return the name of a listener of TCP; None of any other."""
+    sock = over(fd, socket.socket)
+    try:
+        return None if sock.type != socket.SOCK_STREAM or sock.family == socket.AF_UNIX else sock.getsockname()
+    finally:
+        sock.detach()
 
 
 # The board and the totals.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from types import FrameType
 
-from prefork.workers import sinks
+from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import leave
 from prefork.workers.descriptor_limit import resume_limit
 from prefork.workers.signals import EVERY, Alarm, Signals, disarm, set_mask
@@ -24,7 +24,7 @@ from ..errors import BindError, ConfigError
 from ..log_formats import escaped
 from ..logs import complain
 from ..master.guard import attempt, insist
-from ..process import RunMode, run_as
+from ..run_mode import RunMode, run_as
 from ..sockets.kept_paths import paths_kept
 from ..surroundings.inherited import forget_inherited
 from ..surroundings.leading import may_lead_already
@@ -61,6 +61,7 @@ def take_over(fd: int, program: list[str]) -> int:
     watch = BootWatch(handed, held)
     handed.early = insist("note signals", lambda: TakeoverSignals(watch.hurry, handed.values.get("handled", ())))
     attempt("let go of what the old workers still have", held.let_go)
+    user_forks.on_fork_by_user(watch.forget)
     set_mask(handed.values["mask"])
     watch.begin(handed.values["boot_timeout"])
     try:
@@ -73,12 +74,12 @@ def take_over(fd: int, program: list[str]) -> int:
     except TookTooLong:
         why = watch.why
     except BaseException as exc:
-        if handed.taken:
+        if handed.taken or watch.forgotten:
             raise
         why = _say_why(exc)
         if _is_in_use(exc) and (told := held.told()):
             why = f"{why}; {told}"
-    if handed.taken:
+    if handed.taken or watch.forgotten:
         return 0
     return watch.go_on(why)
 
@@ -145,6 +146,7 @@ class BootWatch:
         self.why = (
             f"the program's serve_forever() was not ready within {handed.values['boot_timeout']:g} s (boot_timeout)"
         )
+        self.forgotten = False  # this is a process that the program has forked, and not the service
         self._handed, self._held = handed, held
         self._raised = False
 
@@ -158,6 +160,14 @@ class BootWatch:
 
     def end(self) -> None:
         attempt("end the limit of the program's start", self._alarm.cancel)
+
+    def forget(self) -> None:
+        """Let a process that the program forks go on, and end, as one of its first start does."""
+        self.forgotten = True
+        self.end()
+        if self._handed.early is not None:
+            self._handed.early.forget()
+        self._handed.forget()
 
     def _ring(self) -> None:
         """End the program by an exception; by going on here and now, if it has caught the first one."""

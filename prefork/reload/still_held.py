@@ -13,8 +13,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ..sockets.addresses import address_text, over
+from ..sockets.mending import listen_again
 
 INET = (socket.AF_INET, socket.AF_INET6)
 LOCKS = {"READ": fcntl.LOCK_SH, "WRITE": fcntl.LOCK_EX}
@@ -49,7 +51,7 @@ class StillHeld:
     def __init__(self, fds: Iterable[int]) -> None:
         self._fds = [*fds]
         self._locks: dict[int, int] = {}
-        self._ports: list[int] = []
+        self._ports: dict[int, Any] = {}  # their names
 
     def let_go(self) -> None:
         """Give up locks, and the ports of listeners that may be bound anew (SO_REUSEADDR)."""
@@ -60,17 +62,18 @@ class StillHeld:
                     self._locks[fd] = lock
             with contextlib.suppress(OSError), _borrowed(fd) as sock:
                 if _may_be_bound_anew(sock):
+                    name = sock.getsockname()
                     sock.shutdown(socket.SHUT_RDWR)  # for a listener the opposite of listen(), in every process
-                    self._ports.append(fd)
+                    self._ports[fd] = name
 
     def take_again(self) -> None:
         """Take all of it again: the program has failed, and the old workers serve on."""
         for fd, lock in self._locks.items():
             with contextlib.suppress(OSError):
                 fcntl.flock(fd, lock | fcntl.LOCK_NB)
-        for fd in self._ports:
+        for fd, name in self._ports.items():
             with contextlib.suppress(OSError), _borrowed(fd) as sock:
-                sock.listen()
+                listen_again(sock, name, socket.SOMAXCONN)
         self._fds.clear()  # they stay open, for the next image
 
     def close(self) -> None:
@@ -139,6 +142,7 @@ def _may_be_bound_anew(sock: socket.socket) -> bool:
         sock.family in INET
         and sock.type == socket.SOCK_STREAM
         and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR))
+        and _serves(sock)  # not by another descriptor of the same one, which is let go of already
     )
 
 

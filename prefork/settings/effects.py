@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prefork.workers.definitions import is_the_programs, is_the_programs_class
+from prefork.workers.definitions import is_ours, is_the_programs, is_the_programs_class
 from prefork.workers.descriptor_limit import hard_limit
 from prefork.workers.keeps import keeps
 
@@ -156,7 +156,7 @@ def own_values(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, 
 def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, str]]:
     """Yield each name that the program's classes define, which is none of ours and close to a setting or a hook."""
     for cls in type(server).__mro__:
-        if cls is not object and not cls.__module__.startswith("prefork."):
+        if cls is not object and not is_ours(cls):
             for name, value in vars(cls).items():
                 known = POOL_HOOKS if callable(value) else fields
                 if name not in known and (near := _near(name, known)):

@@ -51,6 +51,8 @@ def stand_in() -> None:
         assert TCPServer in user.__mro__, user.__mro__
     assert issubclass(http.server.BaseHTTPRequestHandler, prefork.StreamRequestHandler)
     assert vars(logging.config)["ThreadingTCPServer"] is prefork.ThreadingTCPServer
+    # What serves is loaded by the first server, once a process: with it ctypes, whose library may keep a file open.
+    prefork.TCPServer(("127.0.0.1", 0), prefork.StreamRequestHandler, bind_and_activate=False).server_close()
 
 
 def accept_ours() -> None:

@@ -65,7 +65,8 @@ def _asked_all_the_while(run: Recipe, folder: Path, ask: Any) -> int:
     """Every question is answered after workers were killed one after the other, and over a reload."""
     for worker in _asked(folder, "workers")["workers"]:
         if worker["state"] == "idle":
-            run.kill(worker["pid"])
+            with contextlib.suppress(ProcessLookupError):  # one that leaves after its request, which it has served
+                run.kill(worker["pid"])
     ask()
     with Asking(ask, PAUSE) as asking:
         run.reload()

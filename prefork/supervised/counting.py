@@ -14,7 +14,8 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from prefork.metrics.application.values import VALUES, adopt, release
+from prefork.metrics.application.hook import VALUES
+from prefork.metrics.application.values import adopt, release
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
 from prefork.metrics.scoreboard import Slot, SlotReader
@@ -25,7 +26,7 @@ from prefork.workers.lanes import Lanes
 from prefork.workers.looped import LoopTerms
 from prefork.workers.straight import ServeOne
 
-from .sockets.of_server import is_closed
+from ..sockets.of_server import is_closed
 
 if TYPE_CHECKING:  # of a pool
     from prefork.workers.access_log import AccessLog

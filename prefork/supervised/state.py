@@ -1,8 +1,8 @@
-"""SupervisedMixIn: the base of every mix-in, in a plain server and in a pool.
+"""Supervised: the state behind SupervisedMixIn, the base of every mix-in, in a plain server and in a pool.
 
 Runs in the serving process. Children have a copy of the object, and use it to ask the serving process. Owns the
 supervisor of a single-process server, created lazily at the first request: a constructor must not create anything that
-has to be closed. Longer than most files: what the mix-in shows, and the state behind it, are one thing.
+has to be closed.
 """
 
 import os
@@ -12,7 +12,7 @@ from functools import partial
 from math import inf
 from threading import Event
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.application.region import REGION_BYTES
 from prefork.metrics.board import Statistics
@@ -21,44 +21,36 @@ from prefork.metrics.scoreboard import DRAIN_ASKED, YES, Slot
 from prefork.workers.accepting import NO_RESOURCES, NOT_BEGUN, NOTHING
 from prefork.workers.bootstrap import Birth
 from prefork.workers.contexts import Lane
-from prefork.workers.definitions import gives_way
 from prefork.workers.lanes import Lanes
 from prefork.workers.straight import ServeOne
 from prefork.workers.wakeup import Wakeup
 
+from ..exporter.child import Exported, ExporterChild, bind_metrics
+from ..log_formats import escaped
+from ..master.policy import NO_POOL
+from ..master.service import Service
+from ..master.supervisor import Supervisor
+from ..reload.handover import handed
+from ..serving_loop import ServingLoop
+from ..settings.companions import refuse_without_pool
+from ..settings.in_force import InForce, value_of
+from ..settings.sources import SLOT_VARIABLE
+from ..sockets.listener import Listener, asked_for
+from ..sockets.of_server import is_closed, socket_of
 from .counting import ENDING, Counting
-from .exporter.child import Exported, ExporterChild, bind_metrics
-from .inheritance.own import Computed, Own
-from .inheritance.precedence import hides, resolve_aliases, take_back
-from .log_formats import escaped
-from .master.policy import NO_POOL
-from .master.service import Service
-from .master.supervisor import Supervisor
-from .reload.handover import handed
-from .server import BaseServer
-from .serving_loop import ServingLoop, ServingMixIn
-from .settings.companions import refuse_without_pool
-from .settings.fields import Setting
-from .settings.handlers import check_handler
-from .settings.in_force import InForce, value_of
-from .settings.sources import SLOT_VARIABLE
-from .sockets.listener import Listener, asked_for
-from .sockets.of_server import is_closed, socket_of
 
 if TYPE_CHECKING:  # of a pool
     from prefork.workers.access_log import AccessLog
     from prefork.workers.admission import Admission
     from prefork.workers.loop import Worker
 
-    _AnyServer = BaseServer  # the class that a mix-in is mixed into; at run time, ours or the standard library's
-else:
-    _AnyServer = ServingMixIn
-
 LANES_AT_ONCE = 64  # lanes added at a time to a plain threading server without max_threads
 
 
 class Supervised(ServingLoop):
     """State of a server whose requests are counted and whose children are supervised."""
+
+    target: str | None = None  # what `prefork run` has made it of
 
     def __init__(self, server: Any) -> None:
         super().__init__(server)
@@ -72,6 +64,7 @@ class Supervised(ServingLoop):
         self.metrics_bound: Any = None  # its address
         self._turns_seen = 0
         self._turn_at: float | None = None  # monotonic; what `next_turn()` has returned
+        self.collects = False  # the program has a collect_children() of its own, which the loop calls for the turn
         self.turn_owed = True  # to the supervisor; False while our loop knows that there is nothing to do
 
     # Metrics.
@@ -197,8 +190,9 @@ class Supervised(ServingLoop):
         return self.supervisor
 
     def service_name(self) -> str:
-        kind = type(self.server)
-        name: str = self.server.service_name or f"{kind.__module__}:{kind.__qualname__}"
+        kind, name = type(self.server), self.server.service_name
+        if not isinstance(name, str) or not name:  # a program may have something else for itself under this name
+            name = self.target or f"{kind.__module__}:{kind.__qualname__}"
         return escaped(name).replace("\n", "\\n")  # it is shown in titles and status lines
 
     def forget_supervisor(self) -> None:
@@ -257,7 +251,9 @@ class Supervised(ServingLoop):
 
     def has_room(self) -> bool:
         try:
-            supervisor = self.supervise()
+            supervisor = self.supervisor
+            if supervisor is None or supervisor.closed:
+                supervisor = self.supervise()
             if (
                 self.turn_owed and supervisor.turns == self._turns_seen
             ):  # an override of service_actions() called no super()
@@ -280,8 +276,10 @@ class Supervised(ServingLoop):
         self.turn_owed = others or (self._turn_at is not None and self._turn_at <= monotonic())
 
     def next_turn(self) -> float | None:
-        turn = inf if self.supervisor is None else self.supervisor.until_next_turn()
-        seconds = min(turn, self.counting.look())
+        supervisor, lanes = self.supervisor, self.counting.lanes
+        turn = inf if supervisor is None or supervisor.wake_at == inf else supervisor.until_next_turn()
+        looks = lanes is not None and lanes.contexts.patience is not None
+        seconds = min(turn, self.counting.look() if looks else inf)
         self._turn_at = None if seconds == inf else monotonic() + seconds
         return self._turn_at
 
@@ -302,104 +300,3 @@ class Supervised(ServingLoop):
             counting.lane = lane
         if outcome in (NO_RESOURCES, NOT_BEGUN):
             self.pause_accepting()
-
-
-@gives_way
-class SupervisedMixIn(_AnyServer):
-    """Base of every mix-in: one table of children, requests counted on lanes, one way to end.
-
-    Call `statistics()`; extend `server_close()` and `service_actions()`. Mixed into a plain server, it counts that
-    server's requests.
-    """
-
-    service_name: str | None = None  # the service's name in process titles and the log; default module:Class
-    metrics_address: Annotated[
-        tuple[str, int] | str | None,
-        Setting("serve Prometheus metrics there, by a process of its own", name="metrics", group="Watching",
-                unit="address", kinds=("tcp", "unix")),
-    ] = None  # fmt: skip
-
-    _prefork_: Any = Own(Supervised)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise TypeError for a class in which a server class would hide the mix-in.
-
-        One does if its own or BaseServer's `serve_forever()` comes first in the MRO. Hooks that come first are fine,
-        since they are meant to be overridden; a mix-in's `serve_forever()` calls the next one.
-        """
-        super().__init_subclass__(**kwargs)
-        before = cls.__mro__[: cls.__mro__.index(SupervisedMixIn)]
-        others = [base for base in before if not issubclass(base, SupervisedMixIn)]
-        for hiding in filter(hides, others):
-            if not take_back(cls, hiding, SupervisedMixIn):
-                first = next(base for base in others if issubclass(base, hiding))
-                raise TypeError(
-                    f"could not define {cls.__name__}: {first.__name__} comes before the mix-in and would hide it; "
-                    f"write the mix-in first"
-                )
-        resolve_aliases(cls)
-
-    def statistics(self) -> Statistics:
-        """Return the counts and the current state of this service, over all its processes, as an immutable record.
-
-        Call it in the serving process, from any thread, also after `serve_forever()` has returned. Raises RuntimeError
-        in a child, which does not know its siblings.
-        """
-        own: Supervised = self._prefork_
-        if own.worker is not None or own.birth is not None:
-            raise RuntimeError("statistics() is answered in the process that runs serve_forever(), not in its children")
-        return own.statistics()
-
-    @Computed
-    def slot(self) -> int | None:
-        """The number of this worker, from 1, which no other that lives has; None elsewhere."""
-        own: Supervised = self._prefork_
-        return own.slot
-
-    @Computed
-    def metrics_server_address(self) -> Any:
-        """The address at which metrics are served: `metrics_address`, with the port that the kernel chose for 0.
-
-        None before `serve_forever()`. Workers have it too.
-        """
-        return self._prefork_.metrics_bound
-
-    @Computed
-    def draining(self) -> bool:
-        """True if this process finishes its requests and accepts no new ones."""
-        own: Supervised = self._prefork_
-        return own.is_to_end()
-
-    def service_actions(self) -> None:
-        """Run one turn of the supervisor: reap, count, cut. Extend it; one that omits `super()` leaks nothing."""
-        own: Supervised = self._prefork_
-        if own.turn_owed and own.supervisor is not None:
-            own.supervisor.turn()
-        super().service_actions()
-
-    def serve_forever(self, poll_interval: float | None = 0.5) -> None:
-        """Serve as BaseServer.serve_forever, with an exporter process if `metrics_address` is set.
-
-        Raises BindError if that address cannot be bound, ConfigError if there are companions.
-        """
-        own: Supervised = self._prefork_
-        own.check_companions()
-        check_handler(self, getattr(self, "socket_type", 0))
-        supervisor = own.supervise()
-        own.export(supervisor)
-        try:
-            super().serve_forever(poll_interval)  # type: ignore[arg-type]
-        finally:
-            supervisor.end_export()
-            if is_closed(self):  # closed before it was shut down
-                own.end_counting()
-
-    def server_close(self) -> None:
-        """Close the listener, wait for requests if `block_on_close` is set, and free the counters. Extend it."""
-        super().server_close()
-        own: Supervised = self._prefork_
-        own.wait_for_requests()
-        own.end_counting()
-        if own.metrics_listener is not None:
-            own.metrics_listener.unlink()
-            own.metrics_listener.close()
