@@ -48,6 +48,10 @@ CONTENDERS = {
 }  # fmt: skip
 IMPORTS = {
     "import prefork": ["-c", "import prefork"],
+    "import prefork, and a ForkingTCPServer": [
+        "-c",
+        "import prefork; prefork.ForkingTCPServer(('127.0.0.1', 0), None).server_close()",
+    ],
     "from prefork import PreForkingTCPServer": ["-c", "from prefork import PreForkingTCPServer"],
     "import socketserver": ["-c", "import socketserver"],
     "prefork --version": ["-m", "prefork", "--version"],
