@@ -87,9 +87,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         _standstill = Standstill()
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for run in range(1, RUNS + 1):
-        before = _standstill.seconds()
+        before = _standstill.lost()
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        stood_still = _standstill.seconds() - before
+        stood_still = _standstill.seconds(before)
         if not any(each.failed for each in reports) or stood_still < STOOD_STILL_S or run == RUNS:
             break
         _again.append(f"{item.nodeid}: failed while the machine stood still for {stood_still:.2f} s")

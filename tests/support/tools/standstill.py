@@ -29,10 +29,14 @@ class Standstill:
             )  # fmt: skip
         os.close(end)
 
-    def seconds(self) -> float:
-        """In all, since it watches, of the processor that was taken for longest."""
-        words = memoryview(os.pread(self._words, ITEM * len(self._cpus), 0)).cast("Q")
-        return max(words, default=0) / 1e9
+    def lost(self) -> list[int]:
+        """The nanoseconds so far, processor by processor."""
+        words = os.pread(self._words, ITEM * len(self._cpus), 0).ljust(ITEM * len(self._cpus), b"\0")
+        return list(memoryview(words).cast("Q"))
+
+    def seconds(self, since: list[int]) -> float:
+        """Since `lost()` returned that, of the processor that was taken for longest."""
+        return max(now - then for now, then in zip(self.lost(), since, strict=True)) / 1e9
 
     def close(self) -> None:
         os.close(self._end)
