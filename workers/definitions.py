@@ -3,6 +3,7 @@
 Pure. Runs in any process.
 """
 
+import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -234,8 +235,8 @@ def is_patched(cls: type, name: str) -> bool:
         return bool(found != _SHIPPED[cls.__name__, name])
     if not callable(found) or cls is object:
         return False
-    where = found.__globals__["__name__"] if type(found) is FunctionType else ""  # a wrapper has the name of its own
-    return where != cls.__module__ and not _is_our_module(where)
+    where = found.__globals__.get("__name__") if type(found) is FunctionType else ""  # a wrapper has another's name
+    return where != cls.__module__ and not is_our_module(where)
 
 
 def is_base_servers(server: Any, name: str) -> bool:
@@ -260,16 +261,26 @@ def _is_of(server: Any, name: str, cls_name: str) -> bool:
     return cls.__name__ == cls_name and not is_the_programs_class(cls) and not is_patched(cls, name)
 
 
+def is_our_module(name: object) -> bool:
+    """Return True for the `__module__` of what is ours; a class or a function may have anything in its place."""
+    return f"{name}.".startswith("prefork.")
+
+
+def is_the_programs_module(name: object) -> bool:
+    """Return True unless what has this `__module__` is ours or of the standard library's socketserver."""
+    return name != "socketserver" and not is_our_module(name)
+
+
+def is_standard_module(name: object) -> bool:
+    return str(name).partition(".")[0] in sys.stdlib_module_names
+
+
 def is_ours(cls: type) -> bool:
-    return _is_our_module(cls.__module__)
-
-
-def _is_our_module(name: str | None) -> bool:
-    return f"{name}.".startswith("prefork.")  # a class may have None in its place
+    return is_our_module(cls.__module__)
 
 
 def is_the_programs_class(cls: type) -> bool:
-    return cls is not object and cls.__module__ != "socketserver" and not is_ours(cls)
+    return cls is not object and is_the_programs_module(cls.__module__)
 
 
 def _is_server(cls: type) -> bool:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from .definitions import is_standard_module
+
 __all__ = ["Failed", "import_lazy"]
 
 Failed = tuple[str, Exception]  # the lazy import, as "<importing module>.<attribute>", and why it failed
@@ -38,7 +40,7 @@ if sys.version_info >= (3, 15):
     def _lazy() -> Iterator[tuple[str, str]]:
         everything = sys.get_lazy_imports() == "all"
         for name, module in list(sys.modules.items()):
-            if isinstance(module, ModuleType) and (everything or name.partition(".")[0] not in sys.stdlib_module_names):
+            if isinstance(module, ModuleType) and (everything or not is_standard_module(name)):
                 for attribute, value in list(vars(module).items()):
                     if type(value) is LazyImportType:
                         yield name, attribute

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from prefork.metrics.log_events import LogEvent, event
 
 from .bootstrap import exit_status, leave
-from .definitions import evaluated, of_class, put
+from .definitions import evaluated, is_the_programs_module, of_class, put
 
 log = logging.getLogger("prefork.server")
 
@@ -55,8 +55,7 @@ def end_in_hooks(server: Any, forked: Callable[[], bool]) -> None:
     """See to the strays of each hook that the program's class defines itself."""
     for name in HOOKS:
         hook = getattr(server, name)
-        module = getattr(getattr(hook, "__func__", hook), "__module__", "") or ""
-        if module != "socketserver" and not module.startswith("prefork."):
+        if is_the_programs_module(getattr(getattr(hook, "__func__", hook), "__module__", None)):
             put(server, name, ending(_in_force(server, name), forked))
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from prefork.workers.definitions import definer
+from prefork.workers.definitions import definer, is_ours
 
 from ..settings.also import Also
 from ..settings.fields import Field, settings, show
@@ -91,7 +91,7 @@ def _by_program(owner: object, cls: type, name: str) -> tuple[str, str]:
     if owner is not cls and name in vars(owner) and cls is not Launch:
         return "instance", f"the instance of {cls.__qualname__}"
     klass = definer(cls, name) or cls
-    ours = str(klass.__module__).partition(".")[0] == "prefork" and klass.__module__ != "prefork.examples"
+    ours = is_ours(klass) and klass.__module__ != "prefork.examples"
     return ("default", "default") if ours else ("class", f"class {klass.__module__}.{klass.__qualname__}")
 
 

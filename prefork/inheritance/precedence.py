@@ -12,7 +12,14 @@ from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
-from prefork.workers.definitions import is_ours, is_the_programs, is_the_programs_class, of_class, put
+from prefork.workers.definitions import (
+    is_ours,
+    is_the_programs,
+    is_the_programs_class,
+    is_the_programs_module,
+    of_class,
+    put,
+)
 
 LOOP = frozenset({"handle_request", "serve_forever", "shutdown"})
 
@@ -141,5 +148,4 @@ def _method_of_the_loop(value: object) -> str | None:
     """Return the name of this method, if it is the standard library's or ours."""
     if not isinstance(value, FunctionType) or value.__name__ not in LOOP:
         return None
-    standard = value.__module__ == "socketserver" or f"{value.__module__}.".startswith("prefork.")
-    return value.__name__ if standard else None
+    return None if is_the_programs_module(value.__module__) else value.__name__

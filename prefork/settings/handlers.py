@@ -11,6 +11,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
+from prefork.workers.definitions import is_the_programs_module
 from prefork.workers.keeps import KeepsConnections
 
 from ..errors import ConfigError
@@ -124,7 +125,7 @@ def _serving(handler: type) -> list[type]:
 def _gives_requests(server: Any) -> bool:
     """Return whether the handler gets the request as the socket has it: no hook of the program's is in between."""
     hooks = (getattr(server, name) for name in ("get_request", "process_request", "finish_request"))
-    return all(f"{hook.__module__}.".startswith(("prefork.", "socketserver.")) for hook in hooks)
+    return not any(is_the_programs_module(hook.__module__) for hook in hooks)
 
 
 def _reaches(cls: type, name: str, owner: str) -> bool:

@@ -9,13 +9,12 @@ import logging
 import math
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from prefork.metrics.kernel import sysctl
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.definitions import definer
+from prefork.workers.definitions import definer, is_standard_module
 
 from ..errors import ConfigError, reason_of
 
@@ -134,7 +133,7 @@ def check_shared_port(server: Any) -> None:
     if not tcp or not getattr(server, "allow_reuse_port", False) or sysctl("net.ipv4.tcp_migrate_req"):
         return
     cls = definer(type(server), "allow_reuse_port") or object
-    if "allow_reuse_port" in vars(server) or str(cls.__module__).partition(".")[0] not in sys.stdlib_module_names:
+    if "allow_reuse_port" in vars(server) or not is_standard_module(cls.__module__):
         raise ConfigError(
             "could not set allow_reuse_port: of several listeners at a port, one that closes resets the connections in "
             "its queue, unless the sysctl net.ipv4.tcp_migrate_req is 1; the workers of a pool share one listener"

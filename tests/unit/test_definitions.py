@@ -9,7 +9,17 @@ from unittest import mock
 import pytest
 
 import prefork
-from prefork.workers.definitions import GivesWay, definer, evaluated, is_the_programs, of_class, put
+from prefork.workers.definitions import (
+    GivesWay,
+    definer,
+    evaluated,
+    is_patched,
+    is_the_programs,
+    is_the_programs_class,
+    is_the_programs_module,
+    of_class,
+    put,
+)
 
 
 class Mine(prefork.ThreadingTCPServer):
@@ -157,3 +167,23 @@ def test_each_class_has_what_the_standard_one_has(name: str) -> None:
     above = {cls.__name__ for cls in theirs.__mro__[1:]}
     public = [each for each in vars(theirs) if not each.startswith("_")]
     assert [each for each in public if (found := definer(ours, each)) is None or found.__name__ in above] == []
+
+
+NAMES: list[object] = ["prefork", "prefork.workers.loop", "socketserver", "prefork_app", "socketserver.mine", "", None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whose_a_module_is(name: object) -> None:
+    """A name that only begins as ours does is the program's, as is whatever a class has in its place."""
+    assert is_the_programs_module(name) is (name not in NAMES[:3])
+    assert is_the_programs_class(type("Some", (), {"__module__": name})) is (name not in NAMES[:3])
+
+
+def test_a_function_without_a_module_is_the_programs() -> None:
+    """One that was made by exec() with a namespace of its own, and put in a class of the standard library's."""
+    names: dict[str, Any] = {"__builtins__": {}}
+    exec("def verify_request(self, request, client_address): return True", names)
+    del names["__builtins__"]
+    assert "__name__" not in names
+    with mock.patch.object(socketserver.BaseServer, "verify_request", names["verify_request"]):
+        assert is_patched(socketserver.BaseServer, "verify_request")

@@ -278,6 +278,13 @@ def test_one_place_for_the_reason_of_an_error() -> None:
     assert found == {"prefork/errors.py"}
 
 
+def test_one_place_says_whose_a_module_is() -> None:
+    """One module asks a name whether it is ours; but for the one that runs before the package can be imported."""
+    asks = re.compile(r"""startswith\(\(?"prefork\.|partition\("\."\).*(== "prefork"|stdlib_module_names)""")
+    found = {str(path.relative_to(ROOT)) for path in MODULES.values() if asks.search(path.read_text())}
+    assert found == {"prefork/takeover.py", "workers/definitions.py"}
+
+
 def test_one_place_for_signal_handlers() -> None:
     """One module installs signal handlers."""
     assert callers("signal.signal", "signal.sigaction") == {"workers/signals.py"}
