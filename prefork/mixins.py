@@ -136,14 +136,12 @@ class SupervisedMixIn(_AnyServer):
         own: Supervised = self._prefork_
         own.check_companions()
         check_handler(self, getattr(self, "socket_type", 0))
-        supervisor = own.supervise()
-        own.export(supervisor)
         try:
             super().serve_forever(poll_interval)  # type: ignore[arg-type]
         finally:
-            supervisor.end_export()
             if is_closed(self):  # closed before it was shut down
                 own.end_counting()
+                own.close_metrics()
 
     def server_close(self) -> None:
         """Close the listener, wait for requests if `block_on_close` is set, and free the counters. Extend it."""
@@ -151,9 +149,7 @@ class SupervisedMixIn(_AnyServer):
         own: Supervised = self._prefork_
         own.wait_for_requests()
         own.end_counting()
-        if own.metrics_listener is not None:
-            own.metrics_listener.unlink()
-            own.metrics_listener.close()
+        own.close_metrics()
 
 
 class StandardThreads:

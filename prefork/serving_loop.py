@@ -61,6 +61,12 @@ class ServingLoop:
 
     # Hooks, to be overridden.
 
+    def begin(self) -> None:
+        """Start what runs beside the loop, unless it does."""
+
+    def end(self) -> None:
+        """End what runs beside the loop: before `shutdown()` returns, where the loop is ours."""
+
     def has_room(self) -> bool:
         """Return True if a request may be accepted now. When that changes, one of `extra_fds()` must be readable."""
         return True
@@ -106,16 +112,23 @@ class ServingLoop:
         self.refuse_closed()
         say_no_effect(hooks_without_a_pool(self.server))
         with self.serving() as wakeup:
-            self._serve(wakeup, patience(poll_interval) if self.wants_polling() else None)
+            self.refuse_closed()  # checked now: a later server_close() finds us serving
+            try:
+                self.begin()
+                self._serve(wakeup, patience(poll_interval) if self.wants_polling() else None)
+            finally:
+                self.end()
 
     def serve_within(self, theirs: Callable[..., None], poll_interval: float | None) -> None:
         """Run the program's own `serve_forever()`, which calls the standard library's; that is ours."""
         self.within_theirs = True
         StandardLoop.stand_in(self.server, self, poll_interval)
         try:
+            self.begin()
             theirs(self.server, *(() if poll_interval == POLL_INTERVAL else (poll_interval,)))
         finally:
             self.within_theirs = False
+            self.end()
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Wakeup]:
@@ -218,7 +231,9 @@ class ServingLoop:
     def _serve(self, wakeup: Wakeup, poll_interval: float | None) -> None:
         server, poll, woken = self.server, Poll(), wakeup.fileno()
         listener = server.fileno()
-        poll.register(listener, READ)  # a closed listener raises here, as ever
+        if listener == -1:  # closed meanwhile
+            raise ValueError(SERVER_CLOSED)
+        poll.register(listener, READ)
         for fd in (woken, *self.extra_fds()):
             poll.register(fd, READ)
         listening = True

@@ -64,12 +64,16 @@ class ForkedRequests(Supervised):
             return  # the loop reaps; if the server is closed by then, it waits for the rest when it ends
         if self.birth is not None:
             return  # they are a child's siblings
-        if self.supervisor is not None and len(self.supervisor.table):
+        if self.supervisor is None or not len(self.supervisor.table) or not self.collecting.acquire(blocking=blocking):
+            return
+        try:
             self.supervisor.turn()
             if blocking:
                 self.supervisor.wait_for_children(ChildKind.REQUEST)
-            if is_closed(self.server):  # server_close() has not waited for them
-                self.end_counting()
+        finally:
+            self.collecting.release()
+        if is_closed(self.server):  # server_close() has not waited for them
+            self.end_counting()
 
     def children(self) -> set[int] | None:
         """Return the pids of the children that serve a request; None before the first fork."""

@@ -7,6 +7,7 @@ has to be closed.
 
 import os
 import socket
+import threading
 from collections.abc import Iterable
 from functools import partial
 from math import inf
@@ -57,6 +58,7 @@ class Supervised(ServingLoop):
         self.counting = Counting()
         self.supervisor: Supervisor | None = None
         self.worker: Worker | None = None  # in a worker of a pool
+        self.collecting = threading.RLock()  # held by the thread that reaps outside the loop; it ends the counting
         self.in_place = False  # requests run in the thread that accepts them, even below another mix-in
         self.birth: Birth | None = None  # in a child that serves one request
         self.slot: int | None = None  # in a worker of a pool: its number
@@ -68,6 +70,16 @@ class Supervised(ServingLoop):
         self.turn_owed = True  # to the supervisor; False while our loop knows that there is nothing to do
 
     # Metrics.
+
+    def begin(self) -> None:
+        supervisor = self.supervise()
+        if not supervisor.tasks.exported:
+            self.export(supervisor)
+
+    def end(self) -> None:
+        with ENDING:  # whoever closes the server meanwhile may be reaping the exporter
+            if self.supervisor is not None:
+                self.supervisor.end_export()
 
     def export(self, supervisor: Supervisor) -> None:
         """Add an exporter if `metrics_address` is set. Raises BindError."""
@@ -110,6 +122,11 @@ class Supervised(ServingLoop):
 
     def _may_fork_exporter(self) -> bool:
         return not self.threaded() or self.counting.at_rest()
+
+    def close_metrics(self) -> None:
+        if self.metrics_listener is not None:
+            self.metrics_listener.unlink()
+            self.metrics_listener.close()
 
     def leave_metrics_listener(self) -> None:
         """Close this forked process's copy of the metrics listener: it may outlive us and must not hold the address."""
@@ -157,13 +174,18 @@ class Supervised(ServingLoop):
         if self.worker is not None or self.birth is not None:
             return  # the supervisor is not ours
         with ENDING:
-            if self.done is not None or not self.counting.end_lanes(self.server):
+            if self.done is not None or not self.collecting.acquire(blocking=False):
                 return
-            self.counting.fold_everything()
-            if self.supervisor is not None and not len(self.supervisor.table):
-                self.supervisor.close()  # even if it was made for a serve_forever() that got no request
-            if self.supervisor is None or self.supervisor.closed:
-                self.counting.close_board()
+            try:
+                if not self.counting.end_lanes(self.server):
+                    return
+                self.counting.fold_everything()
+                if self.supervisor is not None and not len(self.supervisor.table):
+                    self.supervisor.close()  # even if it was made for a serve_forever() that got no request
+                if self.supervisor is None or self.supervisor.closed:
+                    self.counting.close_board()
+            finally:
+                self.collecting.release()
 
     def end_own_requests(self) -> None:
         """Finish the requests that `handle_request()` began in this process, before a pool takes over.

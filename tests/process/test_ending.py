@@ -1,22 +1,41 @@
 """What the end of a server waits for: block_on_close and daemon_threads of a plain one, busy lanes of a pool."""
 
 import contextlib
+import os
 import signal
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pytest
 
-from prefork import BaseRequestHandler, ForkingTCPServer, ThreadingTCPServer
+from prefork import (
+    BaseRequestHandler,
+    ForkingTCPServer,
+    ForkingUDPServer,
+    SupervisedMixIn,
+    TCPServer,
+    ThreadingTCPServer,
+    ThreadingUnixStreamServer,
+    UDPServer,
+    UnixDatagramServer,
+    UnixStreamServer,
+)
 from tests.support.clients.connections import Connection, connect
+from tests.support.clients.scraping import get
 from tests.support.programs.service import Service, script
 from tests.support.programs.serving import HUNG, serving, threads_end
 from tests.support.tools.figures import figure, ms
 from tests.support.tools.proc import nothing_for, switches
 
 LOOPBACK = ("127.0.0.1", 0)
+PLAIN = [
+    TCPServer, UDPServer, UnixStreamServer, UnixDatagramServer, ForkingTCPServer, ForkingUDPServer,
+    ThreadingTCPServer, ThreadingUnixStreamServer,
+]  # fmt: skip
 A_WHILE = 0.2  # seconds, in which what does not wait has ended
 GRACE = 0.5
 SLACK = 0.6
@@ -28,6 +47,29 @@ class Holds(BaseRequestHandler):
     def handle(self) -> None:
         self.request.sendall(b"begun\n")
         self.request.recv(1)
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    deadline = monotonic() + HUNG
+    while not true():
+        assert monotonic() < deadline, "hung"
+        os.sched_yield()
+
+
+class Thrower(threading.Thread):
+    """Keeps what its function raises."""
+
+    raised: BaseException | None = None
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        super().__init__()
+        self._function = function
+
+    def run(self) -> None:
+        try:
+            self._function()
+        except Exception as exc:
+            self.raised = exc
 
 
 def held(server: Any) -> Connection:
@@ -54,6 +96,42 @@ def test_block_on_close(base: Any, waits: bool) -> None:
         closing.join(HUNG)
     if base is ForkingTCPServer:
         server.collect_children(blocking=True)
+
+
+@pytest.mark.parametrize("base", PLAIN)
+def test_the_exporter_has_ended_with_the_loop(base: Any, tmp_path: Path) -> None:
+    """When shutdown() returns: what another thread does next, as to close the server, finds nobody who reaps."""
+    metrics = {"metrics_address": LOOPBACK}
+    server_class = type("Server", (base,) if issubclass(base, SupervisedMixIn) else (SupervisedMixIn, base), metrics)
+    for turn in range(5):
+        unix = issubclass(base, (UnixStreamServer, UnixDatagramServer))
+        server = server_class(str(tmp_path / f"{turn}") if unix else LOOPBACK, Holds)
+        with serving(server) as thread:
+            wait_until(partial(getattr, server, "metrics_server_address"))
+            assert get(server.metrics_server_address, "/-/healthy").status == 200
+            server.shutdown()
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            server.server_close()
+            thread.join(HUNG)
+
+
+@pytest.mark.parametrize("settings", [{}, {"metrics_address": LOOPBACK}] * 4)
+def test_several_threads_close_the_server(settings: dict[str, Any]) -> None:
+    """Each waits for its requests; one of them reaps, and one ends the counting."""
+    server = type("Server", (ForkingTCPServer,), settings)(LOOPBACK, Holds)
+    closing = [Thrower(server.server_close) for _ in range(5)]
+    with serving(server) as thread, held(server) as connection:
+        server.shutdown()
+        thread.join(HUNG)
+        for each in closing:
+            each.start()
+        closing[0].join(A_WHILE)  # all of them wait by now
+        connection.send(b"x")
+        for each in closing:
+            each.join(HUNG)
+    assert [each.raised for each in closing] == [None] * len(closing)
+    assert (server.statistics().completed, server.active_children) == (1, set())
 
 
 @pytest.mark.timed
