@@ -68,6 +68,7 @@ def test_one_for_the_service(tmp_path: Path) -> None:
     assert service.wait("ended")["exits"] == {"drained": 3}
 
 
+@pytest.mark.timed
 def test_a_drain_tells_it_at_half_time(tmp_path: Path) -> None:
     """Where a request in hand keeps a worker, the companions are told after half of graceful_timeout."""
     with Service(tmp_path, accompanied("steady")) as service:
@@ -160,6 +161,7 @@ class Hooks(Hooks):
 """
 
 
+@pytest.mark.timed
 @pytest.mark.once
 def test_no_orphan_of_a_pool_in_a_thread(tmp_path: Path) -> None:
     """Nor where the kernel cannot tell it, because a thread had forked it."""

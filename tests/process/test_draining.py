@@ -43,6 +43,7 @@ def ready(address: tuple[str, int]) -> int:
         connection.close()
 
 
+@pytest.mark.timed
 def test_drain_delay(tmp_path: Path) -> None:
     """With drain_delay TERM first turns /-/ready red and goes on serving, with a whole pool; then it drains."""
     settings: dict[str, Any] = {"max_children": 2, "metrics_address": ("127.0.0.1", 0), "drain_delay": DELAY}

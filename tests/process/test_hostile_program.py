@@ -28,6 +28,7 @@ KINDS = (
 )
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kinds", KINDS)
 def test_nothing_of_it_reaches_the_service(kinds: str, tmp_path: Path) -> None:
     """The master replaces a worker that was killed, recycles, reloads and drains as ever, and no worker hangs at its

@@ -85,6 +85,7 @@ def test_spare_children(tmp_path: Path) -> None:
     assert statistics["completed"] == 6
 
 
+@pytest.mark.timed
 def test_saturation_is_answered_at_once(tmp_path: Path) -> None:
     """Without spare children a connection that finds everybody busy gets a new worker right away."""
     with Service(tmp_path, script(min_children=1, max_children=4)) as service:

@@ -189,6 +189,7 @@ def test_serving_in_a_thread(tmp_path: Path) -> None:
         assert service.wait_exit() == 0
 
 
+@pytest.mark.timed
 def test_overridden_service_actions(tmp_path: Path) -> None:
     """An override is called in the master, at least every poll_interval."""
     with Service(tmp_path, script(COUNTING_TURNS, max_children=1)) as service:
@@ -209,6 +210,7 @@ def test_forgotten_super_in_service_actions(tmp_path: Path) -> None:
         assert {process.pid for process in psutil.Process(service.pid).children()} == second
 
 
+@pytest.mark.timed
 def test_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     """Ctrl-C reaches the whole foreground group: it ends within a second, with 0, and no traceback on the screen."""
     program = tmp_path / "program.py"
@@ -261,6 +263,7 @@ def test_serving_again(tmp_path: Path) -> None:
         assert service.wait_each("ended", 2)[1]["completed"] == 2
 
 
+@pytest.mark.timed
 def test_stop_wins_over_drain(tmp_path: Path) -> None:
     """INT during a drain that waits for a request ends it now; the request is counted as lost."""
     with Service(tmp_path, script(max_children=2)) as service:

@@ -290,6 +290,7 @@ def test_a_passed_socket_is_not_kept(tmp_path: Path) -> None:
     assert not any("FDSTORE" in message for message in manager.messages)
 
 
+@pytest.mark.timed
 def test_the_queue_of_a_passed_socket_is_for_the_next(tmp_path: Path) -> None:
     """A drain does not wait for the queue of a passed socket: but for one that a worker may take before it leaves, who
     waits there is answered by the next life of the service."""

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
@@ -127,3 +127,131 @@ def test_what_scripts_import_is_there() -> None:
             if not program.exists() or not wanted <= {*defined(program), "x"}:  # x: put in by an f-string
                 wrong.append(f"{path.relative_to(TESTS)}:{line}: {module} {names}")
     assert wrong == []
+
+
+CLOCKS = {f"{clock}{unit}()" for clock in ("monotonic", "perf_counter", "time") for unit in ("", "_ns")}
+TIMES = CLOCKS | {"signal()", "wait_dead()", "wait_one_dead()", "at"}  # the last is what facts tell
+SPANS = {"nothing_for()", "took"}
+
+
+def named(node: ast.AST) -> str:
+    """The name of a variable, of what is called, or of what is told."""
+    if isinstance(node, ast.Call):
+        return f"{named(node.func)}()"
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return str(node.slice.value)
+    return getattr(node, "id", getattr(node, "attr", ""))
+
+
+class Timing:
+    """Which expressions of a function are of the clock, and which are spans between two of its times."""
+
+    def __init__(self, function: ast.AST, spans: set[str]) -> None:
+        self.times, self.spans = set(TIMES), spans | SPANS
+        given = [each for node in ast.walk(function) if (each := self._given(node))]
+        before = None
+        while before != (before := len(self.times) + len(self.spans)):
+            for targets, value in given:
+                names = {named(each) for target in targets for each in ast.walk(target)} - {""}
+                self.times |= names if self.is_time(value) else set()
+                self.spans |= names if self.is_span(value) else set()
+
+    @staticmethod
+    def _given(node: ast.AST) -> tuple[Sequence[ast.AST], ast.AST] | None:
+        """What a name is given: by an assignment, or as one of many."""
+        if isinstance(node, ast.Assign):
+            return node.targets, node.value
+        if isinstance(node, ast.AugAssign | ast.NamedExpr):
+            return [node.target], node.value
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
+            return [node.func.value], node.args[0]
+        return None
+
+    def is_time(self, node: ast.AST) -> bool:
+        return any(named(each) in self.times for each in ast.walk(node))
+
+    def is_span(self, node: ast.AST) -> bool:
+        return any(
+            named(each) in self.spans
+            or (isinstance(each, ast.BinOp) and isinstance(each.op, ast.Sub) and self.is_time(each))
+            for each in ast.walk(node)
+        )
+
+    def is_figure(self, small: ast.AST, large: ast.AST) -> bool:
+        """A span has an upper bound, or a time has one counted from another; HUNG is none, nor what is told."""
+        if named(large).endswith("()") and named(large) not in {"min()", "max()"}:
+            return False
+        if not isinstance(large, ast.Call) and "HUNG" in map(named, ast.walk(large)):
+            return False
+        later = isinstance(large, ast.BinOp) and isinstance(large.op, ast.Add) and self.is_time(large)
+        return self.is_span(small) or (later and self.is_time(small))
+
+
+def compared(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """What is claimed to be smaller, and than what."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.Compare):
+            for left, op, right in zip([each.left, *each.comparators], each.ops, each.comparators, strict=False):
+                if isinstance(op, ast.Lt | ast.LtE):
+                    yield left, right
+                elif isinstance(op, ast.Gt | ast.GtE):
+                    yield right, left
+
+
+def figures_unmarked(source: str) -> list[int]:
+    """The lines that assert a figure of time in what is not marked `timed`."""
+    spans, found = set[str](), []
+    for function in (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)):
+        timing = Timing(function, spans)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Return) and node.value and timing.is_span(node.value):
+                spans.add(f"{function.name}()")
+            elif isinstance(node, ast.Assert) and any(timing.is_figure(*each) for each in compared(node.test)):
+                found.append(node.lineno)
+        if any(named(node) == "timed" for each in function.decorator_list for node in ast.walk(each)):
+            found = [line for line in found if line < function.lineno]
+    return found
+
+
+@pytest.mark.parametrize("test", [
+    "assert monotonic() - began < 5",
+    "assert 1.0 > time.monotonic() - began",
+    "assert 0.9 < told['at'] - began < 1.5",
+    "assert service.wait('closed')['took'] < min(1.0, HUNG)",
+    "took = monotonic() - began\n    assert a == b and took < bound + SLACK",
+    "for each in them:\n        took.append(watched.wait_dead() - began)\n    assert max(took) < 2",
+    "assert monotonic() < began + 5",
+    "assert since(began) < 5",
+])  # fmt: skip
+def test_a_figure_of_time_is_found(test: str) -> None:
+    """By whatever way: directly, through a name, a list, a function of the module or what a program has told."""
+    since = "def since(began):\n    return monotonic() - began\n"
+    source = f"{since}def test():\n    began = monotonic()\n    {test}\n"
+    assert figures_unmarked(source) == [source.count("\n")]
+    assert figures_unmarked(source.replace("def test", "@pytest.mark.timed\ndef test")) == []
+
+
+@pytest.mark.parametrize("test", [
+    "assert monotonic() - began >= 0.2",
+    "assert began <= told['at']",
+    "deadline = monotonic() + HUNG\n    assert monotonic() < deadline, 'hung'",
+    "assert monotonic() - began < HUNG / 2",
+    "assert monotonic() < began + HUNG",
+    "took = monotonic() - began\n    assert total(samples, 'duration_sum') >= 2 * took",
+    "assert time.process_time() - cpu < 0.1",
+])  # fmt: skip
+def test_what_no_pause_breaks(test: str) -> None:
+    """A lower bound, an order, what means hung alone, and time of a processor."""
+    assert figures_unmarked(f"def test():\n    began = monotonic()\n    {test}\n") == []
+
+
+def test_figures_of_time_are_marked() -> None:
+    """A machine that stands still for a second fails no test but these, and they are run again."""
+    apart = {"faults", "benchmarks", "programs"}  # of faults everything may be run again; the others are no tests
+    found = [
+        f"{path.relative_to(TESTS)}:{line}"
+        for path in sorted(TESTS.rglob("*.py"))
+        if not apart & {*path.relative_to(TESTS).parts[:-1]}
+        for line in figures_unmarked(path.read_text())
+    ]
+    assert found == [], "each asserts a figure of time: mark it `timed`, or wait for what it is about"
