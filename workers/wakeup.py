@@ -1,42 +1,43 @@
 """The wake-up: ends the wait of a loop, from a signal handler or from another thread.
 
-Owns one non-blocking socket pair and the bytes in it, which carry no meaning: the caller records what there is to do
+Owns one non-blocking pipe and the bytes in it, which carry no meaning: the caller records what there is to do
 elsewhere, before it calls `wake()`. Used in every process that has a loop. Must take no lock, so that a signal handler
-may use it too.
+may use it too. A pipe, for a pair of sockets can be shut down, shutdown(2), and then looks readable for ever.
 """
 
 import _signal  # type: ignore[import-not-found]  # `signal` would make enums of the result
 import contextlib
+import os
 import signal
-import socket
 
 from .identity import identity, lost
 
-_QUIET = getattr(socket, "MSG_NOSIGNAL", 0)  # the program may have restored the default action of SIGPIPE
 
+class _Pipe:
+    """Both ends, closed together when nothing refers to them any more.
 
-class _End(socket.socket):
-    """An end of the pair; closed without a ResourceWarning when nothing refers to it any more.
-
-    It closes its number only if that is still its own. The program may have closed it, as daemons close all that is
-    open; by now the listener may have it.
+    A number is read, written and closed only if it is still ours. The program may have closed it, as daemons close all
+    that is open; by now the listener may have it. Nothing is written where that is so of the end to read: the program
+    may have restored the default action of SIGPIPE, which is deadly.
     """
 
-    def __init__(self, end: socket.socket) -> None:
-        super().__init__(fileno=end.fileno())
-        end.detach()
-        self._identity = identity(self.fileno())
-        self.setblocking(False)
-
-    def close(self) -> None:
-        if lost(self.fileno(), self._identity):
-            self.detach()
+    def __init__(self) -> None:
+        if hasattr(os, "pipe2"):
+            self.ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         else:
-            super().close()
+            self.ends = os.pipe()
+            for end in self.ends:
+                os.set_blocking(end, False)
+        self._known = tuple(map(identity, self.ends))
+
+    def is_ours(self) -> bool:
+        return not any(map(lost, self.ends, self._known))
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the constructor failed
-            self.close()
+            for end, known in zip(self.ends, self._known, strict=True):
+                if not lost(end, known):
+                    os.close(end)
 
 
 class Wakeup:
@@ -46,49 +47,42 @@ class Wakeup:
     """
 
     def __init__(self) -> None:
-        """Create the socket pair. Raises OSError when descriptors are short, and then leaves nothing open."""
-        read, write = socket.socketpair()
-        with read, write:  # which both are detached, unless one of the next steps fails
-            self._read = _End(read)
-            self._write: _End | None = _End(write)
+        """Create the pipe. Raises OSError when descriptors are short, and then leaves nothing open."""
+        self._pipe: _Pipe | None = _Pipe()
 
     def fileno(self) -> int:
         """Return the descriptor of the read end; -1 when closed."""
-        return self._read.fileno()
+        return -1 if self._pipe is None else self._pipe.ends[0]
 
     def write_fileno(self) -> int:
         """Return the descriptor of the write end, or -1 when closed.
 
         For `signal.set_wakeup_fd()`, which must be undone before `close()`.
         """
-        return -1 if self._write is None else self._write.fileno()
+        return -1 if self._pipe is None else self._pipe.ends[1]
 
     def wake(self) -> None:
         """End the current wait, or the next one. Never blocks or raises: a full buffer means a wake-up is pending."""
-        end = self._write
-        if end is not None:
-            try:
-                end.send(b"\0", _QUIET)
-            except OSError:
-                pass
+        pipe = self._pipe
+        with contextlib.suppress(OSError):
+            if pipe is not None and pipe.is_ours():
+                os.write(pipe.ends[1], b"\0")
 
     def drain(self) -> None:
         """Discard the wake-ups so far, and run the handlers of the signals among them."""
-        try:
-            while len(self._read.recv(4096)) == 4096:
+        pipe = self._pipe
+        with contextlib.suppress(OSError):
+            while pipe is not None and pipe.is_ours() and len(os.read(pipe.ends[0], 4096)) == 4096:
                 pass
-        except OSError:
-            pass
         # This call checks for pending signals. Since CPython 3.13 nothing else does in a process that was forked by a
         # thread other than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is
         # set on a thread that no longer exists.
         _signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
     def close(self) -> None:
-        """Close both descriptors; that of the write end only once no `wake()` is under way.
+        """Close both descriptors, once no `wake()` is under way.
 
-        If it were closed in the middle of one, its number could be reused for a client's connection, which would get
-        the byte.
+        If they were closed in the middle of one, a number could be reused for a client's connection, which would get
+        the byte; and a write to a pipe that nobody can read is a SIGPIPE.
         """
-        self._read.close()
-        self._write = None
+        self._pipe = None

@@ -8,6 +8,7 @@ missing.
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable
 from errno import EFBIG, ENOMEM
 from functools import partial
@@ -78,8 +79,13 @@ def _try_epoll() -> None:
         pass
 
 
-def _try_socketpair() -> None:
+def _try_pipe() -> None:
     Wakeup().close()
+
+
+def _try_socketpair() -> None:
+    for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        end.close()
 
 
 _CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
@@ -87,7 +93,8 @@ _CALLS: tuple[tuple[str, Callable[[], None]], ...] = (
     ("pidfd_send_signal", _try_pidfd_send_signal),
     ("eventfd", _try_eventfd),
     ("epoll_create1", _try_epoll),
-    ("socketpair", _try_socketpair),
+    ("pipe", _try_pipe),
+    ("socketpair", _try_socketpair),  # for the exporter, a log file and kept connections
 )
 
 

@@ -124,7 +124,7 @@ def test_more_workers_than_the_table_has_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM], ids=["ENOSYS", "EPERM"])
 @pytest.mark.parametrize(
-    "call", ["pidfd_open", "pidfd_send_signal", "memfd_create", "eventfd2", "epoll_create1", "socketpair"]
+    "call", ["pidfd_open", "pidfd_send_signal", "memfd_create", "eventfd2", "epoll_create1", "pipe2", "socketpair"]
 )
 def test_a_call_that_a_filter_refuses(call: str, error: int, tmp_path: Path) -> None:
     """What a pool cannot do without is tried before it serves; one sentence names the call, and the status is 1."""

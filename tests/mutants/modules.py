@@ -399,7 +399,7 @@ MODULES = {
     "strays": Module("workers/strays.py", ("loop", "lanes", "companion"), ("faults/user_forks",)),
     "thread_body": Module("workers/thread_body.py", ("contexts", "lanes"), ("process/composition",)),
     "threads": Module("workers/threads.py", ("threads", "contexts"), ("process/threads_of_a_pool",)),
-    "wakeup": Module("workers/wakeup.py", ("wakeup", "loop"), ("faults/lost_wakeup",)),
+    "wakeup": Module("workers/wakeup.py", ("wakeup", "loop"), ("faults/lost_wakeup", "process/shut_sockets")),
     "exposition": Module(
         "metrics/application/exposition.py", ("exposition",), ("process/user_metrics", "process/prometheus")
     ),

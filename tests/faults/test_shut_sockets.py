@@ -1,0 +1,31 @@
+"""A handler shuts down every socket that it finds in its process, shutdown(2), and nobody spins on one of them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_shut_listeners import CPU, spent
+from tests.process.test_shut_listeners import STREAMS, asked_until_answered
+from tests.process.test_shut_sockets import PLAIN
+from tests.support.clients.connections import ask
+from tests.support.programs.service import Service, script
+from tests.support.tools.figures import figure
+
+
+@pytest.mark.parametrize("model", ["sync", "threads", "hooked threads", "forked ahead", "plain forking"])
+def test_nobody_spins(model: str, tmp_path: Path) -> None:
+    """Who serves goes on to, and waits as before."""
+    bases, definitions = {**STREAMS, **PLAIN}[model]
+    settings = {} if model in PLAIN else {"max_children": 2}
+    with Service(tmp_path, script(definitions, bases=f"{bases}, TCPServer", **settings)) as service:
+        if settings:
+            service.wait_ready(2)
+        assert ask(service.address, b"all\n")
+        while settings and "it listens again" not in service.log:
+            asked_until_answered(service.address)
+        assert asked_until_answered(service.address)
+        share = spent(service)
+        service.allow("was shut down by a process of the service: it listens again")
+        assert asked_until_answered(service.address)
+    figure(f"{model}, all sockets shut down: the busiest process", f"{share:.1%}", f"{CPU:.0%}")
+    assert share < CPU
