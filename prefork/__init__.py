@@ -22,6 +22,7 @@ other servers need to serve when the first of them is made.
 from typing import TYPE_CHECKING, Any
 
 from prefork.metrics.application.hook import install_hook as _install_hook
+from prefork.metrics.late_imports import apart_from_forks as _apart_from_forks
 
 from .errors import BindError, BootError, ConfigError, PreforkError
 from .handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
@@ -105,15 +106,17 @@ if not TYPE_CHECKING:  # to a type checker every name would be there
         beside its classes: programs take its private `_ServerSelector`, and its modules. Asked for ours as well, where
         every import is lazy (PEP 810)."""
         if name in _OF_A_POOL:
-            from . import pool
+            with _apart_from_forks():
+                from . import pool
 
             globals().update({each: getattr(pool, each) for each in _OF_A_POOL})
         elif name == "Statistics":
-            from prefork.metrics import board
+            with _apart_from_forks():
+                from prefork.metrics import board
 
             globals()[name] = board.Statistics
         else:
-            from .inheritance.standard_classes import beside_classes
+            from .inheritance.standard_classes import beside_classes  # which is loaded
 
             return beside_classes(name, __all__)
         return globals()[name]

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from types import ModuleType
 
+from prefork.metrics.late_imports import apart_from_forks
+
 from .definitions import is_standard_module
 
 __all__ = ["Failed", "import_lazy"]
@@ -27,7 +29,8 @@ def import_lazy() -> list[Failed]:
     while found := [each for each in _lazy() if each not in tried]:
         for module, attribute in found:
             try:
-                getattr(sys.modules[module], attribute)  # imports it, and replaces the lazy object
+                with apart_from_forks():
+                    getattr(sys.modules[module], attribute)  # imports it, and replaces the lazy object
             except Exception as exc:
                 failed.append((f"{module}.{attribute}", exc))
         tried.update(found)

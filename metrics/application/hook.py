@@ -9,6 +9,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from ..late_imports import apart_from_forks
+
 VALUES = "prometheus_client.values"
 
 
@@ -27,7 +29,8 @@ def install_hook() -> None:
 
 def _set_class(module: ModuleType) -> None:
     if module.ValueClass is module.MutexValue:
-        from .values import Value, expect_forks  # late: for programs with metrics of their own
+        with apart_from_forks():
+            from .values import Value, expect_forks  # late: for programs with metrics of their own
 
         expect_forks()
         module.ValueClass = Value  # type: ignore[attr-defined]

@@ -5,18 +5,13 @@ loaded in the constructor of the first server, not by each program that imports 
 either: by then the program may have changed its root directory or its user, run out of descriptors, or forked.
 """
 
-import _thread  # `threading` may never be needed
-import os
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Generic, Self, TypeVar, overload
 
-LOADED_WITHIN_S = 10.0  # what a fork waits for at most: it may hold what the load needs
+from prefork.metrics.late_imports import apart_from_forks
 
 Public = TypeVar("Public")
-
-_loading = _thread.RLock()  # held by the thread that loads
 
 
 class Own:
@@ -44,36 +39,10 @@ class Own:
 
 
 def load_for(server: Any) -> None:
-    """Load all that this server needs to serve. Called in its constructor, ours or the standard library's.
-
-    A thread that forks meanwhile waits: in its child the locks of the import would be held for ever.
-    """
+    """Load all that this server needs to serve. Called in its constructor, ours or the standard library's."""
     cls = type(server)
-    threading = sys.modules.get("threading")
-    if threading is not None and threading.active_count() > 1:
-        _keep_forks_apart()
-    with _loading:
+    with apart_from_forks():
         cls._prefork_.kinds(cls)
-
-
-@cache
-def _keep_forks_apart() -> None:
-    # For good, and a cost of each fork: only where threads need it. Before a fork the last to be registered is first:
-    # `logging` takes a lock that the load needs.
-    import logging  # noqa: F401
-
-    os.register_at_fork(before=_wait_for_load, after_in_parent=_let_load, after_in_child=_let_load)
-
-
-def _wait_for_load() -> None:
-    _loading.acquire(timeout=LOADED_WITHIN_S)
-
-
-def _let_load() -> None:
-    try:
-        _loading.release()
-    except RuntimeError:
-        pass  # it took too long, and is another thread's
 
 
 @cache

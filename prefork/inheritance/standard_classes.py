@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Container
 from typing import Any
 
+from prefork.metrics.late_imports import apart_from_forks
+
 from .own import load_for
 
 POLL_INTERVAL = 0.5  # seconds; the default of `serve_forever()`
@@ -20,7 +22,8 @@ def beside_classes(name: str, ours: Container[str]) -> Any:
     Raises AttributeError. An import of a module of ours asks for its name first.
     """
     if name not in ours and (name.startswith("_") or name in sys.stdlib_module_names):
-        import socketserver  # which a program that asks for nothing of it is spared
+        with apart_from_forks():
+            import socketserver  # which a program that asks for nothing of it is spared
 
         if name in vars(socketserver):
             return vars(socketserver)[name]

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from prefork.metrics.late_imports import let_load, let_load_in_child, wait_for_load
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import Slot, Stacks
 from prefork.workers import bootstrap, log_locks, signals
@@ -80,13 +81,17 @@ class Processes:
         """
         held: list[Any] = []
         mask: set[int] = _signal.pthread_sigmask(_signal.SIG_SETMASK, signals.EVERY)
-        undo, pid = NEXT.undo, -1
+        undo, pid, apart = NEXT.undo, -1, False
         try:
             if not log_locks.is_alone():
+                wait_for_load()  # which needs those locks
+                apart = True
                 log_locks.hold(held)
             NEXT.undo, NEXT.ours = None, True
             pid = FORK()
             if pid == 0:
+                if apart:
+                    let_load_in_child()
                 enter(mask)
             try:
                 return pid, os.pidfd_open(pid)
@@ -104,6 +109,8 @@ class Processes:
                 NEXT.undo, NEXT.ours = undo, False
             if held:
                 log_locks.release(held)
+            if apart:
+                let_load()
             _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
 
     @staticmethod

@@ -18,6 +18,7 @@ from prefork.metrics.application.hook import VALUES
 from prefork.metrics.application.values import adopt, release
 from prefork.metrics.board import Board, Statistics
 from prefork.metrics.facts import ChildKind
+from prefork.metrics.late_imports import apart_from_forks
 from prefork.metrics.scoreboard import Slot, SlotReader
 from prefork.workers import handshake, user_forks
 from prefork.workers.bootstrap import Birth
@@ -129,7 +130,8 @@ class Counting:
         self.enter(slot, ChildKind.SERVER)
         self._adopted = slot if adopt(slot.application) else None
         if self._adopted is not None and VALUES in sys.modules:
-            from prefork.metrics.application import exposition  # imports prometheus_client, which is loaded already
+            with apart_from_forks():
+                from prefork.metrics.application import exposition  # imports prometheus_client, which is loaded already
 
             exposition.say_what_is_not_served()
 

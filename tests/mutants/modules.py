@@ -411,6 +411,7 @@ MODULES = {
     "feed": Module("metrics/feed.py", ("feed", "exporter_child"), ("process/exporter", "faults/metrics_endpoint")),
     "histogram": Module("metrics/histogram.py", ("histogram", "scoreboard"), ("process/exporter",)),
     "kernel": Module("metrics/kernel.py", ("kernel", "accept_queue"), ("process/exporter",)),
+    "late_imports": Module("metrics/late_imports.py", (), ("process/imports",)),
     "loggers": Module("metrics/loggers.py", ("loggers",), ("faults/logs", "process/logs")),
     "accepted": Module("prefork/sockets/accepted.py", ("socket_files", "receiving"), ("process/pool",)),
     "receiving": Module("prefork/sockets/receiving.py", ("receiving",), ("process/datagram_answers",)),

@@ -111,10 +111,21 @@ def test_a_server_that_is_made_has_loaded_what_it_needs(mixin: list[str], module
 
 
 @pytest.mark.parametrize("delay", range(0, 50, 10))
-@pytest.mark.parametrize("server_class", ["TCPServer", "ForkingTCPServer", "ThreadingUDPServer"])
-def test_a_process_that_is_forked_while_a_thread_makes_the_first_server(server_class: str, delay: int) -> None:
-    """It can make one of its own: no lock of the import is held in it for ever."""
-    argv = [sys.executable, "-m", "tests.process.programs.forks_beside", server_class, str(delay)]
+@pytest.mark.parametrize(
+    "server_class",
+    [
+        ["TCPServer"],
+        ["ForkingTCPServer"],
+        ["ThreadingUDPServer"],
+        ["PreForkingTCPServer"],
+        ["PreForkingTCPServer", "serving"],
+    ],
+    ids=" ".join,
+)
+def test_a_process_that_is_forked_while_a_thread_makes_the_first_server(server_class: list[str], delay: int) -> None:
+    """It can make one of its own, and soon: no lock of the import is held in it for ever, nor waited for in vain."""
+    name, *how = server_class
+    argv = [sys.executable, "-m", "tests.process.programs.forks_beside", name, str(delay), *how]
     subprocess.run(argv, timeout=30, check=True, cwd=ROOT)
 
 

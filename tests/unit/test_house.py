@@ -160,7 +160,7 @@ SEES = {
     "workers": {"metrics"},
     "sockets": {"metrics", "workers"},
     "settings": {"sockets", "workers"},
-    "inheritance": {"workers"},
+    "inheritance": {"workers", "metrics"},
     "surroundings": {"metrics", "workers"},
     "master": {"sockets", "workers", "metrics"},
     "reload": {"master", "settings", "sockets", "surroundings", "workers", "metrics"},
