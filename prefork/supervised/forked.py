@@ -41,6 +41,10 @@ class ForkedRequests(Supervised):
         self._spare: tuple[int, Slot] | None = (
             None  # the next child's slot, entered before the fork so that its request counts from the accept on
         )
+        # A descriptor for the pidfd of the next child, held before its request is taken. A connection is one itself,
+        # and is given back where no other is left; but with metrics, all that a child needs is made ahead.
+        self._reserves = False
+        self._reserve: list[int] = []
         # Where nobody measures, children have no slots of their own, but lanes of this one.
         self._shared: SharedSlot | None = None
         self._shared_birth: Birth | None = None
@@ -84,13 +88,15 @@ class ForkedRequests(Supervised):
         return {child.pid for child in self.supervisor.table if child.kind is ChildKind.REQUEST}
 
     def first_slot(self) -> Slot:
-        self._shared = None
+        self._shared, self._reserves = None, True
         if self.application_bytes() or sinks.installed() is not None:
             return Slot(0)  # each request is counted in the slot of the child that serves it
         slot = Slot(min(max(value_of(self.server, "max_children"), 1), LANES_AT_ONCE))
         self._shared = SharedSlot(slot, Stacks(slot), SlotReader(slot))
         self._shared_birth = Birth(slot, self._shared.stacks, os.getpid(), False, self.forget_supervisor, set())
         self._last_words = LastWords(self._shared.stacks)
+        listener = socket_of(self.server)
+        self._reserves = listener is None or not is_stream(listener)
         return slot
 
     def next_lane(self) -> Lane | None:
@@ -102,8 +108,19 @@ class ForkedRequests(Supervised):
                 most = value_of(self.server, "max_children")
             if len(self.supervisor.table.children) >= most:
                 return None
+        if self._reserves and not self._reserve:
+            self._reserve.append(os.eventfd(0, os.EFD_CLOEXEC))
         free = lanes.free
         return free.popleft() if free else lanes.take()
+
+    def end_counting(self) -> None:
+        if self.birth is None and self.done is None:
+            self._give_reserve()
+        super().end_counting()
+
+    def _give_reserve(self) -> None:
+        if self._reserve:
+            os.close(self._reserve.pop())
 
     def more_lanes(self) -> Slot | None:
         if self.birth is not None:
@@ -130,6 +147,7 @@ class ForkedRequests(Supervised):
         def body(birth: Birth, master: Master, number: int) -> int:
             return self._serve_in_child(request, client_address, birth._replace(mask=mask))
 
+        self._give_reserve()
         supervisor.fork(ChildKind.REQUEST, slot, body, serial)
         self.counting.give_away(slot)
         self._spare = None
@@ -152,6 +170,8 @@ class ForkedRequests(Supervised):
         assert words is not None
         if self._listener is None or self._listener is not getattr(server, "socket", None):
             self._listener, self._leave = socket_of(server), leaving(socket_of(server))
+        if self._reserves:
+            self._give_reserve()
         # No closures: their cells would lie in pages of their own.
         enter = partial(enter_briefly, self._in_child, words, leave_nothing(), (request, client_address, passed))
         child = supervisor.table.fork_briefly(shared, enter, request, self._settle, supervisor.waiting.add_pidfd)

@@ -302,12 +302,9 @@ def test_collect_children_is_a_hook(server_class: type[ForkingTCPServer]) -> Non
                 assert called.acquire(timeout=HUNG)
 
 
-@pytest.mark.once
-@pytest.mark.parametrize("name", ["Server", "LongWay"])
-@pytest.mark.parametrize("free", [1, 2, 3])
-def test_few_descriptors(free: int, name: str) -> None:
-    """A client that was accepted with the last one is served, though its child is watched by one more; the others wait
-    for their turn."""
+@contextlib.contextmanager
+def few_descriptors(name: str, free: int) -> Iterator[tuple[str, int]]:
+    """Such a server; at its end it has given up nothing."""
     program = [sys.executable, "-m", "tests.process.programs.few_descriptors", name, str(free)]
     pipe = subprocess.PIPE
     with (
@@ -318,15 +315,46 @@ def test_few_descriptors(free: int, name: str) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
-        assert ask(address, b"before\n") == b"BEFORE\n"
+        if "Datagrams" in name:
+            assert answers(address, 1) == [b"LINE"]
+        else:
+            assert ask(address, b"before\n") == b"BEFORE\n"
         print(file=process.stdin, flush=True)
         assert process.stdout.readline() == "few\n"
+        yield address
+        process.stdin.close()
+        assert process.stdout.read() == ""
+        assert process.wait(HUNG) == 0
+
+
+def answers(address: tuple[str, int], count: int) -> list[bytes]:
+    """What comes back for so many datagrams, sent at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(HUNG)
+        for _ in range(count):
+            client.sendto(b"line", address)
+        return [client.recv(9) for _ in range(count)]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["Server", "LongWay", "Measured"])
+@pytest.mark.parametrize("free", [1, 2, 3])
+def test_few_descriptors(free: int, name: str) -> None:
+    """A client that was accepted with the last one is served, though its child is watched by one more; the others wait
+    for their turn."""
+    with few_descriptors(name, free) as address, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(dial(address)) for _ in range(6)]
         for client in clients:
             client.sendall(b"line\n")
             assert client.recv(9) == b"LINE\n"
             client.shutdown(socket.SHUT_WR)
             assert client.recv(9) == b""
-        process.stdin.close()
-        assert process.stdout.read() == ""
-        assert process.wait(HUNG) == 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["Datagrams", "MeasuredDatagrams"])
+@pytest.mark.parametrize("free", [1, 2, 3])
+def test_datagrams_with_few_descriptors(free: int, name: str) -> None:
+    """None is received while no child could be watched that answers it."""
+    with few_descriptors(name, free) as address:
+        assert answers(address, 20) == [b"LINE"] * 20

@@ -1,4 +1,4 @@
-"""A plain server that forks, with as many descriptors free as the argument says.
+"""A plain server that forks, with as many descriptors free as the second argument says; the first is its class.
 
 Prints its port, reads a line when it has served, prints `few`, then each client that it gives up. Ends with stdin.
 """
@@ -9,17 +9,40 @@ import sys
 import threading
 from typing import Any
 
-from prefork import ForkingTCPServer
+from prefork import DatagramRequestHandler, ForkingTCPServer, ForkingUDPServer
 from tests.support.programs.serving import Upper
 
 FORKS_FOR = os.getpid()
 
 
-class Server(ForkingTCPServer):
+class GivesUp:
     def shutdown_request(self, request: Any) -> None:
         if os.getpid() == FORKS_FOR:
             print("given up", flush=True)
-        super().shutdown_request(request)
+        super().shutdown_request(request)  # type: ignore[misc]  # of the server class
+
+
+class Server(GivesUp, ForkingTCPServer):
+    pass
+
+
+class UpperDatagram(DatagramRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(self.rfile.read().upper())
+
+
+class Datagrams(GivesUp, ForkingUDPServer):
+    pass
+
+
+class MeasuredDatagrams(Datagrams):
+    metrics_address = ("127.0.0.1", 0)
+
+
+class Measured(Server):
+    """Each child has a slot of its own."""
+
+    metrics_address = ("127.0.0.1", 0)
 
 
 class LongWay(Server):
@@ -30,7 +53,7 @@ class LongWay(Server):
 
 
 if __name__ == "__main__":
-    server = globals()[sys.argv[1]](("127.0.0.1", 0), Upper)
+    server = globals()[sys.argv[1]](("127.0.0.1", 0), UpperDatagram if "Datagrams" in sys.argv[1] else Upper)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     print(server.server_address[1], flush=True)
