@@ -171,6 +171,14 @@ class Counting:
 
 
 def _is_over(server: "weakref.ref[Any]") -> bool:
-    """Return True if this server is told to end, or closed: then connections that rest in a thread are over."""
+    """Return True if this server is told to end, or closed: then connections that rest in a thread are over.
+
+    In a child, whose copy of the listener is closed anyway, as soon as its parent's is.
+    """
     found = server()
-    return found is None or found._prefork_.shutdown_requested or is_closed(found)
+    if found is None:
+        return True
+    own = found._prefork_
+    if own.birth is not None:
+        return bool(own.birth.slot.told_to_drain)
+    return bool(own.shutdown_requested or is_closed(found))

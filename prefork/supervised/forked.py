@@ -4,6 +4,7 @@ Runs in the serving process, and in each child as a copy. Must not accept, which
 """
 
 import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps, without its enums
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -60,6 +61,10 @@ class ForkedRequests(Supervised):
         return self.collects or super().wants_polling()
 
     def wait_for_requests(self) -> None:
+        if self.birth is None:
+            for child in () if self.supervisor is None else self.supervisor.table:
+                with contextlib.suppress(ValueError):  # another thread has reaped it
+                    child.slot.tell_to_drain(ends=True)  # connections that rest in it are over
         self.server.collect_children(blocking=self.server.block_on_close)
 
     def collect(self, *, blocking: bool) -> None:

@@ -5,19 +5,20 @@ import contextlib
 import http.client
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import prefork
+from prefork.workers.idle_waits import LOOK_S
 from tests.process.programs.looping import Lines
 from tests.support.clients.connections import HUNG, Connection, connect, dial
 from tests.support.programs.command import ROOT, running
 from tests.support.programs.service import Service, script
 from tests.support.programs.serving import serving
 from tests.support.tools.certificates import CERTIFICATE, KEY, client_context, make_certificate
+from tests.support.tools.proc import nothing_for
 
 BASES = {"sync": "PreForkingTCPServer", "threads": "PreForkingMixIn, ThreadingTCPServer",
          "forked ahead": "PreForkingMixIn, ForkingTCPServer"}  # fmt: skip
@@ -133,21 +134,19 @@ def test_a_server_without_a_pool(kind: Any) -> None:
     assert server.statistics().completed == 4
 
 
-def test_the_end_of_a_server_without_a_pool() -> None:
-    """Does not wait for a client that says nothing."""
-    server = prefork.ThreadingTCPServer(("127.0.0.1", 0), Lines)
-    with connected(server) as client:
-        client.wait_end()
-
-
-@contextlib.contextmanager
-def connected(server: Any) -> Iterator[Connection]:
-    """A client that was answered, once the server has come to its end."""
+@pytest.mark.parametrize("measured", [{}, {"metrics_address": ("127.0.0.1", 0)}], ids=["", "measured"])
+@pytest.mark.parametrize("kind", [prefork.ThreadingTCPServer, prefork.ForkingTCPServer])
+def test_a_silent_client_without_a_pool(kind: Any, measured: dict[str, Any]) -> None:
+    """Is kept, for as long as the server is there, whose end does not wait for it."""
+    server = type("Server", (kind,), measured)(("127.0.0.1", 0), Lines)
     with contextlib.ExitStack() as stack:
         with serving(server):
             client = stack.enter_context(connect(server.server_address))
             assert client.ask(b"hello") == b"1 hello"
-        yield client
+            nothing_for(3 * LOOK_S, client.sock)
+            assert client.ask(b"hello") == b"2 hello"
+        client.wait_end()
+    assert server.statistics().completed == 2
 
 
 def test_single() -> None:
