@@ -14,7 +14,7 @@ from prefork.workers.signals import DRAIN_SIGNAL
 from tests.support.clients.connections import ask, ask_datagram
 from tests.support.programs.service import HUNG, Service, script
 from tests.support.tools.figures import figure, ms
-from tests.support.tools.proc import switches
+from tests.support.tools.proc import switches, waits
 
 ANSWERED = 1.2  # seconds, for a connection whose wake-up died
 TIMES = 4
@@ -47,6 +47,14 @@ def answered_in(service: Service, bases: str) -> float:
     return time.monotonic() - began
 
 
+def lay_trap(service: Service) -> None:
+    """As soon as every worker waits: who has looked for the trap, and not accepted yet, would answer unharmed."""
+    deadline = time.monotonic() + HUNG
+    while not all(map(waits, service.workers())):
+        assert time.monotonic() < deadline, "hung: a worker does not wait for requests"
+    (service.directory / "trap").touch()
+
+
 def wait_stopped(pid: int) -> None:
     """Until the process is stopped: a CONT that comes before its STOP does nothing."""
     deadline = time.monotonic() + HUNG
@@ -65,7 +73,7 @@ def test_woken_and_gone(bases: str, name: str, tmp_path: Path) -> None:
             service.expect(r"killed \(killed by SIGKILL\)")
         for time_ in range(1, TIMES + 1):
             service.wait_ready(3)
-            (tmp_path / "trap").touch()
+            lay_trap(service)
             mark = service.mark()
             slowest = max(slowest, answered_in(service, bases))
             trapped = service.wait("trapped", after=mark)["pid"]
@@ -93,7 +101,7 @@ def test_woken_by_one_of_several_and_gone(name: str, tmp_path: Path) -> None:
         udp = tuple(service.wait("beside")["address"])
         for time_, where in enumerate((service.address, beside, udp), 1):
             service.wait_ready(3)
-            (tmp_path / "trap").touch()
+            lay_trap(service)
             mark, began = service.mark(), time.monotonic()
             assert ask_datagram(where, b"x") if where is udp else ask(where, b"pid\n")
             slowest = max(slowest, time.monotonic() - began)
@@ -115,7 +123,7 @@ def test_woken_and_stopped_for_good(tmp_path: Path) -> None:
     with Service(tmp_path, source) as service:
         service.expect("a request has run for longer than request_timeout")
         service.wait_ready(2)
-        (tmp_path / "trap").touch()
+        lay_trap(service)
         slowest = answered_in(service, "")
         replaced = service.wait_ready(2, timeout=1)
         took = replaced["at"] - service.wait("trapped")["at"]
@@ -132,7 +140,7 @@ def test_told_to_leave_when_woken(bases: str, tmp_path: Path) -> None:
     with Service(tmp_path, walking("Unpoked", bases, trap=DRAIN_SIGNAL.name.removeprefix("SIG"))) as service:
         for time_ in range(1, TIMES + 1):
             service.wait_ready(3)
-            (tmp_path / "trap").touch()
+            lay_trap(service)
             mark = service.mark()
             answered = answered_by(service, bases)
             assert answered == service.wait("trapped", after=mark)["pid"]

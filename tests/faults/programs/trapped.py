@@ -15,8 +15,10 @@ class Hooks(Told):
     trap = "KILL"
 
     def get_request(self) -> Any:
+        if (listener := self.fileno()) == -1:
+            raise BlockingIOError  # closed, in a thread of a worker that leaves
         poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
+        poll.register(listener, select.POLLIN)
         if not poll.poll(0):
             raise BlockingIOError  # not on to an accept that has not looked at the trap
         if os.path.exists("trap"):

@@ -18,6 +18,7 @@ import psutil
 TCP_LISTEN = 0x0A
 ACCEPTS = {"43", "288", "45"}  # accept, accept4, recvfrom on x86_64; /proc/PID/syscall
 EPOLL_WAITS = {"232", "281", "441"}  # epoll_wait, epoll_pwait, epoll_pwait2 there
+LOCK_WAITS = {"202"}  # futex there
 
 
 def cpu_seconds(pid: int) -> float:
@@ -54,6 +55,15 @@ def waits_in_epoll(thread: int) -> bool:
     """Say if this thread of ours sleeps in a wait for an epoll: no sooner would the kernel wake it."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] in EPOLL_WAITS
+    return False
+
+
+def waits(pid: int) -> bool:
+    """Say if every thread of the process sleeps until something comes or a lock is given up. Looked at twice: who wants
+    the interpreter is woken by who has it, and runs then."""
+    with contextlib.suppress(OSError):
+        calls = [path / "syscall" for path in Path(f"/proc/{pid}/task").iterdir()] * 2
+        return all(call.read_text().split()[0] in EPOLL_WAITS | LOCK_WAITS for call in calls)
     return False
 
 
