@@ -205,13 +205,8 @@ class Hooks:
        "worker_boot_seconds", "workers_min", "workers_max", "lanes")  # fmt: skip
 def test_ends(tmp_path: Path) -> None:
     """Requests and workers come to their ends, each by its reason."""
-    with service(tmp_path, ENDS, request_timeout=0.5) as running:
-        running.expect(
-            "asked to raise",
-            r"crashed \(killed by SIGSEGV\)",
-            r"exited \(exit status 0\)",
-            "a request has run for longer than request_timeout",
-        )
+    with service(tmp_path, ENDS) as running:
+        running.expect("asked to raise", r"crashed \(killed by SIGSEGV\)", r"exited \(exit status 0\)")
         running.wait_ready(2)
         scrape(running)
         with socket.create_connection(running.address, HUNG, ("127.0.0.2", 0)) as refused:
@@ -219,9 +214,6 @@ def test_ends(tmp_path: Path) -> None:
         for word in ("pid", "raise", "segv", "exit 0"):
             ask(running.address, f"{word}\n".encode())
         running.wait_ready(2, crashed=1, exited=1)
-        with running.hold() as held:
-            held.wait_end()  # cut
-        running.wait_ready(2, timeout=1)
         with running.hold() as held:
             running.signal(signal.SIGKILL, held.pid)
         running.wait_ready(2, killed=1)
@@ -233,15 +225,30 @@ def test_ends(tmp_path: Path) -> None:
         running.signal(signal.SIGUSR2)
         spawned = running.wait_ready(2, replaced=2)["spawned"]
         found = scrape(running)
-    assert of(found, "requests_total") == {"ok": 1, "error": 2, "timeout": 1, "lost": 2}
+    assert of(found, "requests_total") == {"ok": 1, "error": 2, "lost": 2}
     assert of(found, "connections_rejected_total") == {"verify": 1}
     assert of(found, "worker_exits_total") == {
-        "crashed": 1, "exited": 1, "timeout": 1, "killed": 1, "scaled_down": 1, "replaced": 2
+        "crashed": 1, "exited": 1, "killed": 1, "scaled_down": 1, "replaced": 2
     }  # fmt: skip
     assert of(found, "worker_signal_deaths_total").keys() >= {"SIGSEGV", "SIGKILL"}
-    assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == spawned == 9
+    assert found["prefork_worker_spawns_total"] == found["prefork_worker_boot_seconds_count"] == spawned == 8
     assert (wider["prefork_workers_min"], wider["prefork_workers_max"]) == (3, 3)
     assert (found["prefork_workers_min"], found["prefork_workers_max"]) == (2, 2)
+
+
+@moves("requests", "worker_exits")
+def test_the_end_of_a_request_without_end(tmp_path: Path) -> None:
+    """The request and its worker end by the deadline."""
+    with service(tmp_path, request_timeout=0.5) as running:
+        running.expect("a request has run for longer than request_timeout")
+        running.wait_ready(2)
+        scrape(running)
+        with running.connect() as held:
+            held.wait_end()
+        running.wait_ready(2, timeout=1)
+        found = scrape(running)
+    assert of(found, "requests_total") == {"timeout": 1}
+    assert of(found, "worker_exits_total") == {"timeout": 1}
 
 
 @moves("accept_errors")

@@ -67,6 +67,7 @@ def test_statistics_while_the_server_closes(base: str, tmp_path: Path) -> None:
 PRINTS = "import subprocess\nif rehearsing():\n    open('gate', 'w').close()\n    subprocess.run(['yes'])\n"
 
 
+@pytest.mark.timed
 def test_a_rehearsal_that_prints_without_end(tmp_path: Path) -> None:
     """The master reads a part of it in each turn: it replaces workers meanwhile, does not grow, and after boot_timeout
     says what became of the reload."""
