@@ -62,6 +62,7 @@ def test_a_stopped_worker_finishes_nothing(signum: int, tmp_path: Path) -> None:
     assert not [fact for fact in service.facts if fact["event"] in ("finished", "worker_stopping")]
 
 
+@pytest.mark.timed
 def test_the_end_has_the_deadline_of_the_drain(tmp_path: Path) -> None:
     """A thread of the program's that never ends: the worker is killed at graceful_timeout, the
     thread named in the log; a hook that raises is logged, and costs nothing else."""
@@ -153,6 +154,7 @@ def test_a_boot_that_fails_ends_as_python_does(tmp_path: Path) -> None:
     assert finished == [(pid, kind) for pid in workers for kind in ("thread", "atexit")]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", HOW)
 def test_a_failed_worker_has_a_deadline_too(how: str, tmp_path: Path) -> None:
     """With a thread that never ends it is replaced at once, and killed at graceful_timeout; its last words are kept."""
