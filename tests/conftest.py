@@ -21,6 +21,9 @@ settings.register_profile(
     "commit", derandomize=False, database=None, deadline=None, print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
+# What everybody else tests with: an example may take its time, for the machine may stand still.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 # What tests/mutants asks with: the first example that fails is enough.
 settings.register_profile("mutants", settings.get_profile("commit"), phases=[Phase.explicit, Phase.generate])
 
