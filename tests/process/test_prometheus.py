@@ -56,6 +56,7 @@ def turn_over(service: Service, server: Prometheus) -> int:
     return sum(counts)
 
 
+@pytest.mark.timed
 def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> None:
     """Prometheus sees `up` at every scrape, no counter reset, and rates and quantiles that can be."""
     port = free_port()
@@ -89,6 +90,7 @@ def test_a_turnover_of_workers_is_scraped_without_a_fault(tmp_path: Path) -> Non
     assert lines == asked == statistics["completed"]
 
 
+@pytest.mark.timed
 def test_a_kill_storm_is_scraped_without_a_fault(tmp_path: Path, rng: random.Random) -> None:
     """While workers are killed under load every scrape succeeds and no counter is reset; what Prometheus has in the
     end is what the master counted."""

@@ -187,11 +187,18 @@ def test_idle_loop_sleeps(cls: type[TCPServer]) -> None:
     server = cls(LOOPBACK, Upper)
     with serving(server, poll_interval=0.001) as thread:
         assert ask(server.server_address, b"x") == b"X"
-        window = threading.Event()
-        window.wait(0.2)  # the thread is done with that request
+        _wait_asleep(thread, 0.3)
+
+
+def _wait_asleep(thread: threading.Thread, seconds: float) -> None:
+    """Until this thread has slept for so long without a break."""
+    deadline = time.monotonic() + HUNG
+    while True:
         before = _switches(thread)
-        window.wait(0.3)
-        assert _switches(thread) == before
+        threading.Event().wait(seconds)
+        if _switches(thread) == before:
+            return
+        assert time.monotonic() < deadline, "hung: it does not sleep"
 
 
 def _switches(thread: threading.Thread) -> int:
@@ -208,12 +215,8 @@ def test_closed_under_the_loop(cls: type[TCPServer]) -> None:
         assert ask(server.server_address, b"x") == b"X"
         server.server_close()
         server._prefork_.wake()
-        window = threading.Event()
-        window.wait(0.2)  # it has seen that
-        before = _switches(thread)
-        window.wait(0.1)
+        _wait_asleep(thread, 0.1)
         assert thread.is_alive()
-        assert _switches(thread) == before
 
 
 def test_closed_before_a_daemonic_thread_ends() -> None:
