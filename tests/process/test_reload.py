@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients.connections import ask, free_ports
-from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, scraped, wait_scraped
+from tests.support.programs.releases import AFTERWARDS, DEFINITIONS, HANGS, Released, numbered, wait_scraped
 from tests.support.programs.service import HUNG, Watch, script
 from tests.support.tools.proc import held, nothing_for
 
@@ -212,13 +212,13 @@ def test_an_image_that_fails_after_the_exec_is_degraded_and_can_be_mended(how: s
         wait_scraped(port, 'prefork_reloads_total{result="failed"}', 1)
         assert service.workers() == before
         assert service.answering() == "r1"
-        assert scraped(port, "prefork_last_reload_successful") == 0
+        wait_scraped(port, "prefork_last_reload_successful", 0)
         service.release("class Hooks: pass\n" + numbered(3))
         service.signal(signal.SIGHUP)
         service.wait_reloads(ok=1)
         service.wait_ready(WORKERS, replaced=WORKERS)
         assert service.answering() == "r3"
-        assert scraped(port, "prefork_generation") == 2
+        wait_scraped(port, "prefork_generation", 2)
 
 
 def test_workers_that_cannot_start_after_all_leave_the_old_ones_in_service(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_changed_settings_take_effect(tmp_path: Path) -> None:
         service.signal(signal.SIGHUP)
         service.wait_ready(1, replaced=3)
         wait_scraped(second, "prefork_workers_max", 1)
-        assert scraped(first, "prefork_workers_max") is None
+        wait_scraped(first, "prefork_workers_max", None)
         assert Path(f"/proc/{service.pid}/cmdline").read_bytes().startswith(b"prefork: master two")
 
 

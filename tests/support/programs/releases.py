@@ -84,8 +84,8 @@ def scraped(port: int, name: str) -> float | None:
     return next((float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name + " ")), None)
 
 
-def wait_scraped(port: int, name: str, value: float) -> None:
-    """Until the series has this value: for what only the exporter can tell."""
+def wait_scraped(port: int, name: str, value: float | None) -> None:
+    """Until the series has this value: for what only the exporter can tell. None: until nobody answers with it."""
     deadline = monotonic() + HUNG
     while (found := scraped(port, name)) != value:
         assert monotonic() < deadline, f"hung: {name} is {found}, not {value}"
