@@ -441,6 +441,7 @@ class Hooks:
 """
 
 
+@pytest.mark.timed
 @moves("companion_up", "companion_restarts", "companion_runs", "companion_last_run_timestamp_seconds",
        "companion_last_run_duration_seconds")  # fmt: skip
 def test_companions(tmp_path: Path) -> None:
@@ -454,9 +455,11 @@ def test_companions(tmp_path: Path) -> None:
         assert of(found, "companion_up") == {"job": 1}
         assert of(found, "companion_last_run_duration_seconds")["job"] < 1
         assert abs(of(found, "companion_last_run_timestamp_seconds")["job"] - time.time()) < HUNG
-        running.signal(signal.SIGKILL, running.wait("begun")["pid"])
-        found = scrape_until(running, lambda found: not of(found, "companion_up"))
-        assert of(found, "companion_restarts_total") == {"job": 1}
+        while of(found, "companion_up"):  # it is back before long, each time a little later
+            running.signal(signal.SIGKILL, running.wait("begun", after=running.mark())["pid"])
+            running.statistics()
+            found = scrape(running)
+        assert of(found, "companion_restarts_total")["job"] >= 1
 
 
 @shows("companion_interval_seconds")

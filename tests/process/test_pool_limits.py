@@ -82,7 +82,7 @@ def test_spare_children(tmp_path: Path) -> None:
         for connection in held:
             connection.close()
         service.wait_pool(lambda pool: pool["exits"].get("scaled_down", 0) == 4 and pool["ready"] == 2)
-        statistics = service.statistics()
+        statistics = service.settled()
     assert statistics["exits"] == {"scaled_down": 4}
     assert statistics["completed"] == 6
 
