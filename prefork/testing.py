@@ -29,8 +29,9 @@ from typing import Any
 from prefork.metrics.board import Statistics
 
 from . import logs
-from .errors import ConfigError, nearest
+from .errors import ConfigError
 from .pool import PreForkingMixIn, pool_of
+from .settings.other_servers import called_here
 
 __all__ = ["Running", "running"]
 
@@ -130,7 +131,8 @@ def _derived(server: type, settings: dict[str, Any]) -> Any:
     cls: Any = type(server.__name__, bases, names)
     for name, value in settings.items():
         if not hasattr(cls, name) and name != "companions":  # that one has no value where none are declared
-            raise ConfigError(f"could not set {name}: {server.__name__} has no such setting{nearest(name, dir(cls))}")
+            near = called_here(name, dir(cls))
+            raise ConfigError(f"could not set {name}: {server.__name__} has no such setting{near}")
         setattr(cls, name, value)
     for name, value in GENTLE.items():
         if name not in settings and getattr(cls, name) == getattr(PreForkingMixIn, name):

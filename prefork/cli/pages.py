@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
+from ..settings.other_servers import called_here
 
 __all__ = ["Parser", "Section", "Subcommand", "columns", "unusable"]
 
@@ -85,7 +86,7 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            near = nearest(unknown[0].partition("=")[0], options)
+            near = called_here(unknown[0].partition("=")[0], options)
             raise unusable(f"there is no option or argument {unknown[0]}{near}")
         return args
 

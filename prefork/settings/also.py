@@ -11,8 +11,9 @@ Runs in the process of the command line, before anything is imported or bound. M
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError
 from .fields import Field
+from .other_servers import called_here
 from .sources import ALSO, Found, value_in_file
 
 # Groups of settings that are a listener's own. All others are the pool's.
@@ -54,7 +55,7 @@ def _values(fields: Mapping[str, Field], table: Mapping[str, Any], where: str) -
         if key in known and key not in allowed:
             raise ConfigError(f"could not use {where}: {key} is a setting of the pool, which stands in [prefork]")
         if key not in known:
-            raise ConfigError(f"could not use {where}: there is no setting {key}{nearest(key, allowed)}")
+            raise ConfigError(f"could not use {where}: there is no setting {key}{called_here(key, known, allowed)}")
         origin = f"{where}: {key}"
         yield known[key].name, Found(value_in_file(known[key], value, origin), "file", origin)
     if not table.keys() & {*OWN}:

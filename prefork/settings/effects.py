@@ -15,6 +15,7 @@ from prefork.workers.keeps import keeps
 from .fields import Field, settings, show
 from .handlers import unwrapped
 from .in_force import default_of, is_own, owner_of
+from .other_servers import THEIR_HOOKS, THEIR_SETTINGS
 
 __all__ = ["hooks_without_a_pool", "misspelt", "misspelt_in_handler", "no_effect", "unread", "without_effect"]
 
@@ -159,8 +160,30 @@ def misspelt(server: Any, fields: Mapping[str, Field]) -> Iterator[tuple[str, st
         if cls is not object and not is_ours(cls):
             for name, value in vars(cls).items():
                 known = POOL_HOOKS if callable(value) else fields
-                if name not in known and (near := _near(name, known)):
+                if name in known:
+                    continue
+                if near := _near(name, known):
                     yield name, f"it is none that prefork knows; did you mean {near}?"
+                elif (ours := _called_here(name, value, fields)) and not _is_the_programs_own(name, type(server)):
+                    yield name, f"it is none that prefork knows; here it is {ours}"
+
+
+def _called_here(name: str, value: object, fields: Mapping[str, Field]) -> str:
+    """Return the name of ours for a setting or hook of another server's, if the value can be one of it."""
+    if callable(value):
+        return THEIR_HOOKS.get(name, "")
+    field = next((each for each in fields.values() if each.key == THEIR_SETTINGS.get(name)), None)
+    return field.name if field is not None and value is not None and field.takes(value) else ""
+
+
+def _is_the_programs_own(name: str, cls: type) -> bool:
+    """Return True for a name with a meaning of its own: the standard library's, or one that the program's class uses;
+    a short one is a word of programs anyway."""
+    if len(name) < LONG or any(name in vars(base) for base in cls.__mro__ if not is_the_programs_class(base)):
+        return True
+    found = (each for base in cls.__mro__ if is_the_programs_class(base) for each in vars(base).values())
+    codes = (getattr(getattr(each, "__func__", each), "__code__", None) for each in found)
+    return any(name in code.co_names for code in codes if code is not None)
 
 
 def misspelt_in_handler(server: Any) -> Iterator[tuple[str, str]]:

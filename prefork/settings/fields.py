@@ -120,7 +120,7 @@ class Field(NamedTuple):
         value = plain(value)
         if value is None and self.optional:
             return
-        if not self._is_of_type(value) or not self._in_range(value) or (not origin and self._is_text(value)):
+        if not self.takes(value) or (not origin and self._is_text(value)):
             name, allowed = (self.key, self.allowed) if origin else (self.name, self._allowed("None"))
             if _has_null(value):
                 allowed = "without a null byte"
@@ -129,6 +129,10 @@ class Field(NamedTuple):
                 error.add_note(f"prefork takes it for its setting {name}: {self.setting.help}. What is the program's "
                                f"own needs another name.")  # fmt: skip
             raise error
+
+    def takes(self, value: object) -> bool:
+        """Return True for a value of the right type and range, but for None."""
+        return self._is_of_type(value) and self._in_range(value)
 
     def _is_of_type(self, value: object) -> bool:
         if self.setting.several:

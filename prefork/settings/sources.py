@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import ConfigError, nearest, reason_of
+from ..errors import ConfigError, reason_of
 from .fields import Field, parse, show
+from .other_servers import called_here
 
 __all__ = ["ALSO", "CTL_VARIABLE", "FILE_VARIABLE", "SLOT_VARIABLE", "URL_VARIABLE", "Found", "gather", "value_in_file"]
 
@@ -80,7 +81,7 @@ def _from_environment(fields: Mapping[str, Field], environ: Mapping[str, str]) -
             words = re.split(_WORDS, text.strip()) if field.setting.several else text
             yield field.name, Found(_parsed(field, words, variable), "variable", variable)
         elif variable not in NO_SETTINGS and not re.fullmatch(FROM_A_SERVICE, variable):
-            near = nearest(variable, [*known, FILE_VARIABLE])
+            near = called_here(variable, [*known, FILE_VARIABLE])
             raise ConfigError(f"could not use the variable {variable}: there is no such setting{near}")
 
 
@@ -92,7 +93,7 @@ def _from_file(fields: Mapping[str, Field], path: str | None) -> Iterator[tuple[
         if key == ALSO:
             continue
         if key not in known:
-            raise ConfigError(f"could not use {path}: there is no setting {key}{nearest(key, known)}")
+            raise ConfigError(f"could not use {path}: there is no setting {key}{called_here(key, known)}")
         field, origin = known[key], f"{path}: {key}"
         yield field.name, Found(value_in_file(field, value, origin), "file", origin)
 

@@ -96,7 +96,7 @@ MODULES = {
     "overload": Module("prefork/master/overload.py", ("overload",), ("process/pool_limits",)),
     "stacks": Module("prefork/master/stacks.py", ("stacks",), ("process/logs",)),
     "peers": Module("prefork/sockets/peers.py", ("peers",), ("process/control", "process/unix_service")),
-    "effects": Module("prefork/settings/effects.py", ("effects",), ("process/check",)),
+    "effects": Module("prefork/settings/effects.py", ("effects", "other_servers"), ("process/check",)),
     "in_force": Module("prefork/settings/in_force.py", ("in_force", "kept_paths"), ("process/run",)),
     "companions": Module(
         "prefork/master/companions.py", ("companion_table", "companions", "simulation"), ("process/companions",)
