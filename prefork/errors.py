@@ -58,6 +58,12 @@ class BindError(PreforkError, OSError):
     def __str__(self) -> str:
         return self.strerror or super().__str__()
 
+    def named(self, origin: str) -> "BindError":
+        """Return this error, with what asked for the address, in its sentence."""
+        said, colon, reason = str(self).partition(": ")
+        self.strerror = f"{said} (from {origin}){colon}{reason}"
+        return self
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?`, or an empty string if no known word is close."""

@@ -38,7 +38,7 @@ from . import process
 from .commands import BY_SIGNAL, WORKERS_MAX, Command
 from .control.access import ControlTerms, listen, try_out
 from .control.server import open_control
-from .errors import ConfigError, PreforkError
+from .errors import BindError, ConfigError, PreforkError
 from .holder.child import HeldTerms, HolderChild, all_of
 from .inheritance.standard_classes import process_in_place
 from .listening import Joined
@@ -409,12 +409,15 @@ class Preforked(Joined):
     def _bind_control(self) -> None:
         """Listen on `control_socket`, or in a rehearsal try to. Raises BindError."""
         terms, given = self.control_terms(), handed()
-        if terms is None:
-            self._control_listener = None
-        elif given is not None and run_mode() is RunMode.REHEARSE:
-            self._control_listener = try_out(terms, given.values["control_path"])
-        else:
-            self._control_listener = listen(terms, self._control_before)
+        try:
+            if terms is None:
+                self._control_listener = None
+            elif given is not None and run_mode() is RunMode.REHEARSE:
+                self._control_listener = try_out(terms, given.values["control_path"])
+            else:
+                self._control_listener = listen(terms, self._control_before)
+        except BindError as exc:
+            raise exc.named(self.origin_of("control_socket")) from exc.__cause__
 
     def _open_control(self, supervisor: Supervisor) -> None:
         terms = self.control_terms()

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from .. import logs
-from ..errors import ConfigError
+from ..errors import BindError, ConfigError
 from ..pool import PreForkingTCPServer, pool_of
 from ..process import enter
 from ..settings.also import OWN, Also, also, is_of_a_listener
 from ..settings.fields import Field, Setting, settings, show
 from ..settings.sources import ALSO, FILE_VARIABLE, Found, gather, read_table
-from ..sockets.addresses import Address
+from ..sockets.addresses import Address, address_text
 from .options import add_settings, texts
 from .pages import Parser, Section
 from .targets import Server, Target, build, holder, load
@@ -123,7 +123,7 @@ class LaunchPlan(NamedTuple):
     def build(self) -> Server:
         """Return the bound server. Raises ConfigError or BindError."""
         target = self.load()
-        server = build(target, self.bind[0], self.values)
+        server = _build(target, self.bind[0], self.values, self.origins.get("bind"))
         pool = pool_of(server)
         try:
             for other in self._build_others(target):
@@ -135,14 +135,14 @@ class LaunchPlan(NamedTuple):
         except BaseException:
             server.server_close()
             raise
-        pool.launch, pool.target = self.launch, self.launch.target
+        pool.launch, pool.target, pool.origins = self.launch, self.launch.target, self.origins
         if self.path is not None:
             pool.watched = (self.path,)
         return server
 
     def _build_others(self, target: Target) -> Iterator[Server]:
         for address in self.bind[1:]:
-            yield build(target, address, self.values)
+            yield _build(target, address, self.values, self.origins["bind"])
         for each in self.also:
             yield from self._build_also(each, target)
 
@@ -157,7 +157,7 @@ class LaunchPlan(NamedTuple):
         if other is not target:
             other.address_by = "bind in its table [[prefork.also]]"
         for address in also.value("bind") or (None,):
-            yield build(other, address, values)
+            yield _build(other, address, values, also.found["bind"].origin if address else None)
 
     def holder(self) -> Any:
         """Return the object with the settings in force: the server's class, or the server itself if need be.
@@ -167,6 +167,16 @@ class LaunchPlan(NamedTuple):
         if self.launch.target is None:
             return type("none", (PreForkingTCPServer,), dict(self.values))
         return holder(self.load(), self.bind[0], self.values)
+
+
+def _build(target: Target, address: Address | None, values: Mapping[str, Any], origin: str | None) -> Server:
+    """Return the bound server. `origin`: what has asked for the address."""
+    try:
+        return build(target, address, values)
+    except BindError as exc:
+        if address is not None and origin is not None and f" {address_text(address.address)}: " in str(exc):
+            exc.named(origin)
+        raise
 
 
 def fields() -> Mapping[str, Field]:

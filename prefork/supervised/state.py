@@ -8,7 +8,7 @@ has to be closed.
 import os
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from math import inf
 from threading import Event
@@ -26,6 +26,7 @@ from prefork.workers.lanes import Lanes
 from prefork.workers.straight import ServeOne
 from prefork.workers.wakeup import Wakeup
 
+from ..errors import BindError
 from ..exporter.child import Exported, ExporterChild, bind_metrics
 from ..log_formats import escaped
 from ..master.policy import NO_POOL
@@ -62,6 +63,7 @@ class Supervised(ServingLoop):
         self.in_place = False  # requests run in the thread that accepts them, even below another mix-in
         self.birth: Birth | None = None  # in a child that serves one request
         self.slot: int | None = None  # in a worker of a pool: its number
+        self.origins: Mapping[str, str] = {}  # of settings, where the command line has them from elsewhere
         self.metrics_listener: Listener | None = None
         self.metrics_bound: Any = None  # its address
         self._turns_seen = 0
@@ -112,9 +114,16 @@ class Supervised(ServingLoop):
             resumed = None if given is None else given.metrics(asked)
             if resumed is not None:
                 resumed.serve_by_pool(0.0)
-            self.metrics_listener = resumed or bind_metrics(address, asked)
+            try:
+                self.metrics_listener = resumed or bind_metrics(address, asked)
+            except BindError as exc:
+                raise exc.named(self.origin_of("metrics_address")) from exc.__cause__
             self.metrics_bound = self.metrics_listener.getsockname()
             self.counting.adopt_application(self.application_bytes())
+
+    def origin_of(self, name: str) -> str:
+        """Return what has set this setting, in words."""
+        return self.origins.get(name, name)
 
     def application_bytes(self) -> int:
         """Return the bytes to reserve in a slot for the program's own metrics; 0 if metrics are not served."""

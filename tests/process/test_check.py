@@ -196,12 +196,24 @@ def _backlog(listener: socket.socket) -> int:
 @pytest.mark.parametrize(
     ("argv", "status", "said"),
     [
-        (["app:Server", "--bind", ":0", "--control", "unix:no/c"], 4, "could not bind no/c: no such file or directory"),
+        (
+            ["app:Server", "--bind", ":0", "--control", "unix:no/c"],
+            4,
+            "could not bind no/c (from --control): no such",
+        ),
         (["app:Broken", "--bind", "127.0.0.1:0"], 3, "RuntimeError: no database"),
         (["app:Hanging", "--bind", "127.0.0.1:0"], 3, "not ready within 0.5 s (boot_timeout)"),
-        (["app:Server", "--bind", "192.0.2.1:1"], 4, "prefork: could not bind 192.0.2.1:1: cannot assign requested"),
-        (["app:Handler", "--bind", "unix:/no/such/folder/s"], 4, "could not bind /no/such/folder/s: no such file"),
-        (["app:Handler", "--bind", "unix:app.py"], 4, "could not bind app.py: it exists and is not a socket"),
+        (
+            ["app:Server", "--bind", "192.0.2.1:1"],
+            4,
+            "could not bind 192.0.2.1:1 (from --bind): cannot assign",
+        ),
+        (
+            ["app:Handler", "--bind", "unix:/no/such/folder/s"],
+            4,
+            "could not bind /no/such/folder/s (from --bind): no such",
+        ),
+        (["app:Handler", "--bind", "unix:app.py"], 4, "could not bind app.py (from --bind): it exists and is"),
         (["app:Server", "--bind", ":0", "--max-children", "0"], 2, "could not set max_children to '0'"),
         (["app:Server", "--bind", ":0", "--log-file", "/no/such/log"], 2, "could not open the log file /no/such/log"),
         (["broken:Server", "--bind", ":0"], 2, "prefork: could not import broken: ZeroDivisionError: division by zero"),

@@ -98,7 +98,8 @@ def test_another_list_of_users(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_had(service: Released) -> None:
     """Where the new path is somebody else's, or its folder is not there, the reload fails and all stays as it was."""
     service.expect(
-        "reload failed: could not bind d: another server", "reload failed: could not bind no/d: no such file"
+        r"reload failed: could not bind d \(from control_socket\): another server",
+        r"reload failed: could not bind no/d \(from control_socket\): no such file",
     )
     path = service.directory / "c"
     with socket.socket(socket.AF_UNIX) as theirs:
@@ -106,9 +107,9 @@ def test_a_path_that_cannot_be_had(service: Released) -> None:
         theirs.listen()
         done = reload(service, path, hooks(2, control_socket="d"))
         assert done.returncode == 1
-        assert "could not bind d: another server is listening there" in done.stderr
+        assert "could not bind d (from control_socket): another server is listening there" in done.stderr
         done = reload(service, path, hooks(2, control_socket="no/d"))
-        assert "could not bind no/d: no such file or directory" in done.stderr
+        assert "could not bind no/d (from control_socket): no such file or directory" in done.stderr
         assert (service.directory / "d").is_socket()
     status = asked(path, "status")
     assert (status["generation"], status["degraded"], status["exits"]) == (1, None, {})
@@ -135,7 +136,7 @@ def test_a_path_that_is_lost_after_the_rehearsal(name: str, service: Released) -
     afterwards = f"if not rehearsing():\n    Hooks.{name} = 'x/d'"
     done = reload(service, path, hooks(2, control_socket="c") + afterwards)
     assert done.returncode == 1
-    assert "could not bind x/d: no such file or directory" in done.stderr
+    assert f"could not bind x/d (from {name}): no such file or directory" in done.stderr
     status = asked(path, "status")
     assert "could not bind x/d" in status["degraded"]
     assert status["requests"]["accepted"] == 1

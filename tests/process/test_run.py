@@ -115,7 +115,7 @@ def test_control_socket_of_another(here: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("PREFORK_CONTROL", "./c")
         with running(["run", "app:Who", "--bind", ANY_PORT, "--max-children", "1"], cwd=here) as other:
             assert other.ended() == 4
-        assert "could not bind ./c: another server is listening there\n" in other.log
+        assert "could not bind ./c (from PREFORK_CONTROL): another server is listening there\n" in other.log
         assert "PREFORK_CONTROL is this service's own socket; for prefork ctl alone, set PREFORK_CTL.\n" in other.log
 
 
@@ -189,14 +189,50 @@ def test_port_in_use_is_4(target: str, here: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with running(["run", target, "--bind", address], cwd=here) as run:
             assert run.ended() == 4
-    assert run.log == f"prefork: could not bind {address}: address already in use\n"
+    assert run.log == f"prefork: could not bind {address} (from --bind): address already in use\n"
+
+
+TOML = "[prefork]\n{}\n"
+METRICS_BY_CLASS = "class Told(prefork.PreForkingTCPServer):\n    RequestHandlerClass = Who\n    metrics_address = "
+NAMED = {
+    "--bind": ("app:Who", ["--bind", "PORT"], "", ""),
+    "PREFORK_BIND": ("app:Who", [], "PORT", ""),
+    "s.toml: bind": ("app:Who", [], "", "bind = ['127.0.0.1:0', 'PORT']"),
+    "s.toml: also 1: bind": ("app:Who", ["--bind", ANY_PORT], "", "[[prefork.also]]\nbind = 'PORT'"),
+    "--metrics": ("app:Who", ["--bind", ANY_PORT, "--metrics", "PORT"], "", ""),
+    "PREFORK_METRICS": ("app:Who", ["--bind", ANY_PORT], "PORT", ""),
+    "s.toml: metrics": ("app:Who", ["--bind", ANY_PORT], "", "metrics = 'unix:PATH'"),
+    "metrics_address": ("app:Told", ["--bind", ANY_PORT], "", ""),
+    "--control": ("app:Who", ["--bind", ANY_PORT, "--control", "PATH"], "", ""),
+    "s.toml: control": ("app:Who", ["--bind", ANY_PORT], "", "control = 'PATH'"),
+}
+
+
+@pytest.mark.parametrize("origin", NAMED)
+def test_what_is_taken_is_named_with_its_setting(origin: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever listens, and whoever says where: the sentence has the address, and what has asked for it."""
+    target, argv, variable, table = NAMED[origin]
+    monkeypatch.chdir(here)
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as taken_path:
+        taken_path.bind("taken")
+        taken_path.listen()
+        port = "{}:{}".format(*taken.getsockname())
+        (here / "s.toml").write_text(TOML.format(table.replace("PORT", port).replace("PATH", "taken")))
+        (here / "app.py").write_text(f"{APP.read_text()}\n\n{METRICS_BY_CLASS}{taken.getsockname()}\n")
+        if variable:
+            monkeypatch.setenv(origin, port)
+        argv = [each.replace("PORT", port).replace("PATH", "taken") for each in argv]
+        with running(["run", target, *argv, "--config", "s.toml"], cwd=here) as run:
+            assert run.ended() == 4
+    address = "taken" if "control" in origin or "unix" in table else port
+    assert f"prefork: could not bind {address} (from {origin}): " in run.log
 
 
 def test_unknown_host_is_4(here: Path) -> None:
     """A host that has no address here is exit status 4 and one sentence."""
     with running(["run", "app:Who", "--bind", "host.invalid:0"], cwd=here) as run:
         assert run.ended() == 4
-    assert run.log.startswith("prefork: could not bind host.invalid:0: ")
+    assert run.log.startswith("prefork: could not bind host.invalid:0 (from --bind): ")
     assert run.log.count("\n") == 1
 
 
