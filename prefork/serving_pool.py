@@ -56,7 +56,7 @@ from .reload.start_context import START
 from .run_mode import RunMode, rehearsing, run_mode
 from .serving_loop import SERVER_CLOSED
 from .settings.affinity import check_affinity
-from .settings.handlers import check_handler
+from .settings.handlers import check_handler, check_there_is_one
 from .settings.in_force import InForce, value_of
 from .settings.users import privileges_of
 from .sockets.accepted import accept_for
@@ -374,6 +374,7 @@ class Preforked(Joined):
             check_affinity(each.server, inherited=inherited, alone=len(self.each) == 1)
             each.secure()
             check_handler(each.server, getattr(each.server, "socket_type", 0))
+            check_there_is_one(each.server)
             check_shared_port(each.server)
 
     def _renew_tls(self) -> None:

@@ -11,17 +11,21 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
-from prefork.workers.definitions import is_the_programs_module
+from prefork.workers.definitions import is_the_programs, is_the_programs_module
 from prefork.workers.keeps import KeepsConnections
 
 from ..errors import ConfigError
 
-__all__ = ["check_handler", "unwrapped", "why_not_run"]
+__all__ = ["check_handler", "check_there_is_one", "unwrapped", "why_not_run"]
 
 PLAIN_HOOKS = (
     "worker_started", "worker_draining", "worker_stopping", "get_request", "verify_request", "process_request",
     "process_request_thread", "finish_request", "handle_error", "shutdown_request", "close_request", "service_actions",
     "server_bind", "server_activate", "server_close",
+)  # fmt: skip
+# Of these any may set a handler, or serve without one.
+BEFORE_THE_HANDLER = (
+    "worker_started", "get_request", "verify_request", "process_request", "process_request_thread", "finish_request",
 )  # fmt: skip
 STEPS = ("setup", "handle", "finish")
 KEPT_STEPS = ("handle_one_request", "complete", "connection_opened", "connection_closed")
@@ -47,6 +51,20 @@ def check_handler(server: Any, kind: int) -> None:
         why = f"it {why}"
     if why is not None:
         raise ConfigError(f"could not serve with {getattr(handler, '__qualname__', repr(handler))}: {why}")
+
+
+def check_there_is_one(server: Any) -> None:
+    """Raise ConfigError for a server of a pool that has no handler, and no hook of the program's that may do without.
+
+    The standard library would fail at each request. What is set later is set by such a hook, in the worker.
+    """
+    handler = getattr(server, "RequestHandlerClass", None)
+    if not callable(handler) and not any(is_the_programs(server, name) for name in BEFORE_THE_HANDLER):
+        kind = "Datagram" if getattr(server, "socket_type", 0) == socket.SOCK_DGRAM else "Stream"
+        raise ConfigError(
+            f"could not serve with {type(server).__qualname__}: its RequestHandlerClass is {handler!r:.80}, which each "
+            f"request calls; it must be a handler, as a class over {kind}RequestHandler"
+        )
 
 
 def unwrapped(handler: Any) -> Any:

@@ -22,6 +22,8 @@ from prefork import (
     StreamRequestHandler,
     ThreadingTCPServer,
 )
+from prefork.pool import pool_of
+from prefork.settings.handlers import BEFORE_THE_HANDLER
 
 ASYNC = "async, and nobody would await it; call asyncio.run() in a plain function"
 GENERATOR = "a generator, and calling it would run nothing"
@@ -289,3 +291,32 @@ def test_a_handle_that_calls_the_next() -> None:
                 super().handle()
 
     PreForkingTCPServer(("127.0.0.1", 0), Around).server_close()
+
+
+POOLS: tuple[Any, ...] = (
+    PreForkingTCPServer,
+    type("OverStandard", (PreForkingMixIn, socketserver.ThreadingTCPServer), {}),
+    type("Datagrams", (PreForkingMixIn, socketserver.UDPServer), {}),
+)
+
+
+@pytest.mark.parametrize("handler", [None, "app:Handler", 7])
+@pytest.mark.parametrize("base", POOLS)
+def test_no_handler(handler: Any, base: Any) -> None:
+    """A pool that has nothing to call is refused where it would begin to serve, and not before."""
+    with base(("127.0.0.1", 0), handler) as server:
+        with pytest.raises(ConfigError, match=f"its RequestHandlerClass is {handler!r}, .* as a class over "):
+            server.serve_forever()
+        server.RequestHandlerClass = BaseRequestHandler
+        pool_of(server).check()
+
+
+@pytest.mark.parametrize("hook", BEFORE_THE_HANDLER)
+@pytest.mark.parametrize("base", POOLS)
+def test_no_handler_where_a_hook_may_do_without(hook: str, base: Any) -> None:
+    """A program's own hook, in its class or on the object, may serve by itself or set a handler later."""
+    cls = type("Server", (base,), {hook: lambda self, *args: None})
+    with cls(("127.0.0.1", 0), None) as server, base(("127.0.0.1", 0), None) as other:
+        pool_of(server).check()
+        setattr(other, hook, len)
+        pool_of(other).check()
