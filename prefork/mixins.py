@@ -11,6 +11,7 @@ not accept, which is the loop's task. Run in the serving process; a worker runs 
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import prefork.metrics  # whoever asks for type hints finds by `prefork` what is loaded late
 from prefork.workers.definitions import gives_way, ships
 
 from .inheritance.own import Computed, Own
@@ -21,8 +22,6 @@ from .settings.handlers import check_handler
 from .sockets.of_server import is_closed
 
 if TYPE_CHECKING:
-    from prefork.metrics.board import Statistics
-
     from .supervised.forked import ForkedRequests
     from .supervised.state import Supervised
     from .supervised.threaded import ThreadedRequests
@@ -88,7 +87,7 @@ class SupervisedMixIn(_AnyServer):
                 )
         resolve_aliases(cls)
 
-    def statistics(self) -> "Statistics":
+    def statistics(self) -> "prefork.Statistics":
         """Return the counts and the current state of this service, over all its processes, as an immutable record.
 
         Call it in the serving process, from any thread, also after `serve_forever()` has returned. Raises RuntimeError

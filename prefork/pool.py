@@ -7,11 +7,11 @@ the pool; a worker runs the request hooks of the same object.
 import binascii  # noqa: F401  # this and the next one: what is imported late elsewhere, for plain servers
 import json  # noqa: F401
 import os
+import socket
 import sys
 import threading
 from collections.abc import Mapping
-from socket import SOCK_DGRAM
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefork.workers.definitions import definer, gives_way
 from prefork.workers.identity import CLOSED_BY_PROGRAM
@@ -42,9 +42,6 @@ from .sockets.shared import take_away_path
 from .sockets.wildcard import prepare_answers
 from .supervised import forked, threaded  # noqa: F401  # loaded with the class, as all that a pool needs
 from .surroundings.room import check_kernel, check_room
-
-if TYPE_CHECKING:
-    import socket
 
 CLOSE_SLACK_S = 2.0
 
@@ -78,7 +75,10 @@ class PreForkingMixIn(PoolSettings, SupervisedMixIn):
         """Turn `allow_reuse_address` off by default for datagrams: with it, a stranger could share the port."""
         super().__init_subclass__(**kwargs)
         find_first(cls, "socket", vars(PreForkingMixIn)["socket"])
-        if definer(cls, "allow_reuse_address") is PreForkingMixIn and getattr(cls, "socket_type", None) == SOCK_DGRAM:
+        if (
+            definer(cls, "allow_reuse_address") is PreForkingMixIn
+            and getattr(cls, "socket_type", None) == socket.SOCK_DGRAM
+        ):
             cls.allow_reuse_address = False
 
     # The listener.
