@@ -32,7 +32,7 @@ from ..sockets.peers import peers_at
 from . import log_drops, policy, signalling
 from .accept_queue import AcceptQueues, Mending
 from .children import BriefChild, Child, ChildState, ChildTable, Exit
-from .clock import Clock
+from .clock import BetweenTurns, Clock
 from .companions import Companions
 from .exits import Exits
 from .gauges import Gauges, is_saturated
@@ -108,16 +108,13 @@ class Supervisor:
         self.spawner = Spawner(service, self.table, board, self.waiting, self.companions, self.connections)
         self._gauges = Gauges(board, self.clock.now())
         self._overload = Overload.resumed(known.get("overload"))
-        self._looked_at = self.clock.now()
-        self.wake_at = self._looked_at  # when the next turn is due; for others to read
+        self._between = BetweenTurns(self.clock.now())
+        self.wake_at = self._between.last  # when the next turn is due; for others to read
         self._exits = Exits(board)
         self._reaper = Reaper(self.table, self.waiting, self._note_exit)
         self.last_error = ""  # the last words of the last worker that died at boot
         self._drain_asked = False
         self._fault: Exception | None = None  # a mistake of ours that a turn has raised
-        self._acting_since: float | None = None  # monotonic, while service_actions() runs
-        self._acted = 0.0  # how long that has run since the last look for a pause, in seconds
-        self._usually_acts = 0.0  # the same at the look before
         self.closed = False
         self.forgotten = False  # this is not the process that serves, but one that was forked from it
         workings = Workings(
@@ -129,13 +126,16 @@ class Supervisor:
         if resumed is not None:
             self.pool = self.pool._replace(ever_ready=True, target=known.get("target", 0))
             self.spawner.any_served = True
-        before = [known[name] for name in listener_names(known)]
-        notifier = None if not limits.pool else Notifier(
-            self._facts, resumed=resumed is not None, listeners=self._accept_queues.kept(),
-            before=[(each["fd"], each["asked"]) for each in before],
-        )  # fmt: skip
         drops = log_drops.Drops(board, self.table, self.nudge)
+        notifier = self._notifier(resumed) if limits.pool else None
         self.tasks = Tasks(self.table, self.waiting, drops, notifier, self._accept_queues.origins)
+
+    def _notifier(self, resumed: Mapping[str, Any] | None) -> Notifier:
+        """Return what tells the service manager, which may keep sockets that the image before had."""
+        known = () if resumed is None else [resumed[name] for name in listener_names(resumed)]
+        before = [(each["fd"], each["asked"]) for each in known]
+        listeners = self._accept_queues.kept()
+        return Notifier(self._facts, resumed=resumed is not None, listeners=listeners, before=before)
 
     # The loop, and one turn of it.
 
@@ -193,7 +193,7 @@ class Supervisor:
 
     def _act(self, service_actions: Callable[[], None]) -> None:
         """Run the program's `service_actions()`, which calls `turn()`. An error that it raises is logged."""
-        self._acting_since = monotonic()
+        self._between.acting()
         try:
             with LetThrough():
                 service_actions()
@@ -202,14 +202,7 @@ class Supervisor:
                 raise
             say_failed("run service_actions()", exc, theirs=True)
         finally:
-            self._acted += self._take_acting()
-            self._acting_since = None
-
-    def _take_acting(self) -> float:
-        """Return how long `service_actions()` has run since the last call, or since it began."""
-        now, since = monotonic(), self._acting_since
-        self._acting_since = now
-        return 0.0 if since is None else now - since
+            self._between.acted()
 
     def wait(self, at_most: float | None = None) -> None:
         """Wait until something happens or the next turn is due, at most `at_most` seconds; in a pool only."""
@@ -275,7 +268,7 @@ class Supervisor:
 
     def _turn_on(self) -> None:
         self._note_pause()
-        now = self._looked_at = self.clock.now()
+        now = self._between.last = self.clock.now()
         if self.limits.pool:
             self._note_commands(now)
             self._note_reports(now)
@@ -307,15 +300,9 @@ class Supervisor:
         """Move all deadlines by the whole time since the last turn, if this process was stopped in it.
 
         When in that time it was stopped cannot be known. If the part that it would have slept were left out, a deadline
-        in that part would kill at once. Time that the program's `service_actions()` takes in every turn is no pause: no
-        deadline would ever come.
+        in that part would kill at once.
         """
-        if self._acting_since is not None:
-            self._acted += self._take_acting()
-        acted = min(self._acted, self._usually_acts)  # a longer one may be a stop in the midst of it
-        self._acted, self._usually_acts = 0.0, self._acted
-        now = self.clock.now()
-        late, unseen = now - self.wake_at - acted, now - self._looked_at - acted
+        late, unseen = self._between.passed(self.clock.now(), self.wake_at)
         if late > PAUSE_S and self.limits.pool:  # a plain server's loop sleeps for as long as it has nothing to do
             self.clock.note_pause(unseen)
             log.warning(

@@ -1,9 +1,10 @@
 """The supervisor's clock, over a monotonic clock that the test turns."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefork.master.clock import Clock
+from prefork.master.clock import BetweenTurns, Clock
 
 
 class Machine:
@@ -82,3 +83,21 @@ def test_never_runs_back(spans: list[tuple[float, bool]]) -> None:
         if paused:
             clock.note_pause(seconds)
         assert clock.now() >= before - 1e-6
+
+
+def test_what_passes_between_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What service_actions() takes in each turn is left out, before and after it calls the turn; what one takes beyond
+    that is not, and where there is none nothing is."""
+    at = 100.0
+    monkeypatch.setattr("prefork.master.clock.monotonic", lambda: at)
+    between = BetweenTurns(at)
+    assert between.passed(at + 2, at + 1) == (1, 2)
+    found = []
+    for takes in (3, 3, 7):
+        between.acting()
+        at += takes
+        found.append(between.passed(at, between.last + 1))
+        between.last = at
+        at += 1
+        between.acted()
+    assert found == [(2, 3), (0, 1), (3, 4)]

@@ -511,7 +511,7 @@ def test_what_service_actions_takes_is_no_pause(
     """Before it calls the turn and after it, where that takes as long each time: what is more than the last time may
     have been a stop in the midst of it."""
     supervisor = simulation.supervisor
-    monkeypatch.setattr("prefork.master.supervisor.monotonic", lambda: simulation.ns / 1e9)
+    monkeypatch.setattr("prefork.master.clock.monotonic", lambda: simulation.ns / 1e9)
     simulation.settle()
 
     def hook() -> None:
