@@ -472,6 +472,11 @@ class Lanes:
         self.end(lane, FAILED, request)
         DURATION.observe(lane, monotonic_ns() - lane[STARTED_NS])
 
+    def fail_unless_ended(self, lane: Lane) -> None:
+        """Count a request whose child could not be watched, unless that has counted it before it was killed."""
+        if lane[ACCEPTED] > sum(lane[ENDS]):
+            self.end(lane, FAILED)
+
     def begin_to_pass_on(self, server: Any, lane: Lane, place: Place | None) -> None:
         number = self.contexts.begin(lane, place)
         if self._on_accept is not None:
@@ -515,7 +520,10 @@ class Lanes:
         if lane is not None:
             self.end(lane, outcome)
         elif (context := self.contexts.claim_own()) is not None:
-            self.end(context.lane, outcome)
+            if outcome == FAILED:
+                self.fail_unless_ended(context.lane)
+            else:
+                self.end(context.lane, outcome)
             self.give_back(context.lane)
 
     def counting(self, server: Any) -> Finish:

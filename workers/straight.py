@@ -291,7 +291,7 @@ def way_to_children(lanes: Lanes, server: Any, fork: Fork) -> ServeOne:
             server.close_request(request)
         except BaseException as exc:
             if passed:
-                lanes.end(lane, FAILED)
+                lanes.fail_unless_ended(lane)
                 lanes.give_back(lane)
             if not isinstance(exc, Exception):
                 server.shutdown_request(request)

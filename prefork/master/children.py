@@ -275,18 +275,19 @@ class ChildTable:
         try:
             watch(pidfd)
         except OSError:
-            self.abandon(child)
+            self.abandon(child, withdrawn=False)
             raise
         return child
 
-    def abandon(self, child: Child) -> None:
-        """Kill and reap a child that cannot be watched, and take it off the board; all of it before returning."""
+    def abandon(self, child: Child, *, withdrawn: bool = True) -> None:
+        """Kill and reap a child that cannot be watched, and take it off the board unless the caller has entered it; all
+        of it before returning."""
         self._processes.abandon(child.pid)
         del self.children[child.serial]
         with contextlib.suppress(OSError):
             os.close(child.pidfd)
         child.pidfd = -1
-        if not isinstance(child, BriefChild):
+        if withdrawn:
             self._board.withdraw(child.serial)
 
     def adopt(self, child: Child) -> None:

@@ -115,7 +115,7 @@ class Processes:
 
     @staticmethod
     def abandon(pid: int) -> None:
-        """Kill and reap a child that was just forked, before it runs any code of the program's."""
+        """Kill and reap a child that was just forked. It may have run meanwhile, even to the end of its request."""
         with contextlib.suppress(OSError):  # other code in this process that waits for any child has reaped it
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

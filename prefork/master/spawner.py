@@ -125,7 +125,7 @@ class Spawner:
         try:
             self._waiting.add(child.pidfd)
         except OSError:
-            self._table.abandon(child)
+            self._table.abandon(child, withdrawn=serial is None)
             raise
         if kind in (ChildKind.WORKER, ChildKind.REQUEST):
             self.any_served = True

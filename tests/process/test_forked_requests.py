@@ -72,6 +72,11 @@ def at_rest(server: ForkingTCPServer) -> bool:
     return not server.active_children
 
 
+class Answers(BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.sendall(b"answer")
+
+
 class LongWay(ForkingTCPServer):
     """The same, by all hooks: one is defined, which does what it does anyway."""
 
@@ -211,6 +216,60 @@ def test_a_request_that_cannot_be_forked_for(monkeypatch: pytest.MonkeyPatch) ->
 
 def _refused(pid: int, flags: int = 0) -> int:
     raise OSError(24, "no descriptor is left")
+
+
+def _refused_late(pid: int, flags: int = 0, ours: int = os.getpid(), real: Any = os.pidfd_open) -> int:
+    if os.getpid() != ours:  # in the child, which watches its parent
+        watched: int = real(pid, flags)
+        return watched
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return _refused(pid)
+
+
+class Measured(ForkingTCPServer):
+    metrics_address = LOOPBACK
+
+
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay, Measured])
+def test_a_child_that_has_answered_before_it_is_given_up(
+    server_class: type[ForkingTCPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request is counted once, as what it was to the client."""
+    server, given_up = server_class(LOOPBACK, Answers), threading.Event()
+    server.handle_error = lambda *_: given_up.set()  # type: ignore[method-assign]
+    with serving(server):
+        if server_class is Measured:
+            wait_until(lambda: server.metrics_server_address is not None)
+            assert ask(server.metrics_server_address, b"GET /-/healthy HTTP/1.0\r\n\r\n")  # it is forked
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pidfd_open", _refused_late)
+            assert ask(server.server_address, b"") == b"answer"
+            assert given_up.wait(HUNG)
+        assert ask(server.server_address, b"") == b"answer"
+        wait_until(lambda: server.statistics().completed == 2 and at_rest(server))
+    counts = server.statistics()
+    assert (counts.accepted, counts.completed, counts.failed, counts.lost) == (2, 2, 0, 0)
+
+
+@pytest.mark.parametrize("server_class", [ForkingTCPServer, LongWay, Measured])
+def test_a_child_that_cannot_be_waited_for(
+    server_class: type[ForkingTCPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel has a limit for those: its request fails, and the next one is served and counted."""
+    server = server_class(LOOPBACK, Answers)
+    with serving(server):
+        assert ask(server.server_address, b"") == b"answer"
+        wait_until(lambda: server.statistics().completed == 1 and at_rest(server))
+        waiting = server._prefork_.supervisor.waiting
+        with monkeypatch.context() as patch:
+            patch.setattr(waiting, "add", _refused)
+            patch.setattr(waiting, "add_pidfd", _refused)
+            ask(server.server_address, b"")
+            wait_until(lambda: server.statistics().completed + server.statistics().failed == 2)
+        assert ask(server.server_address, b"") == b"answer"
+        wait_until(lambda: server.statistics().accepted == 3 and at_rest(server))
+    counts = server.statistics()
+    assert counts.completed + counts.failed == counts.accepted == 3
 
 
 @pytest.mark.parametrize("measured", [[], ["measured"]])

@@ -300,6 +300,11 @@ class Written(dict[int, int]):
         super().__init__(dict.fromkeys(range(LANE_WORDS), 0))
         self.order: list[tuple[int, int]] = []
 
+    def __getitem__(self, word: Any) -> Any:
+        if isinstance(word, slice):
+            return [self[each] for each in range(word.start, word.stop)]
+        return super().__getitem__(word)
+
     def __setitem__(self, word: int, value: int) -> None:
         self.order.append((word, value))
         super().__setitem__(word, value)
