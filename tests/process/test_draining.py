@@ -148,6 +148,7 @@ def test_eof_reaches_every_lane(tmp_path: Path) -> None:
         assert service.wait("ended")["completed"] == 8
 
 
+@pytest.mark.timed
 def test_eof_gives_a_newcomer_time(tmp_path: Path) -> None:
     """A connection that was accepted this very moment may still say what it came for."""
     settings: dict[str, Any] = {"max_children": 2, "drain_connections": "eof"}
