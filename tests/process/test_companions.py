@@ -96,6 +96,7 @@ def test_one_that_ignores_it_is_killed(signum: signal.Signals, tmp_path: Path) -
     assert ("killed after" in service.log) == bool(bound)
 
 
+@pytest.mark.timed
 @pytest.mark.once
 def test_back_off(tmp_path: Path) -> None:
     """One that returns, raises or leaves at once is started again after 0.5 s, 1 s, …; the others and the workers do

@@ -163,6 +163,8 @@ class Timing:
             return node.targets, node.value
         if isinstance(node, ast.AugAssign | ast.NamedExpr):
             return [node.target], node.value
+        if isinstance(node, ast.For | ast.comprehension):
+            return [node.target], node.iter
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "append":
             return [node.func.value], node.args[0]
         return None
@@ -222,10 +224,13 @@ def figures_unmarked(source: str) -> list[int]:
     "for each in them:\n        took.append(watched.wait_dead() - began)\n    assert max(took) < 2",
     "assert monotonic() < began + 5",
     "assert since(began) < 5",
+    "for gap in spans_of(told):\n        assert 0.5 <= gap < 0.5 + SLACK",
+    "assert all(each < 2 for each in spans_of(told))",
 ])  # fmt: skip
 def test_a_figure_of_time_is_found(test: str) -> None:
     """By whatever way: directly, through a name, a list, a function of the module or what a program has told."""
     since = "def since(began):\n    return monotonic() - began\n"
+    since += "def spans_of(facts):\n    return [fact['at'] - facts[0]['at'] for fact in facts]\n"
     source = f"{since}def test():\n    began = monotonic()\n    {test}\n"
     assert figures_unmarked(source) == [source.count("\n")]
     assert figures_unmarked(source.replace("def test", "@pytest.mark.timed\ndef test")) == []
