@@ -33,7 +33,7 @@ class Hooks:
 def accompanied(*names: str, more: str = "", **settings: Any) -> str:
     """A program with these functions as companions."""
     definitions = BASES % ", ".join(f"{name!r}: {name}" for name in names) + more
-    return script(definitions, **{"max_children": 1, "graceful_timeout": GRACE, **settings})
+    return script(definitions, **{"max_children": 1, **settings})
 
 
 def begun(service: Service, name: str, after: int = 0) -> Fact:
@@ -71,7 +71,7 @@ def test_one_for_the_service(tmp_path: Path) -> None:
 @pytest.mark.timed
 def test_a_drain_tells_it_at_half_time(tmp_path: Path) -> None:
     """Where a request in hand keeps a worker, the companions are told after half of graceful_timeout."""
-    with Service(tmp_path, accompanied("steady")) as service:
+    with Service(tmp_path, accompanied("steady", graceful_timeout=GRACE)) as service:
         begun(service, "steady")
         with service.hold() as held:
             at = service.signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_a_drain_tells_it_at_half_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_one_that_ignores_it_is_killed(signum: signal.Signals, tmp_path: Path) -> None:
     """A drain kills it at graceful_timeout, a stop kills nobody but leaves at once."""
-    with Service(tmp_path, accompanied("deaf")) as service:
+    with Service(tmp_path, accompanied("deaf", graceful_timeout=GRACE)) as service:
         begun(service, "deaf")
         at = service.signal(signum)
         assert service.wait_exit() == 0
@@ -145,7 +145,7 @@ def test_no_orphan(companions: list[str], tmp_path: Path) -> None:
     one that has changed its user, and one that ignores TERM."""
     if os.geteuid() != 0:
         companions = [each for each in companions if each != "demoted"]
-    with Service(tmp_path, accompanied(*companions)) as service:
+    with Service(tmp_path, accompanied(*companions, graceful_timeout=GRACE)) as service:
         with Watch(*(begun(service, each)["pid"] for each in companions)) as watched:
             at = service.signal(signal.SIGKILL)
             took = watched.wait_dead() - at
@@ -166,7 +166,7 @@ class Hooks(Hooks):
 @pytest.mark.once
 def test_no_orphan_of_a_pool_in_a_thread(tmp_path: Path) -> None:
     """Nor where the kernel cannot tell it, because a thread had forked it."""
-    with Service(tmp_path, accompanied("deaf", "steady", more=IN_THREAD)) as service:
+    with Service(tmp_path, accompanied("deaf", "steady", more=IN_THREAD, graceful_timeout=GRACE)) as service:
         pids = [begun(service, name)["pid"] for name in ("deaf", "steady")]
         with Watch(*pids) as watched:
             at = service.signal(signal.SIGKILL)
@@ -358,7 +358,7 @@ def release_with(number: int, *names: str) -> str:
 def test_a_reload_replaces_them(tmp_path: Path) -> None:
     """When only new workers serve, the old ones are told to end, and each new one starts when its own has gone: never
     two. What the new code does not declare is not started again, what it adds is. USR2 replaces them too."""
-    with Released(tmp_path, release_with(1, "kept", "left"), max_children=2, graceful_timeout=GRACE) as service:
+    with Released(tmp_path, release_with(1, "kept", "left"), max_children=2) as service:
         service.wait_ready(2)
         first = begun(service, "keptr1"), begun(service, "leftr1")
         service.release(release_with(2, "kept", "added"))
@@ -380,7 +380,7 @@ def test_a_reload_replaces_them(tmp_path: Path) -> None:
 @pytest.mark.once
 def test_a_reload_waits_for_one_that_ignores_it(tmp_path: Path) -> None:
     """It is killed at graceful_timeout, and only then the next one starts."""
-    with Service(tmp_path, accompanied("deaf")) as service:
+    with Service(tmp_path, accompanied("deaf", graceful_timeout=GRACE)) as service:
         first = begun(service, "deaf")
         after = service.mark()
         at = service.signal(signal.SIGUSR2)
@@ -395,7 +395,7 @@ def test_a_reload_that_fails_keeps_them(fails: str, tmp_path: Path) -> None:
     """The companions of the code that serves on are left alone, by the degraded master too; the next reload replaces
     them."""
     bad = "raise RuntimeError('bad')\n"
-    settings: dict[str, Any] = {"max_children": 1, "graceful_timeout": GRACE, "control_socket": str(tmp_path / "c")}
+    settings: dict[str, Any] = {"max_children": 1, "control_socket": str(tmp_path / "c")}
     with Released(tmp_path, release_with(1, "one"), **settings) as service:
         service.expect("reload failed", "RuntimeError: bad")
         service.wait_ready(1)

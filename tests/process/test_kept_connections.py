@@ -17,6 +17,7 @@ from tests.support.clients.connections import dial
 from tests.support.clients.keeping import (
     KINDS,
     Staying,
+    answered,
     counted,
     definitions,
     holder,
@@ -174,10 +175,10 @@ def test_a_pipeline_at_a_drain(kind: str, tmp_path: Path) -> None:
 def test_it_begins_and_ends_once(tmp_path: Path) -> None:
     """connection_opened() before the first request, connection_closed() after the last, whoever ends the connection and
     whoever has it then; setup() and finish() once a stay."""
-    with keeping(tmp_path, "Told", keepalive_timeout=TIMEOUT_S) as service:
-        with staying(service.address, 5) as (by_handler, in_hand, held, expired, by_error):
+    with keeping(tmp_path, "Told") as service:
+        with staying(service.address, 4) as (by_handler, in_hand, held, by_error):
             service.expect("asked to raise")
-            for client in (by_handler, in_hand, held, expired, by_error):
+            for client in (by_handler, in_hand, held, by_error):
                 client.say()
             by_handler.say(b"close")
             by_handler.wait_end()
@@ -187,17 +188,27 @@ def test_it_begins_and_ends_once(tmp_path: Path) -> None:
             (tmp_path / "go on").touch()
             by_error.send(b"raise")
             by_error.wait_end()
-            wait_counted(service, held=2)
+            wait_counted(service, held=1)
             held.close()
-            expired.wait_end()
-        closed = service.wait_each("closed", 5)
-        assert len([fact for fact in service.facts if fact["event"] == "opened"]) == 5
+        closed = service.wait_each("closed", 4)
+        assert len([fact for fact in service.facts if fact["event"] == "opened"]) == 4
         reasons = wait_counted(service, held=0, active=0, lingering=0, queued=0)
-    assert sorted(fact["state"] for fact in closed) == [1, 1, 2, 2, 2]
-    assert reasons["idle_timeout"] == 1
+    assert sorted(fact["state"] for fact in closed) == [1, 2, 2, 2]
     assert reasons["client"] + reasons["handler"] == 4
     assert reasons["handler"] >= 2
-    assert len([fact for fact in service.facts if fact["event"] == "closed"]) == 5
+    assert len([fact for fact in service.facts if fact["event"] == "closed"]) == 4
+
+
+def test_who_has_expired_has_ended_once(tmp_path: Path) -> None:
+    """The same of who has been idle for too long: one that is so before its first message has never begun."""
+    with keeping(tmp_path, "Told", keepalive_timeout=TIMEOUT_S) as service:
+        with answered(service.address) as client:
+            client.wait_end()
+        assert wait_counted(service, held=0, active=0, lingering=0, queued=0)["idle_timeout"] >= 1
+        service.wait("closed")
+        assert service.settled()["completed"] == 1
+    facts = [fact for fact in service.facts if fact["event"] in ("opened", "closed")]
+    assert [(fact["event"], fact.get("state")) for fact in facts] == [("opened", None), ("closed", 1)]
 
 
 @pytest.mark.parametrize("kind", ["sync", "threads"])
@@ -221,10 +232,10 @@ def test_who_speaks_first(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sync", "unix"])
 def test_complete_requests_only(kind: str, tmp_path: Path) -> None:
     """A class that says what is whole is given nothing else: more clients than workers that stop within a line cost
-    nobody, and are answered when the rest comes, byte by byte; one that stays short is closed in its time."""
-    with keeping(tmp_path, "Whole", incomplete_timeout=2.5, **KINDS[kind]) as service:
-        with staying(service.address, 6) as (busy, short, *clients):
-            for client in (short, *clients):
+    nobody, and are answered when the rest comes, byte by byte."""
+    with keeping(tmp_path, "Whole", incomplete_timeout=HUNG, **KINDS[kind]) as service:
+        with staying(service.address, 5) as (busy, *clients):
+            for client in clients:
                 client.sock.sendall(b"s")
             for client in clients:
                 for byte in b"ay x y":
@@ -237,18 +248,46 @@ def test_complete_requests_only(kind: str, tmp_path: Path) -> None:
                 client.sock.sendall(b"\n")
                 client.sent += 1
                 assert client.heard() == b"t"
-            with contextlib.suppress(ConnectionResetError):  # its byte was never read
-                short.wait_end()
-            wait_counted(service, idle_timeout=1)
-        wait_counted(service, held=0, idle_timeout=1, client=5)
+        wait_counted(service, held=0, client=5)
         statistics = service.settled()
     assert statistics["completed"] == busy.sent + sum(client.sent for client in clients)
     assert statistics["accepted"] == statistics["completed"]
 
 
-def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) -> None:
-    """keepalive_timeout closes who has said nothing for so long; max_idle_connections closes the longest idle."""
-    with keeping(tmp_path, "Told", max_idle_connections=3, keepalive_timeout=2.0) as service:
+@pytest.mark.parametrize("kind", ["sync", "unix"])
+def test_what_stays_short_is_closed_in_its_time(kind: str, tmp_path: Path) -> None:
+    """By the holder, after incomplete_timeout; it is no request, and whoever says a whole one is answered meanwhile."""
+    with keeping(tmp_path, "Whole", incomplete_timeout=TIMEOUT_S, **KINDS[kind]) as service:
+        with staying(service.address, 2) as (busy, short):
+            began = time.monotonic()
+            short.sock.sendall(b"s")
+            assert busy.say(b"say z") == b"z"
+            with contextlib.suppress(ConnectionResetError):  # its byte was never read
+                short.wait_end()
+            assert time.monotonic() - began >= TIMEOUT_S
+            wait_counted(service, idle_timeout=1)
+        wait_counted(service, held=0, idle_timeout=1, client=1)
+        statistics = service.settled()
+    assert (statistics["accepted"], statistics["completed"]) == (1, 1)
+
+
+def test_the_idle_are_closed_in_their_time(tmp_path: Path) -> None:
+    """keepalive_timeout closes who has said nothing for so long, counted from his last message."""
+    with keeping(tmp_path, "Told", keepalive_timeout=2.0) as service, staying(service.address, 3) as clients:
+        for client in clients:
+            client.say()
+        began = time.monotonic()
+        clients[0].say()
+        for client in (*clients[1:], clients[0]):
+            client.wait_end()
+        assert time.monotonic() - began > 1.5
+        wait_counted(service, held=0, idle_timeout=3)
+        service.wait_each("closed", 3)
+
+
+def test_the_longest_idle_is_evicted(tmp_path: Path) -> None:
+    """max_idle_connections closes who has said nothing for longest."""
+    with keeping(tmp_path, "Told", max_idle_connections=3) as service:
         with contextlib.ExitStack() as stack:
             clients = []
             for number in range(5):
@@ -259,13 +298,12 @@ def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) 
                 client.wait_end()
             assert quiet(*clients[2:])
             wait_counted(service, evicted=2)
-            began = time.monotonic()
             clients[2].say()
-            for client in (*clients[3:], clients[2]):
-                client.wait_end()
-            assert time.monotonic() - began > 1.5
-            wait_counted(service, held=0, idle_timeout=3)
-        assert len(service.wait_each("closed", 5)) == 5
+            wait_counted(service, held=3, lingering=0)
+            stack.enter_context(stay(service.address)).say()
+            clients[3].wait_end()
+            assert quiet(clients[2], clients[4])
+        assert len(service.wait_each("closed", 6)) == 6
 
 
 @pytest.mark.once
@@ -273,8 +311,8 @@ def test_the_idle_are_closed_in_their_time_and_the_oldest_first(tmp_path: Path) 
 def test_who_says_nothing_at_all(handler: str, tmp_path: Path) -> None:
     """first_byte_timeout is waited for by the holder, over a reload as well: nobody waits meanwhile. Who has said
     something may be silent for longer."""
+    began = time.monotonic()
     with releasing(tmp_path, handler, first_byte_timeout=5.0) as service, staying(service.address, 10) as clients:
-        began = time.monotonic()
         service.wait_ready(2)
         with staying(service.address, 2) as speaking:
             if handler == "Greeting":
@@ -297,11 +335,11 @@ def test_who_says_nothing_at_all(handler: str, tmp_path: Path) -> None:
 def test_a_request_is_what_is_measured(tmp_path: Path) -> None:
     """A connection that lives longer than request_timeout is not ended by it, a request that does is, with its
     connection; max_requests counts requests, and the connections of a worker that is recycled go on."""
-    with keeping(tmp_path, request_timeout=1.0, max_requests=5) as service:
+    with keeping(tmp_path, request_timeout=2.0, max_requests=5) as service:
         service.expect("a request has run for longer than request_timeout")
         with staying(service.address, 4) as (spinning, *clients):
             began = time.monotonic()
-            while time.monotonic() < began + 1.5 or service.statistics()["exits"].get("max_requests", 0) < 3:
+            while time.monotonic() < began + 2.5 or service.statistics()["exits"].get("max_requests", 0) < 3:
                 assert time.monotonic() < began + HUNG, "hung: no worker is recycled"
                 for client in clients:
                     client.say()
@@ -381,8 +419,10 @@ def test_it_ends_beside_a_copy(how: str, tmp_path: Path) -> None:
     """A process of the program's, forked while the connection was in hand, has a copy of it for as long as it lives:
     the client is told of the end all the same, whoever ends the connection."""
     settings = {"keepalive_timeout": TIMEOUT_S} if how == "expired" else {}
-    with releasing(tmp_path, "Handler", max_idle_connections=1, **settings) as service, stay(service.address) as client:
-        client.say(b"fork")
+    with (
+        releasing(tmp_path, "Handler", max_idle_connections=1, **settings) as service,
+        answered(service.address, b"fork") as client,
+    ):
         if how != "expired":
             wait_counted(service, held=1)
         if how == "evicted":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients.connections import HUNG, Connection, dial
-from tests.support.clients.keeping import KINDS, Staying, holder, keeping, releasing, stay, wait_counted
+from tests.support.clients.keeping import KINDS, Staying, answered, holder, keeping, releasing, stay, wait_counted
 from tests.support.programs.releases import numbered
 from tests.support.programs.service import Service
 
@@ -109,10 +109,11 @@ def test_who_is_ended_by_the_holder(handler: str, settings: dict[str, Any], tmp_
     """There is room again, whether the holder closes it itself, or a worker whose handler wants to hear of it."""
     with keeping(tmp_path, handler, max_connections_per_client=2, **settings) as service:
         for _ in range(3):
-            with said(stay(service.address)) as first:
+            with answered(service.address) as first:
                 if "max_idle_connections" in settings:
                     wait_counted(service, held=1)  # so that it is the longest idle one
-                with said(stay(service.address)) as second:
+                with answered(service.address) as second:
                     first.wait_end()
                     second.say(b"close") if "max_idle_connections" in settings else second.wait_end()
             wait_counted(service, held=0, lingering=0, active=0, queued=0)
+        assert service.settled()["rejected"] == 0

@@ -23,7 +23,7 @@ class Site(prefork.KeepAliveMixIn, http.server.SimpleHTTPRequestHandler):
 
 
 class Server(prefork.PreForkingTCPServer):
-    keepalive_timeout = 0.5
+    keepalive_timeout = 2.0
 
     def __init__(self, address: Any) -> None:
         super().__init__(address, Lines)

@@ -95,6 +95,19 @@ def stay(address: Any) -> Staying:
     return Staying(dial(address))
 
 
+def answered(address: Any, line: bytes = b"pid") -> Staying:
+    """One whose first message was answered: the next one, where it expired between its connect and the message."""
+    deadline = monotonic() + HUNG
+    while True:
+        client = stay(address)
+        with contextlib.suppress(ConnectionError):
+            client.send(line)
+        if client.answer_or_end() is not None:
+            return client
+        client.close()
+        assert monotonic() < deadline, "hung: nobody is answered"
+
+
 @contextlib.contextmanager
 def staying(address: Any, count: int) -> Iterator[list[Staying]]:
     """So many of them, open for the block."""
