@@ -164,7 +164,8 @@ def ci() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*argv: str) -> "subprocess.Popen[str]":
-        command = ["bash", str(ROOT / ".ci" / "run"), *argv]
+        # A shell catches no signal that it has inherited as ignored, as HUP is below nohup.
+        command = ["env", "--default-signal=HUP", "bash", str(ROOT / ".ci" / "run"), *argv]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 
