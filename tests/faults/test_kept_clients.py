@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import signal
 import socket
 import struct
 from pathlib import Path
@@ -207,5 +208,8 @@ def test_a_fork_in_a_handler(tmp_path: Path) -> None:
         (tmp_path / "go on").touch()
         for client in others:
             client.say()
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        service.wait_gone()  # the copy's process, whom nobody waits for
     figure("CPU of workers and holder in 0.4 s beside a forked copy", ms(used))
     assert used < 0.1

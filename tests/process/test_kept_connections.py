@@ -438,6 +438,9 @@ def test_it_ends_beside_a_copy(how: str, tmp_path: Path) -> None:
             service.signal(signal.SIGHUP)
         client.wait_end()
         (tmp_path / "go on").touch()
+        service.signal(signal.SIGTERM)
+        assert service.wait_exit() == 0
+        service.wait_gone()  # the copy's process, whom nobody waits for
 
 
 EXECUTOR = "from tests.process.programs.kept_executor import InExecutor as Hooks\n"
