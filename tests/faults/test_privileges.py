@@ -20,7 +20,7 @@ from prefork.sockets.addresses import address_text
 from tests.faults.injection.injector import CALLS
 from tests.faults.test_surroundings import surrounded
 from tests.support.clients.connections import Connection, dial
-from tests.support.clients.controlling import asked, ctl, open_folder
+from tests.support.clients.controlling import asked, ctl, looked_at, open_folder, until
 from tests.support.clients.scraping import get
 from tests.support.hosts.users import become, dropped, seen
 from tests.support.programs.command import HUNG, MODULE, ROOT
@@ -262,7 +262,8 @@ def test_the_clients_of_a_worker(more: str, tmp_path: Path) -> None:
         service.wait_ready(1)
         with service.hold() as held:
             peer = ":".join(map(str, held.sock.getsockname()[:2]))
-            assert asked(tmp_path / "c", "workers")["workers"][0]["peers"] == ([peer] if more else [])
+            found = until(lambda found: looked_at(found) or not more, lambda: asked(tmp_path / "c", "workers"))
+            assert found["workers"][0]["peers"] == ([peer] if more else [])
 
 
 def test_without_a_user() -> None:

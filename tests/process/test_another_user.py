@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.clients.controlling import OTHER, as_other, asked, ctl, open_folder, printed
+from tests.support.clients.controlling import OTHER, as_other, asked, ctl, looked_at, open_folder, printed, until
 from tests.support.clients.scraping import Answer, get, total
 from tests.support.hosts.users import become
 from tests.support.programs.releases import Released, numbered
@@ -64,7 +64,8 @@ def test_control(service: Released) -> None:
     assert users(service) == {USER}
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (USER, 0o600)
     with service.hold() as held:
-        workers = {worker["pid"]: worker for worker in printed(path, "workers", before=AS_USER)["workers"]}
+        found = until(looked_at, lambda: printed(path, "workers", before=AS_USER))
+        workers = {worker["pid"]: worker for worker in found["workers"]}
         stacks = {worker["pid"]: worker["stacks"] for worker in printed(path, "stacks", before=AS_USER)["workers"]}
         peer = ":".join(map(str, held.sock.getsockname()[:2]))
     assert set(workers) == set(stacks) == set(service.workers())

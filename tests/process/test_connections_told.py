@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients.controlling import asked, ctl
+from tests.support.clients.controlling import asked, ctl, looked_at, until
 from tests.support.clients.keeping import definitions, holder, keeping, stay, staying, wait_counted
 from tests.support.clients.scraping import get, total
 from tests.support.programs.service import HUNG, Service, script
@@ -40,7 +40,7 @@ def test_status_and_workers(tmp_path: Path) -> None:
                 busy.send(b"wait")
                 service.wait("waiting")
                 before = asked(tmp_path / "c", "status")
-                rows = asked(tmp_path / "c", "workers")
+                rows = until(looked_at, lambda: asked(tmp_path / "c", "workers"))
                 shown = [ctl(tmp_path / "c", verb).stdout for verb in ("status", "workers")]
                 (tmp_path / "go on").touch()
                 busy.heard()

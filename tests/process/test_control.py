@@ -43,9 +43,11 @@ def test_status_and_workers_are_true(service: Released) -> None:
     """What is said of the service and of each worker is what the kernel and the clients know of them."""
     with service.hold() as held:
         status = result_of(service, "status")
-        workers = {worker["pid"]: worker for worker in result_of(service, "workers")["workers"]}
+        found = controlling.until(controlling.looked_at, lambda: result_of(service, "workers"))
+        workers = {worker["pid"]: worker for worker in found["workers"]}
         peer = ":".join(map(str, held.sock.getsockname()[:2]))
-        of_one = ctl(service, "workers", str(workers[held.pid]["slot"])).stdout
+        slot = str(workers[held.pid]["slot"])
+        of_one = controlling.until(lambda text: peer in text, lambda: ctl(service, "workers", slot).stdout)
     assert (status["pid"], status["phase"], status["generation"]) == (service.pid, "running", 1)
     assert status["address"] == ":".join(map(str, service.address))
     assert (status["workers"]["idle"], status["workers"]["busy"]) == (WORKERS - 1, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients.controlling import asked, ctl
+from tests.support.clients.controlling import asked, ctl, looked_at, until
 from tests.support.programs.service import HUNG, Service, script
 
 ME = f"pid={os.getpid()} uid={os.getuid()}"
@@ -23,7 +23,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def peers(service: Service) -> dict[int, list[str]]:
-    return {worker["pid"]: worker["peers"] for worker in asked(service.directory / "c", "workers")["workers"]}
+    found = until(looked_at, lambda: asked(service.directory / "c", "workers"))
+    return {worker["pid"]: worker["peers"] for worker in found["workers"]}
 
 
 def test_a_client_is_its_process(service: Service) -> None:
@@ -31,7 +32,7 @@ def test_a_client_is_its_process(service: Service) -> None:
     with service.hold() as held:
         (other,) = set(service.workers()) - {held.pid}
         assert peers(service) == {held.pid: [ME], other: []}
-        assert ME in ctl(service.directory / "c", "workers").stdout
+        assert until(lambda text: ME in text, lambda: ctl(service.directory / "c", "workers").stdout)
         assert asked(service.directory / "c", "status")["address"] == "s"
 
 
@@ -46,9 +47,9 @@ def test_a_client_with_a_name(name: str, shown: str, service: Service, monkeypat
         client.sendall(b"pid\n")
         pid = int(client.recv(100))
         assert peers(service)[pid] == [shown.format(os.getpid())]
-        table = ctl(service.directory / "c", "workers").stdout
+        said = repr(shown.format(os.getpid()))[1:-1]
+        table = until(lambda text: said in text, lambda: ctl(service.directory / "c", "workers").stdout)
         assert len(table.splitlines()) == 3
-        assert repr(shown.format(os.getpid()))[1:-1] in table
 
 
 def test_stacks(service: Service) -> None:

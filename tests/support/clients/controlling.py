@@ -10,15 +10,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from time import monotonic
+from typing import Any, BinaryIO, TypeVar
 
 from prefork.commands import COMMAND_TABLE
 from prefork.control.client import Client
 from tests.support.programs.command import HUNG, MODULE, ROOT
 
 Done = subprocess.CompletedProcess
+T = TypeVar("T")
 
 
 def ctl(path: Path, *argv: str, before: Sequence[str] = ()) -> "Done[str]":
@@ -54,6 +56,21 @@ def asked(path: Path, verb: str, argument: int | str | None = None) -> Any:
     (row,) = (row for row in COMMAND_TABLE if row.verb == verb)
     with Client(os.path.relpath(path), HUNG) as client:
         return client.result(row, argument)
+
+
+def until(true: Callable[[T], object], ask: Callable[[], T]) -> T:
+    """What is answered, once this is true of it. A look at the processes ends after LOOKING_S, whatever it has found by
+    then: where the machine stands still meanwhile, nothing."""
+    deadline = monotonic() + HUNG
+    while not true(found := ask()):
+        assert monotonic() < deadline, f"hung: {found}"
+    return found
+
+
+def looked_at(found: dict[str, Any]) -> bool:
+    """Whether what `workers` answers has all that a look finds."""
+    rows = [*found["workers"], *(found["holders"] or ())]
+    return all(row["rss_bytes"] and (row.get("peers") or row["state"] != "busy") for row in rows)
 
 
 @contextlib.contextmanager
