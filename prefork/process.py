@@ -24,7 +24,7 @@ from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.loggers import impatient
 from prefork.workers.flushing import flush_here
 from prefork.workers.lazy_imports import import_lazy
-from prefork.workers.signals import interrupted_after
+from prefork.workers.signals import held_up_after, interrupted_after
 
 from . import logs
 from .errors import ConfigError, PreforkError, reason_of
@@ -136,7 +136,7 @@ def not_loading() -> None:
 def unharmed() -> Iterator[None]:
     """Serve in the block whatever the program has done to its streams and to logging; flush both at the end."""
     open_standard_descriptors()  # the program may have closed them, to detach from its terminal
-    with impatient(interrupted_after):
+    with impatient(held_up_after):
         logs.note_removed()
         try:
             yield

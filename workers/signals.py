@@ -2,7 +2,7 @@
 
 Owns the dispositions that it replaced, and restores them. A handler notes its signal and wakes the loop; the reader of
 the notes decides what the signal means. Only the main thread of a process may call `take` and `put_back`
-(signal.signal() raises ValueError elsewhere).
+(signal.signal() raises ValueError elsewhere). Longer than most files: nobody else sets a handler or a timer.
 """
 
 import _signal  # type: ignore[import-not-found]  # the C module that `signal` wraps
@@ -13,6 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -34,6 +35,9 @@ EVERY = frozenset(map(int, signal.valid_signals()))
 TIMERS = {
     signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_VIRTUAL: signal.SIGVTALRM, signal.ITIMER_PROF: signal.SIGPROF,
 }  # fmt: skip
+
+GRACE_S = 0.1  # for what takes a millisecond, after an alarm that a host may have caused which took the processors away
+FORGIVES_EVERY_S = 600.0
 
 # By this a master tells its child to drain, after it has written so in the child's slot: from anybody else it does
 # nothing, for Python does not tell a handler who has sent it. TERM would not do: it is sent to a whole process group by
@@ -73,10 +77,19 @@ def blocked() -> Iterator[set[int]]:
         set_mask(before)
 
 
+_forgave_at = float("-inf")
+
+
+def held_up_after(seconds: float) -> AbstractContextManager[None]:
+    """As `interrupted_after()`, for what takes no time unless it hangs: a host that was away is no reason."""
+    return interrupted_after(seconds, GRACE_S)
+
+
 @contextlib.contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
+def interrupted_after(seconds: float, grace: float = 0.0) -> Iterator[None]:
     """Raise HeldUp in the block once it has taken so long, and again each time it goes on for as long.
 
+    With a grace it is let go on for so much longer, once in FORGIVES_EVERY_S: the machine may have stood still.
     In the main thread only; in another one nothing could. The timer of setitimer(2) may be in use by the program: it
     gets its signal, and what is left of its time, after the block.
     """
@@ -85,11 +98,17 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         yield
         return
     began, over, theirs = monotonic(), False, False
+    until = began + seconds
 
     def on_alarm(signum: int, frame: FrameType | None) -> None:
-        nonlocal theirs
-        if monotonic() - began < seconds:
+        global _forgave_at
+        nonlocal theirs, until
+        now = monotonic()
+        if now < until:
             theirs = True
+        elif grace and not over and now - _forgave_at >= FORGIVES_EVERY_S:
+            _forgave_at, until = now, now + grace
+            signal.setitimer(signal.ITIMER_REAL, grace, seconds)
         elif not over:
             raise HeldUp
 

@@ -17,7 +17,7 @@ from prefork.metrics.facts import ChildKind
 from prefork.metrics.loggers import impatient
 from prefork.workers import ending
 from prefork.workers.bootstrap import Birth, Master, leave
-from prefork.workers.signals import Signals, interrupted_after
+from prefork.workers.signals import Signals, held_up_after
 from prefork.workers.wakeup import Wakeup
 
 from .. import process
@@ -47,7 +47,7 @@ def rehearse(tried: Rehearsal) -> NoReturn:
     assert given is not None, "only a rehearsal rehearses"
     failed = ""
     try:
-        with impatient(interrupted_after):
+        with impatient(held_up_after):
             tried.refuse(given.values["fixed"])
             boot_one(tried)
     except Exception as exc:

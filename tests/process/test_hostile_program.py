@@ -1,11 +1,13 @@
 """A program whose streams and log handlers raise, block, are closed, full, without reader, or locked at the fork."""
 
+import os
 import signal
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 
+from prefork.metrics.loggers import HELD_UP_S
 from tests.support.clients.connections import ask
 from tests.support.clients.controlling import ctl
 from tests.support.programs.command import running
@@ -102,6 +104,24 @@ def test_a_configuration_that_disables_loggers(call: str, where: str, tmp_path: 
     assert "RuntimeError: asked to raise" in text
     assert "drained (exit status 0)" in text
     assert text.count("has taken prefork's log handler away") == bool(where)
+
+
+def test_a_log_handler_in_which_the_machine_stands_still(tmp_path: Path) -> None:
+    """It has taken longer than a handler may, and is not left out for it: what follows is logged, too."""
+    with Service(tmp_path, script("import tests.process.programs.standing", max_children=1)) as service:
+        service.wait_ready(1)
+        (tmp_path / "stand").touch()
+        killed = service.workers()
+        service.signal(signal.SIGKILL, killed[0])
+        os.waitid(os.P_PID, service.pid, os.WSTOPPED | os.WNOWAIT)
+        sleep(1.5 * HELD_UP_S)  # an input: how long it stands still
+        service.signal(signal.SIGCONT)
+        service.wait_ready(1, killed=1)
+        killed += service.workers()
+        service.signal(signal.SIGKILL, killed[1])
+        service.wait_ready(1, killed=2)
+    text = (tmp_path / "there.log").read_text()
+    assert [f"pid={pid}: killed (killed by SIGKILL)" in text for pid in killed] == [True, True]
 
 
 def test_descriptors_closed_at_import(tmp_path: Path) -> None:
