@@ -28,14 +28,11 @@ class _Pipe:
             self.ends = os.pipe()
             for end in self.ends:
                 os.set_blocking(end, False)
-        self._known = tuple(map(identity, self.ends))
-
-    def is_ours(self) -> bool:
-        return not any(map(lost, self.ends, self._known))
+        self.known = identity(self.ends[0]), identity(self.ends[1])
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # the constructor failed
-            for end, known in zip(self.ends, self._known, strict=True):
+            for end, known in zip(self.ends, self.known, strict=True):
                 if not lost(end, known):
                     os.close(end)
 
@@ -63,16 +60,21 @@ class Wakeup:
 
     def wake(self) -> None:
         """End the current wait, or the next one. Never blocks or raises: a full buffer means a wake-up is pending."""
-        pipe = self._pipe
-        with contextlib.suppress(OSError):
-            if pipe is not None and pipe.is_ours():
-                os.write(pipe.ends[1], b"\0")
+        if (pipe := self._pipe) is not None:
+            (read, write), (read_known, write_known) = pipe.ends, pipe.known
+            try:
+                if not (lost(read, read_known) or lost(write, write_known)):
+                    os.write(write, b"\0")
+            except OSError:
+                pass
 
     def drain(self) -> None:
         """Discard the wake-ups so far, and run the handlers of the signals among them."""
-        pipe = self._pipe
-        with contextlib.suppress(OSError):
-            while pipe is not None and pipe.is_ours() and len(os.read(pipe.ends[0], 4096)) == 4096:
+        if (pipe := self._pipe) is not None and not lost(pipe.ends[0], pipe.known[0]):
+            try:
+                while len(os.read(pipe.ends[0], 4096)) == 4096:
+                    pass
+            except OSError:
                 pass
         # This call checks for pending signals. Since CPython 3.13 nothing else does in a process that was forked by a
         # thread other than the main one, as in a pool that serves in a thread: the flag that interrupts Python code is
