@@ -10,6 +10,7 @@ import select
 import sys
 from collections.abc import Callable
 from enum import Enum, auto
+from threading import Lock
 from time import monotonic
 from traceback import clear_frames
 from typing import Any
@@ -88,16 +89,17 @@ class Shortage:
 
 
 class NotAccepted:
-    """The calls of `get_request()` that raised; counted in the words of a slot.
+    """The calls of `get_request()` that raised, in any thread; counted in the words of a slot.
 
     `is_shut` returns whether the listener was shut down. `on_shut` is called with True when that is found out, and with
-    False when something has come after all; None: the listener is left alone for a while instead.
+    False when something has come after all, by one thread at a time; None: the listener is left alone for a while
+    instead.
     """
 
     def __init__(
         self, words: memoryview, is_shut: Callable[[], bool], on_shut: Callable[[bool], object] | None = None
     ) -> None:  # fmt: skip
-        self.in_vain = 0  # since something has come
+        self.in_vain = 0  # since something has come; if it is 0, nobody calls `end()`
         self.in_a_row = 0  # of those, what is not a client's doing
         self.why: str | None = None  # the listener has to be left alone; a text, for the exception holds its frames
         self._words = words
@@ -105,18 +107,19 @@ class NotAccepted:
         self._is_shut = is_shut
         self._on_shut = on_shut
         self._known_shut = False
+        self._telling = Lock()  # else what was told last might not be what is known
 
     def end(self) -> None:
         """Note that something has come."""
         self.in_vain = self.in_a_row = 0
-        if self._known_shut and self._on_shut is not None:
-            self._known_shut = False
-            self._on_shut(False)
+        if self._known_shut:
+            self._tell(shut=False)
 
     def count(self, exc: OSError) -> Accepted:
-        self.in_vain += 1
+        self.in_vain = in_vain = self.in_vain + 1
         if isinstance(exc, BlockingIOError):  # also where nothing can come, but of TCP
-            asks = self._known_shut or not self.in_vain % IN_VAIN
+            # By this thread's own number: another's, counted since, might pass over the one that asks.
+            asks = self._known_shut or not in_vain % IN_VAIN
             return self._shut() if asks and self._is_shut() else NOTHING
         self._words[ACCEPT_ERRORS + accept_error(exc)] += 1
         if is_resource_error(exc):
@@ -130,10 +133,16 @@ class NotAccepted:
         if self._on_shut is None:
             self.why = SHUT_DOWN
             return NO_RESOURCES
-        if not self._known_shut:
-            self._known_shut = True
-            self._on_shut(True)
+        self._tell(shut=True)
         return SHUT
+
+    def _tell(self, *, shut: bool) -> None:
+        with self._telling:
+            if self._on_shut is not None and shut is not self._known_shut:
+                self._known_shut = shut
+                if shut:
+                    self.in_vain = 1  # after that: another thread's `end()` may have come since it was counted
+                self._on_shut(shut)
 
     def count_unexpected(self, exc: Exception) -> Accepted:
         """Log an exception of the program's `get_request()`, and close its connection.

@@ -3,13 +3,15 @@
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from prefork.metrics.facts import AcceptError
-from prefork.workers.accepting import accept_error, is_resource_error, is_shortage
+from prefork.metrics.scoreboard import HEADER_WORDS
+from prefork.workers.accepting import IN_VAIN, Accepted, NotAccepted, accept_error, is_resource_error, is_shortage
 from prefork.workers.plain_accept import accepted_by
 
 
@@ -116,3 +118,95 @@ def test_a_listener_that_is_no_socket() -> None:
                 request.close()
         own.accept = lambda: ("a request", "somebody")  # type: ignore[method-assign,assignment,return-value]
         assert accepted_by(own) == ("a request", "somebody")
+
+
+HUNG = 30.0
+SHUT, NOTHING_NOW = OSError(errno.EINVAL, "invalid"), BlockingIOError(errno.EAGAIN, "nothing now")
+
+
+class Two:
+    """Two threads that accept at a listener; each is told something by the steps of the other."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self.meanwhile: dict[object, Callable[[], object]] = {}  # once, where the one thread is: "asked", True or False
+        self.others: list[threading.Thread] = []
+        self.failed = NotAccepted(memoryview(bytearray(8 * HEADER_WORDS)).cast("Q"), self._is_shut, self._on_shut)
+
+    def _is_shut(self) -> bool:
+        self._meet("asked")
+        return True
+
+    def _on_shut(self, shut: bool) -> None:
+        self._meet(shut)
+        self.told.append(shut)
+
+    def _meet(self, where: object) -> None:
+        """Begin the other's step; it waits for this one's, or is done at once."""
+        if (step := self.meanwhile.pop(where, None)) is not None:
+            other = threading.Thread(target=step)
+            self.others.append(other)
+            other.start()
+            other.join(0.05)  # an input: as long as it would take if it did not wait
+
+    def join(self) -> None:
+        for each in self.others:
+            each.join(HUNG)
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known to be shut down, as the next accept that finds nothing has it."""
+        return self.failed._known_shut
+
+
+def test_something_comes_while_it_is_told_to_be_shut() -> None:
+    """What is told last is that something has come, and that is what is known."""
+    two = Two()
+    two.meanwhile[True] = two.failed.end
+    assert two.failed.count(SHUT) is Accepted.SHUT
+    two.join()
+    assert (two.told, two.known) == ([True, False], False)
+
+
+def test_shut_down_while_something_is_told_to_have_come() -> None:
+    """What is told last is that it is shut down: else who waits would be told of it for ever."""
+    two = Two()
+    two.failed.count(SHUT)
+    two.meanwhile[False] = lambda: two.failed.count(SHUT)
+    two.failed.end()
+    two.join()
+    assert (two.told, two.known) == ([True, False, True], True)
+
+
+def test_something_comes_before_it_is_told_to_be_shut() -> None:
+    """The next that comes is told all the same: nothing that was counted is needed for that."""
+    two = Two()
+    two.meanwhile["asked"] = two.failed.end
+    assert two.failed.count(SHUT) is Accepted.SHUT
+    two.join()
+    assert (two.told, two.known, bool(two.failed.in_vain)) == ([True], True, True)
+    two.failed.end()
+    assert (two.told, two.known) == ([True, False], False)
+
+
+def test_each_number_of_accepts_in_vain_is_some_threads() -> None:
+    """Of two threads that find nothing, one asks in the end, whoever counts in between."""
+
+    class Amid(NotAccepted):
+        """Another thread counts one more between two steps of this one."""
+
+        amid = True  # at first it is alone
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "in_vain" and value > 1 and not self.amid:
+                self.amid = True
+                outcomes.append(self.count(NOTHING_NOW))
+                self.amid = False
+
+    outcomes: list[Accepted] = []
+    failed = Amid(memoryview(bytearray(8 * HEADER_WORDS)).cast("Q"), lambda: True, lambda shut: None)
+    outcomes.append(failed.count(NOTHING_NOW))
+    failed.amid = False
+    outcomes += [failed.count(NOTHING_NOW) for _ in range(IN_VAIN)]
+    assert Accepted.SHUT in outcomes
