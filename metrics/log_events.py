@@ -104,6 +104,7 @@ class LogEvent(Enum):
     DRAIN_HOOK_FAILED = "worker_draining() raised"
     # Logs, the service manager, the program's own metrics.
     NOTHING_TO_REOPEN = "there is no log file to reopen"
+    LOG_HANDING_SHUT = "a process of the service has shut down what hands on a new log file; its children are replaced"
     REOPEN_FAILED = "the log file could not be reopened"
     LOG_DROPPED = "`dropped` log messages were given up so that service goes on"
     HANDLER_FAILED = "a log handler of the program's raised, or took too long"

@@ -306,6 +306,16 @@ def pack() -> tuple[list[int], list[int]] | None:
     return fds, fds
 
 
+def handed_anew() -> bool:
+    """Return whether the pair that hands on a new file is another one since the last call, of which no child has a
+    copy."""
+    if _handler is None or _handler.sink._shared is None:
+        return False
+    handing = _handler.sink._shared.handing
+    anew, handing.anew = handing.anew, False
+    return anew
+
+
 def follow() -> None:
     """Adopt the level and the log file that are in force. Called now and then in a child, and when it was poked."""
     if _handler is not None:

@@ -17,7 +17,7 @@ from prefork.metrics.board import BOOT, LOOP_DELAY, Board, Word
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
 from prefork.metrics.scoreboard import DRAIN_ASKED, Slot
-from prefork.workers import strays
+from prefork.workers import sinks, strays
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.connection_table import pack_connections, table_of_connections
 from prefork.workers.holding import Holding, LetThrough, held, holds_some
@@ -57,6 +57,7 @@ log = logging.getLogger("prefork.supervisor")
 PAUSE_S = 0.5  # a turn that comes this late means that the master itself was stopped
 PEERS_WITHIN_S = 0.01  # longest look for the peers of a worker that is cut
 HOLDER_ENDS_WITHIN_S = 1.0  # it has only to close what it has
+HAVE_SUCCESSORS = (ChildKind.WORKER, ChildKind.EXPORTER, ChildKind.HOLDER, ChildKind.COMPANION)
 TURN_AGAIN_S = 1.0  # until the next turn, after one that the kernel did not let us finish
 
 PHASE_MAY_FOLLOW: dict[Phase, set[Phase]] = {
@@ -349,6 +350,12 @@ class Supervisor:
         """Reopen the log file, and wake every child that may be idle, so that none keeps the old one. Return an empty
         string, or why it failed."""
         why_not = logs.reopen()
+        if sinks.handed_anew():
+            log.error(
+                "what hands on a new log file was shut down by a process of the service; its children are replaced",
+                extra=event(LogEvent.LOG_HANDING_SHUT),
+            )
+            self._replace(HAVE_SUCCESSORS, self.clock.now())
         if not why_not:
             for child in self.table:
                 if child.kind in signalling.POKED:
@@ -471,7 +478,7 @@ class Supervisor:
     def _snapshot(self, now: float) -> policy.PoolSnapshot:
         waiting = self._accept_queues.look(now)
         if self._accept_queues.bound_anew():
-            self._replace_who_listened(now)
+            self._replace((ChildKind.WORKER, ChildKind.EXPORTER), now)
         saturated, self.waiting.saturated = self.waiting.saturated, False
         late_at, clock = self.companions.run_late_at, self.clock
         place_of = self.table.place_of
@@ -482,13 +489,15 @@ class Supervisor:
             companions=self.companions.views(), can_start=self.service.work is not None,
         )  # fmt: skip
 
-    def _replace_who_listened(self, now: float) -> None:
-        """Have whoever has a copy of the listeners replaced: one of them is another socket now."""
+    def _replace(self, kinds: Sequence[ChildKind], now: float) -> None:
+        """Have all children of these kinds replaced: they have a copy of a socket that is another one now."""
         for child in self.table:
-            if child.kind is ChildKind.WORKER:
-                child.replace = True
-            elif child.kind is ChildKind.EXPORTER:
+            if child.kind not in kinds:
+                continue
+            if child.kind is ChildKind.EXPORTER:
                 signalling.retire(child, now)
+            else:
+                child.replace = True
 
     def _note_overload(self, queued: bool, now: float) -> None:
         if self.phase is not Phase.RUNNING:

@@ -98,3 +98,32 @@ def test_reopened_by_everybody(tmp_path: Path) -> None:
         assert log.requests(old_one.pid) == log.requests(new_one.pid) == 1
         assert rotated[0] == before
         assert rotated == [path.read_text() for path in (old, older, oldest)]
+
+
+def test_what_hands_it_on_was_shut_down(tmp_path: Path) -> None:
+    """By a handler, for all processes: the next `reopen` makes another one, and who has the old one is replaced."""
+    folder = tmp_path / "logs"
+    folder.mkdir(mode=0o700)
+    (tmp_path / "s.toml").write_text(FILE)
+    source = script("from tests.process.programs.dropping import Handler, Hooks")
+    with Service(tmp_path, source, argv=["-m", "prefork", "run", "--config", "s.toml"]) as service:
+        service.wait_ready(2)
+        exporter = tuple(service.wait("exporting")["address"])
+        assert get(exporter).status == 200
+        log = Rotated(service, folder)
+        with service.connect() as client:
+            assert client.ask(b"shut") == b"AF_UNIX SOCK_SEQPACKET, AF_UNIX SOCK_SEQPACKET, listener"
+        before = service.workers()
+        log.rotate()
+        service.wait_ready(2, replaced=2)
+        assert get(exporter).status == 200
+        assert not set(before) & set(service.workers())
+        said, old = log.rotate()
+        assert said == "reopened by 4 of 4 processes\n"
+        rotated = old.read_text()
+        assert rotated.count("what hands on a new log file was shut down") == 1
+        with service.hold() as held:
+            pass
+        service.settled()
+        assert log.requests(held.pid) == 1
+        assert old.read_text() == rotated

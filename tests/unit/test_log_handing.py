@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def test_no_descriptor_is_lost(handing: LogHanding, tmp_path: Path) -> None:
         for number in range(20):
             handing.hand(number, file.fileno())
             assert handing.look(number + 1) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])
+@pytest.mark.parametrize("end", [0, 1])
+def test_shut_down(end: int, how: int, handing: LogHanding, tmp_path: Path) -> None:
+    """By a process that has a copy of it: there is another pair under its numbers, if it cannot be used any more."""
+    before = len(os.listdir("/proc/self/fd"))
+    with socket.socket(fileno=os.dup(handing.fds[end])) as copy_of_a_child, (tmp_path / "log").open("w") as file:
+        copy_of_a_child.shutdown(how)
+        handing.hand(1, file.fileno())
+        assert handing.anew == (how in ((socket.SHUT_WR, socket.SHUT_RDWR), (socket.SHUT_RD, socket.SHUT_RDWR))[end])
+        assert same(handing.look(1), tmp_path / "log")
+        assert not any(map(os.get_inheritable, handing.fds))
+        assert os.path.sameopenfile(copy_of_a_child.fileno(), handing.fds[end]) == (not handing.anew)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
