@@ -91,7 +91,7 @@ def interrupted_after(seconds: float, grace: float = 0.0) -> Iterator[None]:
 
     With a grace it is let go on for so much longer, once in FORGIVES_EVERY_S: the machine may have stood still.
     In the main thread only; in another one nothing could. The timer of setitimer(2) may be in use by the program: it
-    gets its signal, and what is left of its time, after the block.
+    gets its signal, and what is left of its time, after the block. Nothing is raised on the way into it, or out of it.
     """
     handler = _signal.getsignal(signal.SIGALRM)
     if handler is None or threading.current_thread() is not threading.main_thread():
@@ -109,7 +109,7 @@ def interrupted_after(seconds: float, grace: float = 0.0) -> Iterator[None]:
         elif grace and not over and now - _forgave_at >= FORGIVES_EVERY_S:
             _forgave_at, until = now, now + grace
             signal.setitimer(signal.ITIMER_REAL, grace, seconds)
-        elif not over:
+        elif not over and not (frame and frame.f_code in _ON_THE_WAY):
             raise HeldUp
 
     _signal.signal(signal.SIGALRM, on_alarm)
@@ -128,6 +128,13 @@ def interrupted_after(seconds: float, grace: float = 0.0) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(left - (monotonic() - began), 1e-6), interval)
         if theirs:
             signal.raise_signal(signal.SIGALRM)
+
+
+_MANAGER: Any = type(interrupted_after(0.0))
+_ON_THE_WAY = {
+    each.__code__
+    for each in (interrupted_after.__wrapped__, _MANAGER.__enter__, _MANAGER.__exit__)  # type: ignore[attr-defined]
+}
 
 
 def disarm() -> None:

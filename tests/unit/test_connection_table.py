@@ -41,6 +41,7 @@ def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """The things that others do while a claim waits, one at each look."""
     acts: list[Callable[[], object]] = []
     monkeypatch.setattr(module, "sleep", lambda seconds: acts.pop(0)() if acts else None)
+    monkeypatch.setattr(module, "monotonic", lambda: 0.0)  # patience has no end
     return acts
 
 

@@ -11,8 +11,9 @@ from types import FrameType
 
 import pytest
 
+from prefork.workers import signals as module
 from prefork.workers.holding import LetThrough, held, holds_some
-from prefork.workers.signals import Signals, ignore
+from prefork.workers.signals import Signals, ignore, interrupted_after
 from prefork.workers.wakeup import Wakeup
 
 
@@ -167,3 +168,24 @@ def test_stacks_that_the_program_asks_for_stay() -> None:
         wakeup.close()
         os.close(stacks)
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_alarm_on_the_way_into_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process stood still before the block had begun: it is not interrupted, and handler, timer and mask are put
+    back after it."""
+    clock = iter([0.0])
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock, 99.0))
+    before, done = signal.getsignal(signal.SIGALRM), False
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    try:
+        signal.raise_signal(signal.SIGALRM)  # it comes as soon as it is unblocked
+        with interrupted_after(30.0):
+            done = True
+        assert done
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert signal.getsignal(signal.SIGALRM) is before
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask | {signal.SIGALRM}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
