@@ -61,8 +61,8 @@ def test_signals_of_the_program(tmp_path: Path) -> None:
         service.wait_ready(WORKERS)
         for release in (AFTERWARDS + "tell('failing'); raise RuntimeError('only here')\n", numbered(3)):
             service.release("class Hooks(Told): pass\n" + release)
-            service.signal(signal.SIGHUP)
             after, hung_at = service.mark(), monotonic() + HUNG
+            service.signal(signal.SIGHUP)
             while not any(map(has_come, service.facts[after:])):
                 assert service.process.poll() is None, "it is gone"
                 assert monotonic() < hung_at, "hung: there is no new image"
