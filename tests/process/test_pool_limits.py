@@ -129,6 +129,7 @@ def test_slow_requests_show_their_stacks(bases: str, tmp_path: Path) -> None:
     assert service.log.count(" in handle\n") == 1
 
 
+@pytest.mark.timed
 def test_request_timeout(tmp_path: Path) -> None:
     """A request past request_timeout is cut: its peer and stack in the log, its worker replaced, it is timed out."""
     with Service(tmp_path, script(max_children=2, request_timeout=0.5, control_allow="root")) as service:
