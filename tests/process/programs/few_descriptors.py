@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 from prefork import DatagramRequestHandler, ForkingTCPServer, ForkingUDPServer
-from tests.support.programs.serving import Upper
+from tests.support.programs.serving import Upper, descriptors
 
 FORKS_FOR = os.getpid()
 
@@ -58,7 +58,11 @@ if __name__ == "__main__":
     thread.start()
     print(server.server_address[1], flush=True)
     sys.stdin.readline()
-    free = [os.dup(0) for _ in range(int(sys.argv[2]))]
+    while server.active_children or server._prefork_.counting.lane is None:  # until it has all for the next request
+        os.sched_yield()
+    while (last := os.dup(0)) < max(descriptors()):
+        pass  # what is open must be below the limit, to be free again when it is closed
+    free = [last, *(os.dup(0) for _ in range(int(sys.argv[2]) - 1))]
     lowest = os.dup(0)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
     for fd in [lowest, *free]:
