@@ -61,7 +61,7 @@ class ForkedRequests(Supervised):
         return self.collects or super().wants_polling()
 
     def wait_for_requests(self) -> None:
-        if self.birth is None:
+        if not self.is_copy():
             for child in () if self.supervisor is None else self.supervisor.table:
                 with contextlib.suppress(ValueError):  # another thread has reaped it
                     child.slot.tell_to_drain(ends=True)  # connections that rest in it are over
@@ -71,7 +71,7 @@ class ForkedRequests(Supervised):
         """Implement `collect_children()`."""
         if self.done is not None and self.serving_thread != threading.get_ident():
             return  # the loop reaps; if the server is closed by then, it waits for the rest when it ends
-        if self.birth is not None:
+        if self.is_copy():
             return  # they are a child's siblings
         if self.supervisor is None or not len(self.supervisor.table) or not self.collecting.acquire(blocking=blocking):
             return
@@ -88,7 +88,7 @@ class ForkedRequests(Supervised):
         """Return the pids of the children that serve a request; None before the first fork."""
         if self.supervisor is None or not self.supervisor.forked:
             return None
-        if self.supervisor.forgotten:  # in a child, which has none
+        if self.is_copy():  # which has none
             return set()
         return {child.pid for child in self.supervisor.table if child.kind is ChildKind.REQUEST}
 
@@ -119,7 +119,7 @@ class ForkedRequests(Supervised):
         return free.popleft() if free else lanes.take()
 
     def end_counting(self) -> None:
-        if self.birth is None and self.done is None:
+        if not self.is_copy() and self.done is None:
             self._give_reserve()
         super().end_counting()
 

@@ -62,6 +62,7 @@ class Supervised(ServingLoop):
         self.collecting = threading.RLock()  # held by the thread that reaps outside the loop; it ends the counting
         self.in_place = False  # requests run in the thread that accepts them, even below another mix-in
         self.birth: Birth | None = None  # in a child that serves one request
+        self._supervises: int | None = None  # the process that has children of a plain server
         self.slot: int | None = None  # in a worker of a pool: its number
         self.origins: Mapping[str, str] = {}  # of settings, where the command line has them from elsewhere
         self.metrics_listener: Listener | None = None
@@ -79,6 +80,8 @@ class Supervised(ServingLoop):
             self.export(supervisor)
 
     def end(self) -> None:
+        if self.is_copy():
+            return
         with ENDING:  # whoever closes the server meanwhile may be reaping the exporter
             if self.supervisor is not None:
                 self.supervisor.end_export()
@@ -134,7 +137,8 @@ class Supervised(ServingLoop):
 
     def close_metrics(self) -> None:
         if self.metrics_listener is not None:
-            self.metrics_listener.unlink()
+            if not self.is_copy():
+                self.metrics_listener.unlink()
             self.metrics_listener.close()
 
     def leave_metrics_listener(self) -> None:
@@ -180,7 +184,7 @@ class Supervised(ServingLoop):
 
     def end_counting(self) -> None:
         """Stop counting for a closed server, once it no longer serves and no request is left."""
-        if self.worker is not None or self.birth is not None:
+        if self.worker is not None or self.is_copy():
             return  # the supervisor is not ours
         with ENDING:
             if self.done is not None or not self.collecting.acquire(blocking=False):
@@ -217,6 +221,7 @@ class Supervised(ServingLoop):
             service = Service(
                 self.service_name(), forget=self.forget_supervisor, end=partial(self.shutdown, wait=False)
             )
+            self._supervises = os.getpid()
             self.supervisor = Supervisor(service, NO_POOL, self.counting.board, Wakeup())
         return self.supervisor
 
@@ -225,6 +230,11 @@ class Supervised(ServingLoop):
         if not isinstance(name, str) or not name:  # a program may have something else for itself under this name
             name = self.target or f"{kind.__module__}:{kind.__qualname__}"
         return escaped(name).replace("\n", "\\n")  # it is shown in titles and status lines
+
+    def is_copy(self) -> bool:
+        """Return True in a process that was forked from a plain server's, by us or by the program: children, board and
+        paths are its parent's, whatever ends or is closed here."""
+        return self.birth is not None or self._supervises not in (None, os.getpid())
 
     def forget_supervisor(self) -> None:
         if self.supervisor is not None:

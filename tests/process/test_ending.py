@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +12,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import psutil
 import pytest
 
 from prefork import (
@@ -24,7 +27,7 @@ from prefork import (
     UnixDatagramServer,
     UnixStreamServer,
 )
-from tests.support.clients.connections import Connection, connect
+from tests.support.clients.connections import Connection, ask, connect
 from tests.support.clients.scraping import get
 from tests.support.programs.service import Service, script
 from tests.support.programs.serving import HUNG, serving, threads_end
@@ -32,6 +35,7 @@ from tests.support.tools.figures import figure, ms
 from tests.support.tools.proc import nothing_for, switches
 
 LOOPBACK = ("127.0.0.1", 0)
+ROOT = Path(__file__).parents[2]
 PLAIN = [
     TCPServer, UDPServer, UnixStreamServer, UnixDatagramServer, ForkingTCPServer, ForkingUDPServer,
     ThreadingTCPServer, ThreadingUnixStreamServer,
@@ -132,6 +136,33 @@ def test_several_threads_close_the_server(settings: dict[str, Any]) -> None:
             each.join(HUNG)
     assert [each.raised for each in closing] == [None] * len(closing)
     assert (server.statistics().completed, server.active_children) == (1, set())
+
+
+@pytest.mark.parametrize("base", ["TCPServer", "ForkingTCPServer", "ThreadingTCPServer"])
+def test_the_end_of_a_process_that_the_program_forks(base: str, tmp_path: Path) -> None:
+    """It ends and closes its copy of the server: nothing of the one that serves, whose children go on."""
+    program = [sys.executable, "-m", "tests.process.programs.forking_hooks", base]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = ("127.0.0.1", int(process.stdout.readline()))
+            assert ask(address, b"x").split() == [b"begun", b"ends"]  # it serves
+            assert get(str(tmp_path / "m"), "/-/healthy").status == 200
+            exporter = psutil.Process(process.pid).children()
+            with connect(address) as first:
+                assert first.answer() == b"begun"
+                if base != "TCPServer":
+                    with connect(address) as second:
+                        assert second.answer() == b"begun"
+                first.send(b"x")
+                assert first.answer() == b"ends"
+            assert [each.is_running() for each in exporter] == [True]
+            assert get(str(tmp_path / "m"), "/-/healthy").status == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HUNG) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.timed
