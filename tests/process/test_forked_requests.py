@@ -367,7 +367,7 @@ def few_descriptors(name: str, free: int) -> Iterator[tuple[str, int]]:
     program = [sys.executable, "-m", "tests.process.programs.few_descriptors", name, str(free)]
     pipe = subprocess.PIPE
     with (
-        subprocess.Popen(program, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process,
+        subprocess.Popen(program, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process,
         contextlib.ExitStack() as stack,
     ):
         stack.callback(process.kill)  # nothing when it has ended
