@@ -34,7 +34,7 @@ from .lazy_imports import import_lazy
 from .limits import Usage
 from .looped import LoopTerms
 from .open_lanes import OpenLanes
-from .signals import DRAIN_SIGNAL, Signals, ignore, set_mask
+from .signals import DRAIN_SIGNAL, STACKS_SIGNAL, Signals, ignore, set_mask
 from .straight import way_of
 from .terms import WorkerTerms
 from .thread_pool import LOOK_EVERY_NS, ThreadPool, can_stay
@@ -48,7 +48,9 @@ TRY_EVERY = 8  # waits; an ask in vain costs as much as a wait
 MOST_EVENTS = 8  # of one wait: the default is 12 kB
 FAILURE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+IGNORED = (
+    signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU, STACKS_SIGNAL,
+)  # fmt: skip
 
 
 class Worker:

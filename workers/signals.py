@@ -44,6 +44,8 @@ FORGIVES_EVERY_S = 600.0
 # a terminal, a service manager or an operator. This one does nothing where nobody handles it, as in a process that the
 # program forks (signal(7)).
 DRAIN_SIGNAL = signal.SIGURG
+# By this a master has a child write its stacks in which USR1 has had no effect, because no Python runs there.
+STACKS_SIGNAL = signal.SIGRTMAX
 
 # What a process of ours has to hear. A program that blocks signals, for a thread of its own that waits for them, does
 # so in its own process: neither a child of that nor the next image has the thread.
@@ -52,7 +54,7 @@ HEARD = frozenset(
         int,
         (
             DRAIN_SIGNAL, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
-            signal.SIGTTIN, signal.SIGTTOU, signal.SIGALRM, signal.SIGCHLD,
+            signal.SIGTTIN, signal.SIGTTOU, signal.SIGALRM, signal.SIGCHLD, STACKS_SIGNAL,
         ),
     )
 )  # fmt: skip
@@ -206,7 +208,7 @@ class Signals:
         self._ours: dict[int, SignalHandler] = {}
         self._wrappers: dict[int, SignalHandler] = {}  # of the program's handlers; see `hold_back()`
         self._wakeup_before: int | None = None
-        self._writes_stacks = False
+        self._stacks: int | None = None  # the descriptor that they are written to
 
     def note(self, signum: int, frame: FrameType | None = None) -> None:
         self._post(signum)
@@ -219,13 +221,20 @@ class Signals:
             self._ours[signum] = handler
 
     def write_stacks(self, fd: int) -> None:
-        """Have USR1 write the stack of every thread to `fd`, wherever they are, before the handler taken for it runs.
+        """Have USR1 write the stack of every thread to `fd` while none of them runs: the process would crash if a frame
+        ended that is being read. STACKS_SIGNAL writes them at once, wherever the process is.
 
-        Unchained, faulthandler would leave errno at 0 to the call that the signal came after: an EAGAIN or EINTR
-        would be raised as `OSError: [Errno 0]`, which nobody expects.
+        Both must be taken. Unchained, faulthandler would leave errno at 0 to the call that the signal came after: an
+        EAGAIN or EINTR would be raised as `OSError: [Errno 0]`, which nobody expects.
         """
-        faulthandler.register(signal.SIGUSR1, file=fd, all_threads=True, chain=True)
-        self._writes_stacks = True
+        self._stacks = fd
+        self._ours[signal.SIGUSR1] = self._write_stacks
+        _signal.signal(signal.SIGUSR1, self._write_stacks)
+        faulthandler.register(STACKS_SIGNAL, file=fd, all_threads=True, chain=True)
+
+    def _write_stacks(self, signum: int, frame: FrameType | None) -> None:
+        if self._stacks is not None:
+            faulthandler.dump_traceback(self._stacks)
 
     def keep(self) -> None:
         """Reinstall the handlers of signals that went back to their default action.
@@ -297,9 +306,9 @@ class Signals:
 
     def put_back(self, then_block: Iterable[int] = ()) -> None:
         """Restore the dispositions and the wake-up descriptor that `take` found; `then_block` these signals."""
-        if self._writes_stacks:
-            faulthandler.unregister(signal.SIGUSR1)
-            self._writes_stacks = False
+        if self._stacks is not None:
+            faulthandler.unregister(STACKS_SIGNAL)
+            self._stacks = None
         while self._before:
             signum, handler = self._before.popitem()
             if (wrapper := self._wrappers.pop(signum, None)) is not None and _signal.getsignal(signum) is not wrapper:

@@ -120,7 +120,7 @@ class Verbs(Facts):
             why_not = self._no_companion(which) if isinstance(which, str) else f"there is no worker {which}"
             return protocol.error(f"could not get stacks: {why_not}")
         for child in chosen:
-            signalling.show_stacks(child)
+            signalling.show_stacks(child, self._supervisor.clock.now())
         until = monotonic() + STACKS_WITHIN_S
         while any(child.stacks_wanted for child in chosen if child in table) and monotonic() < until:
             yield None

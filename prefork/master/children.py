@@ -83,6 +83,7 @@ class Child:
     cut_for: ExitReason = ExitReason.TIMEOUT  # or STALLED
     cut_tried_ns: int = 0  # `Report.tried_ns` then
     slow_seen: set[int]  # started_ns of the slow requests that were logged
+    stacks_asked: float | None = None  # when they were asked for, until some have come or it was asked otherwise
     stacks_seen: int = 0
     stacks_wanted: bool = False  # a client has asked for its stacks: they go to `stacks_text` instead of the log
     stacks_text: str = ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.log_events import LogEvent, event
-from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.signals import DRAIN_SIGNAL, STACKS_SIGNAL
 
 from .children import CHILD_MAY_FOLLOW, Child, ChildState, ChildTable
 from .guard import guarded
@@ -25,6 +25,8 @@ RETIRED_S = 10.0  # an exporter of an earlier image has this long to finish its 
 CUT_SHORT = "<freed thread state>"  # the faulthandler of CPython 3.15 ends so where a thread has just ended
 ASKED_AGAIN_MAX = 3
 STACKS_S = 0.1  # a stack is logged when nothing was added to it for this long
+NO_PYTHON_S = 0.5  # a child that was asked for its stacks runs no Python if nothing has come by then,
+NO_PYTHON_CUT_S = 0.1  # or by then, for soon it is told to leave
 LOOK_SOON = -1  # stands for a size last seen, and differs from every real one
 PEERS_SAID = 4  # in one line
 Peers = Callable[[Child], tuple[str, ...]]  # the peers of a worker's connections
@@ -44,7 +46,7 @@ def carry_out(
     for serial in plan.stuck:
         cut_stuck(table[serial], now)
     for serial in plan.slow:
-        show_slow(table[serial], slow_before_ns, peers)
+        show_slow(table[serial], now, slow_before_ns, peers)
     for serial in plan.stop:
         leave(table, table[serial], ExitReason.STOPPED, signal.SIGQUIT, now, now + STOP_GRACE_S)
     for serial, reason in plan.drain:
@@ -184,11 +186,16 @@ def cut_stuck(child: Child, now: float) -> None:
 def _cut(child: Child, reason: ExitReason, now: float) -> None:
     """Ask for a child's stacks before it is told to leave. SIGCONT is for a process that was stopped."""
     child.cut_at, child.cut_for = now, reason
-    child.signal(signal.SIGUSR1)
+    _ask_for_stacks(child, now)
     child.signal(signal.SIGCONT)
 
 
-def show_slow(child: Child, before_ns: int, peers: Peers) -> None:
+def _ask_for_stacks(child: Child, now: float) -> None:
+    child.stacks_asked, child.stacks_seen = now, LOOK_SOON
+    child.signal(signal.SIGUSR1)
+
+
+def show_slow(child: Child, now: float, before_ns: int, peers: Peers) -> None:
     """Ask for the stacks of requests that began at or before `before_ns`, once for each request."""
     if child.report is None:
         return
@@ -203,32 +210,36 @@ def show_slow(child: Child, before_ns: int, peers: Peers) -> None:
             _for_whom(found),
             extra=event(LogEvent.SLOW_REQUEST, **child.fields, peers=list(found)),
         )
-        child.signal(signal.SIGUSR1)
-        child.stacks_seen = LOOK_SOON
+        _ask_for_stacks(child, now)
 
 
-def show_stacks(child: Child) -> None:
+def show_stacks(child: Child, now: float) -> None:
     """Ask for a child's stacks on behalf of a client.
 
     A later turn puts them in `child.stacks_text`, and resets `stacks_wanted`.
     """
     child.stacks_wanted, child.stacks_text = True, ""
-    child.stacks_seen = LOOK_SOON
-    child.signal(signal.SIGUSR1)
+    _ask_for_stacks(child, now)
 
 
-def note_stacks(child: Child) -> None:
-    """Log a child's stacks once they are complete, or hand them to the client that asked for them. The last words of a
-    child that fails are left for its end, which is logged with them."""
+def note_stacks(child: Child, now: float) -> None:
+    """Log a child's stacks once they are complete, or hand them to the client that asked for them; ask by the other
+    signal if none come. The last words of a child that fails are left for its end, which is logged with them."""
     if child.ends_by_itself:
         return
     size = guarded("look for stacks", child.stacks.size, 0)
-    if size and size == child.stacks_seen:
+    if size:
+        child.stacks_asked = None
+    elif child.stacks_asked is not None:
+        size = LOOK_SOON
+        if now >= child.stacks_asked + (NO_PYTHON_S if child.cut_at is None else NO_PYTHON_CUT_S):
+            child.stacks_asked = None
+            child.signal(STACKS_SIGNAL)
+    if size > 0 and size == child.stacks_seen:
         text = guarded("read stacks", child.stacks.take, "").rstrip()
         if CUT_SHORT in text and child.stacks_asked_again < ASKED_AGAIN_MAX:
             child.stacks_asked_again += 1
-            child.stacks_seen = LOOK_SOON
-            child.signal(signal.SIGUSR1)
+            _ask_for_stacks(child, now)
             return
         child.stacks_asked_again, text = 0, shortened(text)
         if child.stacks_wanted:

@@ -12,11 +12,13 @@ _FRAME = r'  File "(.*)", line \S+ in \S'
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _EXAMPLES = f"{_OURS}examples.py"  # handlers as a program has them
 _FORK = f"{_OURS}master/processes.py"
+_WRITING = re.compile(rf'  File "{re.escape(_OURS)}workers/signals\.py", line \S+ in _write_stacks')
 _WAITING = r'(Current thread|Thread) .*\n  File "' + re.escape(_OURS) + 'workers/thread_pool.py", line '
 MANY = 3  # of our own frames in a row, from which on they are counted
 
 
 def shortened(text: str) -> str:
+    text = "\n".join(line for line in text.split("\n") if not _WRITING.match(line))
     threads = text.split("\n\n")
     busy = [each for each in threads if not re.match(_WAITING, each)]
     if len(busy) < len(threads):

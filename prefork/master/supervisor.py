@@ -414,7 +414,7 @@ class Supervisor:
             self._note_report(child, now)
             if isinstance(child, BriefChild):
                 continue
-            signalling.note_stacks(child)
+            signalling.note_stacks(child, now)
             if child.ends_by_itself and child.state is ChildState.READY:
                 signalling.let_go(self.table, child, now, self._leave_by(now))
             elif child.ends_by_itself and child.state is ChildState.STARTING and child.deadline is None:

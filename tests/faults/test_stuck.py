@@ -1,6 +1,7 @@
 """Workers that are stuck outside a request, beside clients that wait: `stall_timeout`; and who never is."""
 
 import contextlib
+import os
 import signal
 import socket
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.clients.connections import ask
+from tests.support.clients.connections import Load, ask
 from tests.support.clients.scraping import get
 from tests.support.programs.service import HUNG, Service, Watch, script
 from tests.support.tools.figures import figure, ms
@@ -19,6 +20,7 @@ STALL = 0.5
 TICK = 1.0  # the master looks at the queue at least this often
 SLACK = 1.5  # cut, replaced, booted
 THREADED = "PreForkingMixIn, ThreadingTCPServer"
+DUMPS = 400  # of stacks; read without the GIL, one of twenty ended the worker
 HOLDING = "from tests.faults.programs.stuck import Holding as Handler\n"
 STUCK = "idle beside a queue for longer than stall_timeout"
 
@@ -50,6 +52,23 @@ def test_the_gil_is_held(bases: str, tmp_path: Path) -> None:
     assert STALL < took < STALL + TICK + SLACK
     assert (statistics["exits"], statistics["lost"]) == ({"stalled": 1}, 0)
     assert " in hold_the_gil\n" in service.log
+
+
+@pytest.mark.quick_faults
+def test_stacks_of_busy_threads(tmp_path: Path) -> None:
+    """They are written as long as anybody asks, while every thread begins and ends one function after another."""
+    with Service(tmp_path, script(bases=THREADED, max_children=1, max_threads=4)) as service:
+        service.wait_ready(1)
+        (worker,) = service.workers()
+        with Load(service.address, 3) as load:
+            for _ in range(DUMPS):
+                os.kill(worker, signal.SIGUSR1)
+                load.wait_answered(3)
+        while "stacks of its threads" not in service.log:
+            service.statistics()
+        statistics = service.settled()
+    figure(f"{DUMPS} stacks of a busy worker", f"{load.tally.answered} answered, {load.tally.failures} failed")
+    assert (statistics["exits"], load.tally.failures) == ({}, 0)
 
 
 @pytest.mark.quick_faults

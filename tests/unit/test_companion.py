@@ -27,7 +27,7 @@ from prefork.workers import sinks, user_forks
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.companion import Companion, CompanionTerms
 from prefork.workers.loop import IGNORED
-from prefork.workers.signals import DRAIN_SIGNAL, set_mask
+from prefork.workers.signals import DRAIN_SIGNAL, STACKS_SIGNAL, set_mask
 from tests.support.programs.inside import NoMaster, Stray, as_a_child
 
 HUNG_S = 20.0
@@ -427,7 +427,7 @@ def test_a_process_that_the_function_forks(
 
     def does(run: Run) -> None:
         user_forks._after_fork()
-        seen.extend((signal.getsignal(DRAIN_SIGNAL), cast(Any, faulthandler).unregister(signal.SIGUSR1)))
+        seen.extend((signal.getsignal(DRAIN_SIGNAL), cast(Any, faulthandler).unregister(STACKS_SIGNAL)))
         run.slot.words[DUE] = 5
         if error is not None:
             raise error

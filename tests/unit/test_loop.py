@@ -52,7 +52,7 @@ from prefork.workers import ending, hangup, lanes, limits, loop, sinks, user_for
 from prefork.workers.bootstrap import Birth, Master
 from prefork.workers.limits import CostSample, WorkerLimits
 from prefork.workers.loop import Worker
-from prefork.workers.signals import DRAIN_SIGNAL
+from prefork.workers.signals import DRAIN_SIGNAL, STACKS_SIGNAL
 from prefork.workers.terms import WorkerTerms
 from tests.support.programs.inside import NoMaster, Stray, as_a_child
 from tests.support.programs.serving import threads_end
@@ -411,7 +411,7 @@ def test_a_process_that_a_handler_forks(runs: Callable[..., Run], stray_ends: li
 
     def close(request: socket.socket) -> None:
         request.close()
-        ours = cast(Any, faulthandler).unregister(signal.SIGUSR1)
+        ours = cast(Any, faulthandler).unregister(STACKS_SIGNAL)
         seen.extend((run.server.socket.fileno(), signal.getsignal(DRAIN_SIGNAL), ours))
 
     run.server.close_request = close

@@ -14,6 +14,7 @@ from prefork.master.processes import Processes
 from prefork.metrics.board import Board
 from prefork.metrics.facts import ChildKind, ExitReason
 from prefork.metrics.scoreboard import LEAVING, Slot, SlotReader, Stacks
+from prefork.workers.signals import STACKS_SIGNAL
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def looked_at_twice(child: Child) -> None:
     """As in two turns: text is complete when nothing was added between them."""
     for _ in range(2):
         child.report = child.reader.look(0)
-        signalling.note_stacks(child)
+        signalling.note_stacks(child, NOW)
 
 
 def test_stacks_are_logged_when_complete(child: Child, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,11 +269,11 @@ def busy_since(child: Child, *began_ns: int) -> None:
 
 def test_a_slow_request_is_shown_once(child: Child, sent: list[int], caplog: pytest.LogCaptureFixture) -> None:
     """Each one, when it has run for long enough; of one that has ended nothing is kept."""
-    signalling.show_slow(child, 30, lambda child: ())
+    signalling.show_slow(child, NOW, 30, lambda child: ())
     assert sent == []
     for began, signals in [((31,), 0), ((30, 31), 1), ((30, 31), 1), ((31,), 1), ((30, 20), 2), ((20, 10), 3)]:
         busy_since(child, *began)
-        signalling.show_slow(child, 30, lambda child: ())
+        signalling.show_slow(child, NOW, 30, lambda child: ())
         assert sent == [USR1] * signals
     assert child.slow_seen == {20, 10}
     assert len(caplog.records) == 3
@@ -283,8 +284,8 @@ def test_old_stacks_are_not_taken_for_new(child: Child, sent: list[int]) -> None
     child.stacks.write("Thread 0x1\n")
     child.stacks_seen = child.stacks.size()
     busy_since(child, 30)
-    signalling.show_slow(child, 30, lambda child: ())
-    signalling.note_stacks(child)
+    signalling.show_slow(child, NOW, 30, lambda child: ())
+    signalling.note_stacks(child, NOW)
     assert child.stacks_seen == child.stacks.size() > 0
 
 
@@ -295,12 +296,12 @@ def test_a_client_gets_the_stacks(child: Child, sent: list[int], caplog: pytest.
     """They are asked for, and handed to the client instead of the log, once complete; the next are the log's again."""
     child.stacks_text, child.stacks_seen = "of before", 11
     child.stacks.write("Thread 0x1\n")
-    signalling.show_stacks(child)
+    signalling.show_stacks(child, NOW)
     assert (sent, child.stacks_wanted, child.stacks_text) == ([USR1], True, "")
     child.report = child.reader.look(0)
-    signalling.note_stacks(child)
+    signalling.note_stacks(child, NOW)
     assert child.stacks_wanted
-    signalling.note_stacks(child)
+    signalling.note_stacks(child, NOW)
     assert (child.stacks_wanted, child.stacks_text, caplog.records) == (False, "Thread 0x1", [])
     child.stacks_text = ""
     child.stacks.write("Thread 0x2\n")
@@ -312,7 +313,7 @@ def test_stacks_of_a_request_over_its_time_are_for_the_log_too(
     child: Child, sent: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     """A client that asked at that moment takes nothing away from it."""
-    signalling.show_stacks(child)
+    signalling.show_stacks(child, NOW)
     signalling.cut(child, NOW, lambda child: ())
     caplog.clear()
     child.stacks.write("Thread 0x1\n")
@@ -325,11 +326,34 @@ def test_stacks_that_grow_are_waited_for(child: Child, caplog: pytest.LogCapture
     """A child that has no report yet is looked at as well."""
     for number in range(3):
         child.stacks.write(f"Thread {number}\n")
-        signalling.note_stacks(child)
+        signalling.note_stacks(child, NOW)
     assert caplog.records == []
-    signalling.note_stacks(child)
+    signalling.note_stacks(child, NOW)
     assert [record.getMessage().count("Thread") for record in caplog.records] == [3]
     assert child.stacks_seen == 0
+
+
+@pytest.mark.parametrize(("cut", "patience"), [(False, 0.5), (True, 0.1)])
+def test_where_no_python_runs(cut: bool, patience: float, child: Child, sent: list[int]) -> None:
+    """Nothing comes of USR1: once, the stacks are asked for by the signal that needs no Python."""
+    if cut:
+        signalling.cut(child, NOW, lambda child: ())
+    else:
+        signalling.show_stacks(child, NOW)
+    asked = [*sent]
+    for after, expected in [(0.0, []), (patience - 0.01, []), (patience, [STACKS_SIGNAL]), (9.0, [STACKS_SIGNAL])]:
+        signalling.note_stacks(child, NOW + after)
+        assert sent == asked + expected
+    assert child.stacks_seen == 0
+
+
+def test_where_python_runs(child: Child, sent: list[int]) -> None:
+    """It is not: the process may crash of it."""
+    signalling.show_stacks(child, NOW)
+    child.stacks.write("Thread 0x1\n")
+    for after in (0.4, 0.6, 9.0):
+        signalling.note_stacks(child, NOW + after)
+    assert sent == [USR1]
 
 
 def test_nothing_is_logged_where_nothing_was_written(child: Child, caplog: pytest.LogCaptureFixture) -> None:

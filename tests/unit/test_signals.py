@@ -13,7 +13,7 @@ import pytest
 
 from prefork.workers import signals as module
 from prefork.workers.holding import LetThrough, held, holds_some
-from prefork.workers.signals import Signals, ignore, interrupted_after
+from prefork.workers.signals import STACKS_SIGNAL, Signals, ignore, interrupted_after
 from prefork.workers.wakeup import Wakeup
 
 
@@ -127,24 +127,27 @@ def test_a_reader_that_is_gone_ends_nobody() -> None:
 
 
 def test_stacks_are_written_between_a_call_and_its_errno() -> None:
-    """USR1 writes the stacks and leaves errno to the call that it came after; then what stood there is back."""
+    """Both signals write the stacks and leave errno to the call that they came after; then what stood there is back."""
     before = signal.signal(signal.SIGUSR1, raising)
     wakeup = Wakeup()
     signals = Signals(wakeup)
     stacks = os.memfd_create("stacks")
     try:
-        signals.take({signal.SIGUSR1: ignore})
+        signals.take({signal.SIGUSR1: ignore, STACKS_SIGNAL: ignore})
         signals.write_stacks(stacks)
         libc = ctypes.CDLL(None, use_errno=True)  # errno is set to its copy before a call, and kept in it afterwards
-        ctypes.set_errno(errno.EAGAIN)
-        getattr(libc, "raise")(signal.SIGUSR1)
-        assert ctypes.get_errno() == errno.EAGAIN
-        assert b"test_stacks_are_written" in os.pread(stacks, 1 << 16, 0)
+        for signum in (signal.SIGUSR1, STACKS_SIGNAL):
+            written = os.fstat(stacks).st_size
+            ctypes.set_errno(errno.EAGAIN)
+            getattr(libc, "raise")(signum)
+            assert ctypes.get_errno() == errno.EAGAIN
+            assert b"test_stacks_are_written" in os.pread(stacks, 1 << 16, written)
         signals.put_back()
         written = os.fstat(stacks).st_size
         with pytest.raises(Raised):
             raise_signal(signal.SIGUSR1)
         assert os.fstat(stacks).st_size == written
+        assert signal.getsignal(STACKS_SIGNAL) is signal.SIG_DFL
     finally:
         signals.put_back()
         wakeup.close()

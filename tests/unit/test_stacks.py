@@ -48,6 +48,12 @@ def test_threads_that_wait_are_only_counted() -> None:
     assert shortened(text) == "\n\n".join([*shown, "threads that wait for a request: 2\n"])
 
 
+def test_what_writes_them_is_left_out() -> None:
+    """The main thread runs it above what it was about to do."""
+    above = frames((f"{OURS}/workers/signals.py", "_write_stacks"))
+    assert shortened("\n".join([HEAD, *above, *HANDLER])).split("\n") == [HEAD, *HANDLER]
+
+
 def test_the_examples_are_programs() -> None:
     """A handler of prefork.examples is shown as anybody's is; text that is no stack stays as it is."""
     example = "\n".join(frames((f"{OURS}/examples.py", "handle")) * 5)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from prefork.workers import user_forks
 from prefork.workers.loop import IGNORED
-from prefork.workers.signals import DRAIN_SIGNAL, set_mask
+from prefork.workers.signals import DRAIN_SIGNAL, STACKS_SIGNAL, set_mask
 
 OF_A_CHILD = (DRAIN_SIGNAL, signal.SIGTERM, signal.SIGQUIT, *IGNORED, signal.SIGALRM)
 
@@ -63,7 +63,9 @@ def as_a_child() -> Iterator[None]:
     try:
         with signals_put_back(OF_A_CHILD):
             set_mask(signal.valid_signals())
-            yield
+            try:
+                yield
+            finally:
+                faulthandler.unregister(STACKS_SIGNAL)
     finally:
-        faulthandler.unregister(signal.SIGUSR1)
         user_forks.on_fork_by_user(None)
